@@ -1,0 +1,252 @@
+// Package cmd_test holds the rules of the whole tree that no single package can
+// check: who may import whom, which package is the only door to an outside
+// library, and that every exported thing says what it is.
+package cmd_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// mayImport lists every package of the module and the packages of ours that it
+// may import. A package or an edge that is not in it fails the test: adding one
+// is a decision about the structure, so it is made here, in the open.
+var mayImport = map[string][]string{
+	"encap":          {"encap/checksum"},
+	"encap/checksum": {},
+	"encap/offload":  {"encap", "encap/checksum"},
+
+	"dataplane":     {"encap", "encap/checksum", "encap/offload", "dataplane/fib", "dataplane/tun", "dataplane/udp"},
+	"dataplane/fib": {},
+	"dataplane/tun": {"encap", "encap/checksum", "encap/offload"},
+	"dataplane/udp": {"encap", "encap/checksum", "encap/offload"},
+
+	"lease":           {},
+	"lease/etcd":      {"lease"},
+	"lease/file":      {"lease"},
+	"lease/storetest": {"lease"},
+
+	"ctrl":           {"encap", "lease"},
+	"ctrl/netfilter": {},
+
+	"metrics": {},
+
+	"bench":                {"bench/lab", "bench/lab/etcdserver"},
+	"bench/lab":            {},
+	"bench/lab/etcdserver": {},
+
+	"cmd/weft": {"bench", "bench/lab", "bench/lab/etcdserver"},
+	"cmd/weftd": {"ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "encap", "lease", "lease/etcd", "lease/file",
+		"metrics"},
+}
+
+// doors names, for each outside library, the only packages that may import it.
+var doors = map[string][]string{
+	"go.etcd.io/etcd/client":              {"lease/etcd"},
+	"go.etcd.io/etcd/api":                 {"lease/etcd"},
+	"go.etcd.io/etcd/server":              {"bench/lab/etcdserver"},
+	"github.com/vishvananda/netlink":      {"ctrl", "bench/lab"},
+	"github.com/vishvananda/netns":        {"bench/lab"},
+	"github.com/songgao/water":            {"dataplane/tun"},
+	"golang.org/x/net/ipv4":               {"dataplane/udp"},
+	"github.com/gaissmai/bart":            {"dataplane/fib"},
+	"github.com/prometheus/client_golang": {"metrics"},
+	"github.com/google/nftables":          {"ctrl/netfilter"},
+	"github.com/coreos/go-iptables":       {"ctrl/netfilter"},
+	"golang.zx2c4.com/wireguard":          {"ctrl"},
+	"sigs.k8s.io/yaml":                    {"lease/file"},
+	"github.com/joho/godotenv":            {"cmd/weftd"},
+	"github.com/google/renameio":          {"cmd/weftd"},
+	"github.com/coreos/go-systemd":        {"cmd/weftd"},
+}
+
+const module = "weft/"
+
+// file is one parsed Go source file and the package directory it lies in.
+type file struct {
+	dir, name string
+	ast       *ast.File
+}
+
+// sources parses every Go file below the module's root that is not a test.
+func sources(t *testing.T) (*token.FileSet, []file) {
+	t.Helper()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fset := token.NewFileSet()
+	var files []file
+	err = filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() {
+			if name := d.Name(); p != root && (strings.HasPrefix(name, ".") || name == "testdata") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(fset, p, nil, parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		dir, err := filepath.Rel(root, filepath.Dir(p))
+		files = append(files, file{filepath.ToSlash(dir), d.Name(), parsed})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) == 0 {
+		t.Fatal("no Go files found above this folder")
+	}
+	return fset, files
+}
+
+func TestImportTable(t *testing.T) {
+	_, files := sources(t)
+	for _, f := range files {
+		allowed, listed := mayImport[f.dir]
+		if !listed {
+			t.Errorf("%s: package is not in the import table", f.dir)
+			continue
+		}
+		for _, spec := range f.ast.Imports {
+			imported, err := strconv.Unquote(spec.Path.Value)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ours, ok := strings.CutPrefix(imported, module); ok {
+				if !slices.Contains(allowed, ours) {
+					t.Errorf("%s/%s: may not import %s", f.dir, f.name, ours)
+				}
+				continue
+			}
+			checkDoor(t, f, imported)
+		}
+	}
+}
+
+func checkDoor(t *testing.T, f file, imported string) {
+	t.Helper()
+	for library, owners := range doors {
+		if imported != library && !strings.HasPrefix(imported, library+"/") {
+			continue
+		}
+		if !slices.Contains(owners, f.dir) {
+			t.Errorf("%s/%s: %s has its door in %v", f.dir, f.name, library, owners)
+		}
+		if library == "github.com/vishvananda/netlink" && f.dir == "ctrl" && !strings.HasSuffix(f.name, "_linux.go") {
+			t.Errorf("%s/%s: netlink only in files named _linux.go", f.dir, f.name)
+		}
+	}
+}
+
+func TestEveryExportedNameIsDocumented(t *testing.T) {
+	fset, files := sources(t)
+	packageDoc := map[string]int{}
+	for _, f := range files {
+		if f.ast.Doc != nil {
+			packageDoc[f.dir]++
+		} else if _, ok := packageDoc[f.dir]; !ok {
+			packageDoc[f.dir] = 0
+		}
+		for _, decl := range f.ast.Decls {
+			for _, name := range undocumented(decl) {
+				t.Errorf("%s: %s has no doc comment", fset.Position(name.Pos()), name.Name)
+			}
+		}
+	}
+	for dir, n := range packageDoc {
+		if n != 1 {
+			t.Errorf("%s: %d package comments, want 1", dir, n)
+		}
+	}
+}
+
+// undocumented returns the exported names that decl declares without a comment.
+// A comment on a group of constants or variables serves all of them.
+func undocumented(decl ast.Decl) []*ast.Ident {
+	var missing []*ast.Ident
+	switch d := decl.(type) {
+	case *ast.FuncDecl:
+		if d.Name.IsExported() && d.Doc == nil && receiverExported(d) {
+			missing = append(missing, d.Name)
+		}
+	case *ast.GenDecl:
+		for _, spec := range d.Specs {
+			switch s := spec.(type) {
+			case *ast.TypeSpec:
+				if s.Name.IsExported() && s.Doc == nil && d.Doc == nil {
+					missing = append(missing, s.Name)
+				}
+			case *ast.ValueSpec:
+				for _, name := range s.Names {
+					if name.IsExported() && s.Doc == nil && s.Comment == nil && d.Doc == nil {
+						missing = append(missing, name)
+					}
+				}
+			}
+		}
+	}
+	return missing
+}
+
+func receiverExported(d *ast.FuncDecl) bool {
+	if d.Recv == nil || len(d.Recv.List) == 0 {
+		return true
+	}
+	typ := d.Recv.List[0].Type
+	for {
+		switch t := typ.(type) {
+		case *ast.StarExpr:
+			typ = t.X
+		case *ast.IndexExpr:
+			typ = t.X
+		case *ast.Ident:
+			return t.IsExported()
+		default:
+			return true
+		}
+	}
+}
+
+// TestNoInit keeps start-up readable: what runs is called from main.
+func TestNoInit(t *testing.T) {
+	fset, files := sources(t)
+	for _, f := range files {
+		for _, decl := range f.ast.Decls {
+			if fn, ok := decl.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+				t.Errorf("%s: init function", fset.Position(fn.Pos()))
+			}
+		}
+	}
+}
+
+// TestTopLevel holds the fixed list of what may stand at the root.
+func TestTopLevel(t *testing.T) {
+	allowed := []string{".ci", ".git", ".gitignore", "LICENSE", "Makefile", "README.md", "bench", "bin", "cmd", "ctrl",
+		"dataplane", "deploy", "encap", "go.mod", "go.sum", "lease", "metrics", "staticcheck.conf"}
+	entries, err := os.ReadDir(path.Clean(".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !slices.Contains(allowed, e.Name()) {
+			t.Errorf("%s: does not belong at the top level (allowed: %v)", e.Name(), allowed)
+		}
+	}
+}
