@@ -1,0 +1,244 @@
+package metrics
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// Info describes one metric of the daemon's own.
+type Info struct {
+	Name, Help string
+	Kind       string // "gauge" or "counter"
+	Labels     []string
+}
+
+// metric is one row of the table that everything about a metric is read from.
+type metric struct {
+	Info
+	// read returns the current samples; an empty result leaves the metric out.
+	read func(*scrape) []sample
+}
+
+// sample is one value of a metric, with values for its labels in their order.
+type sample struct {
+	value  float64
+	labels []string
+}
+
+// scrape is what the rows read from.
+type scrape struct {
+	Snapshot
+	build Build
+	nodes []NodeTraffic // Traffic.Nodes bounded
+}
+
+// List returns the daemon's own metrics in the order they are documented in.
+func List() []Info {
+	var all []Info
+	for _, m := range table() {
+		all = append(all, m.Info)
+	}
+	return all
+}
+
+const (
+	gauge   = "gauge"
+	counter = "counter"
+)
+
+// table is the one list of names, help texts, labels and values.
+func table() []metric {
+	return slices.Concat(stateMetrics(), trafficMetrics())
+}
+
+func stateMetrics() []metric {
+	return []metric{
+		{Info{"weft_build_info", "Version, commit and Go version of this binary; the value is always 1.", gauge,
+			[]string{"version", "commit", "goversion"}},
+			func(s *scrape) []sample {
+				return []sample{{1, []string{s.build.Version, s.build.Commit, s.build.GoVersion}}}
+			}},
+		{Info{"weft_ready", "Whether lease, device and rules are in place, as /readyz says (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return yesNo(s.Ready) }},
+		{Info{"weft_condition", "Whether one of the conditions of being ready holds (1 yes, 0 no).", gauge,
+			[]string{"condition"}},
+			func(s *scrape) []sample {
+				return each(s.Conditions, func(c Condition) sample {
+					return sample{number(c.OK), []string{c.Name}}
+				})
+			}},
+		{Info{"weft_store_connected", "Whether the lease store answers (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return yesNo(s.StoreConnected) }},
+		{Info{"weft_store_revision", "Revision of the node list in use; 0 before the first.", gauge, nil},
+			func(s *scrape) []sample { return []sample{{value: float64(s.StoreRevision)}} }},
+		{Info{"weft_nodes", "Other nodes known from the lease store.", gauge, nil},
+			func(s *scrape) []sample { return []sample{{value: float64(s.Nodes)}} }},
+		{Info{"weft_lease_held", "Whether this node holds a lease on its subnet (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return yesNo(s.Lease.Held) }},
+		{Info{"weft_lease_age_seconds", "Time since this process got its lease; left out while it holds none.", gauge, nil},
+			func(s *scrape) []sample {
+				if !s.Lease.Held {
+					return nil
+				}
+				return []sample{{value: s.Lease.Age.Seconds()}}
+			}},
+		{Info{"weft_lease_expiry_seconds",
+			"Time until the lease runs out unless renewed; left out for a lease that never does.", gauge, nil},
+			func(s *scrape) []sample {
+				if !s.Lease.Held || s.Lease.Endless {
+					return nil
+				}
+				return []sample{{value: s.Lease.Expires.Seconds()}}
+			}},
+		{Info{"weft_reconciler_in_sync",
+			"Whether the kernel's links, addresses and routes were as wanted when last checked (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return yesNo(s.ReconcilerInSync) }},
+	}
+}
+
+func trafficMetrics() []metric {
+	direction := []string{"direction"}
+	return []metric{
+		{Info{"weft_packets_total", "Inner packets carried; out is from the pods to other nodes.", counter, direction},
+			traffic(func(t *Traffic) []sample {
+				return []sample{{float64(t.Out.Packets), []string{"out"}}, {float64(t.In.Packets), []string{"in"}}}
+			})},
+		{Info{"weft_bytes_total", "Bytes of the inner packets carried.", counter, direction},
+			traffic(func(t *Traffic) []sample {
+				return []sample{{float64(t.Out.Bytes), []string{"out"}}, {float64(t.In.Bytes), []string{"in"}}}
+			})},
+		{Info{"weft_drops_total", "Packets dropped by the daemon, by reason.", counter, []string{"reason"}},
+			traffic(func(t *Traffic) []sample {
+				return each(t.Drops, func(d Drop) sample { return sample{float64(d.Packets), []string{d.Reason}} })
+			})},
+		{Info{"weft_queue_overflows_total",
+			"Packets dropped by the kernel because the daemon's receive queue on that side was full.", counter, []string{"queue"}},
+			traffic(func(t *Traffic) []sample {
+				return each(t.Overflows, func(o Overflow) sample { return sample{float64(o.Packets), []string{o.Queue}} })
+			})},
+		{Info{"weft_reopens_total", "Times the device or a socket was lost and made again.", counter, nil},
+			traffic(func(t *Traffic) []sample { return []sample{{value: float64(t.Reopens)}} })},
+		{Info{"weft_engine_info", "The engine that carries the packets; the value is always 1.", gauge, []string{"engine"}},
+			traffic(func(t *Traffic) []sample { return []sample{{1, []string{t.Engine}}} })},
+		{Info{"weft_engine_capability", "Whether the engine uses this kernel capability (1 yes, 0 no).", gauge,
+			[]string{"capability"}},
+			traffic(func(t *Traffic) []sample {
+				return each(t.Capabilities, func(c Capability) sample { return sample{number(c.Used), []string{c.Name}} })
+			})},
+		{Info{"weft_node_packets_total",
+			"Inner packets carried to (out) or from (in) another node; nodes beyond a bound are summed as node=\"other\".",
+			counter, []string{"node", "direction"}},
+			perNode(func(v Volume) uint64 { return v.Packets })},
+		{Info{"weft_node_bytes_total",
+			"Bytes of the inner packets carried to (out) or from (in) another node; bounded in the same way.",
+			counter, []string{"node", "direction"}},
+			perNode(func(v Volume) uint64 { return v.Bytes })},
+	}
+}
+
+// traffic leaves a metric out while there is no dataplane.
+func traffic(read func(*Traffic) []sample) func(*scrape) []sample {
+	return func(s *scrape) []sample {
+		if s.Traffic == nil {
+			return nil
+		}
+		return read(s.Traffic)
+	}
+}
+
+func perNode(amount func(Volume) uint64) func(*scrape) []sample {
+	return func(s *scrape) []sample {
+		var samples []sample
+		for _, n := range s.nodes {
+			samples = append(samples,
+				sample{float64(amount(n.Out)), []string{n.Node, "out"}},
+				sample{float64(amount(n.In)), []string{n.Node, "in"}})
+		}
+		return samples
+	}
+}
+
+func each[T any](list []T, one func(T) sample) []sample {
+	samples := make([]sample, 0, len(list))
+	for _, v := range list {
+		samples = append(samples, one(v))
+	}
+	return samples
+}
+
+func yesNo(b bool) []sample { return []sample{{value: number(b)}} }
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// collector turns a snapshot into Prometheus metrics.
+type collector struct {
+	build Build
+	rows  []row
+
+	// mu makes one step of reading a snapshot and bounding its nodes: an older
+	// snapshot bounded after a newer one would look like counters that fell.
+	mu    sync.Mutex
+	read  func() Snapshot
+	nodes *nodeBound
+}
+
+// row is a metric with what Prometheus needs to know about it.
+type row struct {
+	metric
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func newCollector(o Options) *collector {
+	limit := o.MaxNodes
+	if limit == 0 {
+		limit = DefaultMaxNodes
+	}
+	c := &collector{build: o.Build, read: o.Read, nodes: newNodeBound(limit)}
+	for _, m := range table() {
+		kind := prometheus.GaugeValue
+		if m.Kind == counter {
+			kind = prometheus.CounterValue
+		}
+		c.rows = append(c.rows, row{m, prometheus.NewDesc(m.Name, m.Help, m.Labels, nil), kind})
+	}
+	return c
+}
+
+// Describe sends every metric's description.
+func (c *collector) Describe(out chan<- *prometheus.Desc) {
+	for _, r := range c.rows {
+		out <- r.desc
+	}
+}
+
+// Collect reads one snapshot and sends all of its values.
+func (c *collector) Collect(out chan<- prometheus.Metric) {
+	s := c.scrape()
+	for _, r := range c.rows {
+		for _, v := range r.read(&s) {
+			m, err := prometheus.NewConstMetric(r.desc, r.kind, v.value, v.labels...)
+			if err != nil {
+				m = prometheus.NewInvalidMetric(r.desc, err)
+			}
+			out <- m
+		}
+	}
+}
+
+func (c *collector) scrape() scrape {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := scrape{Snapshot: c.read(), build: c.build}
+	if s.Traffic != nil {
+		s.nodes = c.nodes.apply(s.Traffic.Nodes)
+	}
+	return s
+}

@@ -1,0 +1,250 @@
+package metrics
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
+)
+
+// full is a snapshot in which every metric has a value, each a different one.
+func full() Snapshot {
+	return Snapshot{
+		Ready:          true,
+		Conditions:     []Condition{{"lease", true}, {"device", false}},
+		StoreConnected: true,
+		StoreRevision:  71,
+		Lease:          Lease{Held: true, Age: 90 * time.Second, Expires: 24*time.Hour - 90*time.Second},
+		Nodes:          2,
+		Traffic: &Traffic{
+			Engine:       "portable",
+			Capabilities: []Capability{{"udp-gso", false}, {"multi-queue", true}},
+			Out:          Volume{11, 1100}, In: Volume{12, 1200},
+			Drops:     []Drop{{"short", 3}, {"unknown-node", 0}},
+			Overflows: []Overflow{{"socket", 4}, {"tun", 5}},
+			Reopens:   6,
+			Nodes:     []NodeTraffic{{"b", Volume{7, 700}, Volume{8, 800}}, {"a", Volume{9, 900}, Volume{10, 1000}}},
+		},
+		ReconcilerInSync: true,
+	}
+}
+
+// scrapeText returns what the handler serves.
+func scrapeText(t *testing.T, o Options) string {
+	t.Helper()
+	var logged bytes.Buffer
+	o.Log = slog.New(slog.NewTextHandler(&logged, nil))
+	w := httptest.NewRecorder()
+	Handler(o).ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusOK || logged.Len() > 0 {
+		t.Fatalf("status %d, logged %q", w.Code, logged.String())
+	}
+	return w.Body.String()
+}
+
+// ownSamples returns the lines of the daemon's own metrics.
+func ownSamples(t *testing.T, o Options) []string {
+	t.Helper()
+	var lines []string
+	for line := range strings.Lines(scrapeText(t, o)) {
+		if strings.HasPrefix(line, "weft_") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// has says whether one of the lines is a sample of the metric.
+func has(lines []string, metric string) bool {
+	return slices.ContainsFunc(lines, func(line string) bool {
+		rest, ok := strings.CutPrefix(line, metric)
+		return ok && (rest[0] == '{' || rest[0] == ' ')
+	})
+}
+
+func TestEveryMetricOfAFullSnapshot(t *testing.T) {
+	const want = `
+weft_build_info{commit="abc",goversion="go1.26",version="v1"} 1
+weft_ready 1
+weft_condition{condition="device"} 0
+weft_condition{condition="lease"} 1
+weft_store_connected 1
+weft_store_revision 71
+weft_nodes 2
+weft_lease_held 1
+weft_lease_age_seconds 90
+weft_lease_expiry_seconds 86310
+weft_reconciler_in_sync 1
+weft_packets_total{direction="in"} 12
+weft_packets_total{direction="out"} 11
+weft_bytes_total{direction="in"} 1200
+weft_bytes_total{direction="out"} 1100
+weft_drops_total{reason="short"} 3
+weft_drops_total{reason="unknown-node"} 0
+weft_queue_overflows_total{queue="socket"} 4
+weft_queue_overflows_total{queue="tun"} 5
+weft_reopens_total 6
+weft_engine_info{engine="portable"} 1
+weft_engine_capability{capability="multi-queue"} 1
+weft_engine_capability{capability="udp-gso"} 0
+weft_node_packets_total{direction="in",node="a"} 10
+weft_node_packets_total{direction="in",node="b"} 8
+weft_node_packets_total{direction="out",node="a"} 9
+weft_node_packets_total{direction="out",node="b"} 7
+weft_node_bytes_total{direction="in",node="a"} 1000
+weft_node_bytes_total{direction="in",node="b"} 800
+weft_node_bytes_total{direction="out",node="a"} 900
+weft_node_bytes_total{direction="out",node="b"} 700
+`
+	got := ownSamples(t, Options{Build: Build{"v1", "abc", "go1.26"}, Read: full})
+	for line := range strings.Lines(want[1:]) {
+		if i := slices.Index(got, strings.TrimSpace(line)); i < 0 {
+			t.Errorf("missing: %s", line)
+		} else {
+			got = slices.Delete(got, i, i+1)
+		}
+	}
+	for _, line := range got {
+		t.Errorf("not expected: %s", line)
+	}
+}
+
+func TestMetricsPassTheLinter(t *testing.T) {
+	problems, err := promlint.New(strings.NewReader(scrapeText(t, Options{Read: full}))).Lint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range problems {
+		t.Errorf("%s: %s", p.Metric, p.Text)
+	}
+}
+
+func TestListIsWellFormed(t *testing.T) {
+	seen := map[string]bool{}
+	for _, info := range List() {
+		if seen[info.Name] {
+			t.Errorf("%s is listed twice", info.Name)
+		}
+		seen[info.Name] = true
+		if !strings.HasPrefix(info.Name, "weft_") || info.Help == "" {
+			t.Errorf("%+v: want the prefix weft_ and a help text", info)
+		}
+		if info.Kind == counter != strings.HasSuffix(info.Name, "_total") {
+			t.Errorf("%s is a %s", info.Name, info.Kind)
+		}
+	}
+}
+
+func TestWhatIsNotThereIsLeftOut(t *testing.T) {
+	tests := []struct {
+		name   string
+		change func(*Snapshot)
+		absent []string
+	}{
+		{"no lease", func(s *Snapshot) { s.Lease = Lease{} }, []string{"weft_lease_age_seconds", "weft_lease_expiry_seconds"}},
+		{"endless lease", func(s *Snapshot) { s.Lease.Endless = true }, []string{"weft_lease_expiry_seconds"}},
+		{"no dataplane", func(s *Snapshot) { s.Traffic = nil }, []string{"weft_packets_total", "weft_bytes_total",
+			"weft_drops_total", "weft_queue_overflows_total", "weft_reopens_total", "weft_engine_info",
+			"weft_engine_capability", "weft_node_packets_total", "weft_node_bytes_total"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := full()
+			test.change(&s)
+			lines := ownSamples(t, Options{Read: func() Snapshot { return s }})
+			for _, info := range List() {
+				got, want := has(lines, info.Name), !slices.Contains(test.absent, info.Name)
+				if got != want {
+					t.Errorf("%s present: %v, want %v", info.Name, got, want)
+				}
+			}
+		})
+	}
+}
+
+func TestHandlerServesOwnAndRuntimeMetrics(t *testing.T) {
+	s := full()
+	// Neither a name that is no text nor one that is the sum's may break a scrape.
+	s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: "bad\xff"}, NodeTraffic{Node: OtherNodes}, NodeTraffic{Node: "a"})
+	lines := strings.Split(scrapeText(t, Options{Read: func() Snapshot { return s }}), "\n")
+	names := []string{"go_goroutines", "process_open_fds"}
+	for _, info := range List() {
+		names = append(names, info.Name)
+	}
+	for _, name := range names {
+		if !has(lines, name) {
+			t.Errorf("%s is not served", name)
+		}
+	}
+}
+
+func TestHandlerLogsAFailedMetricAndServesTheRest(t *testing.T) {
+	var logged bytes.Buffer
+	s := full()
+	s.Conditions = append(s.Conditions, s.Conditions[0]) // two samples with one name
+	h := Handler(Options{Read: func() Snapshot { return s }, Log: slog.New(slog.NewTextHandler(&logged, nil))})
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), "weft_ready 1") {
+		t.Errorf("status %d, body %q", w.Code, w.Body.String())
+	}
+	if !strings.Contains(logged.String(), "weft_condition") {
+		t.Errorf("logged %q, want the name of the metric", logged.String())
+	}
+}
+
+func node(name string, n uint64) NodeTraffic {
+	return NodeTraffic{Node: name, Out: Volume{n, n}, In: Volume{n, n}}
+}
+
+func TestNodeBound(t *testing.T) {
+	b := newNodeBound(2)
+	steps := []struct {
+		what       string
+		seen, want []NodeTraffic
+	}{
+		{"room for all", []NodeTraffic{node("b", 1), node("a", 2)}, []NodeTraffic{node("a", 2), node("b", 1)}},
+		{"the third goes into the sum", []NodeTraffic{node("a", 2), node("b", 1), node("aa", 5)},
+			[]NodeTraffic{node("a", 2), node("b", 1), node("other", 5)}},
+		{"a summed node stays there when a name gets free, a new one gets it",
+			[]NodeTraffic{node("b", 1), node("aa", 6), node("c", 1)},
+			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 6)}},
+		{"one that began again does not lower the sum", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 1)},
+			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 7)}},
+		{"one that is gone does not either", []NodeTraffic{node("b", 1), node("c", 1)},
+			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 7)}},
+		{"it is counted on when it comes back", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 3)},
+			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 10)}},
+		{"a node called other is summed, one name twice is one", []NodeTraffic{node("b", 1), node("b", 2), node("other", 1)},
+			[]NodeTraffic{node("b", 3), node("other", 11)}},
+	}
+	for _, step := range steps {
+		if got := b.apply(step.seen); !slices.Equal(got, step.want) {
+			t.Fatalf("%s: got %v, want %v", step.what, got, step.want)
+		}
+	}
+}
+
+func TestNodeLabelsAreBounded(t *testing.T) {
+	s := full()
+	s.Traffic.Nodes = nil
+	for i := range 3 * DefaultMaxNodes {
+		s.Traffic.Nodes = append(s.Traffic.Nodes, node(fmt.Sprintf("n%d", i), 1))
+	}
+	series := 0
+	for _, line := range ownSamples(t, Options{Read: func() Snapshot { return s }}) {
+		if strings.HasPrefix(line, "weft_node_packets_total{") {
+			series++
+		}
+	}
+	if want := 2 * (DefaultMaxNodes + 1); series != want {
+		t.Errorf("%d series, want %d", series, want)
+	}
+}
