@@ -1,0 +1,158 @@
+package encap
+
+import (
+	"encoding/binary"
+	"net/netip"
+)
+
+// MaxICMP is the size in bytes of the largest message that AppendUnreachable and AppendTooBig build.
+const MaxICMP = maxICMP6
+
+const (
+	maxICMP4      = 576     // RFC 1812 section 4.3.2.3: quote as much as fits into 576 bytes
+	maxICMP6      = MinMTU6 // RFC 4443 section 2.4 (c)
+	icmpHeaderLen = 8       // in both versions
+	icmpHops      = 64      // RFC 1700's default
+	icmpTOS       = 6 << 5  // precedence "internetwork control" for errors: RFC 1812 section 4.3.2.5
+)
+
+// Types and codes of RFC 792 and RFC 4443.
+const (
+	icmp4Unreachable   = 3
+	icmp4NetCode       = 0
+	icmp4FragNeeded    = 4 // a code of icmp4Unreachable; the MTU's place is from RFC 1191
+	icmp6Unreachable   = 1
+	icmp6NoRouteCode   = 0
+	icmp6TooBig        = 2
+	icmp6Informational = 128 // types below are errors
+	icmp6Redirect      = 137
+)
+
+// AppendUnreachable appends to dst the ICMP message "net unreachable" (IPv6: "no route to destination") about
+// the inner packet pkt, which in describes, as sent by from. It appends nothing where the RFCs forbid an
+// answer: see mayAnswer. With room for MaxICMP bytes in dst it does not allocate.
+func AppendUnreachable(dst []byte, from netip.Addr, pkt []byte, in *Inner) []byte {
+	if in.Version == 6 {
+		return appendICMP(dst, from, pkt, in, icmp6Unreachable, icmp6NoRouteCode, 0)
+	}
+	return appendICMP(dst, from, pkt, in, icmp4Unreachable, icmp4NetCode, 0)
+}
+
+// AppendTooBig appends the ICMP message "fragmentation needed" (IPv6: "packet too big") with the MTU in bytes
+// that the inner sender should use, under the same rules as AppendUnreachable.
+func AppendTooBig(dst []byte, from netip.Addr, pkt []byte, in *Inner, mtu int) []byte {
+	if in.Version == 6 {
+		return appendICMP(dst, from, pkt, in, icmp6TooBig, 0, uint32(mtu))
+	}
+	return appendICMP(dst, from, pkt, in, icmp4Unreachable, icmp4FragNeeded, uint32(min(mtu, 0xffff)))
+}
+
+func appendICMP(dst []byte, from netip.Addr, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte {
+	if !from.IsValid() || from.Is4() != (in.Version == 4) || from == in.Src || !mayAnswer(pkt, in) {
+		return dst
+	}
+	header, limit := ipv4HeaderLen, maxICMP4
+	if in.Version == 6 {
+		header, limit = ipv6HeaderLen, maxICMP6
+	}
+	quoted := pkt[:min(len(pkt), limit-header-icmpHeaderLen)]
+	total := header + icmpHeaderLen + len(quoted)
+	start := len(dst)
+	dst = append(dst, make([]byte, header+icmpHeaderLen)...)
+	dst = append(dst, quoted...)
+	b := dst[start:]
+	msg := b[header:]
+	msg[0], msg[1] = typ, code
+	binary.BigEndian.PutUint32(msg[4:], rest)
+	if in.Version == 4 {
+		putIPv4(b, total, from, in.Src)
+		binary.BigEndian.PutUint16(msg[2:], ^sum(0, msg))
+	} else {
+		putIPv6(b, total, from, in.Src)
+		binary.BigEndian.PutUint16(msg[2:], ^sum(pseudo6(from, in.Src, len(msg), ProtoICMPv6), msg))
+	}
+	return dst
+}
+
+// mayAnswer applies RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 (e): no ICMP
+// error about an ICMP error, a later fragment, a packet to a group, or one whose source is not a single host.
+// A packet too short to show its ICMP type may be an error and is not answered either.
+func mayAnswer(pkt []byte, in *Inner) bool {
+	if in.Later || in.IsGroup() || !isHost(in.Src) {
+		return false
+	}
+	icmp := in.Proto == ProtoICMP && in.Version == 4 || in.Proto == ProtoICMPv6 && in.Version == 6
+	if !icmp {
+		return true
+	}
+	if len(pkt) <= in.HeaderLen {
+		return false
+	}
+	typ := pkt[in.HeaderLen]
+	if in.Version == 6 {
+		return typ >= icmp6Informational && typ != icmp6Redirect
+	}
+	switch typ {
+	case 0, 8, 13, 14, 15, 16, 17, 18: // echo, timestamp, information and mask: queries and their answers
+		return true
+	}
+	return false // errors, and what RFC 1122 section 3.2.2 tells to discard
+}
+
+// isHost reports whether a can be the address of one host, to which an answer may go.
+func isHost(a netip.Addr) bool {
+	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+		return false
+	}
+	if a.Is4() {
+		b := a.As4()
+		return b[0] != 0 && b[0] < 240 // "this network" and class E with the limited broadcast
+	}
+	return true
+}
+
+func putIPv4(b []byte, total int, src, dst netip.Addr) {
+	s, d := src.As4(), dst.As4()
+	b[0], b[1] = 0x45, icmpTOS
+	binary.BigEndian.PutUint16(b[2:], uint16(total))
+	binary.BigEndian.PutUint16(b[6:], flagDF) // never cut, so the identification may stay 0 (RFC 6864 section 4.1)
+	b[8], b[9] = icmpHops, ProtoICMP
+	copy(b[12:], s[:])
+	copy(b[16:], d[:])
+	binary.BigEndian.PutUint16(b[10:], ^sum(0, b[:ipv4HeaderLen]))
+}
+
+func putIPv6(b []byte, total int, src, dst netip.Addr) {
+	s, d := src.As16(), dst.As16()
+	binary.BigEndian.PutUint32(b, 6<<28|icmpTOS<<20)
+	binary.BigEndian.PutUint16(b[4:], uint16(total-ipv6HeaderLen))
+	b[6], b[7] = ProtoICMPv6, icmpHops
+	copy(b[8:], s[:])
+	copy(b[24:], d[:])
+}
+
+// pseudo6 is the partial sum of IPv6's pseudo-header (RFC 8200 section 8.1).
+func pseudo6(src, dst netip.Addr, length int, proto uint8) uint16 {
+	s, d := src.As16(), dst.As16()
+	var tail [8]byte
+	binary.BigEndian.PutUint32(tail[:], uint32(length))
+	tail[7] = proto
+	return sum(sum(sum(0, s[:]), d[:]), tail[:])
+}
+
+// sum adds b to the Internet checksum's running sum (RFC 1071), not complemented. It is the plain one: an ICMP
+// error is rare and short, and this package must not need the fast one.
+func sum(start uint16, b []byte) uint16 {
+	s := uint32(start)
+	for len(b) >= 2 {
+		s += uint32(binary.BigEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) == 1 {
+		s += uint32(b[0]) << 8
+	}
+	for s > 0xffff {
+		s = s>>16 + s&0xffff
+	}
+	return uint16(s)
+}
