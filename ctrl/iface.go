@@ -1,0 +1,323 @@
+package ctrl
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// IfaceOptions are the wishes about the underlay interface, as the flags of the same names give them.
+type IfaceOptions struct {
+	Iface      []string         // --iface: names or addresses, tried in order
+	Regex      []*regexp.Regexp // --iface-regex: on addresses first, then on names; after all of Iface
+	CanReach   netip.Addr       // --iface-can-reach: what the kernel would use for this address; last
+	PublicIP   netip.Addr       // --public-ip: the address told to peers
+	PublicIPv6 netip.Addr       // --public-ipv6
+	IPv4, IPv6 bool             // the families that the interface needs an address of
+}
+
+// Iface is the chosen underlay interface.
+type Iface struct {
+	Name            string
+	Index           int
+	MTU             int        // bytes
+	Addr, Addr6     netip.Addr // ours on the interface; invalid for a family that is off
+	Public, Public6 netip.Addr // what peers are told: the flag's address, or Addr and Addr6
+	Reason          string     // why this one, in a line for a human
+}
+
+// netView is what the choice is made from.
+type netView struct {
+	links    []Link
+	addrs    []ifaceAddr
+	defaults []Route // default routes of the main table, both families, one per next hop
+}
+
+// ifaceAddr is an address with what decides its place in the order of preference.
+type ifaceAddr struct {
+	dev                              string
+	addr                             netip.Addr
+	temporary, deprecated, permanent bool
+}
+
+// reachFunc asks the kernel by which device, and from which address, it would reach an address.
+type reachFunc func(netip.Addr) (dev string, src netip.Addr, err error)
+
+// chooser is one run of the choice; tried collects why earlier candidates were passed over.
+type chooser struct {
+	o     IfaceOptions
+	v     netView
+	reach reachFunc
+	tried []string
+}
+
+// choose picks the interface. It is pure but for reach.
+func choose(o IfaceOptions, v netView, reach reachFunc) (Iface, error) {
+	c := chooser{o: o, v: v, reach: reach}
+	var (
+		i  Iface
+		ok bool
+	)
+	if len(o.Iface) == 0 && len(o.Regex) == 0 && !o.CanReach.IsValid() {
+		i, ok = c.unasked()
+	} else {
+		i, ok = c.asked()
+	}
+	if !ok {
+		return Iface{}, fmt.Errorf("no interface: tried %s; there are %s", strings.Join(c.tried, ", "), c.inventory())
+	}
+	i.Public, i.Public6 = i.Addr, i.Addr6
+	if o.PublicIP.IsValid() && o.IPv4 {
+		i.Public = o.PublicIP
+	}
+	if o.PublicIPv6.IsValid() && o.IPv6 {
+		i.Public6 = o.PublicIPv6
+	}
+	if i.MTU <= 0 {
+		return Iface{}, fmt.Errorf("interface %s has no MTU", i.Name)
+	}
+	return i, nil
+}
+
+// asked goes through the flags in their order; the first match wins.
+func (c *chooser) asked() (Iface, bool) {
+	for _, s := range c.o.Iface {
+		if i, err := c.byNameOrAddr(s); err == nil {
+			return c.because(i, "--iface="+s)
+		} else {
+			c.miss("--iface="+s, err)
+		}
+	}
+	for _, re := range c.o.Regex {
+		if i, err := c.byRegex(re); err == nil {
+			return c.because(i, "--iface-regex="+re.String())
+		} else {
+			c.miss("--iface-regex="+re.String(), err)
+		}
+	}
+	if c.o.CanReach.IsValid() {
+		if i, err := c.byReach(c.o.CanReach); err == nil {
+			return c.because(i, "--iface-can-reach="+c.o.CanReach.String())
+		} else {
+			c.miss("--iface-can-reach="+c.o.CanReach.String(), err)
+		}
+	}
+	return Iface{}, false
+}
+
+// unasked takes the owner of the public address, else the default route's interface.
+func (c *chooser) unasked() (Iface, bool) {
+	key := c.o.PublicIP
+	if !key.IsValid() {
+		key = c.o.PublicIPv6
+	}
+	if key.IsValid() {
+		i, err := c.byNameOrAddr(key.String())
+		if err == nil {
+			return c.because(i, "it has the public address "+key.String())
+		}
+		c.miss("public address "+key.String(), err)
+	}
+	i, err := c.byDefaultRoute()
+	if err != nil {
+		c.miss("default route", err)
+		return Iface{}, false
+	}
+	return c.because(i, "default route")
+}
+
+func (c *chooser) because(i Iface, why string) (Iface, bool) {
+	i.Reason = why
+	if len(c.tried) > 0 {
+		i.Reason += " (after " + strings.Join(c.tried, ", ") + ")"
+	}
+	return i, true
+}
+
+func (c *chooser) miss(what string, err error) {
+	c.tried = append(c.tried, fmt.Sprintf("%s (%v)", what, err))
+}
+
+// byNameOrAddr finds the interface by an address it has or by its exact name.
+func (c *chooser) byNameOrAddr(s string) (Iface, error) {
+	if a, err := netip.ParseAddr(s); err == nil {
+		for _, x := range c.v.addrs {
+			if x.addr == a.Unmap().WithZone("") {
+				return c.iface(x.dev, x.addr)
+			}
+		}
+		return Iface{}, errors.New("no interface has this address")
+	}
+	return c.iface(s)
+}
+
+// byRegex matches addresses first, then names. Devices of an overlay are left out: their addresses come from us.
+func (c *chooser) byRegex(re *regexp.Regexp) (Iface, error) {
+	var last error
+	for _, l := range c.v.links {
+		if overlayName(l.Name) {
+			continue
+		}
+		var fixed []netip.Addr
+		for _, a := range c.ordered(l.Name) {
+			if re.MatchString(a.String()) {
+				fixed = append(fixed, a)
+			}
+		}
+		if len(fixed) == 0 {
+			continue
+		}
+		i, err := c.iface(l.Name, fixed...)
+		if err == nil {
+			return i, nil
+		}
+		last = err
+	}
+	for _, l := range c.v.links {
+		if !overlayName(l.Name) && re.MatchString(l.Name) {
+			i, err := c.iface(l.Name)
+			if err == nil {
+				return i, nil
+			}
+			last = err
+		}
+	}
+	return Iface{}, cmp.Or(last, errors.New("matches no address and no name"))
+}
+
+// byReach asks the kernel; its preferred source becomes our address.
+func (c *chooser) byReach(dst netip.Addr) (Iface, error) {
+	dev, src, err := c.reach(dst)
+	if err != nil {
+		return Iface{}, err
+	}
+	if !src.IsValid() {
+		return c.iface(dev)
+	}
+	return c.iface(dev, src)
+}
+
+// byDefaultRoute takes the interface of the default route with the lowest metric. With both families on, the
+// interface must have a default route of each.
+func (c *chooser) byDefaultRoute() (Iface, error) {
+	devs := func(v6 bool) []string {
+		var rs []Route
+		for _, r := range c.v.defaults {
+			if r.Dst.Addr().Is6() == v6 && !overlayName(r.Dev) {
+				rs = append(rs, r)
+			}
+		}
+		slices.SortStableFunc(rs, func(a, b Route) int { return cmp.Compare(a.Metric, b.Metric) })
+		var names []string
+		for _, r := range rs {
+			names = append(names, r.Dev)
+		}
+		return names
+	}
+	v4, v6 := devs(false), devs(true)
+	switch {
+	case c.o.IPv4 && len(v4) == 0:
+		return Iface{}, errors.New("there is none for IPv4")
+	case c.o.IPv6 && len(v6) == 0:
+		return Iface{}, errors.New("there is none for IPv6")
+	case !c.o.IPv6:
+		return c.iface(v4[0])
+	case !c.o.IPv4:
+		return c.iface(v6[0])
+	}
+	for _, d := range v4 {
+		if slices.Contains(v6, d) {
+			return c.iface(d)
+		}
+	}
+	return Iface{}, fmt.Errorf("that of IPv4 uses %s, that of IPv6 uses %s", v4[0], v6[0])
+}
+
+// iface makes the result for a device. Addresses in fixed were asked for; the other family's is the first in order.
+func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
+	n := slices.IndexFunc(c.v.links, func(l Link) bool { return l.Name == dev })
+	if n < 0 {
+		return Iface{}, errors.New("no such interface")
+	}
+	l := c.v.links[n]
+	i := Iface{Name: l.Name, Index: l.Index, MTU: l.MTU}
+	for _, a := range append(slices.Clone(fixed), c.ordered(dev)...) {
+		switch {
+		case a.Is4() && c.o.IPv4 && !i.Addr.IsValid():
+			i.Addr = a
+		case a.Is6() && c.o.IPv6 && !i.Addr6.IsValid():
+			i.Addr6 = a
+		}
+	}
+	switch {
+	case c.o.IPv4 && !i.Addr.IsValid():
+		return Iface{}, fmt.Errorf("%s has no IPv4 address", dev)
+	case c.o.IPv6 && !i.Addr6.IsValid():
+		return Iface{}, fmt.Errorf("%s has no IPv6 address", dev)
+	}
+	return i, nil
+}
+
+// ordered lists a device's addresses, best first: global before link-local, permanent before dynamic, plain before
+// temporary; deprecated ones are left out.
+func (c *chooser) ordered(dev string) []netip.Addr {
+	var as []ifaceAddr
+	for _, a := range c.v.addrs {
+		if a.dev == dev && !a.deprecated {
+			as = append(as, a)
+		}
+	}
+	slices.SortStableFunc(as, func(a, b ifaceAddr) int {
+		return cmp.Or(
+			falseFirst(a.addr.IsLinkLocalUnicast(), b.addr.IsLinkLocalUnicast()),
+			falseFirst(!a.permanent, !b.permanent),
+			falseFirst(a.temporary, b.temporary),
+		)
+	})
+	var out []netip.Addr
+	for _, a := range as {
+		out = append(out, a.addr)
+	}
+	return out
+}
+
+func falseFirst(a, b bool) int {
+	switch {
+	case a == b:
+		return 0
+	case b:
+		return -1
+	}
+	return 1
+}
+
+// inventory lists what exists, for the error.
+func (c *chooser) inventory() string {
+	var s []string
+	for _, l := range c.v.links {
+		part := l.Name
+		for _, a := range c.ordered(l.Name) {
+			part += " " + a.String()
+		}
+		s = append(s, part)
+	}
+	if len(s) == 0 {
+		return "no interfaces at all"
+	}
+	return strings.Join(s, ", ")
+}
+
+// overlayName says whether a device has one of the names that flannel, and so we, give to devices:
+// flannel0, flannel.1, flannel-v6.1, flannel.ipip, flannel-wg, flannel-wg-v6.
+func overlayName(dev string) bool {
+	rest, ok := strings.CutPrefix(dev, "flannel")
+	if !ok || rest == "" {
+		return false
+	}
+	digits := strings.TrimLeft(rest, "0123456789") == ""
+	return digits || strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "-v6.") || strings.HasPrefix(rest, "-wg")
+}
