@@ -1,0 +1,127 @@
+package lease
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// candidates is how many free subnets Choose draws from: flannel's number. Nodes that start at once then rarely
+// want the same one.
+const candidates = 100
+
+// Choice is what Choose decided.
+type Choice struct {
+	Subnet, Subnet6 netip.Prefix
+	// Own lists the leases of the existing ones that are this node's already. If Reuse, the first of them is the
+	// lease to take over as it is; all others do not go with the network config or are left over.
+	Own   []int
+	Reuse bool
+}
+
+// Choose decides which subnets a node gets beside the existing leases, of which none may overlap with them but the
+// node's own: first a lease that is the node's already, then what is left of one that no longer goes with the config
+// (a family was switched on or off), then the previous subnet, then one of up to 100 free ones by random, which
+// returns a number in [0,n). It fails with ErrNoSubnet. An existing lease that cannot be read is given with its
+// subnets alone.
+func Choose(r Request, existing []Lease, random func(n int) int) (Choice, error) {
+	c := Choice{Own: ownLeases(r, existing)}
+	if len(c.Own) > 0 {
+		if l := existing[c.Own[0]]; r.Network.Fits(l.Subnet, l.Subnet6) {
+			c.Subnet, c.Subnet6, c.Reuse = l.Subnet, l.Subnet6, true
+			return c, nil
+		}
+	}
+	for _, p := range r.Network.pools() {
+		var wanted []netip.Prefix
+		for _, i := range c.Own {
+			wanted = append(wanted, p.keys.pick(existing[i].Subnet, existing[i].Subnet6))
+		}
+		wanted = append(wanted, p.keys.pick(r.Previous, r.Previous6))
+		got, err := p.choose(wanted, p.taken(existing, c.Own), random)
+		if err != nil {
+			return Choice{}, err
+		}
+		if p.keys.v6 {
+			c.Subnet6 = got
+		} else {
+			c.Subnet = got
+		}
+	}
+	return c, nil
+}
+
+// ownLeases lists the leases of the asking node: those that fit the network first, of these the previous one first.
+func ownLeases(r Request, existing []Lease) []int {
+	var own []int
+	for i, l := range existing {
+		if l.SameNode(r.Attrs) {
+			own = append(own, i)
+		}
+	}
+	rank := func(i int) int {
+		l := existing[i]
+		switch {
+		case !r.Network.Fits(l.Subnet, l.Subnet6):
+			return 2
+		case l.SameSubnets(Lease{Subnet: r.Previous, Subnet6: r.Previous6}):
+			return 0
+		}
+		return 1
+	}
+	slices.SortStableFunc(own, func(a, b int) int { return rank(a) - rank(b) })
+	return own
+}
+
+// taken lists the subnets of the family that are not free, ordered by address. The leases whose index is in own
+// do not count.
+func (p pool) taken(existing []Lease, own []int) []netip.Prefix {
+	var taken []netip.Prefix
+	for i, l := range existing {
+		if s := p.keys.pick(l.Subnet, l.Subnet6); s.IsValid() && !slices.Contains(own, i) {
+			taken = append(taken, s)
+		}
+	}
+	slices.SortFunc(taken, netip.Prefix.Compare)
+	return taken
+}
+
+// choose takes the first of the wanted subnets that is free, else a free one by chance.
+func (p pool) choose(wanted, taken []netip.Prefix, random func(n int) int) (netip.Prefix, error) {
+	for _, w := range wanted {
+		if p.fits(w) && !slices.ContainsFunc(taken, w.Overlaps) {
+			return w, nil
+		}
+	}
+	free := p.free(taken, candidates)
+	if len(free) == 0 {
+		return netip.Prefix{}, fmt.Errorf("%w: all subnets from %s/%d to %s/%d are leased",
+			ErrNoSubnet, p.min, p.length, p.max, p.length)
+	}
+	return free[random(len(free))], nil
+}
+
+// free lists up to limit subnets from min that overlap with none of taken, which is ordered by address. It jumps over
+// what is taken, so a lease much wider than a subnet of the pool (an IPv6 /48 among /64s) costs no more than others.
+func (p pool) free(taken []netip.Prefix, limit int) []netip.Prefix {
+	var free []netip.Prefix
+	at, ok := netip.PrefixFrom(p.min, p.length), true
+	for ok && at.Addr().Compare(p.max) <= 0 && len(free) < limit {
+		// Prefixes nest or are disjoint, so of those in order the ones below at can never overlap again.
+		for len(taken) > 0 && lastAddr(taken[0]).Less(at.Addr()) {
+			taken = taken[1:]
+		}
+		if len(taken) == 0 || !taken[0].Overlaps(at) {
+			free = append(free, at)
+			at, ok = nextSubnet(at)
+			continue
+		}
+		wider := at
+		if taken[0].Bits() < at.Bits() {
+			wider = taken[0].Masked()
+		}
+		next := lastAddr(wider).Next()
+		at, ok = netip.PrefixFrom(next, p.length), next.IsValid()
+	}
+	return free
+}
