@@ -118,8 +118,15 @@ func trafficMetrics() []metric {
 			traffic(func(t *Traffic) []sample {
 				return each(t.Overflows, func(o Overflow) sample { return sample{float64(o.Packets), []string{o.Queue}} })
 			})},
-		{Info{"weft_reopens_total", "Times the device or a socket was lost and made again.", counter, nil},
-			traffic(func(t *Traffic) []sample { return []sample{{value: float64(t.Reopens)}} })},
+		{Info{"weft_reopens_total", "Times the device or the sockets were lost and made again.", counter, []string{"what"}},
+			traffic(func(t *Traffic) []sample {
+				return each(t.Reopens, func(r Reopen) sample { return sample{float64(r.Count), []string{r.What}} })
+			})},
+		{Info{"weft_icmp_errors_total", "ICMP errors owed to senders in pods: sent, or suppressed by the rate limit.", counter,
+			[]string{"result"}},
+			traffic(func(t *Traffic) []sample {
+				return []sample{{float64(t.ICMPSent), []string{"sent"}}, {float64(t.ICMPSuppressed), []string{"suppressed"}}}
+			})},
 		{Info{"weft_engine_info", "The engine that carries the packets; the value is always 1.", gauge, []string{"engine"}},
 			traffic(func(t *Traffic) []sample { return []sample{{1, []string{t.Engine}}} })},
 		{Info{"weft_engine_capability", "Whether the engine uses this kernel capability (1 yes, 0 no).", gauge,

@@ -7,6 +7,7 @@
 package metrics
 
 import (
+	"fmt"
 	"log/slog"
 	"net/http"
 
@@ -61,4 +62,4 @@ func Handler(o Options) http.Handler {
 type scrapeLog struct{ log *slog.Logger }
 
 // Println reports one failed scrape.
-func (l scrapeLog) Println(v ...any) { l.log.Warn("metrics scrape failed", "err", v) }
+func (l scrapeLog) Println(v ...any) { l.log.Warn("metrics scrape failed", "err", fmt.Sprint(v...)) }

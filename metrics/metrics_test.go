@@ -29,8 +29,9 @@ func full() Snapshot {
 			Out:          Volume{11, 1100}, In: Volume{12, 1200},
 			Drops:     []Drop{{"short", 3}, {"unknown-node", 0}},
 			Overflows: []Overflow{{"socket", 4}, {"tun", 5}},
-			Reopens:   6,
-			Nodes:     []NodeTraffic{{"b", Volume{7, 700}, Volume{8, 800}}, {"a", Volume{9, 900}, Volume{10, 1000}}},
+			Reopens:   []Reopen{{"device", 6}, {"socket", 0}},
+			ICMPSent:  21, ICMPSuppressed: 22,
+			Nodes: []NodeTraffic{{"b", Volume{7, 700}, Volume{8, 800}}, {"a", Volume{9, 900}, Volume{10, 1000}}},
 		},
 		ReconcilerInSync: true,
 	}
@@ -90,7 +91,10 @@ weft_drops_total{reason="short"} 3
 weft_drops_total{reason="unknown-node"} 0
 weft_queue_overflows_total{queue="socket"} 4
 weft_queue_overflows_total{queue="tun"} 5
-weft_reopens_total 6
+weft_reopens_total{what="device"} 6
+weft_reopens_total{what="socket"} 0
+weft_icmp_errors_total{result="sent"} 21
+weft_icmp_errors_total{result="suppressed"} 22
 weft_engine_info{engine="portable"} 1
 weft_engine_capability{capability="multi-queue"} 1
 weft_engine_capability{capability="udp-gso"} 0
@@ -151,7 +155,7 @@ func TestWhatIsNotThereIsLeftOut(t *testing.T) {
 		{"no lease", func(s *Snapshot) { s.Lease = Lease{} }, []string{"weft_lease_age_seconds", "weft_lease_expiry_seconds"}},
 		{"endless lease", func(s *Snapshot) { s.Lease.Endless = true }, []string{"weft_lease_expiry_seconds"}},
 		{"no dataplane", func(s *Snapshot) { s.Traffic = nil }, []string{"weft_packets_total", "weft_bytes_total",
-			"weft_drops_total", "weft_queue_overflows_total", "weft_reopens_total", "weft_engine_info",
+			"weft_drops_total", "weft_queue_overflows_total", "weft_reopens_total", "weft_icmp_errors_total", "weft_engine_info",
 			"weft_engine_capability", "weft_node_packets_total", "weft_node_bytes_total"}},
 	}
 	for _, test := range tests {

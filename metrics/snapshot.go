@@ -40,13 +40,14 @@ type Lease struct {
 
 // Traffic is what the dataplane has counted.
 type Traffic struct {
-	Engine       string // the engine that carries the packets
-	Capabilities []Capability
-	Out, In      Volume        // TUN to UDP, UDP to TUN
-	Drops        []Drop        // one entry a reason, also those that are 0
-	Overflows    []Overflow    // one entry a queue kind
-	Reopens      uint64        // how often the device or a socket was made again
-	Nodes        []NodeTraffic // in any order; entries of one name are summed
+	Engine                   string // the engine that carries the packets
+	Capabilities             []Capability
+	Out, In                  Volume        // TUN to UDP, UDP to TUN
+	Drops                    []Drop        // one entry a reason, also those that are 0
+	Overflows                []Overflow    // one entry a queue kind
+	Reopens                  []Reopen      // one entry a thing that can be lost
+	ICMPSent, ICMPSuppressed uint64        // errors told to inner senders; not told because of the rate limit
+	Nodes                    []NodeTraffic // in any order; entries of one name are summed
 }
 
 // Volume is an amount of traffic; bytes are those of the inner packets.
@@ -63,6 +64,12 @@ type Drop struct {
 type Overflow struct {
 	Queue   string // "socket" or "tun"
 	Packets uint64
+}
+
+// Reopen is how often something of ours was lost and made again.
+type Reopen struct {
+	What  string // "device" or "socket"
+	Count uint64
 }
 
 // Capability is something the engine can use if the kernel has it.
