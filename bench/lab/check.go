@@ -1,0 +1,169 @@
+package lab
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// checkTimeout bounds one check of [CheckTCP] or one exchange of [CheckUDP].
+const checkTimeout = 10 * time.Second
+
+// Listen opens a TCP listener inside the namespace, on a free port if port is 0.
+func (ns *NS) Listen(a netip.Addr, port uint16) (l net.Listener, err error) {
+	err = ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(a, port).String())
+		return err
+	})
+	return l, err
+}
+
+// ListenUDP opens a UDP socket inside the namespace, on a free port if port is 0.
+func (ns *NS) ListenUDP(a netip.Addr, port uint16) (c *net.UDPConn, err error) {
+	err = ns.Do(func() (err error) {
+		c, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, port)))
+		return err
+	})
+	return c, err
+}
+
+// Dial opens a connection ("tcp" or "udp") from inside the namespace.
+func (ns *NS) Dial(network string, to netip.AddrPort) (c net.Conn, err error) {
+	err = ns.Do(func() (err error) {
+		// No second address to race with, so nothing is dialled on another goroutine, thus in another namespace.
+		c, err = net.DialTimeout(network, to.String(), checkTimeout)
+		return err
+	})
+	return c, err
+}
+
+// CheckTCP sends size random bytes over one TCP connection and checks that exactly they arrive.
+func CheckTCP(ctx context.Context, from *NS, to *NS, at netip.Addr, size int64) error {
+	listener, err := to.Listen(at, 0)
+	if err != nil {
+		return fmt.Errorf("check TCP %s to %s: %w", from.Name, to.Name, err)
+	}
+	defer listener.Close()
+	received := make(chan error, 1)
+	var sum [sha256.Size]byte
+	go func() { received <- receiveSum(listener, &sum) }()
+	sent, err := sendSum(ctx, from, listener.Addr().(*net.TCPAddr).AddrPort(), size)
+	if err != nil {
+		return fmt.Errorf("check TCP %s to %s: send: %w", from.Name, to.Name, err)
+	}
+	if err := <-received; err != nil {
+		return fmt.Errorf("check TCP %s to %s: receive: %w", from.Name, to.Name, err)
+	}
+	if sent != sum {
+		return fmt.Errorf("check TCP %s to %s: other bytes arrived than were sent", from.Name, to.Name)
+	}
+	return nil
+}
+
+func sendSum(ctx context.Context, from *NS, to netip.AddrPort, size int64) (sum [sha256.Size]byte, err error) {
+	conn, err := from.Dial("tcp", to)
+	if err != nil {
+		return sum, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := conn.SetDeadline(time.Now().Add(checkTimeout)); err != nil {
+		return sum, err
+	}
+	hash := sha256.New()
+	source := io.LimitReader(rand.NewChaCha8([32]byte{}), size)
+	if _, err := io.Copy(conn, io.TeeReader(source, hash)); err != nil {
+		return sum, err
+	}
+	return [sha256.Size]byte(hash.Sum(nil)), conn.Close()
+}
+
+func receiveSum(l net.Listener, sum *[sha256.Size]byte) error {
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(checkTimeout)); err != nil {
+		return err
+	}
+	conn, err := l.Accept()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(checkTimeout)); err != nil {
+		return err
+	}
+	hash := sha256.New()
+	if _, err := io.Copy(hash, conn); err != nil {
+		return err
+	}
+	*sum = [sha256.Size]byte(hash.Sum(nil))
+	return nil
+}
+
+// CheckUDP has datagrams of the given payload sizes echoed, one after the other, and checks every byte. A datagram that
+// is lost fails the check.
+func CheckUDP(ctx context.Context, from *NS, to *NS, at netip.Addr, sizes ...int) error {
+	err := checkUDP(ctx, from, to, at, sizes)
+	if err != nil {
+		return fmt.Errorf("check UDP %s to %s: %w", from.Name, to.Name, err)
+	}
+	return nil
+}
+
+func checkUDP(ctx context.Context, from *NS, to *NS, at netip.Addr, sizes []int) error {
+	server, err := to.ListenUDP(at, 0)
+	if err != nil {
+		return err
+	}
+	defer server.Close()
+	go echo(server)
+	client, err := from.Dial("udp", server.LocalAddr().(*net.UDPAddr).AddrPort())
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	answer := make([]byte, 1<<16)
+	for _, size := range sizes {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		sent := make([]byte, size)
+		for i := range sent {
+			sent[i] = byte(rand.Uint32())
+		}
+		if err := client.SetDeadline(time.Now().Add(time.Second)); err != nil {
+			return err
+		}
+		if _, err := client.Write(sent); err != nil {
+			return fmt.Errorf("%d bytes: %w", size, err)
+		}
+		n, err := client.Read(answer)
+		if err != nil {
+			return fmt.Errorf("%d bytes: %w", size, err)
+		}
+		if string(answer[:n]) != string(sent) {
+			return fmt.Errorf("%d bytes: other bytes came back (%d of them)", size, n)
+		}
+	}
+	return nil
+}
+
+// echo sends every datagram back until the socket is closed.
+func echo(c *net.UDPConn) {
+	buffer := make([]byte, 1<<16)
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(buffer)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			// A datagram that cannot be answered is for the other side to miss.
+			_, _ = c.WriteToUDPAddrPort(buffer[:n], from)
+		}
+	}
+}

@@ -1,0 +1,284 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Counters are a device's own counts since it was made.
+type Counters struct {
+	RxPackets, RxBytes, RxDropped uint64
+	TxPackets, TxBytes, TxDropped uint64
+}
+
+// Link is what the kernel says about a device.
+type Link struct {
+	Name, Kind string
+	Index, MTU int
+	Up         bool
+	TxQueueLen int
+	Addrs      []netip.Prefix // IPv6 link-local ones left out
+	Counters   Counters
+}
+
+// Link looks a device up by its name.
+func (ns *NS) Link(name string) (Link, error) {
+	link, err := ns.links.LinkByName(name)
+	if err != nil {
+		return Link{}, fmt.Errorf("%s: look up device %s: %w", ns.Name, name, err)
+	}
+	a := link.Attrs()
+	l := Link{Name: a.Name, Kind: link.Type(), Index: a.Index, MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, TxQueueLen: a.TxQLen}
+	if s := a.Statistics; s != nil {
+		l.Counters = Counters{s.RxPackets, s.RxBytes, s.RxDropped, s.TxPackets, s.TxBytes, s.TxDropped}
+	}
+	addrs, err := ns.links.AddrList(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return Link{}, fmt.Errorf("%s: list addresses of %s: %w", ns.Name, name, err)
+	}
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok && !p.Addr().IsLinkLocalUnicast() {
+			l.Addrs = append(l.Addrs, p)
+		}
+	}
+	return l, nil
+}
+
+// HasLink says whether there is a device of that name.
+func (ns *NS) HasLink(name string) bool {
+	_, err := ns.links.LinkByName(name)
+	return err == nil
+}
+
+// DeleteLink removes a device.
+func (ns *NS) DeleteLink(name string) error {
+	return ns.change("delete", name, ns.links.LinkDel)
+}
+
+// SetUp sets a device up or down.
+func (ns *NS) SetUp(name string, up bool) error {
+	if up {
+		return ns.change("set up", name, ns.links.LinkSetUp)
+	}
+	return ns.change("set down", name, ns.links.LinkSetDown)
+}
+
+// SetMTU changes a device's MTU.
+func (ns *NS) SetMTU(name string, mtu int) error {
+	return ns.change("set MTU of", name, func(l netlink.Link) error { return ns.links.LinkSetMTU(l, mtu) })
+}
+
+// AddAddr gives a device an address; an IPv6 one is usable at once (no duplicate detection).
+func (ns *NS) AddAddr(name string, p netip.Prefix) error {
+	return ns.change("add "+p.String()+" to", name, func(l netlink.Link) error {
+		address := &netlink.Addr{IPNet: ipNet(p)}
+		if p.Addr().Is6() {
+			address.Flags = unix.IFA_F_NODAD
+		}
+		return ns.links.AddrAdd(l, address)
+	})
+}
+
+// DeleteAddr takes an address away from a device.
+func (ns *NS) DeleteAddr(name string, p netip.Prefix) error {
+	return ns.change("take "+p.String()+" from", name, func(l netlink.Link) error {
+		return ns.links.AddrDel(l, &netlink.Addr{IPNet: ipNet(p)})
+	})
+}
+
+func (ns *NS) change(step, name string, f func(netlink.Link) error) error {
+	link, err := ns.links.LinkByName(name)
+	if err == nil {
+		err = f(link)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %s device %s: %w", ns.Name, step, name, err)
+	}
+	return nil
+}
+
+// Route is one route of the main table.
+type Route struct {
+	Dst      netip.Prefix
+	Via      netip.Addr
+	Device   string
+	Source   netip.Addr
+	Protocol int
+	Scope    int
+}
+
+// Routes lists the main table, both families, without the kernel's own IPv6 ones.
+func (ns *NS) Routes() ([]Route, error) {
+	list, err := ns.links.RouteList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("%s: list routes: %w", ns.Name, err)
+	}
+	links, err := ns.links.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("%s: list devices: %w", ns.Name, err)
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	var routes []Route
+	for _, r := range list {
+		dst, ok := prefixOf(r.Dst)
+		if !ok || dst.Addr().Is6() && r.Protocol == unix.RTPROT_KERNEL {
+			continue
+		}
+		via, _ := netip.AddrFromSlice(r.Gw) // no gateway: the zero address
+		src, _ := netip.AddrFromSlice(r.Src)
+		routes = append(routes, Route{Dst: dst, Via: via.Unmap(), Device: names[r.LinkIndex], Source: src.Unmap(),
+			Protocol: int(r.Protocol), Scope: int(r.Scope)})
+	}
+	return routes, nil
+}
+
+// AddRoute adds or replaces a route by way of a gateway, or straight out of a device.
+func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, device string) error {
+	route := &netlink.Route{Dst: ipNet(dst)}
+	var err error
+	if via.IsValid() {
+		route.Gw = via.AsSlice()
+	}
+	if device != "" {
+		var link netlink.Link
+		if link, err = ns.links.LinkByName(device); err == nil {
+			route.LinkIndex = link.Attrs().Index
+		}
+	}
+	if err == nil {
+		err = ns.links.RouteReplace(route)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: add route %s via %s %s: %w", ns.Name, dst, via, device, err)
+	}
+	return nil
+}
+
+// DeleteRoute removes a route by its destination.
+func (ns *NS) DeleteRoute(dst netip.Prefix) error {
+	if err := ns.links.RouteDel(&netlink.Route{Dst: ipNet(dst)}); err != nil {
+		return fmt.Errorf("%s: delete route %s: %w", ns.Name, dst, err)
+	}
+	return nil
+}
+
+// addBridge makes a bridge that is up, without the delays and chatter of spanning tree and multicast snooping.
+func addBridge(ns *NS, name string, mtu int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = name, mtu
+	off := false
+	bridge := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}
+	if err := ns.links.LinkAdd(bridge); err != nil {
+		return err
+	}
+	return ns.links.LinkSetUp(bridge)
+}
+
+// addVeth makes a pair of devices between two namespaces, both up.
+func addVeth(a *NS, nameA string, b *NS, nameB string, mtu int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = nameA, mtu
+	veth := netlink.NewVeth(attrs)
+	veth.PeerName, veth.PeerNamespace, veth.PeerMTU = nameB, netlink.NsFd(b.file.Fd()), uint32(mtu)
+	if err := a.links.LinkAdd(veth); err != nil {
+		return fmt.Errorf("add link %s/%s to %s/%s: %w", a.Name, nameA, b.Name, nameB, err)
+	}
+	return errors.Join(a.SetUp(nameA, true), b.SetUp(nameB, true))
+}
+
+func setMaster(ns *NS, name, bridge string) error {
+	master, err := ns.links.LinkByName(bridge)
+	if err != nil {
+		return fmt.Errorf("look up bridge %s: %w", bridge, err)
+	}
+	return ns.change("join "+bridge+" by", name, func(l netlink.Link) error { return ns.links.LinkSetMaster(l, master) })
+}
+
+// joinUnderlay plugs the node into its subnet's bridge and gives it its address and default route.
+func (n *Node) joinUnderlay() error {
+	port, root, o := "u-"+n.Name, n.lab.Root.NS, n.lab.options
+	if err := addVeth(root, port, n.NS, underlayPort, o.MTU); err != nil {
+		return err
+	}
+	if o.Mode == ModeWire {
+		if err := errors.Join(noSegmentation(root, port, false), noSegmentation(n.NS, underlayPort, true)); err != nil {
+			return err
+		}
+	}
+	if err := setMaster(root, port, bridgeName(n.subnet)); err != nil {
+		return err
+	}
+	return n.addressUnderlay()
+}
+
+func (n *Node) addressUnderlay() error {
+	o := n.lab.options
+	for _, family := range []struct {
+		addr     netip.Addr
+		underlay []netip.Prefix
+	}{{n.Addr, o.Underlay}, {n.Addr6, o.Underlay6}} {
+		if !family.addr.IsValid() {
+			continue
+		}
+		subnet := family.underlay[n.subnet]
+		if err := n.AddAddr(underlayPort, netip.PrefixFrom(family.addr, subnet.Bits())); err != nil {
+			return err
+		}
+		if o.Direct {
+			continue
+		}
+		if err := n.AddRoute(defaultRoute(family.addr), hostOf(subnet, 1), underlayPort); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// joinDirectly links the two nodes of a direct lab.
+func (l *Lab) joinDirectly() error {
+	a, b := l.Nodes[0], l.Nodes[1]
+	if err := addVeth(a.NS, underlayPort, b.NS, underlayPort, l.options.MTU); err != nil {
+		return err
+	}
+	for _, n := range l.Nodes {
+		if l.options.Mode == ModeWire {
+			if err := noSegmentation(n.NS, underlayPort, true); err != nil {
+				return err
+			}
+		}
+		if err := n.addressUnderlay(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// plug joins the i-th pod to the node's bridge.
+func (n *Node) plug(p *Pod, i, mtu int) error {
+	port := fmt.Sprintf("pod%d", i+1)
+	if err := addVeth(n.NS, port, p.NS, podPort, mtu); err != nil {
+		return err
+	}
+	return setMaster(n.NS, port, podBridge)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits), ok
+}

@@ -1,0 +1,218 @@
+package lab_test
+
+import (
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+
+func TestNetnsPods(t *testing.T) {
+	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: 2, Mode: lab.ModeWire,
+		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
+	a := l.Nodes[0]
+	env := lab.SubnetEnv{Subnet: netip.MustParsePrefix("10.5.1.1/24"), Subnet6: netip.MustParsePrefix("fd10:5:1::1/64"), MTU: 1400}
+	if err := a.Attach(env); err != nil {
+		t.Fatal(err)
+	}
+	if want := netip.MustParseAddr("10.5.1.3"); a.Pods[1].Addr != want {
+		t.Errorf("second pod has %s, want %s", a.Pods[1].Addr, want)
+	}
+	for _, c := range []struct {
+		from *lab.NS
+		to   netip.Addr
+	}{
+		{a.NS, l.Nodes[1].Addr}, {a.NS, l.Nodes[1].Addr6}, {l.Root.NS, a.Addr}, {a.NS, l.Root.Addr6},
+		{a.Pods[0].NS, a.Pods[1].Addr}, {a.Pods[0].NS, a.Pods[1].Addr6}, {a.Pods[0].NS, env.Subnet.Addr()},
+	} {
+		r, err := c.from.Ping(t.Context(), c.to, lab.Ping{Count: 3})
+		if err != nil || r.Received != 3 {
+			t.Errorf("ping %s from %s: %+v, %v", c.to, c.from.Name, r, err)
+		}
+	}
+	if err := lab.CheckTCP(t.Context(), a.Pods[0].NS, a.Pods[1].NS, a.Pods[1].Addr, 1<<20); err != nil {
+		t.Error(err)
+	}
+	if err := lab.CheckUDP(t.Context(), a.Pods[0].NS, a.Pods[1].NS, a.Pods[1].Addr6, 0, 1, 1400, 3000); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestNetnsModes(t *testing.T) {
+	for _, c := range []struct {
+		mode    lab.Mode
+		segment bool
+	}{{lab.ModeWire, false}, {lab.ModeOff, true}} {
+		t.Run(string(c.mode), func(t *testing.T) {
+			l := lab.Start(t, lab.Options{Mode: c.mode, PodsPerNode: -1, MTU: 1400})
+			for ns, device := range map[*lab.NS]string{l.Nodes[0].NS: "eth0", l.Root.NS: "u-node1"} {
+				features, err := ns.Features(device)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for name, on := range features {
+					if strings.HasSuffix(name, "-segmentation") && on && !c.segment {
+						t.Errorf("%s %s: %s is on", ns.Name, device, name)
+					}
+				}
+				if features["tx-tcp-segmentation"] != c.segment || features["tx-udp-segmentation"] != c.segment {
+					t.Errorf("%s %s: tcp and udp segmentation %v %v, want %v", ns.Name, device,
+						features["tx-tcp-segmentation"], features["tx-udp-segmentation"], c.segment)
+				}
+			}
+			// The receiver's device counts frames: with segmentation, far fewer than the bytes need at this MTU.
+			before, err := l.Nodes[1].Link("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			const size = 4 << 20
+			if err := lab.CheckTCP(t.Context(), l.Nodes[0].NS, l.Nodes[1].NS, l.Nodes[1].Addr, size); err != nil {
+				t.Fatal(err)
+			}
+			after, err := l.Nodes[1].Link("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			frames := after.Counters.RxPackets - before.Counters.RxPackets
+			if whole := frames < size/1400/2; whole != c.segment {
+				t.Errorf("%d frames of %d bytes", frames, size)
+			}
+		})
+	}
+}
+
+func TestNetnsFaults(t *testing.T) {
+	l := lab.Start(t, lab.Options{Nodes: 3, PodsPerNode: -1})
+	a, b, c := l.Nodes[0], l.Nodes[1], l.Nodes[2]
+	reaches := func(from, to *lab.Node, want bool) {
+		t.Helper()
+		r, err := from.Ping(t.Context(), to.Addr, lab.Ping{Count: 2, Timeout: 200 * time.Millisecond})
+		if err != nil || (r.Received > 0) != want {
+			t.Errorf("%s reaches %s: %+v, %v; want %v", from.Name, to.Name, r, err, want)
+		}
+	}
+	reaches(a, b, true)
+	if err := l.Partition(a, b); err != nil {
+		t.Fatal(err)
+	}
+	reaches(a, b, false)
+	reaches(b, a, false)
+	reaches(a, c, true)
+	if err := l.Heal(a, b); err != nil {
+		t.Fatal(err)
+	}
+	reaches(a, b, true)
+	if err := l.Partition(l.Root, c); err != nil {
+		t.Fatal(err)
+	}
+	reaches(c, l.Root, false)
+	if err := l.Heal(l.Root, c); err != nil {
+		t.Fatal(err)
+	}
+	reaches(c, l.Root, true)
+	old := b.Addr
+	if err := b.ChangeAddress(netip.MustParseAddr("172.31.0.99")); err != nil {
+		t.Fatal(err)
+	}
+	reaches(a, b, true)
+	if r, err := a.Ping(t.Context(), old, lab.Ping{Timeout: 200 * time.Millisecond}); err != nil || r.Received != 0 {
+		t.Errorf("old address answers: %+v, %v", r, err)
+	}
+	if err := l.KillNode(b); err != nil {
+		t.Fatal(err)
+	}
+	reaches(a, b, false)
+}
+
+func TestNetnsTwoSubnetsAreRouted(t *testing.T) {
+	l := lab.Start(t, lab.Options{Nodes: 3, PodsPerNode: -1, Underlay: []netip.Prefix{
+		netip.MustParsePrefix("172.31.1.0/24"), netip.MustParsePrefix("172.31.2.0/24")}})
+	a, b, c := l.Nodes[0], l.Nodes[1], l.Nodes[2]
+	if b.Addr != netip.MustParseAddr("172.31.2.11") || c.Addr != netip.MustParseAddr("172.31.1.12") {
+		t.Errorf("addresses %s and %s", b.Addr, c.Addr)
+	}
+	for _, to := range []*lab.Node{b, c} {
+		if r, err := a.Ping(t.Context(), to.Addr, lab.Ping{Count: 2}); err != nil || r.Received != 2 {
+			t.Errorf("%s to %s: %+v, %v", a.Name, to.Name, r, err)
+		}
+	}
+	if err := l.Partition(a, b); err == nil {
+		t.Error("a partition across subnets would do nothing, and is not refused")
+	}
+}
+
+func TestNetnsDirect(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1, Mode: lab.ModeWire})
+	if r, err := l.Nodes[0].Ping(t.Context(), l.Nodes[1].Addr, lab.Ping{Size: 1500, DontFragment: true}); err != nil || r.Received != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+func TestNetnsProcess(t *testing.T) {
+	l := lab.Start(t, lab.Options{PodsPerNode: -1})
+	n := l.Nodes[1]
+	p, err := n.Start([]string{"/bin/sh", "-c", `echo "$WHO"; echo here >/run/file; ls /sys/class/net; trap 'exit 7' TERM; echo ready; while :; do :; done`}, "WHO=me")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Await(t.Context(), 5*time.Second, "the script's output", func() error {
+		if !strings.Contains(p.Log(), "ready") {
+			return os.ErrNotExist
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err, p.Log())
+	}
+	if lines := p.Tail(100); lines[0] != "me" || !slices.Contains(lines, "eth0") {
+		t.Errorf("log %q: want the variable and the node's own devices", lines)
+	}
+	if b, err := os.ReadFile(n.Path("file")); err != nil || string(b) != "here\n" {
+		t.Errorf("the node's /run/file: %q, %v", b, err)
+	}
+	if fds, err := p.FDs(); err != nil || fds < 3 {
+		t.Errorf("%d descriptors, %v", fds, err)
+	}
+	if m, err := p.Memory(); err != nil || m < 1<<16 {
+		t.Errorf("%d bytes, %v", m, err)
+	}
+	if status, err := p.Stop(t.Context()); err != nil || status != 7 {
+		t.Errorf("stopped with %d, %v", status, err)
+	}
+	if p.Running() {
+		t.Error("still running")
+	}
+}
+
+func TestNetnsCloseLeavesNothing(t *testing.T) {
+	l, err := lab.New(t.Context(), lab.Options{Nodes: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := l.Nodes[0].Start([]string{"/bin/sh", "-c", "read x </dev/zero; while :; do :; done"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	if p.Running() {
+		t.Error("a process outlives the lab")
+	}
+	for _, dir := range []string{"/run/netns", "/run/weft-lab"} {
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("%s holds %v, %v", dir, left, err)
+		}
+	}
+	if again, err := lab.New(t.Context(), lab.Options{Nodes: 2}); err != nil {
+		t.Errorf("the names are not free again: %v", err)
+	} else if err := again.Close(); err != nil {
+		t.Error(err)
+	}
+}

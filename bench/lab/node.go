@@ -1,0 +1,222 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// Node is one machine: a network namespace on the underlay, with a /run of its own and pods.
+type Node struct {
+	*NS
+	Addr  netip.Addr // on the underlay
+	Addr6 netip.Addr // on the underlay, if that has IPv6
+	// Dir is what the node's processes see as /run. It outlives them, so a restarted daemon finds its files.
+	Dir  string
+	Pods []*Pod
+
+	lab    *Lab
+	subnet int // index of its underlay
+}
+
+// Pod is a network namespace behind its node's bridge.
+type Pod struct {
+	*NS
+	Node  *Node
+	Addr  netip.Addr // once attached
+	Addr6 netip.Addr // once attached, if the node's subnet.env has an IPv6 subnet
+}
+
+// AddNode adds one more node with its pods; it is called node1, node2, ... and its pods node1-pod1, ...
+func (l *Lab) AddNode() (*Node, error) {
+	l.mu.Lock()
+	index := len(l.Nodes)
+	l.mu.Unlock()
+	name := fmt.Sprintf("node%d", index+1)
+	n := &Node{lab: l, subnet: index % len(l.options.Underlay), Dir: filepath.Join(markFolder, name)}
+	host := firstHost + index/len(l.options.Underlay)
+	n.Addr = hostOf(l.options.Underlay[n.subnet], host)
+	if len(l.options.Underlay6) > 0 {
+		n.Addr6 = hostOf(l.options.Underlay6[n.subnet], host)
+	}
+	var err error
+	if n.NS, err = NewNS(name); err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	l.Nodes = append(l.Nodes, n)
+	l.mu.Unlock()
+	if err := n.furnish(); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return n, nil
+}
+
+func (n *Node) furnish() error {
+	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
+		return err
+	}
+	if err := n.forward(); err != nil {
+		return err
+	}
+	for i := range n.lab.options.PodsPerNode {
+		ns, err := NewNS(fmt.Sprintf("%s-pod%d", n.Name, i+1))
+		if err != nil {
+			return err
+		}
+		n.Pods = append(n.Pods, &Pod{NS: ns, Node: n})
+	}
+	if n.lab.options.Direct {
+		return nil
+	}
+	return n.joinUnderlay()
+}
+
+// forward makes the namespace a router. The source check by route is off, whatever the host has: with it, a packet that
+// the daemon should refuse would not even reach it.
+func (n *Node) forward() error {
+	for _, s := range []struct{ name, value string }{
+		{"ipv4/ip_forward", "1"},
+		{"ipv4/conf/all/rp_filter", "0"},
+		{"ipv4/conf/default/rp_filter", "0"},
+	} {
+		if err := n.Sysctl(s.name, s.value); err != nil {
+			return err
+		}
+	}
+	err := n.Sysctl("ipv6/conf/all/forwarding", "1")
+	if errors.Is(err, os.ErrNotExist) && len(n.lab.options.Underlay6) == 0 {
+		return nil // a kernel without IPv6
+	}
+	return err
+}
+
+// Path is where a file below the node's /run is for this process: Path("flannel/subnet.env").
+func (n *Node) Path(name string) string { return filepath.Join(n.Dir, name) }
+
+// SubnetEnv is what a daemon tells the pod network of its node.
+type SubnetEnv struct {
+	Network, Subnet   netip.Prefix // Subnet holds the gateway's address and the subnet's length: 10.5.1.1/24
+	Network6, Subnet6 netip.Prefix // not valid without IPv6
+	MTU               int
+	IPMasq            bool
+}
+
+// ReadSubnetEnv reads the file that the daemon writes, in the form that the flannel CNI plugin reads.
+func ReadSubnetEnv(path string) (SubnetEnv, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return SubnetEnv{}, err
+	}
+	var e SubnetEnv
+	var errs []error
+	prefixes := map[string]*netip.Prefix{"FLANNEL_NETWORK": &e.Network, "FLANNEL_SUBNET": &e.Subnet,
+		"FLANNEL_IPV6_NETWORK": &e.Network6, "FLANNEL_IPV6_SUBNET": &e.Subnet6}
+	for line := range strings.Lines(string(b)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		var err error
+		switch key {
+		case "FLANNEL_MTU":
+			e.MTU, err = strconv.Atoi(value)
+		case "FLANNEL_IPMASQ":
+			e.IPMasq, err = strconv.ParseBool(value)
+		default:
+			if p := prefixes[key]; p != nil {
+				*p, err = netip.ParsePrefix(value)
+			}
+		}
+		errs = append(errs, err)
+	}
+	if !e.Subnet.IsValid() || e.MTU == 0 {
+		errs = append(errs, errors.New("no subnet or no MTU in it"))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return SubnetEnv{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	return e, nil
+}
+
+// Attach does what the CNI plugins do on a real node: it makes the bridge cni0 with the gateway's address and joins every
+// pod to it, with the second, third, ... address of the subnet and the MTU that env says. Attaching again follows a
+// changed env.
+func (n *Node) Attach(env SubnetEnv) error {
+	if err := n.attach(env); err != nil {
+		return fmt.Errorf("%s: attach pods: %w", n.Name, err)
+	}
+	return nil
+}
+
+func (n *Node) attach(env SubnetEnv) error {
+	if n.HasLink(podBridge) {
+		if err := n.DeleteLink(podBridge); err != nil {
+			return err
+		}
+		for _, p := range n.Pods {
+			if err := p.DeleteLink(podPort); err != nil {
+				return err
+			}
+		}
+	}
+	if err := addBridge(n.NS, podBridge, env.MTU); err != nil {
+		return fmt.Errorf("add %s: %w", podBridge, err)
+	}
+	for i, p := range n.Pods {
+		if err := n.plug(p, i, env.MTU); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+	}
+	for _, gateway := range []netip.Prefix{env.Subnet, env.Subnet6} {
+		if gateway.IsValid() {
+			if err := n.addressPods(gateway); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// addressPods gives the bridge the gateway's address and each pod one of its own, for one family.
+func (n *Node) addressPods(gateway netip.Prefix) error {
+	if err := n.AddAddr(podBridge, gateway); err != nil {
+		return err
+	}
+	for i, p := range n.Pods {
+		address := hostOf(gateway, i+2)
+		if gateway.Addr().Is4() {
+			p.Addr = address
+		} else {
+			p.Addr6 = address
+		}
+		if err := p.AddAddr(podPort, netip.PrefixFrom(address, gateway.Bits())); err != nil {
+			return err
+		}
+		if err := p.AddRoute(defaultRoute(gateway.Addr()), gateway.Addr(), ""); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// destroy gives the node's namespaces back, and its links at once: the kernel only gets round to them some time later.
+func (n *Node) destroy() error {
+	var errs []error
+	if n.HasLink(underlayPort) {
+		errs = append(errs, n.DeleteLink(underlayPort))
+	}
+	for _, p := range n.Pods {
+		errs = append(errs, p.Close())
+	}
+	return errors.Join(append(errs, n.NS.Close(), os.RemoveAll(n.Dir))...)
+}
+
+// defaultRoute is the destination "everything" of a's family.
+func defaultRoute(a netip.Addr) netip.Prefix {
+	if a.Is4() {
+		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+}

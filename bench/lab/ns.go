@@ -1,0 +1,149 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+)
+
+// threadNetns is the network namespace of the calling thread, where /proc/self would be that of the first thread.
+const threadNetns = "/proc/thread-self/ns/net"
+
+// NS is one network namespace. It stays until Close, or until the lab's first process ends.
+type NS struct {
+	// Name is also its name for `ip netns exec` inside the lab. The lab's own namespace is called "root".
+	Name string
+
+	file  *os.File
+	links *netlink.Handle
+	once  sync.Once
+}
+
+// NewNS makes a network namespace with its loopback up. It refuses to run outside [Run] or [Main].
+func NewNS(name string) (*NS, error) {
+	if !Inside() {
+		return nil, fmt.Errorf("namespace %s: not inside a lab: call lab.Run or lab.Main first", name)
+	}
+	var ns *NS
+	err := onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		mount := filepath.Join(netnsFolder, name)
+		if err := os.WriteFile(mount, nil, 0o444); err != nil {
+			return err
+		}
+		if err := unix.Mount(threadNetns, mount, "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("name it: %w", err)
+		}
+		if err := setLoopbackUp(); err != nil {
+			return err
+		}
+		ns, err = openNS(name)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("namespace %s: %w", name, err)
+	}
+	return ns, nil
+}
+
+// openNS keeps hold of the calling thread's namespace.
+func openNS(name string) (*NS, error) {
+	file, err := os.Open(threadNetns)
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.NewHandleAt(netns.NsHandle(file.Fd()), unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open netlink: %w", err), file.Close())
+	}
+	return &NS{Name: name, file: file, links: links}, nil
+}
+
+// Do runs f inside the namespace, on a thread of its own that is thrown away. What f opens stays in the namespace; a
+// goroutine that f starts does not.
+func (ns *NS) Do(f func() error) error {
+	err := onThread(func() error {
+		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter: %w", err)
+		}
+		return f()
+	})
+	if err != nil {
+		return fmt.Errorf("%s: %w", ns.Name, err)
+	}
+	return nil
+}
+
+// Sysctl writes a value below /proc/sys/net, named like "ipv4/ip_forward".
+func (ns *NS) Sysctl(name, value string) error {
+	return ns.Do(func() error {
+		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value), 0); err != nil {
+			return fmt.Errorf("set sysctl net/%s=%s: %w", name, value, err)
+		}
+		return nil
+	})
+}
+
+// ReadSysctl reads a value below /proc/sys/net.
+func (ns *NS) ReadSysctl(name string) (value string, err error) {
+	err = ns.Do(func() error {
+		b, err := os.ReadFile("/proc/sys/net/" + name)
+		value = strings.TrimSpace(string(b))
+		return err
+	})
+	return value, err
+}
+
+// Close gives the namespace back. Its devices vanish when the last process and socket in it are gone.
+func (ns *NS) Close() error {
+	var err error
+	ns.once.Do(func() {
+		ns.links.Close()
+		mount := filepath.Join(netnsFolder, ns.Name)
+		err = ns.file.Close()
+		if ns.Name != rootName {
+			err = errors.Join(err, unix.Unmount(mount, unix.MNT_DETACH), os.Remove(mount))
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("close namespace %s: %w", ns.Name, err)
+	}
+	return nil
+}
+
+var errGoexit = errors.New("the function ended its goroutine (t.Fatal or runtime.Goexit inside Do)")
+
+// onThread runs f on a thread that f may change in any way: it is never used again.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		// Not unlocked, so that the thread ends with the goroutine.
+		runtime.LockOSThread()
+		err := errGoexit
+		defer func() { done <- err }()
+		err = f()
+	}()
+	return <-done
+}
+
+// setLoopbackUp does so in the calling thread's namespace.
+func setLoopbackUp() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set lo up: %w", err)
+	}
+	return nil
+}
