@@ -1,0 +1,134 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// attempts is how often a change of one table is tried when somebody else changes the same chains in between.
+const attempts = 3
+
+// report is what an applier did and saw.
+type report struct {
+	changes []string // what was set right, in words; empty if all was in place
+	notes   []string // what the operator should know although nothing failed
+}
+
+func (r *report) add(more report) {
+	r.changes = append(r.changes, more.changes...)
+	r.notes = append(r.notes, more.notes...)
+}
+
+// tables is iptables for one address family.
+type tables interface {
+	// has tells whether the kernel holds the table, without bringing it into being.
+	has(table string) bool
+	// list returns the lines of `iptables -S chain`, and false for a chain that does not exist.
+	list(table, chain string) (lines []string, exists bool, err error)
+	// restore hands text to iptables-restore --noflush. One table's part takes effect as a whole or not at all.
+	restore(ctx context.Context, text string) error
+}
+
+// applyTables makes the tables of one family hold exactly the wanted rules of ours. A table that fails does not hold up
+// the others.
+func applyTables(ctx context.Context, t tables, want []rule, nets []Net) (report, error) {
+	var (
+		total report
+		errs  []error
+	)
+	for _, l := range layouts() {
+		wanted := lowered(l.table, want)
+		if len(wanted) == 0 && !t.has(l.table) {
+			continue
+		}
+		r, err := applyTable(ctx, t, l, wanted, nets)
+		total.add(r)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("table %s: %w", l.table, err))
+		}
+	}
+	return total, errors.Join(errs...)
+}
+
+// lowered picks the rules of one table, in the words that iptables has.
+func lowered(table string, want []rule) []rule {
+	var rs []rule
+	for _, r := range want {
+		if r.table != table {
+			continue
+		}
+		if r.verdict == keepSource {
+			r.verdict = accept
+		}
+		rs = append(rs, r)
+	}
+	return rs
+}
+
+func applyTable(ctx context.Context, t tables, l layout, want []rule, nets []Net) (report, error) {
+	var (
+		done    report
+		lastErr error
+	)
+	for range attempts {
+		have, err := read(t, l)
+		if err != nil {
+			return done, err
+		}
+		now, notes := unprotected(l, want, have, nets)
+		lines, changes := plan(l, now, have)
+		if len(lines) == 0 {
+			done.notes = notes
+			return done, nil
+		}
+		lastErr = t.restore(ctx, "*"+l.table+"\n"+strings.Join(lines, "\n")+"\nCOMMIT\n")
+		if ctx.Err() != nil {
+			return done, ctx.Err()
+		}
+		if lastErr == nil {
+			done.changes = append(done.changes, changes...)
+			lastErr = fmt.Errorf("rules do not read back as they were set: %s", strings.Join(changes, ", "))
+		}
+	}
+	return done, lastErr
+}
+
+// read lists the chains of one table that concern us.
+func read(t tables, l layout) (listing, error) {
+	have := listing{}
+	for _, chain := range slices.Concat(l.hooks, l.own) {
+		lines, exists, err := t.list(l.table, chain)
+		if err != nil {
+			return nil, fmt.Errorf("list %s: %w", chain, err)
+		}
+		if exists {
+			have[chain] = lines
+		}
+	}
+	return have, nil
+}
+
+// unprotected leaves the protection of sources out of want where nobody rewrites them, so that a host without such a rule
+// holds flannel's rules and no others.
+func unprotected(l layout, want []rule, have listing, nets []Net) (rest []rule, notes []string) {
+	for _, line := range have[hookPostrouting] {
+		p, ok := parse(l.table, line)
+		if ok && !ours(l, p) && slices.ContainsFunc(nets, func(n Net) bool { return catches(p, n) }) {
+			notes = append(notes, fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", line, l.table, hookPostrouting))
+		}
+	}
+	isGuard := func(r rule) bool { return r.comment == commentKeepSource }
+	switch {
+	case !slices.ContainsFunc(want, isGuard):
+		return want, nil
+	case len(notes) == 0:
+		return slices.DeleteFunc(slices.Clone(want), isGuard), nil
+	}
+	for i := range notes {
+		notes[i] += "; our rules before it keep them"
+	}
+	return want, notes
+}

@@ -1,0 +1,188 @@
+package netfilter
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// listing is what `iptables -S CHAIN` prints, by chain, for the chains of one table's layout. A chain that does not exist
+// has no entry.
+type listing map[string][]string
+
+// plan compares what one table has with what is wanted, and returns the lines for iptables-restore --noflush that make it
+// so, and what they change in words for the log. Nothing to do: both are empty. Rules of others stay, in their order.
+func plan(l layout, want []rule, have listing) (lines, changes []string) {
+	var declare, hook, remove []string
+	for _, chain := range l.own {
+		wanted := inChain(want, l.table, chain)
+		listed, exists := have[chain]
+		switch {
+		case len(wanted) > 0 && !(exists && slices.Equal(exactRules(l.table, listed), wanted)):
+			// Naming a chain of ours creates or empties it within the same transaction.
+			declare = append(declare, ":"+chain+" - [0:0]")
+			for _, r := range wanted {
+				hook = append(hook, "-A "+chain+" "+r.text())
+			}
+			changes = append(changes, fmt.Sprintf("%s %s: %d rules set", l.table, chain, len(wanted)))
+		case len(wanted) == 0 && exists:
+			remove = append(remove, "-F "+chain, "-X "+chain)
+			changes = append(changes, fmt.Sprintf("%s %s: removed", l.table, chain))
+		}
+	}
+	for _, chain := range l.hooks {
+		more, change := planHook(l, chain, inChain(want, l.table, chain), have[chain])
+		hook = append(hook, more...)
+		if change != "" {
+			changes = append(changes, change)
+		}
+	}
+	return slices.Concat(declare, hook, remove), changes
+}
+
+// planHook does the part of plan for one built-in chain, where our rules stand among others'.
+func planHook(l layout, chain string, want []rule, listed []string) (lines []string, change string) {
+	var mine, foreign []parsed
+	var mineText []string
+	inPlace := true
+	for _, line := range listed {
+		p, ok := parse(l.table, line)
+		if !ok {
+			continue
+		}
+		if ours(l, p) {
+			inPlace = inPlace && !slices.ContainsFunc(foreign, spoils(p.rule))
+			mine = append(mine, p)
+			mineText = append(mineText, line)
+		} else {
+			foreign = append(foreign, p)
+		}
+	}
+	have, allExact := bare(mine)
+	if inPlace && allExact && slices.Equal(have, want) {
+		return nil, ""
+	}
+	for _, line := range mineText {
+		lines = append(lines, "-D"+strings.TrimPrefix(line, "-A"))
+	}
+	lines = append(lines, insertions(want, foreign)...)
+	return lines, fmt.Sprintf("%s %s: %s", l.table, chain, difference(have, want, allExact && inPlace))
+}
+
+// insertions puts our rules, in their order, among the foreign ones of a built-in chain: each in front of the first rule
+// that would spoil it, else at the end as flannel does.
+func insertions(want []rule, foreign []parsed) []string {
+	lines := make([]string, len(want))
+	end := len(foreign)
+	for i, r := range slices.Backward(want) {
+		if at := slices.IndexFunc(foreign[:end], spoils(r)); at >= 0 {
+			end = at
+		}
+		if end == len(foreign) {
+			lines[i] = "-A " + r.chain + " " + r.text()
+		} else {
+			// The i rules of ours before this one are in already, and places count from 1.
+			lines[i] = fmt.Sprintf("-I %s %d %s", r.chain, end+i+1, r.text())
+		}
+	}
+	return lines
+}
+
+// spoils returns a test for rules that must not stand before r: for the protection of sources one that rewrites sources,
+// for the rest one that no packet gets past.
+func spoils(r rule) func(parsed) bool {
+	if r.verdict == jump && r.to == chainKeepSource {
+		return rewrites
+	}
+	return ends
+}
+
+// rewrites tells whether a rule of the nat table can change a packet's source by itself.
+func rewrites(p parsed) bool {
+	return slices.Contains([]string{"MASQUERADE", "SNAT", "NETMAP"}, p.target)
+}
+
+// ends tells whether every packet ends at the rule: it has no condition, and its target lets nothing through to the next
+// rule. Hosts that deny by default close their FORWARD chain in this way.
+func ends(p parsed) bool {
+	conditional := p.src.prefix.IsValid() || p.dst.prefix.IsValid() || p.udpPort != 0 || p.marked || p.others > 0
+	return !conditional && (rewrites(p) || slices.Contains([]string{"ACCEPT", "DROP", "REJECT", "RETURN"}, p.target))
+}
+
+// ours tells whether a rule in a built-in chain was made by us, by flannel or by an earlier run of either: it jumps to a
+// chain of ours or carries our comment.
+func ours(l layout, p parsed) bool {
+	if slices.Contains(l.own, p.target) {
+		return true
+	}
+	comments := []string{commentMasquerade, commentForward, commentKeepSource, commentNoTrack}
+	return p.hasComment && slices.Contains(comments, p.comment)
+}
+
+// catches tells whether a rule of somebody else's can rewrite the source of what pods of n send each other between nodes.
+// One that looks at the packet's mark is for packets that were marked for it.
+func catches(p parsed, n Net) bool {
+	return rewrites(p) && !p.marked &&
+		p.src.mayMatch(n.Network.Masked()) && p.dst.mayMatch(n.Network.Masked()) && !p.dst.within(n.Subnet.Masked())
+}
+
+// exactRules reads a listed chain; a line that does not read as one of our rules becomes a zero rule, equal to none.
+func exactRules(table string, listed []string) []rule {
+	var rs []rule
+	for _, line := range listed {
+		p, ok := parse(table, line)
+		switch {
+		case !ok:
+		case p.exact():
+			rs = append(rs, p.rule)
+		default:
+			rs = append(rs, rule{})
+		}
+	}
+	return rs
+}
+
+// bare strips parsed rules to their values, and tells whether those say all.
+func bare(ps []parsed) (rs []rule, exact bool) {
+	exact = true
+	for _, p := range ps {
+		rs = append(rs, p.rule)
+		exact = exact && p.exact()
+	}
+	return rs, exact
+}
+
+// inChain picks the rules of one chain.
+func inChain(rs []rule, table, chain string) []rule {
+	var some []rule
+	for _, r := range rs {
+		if r.table == table && r.chain == chain {
+			some = append(some, r)
+		}
+	}
+	return some
+}
+
+// difference says in words what is wrong with our rules in a built-in chain.
+func difference(have, want []rule, placed bool) string {
+	missing, extra := 0, len(have)
+	for _, r := range want {
+		if slices.Contains(have, r) {
+			extra--
+		} else {
+			missing++
+		}
+	}
+	switch {
+	case missing > 0 && extra == 0:
+		return fmt.Sprintf("%d rules set", missing)
+	case missing > 0:
+		return fmt.Sprintf("%d rules set, %d old ones removed", missing, extra)
+	case extra > 0:
+		return fmt.Sprintf("%d old or double rules removed", extra)
+	case placed:
+		return "order of our rules restored"
+	default:
+		return "our rules moved in front of what made them void"
+	}
+}
