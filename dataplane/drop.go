@@ -1,0 +1,64 @@
+package dataplane
+
+import "fmt"
+
+// Drop is a reason for which a packet dies in the dataplane. String is its name in metrics and logs.
+type Drop uint8
+
+// Every reason. What the kernel drops before we see it is counted apart: Stats.SocketOverflows, TUNOverflows.
+const (
+	dropNone Drop = iota // not dropped
+
+	DropTooShort           // a packet shorter than its own header
+	DropBadVersion         // neither IPv4 nor IPv6
+	DropBadLength          // the header's length field does not match
+	DropTruncated          // longer than any receive buffer; its end is lost
+	DropUnknownOuterSource // inbound: the sender is no node of ours
+	DropSpoofedInnerSource // inbound: the inner source is leased to another node, or to us
+	DropUnleasedSource     // inbound, strict only: the inner source is in no lease
+	DropNotForUs           // inbound: the inner destination is not in our subnet
+	DropNeighbourMessage   // outbound: IPv6 neighbour or router discovery, of which a TUN has none
+	DropMulticast          // outbound: to a group; the overlay joins single hosts
+	DropNoNode             // outbound: no node has the destination
+	DropTooBig             // outbound: longer than the path carries and not to be cut
+	DropSendError          // outbound: the kernel refused to send it
+	DropTUNDown            // inbound: the device is administratively down
+	DropTUNError           // inbound: the kernel refused to take it, or the device is just being made again
+	numDrops
+)
+
+var dropNames = [numDrops]string{
+	dropNone:               "none",
+	DropTooShort:           "too_short",
+	DropBadVersion:         "bad_version",
+	DropBadLength:          "bad_length",
+	DropTruncated:          "truncated",
+	DropUnknownOuterSource: "unknown_outer_source",
+	DropSpoofedInnerSource: "spoofed_inner_source",
+	DropUnleasedSource:     "unleased_inner_source",
+	DropNotForUs:           "not_for_us",
+	DropNeighbourMessage:   "neighbour_message",
+	DropMulticast:          "multicast",
+	DropNoNode:             "no_node",
+	DropTooBig:             "packet_too_big",
+	DropSendError:          "send_error",
+	DropTUNDown:            "tun_down",
+	DropTUNError:           "tun_write_error",
+}
+
+// String returns the reason's name: lower case with underscores, and stable.
+func (d Drop) String() string {
+	if d < numDrops {
+		return dropNames[d]
+	}
+	return fmt.Sprintf("drop_%d", uint8(d))
+}
+
+// Drops returns every reason, in the order of the constants.
+func Drops() []Drop {
+	all := make([]Drop, 0, numDrops-1)
+	for d := dropNone + 1; d < numDrops; d++ {
+		all = append(all, d)
+	}
+	return all
+}

@@ -1,0 +1,257 @@
+package dataplane
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"weft/dataplane/fib"
+	"weft/dataplane/tun"
+	"weft/dataplane/udp"
+)
+
+// Engine is the udp backend's dataplane: one TUN device, one group of sockets and the workers between them.
+// Its methods may be called from many goroutines. It forwards only while Run runs.
+type Engine struct {
+	config  Config
+	log     *slog.Logger
+	workers []*worker
+	view    atomic.Pointer[view]
+	check   atomic.Uint32 // SourceCheck
+	mtu     atomic.Int32  // of the TUN, in bytes
+
+	kick       chan struct{} // wakes the supervisor; holds one
+	lostDevice atomic.Uint64 // the newest deviceAge that a worker found gone
+	lostSocket atomic.Uint64 // the newest socketAge that a worker found broken
+
+	mu              sync.Mutex             // guards the rest
+	device          string                 // the name the kernel gave
+	bind            netip.AddrPort         // what is wanted
+	bound           netip.AddrPort         // what the newest group of sockets has
+	deviceAge       uint64                 // counts the devices made, so that a late report of a loss is told from a new one
+	socketAge       uint64                 // counts the groups of sockets
+	open            map[io.Closer]struct{} // every descriptor's owner
+	sockets         []outerPort            // the newest group, nil for one that is closed already
+	prober          *udp.Prober
+	overflows       []uint64 // of each in sockets, as last read
+	overflowsBefore uint64   // of the groups before
+	tunDrops        uint64   // of the device, as last read
+	tunDropsBefore  uint64   // of the devices before
+	deviceReopens   uint64
+	socketReopens   uint64
+	closed          bool
+}
+
+// innerPort and outerPort are the two ends as the engine keeps them: what a worker uses and how to end it.
+type innerPort interface {
+	innerQueue
+	FD() int
+	io.Closer
+}
+
+type outerPort interface {
+	outerSocket
+	FD() int
+	Overflows() (uint64, error)
+	io.Closer
+}
+
+// Open makes the TUN device and the sockets. The device has no address and is down: that is the caller's
+// business. A port in use by another process is udp.ErrInUse.
+func Open(c Config) (*Engine, error) {
+	if c.Workers == 0 {
+		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.Buffer == 0 {
+		c.Buffer = defaultBuffer
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Workers < 0 || !c.Bind.IsValid() || c.Device == "" {
+		return nil, fmt.Errorf("open dataplane: needs a device name, an address to bind and at least one worker, has %q, %v, %d",
+			c.Device, c.Bind, c.Workers)
+	}
+	e := &Engine{
+		config: c,
+		log:    c.Log,
+		kick:   make(chan struct{}, 1),
+		device: c.Device,
+		bind:   c.Bind,
+		open:   make(map[io.Closer]struct{}),
+	}
+	e.check.Store(uint32(c.SourceCheck))
+	e.mtu.Store(int32(c.MTU))
+	e.view.Store(newView(&view{}, fib.Node{}, nil))
+	for i := range c.Workers {
+		w, err := newWorker(i, e)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
+		}
+		e.workers = append(e.workers, w)
+	}
+	e.mu.Lock()
+	err := e.openSockets()
+	if err == nil {
+		err = e.openDevice()
+	}
+	e.mu.Unlock()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
+	}
+	return e, nil
+}
+
+// openDevice makes the device, or attaches to it, and hands each worker its queue. e.mu is held.
+func (e *Engine) openDevice() error {
+	d, err := tun.OpenPortable(tun.Config{Name: e.device, Queues: len(e.workers), MTU: int(e.mtu.Load())})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	e.device = d.Name()
+	e.deviceAge++
+	for i, q := range d.Queues() {
+		e.open[q] = struct{}{}
+		if unused := e.workers[i].nextInner.Swap(&inner{innerPort: q, age: e.deviceAge}); unused != nil {
+			errs = append(errs, e.end(unused.innerPort))
+		}
+		e.workers[i].wake.signal()
+	}
+	return errors.Join(errs...)
+}
+
+// openSockets opens a group of sockets on e.bind and hands each worker its own. e.mu is held.
+func (e *Engine) openSockets() error {
+	group, err := udp.OpenPortable(udp.Config{
+		Bind:     e.bind,
+		Sockets:  len(e.workers),
+		Buffer:   e.config.Buffer,
+		Takeover: e.bound == e.bind,
+	})
+	if err != nil {
+		return err
+	}
+	prober, err := udp.NewProber(e.bind.Addr())
+	if err != nil {
+		for _, s := range group {
+			err = errors.Join(err, s.Close())
+		}
+		return err
+	}
+	for _, n := range e.overflows {
+		e.overflowsBefore += n
+	}
+	var errs []error
+	if e.prober != nil {
+		errs = append(errs, e.prober.Close())
+	}
+	e.prober = prober
+	e.bound = e.bind
+	e.socketAge++
+	e.sockets, e.overflows = nil, make([]uint64, len(group))
+	for i, s := range group {
+		e.open[s] = struct{}{}
+		e.sockets = append(e.sockets, s)
+		if unused := e.workers[i].nextOuter.Swap(&outer{outerPort: s, age: e.socketAge}); unused != nil {
+			errs = append(errs, e.end(unused.outerPort))
+		}
+		e.workers[i].wake.signal()
+	}
+	return errors.Join(errs...)
+}
+
+// end closes c, which nobody uses any more. e.mu is held.
+func (e *Engine) end(c io.Closer) error {
+	delete(e.open, c)
+	for i, s := range e.sockets {
+		if s == c {
+			e.sockets[i] = nil
+		}
+	}
+	return c.Close()
+}
+
+// retire closes what a worker no longer uses.
+func (e *Engine) retire(c io.Closer) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.end(c); err != nil {
+		e.log.Warn("could not close what was replaced", "error", err)
+	}
+}
+
+// Device returns the name that the kernel gave the TUN device.
+func (e *Engine) Device() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.device
+}
+
+// SetNodes replaces what the workers know of the overlay: the subnets of this node, and all other nodes. The
+// engine keeps others; the caller must not change it afterwards. It takes effect with each worker's next round.
+func (e *Engine) SetNodes(self fib.Node, others []fib.Node) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.view.Store(newView(e.view.Load(), self, others))
+}
+
+// SetMTU says which MTU in bytes a device that has to be made again gets. The one in use is left alone: that is
+// changed by whoever manages its addresses.
+func (e *Engine) SetMTU(mtu int) { e.mtu.Store(int32(mtu)) }
+
+// Run forwards packets until ctx is done, and returns nil then; it returns within 100 ms. It may be called once.
+func (e *Engine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var all sync.WaitGroup
+	failed := make(chan error, len(e.workers))
+	for _, w := range e.workers {
+		all.Go(func() {
+			if err := w.run(); err != nil {
+				failed <- err
+				cancel()
+			}
+		})
+	}
+	e.supervise(ctx)
+	for _, w := range e.workers {
+		w.stop.Store(true)
+		w.wake.signal()
+	}
+	all.Wait()
+	select {
+	case err := <-failed:
+		return fmt.Errorf("dataplane: %w", err)
+	default:
+		return nil
+	}
+}
+
+// Close ends what Run has left: the device disappears and the port is free. Run must have returned or never
+// been called.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil
+	}
+	e.closed = true
+	var errs []error
+	for c := range e.open {
+		errs = append(errs, c.Close())
+	}
+	if e.prober != nil {
+		errs = append(errs, e.prober.Close())
+	}
+	for _, w := range e.workers {
+		errs = append(errs, w.wake.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,194 @@
+package dataplane
+
+import (
+	"errors"
+
+	"golang.org/x/sys/unix"
+
+	"weft/dataplane/tun"
+	"weft/dataplane/udp"
+	"weft/encap"
+)
+
+const (
+	// outboundBudget is how many frames a worker reads before it looks at the socket again, so that neither
+	// direction starves the other.
+	outboundBudget = 64
+	// scratchSize holds the largest inner packet, and with it every fragment and ICMP error.
+	scratchSize = 65536
+	// outerOverhead4 and outerOverhead6 turn a path MTU into the longest inner packet.
+	outerOverhead4 = encap.OverheadUDP4
+	outerOverhead6 = encap.OverheadUDP6
+)
+
+// outbound moves frames from the TUN to the nodes and reports whether there were any.
+func (w *worker) outbound() bool {
+	if w.outer == nil || w.blocked && !w.flush() {
+		return false
+	}
+	n := 0
+	for ; n < outboundBudget && w.inner != nil && !w.blocked; n++ {
+		frame, err := w.inner.Read()
+		if err != nil {
+			w.loseInner() // whatever it is, a queue that cannot be read is of no use
+			break
+		}
+		if frame.Packet == nil {
+			break
+		}
+		w.forward(frame.Packet)
+	}
+	w.flush()
+	return n > 0
+}
+
+// forward sends one inner packet to the node that has its destination.
+func (w *worker) forward(pkt []byte) {
+	in, err := encap.ParseInner(pkt)
+	if err != nil {
+		w.drop(parseDrop(err))
+		return
+	}
+	if in.IsNeighbourMessage(pkt) {
+		w.drop(DropNeighbourMessage)
+		return
+	}
+	if in.IsGroup() {
+		w.drop(DropMulticast)
+		return
+	}
+	i, ok := w.view.table.Lookup(in.Dst)
+	if !ok {
+		w.drop(DropNoNode)
+		w.tell(encap.AppendUnreachable(w.scratch[:0], w.view.own(in.Version), pkt, &in))
+		return
+	}
+	p := w.view.peers[i]
+	if limit := w.limit(p); len(pkt) > limit {
+		w.tooLong(p, pkt, &in, limit)
+		return
+	}
+	w.send(p, pkt)
+}
+
+// limit returns the longest inner packet in bytes that the path to the node is known to carry.
+func (w *worker) limit(p *peer) int {
+	outer := p.knownPathMTU(w.now)
+	switch {
+	case outer == 0:
+		return scratchSize
+	case p.to.Addr.Addr().Is4():
+		return outer - outerOverhead4
+	default:
+		return outer - outerOverhead6
+	}
+}
+
+// send queues one packet for the node.
+func (w *worker) send(p *peer, pkt []byte) {
+	buf := w.outer.Reserve(p.to, len(pkt), len(pkt))
+	if buf == nil && w.flush() {
+		buf = w.outer.Reserve(p.to, len(pkt), len(pkt))
+	}
+	if buf == nil {
+		w.drop(DropSendError)
+		return
+	}
+	copy(buf, pkt)
+	w.sent.Packets++
+	w.sent.Bytes += uint64(len(pkt))
+}
+
+// flush sends what is queued and reports whether all of it has gone.
+func (w *worker) flush() bool {
+	w.blocked = !w.outer.Flush(w.refused)
+	if w.blocked {
+		return false
+	}
+	if w.sent.Packets > 0 {
+		w.counters.sent.add(int(w.sent.Packets), int(w.sent.Bytes))
+		w.sent = Traffic{}
+	}
+	return true
+}
+
+// undelivered handles a datagram that the kernel refused to send. One that is too long for the path is the
+// only way to learn the path's MTU, and its sender has to learn it too.
+func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
+	w.sent.Packets--
+	w.sent.Bytes -= uint64(len(pkt))
+	if !errors.Is(err, unix.EMSGSIZE) {
+		w.drop(DropSendError)
+		return
+	}
+	in, parseErr := encap.ParseInner(pkt)
+	if parseErr != nil {
+		w.drop(DropSendError)
+		return
+	}
+	i, ok := w.view.table.Lookup(in.Dst)
+	if !ok || w.view.peers[i].to != to {
+		w.drop(DropSendError) // the nodes have changed meanwhile
+		return
+	}
+	p := w.view.peers[i]
+	mtu, err := w.engine.pathMTU(p)
+	if err != nil {
+		w.drop(DropSendError)
+		return
+	}
+	p.learn(mtu, w.now())
+	limit := w.limit(p)
+	if len(pkt) <= limit {
+		w.drop(DropSendError) // the path would carry it: refused for another reason
+		return
+	}
+	w.tooLong(p, pkt, &in, limit)
+}
+
+// tooLong handles a packet that is longer than limit, what the path to the node carries: it is cut if that is
+// allowed, and else dropped and its sender told.
+func (w *worker) tooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
+	f, ok := encap.NewFragmenter(pkt, in, limit)
+	if !ok {
+		w.drop(DropTooBig)
+		w.tell(encap.AppendTooBig(w.scratch[:0], w.view.own(in.Version), pkt, in, limit))
+		return
+	}
+	// Past the queue: this may run while the queue is being sent.
+	for piece := f.Next(w.scratch[:0]); len(piece) > 0; piece = f.Next(w.scratch[:0]) {
+		if err := w.outer.Send(p.to, piece); err != nil {
+			w.drop(DropSendError)
+			return
+		}
+		w.counters.sent.add(1, len(piece))
+	}
+}
+
+// tell writes the ICMP error msg to the TUN, from where it finds the inner sender. An empty one means that the
+// packet must not be answered.
+func (w *worker) tell(msg []byte) {
+	if len(msg) == 0 || w.inner == nil {
+		return
+	}
+	if !w.limiter.allow(w.now()) {
+		w.counters.icmpSuppressed.Add(1)
+		return
+	}
+	if err := w.inner.Write(tun.Frame{Packet: msg}); err != nil {
+		w.dropAtTUN(err)
+		return
+	}
+	w.counters.icmpSent.Add(1)
+}
+
+// parseDrop names the reason for which ParseInner refused a packet.
+func parseDrop(err error) Drop {
+	switch err {
+	case encap.ErrBadVersion:
+		return DropBadVersion
+	case encap.ErrBadLength:
+		return DropBadLength
+	}
+	return DropTooShort
+}

@@ -1,0 +1,81 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/songgao/water"
+	"golang.org/x/sys/unix"
+)
+
+// OpenPortable makes the device, or attaches to the one of that name, with one inner packet a frame: it asks
+// nothing of the kernel but multi-queue (3.8).
+func OpenPortable(c Config) (*Device, error) {
+	d := &Device{name: c.Name}
+	for range c.Queues {
+		q, name, err := openWater(d.name)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", d.name, err), d.Close())
+		}
+		d.name = name // a pattern is filled in by the first queue; the others join that device
+		d.queues = append(d.queues, q)
+	}
+	if err := setMTU(d.name, c.MTU); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+// openWater opens one queue. It takes a duplicate of the descriptor and lets water's own go: that one sits in
+// Go's network poller, which would wake a thread for every packet although nobody waits there.
+func openWater(name string) (*Queue, string, error) {
+	device, err := water.New(water.Config{
+		DeviceType:             water.TUN,
+		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true},
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("through /dev/net/tun: %w", err)
+	}
+	defer device.Close()
+	conn, err := device.ReadWriteCloser.(*os.File).SyscallConn()
+	if err != nil {
+		return nil, "", err
+	}
+	fd, err := duplicate(conn)
+	if err != nil {
+		return nil, "", err
+	}
+	return &Queue{fd: fd, buf: make([]byte, maxFrame)}, device.Name(), nil
+}
+
+func duplicate(conn syscall.RawConn) (fd int, err error) {
+	if ctlErr := conn.Control(func(f uintptr) {
+		fd, err = unix.FcntlInt(f, unix.F_DUPFD_CLOEXEC, 0)
+	}); ctlErr != nil {
+		return 0, ctlErr
+	}
+	return fd, err
+}
+
+// setMTU sets the MTU of the named device in the calling thread's network namespace.
+func setMTU(name string, mtu int) error {
+	if mtu == 0 {
+		return nil
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("set MTU of %s: %w", name, err)
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return fmt.Errorf("set MTU of %s: %w", name, err)
+	}
+	req.SetUint32(uint32(mtu))
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, req); err != nil {
+		return fmt.Errorf("set MTU of %s to %d: %w", name, mtu, err)
+	}
+	return nil
+}

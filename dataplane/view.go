@@ -1,0 +1,110 @@
+package dataplane
+
+import (
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"weft/dataplane/fib"
+	"weft/dataplane/udp"
+)
+
+// view is what a worker knows of the overlay during one round. It is built whole and never changes; peers
+// alone carry counters and what was learnt, and live on from view to view.
+type view struct {
+	table *fib.Table
+	peers []*peer        // by the table's index
+	self  []netip.Prefix // our own subnets
+	own4  netip.Addr     // our own tunnel addresses, which ICMP errors come from; invalid without a subnet
+	own6  netip.Addr
+}
+
+// peer is another node as the workers see it.
+type peer struct {
+	name string
+	to   *udp.Destination
+
+	received, receivedBytes atomic.Uint64
+
+	// What the kernel said about the path, until when: unix time in nanoseconds. 0 is nothing learnt.
+	pathMTU atomic.Int32
+	until   atomic.Int64
+}
+
+// pathMTUAge is how long a learnt path MTU is believed: the kernel's own net.ipv4.route.mtu_expires.
+const pathMTUAge = 10 * time.Minute
+
+// learn keeps a path MTU in bytes, outer headers included.
+func (p *peer) learn(mtu int, now time.Time) {
+	p.until.Store(now.Add(pathMTUAge).UnixNano())
+	p.pathMTU.Store(int32(mtu))
+}
+
+// knownPathMTU returns the path MTU in bytes that was learnt and has not expired, or 0.
+func (p *peer) knownPathMTU(now func() time.Time) int {
+	mtu := p.pathMTU.Load()
+	if mtu == 0 {
+		return 0
+	}
+	if now().UnixNano() > p.until.Load() {
+		p.pathMTU.Store(0)
+		return 0
+	}
+	return int(mtu)
+}
+
+// newView builds the view of self and others. A node that old knows under the same name keeps its counters,
+// and under the same endpoint also what was learnt of its path.
+func newView(old *view, self fib.Node, others []fib.Node) *view {
+	known := make(map[string]*peer, len(old.peers))
+	for _, p := range old.peers {
+		known[p.name] = p
+	}
+	v := &view{table: fib.New(others), peers: make([]*peer, 0, len(others))}
+	for _, n := range others {
+		v.peers = append(v.peers, keepPeer(known[n.Name], n))
+	}
+	for _, prefix := range self.Prefixes {
+		prefix = prefix.Masked()
+		v.self = append(v.self, prefix)
+		if prefix.Addr().Is4() && !v.own4.IsValid() {
+			v.own4 = prefix.Addr() // flannel's choice of a tunnel address: the subnet's first
+		}
+		if prefix.Addr().Is6() && !v.own6.IsValid() {
+			v.own6 = prefix.Addr()
+		}
+	}
+	return v
+}
+
+func keepPeer(old *peer, n fib.Node) *peer {
+	if old != nil && old.to.Addr == n.Endpoint {
+		return old
+	}
+	p := &peer{name: n.Name, to: udp.NewDestination(n.Endpoint)}
+	if old != nil {
+		p.received.Store(old.received.Load())
+		p.receivedBytes.Store(old.receivedBytes.Load())
+		p.to.Packets.Store(old.to.Packets.Load())
+		p.to.Bytes.Store(old.to.Bytes.Load())
+	}
+	return p
+}
+
+// ours reports whether the inner address a is in our own subnet.
+func (v *view) ours(a netip.Addr) bool {
+	for _, p := range v.self {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// own returns our own tunnel address of the IP version.
+func (v *view) own(version uint8) netip.Addr {
+	if version == 6 {
+		return v.own6
+	}
+	return v.own4
+}

@@ -1,0 +1,165 @@
+package dataplane
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/dataplane/tun"
+	"weft/dataplane/udp"
+)
+
+// innerQueue is a worker's end of the TUN.
+type innerQueue interface {
+	// Read returns the next frame, borrowed until the next Read; one without a packet if there is none.
+	Read() (tun.Frame, error)
+	// Write hands a frame to the kernel and keeps nothing of it.
+	Write(tun.Frame) error
+}
+
+// outerSocket is a worker's end of the underlay.
+type outerSocket interface {
+	// Reserve returns memory for datagrams to a node: some whole segments of the total asked for, in the
+	// order in which Flush will send them; nil if a Flush must come first.
+	Reserve(to *udp.Destination, segment, total int) []byte
+	// Flush sends what was reserved and tells of what the kernel refused. False means that the kernel has no
+	// room and the rest is kept.
+	Flush(udp.Undelivered) bool
+	// Send sends one datagram at once.
+	Send(to *udp.Destination, datagram []byte) error
+	// Receive returns what has arrived, borrowed until the next Receive.
+	Receive() ([]udp.Message, error)
+}
+
+// inner and outer are a worker's two ends with the age that tells a late report of a loss from a new one.
+type inner struct {
+	innerPort
+	age uint64
+}
+
+type outer struct {
+	outerPort
+	age uint64
+}
+
+// worker is one goroutine that owns one TUN queue and one socket and moves packets between them, each to
+// completion. Only the fields marked so are touched by others.
+type worker struct {
+	id       int
+	engine   *Engine
+	counters counters // others read
+
+	wake      *wakeup               // others signal
+	stop      atomic.Bool           // others set
+	nextInner atomic.Pointer[inner] // others leave a new queue here
+	nextOuter atomic.Pointer[outer] // and a new socket here
+
+	inner   *inner // nil while the device is lost
+	outer   *outer // nil while the socket is lost
+	view    *view  // of this round
+	now     func() time.Time
+	limiter limiter
+
+	polls       [3]unix.PollFd
+	blocked     bool            // the socket has no room: nothing more is read from the TUN until it has
+	refused     udp.Undelivered // undelivered, bound once: a method value allocates
+	sent        Traffic         // reserved since the last complete flush, less what was refused
+	scratch     []byte          // for ICMP errors and fragments
+	checkedFrom checkedSender
+}
+
+func newWorker(id int, e *Engine) (*worker, error) {
+	wake, err := newWakeup()
+	if err != nil {
+		return nil, err
+	}
+	w := &worker{id: id, engine: e, wake: wake, now: time.Now, scratch: make([]byte, 0, scratchSize)}
+	w.refused = w.undelivered
+	return w, nil
+}
+
+// run moves packets until stop is set. It fails only if the kernel cannot poll.
+func (w *worker) run() error {
+	for !w.stop.Load() {
+		w.adopt()
+		w.view = w.engine.view.Load()
+		sent := w.outbound()
+		received := w.inbound()
+		if sent || received {
+			continue
+		}
+		if err := w.wait(); err != nil {
+			return fmt.Errorf("worker %d: %w", w.id, err)
+		}
+	}
+	return nil
+}
+
+// adopt takes over the queue and the socket that the supervisor may have left.
+func (w *worker) adopt() {
+	if next := w.nextInner.Swap(nil); next != nil {
+		if w.inner != nil {
+			w.engine.retire(w.inner.innerPort)
+		}
+		w.inner = next
+	}
+	if next := w.nextOuter.Swap(nil); next != nil {
+		if w.outer != nil {
+			w.engine.retire(w.outer.outerPort)
+		}
+		w.outer = next
+		w.blocked, w.sent = false, Traffic{}
+	}
+}
+
+// loseInner puts the queue away: the worker goes on without until it gets a new one.
+func (w *worker) loseInner() {
+	w.engine.lostDevice.Store(w.inner.age)
+	w.engine.retire(w.inner.innerPort)
+	w.inner = nil
+	w.engine.wakeSupervisor()
+}
+
+// loseOuter puts the socket away.
+func (w *worker) loseOuter() {
+	w.engine.lostSocket.Store(w.outer.age)
+	w.engine.retire(w.outer.outerPort)
+	w.outer = nil
+	w.engine.wakeSupervisor()
+}
+
+// wait blocks until there is something to do.
+func (w *worker) wait() error {
+	const none = -1 // poll passes over negative descriptors
+	w.polls = [3]unix.PollFd{{Fd: int32(w.wake.fd), Events: unix.POLLIN}, {Fd: none}, {Fd: none}}
+	if w.inner != nil {
+		// While the socket is blocked only the loss of the device is of interest, which poll always reports.
+		w.polls[1] = unix.PollFd{Fd: int32(w.inner.FD()), Events: unix.POLLIN}
+		if w.blocked || w.outer == nil {
+			w.polls[1].Events = 0
+		}
+	}
+	if w.outer != nil {
+		w.polls[2] = unix.PollFd{Fd: int32(w.outer.FD()), Events: unix.POLLIN}
+		if w.blocked {
+			w.polls[2].Events |= unix.POLLOUT
+		}
+	}
+	_, err := unix.Poll(w.polls[:], -1)
+	if err != nil && err != unix.EINTR {
+		return fmt.Errorf("poll: %w", err)
+	}
+	if w.polls[0].Revents != 0 {
+		w.wake.clear()
+	}
+	// A TUN queue reports POLLERR once its device is deleted (drivers/net/tun.c, tun_chr_poll), and without
+	// POLLIN, so that a reader alone would not notice.
+	if w.polls[1].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
+		w.loseInner()
+	}
+	return nil
+}
+
+func (w *worker) drop(d Drop) { w.counters.drops[d].Add(1) }
