@@ -95,6 +95,9 @@ func stateMetrics() []metric {
 		{Info{"weft_reconciler_in_sync",
 			"Whether the kernel's links, addresses and routes were as wanted when last checked (1 yes, 0 no).", gauge, nil},
 			func(s *scrape) []sample { return yesNo(s.ReconcilerInSync) }},
+		{Info{"weft_kernel_repairs_total", "Links, addresses and routes put back after something else had changed them.",
+			counter, nil},
+			func(s *scrape) []sample { return []sample{{value: float64(s.KernelRepairs)}} }},
 	}
 }
 

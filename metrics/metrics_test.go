@@ -25,7 +25,7 @@ func full() Snapshot {
 		Nodes:          2,
 		Traffic: &Traffic{
 			Engine:       "portable",
-			Capabilities: []Capability{{"udp-gso", false}, {"multi-queue", true}},
+			Capabilities: []Capability{{"udp-gso", false, "too old"}, {"multi-queue", true, ""}},
 			Out:          Volume{11, 1100}, In: Volume{12, 1200},
 			Drops:     []Drop{{"short", 3}, {"unknown-node", 0}},
 			Overflows: []Overflow{{"socket", 4}, {"tun", 5}},
@@ -34,6 +34,7 @@ func full() Snapshot {
 			Nodes: []NodeTraffic{{"b", Volume{7, 700}, Volume{8, 800}}, {"a", Volume{9, 900}, Volume{10, 1000}}},
 		},
 		ReconcilerInSync: true,
+		KernelRepairs:    13,
 	}
 }
 
@@ -83,6 +84,7 @@ weft_lease_held 1
 weft_lease_age_seconds 90
 weft_lease_expiry_seconds 86310
 weft_reconciler_in_sync 1
+weft_kernel_repairs_total 13
 weft_packets_total{direction="in"} 12
 weft_packets_total{direction="out"} 11
 weft_bytes_total{direction="in"} 1200

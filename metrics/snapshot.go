@@ -21,6 +21,9 @@ type Snapshot struct {
 
 	// ReconcilerInSync says that the kernel looked as planned when last checked.
 	ReconcilerInSync bool
+	// KernelRepairs is how many changes were made to get there again after
+	// something else had changed the kernel.
+	KernelRepairs uint64
 }
 
 // Condition is one thing that must be in place for the node to be ready.
@@ -38,48 +41,58 @@ type Lease struct {
 	Endless bool
 }
 
-// Traffic is what the dataplane has counted.
+// Traffic is what the dataplane has counted. Its JSON is the form in which the
+// daemon's status shows it.
 type Traffic struct {
-	Engine                   string // the engine that carries the packets
-	Capabilities             []Capability
-	Out, In                  Volume        // TUN to UDP, UDP to TUN
-	Drops                    []Drop        // one entry a reason, also those that are 0
-	Overflows                []Overflow    // one entry a queue kind
-	Reopens                  []Reopen      // one entry a thing that can be lost
-	ICMPSent, ICMPSuppressed uint64        // errors told to inner senders; not told because of the rate limit
-	Nodes                    []NodeTraffic // in any order; entries of one name are summed
+	Engine       string       `json:"engine"` // the engine that carries the packets
+	Capabilities []Capability `json:"capabilities,omitempty"`
+	Out          Volume       `json:"out"`       // from the TUN to other nodes
+	In           Volume       `json:"in"`        // from other nodes to the TUN
+	Drops        []Drop       `json:"drops"`     // one entry a reason, also those that are 0
+	Overflows    []Overflow   `json:"overflows"` // one entry a kind of queue
+	Reopens      []Reopen     `json:"reopens"`   // one entry a thing that can be lost
+	// ICMPSent are errors told to inner senders, ICMPSuppressed those that the
+	// rate limit held back.
+	ICMPSent       uint64        `json:"icmp_sent"`
+	ICMPSuppressed uint64        `json:"icmp_suppressed"`
+	Nodes          []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
 }
 
 // Volume is an amount of traffic; bytes are those of the inner packets.
-type Volume struct{ Packets, Bytes uint64 }
+type Volume struct {
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
 
 // Drop is how many packets died of one reason.
 type Drop struct {
-	Reason  string
-	Packets uint64
+	Reason  string `json:"reason"`
+	Packets uint64 `json:"packets"`
 }
 
 // Overflow is how many packets the kernel dropped because a queue of ours was
 // full.
 type Overflow struct {
-	Queue   string // "socket" or "tun"
-	Packets uint64
+	Queue   string `json:"queue"` // "socket" or "tun"
+	Packets uint64 `json:"packets"`
 }
 
 // Reopen is how often something of ours was lost and made again.
 type Reopen struct {
-	What  string // "device" or "socket"
-	Count uint64
+	What  string `json:"what"` // "device" or "socket"
+	Count uint64 `json:"count"`
 }
 
 // Capability is something the engine can use if the kernel has it.
 type Capability struct {
-	Name string
-	Used bool
+	Name   string `json:"name"`
+	Used   bool   `json:"used"`
+	Reason string `json:"reason,omitempty"` // why it is not used; not in the metrics
 }
 
 // NodeTraffic is the traffic to and from one other node.
 type NodeTraffic struct {
-	Node    string
-	Out, In Volume
+	Node string `json:"node"`
+	Out  Volume `json:"out"`
+	In   Volume `json:"in"`
 }
