@@ -1,0 +1,300 @@
+package offload
+
+import (
+	"encoding/binary"
+
+	"weft/encap/checksum"
+)
+
+// Splitter cuts one frame into segments, each written whole into memory of the caller. It is a plain value: a
+// caller whose memory is full keeps it and goes on later. The frame is borrowed until the last Next; it is only
+// read, and must not change in between.
+//
+//	s, err := offload.Split(h, frame)
+//	for s.NextLen() > 0 {
+//		n := s.Next(slot[used:]) // 0: does not fit, s is as before
+//	}
+type Splitter struct {
+	frame    []byte
+	l4       int // offset of the TCP or UDP header
+	header   int // bytes of all headers, repeated in every segment
+	size     int // payload bytes a segment
+	done     int // payload bytes already cut off
+	checksum int // offset of the upper-layer checksum; 0: the frame goes out as it is
+	kind     splitKind
+	firstCWR bool   // CWR only on the first segment
+	id       uint16 // IPv4 ID of the next segment
+	seq      uint32 // TCP sequence number of the next segment
+	ipSum    uint16 // of the IPv4 header without length, ID and checksum
+	l4Sum    uint16 // of pseudo-header and upper-layer header without what differs between segments
+}
+
+type splitKind uint8
+
+const (
+	single splitKind = iota // no GSO: one segment, the frame itself
+	tcp
+	udp
+)
+
+// Split prepares to cut frame, which h describes. A frame that needs no cutting gives one segment, with its
+// checksum finished where h asks for that. The error is one of this package's values; the frame cannot be sent then.
+//
+// IPv4 options and IPv6 extension headers are repeated in every segment. The payload's checksum is built on the
+// sum that the kernel left in the checksum field (which covers a routing header's final destination, too).
+func Split(h Header, frame []byte) (Splitter, error) {
+	if h.GSO == GSONone {
+		return splitNone(h, frame)
+	}
+	s := Splitter{frame: frame, l4: int(h.ChecksumStart), size: int(h.SegmentSize)}
+	switch h.GSO &^ GSOECN {
+	case GSOTCPv4, GSOTCPv6:
+		s.kind = tcp
+	case GSOUDP:
+		s.kind = udp
+	}
+	if s.kind == single || s.kind == udp && h.GSO != GSOUDP {
+		return Splitter{}, ErrGSOType
+	}
+	if h.Flags&NeedsChecksum == 0 {
+		return Splitter{}, ErrNoChecksum // virtio 1.2 section 5.1.6.2: a GSO type comes with NEEDS_CSUM
+	}
+	if s.size == 0 {
+		return Splitter{}, ErrSegmentSize
+	}
+	if err := s.checkNetwork(h.GSO &^ GSOECN); err != nil {
+		return Splitter{}, err
+	}
+	s.firstCWR = h.GSO&GSOECN != 0
+	return s, s.prepare(int(h.ChecksumOffset))
+}
+
+func splitNone(h Header, frame []byte) (Splitter, error) {
+	if len(frame) == 0 {
+		return Splitter{}, ErrShortFrame
+	}
+	s := Splitter{frame: frame, size: len(frame)}
+	if h.Flags&NeedsChecksum != 0 {
+		s.l4 = int(h.ChecksumStart)
+		s.checksum = s.l4 + int(h.ChecksumOffset)
+		if s.checksum == 0 || s.checksum+2 > len(frame) {
+			return Splitter{}, ErrChecksumPlace
+		}
+	}
+	return s, nil
+}
+
+// checkNetwork checks the IP header of a GSO frame: version, length, and that the upper layer begins at s.l4.
+func (s *Splitter) checkNetwork(gso GSOType) error {
+	b := s.frame
+	if len(b) < ipv4HeaderLen {
+		return ErrShortFrame
+	}
+	switch b[0] >> 4 {
+	case 4:
+		if gso == GSOTCPv6 {
+			return ErrIPVersion
+		}
+		if int(binary.BigEndian.Uint16(b[ipv4Length:])) != len(b) {
+			return ErrLength
+		}
+		if binary.BigEndian.Uint16(b[ipv4Fragment:])&ipv4IsPiece != 0 {
+			return ErrFragment
+		}
+		if header := int(b[0]&0x0f) * 4; header < ipv4HeaderLen || header != s.l4 || b[ipv4Proto] != s.proto() {
+			return ErrChecksumPlace
+		}
+	case 6:
+		if gso == GSOTCPv4 {
+			return ErrIPVersion
+		}
+		if len(b) < ipv6HeaderLen {
+			return ErrShortFrame
+		}
+		if int(binary.BigEndian.Uint16(b[ipv6Length:]))+ipv6HeaderLen != len(b) {
+			return ErrLength
+		}
+		return s.checkExtensions(b[ipv6Next], ipv6HeaderLen)
+	default:
+		return ErrIPVersion
+	}
+	return nil
+}
+
+func (s *Splitter) proto() uint8 {
+	if s.kind == tcp {
+		return protoTCP
+	}
+	return protoUDP
+}
+
+// checkExtensions follows IPv6 extension headers from next, which stands at offset at, to the upper layer.
+func (s *Splitter) checkExtensions(next uint8, at int) error {
+	for next != s.proto() {
+		if next != extHopByHop && next != extRouting && next != extDestination {
+			return ErrExtension
+		}
+		if at+8 > len(s.frame) {
+			return ErrShortFrame
+		}
+		next = s.frame[at]
+		at += 8 + int(s.frame[at+1])*8 // RFC 8200 section 4.3: units of 8, the first not counted
+	}
+	if at != s.l4 {
+		return ErrChecksumPlace
+	}
+	return nil
+}
+
+// prepare reads the upper-layer header and sums what is the same in all segments.
+func (s *Splitter) prepare(checksumOffset int) error {
+	l4, total := s.frame[min(s.l4, len(s.frame)):], len(s.frame)-s.l4
+	var fixed uint64 // sum of the upper-layer header's words that do not change, the checksum taken as 0
+	switch s.kind {
+	case tcp:
+		if total < tcpHeaderLen {
+			return ErrShortFrame
+		}
+		header := int(l4[tcpOffset]>>4) * 4
+		if header < tcpHeaderLen || header > total {
+			return ErrShortFrame
+		}
+		s.header, s.checksum = s.l4+header, s.l4+tcpChecksum
+		s.seq = binary.BigEndian.Uint32(l4[tcpSeq:])
+		fixed = uint64(checksum.Sum(l4[:tcpSeq], 0)) + uint64(checksum.Sum(l4[tcpAck:tcpOffset], 0)) +
+			uint64(binary.BigEndian.Uint16(l4[tcpWindow:])) + uint64(checksum.Sum(l4[tcpUrgent:header], 0))
+	case udp:
+		if total < udpHeaderLen {
+			return ErrShortFrame
+		}
+		s.header, s.checksum = s.l4+udpHeaderLen, s.l4+udpChecksum
+		fixed = uint64(checksum.Sum(l4[:udpLength], 0))
+	}
+	if s.checksum != s.l4+checksumOffset {
+		return ErrChecksumPlace
+	}
+	if s.header == len(s.frame) {
+		return ErrShortFrame
+	}
+	// The kernel's sum of the pseudo-header covers the whole frame's length: take that out.
+	seed := binary.BigEndian.Uint16(s.frame[s.checksum:])
+	s.l4Sum = checksum.Fold(fixed + uint64(seed) + uint64(^uint16(total)))
+	if s.frame[0]>>4 == 4 {
+		s.id = binary.BigEndian.Uint16(s.frame[ipv4ID:])
+		s.ipSum = checksum.Add(checksum.Sum(s.frame[:ipv4Length], 0), checksum.Sum(s.frame[ipv4Fragment:ipv4Checksum], 0))
+		s.ipSum = checksum.Sum(s.frame[ipv4Addrs:s.l4], s.ipSum)
+	}
+	return nil
+}
+
+// MaxLen is the length in bytes of the first segment; none is longer, and only the last can be shorter.
+func (s *Splitter) MaxLen() int {
+	return s.header + min(s.size, len(s.frame)-s.header)
+}
+
+// NextLen is the length in bytes of the segment that Next will write, 0 behind the last.
+func (s *Splitter) NextLen() int {
+	rest := len(s.frame) - s.header - s.done
+	if rest <= 0 {
+		return 0
+	}
+	return s.header + min(s.size, rest)
+}
+
+// Next writes the next segment to the start of dst and returns its length. It returns 0 and changes nothing if
+// there is none left or dst is shorter than NextLen.
+func (s *Splitter) Next(dst []byte) int {
+	n := s.NextLen()
+	if n == 0 || n > len(dst) {
+		return 0
+	}
+	dst = dst[:n]
+	if s.kind == single {
+		s.done = n
+		s.copySingle(dst)
+		return n
+	}
+	payload := s.frame[s.header+s.done:][:n-s.header]
+	copy(dst, s.frame[:s.header])
+	s.putNetwork(dst)
+	sum := uint64(s.l4Sum) + uint64(n-s.l4)
+	if s.kind == tcp {
+		sum += s.putTCP(dst, len(payload))
+	} else {
+		binary.BigEndian.PutUint16(dst[s.l4+udpLength:], uint16(n-s.l4))
+		sum += uint64(n - s.l4)
+	}
+	check := ^checksum.Copy(dst[s.header:], payload, checksum.Fold(sum))
+	if check == 0 && s.kind == udp {
+		check = 0xffff // RFC 768: zero would mean "no checksum"
+	}
+	binary.BigEndian.PutUint16(dst[s.checksum:], check)
+	s.done += len(payload)
+	return n
+}
+
+func (s *Splitter) copySingle(dst []byte) {
+	if s.checksum == 0 {
+		copy(dst, s.frame)
+		return
+	}
+	copy(dst, s.frame[:s.l4])
+	putChecksum(dst[s.checksum:], checksum.Copy(dst[s.l4:], s.frame[s.l4:], 0))
+}
+
+// putChecksum finishes the checksum of a single frame. Zero becomes 0xffff whatever the protocol is, as in the
+// kernel (net/core/dev.c, skb_checksum_help): in UDP zero would mean "none", elsewhere the two are equal.
+func putChecksum(b []byte, sum uint16) {
+	check := ^sum
+	if check == 0 {
+		check = 0xffff
+	}
+	binary.BigEndian.PutUint16(b, check)
+}
+
+// putNetwork fixes the IP header of the segment dst: the length and, in IPv4, the ID, which counts up, and the checksum.
+func (s *Splitter) putNetwork(dst []byte) {
+	if dst[0]>>4 == 6 {
+		binary.BigEndian.PutUint16(dst[ipv6Length:], uint16(len(dst)-ipv6HeaderLen))
+		return
+	}
+	binary.BigEndian.PutUint16(dst[ipv4Length:], uint16(len(dst)))
+	binary.BigEndian.PutUint16(dst[ipv4ID:], s.id)
+	sum := checksum.Fold(uint64(s.ipSum) + uint64(len(dst)) + uint64(s.id))
+	binary.BigEndian.PutUint16(dst[ipv4Checksum:], ^sum)
+	s.id++
+}
+
+// putTCP fixes sequence number and flags of the segment dst with n payload bytes, and returns their sum.
+func (s *Splitter) putTCP(dst []byte, n int) uint64 {
+	b := dst[s.l4:]
+	if s.header+s.done+n < len(s.frame) {
+		b[tcpFlags] &^= tcpFIN | tcpPSH
+	}
+	if s.done > 0 && s.firstCWR {
+		b[tcpFlags] &^= tcpCWR
+	}
+	seq := s.seq
+	binary.BigEndian.PutUint32(b[tcpSeq:], seq)
+	s.seq += uint32(n)
+	return uint64(seq>>16) + uint64(seq&0xffff) + uint64(binary.BigEndian.Uint16(b[tcpOffset:]))
+}
+
+// Complete finishes, in place, the checksum of a frame that is not cut: what Splitter does for GSONone, for
+// callers that send the frame from where it lies. Without NeedsChecksum it does nothing. The error is
+// ErrGSOType or ErrChecksumPlace.
+func Complete(h Header, frame []byte) error {
+	if h.GSO != GSONone {
+		return ErrGSOType
+	}
+	if h.Flags&NeedsChecksum == 0 {
+		return nil
+	}
+	start := int(h.ChecksumStart)
+	place := start + int(h.ChecksumOffset)
+	if place == 0 || place+2 > len(frame) {
+		return ErrChecksumPlace
+	}
+	putChecksum(frame[place:], checksum.Sum(frame[start:], 0))
+	return nil
+}
