@@ -1,0 +1,19 @@
+// Package etcd is the lease store that flannel's nodes use too: an etcd v3 cluster. Its keys and values are flannel's
+// byte for byte, so both kinds of node share one cluster.
+//
+//	<prefix>/config                       the network config, written by people
+//	<prefix>/subnets/10.5.1.0-24          a lease: {"PublicIP":"192.0.2.1","PublicIPv6":null}, on an etcd lease of
+//	                                      24 h; without an etcd lease it is a reservation, which never expires
+//	<prefix>/subnets/10.5.1.0-24&fd10:5:0:40::-64                          a lease of both families
+//	<prefix>/weft/owners/10.5.1.0-24      ours alone: {"id":"…","node":"host"}, on an etcd lease of 15 s
+//
+// The owner key says that the daemon of a lease is alive and which one it is. With it a second node with the same
+// public IP is refused, and a daemon that comes back after a crash is not. It lies outside <prefix>/subnets because
+// flannel drops all its peers at a key there that it cannot read. A role for the daemon must cover <prefix>/.
+//
+// A claim is one transaction: if the subnet's key and its owner key are still what they were when listed, put both.
+// The answer carries the list after the put, and whoever finds there that an earlier key overlaps with its own (two
+// families make one key, so two keys can share a subnet) takes its key back and tries another subnet.
+//
+// Watch trusts no silence: beside the stream it compares a cheap fingerprint of the server's data with its own list.
+package etcd

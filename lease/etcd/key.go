@@ -1,0 +1,134 @@
+package etcd
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"weft/lease"
+)
+
+// noSubnet stands for the IPv4 part in the key of a node that has IPv6 only, as flannel writes it.
+const noSubnet = "0.0.0.0-0"
+
+// formatKey makes the last part of a lease's key: flannel's MakeSubnetKey.
+func formatKey(l lease.Lease) string {
+	key := noSubnet
+	if l.Subnet.IsValid() {
+		key = formatPart(l.Subnet)
+	}
+	if l.Subnet6.IsValid() {
+		key += "&" + formatPart(l.Subnet6)
+	}
+	return key
+}
+
+func formatPart(p netip.Prefix) string {
+	return fmt.Sprintf("%s-%d", p.Addr(), p.Bits())
+}
+
+// parseKey reads the last part of a lease's key into a lease that has nothing but subnets. It accepts exactly what
+// formatKey makes, so that a lease always finds its own key again.
+func parseKey(key string) (lease.Lease, error) {
+	v4, v6, both := strings.Cut(key, "&")
+	var l lease.Lease
+	var err error
+	if v4 != noSubnet || !both {
+		if l.Subnet, err = parsePart(v4, netip.Addr.Is4); err != nil {
+			return lease.Lease{}, fmt.Errorf("subnet key %q: %w", key, err)
+		}
+	}
+	if both {
+		if l.Subnet6, err = parsePart(v6, netip.Addr.Is6); err != nil {
+			return lease.Lease{}, fmt.Errorf("subnet key %q: %w", key, err)
+		}
+	}
+	return l, nil
+}
+
+func parsePart(s string, family func(netip.Addr) bool) (netip.Prefix, error) {
+	addr, bits, _ := strings.Cut(s, "-")
+	p, err := netip.ParsePrefix(addr + "/" + bits)
+	switch {
+	case err != nil:
+		return netip.Prefix{}, err
+	case !family(p.Addr()) || p.Addr().Is4In6():
+		return netip.Prefix{}, fmt.Errorf("%s is of the wrong address family", p.Addr())
+	case p.Bits() == 0 || p != p.Masked():
+		return netip.Prefix{}, fmt.Errorf("%s is not the first address of a subnet", p)
+	case formatPart(p) != s:
+		return netip.Prefix{}, fmt.Errorf("%q is not written as %q", s, formatPart(p))
+	}
+	return p, nil
+}
+
+// wireAttrs is the value of a lease's key: flannel's LeaseAttrs, in its order of fields.
+type wireAttrs struct {
+	PublicIP      wireAddr
+	PublicIPv6    wireAddr
+	BackendType   string          `json:",omitempty"`
+	BackendData   json.RawMessage `json:",omitempty"`
+	BackendV6Data json.RawMessage `json:",omitempty"`
+}
+
+// wireAddr is an address that is null when unset.
+type wireAddr struct{ netip.Addr }
+
+func (a wireAddr) MarshalJSON() ([]byte, error) {
+	if !a.IsValid() {
+		return []byte("null"), nil
+	}
+	return json.Marshal(a.String())
+}
+
+func (a *wireAddr) UnmarshalJSON(b []byte) error {
+	var s *string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	a.Addr = netip.Addr{}
+	if s == nil {
+		return nil
+	}
+	var err error
+	a.Addr, err = netip.ParseAddr(*s)
+	return err
+}
+
+// formatValue makes the value of a lease's key. An unset IPv4 address is written "0.0.0.0", an IPv6 one null.
+func formatValue(a lease.Attrs) ([]byte, error) {
+	w := wireAttrs{wireAddr{a.PublicIP}, wireAddr{a.PublicIPv6}, a.BackendType, a.BackendData, a.BackendV6Data}
+	if !w.PublicIP.IsValid() {
+		w.PublicIP.Addr = netip.IPv4Unspecified()
+	}
+	b, err := json.Marshal(w)
+	if err != nil {
+		return nil, fmt.Errorf("encode lease attributes: %w", err)
+	}
+	return b, nil
+}
+
+// parseValue reads the value of a lease's key.
+func parseValue(b []byte) (lease.Attrs, error) {
+	var w wireAttrs
+	if err := json.Unmarshal(b, &w); err != nil {
+		return lease.Attrs{}, fmt.Errorf("decode lease attributes: %w", err)
+	}
+	for _, a := range []*wireAddr{&w.PublicIP, &w.PublicIPv6} {
+		if a.Is4In6() || a.Zone() != "" {
+			return lease.Attrs{}, fmt.Errorf("decode lease attributes: %s is not a plain address", a)
+		}
+		if a.IsUnspecified() {
+			a.Addr = netip.Addr{}
+		}
+	}
+	if w.PublicIP.Is6() || w.PublicIPv6.Is4() {
+		return lease.Attrs{}, errors.New("decode lease attributes: an address of the wrong family")
+	}
+	return lease.Attrs{
+		PublicIP: w.PublicIP.Addr, PublicIPv6: w.PublicIPv6.Addr,
+		BackendType: w.BackendType, BackendData: w.BackendData, BackendV6Data: w.BackendV6Data,
+	}, nil
+}

@@ -1,0 +1,269 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"weft/lease"
+)
+
+const (
+	// leaseTTL is how long a lease lives without renewal: flannel's 24 hours.
+	leaseTTL = 24 * time.Hour
+	// ownerTTL is how long a dead daemon keeps its public IP from another node. A third of it is the beat.
+	ownerTTL = 15 * time.Second
+	// callTimeout bounds every single request.
+	callTimeout = 5 * time.Second
+	// closeTimeout bounds the farewell to an etcd that may be gone: a stop must not take seconds.
+	closeTimeout = 500 * time.Millisecond
+	// pingEvery and pingTimeout find a connection that is dead without a word. etcd refuses pings more frequent than
+	// one in 5 s (embed's GRPCKeepAliveMinTime).
+	pingEvery, pingTimeout = 10 * time.Second, 5 * time.Second
+	// redialMax bounds grpc's pause between attempts to connect. Its own default grows to two minutes.
+	redialMax = 3 * time.Second
+	// checkEvery is the default of Config.CheckEvery.
+	checkEvery = 20 * time.Second
+)
+
+// Store is an etcd cluster as a lease.Store. Close ends it.
+type Store struct {
+	config Config
+	dialer clientv3.Config
+	id     string // of this daemon, in owner keys
+	stop   context.CancelFunc
+
+	dialing sync.Mutex // held while the client is made, which may take a callTimeout
+	mu      sync.Mutex // guards what is below
+	client  *clientv3.Client
+	held    *held
+	odd     map[string]bool // keys that were complained about
+}
+
+// held is what the store remembers about the lease that this daemon holds. It is replaced, never changed.
+type held struct {
+	key   string      // the part after subnets/
+	attrs lease.Attrs // as last written
+	node  string
+	owner clientv3.LeaseID // etcd lease of the owner key
+}
+
+// Open checks the config and returns at once; the first request connects.
+func Open(c Config) (*Store, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	tls, err := c.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	id, err := identity(c.Instance)
+	if err != nil {
+		return nil, err
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if c.CheckEvery <= 0 {
+		c.CheckEvery = checkEvery
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	redial := backoff.DefaultConfig
+	redial.BaseDelay, redial.MaxDelay = 100*time.Millisecond, redialMax
+	return &Store{
+		config: c, id: id, stop: stop, odd: make(map[string]bool),
+		dialer: clientv3.Config{
+			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username, Password: c.Password,
+			DialTimeout: callTimeout, DialKeepAliveTime: pingEvery, DialKeepAliveTimeout: pingTimeout,
+			Logger:      zap.NewNop(), // errors are returned, and said once by the caller
+			DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: callTimeout})},
+		},
+	}, nil
+}
+
+// Close tells the other nodes that this daemon is gone, as far as etcd answers quickly, and disconnects. The lease
+// itself stays for the next start. Calls that still run fail.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	c, h := s.client, s.held
+	s.mu.Unlock()
+	defer s.stop()
+	if c == nil {
+		return nil
+	}
+	if h != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		defer cancel()
+		if _, err := c.Revoke(ctx, h.owner); err != nil {
+			s.config.Log.Debug("owner key is left to expire", "key", s.ownerKey(h.key), "err", err)
+		}
+	}
+	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("etcd: close: %w", err)
+	}
+	return nil
+}
+
+// Network reads <prefix>/config.
+func (s *Store) Network(ctx context.Context) (lease.Network, error) {
+	key := path.Join(s.config.Prefix, "config")
+	var got *clientv3.GetResponse
+	err := s.call(ctx, "read network config", func(ctx context.Context, c *clientv3.Client) (err error) {
+		got, err = c.Get(ctx, key)
+		return err
+	})
+	if err != nil {
+		return lease.Network{}, err
+	}
+	if len(got.Kvs) == 0 {
+		return lease.Network{}, fmt.Errorf("etcd: no network config at %s", key)
+	}
+	n, err := lease.ParseNetwork(got.Kvs[0].Value)
+	if err == nil {
+		err = n.Check()
+	}
+	if err != nil {
+		return lease.Network{}, fmt.Errorf("etcd: %s: %w", key, err)
+	}
+	return n, nil
+}
+
+// subnets is the prefix of all lease keys. The slash at its end keeps <prefix>/subnets-old out.
+func (s *Store) subnets() string { return path.Join(s.config.Prefix, "subnets") + "/" }
+
+// owners is the prefix of all owner keys.
+func (s *Store) owners() string { return path.Join(s.config.Prefix, "weft/owners") + "/" }
+
+func (s *Store) subnetKey(name string) string { return s.subnets() + name }
+
+func (s *Store) ownerKey(name string) string { return s.owners() + name }
+
+// call runs one request with the client and a time limit of its own. what names it in the error.
+func (s *Store) call(ctx context.Context, what string, request func(context.Context, *clientv3.Client) error) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	c, err := s.connect(ctx)
+	if err == nil {
+		err = request(ctx, c)
+	}
+	if err != nil {
+		return fmt.Errorf("etcd: %s: %w", what, err)
+	}
+	return nil
+}
+
+// connect returns the one client. With a user name its constructor logs in and needs the server, hence not in Open.
+func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
+	s.dialing.Lock()
+	defer s.dialing.Unlock()
+	s.mu.Lock()
+	c := s.client
+	s.mu.Unlock()
+	if c != nil {
+		return c, nil
+	}
+	// The client lives as long as the context it is made with, so ctx may only end the making of it.
+	dialer := s.dialer
+	life, end := context.WithCancel(dialer.Context)
+	dialer.Context = life
+	keep := context.AfterFunc(ctx, end)
+	c, err := clientv3.New(dialer)
+	if err != nil || !keep() {
+		end()
+		if err == nil {
+			c.Close()
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("connect: %w", err)
+	}
+	s.mu.Lock()
+	s.client = c
+	s.mu.Unlock()
+	return c, nil
+}
+
+// txn runs one transaction.
+func (s *Store) txn(ctx context.Context, what string, t transaction) (*clientv3.TxnResponse, error) {
+	var got *clientv3.TxnResponse
+	err := s.call(ctx, what, func(ctx context.Context, c *clientv3.Client) (err error) {
+		got, err = c.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
+		return err
+	})
+	return got, err
+}
+
+// transaction is what etcd does at once: then if all of when holds, otherwise if not.
+type transaction struct {
+	when            []clientv3.Cmp
+	then, otherwise []clientv3.Op
+}
+
+// grant makes an etcd lease.
+func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID, error) {
+	var id clientv3.LeaseID
+	err := s.call(ctx, "grant an etcd lease", func(ctx context.Context, c *clientv3.Client) error {
+		g, err := c.Grant(ctx, int64(ttl/time.Second))
+		if err == nil {
+			id = g.ID
+		}
+		return err
+	})
+	return id, err
+}
+
+// revokeEmpty ends an etcd lease that nothing hangs on any more. It would expire alone, so failure is no matter;
+// but an etcd lease with keys on it (an operator may have put several on one) is left alone.
+func (s *Store) revokeEmpty(ctx context.Context, id clientv3.LeaseID) {
+	if id == clientv3.NoLease {
+		return
+	}
+	err := s.call(ctx, "revoke an etcd lease", func(ctx context.Context, c *clientv3.Client) error {
+		got, err := c.TimeToLive(ctx, id, clientv3.WithAttachedKeys())
+		if err != nil || got.TTL <= 0 || len(got.Keys) > 0 {
+			return err
+		}
+		_, err = c.Revoke(ctx, id)
+		return err
+	})
+	if err != nil {
+		s.config.Log.Debug("an etcd lease is left to expire", "err", err)
+	}
+}
+
+// complain logs the entries that cannot be read, each key once for as long as it is there.
+func (s *Store) complain(v *view) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for key := range s.odd {
+		if v.entries[key].err == nil {
+			delete(s.odd, key)
+		}
+	}
+	for key, e := range v.entries {
+		if e.err != nil && !s.odd[key] {
+			s.odd[key] = true
+			s.config.Log.Warn("ignoring a lease that cannot be read", "key", s.subnetKey(key), "err", e.err)
+		}
+	}
+}
+
+func (s *Store) holding() *held {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held
+}
+
+func (s *Store) hold(h *held) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.held = h
+}

@@ -1,0 +1,148 @@
+package etcd
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/lease"
+)
+
+// entry is one key below subnets/.
+type entry struct {
+	key   string // the part after subnets/
+	value []byte
+	lease lease.Lease // its Attrs are unset if the value cannot be read, all of it if the key cannot
+	err   error       // why the key or the value cannot be read
+	mod   int64       // revision of the last change
+	grant clientv3.LeaseID
+}
+
+// decode reads a key below subnets/ of which name is the last part.
+func decode(name string, kv *mvccpb.KeyValue) entry {
+	e := entry{key: name, value: kv.Value, mod: kv.ModRevision, grant: clientv3.LeaseID(kv.Lease)}
+	if e.lease, e.err = parseKey(name); e.err != nil {
+		return e
+	}
+	if e.lease.Attrs, e.err = parseValue(kv.Value); e.err != nil {
+		e.err = fmt.Errorf("value of subnet key %q: %w", name, e.err)
+		return e
+	}
+	if public := e.lease.Public(); public.IsValid() {
+		e.lease.Node = public.String()
+	}
+	return e
+}
+
+// view is the content of subnets/ at one revision.
+type view struct {
+	prefix   string // of the keys, with the slash at its end
+	revision int64
+	cluster  uint64 // the etcd cluster's id
+	entries  map[string]entry
+}
+
+// newView makes a view of a whole list.
+func newView(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue) *view {
+	v := &view{prefix: prefix, cluster: cluster, revision: revision, entries: make(map[string]entry, len(kvs))}
+	for _, kv := range kvs {
+		name := strings.TrimPrefix(string(kv.Key), prefix)
+		v.entries[name] = decode(name, kv)
+	}
+	return v
+}
+
+// apply brings the view up to date with what a watch told, and reports whether a lease came, went or changed.
+// A renewal writes the same bytes again, which is no change.
+func (v *view) apply(r clientv3.WatchResponse) bool {
+	changed := false
+	for _, ev := range r.Events {
+		name := strings.TrimPrefix(string(ev.Kv.Key), v.prefix)
+		old, had := v.entries[name]
+		if ev.Type == mvccpb.DELETE {
+			delete(v.entries, name)
+			changed = changed || had && old.err == nil
+			continue
+		}
+		now := decode(name, ev.Kv)
+		v.entries[name] = now
+		same := had && old.err == nil && now.err == nil && bytes.Equal(old.value, now.value)
+		changed = changed || !same && (now.err == nil || had && old.err == nil)
+	}
+	v.revision = max(v.revision, r.Header.GetRevision())
+	return changed
+}
+
+// snapshot lists the leases that can be read, ordered by subnet.
+func (v *view) snapshot() lease.Snapshot {
+	s := lease.Snapshot{Revision: v.revision, Leases: make([]lease.Lease, 0, len(v.entries))}
+	for _, e := range v.entries {
+		if e.err == nil {
+			s.Leases = append(s.Leases, e.lease)
+		}
+	}
+	slices.SortFunc(s.Leases, func(a, b lease.Lease) int {
+		return cmp.Or(a.Subnet.Compare(b.Subnet), a.Subnet6.Compare(b.Subnet6))
+	})
+	return s
+}
+
+// sorted lists all entries in the order of their keys.
+func (v *view) sorted() []entry {
+	return slices.SortedFunc(maps.Values(v.entries), func(a, b entry) int { return strings.Compare(a.key, b.key) })
+}
+
+// fingerprint is what one cheap request tells about subnets/.
+type fingerprint struct {
+	cluster  uint64
+	revision int64 // of the whole etcd
+	count    int64 // of keys
+	newest   int64 // revision of the last change among the keys there are
+}
+
+func (v *view) fingerprint() fingerprint {
+	f := fingerprint{cluster: v.cluster, revision: v.revision, count: int64(len(v.entries))}
+	for _, e := range v.entries {
+		f.newest = max(f.newest, e.mod)
+	}
+	return f
+}
+
+// maxMismatches is after how many checks in a row that do not match the list counts as wrong, whatever the stream
+// still tells.
+const maxMismatches = 3
+
+// guard judges fingerprints of the server against the view that the watch keeps.
+type guard struct {
+	mismatches int
+	revision   int64 // of the view at the last mismatch
+}
+
+// judge returns an error if the view cannot be trusted any more. A difference alone may be a change that is still
+// on its way in the stream, so it must last from one check to the next without any word from the stream.
+func (g *guard) judge(held, server fingerprint) error {
+	switch {
+	case server.cluster != held.cluster:
+		return fmt.Errorf("etcd: cluster %x has become cluster %x", held.cluster, server.cluster)
+	case server.revision < held.revision:
+		return fmt.Errorf("etcd: revision went back from %d to %d: the data was wiped or restored", held.revision, server.revision)
+	case server.count == held.count && server.newest == held.newest:
+		*g = guard{}
+		return nil
+	case server.revision == held.revision:
+		return fmt.Errorf("etcd: %d leases listed, %d there, at the same revision %d", held.count, server.count, held.revision)
+	}
+	silent := g.mismatches > 0 && g.revision == held.revision
+	g.mismatches++
+	g.revision = held.revision
+	if silent || g.mismatches >= maxMismatches {
+		return fmt.Errorf("etcd: the watch stopped at revision %d, the server is at %d", held.revision, server.revision)
+	}
+	return nil
+}

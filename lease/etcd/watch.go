@@ -1,0 +1,135 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/lease"
+)
+
+// maxFailures is how many requests beside the stream may fail in a row before Watch gives up: one may be bad luck.
+const maxFailures = 2
+
+// Watch lists the leases, delivers, and delivers again after each change, until ctx ends or the list is in doubt. In
+// the same loop it keeps the owner key alive and compares a fingerprint of the server's data with the list.
+func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
+	err := s.watch(ctx, deliver)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
+	v, err := s.list(ctx)
+	if err != nil {
+		return err
+	}
+	deliver(v.snapshot())
+	stream, cancel, err := s.open(ctx, v.revision+1)
+	if err != nil {
+		return err
+	}
+	defer cancel()
+	check := time.NewTicker(s.config.CheckEvery)
+	defer check.Stop()
+	beat := time.NewTicker(ownerTTL / 3)
+	defer beat.Stop()
+	var g guard
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case r, ok := <-stream:
+			if !ok {
+				return errors.New("etcd: watch: the stream ended")
+			}
+			if err := r.Err(); err != nil {
+				return fmt.Errorf("etcd: watch: %w", err)
+			}
+			if v.apply(r) {
+				deliver(v.snapshot())
+			}
+			s.complain(v)
+			continue
+		case <-beat.C:
+			err = s.beat(ctx)
+		case <-check.C:
+			err = s.check(ctx, v, &g)
+		}
+		failures++
+		if err == nil {
+			failures = 0
+		} else if failures >= maxFailures || errors.Is(err, errOwnerGone) || errors.Is(err, errDoubt) {
+			return err
+		}
+	}
+}
+
+// list reads all leases, and sees to the owner key of the one that we hold.
+func (s *Store) list(ctx context.Context) (*view, error) {
+	got, err := s.txn(ctx, "list leases", transaction{then: s.listOps()})
+	if err != nil {
+		return nil, err
+	}
+	v, owners := s.listed(got.Header, got.Responses)
+	s.complain(v)
+	h := s.holding()
+	if h == nil {
+		return v, nil
+	}
+	e, listed := v.entries[h.key]
+	if !listed || !e.lease.SameNode(h.attrs) {
+		return v, nil // lost: the manager sees it in the list and claims again
+	}
+	return v, s.own(ctx, h, e, owners[h.key])
+}
+
+// open starts the stream of changes from the given revision. cancel ends it.
+func (s *Store) open(ctx context.Context, from int64) (clientv3.WatchChan, context.CancelFunc, error) {
+	dial, done := context.WithTimeout(ctx, callTimeout)
+	defer done()
+	c, err := s.connect(dial)
+	if err != nil {
+		return nil, nil, fmt.Errorf("etcd: watch: %w", err)
+	}
+	// A member without a leader must not leave us with an old list, hence WithRequireLeader. Client.Watch returns
+	// only when the server has answered, which it may never do.
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	patience := time.AfterFunc(callTimeout, cancel)
+	stream := c.Watch(ctx, s.subnets(), clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
+	if !patience.Stop() {
+		cancel()
+		return nil, nil, fmt.Errorf("etcd: watch: no answer in %s", callTimeout)
+	}
+	return stream, cancel, nil
+}
+
+// errDoubt marks a check that found the view wrong, unlike one that got no answer.
+var errDoubt = errors.New("the list is in doubt")
+
+// check compares what the server holds with v by one cheap request.
+func (s *Store) check(ctx context.Context, v *view, g *guard) error {
+	var got *clientv3.GetResponse
+	err := s.call(ctx, "check leases", func(ctx context.Context, c *clientv3.Client) (err error) {
+		got, err = c.Get(ctx, s.subnets(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
+			clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend))
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	server := fingerprint{cluster: got.Header.ClusterId, revision: got.Header.Revision, count: got.Count}
+	if len(got.Kvs) > 0 {
+		server.newest = got.Kvs[0].ModRevision
+	}
+	if err := g.judge(v.fingerprint(), server); err != nil {
+		return fmt.Errorf("%w: %w", errDoubt, err)
+	}
+	return nil
+}
