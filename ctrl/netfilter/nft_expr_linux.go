@@ -54,14 +54,11 @@ func encode(f family, r rule) []expr.Any {
 		mark := binaryutil.NativeEndian.PutUint32(r.mark)
 		e = append(e,
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: register},
-			&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: markLen, Mask: mask(mark), Xor: make([]byte, markLen)},
+			&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: markLen, Mask: mark, Xor: make([]byte, markLen)},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: mark})
 	}
 	return append(e, encodeVerdict(f, r.verdict)...)
 }
-
-// mask is a copy, because the library may keep what it is given.
-func mask(b []byte) []byte { return bytes.Clone(b) }
 
 func encodeAddr(f family, source bool, m addrMatch) []expr.Any {
 	if !m.prefix.IsValid() {
@@ -159,7 +156,7 @@ func decode(f family, exprs []expr.Any) decoded {
 			loaded, masked = payloadField(f, e), nil
 		case *expr.Bitwise:
 			masked = e.Mask
-			if bytes.ContainsFunc(e.Xor, func(r rune) bool { return r != 0 }) {
+			if len(bytes.Trim(e.Xor, "\x00")) > 0 {
 				d.others++
 			}
 		case *expr.Cmp:

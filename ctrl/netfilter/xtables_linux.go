@@ -47,7 +47,7 @@ func findXtables(ctx context.Context, f family, variant string) (*xtables, error
 	if f == ipv6 {
 		base, protocol = "ip6tables", iptables.ProtocolIPv6
 	}
-	x := &xtables{family: f, program: base + variant}
+	x := &xtables{family: f, program: base + variant, wait: true}
 	path, err := exec.LookPath(x.program + "-restore")
 	if err != nil {
 		return nil, fmt.Errorf("find %s-restore: %w", x.program, err)

@@ -122,8 +122,13 @@ func ours(l layout, p parsed) bool {
 // catches tells whether a rule of somebody else's can rewrite the source of what pods of n send each other between nodes.
 // One that looks at the packet's mark is for packets that were marked for it.
 func catches(p parsed, n Net) bool {
-	return rewrites(p) && !p.marked &&
-		p.src.mayMatch(n.Network.Masked()) && p.dst.mayMatch(n.Network.Masked()) && !p.dst.within(n.Subnet.Masked())
+	return rewrites(p) && !p.marked && between(p.src, p.dst, n)
+}
+
+// between tells whether the addresses take in packets from node to node. What stays on this node is not meant.
+func between(src, dst addrMatch, n Net) bool {
+	network := n.Network.Masked()
+	return src.mayMatch(network) && dst.mayMatch(network) && !dst.within(n.Subnet.Masked())
 }
 
 // exactRules reads a listed chain; a line that does not read as one of our rules becomes a zero rule, equal to none.

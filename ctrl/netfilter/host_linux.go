@@ -1,0 +1,142 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// New makes a manager for the network namespace of the process; see [Manager.Run]. It does nothing before Run and the
+// first Set.
+func New(o Options) *Manager { return newManager(machine{}, o) }
+
+// machine is the real host.
+type machine struct{}
+
+func (machine) open(ctx context.Context, nftables bool, want map[family][]rule) (applier, error) {
+	byIPTables := func() (applier, error) { return openIPTables(ctx, want) }
+	byNFTables := func() (applier, error) { return openNFT(want) }
+	return choose(nftables, byIPTables, byNFTables)
+}
+
+// iptablesPair is iptables for the families that have rules.
+type iptablesPair map[family]*xtables
+
+// openIPTables takes the first variant of the programs that works for every family with rules.
+func openIPTables(ctx context.Context, want map[family][]rule) (applier, error) {
+	var errs []error
+	for _, variant := range variants() {
+		pair, err := openVariant(ctx, variant, want)
+		if err == nil {
+			return pair, nil
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func openVariant(ctx context.Context, variant string, want map[family][]rule) (iptablesPair, error) {
+	pair := iptablesPair{}
+	for _, f := range families() {
+		if len(want[f]) == 0 {
+			continue
+		}
+		x, err := findXtables(ctx, f, variant)
+		if err != nil {
+			return nil, err
+		}
+		if err := x.probe(ctx, want[f]); err != nil {
+			return nil, err
+		}
+		pair[f] = x
+	}
+	return pair, nil
+}
+
+func (iptablesPair) mode() Mode { return IPTables }
+
+func (pair iptablesPair) apply(ctx context.Context, want map[family][]rule, nets []Net) (report, error) {
+	var (
+		total report
+		errs  []error
+	)
+	for _, f := range families() {
+		x, ok := pair[f]
+		if !ok {
+			continue
+		}
+		r, err := x.apply(ctx, want[f], netsOf(f, nets))
+		total.add(r)
+		errs = append(errs, err)
+	}
+	return total, errors.Join(errs...)
+}
+
+func netsOf(f family, nets []Net) []Net {
+	var some []Net
+	for _, n := range nets {
+		if familyOf(n.Network.Addr()) == f {
+			some = append(some, n)
+		}
+	}
+	return some
+}
+
+// sweep implements host. What iptables-nft keeps is removed over netlink, which needs no program; what the kernel's own
+// iptables keeps can only be removed by one.
+func (machine) sweep(ctx context.Context, chosen applier) error {
+	pair, _ := chosen.(iptablesPair)
+	_, byNFT := chosen.(*nft)
+	var errs []error
+	for _, f := range families() {
+		x := pair[f]
+		if !byNFT {
+			errs = append(errs, removeNFT(f))
+		}
+		if x == nil || x.legacy {
+			errs = append(errs, removeXtablesNFT(f))
+		}
+		if x == nil || !x.legacy {
+			errs = append(errs, removeLegacy(ctx, f))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeNFT removes our table.
+func removeNFT(f family) error {
+	_, err := applyNFT(f, nil)
+	if noNFTables(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove nftables %s: %w", tableName(f), err)
+	}
+	return nil
+}
+
+// removeLegacy removes our rules from the kernel's own iptables, if that holds any table they could be in.
+func removeLegacy(ctx context.Context, f family) error {
+	held := false
+	for _, l := range layouts() {
+		held = held || legacyTable(f, l.table)
+	}
+	if !held {
+		return nil
+	}
+	var errs []error
+	for _, variant := range []string{"-legacy", ""} {
+		x, err := findXtables(ctx, f, variant)
+		if err == nil && x.legacy {
+			_, err = x.apply(ctx, nil, nil)
+			return err
+		}
+		errs = append(errs, err)
+	}
+	return fmt.Errorf("the kernel holds %s tables of legacy iptables, and there is no program to look into them: %w",
+		f, errors.Join(errs...))
+}
+
+// Cleanup removes every rule that a Manager or flannel may have left in this network namespace, in all the places where
+// they could be. It goes on after an error and returns all of them.
+func Cleanup(ctx context.Context) error { return machine{}.sweep(ctx, nil) }

@@ -1,0 +1,219 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ErrUnsupported says that this host has neither a working iptables nor nftables for rules that are wanted.
+var ErrUnsupported = errors.New("no packet filter to set rules with")
+
+// Mode is the mechanism that carries the rules.
+type Mode string
+
+// The mechanisms. The zero Mode is none, because nothing was applied yet.
+const (
+	IPTables Mode = "iptables"
+	NFTables Mode = "nftables"
+)
+
+// Options tune a Manager; the zero value is ready for use.
+type Options struct {
+	Log    *slog.Logger  // nil: silent
+	Resync time.Duration // how often the rules are compared with what is wanted; 0: 5 s, flannel's default
+}
+
+const defaultResync = 5 * time.Second
+
+// Status is how the last comparison of the kernel's rules with the wanted ones ended.
+type Status struct {
+	InPlace bool      // everything wanted is there, and nothing that is not
+	Since   time.Time // of the last change of InPlace
+	Mode    Mode      // what carries the rules
+	Err     error     // why the rules are not in place; nil while they are, and before the first Set
+	Notes   []string  // what the operator should know although nothing failed; belongs to the reader
+	Repairs uint64    // how often rules were set right that had been in place
+}
+
+// applier sets rules in one of the two ways.
+type applier interface {
+	// apply makes the kernel hold exactly the wanted rules among those that are ours.
+	apply(ctx context.Context, want map[family][]rule, nets []Net) (report, error)
+	mode() Mode
+}
+
+// host is what this machine offers.
+type host interface {
+	// open finds a way to set the wanted rules, by nftables if that is asked for.
+	open(ctx context.Context, nftables bool, want map[family][]rule) (applier, error)
+	// sweep removes our rules from wherever the chosen applier does not look.
+	sweep(ctx context.Context, chosen applier) error
+}
+
+// Manager keeps the host's rules as the last Desired that was Set. Set and Status are safe for concurrent use with Run.
+type Manager struct {
+	host   host
+	log    *slog.Logger
+	resync time.Duration
+	poke   chan struct{}
+
+	mu     sync.Mutex
+	want   Desired
+	news   bool // want was Set and not looked at since
+	status Status
+
+	// Of Run alone.
+	current Desired
+	chosen  applier // nil: to be opened
+	swept   bool    // nothing of ours is left elsewhere
+	said    map[string]bool
+}
+
+func newManager(h host, o Options) *Manager {
+	m := &Manager{host: h, log: o.Log, resync: o.Resync, poke: make(chan struct{}, 1), said: map[string]bool{}}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	if m.resync <= 0 {
+		m.resync = defaultResync
+	}
+	m.status.Since = time.Now()
+	return m
+}
+
+// Set replaces the wanted rules; the slices belong to the manager from now on.
+func (m *Manager) Set(d Desired) {
+	m.mu.Lock()
+	m.want, m.news = d, true
+	m.mu.Unlock()
+	select {
+	case m.poke <- struct{}{}:
+	default:
+	}
+}
+
+// Status reports the last comparison.
+func (m *Manager) Status() Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.status
+	s.Notes = slices.Clone(s.Notes)
+	return s
+}
+
+// Run applies the wanted rules until ctx ends, whose error it returns. The rules stay as they are then, and nothing
+// happens before the first Set.
+func (m *Manager) Run(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.poke:
+	}
+	ticker := time.NewTicker(m.resync)
+	defer ticker.Stop()
+	for {
+		m.once(ctx)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.poke:
+		case <-ticker.C:
+		}
+	}
+}
+
+// once compares and repairs, and puts down how that went.
+func (m *Manager) once(ctx context.Context) {
+	m.mu.Lock()
+	before, fresh := m.status, m.news
+	if m.news {
+		m.current, m.news, m.chosen = m.want, false, nil
+	}
+	m.mu.Unlock()
+
+	r, err := m.apply(ctx)
+	if ctx.Err() != nil {
+		return // what was cut short says nothing about the host
+	}
+	now := Status{InPlace: err == nil, Since: before.Since, Mode: before.Mode, Err: err, Notes: r.notes, Repairs: before.Repairs}
+	if m.chosen != nil {
+		now.Mode = m.chosen.mode()
+	}
+	if now.InPlace != before.InPlace {
+		now.Since = time.Now()
+	}
+	repaired := len(r.changes) > 0 && before.InPlace && !fresh
+	if repaired {
+		now.Repairs++
+	}
+	m.mu.Lock()
+	m.status = now
+	m.mu.Unlock()
+	m.tell(now, before, r.changes, repaired)
+}
+
+// apply makes one attempt. An applier that failed is looked for anew the next time: programs come and go.
+func (m *Manager) apply(ctx context.Context) (report, error) {
+	if err := m.current.check(); err != nil {
+		return report{}, err
+	}
+	want := map[family][]rule{}
+	for _, f := range families() {
+		want[f] = m.current.rules(f)
+	}
+	if m.chosen == nil {
+		chosen, err := m.host.open(ctx, m.current.NFTables, want)
+		if err != nil {
+			return report{}, err
+		}
+		m.chosen, m.swept = chosen, false
+	}
+	r, err := m.chosen.apply(ctx, want, m.current.Nets)
+	if err != nil {
+		m.chosen = nil
+		return r, err
+	}
+	// Only now, so that the rules of the other way serve until these do.
+	if !m.swept {
+		if err := m.host.sweep(ctx, m.chosen); err != nil {
+			r.notes = append(r.notes, fmt.Sprintf("rules of an earlier run may be left: %v", err))
+		} else {
+			m.swept = true
+		}
+	}
+	return r, nil
+}
+
+// tell logs what is new: each distinct failure and note once until the rules are in place again, and every change.
+func (m *Manager) tell(now, before Status, changes []string, repaired bool) {
+	if len(changes) > 0 {
+		level, message := slog.LevelInfo, "packet filter rules set"
+		if repaired {
+			level, message = slog.LevelWarn, "packet filter rules repaired"
+		}
+		m.log.Log(context.Background(), level, message, "mode", now.Mode, "changes", strings.Join(changes, "; "))
+	}
+	if now.InPlace && !before.InPlace {
+		clear(m.said)
+	}
+	if now.Err != nil && m.isNew(now.Err.Error()) {
+		m.log.Error("packet filter rules are not in place", "err", now.Err)
+	}
+	for _, note := range now.Notes {
+		if m.isNew(note) {
+			m.log.Warn("packet filter", "note", note)
+		}
+	}
+}
+
+// isNew tells whether a text was not said yet.
+func (m *Manager) isNew(text string) bool {
+	defer func() { m.said[text] = true }()
+	return !m.said[text]
+}
