@@ -2,7 +2,6 @@ package etcd
 
 import (
 	"bytes"
-	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -87,9 +86,7 @@ func (v *view) snapshot() lease.Snapshot {
 			s.Leases = append(s.Leases, e.lease)
 		}
 	}
-	slices.SortFunc(s.Leases, func(a, b lease.Lease) int {
-		return cmp.Or(a.Subnet.Compare(b.Subnet), a.Subnet6.Compare(b.Subnet6))
-	})
+	slices.SortFunc(s.Leases, lease.Compare)
 	return s
 }
 

@@ -1,0 +1,205 @@
+package lease
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+const (
+	// settle is how old a list may be that arrives after our own write: until then it is not held against us that
+	// the list does not show what we wrote.
+	settle = 2 * time.Second
+	// clockCheck is how often the wall clock is read while waiting for it: a timer stands still while the machine
+	// sleeps.
+	clockCheck = time.Minute
+)
+
+// holder is the state of one Run. Only Run's goroutine touches it.
+type holder struct {
+	m      *Manager
+	report func(State)
+
+	state   State
+	dirty   bool // state is to be reported
+	claimed bool // a claim has succeeded once: state.Self is ours or was
+	held    bool // state.Self is ours by the store's last word
+	listed  bool // a list has come
+
+	list     []Lease // the store's last list, without the kept peers
+	peers    roster
+	due      time.Time // when to claim (not held) or to renew (held); zero: a lease that never expires
+	settled  time.Time // until when list may be older than our last write
+	retry    backoff
+	ownErr   error // why the last claim or renewal failed
+	watchErr error // why the last watch ended
+	logged   string
+}
+
+func newHolder(m *Manager, report func(State)) *holder {
+	return &holder{m: m, report: report, due: wallClock(), peers: roster{grace: m.options.Grace}}
+}
+
+// step does what is due, and reports if anything has changed.
+func (h *holder) step(ctx context.Context) {
+	now := wallClock()
+	h.judge(now)
+	if h.peers.expire(now) {
+		h.state.All, h.dirty = h.list, true
+	}
+	if !h.due.IsZero() && !now.Before(h.due) {
+		if h.held {
+			h.renew(ctx)
+		}
+		if !h.held { // at once after a renewal that found the lease lost
+			h.claim(ctx)
+		}
+	}
+	if ctx.Err() != nil || !h.dirty {
+		return
+	}
+	h.dirty = false
+	h.state.Held = h.held && h.listed
+	h.state.Err = h.ownErr
+	if h.ownErr == nil {
+		h.state.Err = h.watchErr
+	}
+	h.tell()
+	h.report(h.state)
+}
+
+// tell logs trouble once for as long as it stays the same, and its end.
+func (h *holder) tell() {
+	text := ""
+	if h.state.Err != nil {
+		text = h.state.Err.Error()
+	}
+	switch {
+	case text == h.logged:
+	case text != "":
+		h.m.options.Log.Warn("trouble with the lease store, trying on", "err", h.state.Err, "held", h.state.Held)
+	case h.listed:
+		h.m.options.Log.Info("the lease store is fine again", "leases", len(h.state.All), "revision", h.state.Revision)
+	}
+	h.logged = text
+}
+
+// pause is how long Run may wait for an event before the next step.
+func (h *holder) pause(now time.Time) time.Duration {
+	d := clockCheck
+	for _, t := range []time.Time{h.due, h.settled, h.peers.until} {
+		if t.After(now) {
+			d = min(d, t.Sub(now))
+		}
+	}
+	if !h.due.IsZero() && !now.Before(h.due) {
+		d = 0
+	}
+	return d
+}
+
+// claim asks for a lease: the subnet that we had before is the first choice.
+func (h *holder) claim(ctx context.Context) {
+	r := h.m.wanted()
+	if h.claimed {
+		r.Previous, r.Previous6 = h.state.Self.Subnet, h.state.Self.Subnet6
+	}
+	l, err := h.m.store.Claim(ctx, r)
+	if !h.done(err) {
+		return
+	}
+	log := h.m.options.Log.Info
+	if h.claimed && !l.SameSubnets(h.state.Self) {
+		log = h.m.options.Log.Error // pods of this node keep addresses that are no longer its
+	}
+	log("lease claimed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), "expires", l.Expires,
+		"before", r.Previous, "before6", r.Previous6)
+	h.held, h.claimed = true, true
+	h.keep(l)
+}
+
+// renew extends the lease and publishes the attributes that are wanted now.
+func (h *holder) renew(ctx context.Context) {
+	l := h.state.Self
+	l.Attrs = h.m.wanted().Attrs
+	l, err := h.m.store.Renew(ctx, l)
+	if errors.Is(err, ErrLost) {
+		h.lose(err.Error())
+		return
+	}
+	if h.done(err) {
+		h.m.options.Log.Info("lease renewed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), "expires", l.Expires)
+		h.keep(l)
+	}
+}
+
+// done notes how a claim or a renewal went, and plans the next try if it failed.
+func (h *holder) done(err error) bool {
+	if err != nil {
+		h.due = wallClock().Add(h.retry.next())
+		h.dirty = h.dirty || h.ownErr == nil || h.ownErr.Error() != err.Error()
+		h.ownErr = err
+		return false
+	}
+	h.retry, h.ownErr, h.dirty = backoff{}, nil, true
+	return true
+}
+
+// keep takes over a lease that was just written.
+func (h *holder) keep(l Lease) {
+	now := wallClock()
+	h.state.Self = l
+	h.due = renewAt(l, now, h.m.options.Margin)
+	h.settled = now.Add(settle)
+}
+
+// lose lets go of the lease and makes a claim due.
+func (h *holder) lose(why string) {
+	h.m.options.Log.Warn("lease lost, claiming again", "subnet", h.state.Self.Subnet, "subnet6", h.state.Self.Subnet6, "why", why)
+	h.held, h.due, h.dirty = false, wallClock(), true
+}
+
+// attrsChanged makes a renewal due if the lease says something else.
+func (h *holder) attrsChanged() {
+	if h.held && !h.state.Self.Attrs.Equal(h.m.wanted().Attrs) {
+		h.due = wallClock()
+	}
+}
+
+// take takes over what the watch tells.
+func (h *holder) take(e event, now time.Time) {
+	h.dirty = true
+	h.watchErr = e.err
+	if e.err != nil {
+		h.state.Connected = false
+		if h.held && (errors.Is(e.err, ErrInUse) || errors.Is(e.err, ErrLost)) {
+			h.lose(e.err.Error())
+		}
+		return
+	}
+	fate, _ := fateOf(h.state.Self, h.m.wanted().Attrs, e.list.Leases)
+	reset := h.listed && wiped(h.state, e, fate, now)
+	if reset {
+		h.m.options.Log.Warn("the store's data was wiped or restored: peers that are missing are kept for a while",
+			"revision", e.list.Revision, "before", h.state.Revision, "leases", len(e.list.Leases), "grace", h.m.options.Grace)
+		if h.held {
+			h.due = now // what the store knows of our expiry is not what we know
+		}
+	}
+	h.list, h.listed = e.list.Leases, true
+	h.state.All = h.peers.merge(h.state.All, h.list, reset, now)
+	h.state.Revision, h.state.Connected = e.list.Revision, true
+}
+
+// judge looks for our lease in the last list. A list that is not kept up to date says nothing.
+func (h *holder) judge(now time.Time) {
+	if !h.held || !h.state.Connected || now.Before(h.settled) {
+		return
+	}
+	switch fate, by := fateOf(h.state.Self, h.m.wanted().Attrs, h.list); fate {
+	case missing:
+		h.lose("it is gone from the store")
+	case taken:
+		h.lose("the store says that it belongs to " + by.Public().String())
+	}
+}
