@@ -1,0 +1,262 @@
+package offload
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"testing"
+)
+
+// splitAll cuts a frame into copies, one slot for each segment.
+func splitAll(t testing.TB, h Header, frame []byte) [][]byte {
+	t.Helper()
+	s, err := Split(h, frame)
+	if err != nil {
+		t.Fatalf("Split(%+v): %v", h, err)
+	}
+	var out [][]byte
+	for s.NextLen() > 0 {
+		want := s.NextLen()
+		dst := make([]byte, want)
+		if n := s.Next(dst); n != want {
+			t.Fatalf("Next wrote %d bytes, NextLen said %d", n, want)
+		}
+		out = append(out, dst)
+	}
+	return out
+}
+
+// superFrames makes seeded packets of every kind that can be cut.
+func superFrames(seed uint64, n int) []packet {
+	traffic := newTraffic(seed, 8)
+	rnd := traffic.rnd
+	var out []packet
+	for range n {
+		p := traffic.flows[rnd.IntN(len(traffic.flows))]
+		size := []int{1 + rnd.IntN(10), 1 + rnd.IntN(3000), 1 + rnd.IntN(65300)}[rnd.IntN(3)]
+		p.payload = traffic.fill[:size]
+		p.id, p.tcp.seq = uint16(rnd.Uint32()), rnd.Uint32()
+		if p.proto == 6 {
+			p.tcp.flags |= uint8(rnd.Uint32()) & 0xc9 // CWR, ECE, PSH, FIN
+			p.tcp.reserved = uint8(rnd.IntN(2))
+		}
+		switch {
+		case p.v6 && rnd.IntN(3) == 0:
+			p.ext, p.next = string([]byte{60, 1})+strings.Repeat("\x00", 14)+string([]byte{p.proto, 0, 1, 4, 0, 0, 0, 0}), 0
+		case !p.v6 && rnd.IntN(3) == 0:
+			p.options = "\x94\x04\x00\x00"
+		}
+		out = append(out, p)
+	}
+	return out
+}
+
+func TestSplitMatchesSlowTwin(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(3, 4))
+	for i, p := range superFrames(1, 600) {
+		size := 1 + rnd.IntN(max(1, min(len(p.payload)*5/4, 3000)))
+		if len(p.payload)/size > 500 {
+			size = 1 + len(p.payload)/100
+		}
+		h, frame := p.superFrame(size)
+		ecn := p.proto == 6 && i%2 == 0
+		if ecn {
+			h.GSO |= GSOECN
+		}
+		before := bytes.Clone(frame)
+		got, want := splitAll(t, h, frame), p.slowSplit(size, ecn)
+		if len(got) != len(want) {
+			t.Fatalf("frame %d, %+v: %d segments, want %d", i, h, len(got), len(want))
+		}
+		for j := range want {
+			if !bytes.Equal(got[j], want[j]) {
+				t.Fatalf("frame %d, %+v, segment %d of %d:\n got % x\nwant % x", i, h, j, len(want), got[j][:80], want[j][:80])
+			}
+		}
+		if !bytes.Equal(frame, before) {
+			t.Fatalf("frame %d was written to", i)
+		}
+	}
+}
+
+// TestSplitSuspends cuts into slots that are too small for all, one after the other, as trains are filled.
+func TestSplitSuspends(t *testing.T) {
+	for i, p := range superFrames(2, 100) {
+		size := 1 + len(p.payload)/7
+		h, frame := p.superFrame(size)
+		s, err := Split(h, frame)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []byte
+		slot := make([]byte, s.MaxLen()*2+s.MaxLen()/2)
+		longest := 0
+		for s.NextLen() > 0 {
+			used := 0
+			for {
+				free := slot[used:]
+				want := s.NextLen()
+				before := bytes.Clone(free)
+				n := s.Next(free)
+				if n == 0 {
+					if want != 0 && want <= len(free) {
+						t.Fatalf("frame %d: %d bytes refused with %d free", i, want, len(free))
+					}
+					if !bytes.Equal(free, before) || s.NextLen() != want {
+						t.Fatalf("frame %d: something changed though nothing fit", i)
+					}
+					break
+				}
+				longest = max(longest, n)
+				used += n
+			}
+			got = append(got, slot[:used]...)
+		}
+		if want := bytes.Join(p.slowSplit(size, false), nil); !bytes.Equal(got, want) {
+			t.Fatalf("frame %d: suspended cutting gives other bytes", i)
+		}
+		if longest != s.MaxLen() {
+			t.Errorf("frame %d: longest segment %d, MaxLen %d", i, longest, s.MaxLen())
+		}
+	}
+}
+
+// TestSplitZeroUDPChecksum searches for a payload whose checksum comes out as zero, which would mean "none".
+func TestSplitZeroUDPChecksum(t *testing.T) {
+	p := newTraffic(1, 2).flows[1]
+	p.payload = strings.Repeat("\x00", 20)
+	b := p.encode()
+	check := binary.BigEndian.Uint16(b[26:])
+	p.payload = string(binary.BigEndian.AppendUint16(nil, check)) + p.payload[2:] // now the sum is 0xffff
+	h, frame := p.superFrame(20)
+	for _, s := range splitAll(t, h, frame) {
+		if got := binary.BigEndian.Uint16(s[26:]); got != 0xffff {
+			t.Errorf("checksum %#04x, want 0xffff", got)
+		}
+	}
+	h.GSO = GSONone
+	for _, s := range splitAll(t, h, frame) {
+		if got := binary.BigEndian.Uint16(s[26:]); got != 0xffff {
+			t.Errorf("single frame: checksum %#04x, want 0xffff", got)
+		}
+	}
+}
+
+// TestSingle holds Split and Complete on frames that are not cut against the complete packet.
+func TestSingle(t *testing.T) {
+	for i, p := range superFrames(3, 200) {
+		want := p.encode()
+		if got := splitAll(t, Header{}, want); len(got) != 1 || !bytes.Equal(got[0], want) {
+			t.Fatalf("frame %d without work to do: changed", i)
+		}
+		h, frame := p.superFrame(1)
+		h.GSO, h.SegmentSize = GSONone, 0
+		if got := splitAll(t, h, frame); len(got) != 1 || !bytes.Equal(got[0], want) {
+			t.Fatalf("frame %d through Split: other bytes", i)
+		}
+		if err := Complete(h, frame); err != nil || !bytes.Equal(frame, want) {
+			t.Fatalf("frame %d through Complete: %v, other bytes", i, err)
+		}
+	}
+	plain := []byte{1, 2, 3}
+	if err := Complete(Header{Flags: DataValid}, plain); err != nil || !bytes.Equal(plain, []byte{1, 2, 3}) {
+		t.Errorf("Complete without NeedsChecksum: %v, %v", err, plain)
+	}
+}
+
+func TestSplitErrors(t *testing.T) {
+	traffic := newTraffic(4, 4)
+	tcp4, udp4, tcp6 := traffic.flows[0], traffic.flows[1], traffic.flows[2]
+	for _, p := range []*packet{&tcp4, &udp4, &tcp6} {
+		p.payload = traffic.fill[:3000]
+	}
+	fragment := tcp4
+	fragment.fragment = 0x2000
+	unknownExt := tcp6
+	unknownExt.ext, unknownExt.next = "\x06\x00\x00\x00\x00\x00\x00\x00", 44
+	empty := tcp4
+	empty.payload = ""
+	tests := []struct {
+		name string
+		p    packet
+		edit func(h *Header, b []byte) []byte
+		want error
+	}{
+		{"no bytes", tcp4, func(h *Header, b []byte) []byte { return nil }, ErrShortFrame},
+		{"no bytes, no GSO", tcp4, func(h *Header, b []byte) []byte { *h = Header{}; return nil }, ErrShortFrame},
+		{"UFO", udp4, func(h *Header, b []byte) []byte { h.GSO = 3; return b }, ErrGSOType},
+		{"ECN alone", tcp4, func(h *Header, b []byte) []byte { h.GSO = GSOECN; return b }, ErrGSOType},
+		{"ECN with UDP", udp4, func(h *Header, b []byte) []byte { h.GSO |= GSOECN; return b }, ErrGSOType},
+		{"no NEEDS_CSUM", tcp4, func(h *Header, b []byte) []byte { h.Flags = DataValid; return b }, ErrNoChecksum},
+		{"no size", tcp4, func(h *Header, b []byte) []byte { h.SegmentSize = 0; return b }, ErrSegmentSize},
+		{"TSO6 on IPv4", tcp4, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv6; return b }, ErrIPVersion},
+		{"TSO4 on IPv6", tcp6, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrIPVersion},
+		{"version 5", tcp4, func(h *Header, b []byte) []byte { b[0] = 0x55; return b }, ErrIPVersion},
+		{"TSO4 on UDP", udp4, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrChecksumPlace},
+		{"cut short", tcp4, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
+		{"cut short, IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
+		{"cut within IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:39] }, ErrShortFrame},
+		{"fragment", fragment, nil, ErrFragment},
+		{"fragment header", unknownExt, nil, ErrExtension},
+		{"wrong start", tcp4, func(h *Header, b []byte) []byte { h.ChecksumStart += 4; return b }, ErrChecksumPlace},
+		{"wrong start, IPv6", tcp6, func(h *Header, b []byte) []byte { h.ChecksumStart += 8; return b }, ErrChecksumPlace},
+		{"wrong place", tcp4, func(h *Header, b []byte) []byte { h.ChecksumOffset = 6; return b }, ErrChecksumPlace},
+		{"header length below 20", tcp4, func(h *Header, b []byte) []byte { b[32] = 0x40; return b }, ErrShortFrame},
+		{"no payload", empty, nil, ErrShortFrame},
+		{
+			"TCP header behind the end", empty,
+			func(h *Header, b []byte) []byte { b[32] = 0xf0; return b }, ErrShortFrame,
+		},
+		{
+			"extension header behind the end", tcp6,
+			func(h *Header, b []byte) []byte { b[6], b[5], b[4] = 60, 4, 0; return b[:44] }, ErrShortFrame,
+		},
+		{
+			"partial checksum behind the end", tcp4,
+			func(h *Header, b []byte) []byte { h.GSO = GSONone; return b[:h.ChecksumStart+h.ChecksumOffset+1] }, ErrChecksumPlace,
+		},
+		{"partial checksum nowhere", tcp4, func(h *Header, b []byte) []byte { *h = Header{Flags: NeedsChecksum}; return b }, ErrChecksumPlace},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			h, b := tt.p.superFrame(1000)
+			if tt.edit != nil {
+				b = tt.edit(&h, b)
+			}
+			if _, err := Split(h, b); !errors.Is(err, tt.want) {
+				t.Errorf("Split: %v, want %v", err, tt.want)
+			}
+			if h.GSO == GSONone && h.Flags != 0 {
+				if err := Complete(h, b); !errors.Is(err, tt.want) {
+					t.Errorf("Complete: %v, want %v", err, tt.want)
+				}
+			}
+		})
+	}
+	if err := Complete(Header{GSO: GSOTCPv4}, nil); !errors.Is(err, ErrGSOType) {
+		t.Errorf("Complete of a GSO frame: %v, want %v", err, ErrGSOType)
+	}
+}
+
+func TestHeaderCodec(t *testing.T) {
+	h := Header{Flags: 1, GSO: GSOTCPv6 | GSOECN, HeaderLen: 72, SegmentSize: 1428, ChecksumStart: 40, ChecksumOffset: 16}
+	b := make([]byte, HeaderLen+1)
+	b[HeaderLen] = 0x77
+	h.Encode(b)
+	want := []byte{1, 0x84}
+	for _, v := range []uint16{72, 1428, 40, 16} {
+		want = binary.NativeEndian.AppendUint16(want, v)
+	}
+	if !bytes.Equal(b, append(want, 0x77)) {
+		t.Errorf("encoded % x, want % x", b, want)
+	}
+	got, err := DecodeHeader(b)
+	if err != nil || got != h {
+		t.Errorf("decoded %+v, %v; want %+v", got, err, h)
+	}
+	if _, err := DecodeHeader(b[:HeaderLen-1]); !errors.Is(err, ErrShortHeader) {
+		t.Errorf("9 bytes: %v, want %v", err, ErrShortHeader)
+	}
+}
