@@ -98,6 +98,11 @@ func stateMetrics() []metric {
 		{Info{"weft_kernel_repairs_total", "Links, addresses and routes put back after something else had changed them.",
 			counter, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.KernelRepairs)}} }},
+		{Info{"weft_rules_in_place", "Whether the packet filter rules are as wanted (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return yesNo(s.RulesInPlace) }},
+		{Info{"weft_rule_repairs_total", "Times the packet filter rules were put back after something else had changed them.",
+			counter, nil},
+			func(s *scrape) []sample { return []sample{{value: float64(s.RuleRepairs)}} }},
 	}
 }
 

@@ -35,6 +35,8 @@ func full() Snapshot {
 		},
 		ReconcilerInSync: true,
 		KernelRepairs:    13,
+		RulesInPlace:     true,
+		RuleRepairs:      14,
 	}
 }
 
@@ -85,6 +87,8 @@ weft_lease_age_seconds 90
 weft_lease_expiry_seconds 86310
 weft_reconciler_in_sync 1
 weft_kernel_repairs_total 13
+weft_rules_in_place 1
+weft_rule_repairs_total 14
 weft_packets_total{direction="in"} 12
 weft_packets_total{direction="out"} 11
 weft_bytes_total{direction="in"} 1200

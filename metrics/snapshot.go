@@ -24,6 +24,10 @@ type Snapshot struct {
 	// KernelRepairs is how many changes were made to get there again after
 	// something else had changed the kernel.
 	KernelRepairs uint64
+	// RulesInPlace says that the packet filter rules are as wanted, RuleRepairs
+	// how often they had to be put back.
+	RulesInPlace bool
+	RuleRepairs  uint64
 }
 
 // Condition is one thing that must be in place for the node to be ready.
