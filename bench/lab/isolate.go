@@ -25,6 +25,8 @@ const (
 
 	// markFolder exists only in a lab's own /run.
 	markFolder = "/run/weft-lab"
+	// pidFile holds the number that the inner process has outside.
+	pidFile = "/run/weft-lab-pid"
 	// netnsFolder is where `ip netns` looks for named namespaces.
 	netnsFolder = "/run/netns"
 
@@ -38,16 +40,27 @@ type RefusedError struct {
 	Remedy string
 }
 
+// Error names the cause and the remedy.
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("this host does not allow the namespaces of the lab: %v (%s)", e.Cause, e.Remedy)
 }
 
+// Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Cause }
 
 // Inside reports whether this process lives in the namespaces that [Run] or [Main] made.
 func Inside() bool {
 	_, err := os.Stat(markFolder)
 	return err == nil && os.Getpid() == 1
+}
+
+// HostPID is the number that the lab's first process has outside, by which an operator can enter its namespaces.
+func HostPID() (string, error) {
+	b, err := os.ReadFile(pidFile)
+	if err != nil {
+		return "", fmt.Errorf("find own process number outside the lab: %w", err)
+	}
+	return string(b), nil
 }
 
 // Run starts the program again inside namespaces of its own, where it calls body, and returns body's exit status. It is
@@ -179,6 +192,11 @@ func ignoreExit(err error) error {
 // furnish makes the new namespaces usable: mounts that stay private, an empty /run, and /proc and /sys that show what is
 // inside.
 func furnish() error {
+	// The old /proc still counts processes as the host does.
+	pid, err := os.Readlink("/proc/self")
+	if err != nil {
+		return fmt.Errorf("find own process number: %w", err)
+	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
@@ -189,6 +207,9 @@ func furnish() error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("furnish /run: %w", err)
 		}
+	}
+	if err := os.WriteFile(pidFile, []byte(pid), 0o644); err != nil {
+		return err
 	}
 	// A container that hides parts of its /proc or /sys may not mount new ones (mount_too_revealing in the kernel's
 	// fs/namespace.c). The old ones serve nearly as well: they only show the processes and devices outside.

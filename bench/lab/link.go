@@ -162,6 +162,14 @@ func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, device string) error {
 	return nil
 }
 
+// AddLocal makes every address of a prefix one of the namespace's own, as source and as destination.
+func (ns *NS) AddLocal(p netip.Prefix) error {
+	return ns.change("add local "+p.String()+" to", "lo", func(l netlink.Link) error {
+		return ns.links.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(p), Type: unix.RTN_LOCAL,
+			Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST})
+	})
+}
+
 // DeleteRoute removes a route by its destination.
 func (ns *NS) DeleteRoute(dst netip.Prefix) error {
 	if err := ns.links.RouteDel(&netlink.Route{Dst: ipNet(dst)}); err != nil {

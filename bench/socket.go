@@ -1,0 +1,104 @@
+package bench
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"weft/bench/lab"
+)
+
+// End is one end of a flow: a network namespace and the address that it has there.
+type End struct {
+	NS   *lab.NS
+	Addr netip.Addr
+}
+
+// PodEnd is a pod as the end of an IPv4 flow.
+func PodEnd(p *lab.Pod) End { return End{p.NS, p.Addr} }
+
+// socketBuffer is what the generators ask for at both ends, in bytes. A receiver that is scheduled late must not count
+// as loss of the network: this holds 100 ms of 200,000 small packets a second (about 1 KiB of memory each).
+const socketBuffer = 32 << 20
+
+// socket opens a blocking socket in the end's namespace, for the family of its address.
+func (e End) socket(kind int) (fd int, err error) {
+	family := unix.AF_INET
+	if e.Addr.Is6() {
+		family = unix.AF_INET6
+	}
+	err = e.NS.Do(func() error {
+		fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("open socket in %w", err)
+	}
+	return fd, nil
+}
+
+// bound opens a blocking socket at the end's address, on a free port if port is 0.
+func (e End) bound(kind int, port uint16) (fd int, at netip.AddrPort, err error) {
+	if fd, err = e.socket(kind); err != nil {
+		return 0, at, err
+	}
+	err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(e.Addr, port)))
+	if err == nil {
+		at, err = localAddr(fd)
+	}
+	if err != nil {
+		return 0, at, errors.Join(fmt.Errorf("bind to %s in %s: %w", e.Addr, e.NS.Name, err), unix.Close(fd))
+	}
+	return fd, at, nil
+}
+
+// bigBuffers raises a socket's buffers as far as we may: without limit where the namespace is ours, else up to the
+// host's net.core limits.
+func bigBuffers(fd int) error {
+	for _, o := range []struct{ force, plain int }{
+		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
+	} {
+		err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.force, socketBuffer)
+		if errors.Is(err, unix.EPERM) {
+			err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, o.plain, socketBuffer)
+		}
+		if err != nil {
+			return fmt.Errorf("raise socket buffer: %w", err)
+		}
+	}
+	return nil
+}
+
+func localAddr(fd int) (netip.AddrPort, error) {
+	sa, err := unix.Getsockname(fd)
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), uint16(sa.Port)), nil
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)), nil
+	default:
+		return netip.AddrPort{}, fmt.Errorf("socket of an unknown family: %T", sa)
+	}
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
+	}
+	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// hangUp wakes whoever is blocked on the socket, for good. It may be unconnected, which shutdown reports after waking.
+func hangUp(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
+
+// closeAll closes descriptors; closing a socket that was used for reading only cannot lose anything.
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		_ = unix.Close(fd)
+	}
+}

@@ -1,0 +1,264 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// UDPLoad is a stream of datagrams from one end to the other.
+type UDPLoad struct {
+	Size  int // of the payload, in bytes: 16 or more
+	Flows int // with different source addresses or ports; at most maxFlows
+	// Rate is the packets per second to offer; 0 offers what the sender can.
+	Rate     float64
+	Duration time.Duration
+}
+
+// UDPResult is what became of a load.
+type UDPResult struct {
+	Sent, Received uint64
+	SentRate       float64 // packets per second
+	ReceivedRate   float64 // packets per second
+	Reordered      uint64  // packets that came after a later one of their flow
+	// Overflowed counts packets that reached the receiving socket and found it full: the receiver's fault, not the
+	// network's. It includes the warm-up.
+	Overflowed uint64
+}
+
+// Loss is the part of the packets that did not arrive, 0 to 1.
+func (r UDPResult) Loss() float64 {
+	if r.Sent == 0 || r.Received >= r.Sent {
+		return 0
+	}
+	return 1 - float64(r.Received)/float64(r.Sent)
+}
+
+const (
+	// Flows differ in the source address, of which a pod lends itself half a /24, and then in the socket.
+	sourcesPerSocket = 128
+	maxFlows         = 8 * sourcesPerSocket
+
+	// What a payload starts with: whether it counts (after the warm-up), its flow, its number in the flow.
+	flowOffset, numberOffset, udpHeaderBytes = 4, 8, 16
+
+	// warmUp teaches neighbour tables and caches the way, and wakes the CPUs.
+	warmUp = 100 * time.Millisecond
+	// quietAfter is how long nothing must arrive before the rest counts as lost: longer than any queue here holds.
+	quietAfter = 150 * time.Millisecond
+
+	// paceStep is the shortest sleep between two bursts: shorter ones cost the CPU time that is to be measured.
+	paceStep = 50 * time.Microsecond
+)
+
+// UDP offers the load for a short warm-up and then for its duration, and counts what arrives of the latter.
+func UDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
+	r, err := runUDP(ctx, from, to, load)
+	if err != nil {
+		return r, fmt.Errorf("UDP from %s to %s: %w", from.NS.Name, to.NS.Name, err)
+	}
+	return r, nil
+}
+
+func runUDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
+	if load.Size < udpHeaderBytes || load.Flows < 1 || load.Flows > maxFlows {
+		return UDPResult{}, fmt.Errorf("%d bytes on %d flows: want %d bytes or more on 1 to %d flows", load.Size, load.Flows, udpHeaderBytes, maxFlows)
+	}
+	sink, at, err := to.bound(unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return UDPResult{}, err
+	}
+	defer unix.Close(sink)
+	if err := bigBuffers(sink); err != nil {
+		return UDPResult{}, err
+	}
+	sender, err := newUDPSender(from, at, load)
+	if err != nil {
+		return UDPResult{}, err
+	}
+	defer closeAll(sender.sockets)
+
+	receiver := &udpReceiver{fd: sink, next: make([]uint64, load.Flows)}
+	var wg sync.WaitGroup
+	wg.Go(receiver.run)
+	err = sender.run(ctx)
+	receiver.awaitQuiet(sender.sent)
+	hangUp(sink)
+	wg.Wait()
+	result := receiver.result()
+	result.Sent, result.SentRate = sender.sent, float64(sender.sent)/sender.elapsed.Seconds()
+	overflowed, derr := socketDrops(sink)
+	result.Overflowed = overflowed
+	return result, errors.Join(err, receiver.err, derr)
+}
+
+// udpSender offers a load. Each of its sockets has its own messages, one after the other of different flows.
+type udpSender struct {
+	load    UDPLoad
+	sockets []int
+	batches []*batch
+	numbers []uint64 // of the next packet, by flow
+	turn    int      // socket whose turn it is
+	offset  []int    // next message of each socket's batch
+
+	sent    uint64
+	elapsed time.Duration
+}
+
+func newUDPSender(from End, to netip.AddrPort, load UDPLoad) (*udpSender, error) {
+	s := &udpSender{load: load, numbers: make([]uint64, load.Flows)}
+	sources, err := lendSources(from, load.Flows)
+	if err != nil {
+		return nil, err
+	}
+	for first := 0; first < load.Flows; first += sourcesPerSocket {
+		flows := min(sourcesPerSocket, load.Flows-first)
+		if err := s.addSocket(from, to, first, flows, sources); err != nil {
+			closeAll(s.sockets)
+			return nil, err
+		}
+	}
+	s.offset = make([]int, len(s.sockets))
+	return s, nil
+}
+
+func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sources []netip.Addr) error {
+	fd, err := from.socket(unix.SOCK_DGRAM)
+	if err != nil {
+		return err
+	}
+	s.sockets = append(s.sockets, fd)
+	if err := bigBuffers(fd); err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+		return fmt.Errorf("connect to %s: %w", to, err)
+	}
+	// A multiple of the flows, so that every burst takes up where the last one ended.
+	n := flows
+	for n < udpBatch {
+		n += flows
+	}
+	b := newBatch(n, s.load.Size)
+	for i := range n {
+		flow := i % flows
+		binary.BigEndian.PutUint32(b.payloads[i][flowOffset:], uint32(first+flow))
+		if sources != nil {
+			b.setSource(i, sources[flow].As4())
+		}
+	}
+	s.batches = append(s.batches, b)
+	return nil
+}
+
+// lendSources makes the upper half of the pod's /24 local to it, if more than one flow is wanted.
+func lendSources(from End, flows int) ([]netip.Addr, error) {
+	if flows == 1 {
+		return nil, nil
+	}
+	if !from.Addr.Is4() {
+		return nil, errors.New("several flows need IPv4 ends")
+	}
+	base := from.Addr.As4()
+	base[3] = sourcesPerSocket
+	if err := from.NS.AddLocal(netip.PrefixFrom(netip.AddrFrom4(base), 25)); err != nil {
+		return nil, err
+	}
+	sources := make([]netip.Addr, sourcesPerSocket)
+	for i := range sources {
+		base[3] = byte(sourcesPerSocket + i)
+		sources[i] = netip.AddrFrom4(base)
+	}
+	return sources, nil
+}
+
+// run sends the warm-up and then the load, on a thread whose sleeps are as short as asked for.
+func (s *udpSender) run(ctx context.Context) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set timer slack: %w", err)
+	}
+	if err := s.phase(ctx, warmUp, false); err != nil {
+		return err
+	}
+	start := time.Now()
+	err := s.phase(ctx, s.load.Duration, true)
+	s.elapsed = time.Since(start)
+	return err
+}
+
+// phase sends at the load's rate for d. Only packets of the counted phase are in the result.
+func (s *udpSender) phase(ctx context.Context, d time.Duration, counts bool) error {
+	start, sent := time.Now(), 0
+	for {
+		elapsed := time.Since(start)
+		if elapsed >= d || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		n := udpBatch
+		if s.load.Rate > 0 {
+			due := int(s.load.Rate*elapsed.Seconds()) + 1 - sent
+			if due < 1 {
+				pause(max(paceStep, time.Duration(float64(time.Second)/s.load.Rate)))
+				continue
+			}
+			n = min(n, due)
+		}
+		done, err := s.burst(n, counts)
+		if err != nil {
+			return err
+		}
+		sent += done
+		if counts {
+			s.sent += uint64(done)
+		}
+	}
+}
+
+// burst sends up to n packets on the next socket.
+func (s *udpSender) burst(n int, counts bool) (int, error) {
+	b, fd := s.batches[s.turn], s.sockets[s.turn]
+	first := s.offset[s.turn]
+	n = min(n, len(b.messages)-first)
+	for _, p := range b.payloads[first : first+n] {
+		flow := binary.BigEndian.Uint32(p[flowOffset:])
+		binary.BigEndian.PutUint64(p[numberOffset:], s.numbers[flow])
+		s.numbers[flow]++
+		p[0] = 0
+		if counts {
+			p[0] = 1
+		}
+	}
+	rest := batch{messages: b.messages[first:]}
+	done := 0
+	for done < n {
+		k, err := rest.send(fd, n-done)
+		switch {
+		case err == nil:
+			done += k
+			rest.messages = rest.messages[k:]
+		// A full queue somewhere below; an ICMP error about an earlier packet.
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ECONNREFUSED):
+		default:
+			return done, fmt.Errorf("send: %w", err)
+		}
+	}
+	s.offset[s.turn] = (first + n) % len(b.messages)
+	s.turn = (s.turn + 1) % len(s.sockets)
+	return done, nil
+}
+
+// pause sleeps more exactly than time.Sleep, which rounds to a millisecond when the process is idle.
+func pause(d time.Duration) {
+	ts := unix.NsecToTimespec(int64(d))
+	// Interrupted early is early; the pace is computed from the clock.
+	_ = unix.Nanosleep(&ts, nil)
+}

@@ -1,0 +1,153 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"weft/bench"
+	"weft/bench/lab"
+)
+
+// daemonStatus is what the demo shows of a daemon's /status.
+type daemonStatus struct {
+	Backend string `json:"backend"`
+	Device  string `json:"device"`
+	Lease   struct {
+		Subnet  netip.Prefix `json:"subnet"`
+		Expires time.Time    `json:"expires"`
+	} `json:"lease"`
+}
+
+// table shows what each node has, from the daemons' own pages and from the kernel's devices.
+func (d *demonstration) table(ctx context.Context) error {
+	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nNODE\tADDRESS\tLEASE\tEXPIRES IN\tDEVICE\tMTU\tPACKETS OUT/IN\tMB OUT/IN\tDROPS\tUNDERLAY FRAMES OUT/IN")
+	for i, n := range d.lab.Nodes {
+		if err := d.row(ctx, w, i); err != nil {
+			return &stepError{i, "read the counters of " + n.Name, err}
+		}
+	}
+	fmt.Fprintln(w)
+	return w.Flush()
+}
+
+func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int) error {
+	node := d.lab.Nodes[i]
+	m, err := bench.Scrape(ctx, d.health(i))
+	if err != nil {
+		return err
+	}
+	page, err := bench.Get(ctx, d.health(i), "/status")
+	if err != nil {
+		return err
+	}
+	var s daemonStatus
+	if err := json.Unmarshal(page, &s); err != nil {
+		return fmt.Errorf("read status: %w", err)
+	}
+	device, err := node.Link(s.Device)
+	if err != nil {
+		return err
+	}
+	underlay, err := node.Link("eth0")
+	if err != nil {
+		return err
+	}
+	out, in := m[`weft_packets_total{direction="out"}`], m[`weft_packets_total{direction="in"}`]
+	if out == 0 || in == 0 {
+		return errors.New("the daemon has counted no packets, but pods have reached each other")
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.0f/%.0f\t%.0f/%.0f\t%.0f\t%d/%d\n",
+		node.Name, node.Addr, s.Lease.Subnet, time.Until(s.Lease.Expires).Round(time.Minute), s.Device, device.MTU, out, in,
+		m[`weft_bytes_total{direction="out"}`]/1e6, m[`weft_bytes_total{direction="in"}`]/1e6,
+		m.Sum("weft_drops_total"), underlay.Counters.TxPackets, underlay.Counters.RxPackets)
+	return nil
+}
+
+// blame says what failed, and shows the end of the log of the daemon that may know why.
+func (d *demonstration) blame(err error) {
+	fmt.Fprintln(d.out, "FAILED:", err)
+	for _, i := range blamed(err) {
+		p := d.daemons[i]
+		if p == nil {
+			continue
+		}
+		state := "is running"
+		if !p.Running() {
+			state = "has ended"
+		}
+		fmt.Fprintf(d.out, "the daemon of %s %s; the end of its log:\n", d.lab.Nodes[i].Name, state)
+		for _, line := range p.Tail(tailLines) {
+			fmt.Fprintln(d.out, "    "+line)
+		}
+	}
+}
+
+// blamed lists the nodes that the errors joined in err name.
+func blamed(err error) []int {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		var nodes []int
+		for _, e := range joined.Unwrap() {
+			nodes = append(nodes, blamed(e)...)
+		}
+		return nodes
+	}
+	var step *stepError
+	if errors.As(err, &step) && step.node >= 0 {
+		return []int{step.node}
+	}
+	return nil
+}
+
+// keep prints how to look around, and waits for Ctrl-C.
+func (d *demonstration) keep(ctx context.Context) error {
+	pid, err := lab.HostPID()
+	if err != nil {
+		return err
+	}
+	enter := "nsenter --target " + pid + " --mount"
+	if os.Getenv("SUDO_UID") == "" && ownUserNamespace() {
+		enter += " --user --preserve-credentials"
+	}
+	root := filepath.Join("/proc", pid, "root")
+	inside := func(name string) string { return enter + " --net=" + filepath.Join(root, "run/netns", name) }
+	a, b := d.lab.Nodes[0], d.lab.Nodes[1]
+	fmt.Fprintf(d.out, `It is left running; Ctrl-C ends it. From another terminal of this user:
+
+  a pod         %s sh
+  a node        %s sh
+  etcd's place  %s --net=/proc/%s/ns/net sh
+  any other     the same with node1, node2, node3, node1-pod1, node2-pod1, node3-pod1
+
+Things to try:
+
+  in the pod    ping %s
+  in the node   ip route; ip -s link show dev flannel0; tcpdump -ni eth0 udp port 8285
+                ip link del flannel0        (it comes back, the ping goes on)
+  at etcd's     curl http://%s/status; curl http://%s/metrics
+  from here     cat %s
+                %s --pid kill -9 %d   (the daemon of %s: its pod is cut off, the others are not)
+`, inside(a.Pods[0].Name), inside(a.Name), enter, pid, b.Pods[0].Addr, d.health(0), d.health(0),
+		filepath.Join(root, strings.TrimPrefix(a.Path("flannel/subnet.env"), "/")), enter, d.daemons[demoNodes-1].PID(), d.lab.Nodes[demoNodes-1].Name)
+	<-ctx.Done()
+	fmt.Fprintln(d.out)
+	return nil
+}
+
+// ownUserNamespace says whether the lab has a user namespace of its own: root inside is somebody else outside then.
+func ownUserNamespace() bool {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(b))
+	return len(f) == 3 && (f[0] != "0" || f[1] != "0")
+}

@@ -1,0 +1,53 @@
+// Command weft is the operator's tool: it shows the overlay working on one machine and measures it.
+//
+// Each subcommand has a file of its own. They run without root: what they build lives in namespaces of the process and
+// ends with it (see bench/lab).
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+// command is one subcommand. run gets the arguments after its name and returns the exit status.
+type command struct {
+	name, summary string
+	run           func(args []string) int
+}
+
+// commands lists the subcommands in the order of the usage text.
+func commands() []command {
+	return []command{
+		{"demo", "three nodes on this machine, pods that reach each other", demo},
+		{"version", "print version, commit and Go version", printVersion},
+	}
+}
+
+func main() {
+	if len(os.Args) < 2 {
+		usage(os.Stdout)
+		return
+	}
+	for _, c := range commands() {
+		if c.name == os.Args[1] {
+			os.Exit(c.run(os.Args[2:]))
+		}
+	}
+	switch os.Args[1] {
+	case "-h", "-help", "--help", "help":
+		usage(os.Stdout)
+	default:
+		fmt.Fprintf(os.Stderr, "weft: no subcommand %q\n", os.Args[1])
+		usage(os.Stderr)
+		os.Exit(2)
+	}
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "weft shows and measures the overlay. Usage: weft <subcommand> [flags]\n\n")
+	for _, c := range commands() {
+		fmt.Fprintf(w, "  %-10s %s\n", c.name, c.summary)
+	}
+	fmt.Fprint(w, "\nweft <subcommand> -h lists its flags.\n")
+}
