@@ -55,7 +55,8 @@ func (h *holder) step(ctx context.Context) {
 			h.claim(ctx)
 		}
 	}
-	if ctx.Err() != nil || !h.dirty {
+	news := h.dirty && (h.listed || h.ownErr != nil || h.watchErr != nil)
+	if !news || ctx.Err() != nil {
 		return
 	}
 	h.dirty = false

@@ -1,0 +1,170 @@
+package file
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"sigs.k8s.io/yaml"
+
+	"weft/lease"
+)
+
+// The keys that a file may hold, in the order they are shown in. Upper and lower case do not matter.
+func topKeys() []string { return []string{"network", "nodes"} }
+
+func nodeKeys() []string {
+	return []string{"name", "subnet", "subnet6", "publicIP", "publicIPv6", "backendType", "backendData", "backendV6Data"}
+}
+
+func networkKeys() []string {
+	return []string{"Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "EnableNFTables", "SubnetLen", "SubnetMin", "SubnetMax",
+		"IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend"}
+}
+
+// content is a file that was found to be right.
+type content struct {
+	network lease.Network
+	leases  []lease.Lease // ordered by subnet
+}
+
+// node is an entry of nodes as it is written.
+type node struct {
+	Name                       string
+	Subnet, Subnet6            netip.Prefix
+	PublicIP, PublicIPv6       netip.Addr
+	BackendType                string
+	BackendData, BackendV6Data json.RawMessage
+}
+
+// parse reads YAML or JSON, which is YAML too.
+func parse(b []byte) (content, error) {
+	b, err := yaml.YAMLToJSONStrict(b)
+	if err != nil {
+		return content{}, err
+	}
+	top, err := object(b, topKeys())
+	if err != nil {
+		return content{}, err
+	}
+	if top["network"] == nil || top["nodes"] == nil {
+		return content{}, errors.New("both network and nodes must be given")
+	}
+	var c content
+	if _, err := object(top["network"], networkKeys()); err != nil {
+		return content{}, fmt.Errorf("network: %w", err)
+	}
+	if c.network, err = lease.ParseNetwork(top["network"]); err == nil {
+		err = c.network.Check()
+	}
+	if err != nil {
+		return content{}, fmt.Errorf("network: %w", err)
+	}
+	var nodes []json.RawMessage
+	if err := json.Unmarshal(top["nodes"], &nodes); err != nil {
+		return content{}, fmt.Errorf("nodes: want a list of objects with %s: %w", strings.Join(nodeKeys(), ", "), err)
+	}
+	for i, raw := range nodes {
+		l, err := parseNode(raw, c.network)
+		if err == nil {
+			err = c.add(l)
+		}
+		if err != nil {
+			return content{}, fmt.Errorf("nodes[%d]: %w", i, err)
+		}
+	}
+	slices.SortFunc(c.leases, lease.Compare)
+	return c, nil
+}
+
+// object splits a JSON object into its members by the allowed spelling of their keys, and refuses others.
+func object(b []byte, allowed []string) (map[string]json.RawMessage, error) {
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal(b, &got); err != nil || got == nil {
+		return nil, fmt.Errorf("want an object with %s, got %.40s", strings.Join(allowed, ", "), bytes.TrimSpace(b))
+	}
+	members := make(map[string]json.RawMessage, len(got))
+	for key, value := range got {
+		i := slices.IndexFunc(allowed, func(a string) bool { return strings.EqualFold(a, key) })
+		switch {
+		case i < 0:
+			return nil, fmt.Errorf("unknown key %q, allowed are %s", key, strings.Join(allowed, ", "))
+		case members[allowed[i]] != nil:
+			return nil, fmt.Errorf("key %q is given twice", allowed[i])
+		}
+		members[allowed[i]] = value
+	}
+	return members, nil
+}
+
+// parseNode reads one node and checks what can be checked without the others.
+func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
+	if _, err := object(b, nodeKeys()); err != nil {
+		return lease.Lease{}, err
+	}
+	var n node
+	if err := json.Unmarshal(b, &n); err != nil {
+		return lease.Lease{}, err
+	}
+	if n.Name == "" {
+		return lease.Lease{}, errors.New("name is missing")
+	}
+	wrap := func(err error) (lease.Lease, error) { return lease.Lease{}, fmt.Errorf("node %q: %w", n.Name, err) }
+	if err := checkSubnet("subnet", n.Subnet, network.EnableIPv4, network.Network); err != nil {
+		return wrap(err)
+	}
+	if err := checkSubnet("subnet6", n.Subnet6, network.EnableIPv6, network.IPv6Network); err != nil {
+		return wrap(err)
+	}
+	switch {
+	case !n.PublicIP.IsValid() && !n.PublicIPv6.IsValid():
+		return wrap(errors.New("publicIP or publicIPv6 is missing"))
+	case n.PublicIP.IsValid() && !n.PublicIP.Is4():
+		return wrap(fmt.Errorf("publicIP: %s is not an IPv4 address", n.PublicIP))
+	case n.PublicIPv6.IsValid() && (!n.PublicIPv6.Is6() || n.PublicIPv6.Is4In6() || n.PublicIPv6.Zone() != ""):
+		return wrap(fmt.Errorf("publicIPv6: %s is not a plain IPv6 address", n.PublicIPv6))
+	case n.PublicIP.IsValid() && n.PublicIP.IsUnspecified() || n.PublicIPv6.IsValid() && n.PublicIPv6.IsUnspecified():
+		return wrap(errors.New("the unspecified address is not a public IP"))
+	}
+	return lease.Lease{Node: n.Name, Subnet: n.Subnet, Subnet6: n.Subnet6, Attrs: lease.Attrs{
+		PublicIP: n.PublicIP, PublicIPv6: n.PublicIPv6, BackendType: n.BackendType,
+		BackendData: n.BackendData, BackendV6Data: n.BackendV6Data,
+	}}, nil
+}
+
+// checkSubnet checks one family's subnet of a node.
+func checkSubnet(key string, subnet netip.Prefix, enabled bool, network netip.Prefix) error {
+	switch {
+	case !enabled && subnet.IsValid():
+		return fmt.Errorf("%s: the network config does not enable this family", key)
+	case !enabled:
+		return nil
+	case !subnet.IsValid():
+		return fmt.Errorf("%s is missing", key)
+	case subnet != subnet.Masked():
+		return fmt.Errorf("%s: %s is not the first address of a subnet, %s is", key, subnet, subnet.Masked())
+	case subnet.Bits() <= network.Bits() || !network.Contains(subnet.Addr()):
+		return fmt.Errorf("%s: %s is not a part of the network %s", key, subnet, network)
+	}
+	return nil
+}
+
+// add appends a node's lease unless it collides with an earlier one.
+func (c *content) add(l lease.Lease) error {
+	for _, other := range c.leases {
+		switch {
+		case other.Node == l.Node:
+			return fmt.Errorf("node %q is listed twice", l.Node)
+		case other.Overlaps(l):
+			return fmt.Errorf("node %q: its subnet overlaps with that of node %q", l.Node, other.Node)
+		case l.PublicIP.IsValid() && other.PublicIP == l.PublicIP, l.PublicIPv6.IsValid() && other.PublicIPv6 == l.PublicIPv6:
+			return fmt.Errorf("node %q has a public IP of node %q", l.Node, other.Node)
+		}
+	}
+	c.leases = append(c.leases, l)
+	return nil
+}
