@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/ctrl/netfilter"
+	"weft/metrics"
+)
+
+func get(t *testing.T, h http.Handler, path string) (code int, body string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	return w.Code, w.Body.String()
+}
+
+func TestHealthPaths(t *testing.T) {
+	notReady := status{Conditions: []condition{
+		{Name: "config", OK: true}, {Name: "lease", Reason: "pool is full"}, {Name: "rules", Reason: "no iptables"},
+	}}
+	ready := status{Ready: true, Conditions: []condition{{Name: "config", OK: true}}}
+	tests := []struct {
+		path    string
+		profile bool
+		status  status
+		code    int
+		body    string // how it begins
+	}{
+		{"/healthz", false, notReady, 200, "weftd is running\n"},
+		{"/readyz", false, notReady, 503, "weftd is not ready yet\nlease: pool is full\nrules: no iptables\n"},
+		{"/readyz", false, ready, 200, "weftd is ready\n"},
+		{"/status", false, notReady, 200, "{\n"},
+		{"/metrics", false, notReady, 200, "# HELP "},
+		{"/", false, ready, 404, ""},
+		{"/healthz/", false, ready, 404, ""},
+		{"/debug/pprof/", false, ready, 404, ""},
+		{"/debug/pprof/", true, ready, 200, "<html>"},
+		{"/debug/pprof/cmdline", true, ready, 200, ""},
+	}
+	for _, test := range tests {
+		h := healthHandler(func() status { return test.status }, test.profile, slog.New(slog.DiscardHandler))
+		if code, body := get(t, h, test.path); code != test.code || !strings.HasPrefix(body, test.body) {
+			t.Errorf("%s: %d %q, want %d %q", test.path, code, body, test.code, test.body)
+		}
+	}
+}
+
+func TestReadyzComesAndGoes(t *testing.T) {
+	current := status{}
+	h := healthHandler(func() status { return current }, false, slog.New(slog.DiscardHandler))
+	for _, ready := range []bool{false, true, false, true} {
+		current.Ready = ready
+		want := http.StatusServiceUnavailable
+		if ready {
+			want = http.StatusOK
+		}
+		if code, _ := get(t, h, "/readyz"); code != want {
+			t.Errorf("ready %t: %d", ready, code)
+		}
+		if _, body := get(t, h, "/metrics"); !strings.Contains(body, fmt.Sprintf("\nweft_ready %d\n", want&1^1)) {
+			t.Errorf("ready %t: /metrics disagrees", ready)
+		}
+	}
+}
+
+func TestStatusJSON(t *testing.T) {
+	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	s := status{
+		Build: metrics.Build{Version: "v1"}, Node: "n1",
+		Lease:   &leaseStatus{Held: true, Subnet: netip.MustParsePrefix("10.5.1.0/24"), Since: at},
+		Nodes:   []nodeStatus{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}},
+		Traffic: &metrics.Traffic{Drops: []metrics.Drop{{Reason: "too_short", Packets: 3}}},
+	}
+	h := healthHandler(func() status { return s }, false, slog.New(slog.DiscardHandler))
+	code, body := get(t, h, "/status")
+	var back struct {
+		Node  string
+		Lease map[string]any
+		Nodes []map[string]any
+	}
+	if err := json.Unmarshal([]byte(body), &back); code != 200 || err != nil {
+		t.Fatalf("%d, %v: %s", code, err, body)
+	}
+	if back.Node != "n1" || len(back.Nodes) != 1 || back.Nodes[0]["public"] != "192.0.2.2" {
+		t.Errorf("got %s", body)
+	}
+	if back.Lease["subnet"] != "10.5.1.0/24" || back.Lease["since"] != "2026-03-01T12:00:00Z" {
+		t.Errorf("lease is %v", back.Lease)
+	}
+	for _, absent := range []string{"expires", "subnet6"} {
+		if _, there := back.Lease[absent]; there {
+			t.Errorf("lease shows %s, which it has not", absent)
+		}
+	}
+	if !strings.Contains(body, `"reason": "too_short"`) {
+		t.Errorf("got %s", body)
+	}
+}
+
+func TestStatusAsMetrics(t *testing.T) {
+	s := status{
+		Ready:      true,
+		Conditions: []condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "no"}},
+		Lease:      &leaseStatus{Held: true, Since: time.Now().Add(-time.Hour), Expires: time.Now().Add(time.Minute)},
+		Store:      storeStatus{Connected: true, Revision: 9},
+		Nodes:      make([]nodeStatus, 3),
+		Kernel:     kernelStatus{Synced: true, Repairs: 4},
+		Rules:      rulesStatus{InPlace: true, Repairs: 5},
+	}
+	m := s.metrics()
+	if !m.Ready || !m.StoreConnected || m.StoreRevision != 9 || m.Nodes != 3 || !m.ReconcilerInSync || m.KernelRepairs != 4 ||
+		!m.RulesInPlace || m.RuleRepairs != 5 || len(m.Conditions) != 2 || m.Conditions[0] != (metrics.Condition{Name: "lease", OK: true}) {
+		t.Errorf("got %+v", m)
+	}
+	if l := m.Lease; !l.Held || l.Endless || l.Age < time.Hour || l.Expires > time.Minute || l.Expires < time.Minute/2 {
+		t.Errorf("lease is %+v", l)
+	}
+	s.Lease.Expires = time.Time{}
+	if !s.metrics().Lease.Endless {
+		t.Error("a lease without an end is not endless")
+	}
+}
+
+func TestRulesCondition(t *testing.T) {
+	none := fmt.Errorf("%w: nothing found", netfilter.ErrUnsupported)
+	other := errors.New("iptables: busy")
+	tests := []struct {
+		masq, forward bool
+		status        netfilter.Status
+		want          condition
+	}{
+		{true, true, netfilter.Status{InPlace: true}, condition{OK: true}},
+		{true, true, netfilter.Status{}, condition{Reason: "not set yet"}},
+		{true, false, netfilter.Status{Err: none}, condition{Reason: none.Error()}},
+		{true, true, netfilter.Status{Err: none}, condition{Reason: none.Error()}},
+		{false, true, netfilter.Status{Err: none}, condition{OK: true}},
+		{false, true, netfilter.Status{Err: other}, condition{Reason: other.Error()}},
+		{false, true, netfilter.Status{}, condition{Reason: "not set yet"}},
+		{false, false, netfilter.Status{Err: other}, condition{OK: true}},
+	}
+	for _, test := range tests {
+		test.want.Name = "rules"
+		got := rulesCondition(&config{ipMasq: test.masq, forwardRules: test.forward}, test.status)
+		if got != test.want {
+			t.Errorf("masq %t, forward %t, %+v: got %+v, want %+v", test.masq, test.forward, test.status, got, test.want)
+		}
+	}
+}
+
+func TestHealthServerStopsInTime(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c := &config{healthzIP: "127.0.0.1"}
+	h, err := listenHealth(ctx, c, func() status { return status{} }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- h.run(ctx) }()
+	address := h.listener.Addr().String()
+
+	res, err := http.Get("http://" + address + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(res.Body); err != nil || string(body) != "weftd is running\n" {
+		t.Errorf("%q, %v", body, err)
+	}
+	res.Body.Close()
+
+	// A client that never finishes its request must not hold the end up.
+	slow, err := net.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer slow.Close()
+	if _, err := io.WriteString(slow, "GET /healthz HTTP/1.1\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	start := time.Now()
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > 2*healthStop {
+		t.Errorf("stopped after %v", took)
+	}
+}
+
+func TestHealthPortInUse(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	port := taken.Addr().(*net.TCPAddr).Port
+	_, err = listenHealth(t.Context(), &config{healthzIP: "127.0.0.1", healthzPort: port}, nil, nil)
+	want := fmt.Sprintf("--healthz-port: port %d is in use, nothing can listen on 127.0.0.1:%d", port, port)
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+	_, err = listenHealth(t.Context(), &config{healthzIP: "192.0.2.1", healthzPort: port}, nil, nil)
+	if err == nil || !strings.HasPrefix(err.Error(), "--healthz-ip, --healthz-port: ") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/netip"
+	"reflect"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/dataplane"
+	"weft/dataplane/fib"
+	"weft/lease"
+	"weft/metrics"
+)
+
+// weftd is one run of the daemon.
+type weftd struct {
+	cfg   *config
+	log   *slog.Logger
+	build metrics.Build
+	name  string               // of this node
+	seen  atomic.Pointer[view] // what status is made from; nil before the first
+}
+
+// node is the daemon once it has a network config: it turns what the lease
+// manager and the interface watch report into what the engine, the reconciler
+// and subnet.env say. Its fields belong to the goroutine of loop.
+type node struct {
+	*weftd
+	network    lease.Network
+	engine     *dataplane.Engine // nil if the kernel or nobody forwards
+	manager    *lease.Manager
+	reconciler *ctrl.Reconciler
+	rules      *netfilter.Manager
+	previous   subnetEnv // of an earlier run
+
+	iface   ctrl.Iface
+	device  string // of the engine
+	backend ctrl.Backend
+	state   lease.State
+	self    lease.Lease       // the last lease held
+	since   time.Time         // when it was got; zero: none so far
+	wanted  netfilter.Desired // as last set
+
+	written subnetEnv // what subnet.env says; zero: nothing yet
+	fileErr error     // why it could not be written
+	ready   bool      // as last logged
+	told    bool      // systemd knows that we are ready
+}
+
+// upkeep is the period in which what nobody reports is looked at: whether the
+// kernel has caught up, so that subnet.env may be written.
+const upkeep = 200 * time.Millisecond
+
+// loop joins the parts until ctx ends.
+func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-chan ctrl.Iface) {
+	tick := time.NewTicker(upkeep)
+	defer tick.Stop()
+	n.publish()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-states:
+			n.leaseChanged(s)
+		case i := <-ifaces:
+			n.ifaceChanged(i)
+		case <-tick.C:
+		}
+		n.deviceChanged()
+		n.writeSubnetFile()
+		n.publish()
+		n.announce()
+	}
+}
+
+// leaseChanged takes over what the store says. Without a lease the last one stays
+// in force: losing the store must not cut the pods off.
+func (n *node) leaseChanged(s lease.State) {
+	n.state = s
+	if s.Held {
+		n.leaseHeld(s)
+	}
+	n.replan()
+}
+
+func (n *node) leaseHeld(s lease.State) {
+	switch {
+	case n.since.IsZero():
+		n.log.Info("lease held", "subnet", show(s.Self.Subnet, s.Self.Subnet6), "expires", s.Self.Expires)
+		n.warnOfLostSubnet(s)
+	case !n.self.SameSubnets(s.Self):
+		n.log.Error("this node's subnet has CHANGED: pods that run now keep addresses of the old one and must be restarted",
+			"old", show(n.self.Subnet, n.self.Subnet6), "new", show(s.Self.Subnet, s.Self.Subnet6))
+	}
+	if n.since.IsZero() || !n.self.SameSubnets(s.Self) {
+		n.since = time.Now()
+	}
+	n.self = s.Self
+}
+
+// warnOfLostSubnet says why the subnet of the previous run's file is not ours.
+func (n *node) warnOfLostSubnet(s lease.State) {
+	for _, before := range []netip.Prefix{n.previous.subnet, n.previous.subnet6} {
+		if !before.IsValid() || before == s.Self.Subnet || before == s.Self.Subnet6 {
+			continue
+		}
+		owner := "no node"
+		for _, l := range s.All {
+			if l.Subnet == before || l.Subnet6 == before {
+				owner = l.Node
+			}
+		}
+		n.log.Warn("the subnet in the subnet file is not this node's: another is taken, pods that still run must be restarted",
+			"file", n.cfg.subnetFile, "subnet", before, "owner", owner)
+	}
+}
+
+// ifaceChanged follows the underlay interface: the sockets move, the lease tells
+// the other nodes, and MTU and routes are planned anew.
+func (n *node) ifaceChanged(i ctrl.Iface) {
+	i.Reason = n.iface.Reason
+	if i == n.iface {
+		return
+	}
+	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,
+		"address", show(i.Addr, i.Addr6), "public", show(i.Public, i.Public6))
+	if err := n.plan(i); err != nil {
+		n.log.Error("cannot follow the interface", "err", err)
+		return
+	}
+	spec := n.backend.Spec()
+	if n.engine != nil {
+		if err := n.engine.Rebind(bindAddress(i, spec)); err != nil {
+			n.log.Error("cannot move to the interface's new address", "err", err)
+		}
+		n.engine.SetMTU(spec.MTU)
+	}
+	n.manager.SetAttrs(attrs(i, spec))
+	n.replan()
+}
+
+// deviceChanged follows a device that the engine had to make again under another name.
+func (n *node) deviceChanged() {
+	if n.engine == nil || n.engine.Device() == n.device {
+		return
+	}
+	if err := n.plan(n.iface); err != nil {
+		n.log.Error("cannot follow the device", "err", err)
+		return
+	}
+	n.replan()
+}
+
+// plan makes the backend anew for the interface and the engine's device.
+func (n *node) plan(i ctrl.Iface) error {
+	device := ""
+	if n.engine != nil {
+		device = n.engine.Device()
+	}
+	backend, err := ctrl.NewBackend(n.network, ctrl.Self{Iface: i, Device: device})
+	if err != nil {
+		return err
+	}
+	n.iface, n.device, n.backend = i, device, backend
+	return nil
+}
+
+// replan hands the leases to the engine and the reconciler, each in its own terms.
+func (n *node) replan() {
+	if n.since.IsZero() {
+		return
+	}
+	if n.engine != nil {
+		spec := n.backend.Spec()
+		n.engine.SetNodes(fibNode(n.self, spec), fibNodes(n.peers(), spec))
+	}
+	n.reconciler.Set(n.backend.Plan(n.self, n.state.All))
+	// Setting rules that are set already would have them all looked up again.
+	if d := n.desiredRules(); !reflect.DeepEqual(d, n.wanted) {
+		n.rules.Set(d)
+		n.wanted = d
+	}
+}
+
+// desiredRules are the packet filter rules that the flags ask for.
+func (n *node) desiredRules() netfilter.Desired {
+	d := netfilter.Desired{
+		Masquerade: n.cfg.ipMasq,
+		PlainPorts: n.cfg.plainMasq,
+		KeepSource: n.cfg.ipMasq,
+		Forward:    n.cfg.forwardRules,
+		NFTables:   n.network.EnableNFTables,
+	}
+	for _, f := range []netfilter.Net{
+		{Network: n.network.Network, Subnet: n.self.Subnet},
+		{Network: n.network.IPv6Network, Subnet: n.self.Subnet6},
+	} {
+		if f.Network.IsValid() && f.Subnet.IsValid() {
+			d.Nets = append(d.Nets, f)
+		}
+	}
+	return d
+}
+
+// peers are the leases of other nodes. One that overlaps ours, as when ours has
+// lapsed and went to another node, is left out: what belongs here stays here.
+func (n *node) peers() []lease.Lease {
+	var others []lease.Lease
+	for _, l := range n.state.All {
+		if !l.Overlaps(n.self) {
+			others = append(others, l)
+		}
+	}
+	return others
+}
+
+// fibNodes are the nodes that the engine can send to.
+func fibNodes(leases []lease.Lease, spec ctrl.Spec) []fib.Node {
+	var nodes []fib.Node
+	for _, l := range leases {
+		if unreachable(l, spec) == "" {
+			nodes = append(nodes, fibNode(l, spec))
+		}
+	}
+	return nodes
+}
+
+// fibNode is a lease as the engine knows it. The port is our own, as the leases
+// hold none: all nodes of a udp network share it.
+func fibNode(l lease.Lease, spec ctrl.Spec) fib.Node {
+	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), uint16(spec.Port))}
+	for _, p := range []netip.Prefix{l.Subnet, l.Subnet6} {
+		if p.IsValid() {
+			n.Prefixes = append(n.Prefixes, p)
+		}
+	}
+	return n
+}
+
+// unreachable says why nothing can be sent to the node of the lease, or nothing.
+func unreachable(l lease.Lease, spec ctrl.Spec) string {
+	switch {
+	case !l.Public().IsValid() || l.Public().IsUnspecified():
+		return "its lease has no public address"
+	case l.BackendType != spec.LeaseType:
+		return "its backend is " + l.BackendType + ", this node's is " + spec.Type
+	}
+	return ""
+}
+
+// attrs is what the lease tells the other nodes.
+func attrs(i ctrl.Iface, spec ctrl.Spec) lease.Attrs {
+	return lease.Attrs{
+		PublicIP: i.Public, PublicIPv6: i.Public6,
+		BackendType: spec.LeaseType, BackendData: spec.Data, BackendV6Data: spec.DataV6,
+	}
+}
+
+// bindAddress is where the engine's sockets live: on the interface's own address,
+// which is not the public one behind a NAT.
+func bindAddress(i ctrl.Iface, spec ctrl.Spec) netip.AddrPort {
+	a := i.Addr
+	if !a.IsValid() {
+		a = i.Addr6
+	}
+	return netip.AddrPortFrom(a, uint16(spec.Port))
+}
+
+// writeSubnetFile writes subnet.env when it is due: once what it promises is in
+// place, and again when the subnet or the MTU has changed.
+func (n *node) writeSubnetFile() {
+	if n.since.IsZero() || !n.reconciler.Status().Synced || !rulesCondition(n.cfg, n.rules.Status()).OK {
+		return
+	}
+	e := subnetEnv{
+		network: n.network.Network, subnet: n.self.Subnet,
+		network6: n.network.IPv6Network, subnet6: n.self.Subnet6,
+		mtu: n.backend.Spec().MTU, ipMasq: n.cfg.ipMasq,
+	}
+	if e == n.written {
+		return
+	}
+	err := e.write(n.cfg.subnetFile)
+	switch {
+	case err == nil:
+		n.written, n.fileErr = e, nil
+		n.log.Info("subnet file written", "file", n.cfg.subnetFile)
+	case n.fileErr == nil || n.fileErr.Error() != err.Error():
+		n.fileErr = err
+		n.log.Error("cannot write the subnet file", "err", err)
+	}
+}
+
+// announce says on the log, and once to systemd, when readiness comes and goes.
+func (n *node) announce() {
+	s := n.weftd.conditions()
+	ok, reasons := allOK(s)
+	if ok == n.ready {
+		return
+	}
+	n.ready = ok
+	if !ok {
+		n.log.Warn("not ready any more", "reasons", strings.Join(reasons, "; "))
+		return
+	}
+	n.log.Info("ready")
+	if !n.told {
+		n.told = true
+		notify(n.log, daemon.SdNotifyReady)
+	}
+}
+
+// show writes those of the two that are there.
+func show[T interface {
+	IsValid() bool
+	String() string
+}](v4, v6 T) string {
+	var parts []string
+	for _, v := range []T{v4, v6} {
+		if v.IsValid() {
+			parts = append(parts, v.String())
+		}
+	}
+	return strings.Join(parts, " ")
+}

@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/dataplane"
+	"weft/lease"
+)
+
+// serve runs the daemon until ctx ends (nil) or a part cannot start or go on.
+// The health server comes first, so that a probe gets an answer at once.
+func serve(ctx context.Context, cfg *config, log *slog.Logger) error {
+	d := &weftd{cfg: cfg, log: log, build: buildInfo(), name: nodeName(cfg, log)}
+	group, running := errgroup.WithContext(ctx)
+	if cfg.healthzPort > 0 {
+		h, err := listenHealth(ctx, cfg, d.status, log)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return h.run(running) })
+	}
+	group.Go(func() error { return d.run(running) })
+	group.Go(func() error {
+		<-running.Done()
+		notify(log, daemon.SdNotifyStopping)
+		return nil
+	})
+	err := group.Wait()
+	if ctx.Err() != nil {
+		// A signal ended it: what parts report while they are taken down is no failure.
+		log.Info("stopped", "reason", context.Cause(ctx))
+		return nil
+	}
+	return err
+}
+
+// notify tells systemd, if it started us.
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("cannot notify systemd", "err", err)
+	}
+}
+
+// run brings the parts up in order and keeps them until ctx ends. Where a step
+// fails, what came before it is taken down again.
+func (d *weftd) run(ctx context.Context) (err error) {
+	store, err := d.openStore()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	network, err := d.awaitNetwork(ctx, store)
+	if err != nil {
+		return err
+	}
+	kernel, err := ctrl.OpenKernel()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	iface, err := ctrl.ChooseIface(d.ifaceOptions(network), kernel)
+	if err != nil {
+		return err
+	}
+	d.log.Info("interface chosen", "name", iface.Name, "reason", iface.Reason, "mtu", iface.MTU,
+		"address", show(iface.Addr, iface.Addr6), "public", show(iface.Public, iface.Public6))
+	n, err := d.newNode(network, iface)
+	if err != nil {
+		return err
+	}
+	if n.engine != nil {
+		defer func() { err = errors.Join(err, n.engine.Close()) }()
+	}
+	n.reconciler = ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log})
+	n.rules = netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second})
+	previous := readSubnetEnv(d.cfg.subnetFile, d.log)
+	n.manager = lease.NewManager(store, lease.Request{
+		Network:   network,
+		Attrs:     attrs(iface, n.backend.Spec()),
+		Node:      d.name,
+		Previous:  previous.subnet,
+		Previous6: previous.subnet6,
+	}, lease.Options{Margin: time.Duration(d.cfg.renewMargin) * time.Minute, Log: d.log})
+	n.previous = previous
+	return n.run(ctx)
+}
+
+// run runs the node's parts and the loop that joins them.
+func (n *node) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	states, ifaces := make(latest[lease.State], 1), make(latest[ctrl.Iface], 1)
+	if n.engine != nil {
+		group.Go(func() error { return n.engine.Run(ctx) })
+	}
+	group.Go(func() error { return n.reconciler.Run(ctx) })
+	group.Go(func() error { return n.rules.Run(ctx) })
+	group.Go(func() error { return ctrl.WatchIface(ctx, n.ifaceOptions(n.network), ifaces.put) })
+	group.Go(func() error { return n.manager.Run(ctx, states.put) })
+	group.Go(func() error {
+		n.loop(ctx, states, ifaces)
+		return nil
+	})
+	return group.Wait()
+}
+
+// configRetry is the pause between two looks for the network config, as flannel's.
+const configRetry = time.Second
+
+// awaitNetwork reads the network config, trying until ctx ends. Why it has none
+// is shown by /readyz and logged once for as long as it stays the same.
+func (d *weftd) awaitNetwork(ctx context.Context, s store) (lease.Network, error) {
+	logged := ""
+	for {
+		network, err := s.Network(ctx)
+		if err == nil {
+			return network, nil
+		}
+		if ctx.Err() != nil {
+			return lease.Network{}, ctx.Err()
+		}
+		d.seen.Store(&view{waiting: err})
+		if text := err.Error(); text != logged {
+			logged = text
+			d.log.Error("waiting for the network config", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(configRetry):
+		}
+	}
+}
+
+func (d *weftd) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
+	return ctrl.IfaceOptions{
+		Iface:      d.cfg.iface.names,
+		Regex:      d.cfg.iface.patterns,
+		CanReach:   d.cfg.iface.canReach,
+		PublicIP:   d.cfg.publicIP,
+		PublicIPv6: d.cfg.publicIPv6,
+		IPv4:       n.EnableIPv4,
+		IPv6:       n.EnableIPv6,
+	}
+}
+
+// newNode makes the backend that the network config asks for, and the engine if
+// that backend's packets go through one. The engine comes before the lease: a port
+// in use then ends the daemon without a lease that nobody serves for a day.
+func (d *weftd) newNode(network lease.Network, iface ctrl.Iface) (*node, error) {
+	backend, err := ctrl.NewBackend(network, ctrl.Self{Iface: iface})
+	if err != nil {
+		return nil, err
+	}
+	n := &node{weftd: d, network: network, iface: iface, backend: backend}
+	spec := backend.Spec()
+	if !spec.Userspace {
+		return n, nil
+	}
+	n.engine, err = dataplane.Open(dataplane.Config{
+		Device:      devicePattern,
+		Bind:        bindAddress(iface, spec),
+		MTU:         spec.MTU,
+		Workers:     d.cfg.workers,
+		SourceCheck: d.cfg.sourceCheck,
+		Log:         d.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("udp backend on port %d: %w", spec.Port, err)
+	}
+	return n, n.plan(iface)
+}
+
+// devicePattern is the name of flannel's TUN device; the kernel counts up.
+const devicePattern = "flannel%d"
+
+// nodeName is what the stores that know nodes by name call this one.
+func nodeName(cfg *config, log *slog.Logger) string {
+	if cfg.nodeName != "" {
+		return cfg.nodeName
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		log.Warn("no --node-name and no host name", "err", err)
+	}
+	return name
+}
+
+// latest passes the newest value from one sender to one receiver; older ones that
+// were not taken are dropped. Its capacity must be 1.
+type latest[T any] chan T
+
+func (l latest[T]) put(v T) {
+	select {
+	case <-l:
+	default:
+	}
+	l <- v
+}

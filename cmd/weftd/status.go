@@ -1,0 +1,118 @@
+package main
+
+import (
+	"net/netip"
+	"time"
+
+	"weft/metrics"
+)
+
+// status is what the daemon says about itself at one moment. It is the JSON of
+// /status, and /readyz and /metrics are read from it too, so that the three
+// never disagree.
+type status struct {
+	Build      metrics.Build    `json:"build"`
+	Node       string           `json:"node"`
+	Ready      bool             `json:"ready"`
+	Conditions []condition      `json:"conditions"`
+	Backend    string           `json:"backend,omitempty"`
+	MTU        int              `json:"mtu,omitempty"` // of the pods, bytes
+	Device     string           `json:"device,omitempty"`
+	Interface  *interfaceStatus `json:"interface,omitempty"`
+	Lease      *leaseStatus     `json:"lease,omitempty"`
+	Store      storeStatus      `json:"store"`
+	Nodes      []nodeStatus     `json:"nodes"`
+	Kernel     kernelStatus     `json:"kernel"`
+	Rules      rulesStatus      `json:"rules"`
+	Traffic    *metrics.Traffic `json:"traffic,omitempty"`
+}
+
+// condition is one thing that must be in place for the node to be ready.
+type condition struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Reason string `json:"reason,omitempty"` // why not
+}
+
+// interfaceStatus is the interface to the other nodes.
+type interfaceStatus struct {
+	Name     string     `json:"name"`
+	MTU      int        `json:"mtu"`
+	Address  netip.Addr `json:"address,omitzero"`
+	Address6 netip.Addr `json:"address6,omitzero"`
+	Public   netip.Addr `json:"public,omitzero"`
+	Public6  netip.Addr `json:"public6,omitzero"`
+	Reason   string     `json:"reason,omitempty"`
+}
+
+// leaseStatus is the node's own lease, the last one if it is lost.
+type leaseStatus struct {
+	Held    bool         `json:"held"`
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	Since   time.Time    `json:"since,omitzero"`
+	Expires time.Time    `json:"expires,omitzero"` // left out: never
+}
+
+// storeStatus is how it stands with the lease store.
+type storeStatus struct {
+	Connected bool   `json:"connected"`
+	Revision  int64  `json:"revision"`
+	Error     string `json:"error,omitempty"`
+}
+
+// nodeStatus is one other node.
+type nodeStatus struct {
+	Name    string       `json:"name"`
+	Subnet  netip.Prefix `json:"subnet,omitzero"`
+	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
+	Public  netip.Addr   `json:"public,omitzero"`
+	// Unreachable says why nothing is sent to the node; empty if it is.
+	Unreachable string `json:"unreachable,omitempty"`
+}
+
+// kernelStatus is whether the kernel looks as wanted.
+type kernelStatus struct {
+	Synced  bool      `json:"synced"`
+	Since   time.Time `json:"since,omitzero"`
+	Waiting []string  `json:"waiting,omitempty"` // devices that are not there yet
+	Error   string    `json:"error,omitempty"`
+	Repairs uint64    `json:"repairs"`
+}
+
+// rulesStatus is whether the packet filter rules are as wanted.
+type rulesStatus struct {
+	InPlace bool      `json:"in_place"`
+	Since   time.Time `json:"since,omitzero"`
+	Mode    string    `json:"mode,omitempty"` // iptables or nftables
+	Error   string    `json:"error,omitempty"`
+	Notes   []string  `json:"notes,omitempty"`
+	Repairs uint64    `json:"repairs"`
+}
+
+// metrics returns the same as numbers.
+func (s status) metrics() metrics.Snapshot {
+	m := metrics.Snapshot{
+		Ready:            s.Ready,
+		StoreConnected:   s.Store.Connected,
+		StoreRevision:    s.Store.Revision,
+		Nodes:            len(s.Nodes),
+		Traffic:          s.Traffic,
+		ReconcilerInSync: s.Kernel.Synced,
+		KernelRepairs:    s.Kernel.Repairs,
+		RulesInPlace:     s.Rules.InPlace,
+		RuleRepairs:      s.Rules.Repairs,
+	}
+	for _, c := range s.Conditions {
+		m.Conditions = append(m.Conditions, metrics.Condition{Name: c.Name, OK: c.OK})
+	}
+	if s.Lease != nil {
+		m.Lease = metrics.Lease{
+			Held:    s.Lease.Held,
+			Age:     time.Since(s.Lease.Since),
+			Expires: time.Until(s.Lease.Expires),
+			Endless: s.Lease.Expires.IsZero(),
+		}
+	}
+	return m
+}
