@@ -3,6 +3,7 @@ package offload
 import (
 	"bytes"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -80,4 +81,236 @@ func TestMergeMatchesSlowTwin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// write adds packets as one train and returns what the Merger wrote until the flush.
+func write(l Limits, packets ...[]byte) []emitted {
+	var out []emitted
+	m := NewMerger(l, func(h Header, frame []byte) { out = append(out, emitted{h, bytes.Clone(frame)}) })
+	buf := append(bytes.Join(packets, nil), make([]byte, 65536)...)
+	m.Train(buf)
+	at := 0
+	for _, p := range packets {
+		m.Add(at, len(p))
+		at += len(p)
+	}
+	m.Flush()
+	return out
+}
+
+// TestSplitThenMerge: what was cut from one frame becomes that frame again, byte for byte.
+func TestSplitThenMerge(t *testing.T) {
+	joined := 0
+	for i, p := range superFrames(5, 300) {
+		if p.ext != "" || p.options != "" {
+			continue // passes through alone
+		}
+		if p.proto == 6 {
+			p.tcp.flags &^= 0x80 // CWR: likewise
+		}
+		size := 1 + len(p.payload)/40
+		h, frame := p.superFrame(size)
+		segments := splitAll(t, h, frame)
+		if len(segments) < 2 {
+			continue
+		}
+		joined++
+		got := write(everything(), segments...)
+		if len(got) != 1 || got[0].h != h || !bytes.Equal(got[0].frame, frame) {
+			t.Fatalf("frame %d of %d segments: %d frames back, the first %v\nwant %v", i, len(segments), len(got), got[0], emitted{h, frame})
+		}
+		if n := got[0].h.Segments(len(frame)); n != len(segments) {
+			t.Errorf("frame %d: Segments says %d, want %d", i, n, len(segments))
+		}
+	}
+	if joined < 100 {
+		t.Errorf("only %d frames were joined", joined)
+	}
+}
+
+// TestMergeThenSplit: what was joined gives the packets again that came in, byte for byte and in order per flow. Only
+// an ID that stood still counts up afterwards, which DF allows.
+func TestMergeThenSplit(t *testing.T) {
+	for seed := range uint64(8) {
+		traffic := newTraffic(seed, 10)
+		packets := traffic.packets(1500)
+		var want []emitted
+		for _, p := range packets {
+			want = append(want, emitted{frame: p})
+		}
+		written, _ := feed(t, rand.New(rand.NewPCG(seed, 3)), everything(), packets)
+		var got []emitted
+		for _, e := range written {
+			segments := splitAll(t, e.h, e.frame)
+			if e.h.GSO != GSONone && len(segments) != e.h.Segments(len(e.frame)) {
+				t.Fatalf("%d segments, Segments says %d", len(segments), e.h.Segments(len(e.frame)))
+			}
+			for _, s := range segments {
+				got = append(got, emitted{frame: s})
+			}
+		}
+		for _, l := range [][]emitted{got, want} {
+			for i := range l {
+				l[i].frame = withoutDFID(l[i].frame)
+			}
+		}
+		compare(t, got, want)
+	}
+}
+
+// withoutDFID returns a copy of a good packet with DF whose ID is zero; other packets it returns as they are.
+func withoutDFID(b []byte) []byte {
+	p, ok := decode(b)
+	if !ok || p.fragment != 0x4000 {
+		return b
+	}
+	p.id = 0
+	return p.encode()
+}
+
+// TestMergeOrder holds what must not be overtaken.
+func TestMergeOrder(t *testing.T) {
+	traffic := newTraffic(6, 12)
+	flow := &traffic.flows[0]
+	var other *packet // the same addresses, another port
+	for i := range traffic.flows[1:] {
+		if f := &traffic.flows[i+1]; f.addrs == flow.addrs {
+			other = f
+		}
+	}
+	if other == nil {
+		t.Fatal("no second flow between the same addresses")
+	}
+	a := traffic.run(flow, 3, 500)
+	b := traffic.run(other, 3, 400)
+	ack := a[0]
+	ack.payload = ""
+	options := a[0]
+	options.options = "\x94\x04\x00\x00"
+	icmp := a[0]
+	icmp.proto = 17
+	icmpBytes := icmp.encode()
+	icmpBytes[9] = 1
+	garbage := []byte{0x45, 0, 0}
+	elsewhere := bytes.Clone(icmpBytes)
+	elsewhere[19]++
+	for _, tt := range []struct {
+		name  string
+		third []byte
+		want  []int // lengths of what is written, in order
+	}{
+		{"an ACK seals its flow only", ack.encode(), []int{len(a[0].encode()) + 500, len(ack.encode()), len(b[0].encode()) + 400}},
+		{"options seal their flow only", options.encode(), []int{len(a[0].encode()) + 500, len(options.encode()), len(b[0].encode()) + 400}},
+		{"no ports: both flows between the addresses", icmpBytes, []int{len(a[0].encode()) + 500, len(b[0].encode()) + 400, len(icmpBytes)}},
+		{"garbage: everything", garbage, []int{len(a[0].encode()) + 500, len(b[0].encode()) + 400, len(garbage)}},
+		{"other addresses: nothing", elsewhere, []int{len(elsewhere), len(a[0].encode()) + 500, len(b[0].encode()) + 400}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			out := write(everything(), a[0].encode(), b[0].encode(), a[1].encode(), b[1].encode(), tt.third)
+			var got []int
+			for _, e := range out {
+				got = append(got, len(e.frame))
+			}
+			if !slices.Equal(got, tt.want) {
+				t.Errorf("lengths %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
+// TestMergeBadChecksums damages one segment in the middle of a run, at each place: it must come out alone and as
+// it was, and what is around it must still be joined.
+func TestMergeBadChecksums(t *testing.T) {
+	traffic := newTraffic(7, 4)
+	for kind := range traffic.flows {
+		for place := range 5 {
+			p := traffic.flows[kind]
+			p.payload = traffic.fill[:5*700]
+			h, frame := p.superFrame(700)
+			packets := splitAll(t, h, frame)
+			bad := packets[place]
+			bad[len(bad)-3] ^= 0x40
+			var alone int
+			for _, e := range write(everything(), packets...) {
+				if e.h.GSO == GSONone && bytes.Equal(e.frame, bad) {
+					alone++
+				}
+				if e.h.GSO != GSONone && bytes.Contains(e.frame, bad[len(bad)-100:]) {
+					t.Errorf("flow %d, place %d: damage was joined", kind, place)
+				}
+			}
+			if alone != 1 {
+				t.Errorf("flow %d, place %d: the damaged packet came out %d times, want once", kind, place, alone)
+			}
+			if out := len(write(everything(), packets...)); out > 3 {
+				t.Errorf("flow %d, place %d: %d frames, want at most 3", kind, place, out)
+			}
+		}
+	}
+}
+
+// TestMergeTinyLimits runs into every bound: nothing may be lost, doubled or put out of order.
+func TestMergeTinyLimits(t *testing.T) {
+	for _, l := range []Limits{
+		{TCP: true, UDP: true, Flows: 1, Trains: 1, Pieces: 1},
+		{TCP: true, UDP: true, Flows: 3, Trains: 2, Pieces: 4},
+		{TCP: true, UDP: true, Flows: 40, Trains: 16, Pieces: 3},
+		{TCP: true, UDP: true, UDPSegments: 2},
+	} {
+		traffic := newTraffic(8, 20)
+		packets := traffic.packets(2000)
+		var want, got []emitted
+		for _, p := range packets {
+			want = append(want, emitted{frame: withoutDFID(p)})
+		}
+		written, _ := feed(t, rand.New(rand.NewPCG(8, 8)), l, packets)
+		for _, e := range written {
+			for _, s := range splitAll(t, e.h, e.frame) {
+				got = append(got, emitted{frame: withoutDFID(s)})
+			}
+		}
+		compare(t, got, want)
+	}
+}
+
+// TestMergeAcrossTrains joins a frame whose segments came in three trains, with and without room behind the
+// first, and finds the bytes contiguous.
+func TestMergeAcrossTrains(t *testing.T) {
+	p := newTraffic(9, 1).flows[0]
+	p.payload = strings.Repeat("0123456789", 4000)
+	h, frame := p.superFrame(1000)
+	segments := splitAll(t, h, frame)
+	for _, room := range []int{0, 500, 65536} {
+		var out []emitted
+		m := NewMerger(everything(), func(h Header, frame []byte) { out = append(out, emitted{h, bytes.Clone(frame)}) })
+		for i := 0; i < len(segments); i += 15 {
+			chunk := segments[i:min(i+15, len(segments))]
+			m.Train(append(bytes.Join(chunk, nil), make([]byte, room)...))
+			at := 0
+			for _, s := range chunk {
+				m.Add(at, len(s))
+				at += len(s)
+			}
+		}
+		m.Flush()
+		if len(out) != 1 || out[0].h != h || !bytes.Equal(out[0].frame, frame) {
+			t.Errorf("room %d: %d frames, want the one that was cut", room, len(out))
+		}
+	}
+}
+
+func TestMergeAddOutOfOrder(t *testing.T) {
+	traffic := newTraffic(10, 1)
+	packets := traffic.run(&traffic.flows[0], 2, 100)
+	buf := slices.Concat(packets[0].encode(), packets[1].encode())
+	n := len(packets[0].encode())
+	m := NewMerger(everything(), func(Header, []byte) {})
+	m.Train(buf)
+	m.Add(n, len(buf)-n)
+	defer func() {
+		if recover() == nil {
+			t.Error("no panic for a segment that lies before the last one")
+		}
+	}()
+	m.Add(0, n)
 }
