@@ -256,7 +256,8 @@ func (l *Lab) Processes() []*Process {
 	return slices.Clone(l.processes)
 }
 
-// Await calls ok until it returns nil, and fails with its last error when that takes longer than limit or ctx ends.
+// Await calls ok until it returns nil, and fails with its last error when that takes longer than limit or ctx ends; then
+// with the cause of ctx's end too.
 func Await(ctx context.Context, limit time.Duration, what string, ok func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
@@ -269,6 +270,9 @@ func Await(ctx context.Context, limit time.Duration, what string, ok func() erro
 		}
 		select {
 		case <-ctx.Done():
+			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
+				return fmt.Errorf("%s: %w (so far: %w)", what, cause, last)
+			}
 			return fmt.Errorf("%s: not within %v: %w", what, limit, last)
 		case <-tick.C:
 		}

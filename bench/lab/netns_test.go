@@ -11,8 +11,6 @@ import (
 	"weft/bench/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
-
 func TestNetnsPods(t *testing.T) {
 	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: 2, Mode: lab.ModeWire,
 		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})

@@ -204,7 +204,7 @@ func (d *demonstration) startDaemons(ctx context.Context) error {
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
-		return errors.Join(errs...)
+		return err
 	}
 	d.say("weftd", "%d daemons ready after %.1f s", demoNodes, time.Since(started).Seconds())
 	return nil
@@ -227,9 +227,6 @@ func (d *demonstration) awaitReady(ctx context.Context, i int) error {
 		}
 	}()
 	err := lab.Await(ctx, readyTimeout, "ask "+node.Name+"'s daemon whether it is ready", func() error {
-		if err := context.Cause(ctx); err != nil {
-			return err
-		}
 		_, err := bench.Get(ctx, d.health(i), "/readyz")
 		return err
 	})
