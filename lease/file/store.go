@@ -25,8 +25,8 @@ import (
 	"weft/lease"
 )
 
-// pollEvery is how often Watch reads the file. A version counts when it was read twice the same, so that one that is
-// just being written does not.
+// pollEvery is how often Watch reads the file. A new version counts when it was read the same twice with at least half
+// of that between, so that one that is just being written does not.
 const pollEvery = time.Second
 
 // Store is a file as a lease.Store.
@@ -37,6 +37,7 @@ type Store struct {
 
 	mu       sync.Mutex // guards what is below
 	read     []byte     // the file as last read
+	since    time.Time  // when read was first seen
 	current  []byte     // the version in force
 	content  content    // of current
 	revision int64      // counts the versions in force; 0: none yet
@@ -152,9 +153,10 @@ func (s *Store) refresh() error {
 	if err != nil {
 		return fmt.Errorf("lease file: %w", err)
 	}
-	settled := s.revision == 0 || bytes.Equal(b, s.read)
-	s.read = b
-	if !settled || s.revision != 0 && bytes.Equal(b, s.current) {
+	if !bytes.Equal(b, s.read) {
+		s.read, s.since = b, time.Now()
+	}
+	if s.revision != 0 && (bytes.Equal(b, s.current) || time.Since(s.since) < s.poll/2) {
 		return nil
 	}
 	c, err := parse(b)

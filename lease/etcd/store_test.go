@@ -1,0 +1,189 @@
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+	"go.uber.org/zap"
+
+	"weft/bench/lab/etcdserver"
+	"weft/lease"
+	"weft/lease/storetest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// serve runs an etcd for one test.
+func serve(t *testing.T) *etcdserver.Server {
+	t.Helper()
+	return serveConfig(t, etcdserver.Config{})
+}
+
+func serveConfig(t *testing.T, c etcdserver.Config) *etcdserver.Server {
+	t.Helper()
+	c.Dir, c.Listen = filepath.Join(t.TempDir(), "etcd"), netip.MustParseAddrPort("127.0.0.1:0")
+	s, err := etcdserver.Start(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+// operator is etcdctl: a client of its own, for what happens behind the store's back.
+type operator struct {
+	*clientv3.Client
+	prefix string
+}
+
+func operate(t *testing.T, s *etcdserver.Server, prefix string) operator {
+	t.Helper()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return operator{c, prefix}
+}
+
+func (o operator) put(t *testing.T, key, value string, opts ...clientv3.OpOption) {
+	t.Helper()
+	if _, err := o.Put(t.Context(), o.prefix+key, value, opts...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (o operator) delete(t *testing.T, key string) {
+	t.Helper()
+	if _, err := o.Delete(t.Context(), o.prefix+key); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// all returns the keys below a prefix, without it, and their values.
+func (o operator) all(t *testing.T, below string) map[string]string {
+	t.Helper()
+	got, err := o.Get(t.Context(), o.prefix+below, clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := make(map[string]string)
+	for _, kv := range got.Kvs {
+		all[string(kv.Key)[len(o.prefix+below):]] = string(kv.Value)
+	}
+	return all
+}
+
+// grantOf returns the etcd lease of a key, 0 if it has none.
+func (o operator) grantOf(t *testing.T, key string) clientv3.LeaseID {
+	t.Helper()
+	got, err := o.Get(t.Context(), o.prefix+key)
+	if err != nil || len(got.Kvs) != 1 {
+		t.Fatalf("get %s: %d keys, %v", key, len(got.Kvs), err)
+	}
+	return clientv3.LeaseID(got.Kvs[0].Lease)
+}
+
+// quiet is the config of most tests: node n of a cluster at prefix.
+func quiet(s *etcdserver.Server, prefix string, n int) Config {
+	return Config{
+		Endpoints: []string{s.Endpoint()}, Prefix: prefix, Instance: fmt.Sprint("node", n),
+		CheckEvery: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+	}
+}
+
+func open(t *testing.T, c Config) *Store {
+	t.Helper()
+	s, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func parseNetwork(t *testing.T, config string) lease.Network {
+	t.Helper()
+	n, err := lease.ParseNetwork([]byte(config))
+	if err == nil {
+		err = n.Check()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// request is what node n asks for.
+func request(network lease.Network, n int) lease.Request {
+	return lease.Request{
+		Network: network, Node: fmt.Sprint("node", n),
+		Attrs: lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)})},
+	}
+}
+
+func TestStore(t *testing.T) {
+	server := serve(t)
+	clusters := 0
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		const config = `{"Network":"10.5.0.0/19","SubnetLen":24,"SubnetMax":"10.5.20.0"}`
+		clusters++
+		prefix := fmt.Sprint("/cluster", clusters)
+		op := operate(t, server, prefix)
+		op.put(t, "/config", config)
+		network := parseNetwork(t, config)
+		next := 0
+		return storetest.Harness{
+			Nodes:   20,
+			Request: func(n int) lease.Request { return request(network, n) },
+			Open:    func(t *testing.T, n int) lease.Store { return open(t, quiet(server, prefix, n)) },
+			Add: func(t *testing.T) lease.Lease {
+				for next++; ; next++ {
+					l := lease.Lease{
+						Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(next), 0}), 24),
+						Attrs:  lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(next)})},
+					}
+					if _, taken := op.all(t, "/subnets/")[formatKey(l)]; !taken {
+						op.putLease(t, l)
+						return l
+					}
+				}
+			},
+			Change: func(t *testing.T, l lease.Lease) lease.Lease {
+				l.PublicIP = netip.MustParseAddr("203.0.113.9")
+				op.putLease(t, l)
+				return l
+			},
+			Remove:  func(t *testing.T, l lease.Lease) { op.delete(t, "/subnets/"+formatKey(l)) },
+			Compact: func(t *testing.T) { compact(t, server) },
+		}
+	})
+}
+
+func compact(t *testing.T, s *etcdserver.Server) {
+	t.Helper()
+	if err := s.Compact(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// putLease writes a lease as a flannel node would.
+func (o operator) putLease(t *testing.T, l lease.Lease) {
+	t.Helper()
+	grant, err := o.Grant(context.Background(), 86400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.put(t, "/subnets/"+formatKey(l), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, l.PublicIP), clientv3.WithLease(grant.ID))
+}

@@ -1,0 +1,351 @@
+// Package storetest is the behaviour that every lease.Store must show, as a suite of tests. A store's own test gives
+// it a Harness; what another program would do to the store's data is done by the harness's functions.
+package storetest
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"weft/lease"
+)
+
+// Harness is one fresh store. Every test of the suite gets its own.
+type Harness struct {
+	// Nodes is how many nodes the store has room for, at least 3 (20 make a race). Nodes are numbered from 0; number
+	// Nodes is the one too many.
+	Nodes int
+	// Request is what node n asks for.
+	Request func(n int) lease.Request
+	// Open starts node n's client of the store. A second call for n is a restart, whether or not the first client
+	// was closed. The harness closes all clients by t.Cleanup.
+	Open func(t *testing.T, n int) lease.Store
+	// Add makes a lease of a foreign node appear; the suite calls it while fewer than Nodes leases are held. Change
+	// gives a lease another public IP, and returns it. Remove deletes it.
+	Add    func(t *testing.T) lease.Lease
+	Change func(t *testing.T, l lease.Lease) lease.Lease
+	Remove func(t *testing.T, l lease.Lease)
+	// Compact drops the store's history. Nil if it has none.
+	Compact func(t *testing.T)
+	// Static says that nodes cannot publish: attributes are what the store's data says of them.
+	Static bool
+}
+
+// patience bounds every wait of the suite. It is long because the machine may be busy; nothing waits it out.
+const patience = 20 * time.Second
+
+// Run runs the suite. fresh makes a new, empty store.
+func Run(t *testing.T, fresh func(t *testing.T) Harness) {
+	tests := []struct {
+		name string
+		run  func(t *testing.T, h Harness)
+	}{
+		{"NetworkIsChecked", testNetwork},
+		{"ClaimGivesALeaseOfTheNetwork", testClaim},
+		{"ClaimAgainGivesTheSame", testClaimAgain},
+		{"RaceGivesAllDistinctSubnetsAndTheLastNone", testRace},
+		{"RenewExtendsAndPublishes", testRenew},
+		{"RenewOfALostLeaseSaysSo", testLost},
+		{"WatchSeesAddChangeRemove", testWatch},
+		{"WatchGoesOnAfterCompaction", testCompaction},
+		{"CancelEndsEverythingSoon", testCancel},
+		{"ManagerHoldsAndClaimsAgain", testManager},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { test.run(t, fresh(t)) })
+	}
+}
+
+func testNetwork(t *testing.T, h Harness) {
+	n, err := h.Open(t, 0).Network(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Check(); err != nil {
+		t.Errorf("the network config is not checked: %v", err)
+	}
+	if want := h.Request(0).Network; n.Network != want.Network || n.SubnetLen != want.SubnetLen || n.Backend.Type != want.Backend.Type {
+		t.Errorf("got %+v, want %+v", n, want)
+	}
+}
+
+func testClaim(t *testing.T, h Harness) {
+	r := h.Request(0)
+	l := claim(t, h.Open(t, 0), r)
+	if !l.SameNode(r.Attrs) {
+		t.Errorf("lease says %s, want %s", l.Public(), r.Attrs.Public())
+	}
+	if l.Node == "" {
+		t.Error("lease names no node")
+	}
+	if r.Network.EnableIPv4 != within(r.Network.Network, l.Subnet) || r.Network.EnableIPv6 != within(r.Network.IPv6Network, l.Subnet6) {
+		t.Errorf("subnets %s and %s do not go with the network %+v", l.Subnet, l.Subnet6, r.Network)
+	}
+	if !l.Expires.IsZero() && l.Expires.Before(time.Now()) {
+		t.Errorf("expired from the start: %s", l.Expires)
+	}
+}
+
+// within reports whether p is a proper subnet of network.
+func within(network, p netip.Prefix) bool {
+	return p.IsValid() && p == p.Masked() && network.IsValid() && p.Bits() > network.Bits() && network.Contains(p.Addr())
+}
+
+func testClaimAgain(t *testing.T, h Harness) {
+	other := claim(t, h.Open(t, 1), h.Request(1))
+	store := h.Open(t, 0)
+	first := claim(t, store, h.Request(0))
+	if again := claim(t, store, h.Request(0)); !again.SameSubnets(first) {
+		t.Errorf("the same client got %s, then %s", first.Subnet, again.Subnet)
+	}
+	if again := claim(t, h.Open(t, 0), h.Request(0)); !again.SameSubnets(first) {
+		t.Errorf("restarted without a farewell: got %s, then %s", first.Subnet, again.Subnet)
+	}
+	if other.Overlaps(first) {
+		t.Errorf("two nodes got %s and %s", other.Subnet, first.Subnet)
+	}
+}
+
+func testRace(t *testing.T, h Harness) {
+	stores := make([]lease.Store, h.Nodes)
+	for n := range stores {
+		stores[n] = h.Open(t, n)
+	}
+	leases, errs := make([]lease.Lease, h.Nodes), make([]error, h.Nodes)
+	var start, end sync.WaitGroup
+	start.Add(1)
+	for n, store := range stores {
+		end.Go(func() {
+			start.Wait()
+			leases[n], errs[n] = store.Claim(t.Context(), h.Request(n))
+		})
+	}
+	start.Done()
+	end.Wait()
+	if err := errors.Join(errs...); err != nil {
+		t.Fatal(err)
+	}
+	for i, l := range leases {
+		if j := slices.IndexFunc(leases[:i], l.Overlaps); j >= 0 {
+			t.Errorf("nodes %d and %d got %s and %s", i, j, l.Subnet, leases[j].Subnet)
+		}
+	}
+	if l, err := h.Open(t, h.Nodes).Claim(t.Context(), h.Request(h.Nodes)); !errors.Is(err, lease.ErrNoSubnet) {
+		t.Errorf("one node too many got %s and error %v, want ErrNoSubnet", l.Subnet, err)
+	}
+	// Who is in stays in: a full pool is no trouble for a node that has its lease.
+	if again := claim(t, h.Open(t, 0), h.Request(0)); !again.SameSubnets(leases[0]) {
+		t.Errorf("in a full pool node 0 got %s, then %s", leases[0].Subnet, again.Subnet)
+	}
+}
+
+func testRenew(t *testing.T, h Harness) {
+	store := h.Open(t, 0)
+	l := claim(t, store, h.Request(0))
+	renewed, err := store.Renew(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !renewed.SameSubnets(l) || renewed.Expires.Before(l.Expires) || renewed.Expires.IsZero() != l.Expires.IsZero() {
+		t.Errorf("renewed %+v to %+v", l, renewed)
+	}
+	if h.Static {
+		return
+	}
+	l.Attrs.PublicIP = netip.MustParseAddr("198.51.100.77")
+	if renewed, err = store.Renew(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if !renewed.Attrs.Equal(l.Attrs) {
+		t.Errorf("published %+v, the lease says %+v", l.Attrs, renewed.Attrs)
+	}
+	lists := watch(t, h.Open(t, 1))
+	await(t, lists, "the new address", func(s lease.Snapshot) bool { return holds(s, l) })
+	if _, err = store.Renew(t.Context(), l); err != nil {
+		t.Errorf("renewing under the new address: %v", err)
+	}
+}
+
+func testLost(t *testing.T, h Harness) {
+	store := h.Open(t, 0)
+	l := claim(t, store, h.Request(0))
+	lists := watch(t, store)
+	await(t, lists, "our own lease", func(s lease.Snapshot) bool { return holds(s, l) })
+	h.Remove(t, l)
+	await(t, lists, "the loss", func(s lease.Snapshot) bool { return !holds(s, l) })
+	if _, err := store.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
+		t.Errorf("renewal gave %v, want ErrLost", err)
+	}
+}
+
+func testWatch(t *testing.T, h Harness) {
+	store := h.Open(t, 0)
+	own := claim(t, store, h.Request(0))
+	lists := watch(t, store)
+	first := await(t, lists, "our own lease", func(s lease.Snapshot) bool { return holds(s, own) })
+	before := slices.Clone(first.Leases)
+	added := h.Add(t)
+	s := await(t, lists, "the added lease", func(s lease.Snapshot) bool { return holds(s, added) })
+	changed := h.Change(t, added)
+	s = await(t, lists, "the changed lease", func(s lease.Snapshot) bool { return holds(s, changed) && !holds(s, added) })
+	if !slices.IsSortedFunc(s.Leases, lease.Compare) {
+		t.Errorf("not in order: %v", s.Leases)
+	}
+	h.Remove(t, changed)
+	s = await(t, lists, "the removal", func(s lease.Snapshot) bool { return !holds(s, changed) })
+	if !holds(s, own) {
+		t.Error("our own lease went with it")
+	}
+	if !slices.EqualFunc(first.Leases, before, lease.Lease.Equal) {
+		t.Error("a delivered list was changed later")
+	}
+}
+
+func testCompaction(t *testing.T, h Harness) {
+	if h.Compact == nil {
+		t.Skip("this store has no history to compact")
+	}
+	store := h.Open(t, 0)
+	lists := watch(t, store)
+	gone := h.Add(t)
+	await(t, lists, "the first lease", func(s lease.Snapshot) bool { return holds(s, gone) })
+	h.Remove(t, gone)
+	stays := h.Add(t)
+	h.Compact(t)
+	after := func(s lease.Snapshot) bool { return holds(s, stays) && !holds(s, gone) }
+	await(t, lists, "what happened before the compaction", after)
+	await(t, watch(t, h.Open(t, 1)), "the same in a new watch", after)
+	late := h.Add(t)
+	await(t, lists, "what happened after the compaction", func(s lease.Snapshot) bool { return holds(s, late) })
+}
+
+func testCancel(t *testing.T, h Harness) {
+	leaks := goleak.IgnoreCurrent()
+	t.Run("watch", func(t *testing.T) {
+		store := h.Open(t, 0)
+		claim(t, store, h.Request(0))
+		ctx, cancel := context.WithCancel(t.Context())
+		first, ended := make(chan struct{}, 100), make(chan error, 1)
+		go func() { ended <- store.Watch(ctx, func(lease.Snapshot) { first <- struct{}{} }) }()
+		<-first
+		cancel()
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Errorf("a cancelled watch returned %v", err)
+			}
+		case <-time.After(2 * time.Second):
+			t.Error("a cancelled watch goes on")
+		}
+		if err := store.Watch(ctx, func(lease.Snapshot) {}); err != nil {
+			t.Errorf("a watch that begins cancelled returned %v", err)
+		}
+	})
+	goleak.VerifyNone(t, leaks)
+}
+
+func testManager(t *testing.T, h Harness) {
+	m := lease.NewManager(h.Open(t, 0), h.Request(0), lease.Options{Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(t.Context())
+	states, ended := make(chan lease.State, 1000), make(chan error, 1)
+	go func() { ended <- m.Run(ctx, func(s lease.State) { states <- s }) }()
+	var s lease.State
+	until := func(what string, done func() bool) {
+		t.Helper()
+		limit := time.After(patience)
+		for !done() {
+			select {
+			case s = <-states:
+			case <-limit:
+				t.Fatalf("waited for %s, the state is %+v", what, s)
+			}
+		}
+	}
+	until("the lease", func() bool { return s.Held && s.Connected })
+	own := s.Self
+	added := h.Add(t)
+	until("a peer", func() bool { return holds(lease.Snapshot{Leases: s.All}, added) })
+	if !h.Static {
+		h.Remove(t, own)
+		until("the loss", func() bool { return !s.Held })
+		until("the lease again", func() bool { return s.Held })
+		if !s.Self.SameSubnets(own) {
+			t.Errorf("had %s, claimed %s after the loss", own.Subnet, s.Self.Subnet)
+		}
+	}
+	cancel()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Errorf("Run returned %v", err)
+		}
+	case <-time.After(2 * time.Second):
+		t.Error("Run goes on after its context has ended")
+	}
+}
+
+// claim claims or ends the test.
+func claim(t *testing.T, s lease.Store, r lease.Request) lease.Lease {
+	t.Helper()
+	l, err := s.Claim(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+// watch keeps a watch running until the test ends, as the manager does, and checks that revisions never go back.
+func watch(t *testing.T, s lease.Store) <-chan lease.Snapshot {
+	ctx, cancel := context.WithCancel(context.Background())
+	lists := make(chan lease.Snapshot, 1000)
+	var done sync.WaitGroup
+	done.Go(func() {
+		last := int64(-1)
+		for ctx.Err() == nil {
+			err := s.Watch(ctx, func(s lease.Snapshot) {
+				if s.Revision < last {
+					t.Errorf("revision %d after %d", s.Revision, last)
+				}
+				last = s.Revision
+				lists <- s
+			})
+			if err != nil {
+				t.Logf("watch ended: %v", err)
+			}
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+	})
+	return lists
+}
+
+// await returns the first list that is as wanted.
+func await(t *testing.T, lists <-chan lease.Snapshot, what string, wanted func(lease.Snapshot) bool) lease.Snapshot {
+	t.Helper()
+	limit := time.After(patience)
+	var s lease.Snapshot
+	for {
+		select {
+		case s = <-lists:
+			if wanted(s) {
+				return s
+			}
+		case <-limit:
+			t.Fatalf("waited for %s, the last list is %+v", what, s)
+		}
+	}
+}
+
+// holds reports whether the list has the lease with these subnets and this public address.
+func holds(s lease.Snapshot, l lease.Lease) bool {
+	return slices.ContainsFunc(s.Leases, func(o lease.Lease) bool { return o.SameSubnets(l) && o.SameNode(l.Attrs) })
+}
