@@ -27,7 +27,9 @@ const OtherNodes = "other"
 
 // Build is what the binary says about itself; it becomes weft_build_info.
 type Build struct {
-	Version, Commit, GoVersion string
+	Version   string `json:"version"`
+	Commit    string `json:"commit"`
+	GoVersion string `json:"go_version"`
 }
 
 // Options are the fixed facts of one registry.

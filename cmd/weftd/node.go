@@ -93,7 +93,6 @@ func (n *node) leaseChanged(s lease.State) {
 func (n *node) leaseHeld(s lease.State) {
 	switch {
 	case n.since.IsZero():
-		n.log.Info("lease held", "subnet", show(s.Self.Subnet, s.Self.Subnet6), "expires", s.Self.Expires)
 		n.warnOfLostSubnet(s)
 	case !n.self.SameSubnets(s.Self):
 		n.log.Error("this node's subnet has CHANGED: pods that run now keep addresses of the old one and must be restarted",
@@ -300,8 +299,7 @@ func (n *node) writeSubnetFile() {
 
 // announce says on the log, and once to systemd, when readiness comes and goes.
 func (n *node) announce() {
-	s := n.weftd.conditions()
-	ok, reasons := allOK(s)
+	ok, reasons := allOK(n.conditions())
 	if ok == n.ready {
 		return
 	}

@@ -1,10 +1,11 @@
 package main
 
 import (
-	"errors"
+	"fmt"
 
 	"weft/lease"
 	"weft/lease/etcd"
+	"weft/lease/file"
 )
 
 // store is a lease store that has to be closed.
@@ -16,7 +17,11 @@ type store interface {
 // openStore opens the store that the flags name.
 func (d *weftd) openStore() (store, error) {
 	if d.cfg.leaseFile != "" {
-		return nil, errors.New("--lease-file: not supported")
+		s, err := file.Open(d.cfg.leaseFile, d.log)
+		if err != nil {
+			return nil, fmt.Errorf("--lease-file: %w", err)
+		}
+		return s, nil
 	}
 	e := d.cfg.etcd
 	s, err := etcd.Open(etcd.Config{

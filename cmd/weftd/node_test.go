@@ -1,0 +1,151 @@
+package main
+
+import (
+	"net/netip"
+	"reflect"
+	"strings"
+	"testing"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/dataplane/fib"
+	"weft/lease"
+)
+
+func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func testLease(name, subnet, public string) lease.Lease {
+	return lease.Lease{Node: name, Subnet: prefix(subnet), Attrs: lease.Attrs{PublicIP: addr(public)}}
+}
+
+func TestFibNodes(t *testing.T) {
+	vxlan := testLease("v", "10.5.3.0/24", "192.0.2.3")
+	vxlan.BackendType = "vxlan"
+	nowhere := testLease("u", "10.5.4.0/24", "0.0.0.0")
+	dual := testLease("d", "10.5.2.0/24", "192.0.2.2")
+	dual.Subnet6 = prefix("fd00:2::/64")
+	six := lease.Lease{Node: "s", Subnet6: prefix("fd00:6::/64"), Attrs: lease.Attrs{PublicIPv6: addr("2001:db8::6")}}
+	self := testLease("me", "10.5.1.0/24", "192.0.2.1")
+	// Ours has lapsed and went to another node: what belongs here stays here.
+	usurper := testLease("x", "10.5.1.0/24", "192.0.2.9")
+
+	n := &node{self: self, state: lease.State{All: []lease.Lease{self, usurper, dual, vxlan, nowhere, six}}}
+	spec := ctrl.Spec{Type: "udp", Port: 8285}
+	want := []fib.Node{
+		{Name: "d", Prefixes: []netip.Prefix{dual.Subnet, dual.Subnet6}, Endpoint: netip.MustParseAddrPort("192.0.2.2:8285")},
+		{Name: "s", Prefixes: []netip.Prefix{six.Subnet6}, Endpoint: netip.MustParseAddrPort("[2001:db8::6]:8285")},
+	}
+	if got := fibNodes(n.peers(), spec); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for l, want := range map[*lease.Lease]string{
+		&dual: "", &six: "", &nowhere: "its lease has no public address", &vxlan: "its backend is vxlan, this node's is udp",
+	} {
+		if got := unreachable(*l, spec); got != want {
+			t.Errorf("%s: %q, want %q", l.Node, got, want)
+		}
+	}
+	if got := unreachable(vxlan, ctrl.Spec{Type: "vxlan", LeaseType: "vxlan"}); got != "" {
+		t.Errorf("a node of our own backend is unreachable: %s", got)
+	}
+}
+
+func TestBindAddress(t *testing.T) {
+	// Behind a NAT the public address is not one of ours.
+	i := ctrl.Iface{Addr: addr("10.0.0.1"), Addr6: addr("fd00::1"), Public: addr("192.0.2.1")}
+	if got := bindAddress(i, ctrl.Spec{Port: 1}).String(); got != "10.0.0.1:1" {
+		t.Errorf("got %s", got)
+	}
+	if got := bindAddress(ctrl.Iface{Addr6: addr("fd00::1")}, ctrl.Spec{Port: 1}).String(); got != "[fd00::1]:1" {
+		t.Errorf("got %s", got)
+	}
+}
+
+func TestDesiredRules(t *testing.T) {
+	n := &node{
+		weftd:   &weftd{cfg: &config{ipMasq: true, plainMasq: true}},
+		network: lease.Network{Network: prefix("10.5.0.0/16"), IPv6Network: prefix("fd00::/48"), EnableNFTables: true},
+		self:    testLease("me", "10.5.1.0/24", "192.0.2.1"),
+	}
+	want := netfilter.Desired{
+		Nets:       []netfilter.Net{{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.1.0/24")}},
+		Masquerade: true, PlainPorts: true, KeepSource: true, NFTables: true,
+	}
+	if got := n.desiredRules(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	n.cfg, n.network.EnableNFTables = &config{forwardRules: true}, false
+	n.self.Subnet6 = prefix("fd00:0:0:1::/64")
+	want = netfilter.Desired{Nets: append(want.Nets, netfilter.Net{Network: prefix("fd00::/48"), Subnet: n.self.Subnet6}), Forward: true}
+	if got := n.desiredRules(); !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+}
+
+func TestLostSubnetIsExplained(t *testing.T) {
+	self, other := testLease("me", "10.5.1.0/24", "192.0.2.1"), testLease("them", "10.5.7.0/24", "192.0.2.7")
+	all := []lease.Lease{self, other}
+	tests := []struct {
+		name     string
+		previous subnetEnv
+		want     string
+	}{
+		{"none before", subnetEnv{}, ""},
+		{"the same", subnetEnv{subnet: self.Subnet}, ""},
+		{"another's", subnetEnv{subnet: other.Subnet}, "subnet=10.5.7.0/24 owner=them"},
+		{"nobody's", subnetEnv{subnet6: prefix("fd00::/64")}, `subnet=fd00::/64 owner="no node"`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			log, logged := testLog()
+			n := &node{weftd: &weftd{cfg: &config{subnetFile: "/s"}, log: log}, previous: test.previous}
+			n.leaseHeld(lease.State{Self: self, Held: true, All: all})
+			if got := logged.String(); !strings.Contains(got, test.want) || (test.want == "") != (got == "") {
+				t.Errorf("logged %q, want %q", got, test.want)
+			}
+			if n.since.IsZero() || !n.self.SameSubnets(self) {
+				t.Errorf("the lease is not taken over: %+v since %v", n.self, n.since)
+			}
+		})
+	}
+}
+
+func TestChangedSubnetIsLoud(t *testing.T) {
+	log, logged := testLog()
+	n := &node{weftd: &weftd{cfg: &config{}, log: log}}
+	first := testLease("me", "10.5.1.0/24", "192.0.2.1")
+	n.leaseHeld(lease.State{Self: first, Held: true})
+	since := n.since
+	n.leaseHeld(lease.State{Self: first, Held: true})
+	if n.since != since || logged.Len() > 0 {
+		t.Errorf("a renewal counts as a new lease: since %v, then %v, logged %q", since, n.since, logged.String())
+	}
+	n.leaseHeld(lease.State{Self: testLease("me", "10.5.2.0/24", "192.0.2.1"), Held: true})
+	if got := logged.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "old=10.5.1.0/24 new=10.5.2.0/24") {
+		t.Errorf("logged %q", got)
+	}
+	if n.since == since {
+		t.Error("a changed subnet does not count as a new lease")
+	}
+}
+
+func TestLatestDropsTheOld(t *testing.T) {
+	l := make(latest[int], 1)
+	for i := range 3 {
+		l.put(i)
+	}
+	if got := <-l; got != 2 {
+		t.Errorf("got %d", got)
+	}
+}
+
+func TestShow(t *testing.T) {
+	if got := show(prefix("10.5.1.0/24"), prefix("fd00::/64")); got != "10.5.1.0/24 fd00::/64" {
+		t.Errorf("got %q", got)
+	}
+	if got := show(netip.Addr{}, addr("fd00::1")); got != "fd00::1" {
+		t.Errorf("got %q", got)
+	}
+}
