@@ -42,9 +42,9 @@ func (r UDPResult) Loss() float64 {
 }
 
 const (
-	// Flows differ in the source address, of which a pod lends itself half a /24, and then in the socket.
-	sourcesPerSocket = 128
-	maxFlows         = 8 * sourcesPerSocket
+	// Flows differ in the source address, of which a pod lends itself a quarter of its /24, and then in the socket.
+	sourcesPerSocket = 64
+	maxFlows         = 16 * sourcesPerSocket
 
 	// What a payload starts with: whether it counts (after the warm-up), its flow, its number in the flow.
 	flowOffset, numberOffset, udpHeaderBytes = 4, 8, 16
@@ -158,7 +158,10 @@ func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sou
 	return nil
 }
 
-// lendSources makes the upper half of the pod's /24 local to it, if more than one flow is wanted.
+// firstSource is the last byte of the first lent address: past the few pods of a node, short of the broadcast address.
+const firstSource = 128
+
+// lendSources makes addresses of the pod's /24 local to it, if more than one flow is wanted.
 func lendSources(from End, flows int) ([]netip.Addr, error) {
 	if flows == 1 {
 		return nil, nil
@@ -167,13 +170,13 @@ func lendSources(from End, flows int) ([]netip.Addr, error) {
 		return nil, errors.New("several flows need IPv4 ends")
 	}
 	base := from.Addr.As4()
-	base[3] = sourcesPerSocket
-	if err := from.NS.AddLocal(netip.PrefixFrom(netip.AddrFrom4(base), 25)); err != nil {
+	base[3] = firstSource
+	if err := from.NS.AddLocal(netip.PrefixFrom(netip.AddrFrom4(base), 26)); err != nil {
 		return nil, err
 	}
 	sources := make([]netip.Addr, sourcesPerSocket)
 	for i := range sources {
-		base[3] = byte(sourcesPerSocket + i)
+		base[3] = byte(firstSource + i)
 		sources[i] = netip.AddrFrom4(base)
 	}
 	return sources, nil

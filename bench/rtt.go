@@ -1,0 +1,153 @@
+package bench
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Latency is how long answers to single small datagrams took.
+type Latency struct {
+	Samples        int
+	Lost           int
+	P50, P99, P999 time.Duration
+	Max            time.Duration
+}
+
+const (
+	// rttPayload is the size of a request and of its answer, in bytes.
+	rttPayload = 64
+	// rttPatience is when an answer counts as lost.
+	rttPatience = 200 * time.Millisecond
+	// rttPause lies between an answer and the next request, so that an idle network is idle and one under load is not
+	// measured by a second load.
+	rttPause = 100 * time.Microsecond
+)
+
+// RTT sends one datagram after the other and waits for the answer to each, for d.
+func RTT(ctx context.Context, from, to End, d time.Duration) (Latency, error) {
+	l, err := runRTT(ctx, from, to, d)
+	if err != nil {
+		return l, fmt.Errorf("round trips from %s to %s: %w", from.NS.Name, to.NS.Name, err)
+	}
+	return l, nil
+}
+
+func runRTT(ctx context.Context, from, to End, d time.Duration) (Latency, error) {
+	server, at, err := to.bound(unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return Latency{}, err
+	}
+	defer unix.Close(server)
+	client, err := from.socket(unix.SOCK_DGRAM)
+	if err != nil {
+		return Latency{}, err
+	}
+	defer unix.Close(client)
+	if err := unix.Connect(client, sockaddr(at)); err != nil {
+		return Latency{}, fmt.Errorf("connect to %s: %w", at, err)
+	}
+	patience := unix.NsecToTimeval(int64(rttPatience))
+	if err := unix.SetsockoptTimeval(client, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+		return Latency{}, fmt.Errorf("set timeout: %w", err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { answerAll(server) })
+	samples, lost, err := exchange(ctx, client, d)
+	hangUp(server)
+	wg.Wait()
+	return summarize(samples, lost), err
+}
+
+// exchange sends requests for d and times the answers.
+func exchange(ctx context.Context, fd int, d time.Duration) (samples []time.Duration, lost int, err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
+		return nil, 0, fmt.Errorf("set timer slack: %w", err)
+	}
+	message, answer := make([]byte, rttPayload), make([]byte, rttPayload)
+	// The first round trips find the way; they do not count.
+	warm := time.Now().Add(warmUp)
+	end := warm.Add(d)
+	samples = make([]time.Duration, 0, 1<<16)
+	for number := uint64(1); ctx.Err() == nil; number++ {
+		start := time.Now()
+		if start.After(end) {
+			return samples, lost, nil
+		}
+		binary.BigEndian.PutUint64(message, number)
+		took, err := roundTrip(fd, message, answer, start)
+		switch {
+		case err != nil:
+			return samples, lost, err
+		case start.Before(warm):
+		case took == 0:
+			lost++
+		default:
+			samples = append(samples, took)
+		}
+		pause(rttPause)
+	}
+	return samples, lost, ctx.Err()
+}
+
+// roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost, are passed over.
+func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, error) {
+	if _, err := unix.Write(fd, message); err != nil && !transient(err) {
+		return 0, fmt.Errorf("send: %w", err)
+	}
+	for {
+		n, err := unix.Read(fd, answer)
+		took := time.Since(start)
+		switch {
+		case errors.Is(err, unix.EAGAIN), took > rttPatience:
+			return 0, nil
+		case err != nil && !transient(err):
+			return 0, fmt.Errorf("receive: %w", err)
+		case err == nil && n == len(message) && binary.BigEndian.Uint64(answer) == binary.BigEndian.Uint64(message):
+			return took, nil
+		}
+	}
+}
+
+// transient says whether a UDP socket works on after the error: a signal, a full queue, an ICMP error about a datagram.
+func transient(err error) bool {
+	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ECONNREFUSED) ||
+		errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
+}
+
+// answerAll sends every datagram back, until the socket is hung up.
+func answerAll(fd int) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	b := make([]byte, rttPayload)
+	for {
+		n, peer, err := unix.Recvfrom(fd, b, 0)
+		if err != nil && !transient(err) || err == nil && n == 0 {
+			return
+		}
+		if err == nil {
+			// The client notices what is missing.
+			_ = unix.Sendto(fd, b[:n], 0, peer)
+		}
+	}
+}
+
+func summarize(samples []time.Duration, lost int) Latency {
+	l := Latency{Samples: len(samples), Lost: lost}
+	if len(samples) == 0 {
+		return l
+	}
+	slices.Sort(samples)
+	at := func(q float64) time.Duration { return samples[min(len(samples)-1, int(q*float64(len(samples))))] }
+	l.P50, l.P99, l.P999, l.Max = at(0.50), at(0.99), at(0.999), samples[len(samples)-1]
+	return l
+}
