@@ -1,0 +1,225 @@
+package encap
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/net/bpf"
+)
+
+// MaxSockets is the most sockets that FlowProgram spreads flows over.
+const MaxSockets = 1 << 16
+
+// protoSCTP has its ports where TCP and UDP have them (RFC 9260 section 3.1).
+const protoSCTP = 132
+
+// Factors of the flow hash: odd, without structure (digits of the golden ratio, of pi and of e).
+const (
+	mixWord  = 0x9e3779b1
+	mixEnd   = 0x243f6a89
+	mixFinal = 0xb7e15163
+)
+
+// FlowHash returns a hash of the inner packet's flow that is the same in both directions. The flow is the two
+// addresses and, in TCP, UDP and SCTP packets that are not fragments, the two ports; everything else (ICMP,
+// fragments, IPv6 with extension headers) hashes on addresses alone, so that all pieces of a packet meet.
+// ok is false for what is not IP or too short to tell.
+//
+// It is the Go twin of the classic BPF program that FlowProgram gives, and only does what such a program can.
+func FlowHash(pkt []byte) (hash uint32, ok bool) {
+	if len(pkt) == 0 {
+		return 0, false
+	}
+	var src, dst uint32 // one word for each end
+	var proto uint8
+	var ports int // offset
+	switch pkt[0] >> 4 {
+	case 4:
+		if len(pkt) < ipv4HeaderLen {
+			return 0, false
+		}
+		src, dst = foldWords(pkt[12:16]), foldWords(pkt[16:20])
+		if binary.BigEndian.Uint16(pkt[6:])&(flagMF|maskOffset) == 0 {
+			proto, ports = pkt[9], int(pkt[0]&0x0f)*4
+		}
+	case 6:
+		if len(pkt) < ipv6HeaderLen {
+			return 0, false
+		}
+		src, dst = foldWords(pkt[8:24]), foldWords(pkt[24:40])
+		proto, ports = pkt[6], ipv6HeaderLen
+	default:
+		return 0, false
+	}
+	if proto == ProtoTCP || proto == ProtoUDP || proto == protoSCTP {
+		if len(pkt) < ports+4 {
+			return 0, false
+		}
+		src += uint32(binary.BigEndian.Uint16(pkt[ports:]))
+		dst += uint32(binary.BigEndian.Uint16(pkt[ports+2:]))
+	}
+	// Each end is mixed on its own before the two are added: a sum or an exclusive or of bare addresses does not
+	// tell 10.0.1.2 and 10.0.3.4 from 10.0.1.4 and 10.0.3.2, and clusters are full of those.
+	hash = mix(mix(src, mixEnd)+mix(dst, mixEnd), mixFinal)
+	return hash, true
+}
+
+// foldWords makes one word of an address.
+func foldWords(addr []byte) (h uint32) {
+	for i := 0; i < len(addr); i += 4 {
+		h = (h + binary.BigEndian.Uint32(addr[i:])) * mixWord
+	}
+	return h
+}
+
+func mix(h, factor uint32) uint32 {
+	h = (h ^ h>>16) * factor
+	return h ^ h>>15
+}
+
+// FlowSocket returns which of n sockets the program of FlowProgram(n) chooses for a datagram whose payload is pkt.
+func FlowSocket(pkt []byte, n int) int {
+	hash, ok := FlowHash(pkt)
+	if !ok {
+		return 0
+	}
+	return int(hash % uint32(n))
+}
+
+var errSockets = errors.New("number of sockets out of range")
+
+// FlowProgram returns a classic BPF program for SO_ATTACH_REUSEPORT_CBPF on a group of n sockets: it returns
+// FlowHash modulo n, the index of a socket in the group, or 0 where there is no hash. The kernel runs it on the
+// UDP payload, which is the inner packet; on a train that its receive offload joined, on the first packet of it.
+// n goes from 1 to MaxSockets.
+func FlowProgram(n int) ([]bpf.RawInstruction, error) {
+	if n < 1 || n > MaxSockets {
+		return nil, fmt.Errorf("flow program for %d sockets: %w", n, errSockets)
+	}
+	raw, err := bpf.Assemble(flowProgram(uint32(n)))
+	if err != nil {
+		return nil, fmt.Errorf("flow program for %d sockets: %w", n, err)
+	}
+	return raw, nil
+}
+
+// Scratch words of the flow program. A load beyond the packet's end makes the program return 0.
+const (
+	wordSrc   = iota // one word for each end, as in FlowHash
+	wordDst          //
+	wordProto        // 0 where there are no ports to look at
+	wordPorts        // offset of the ports
+)
+
+func flowProgram(n uint32) []bpf.Instruction {
+	addrs6 := addrs6Program()
+	addrs4 := append(addrs4Program(), bpf.Jump{Skip: uint32(len(addrs6))})
+	ports := append(portProgram(0, wordSrc), portProgram(2, wordDst)...)
+	return slices.Concat(
+		[]bpf.Instruction{
+			bpf.LoadAbsolute{Off: 0, Size: 1},
+			bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 4},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 4, SkipTrue: 2},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: 6, SkipTrue: uint8(1 + len(addrs4))},
+			bpf.RetConstant{Val: 0},
+		},
+		addrs4,
+		addrs6,
+		[]bpf.Instruction{
+			bpf.LoadScratch{Dst: bpf.RegA, N: wordProto},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: ProtoTCP, SkipTrue: 2},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: ProtoUDP, SkipTrue: 1},
+			bpf.JumpIf{Cond: bpf.JumpEqual, Val: protoSCTP, SkipFalse: uint8(len(ports))},
+		},
+		ports,
+		[]bpf.Instruction{bpf.LoadScratch{Dst: bpf.RegA, N: wordSrc}},
+		mixProgram(mixEnd),
+		[]bpf.Instruction{
+			bpf.StoreScratch{Src: bpf.RegA, N: wordSrc},
+			bpf.LoadScratch{Dst: bpf.RegA, N: wordDst},
+		},
+		mixProgram(mixEnd),
+		[]bpf.Instruction{
+			bpf.LoadScratch{Dst: bpf.RegX, N: wordSrc},
+			bpf.ALUOpX{Op: bpf.ALUOpAdd},
+		},
+		mixProgram(mixFinal),
+		[]bpf.Instruction{
+			bpf.ALUOpConstant{Op: bpf.ALUOpMod, Val: n},
+			bpf.RetA{},
+		},
+	)
+}
+
+// addrs4Program loads addresses, protocol and the ports' offset of an IPv4 packet.
+func addrs4Program() []bpf.Instruction {
+	return slices.Concat(
+		foldProgram(12, 1, wordSrc),
+		foldProgram(16, 1, wordDst),
+		[]bpf.Instruction{
+			bpf.LoadMemShift{Off: 0}, // the header's length
+			bpf.StoreScratch{Src: bpf.RegX, N: wordPorts},
+			bpf.LoadAbsolute{Off: 6, Size: 2},
+			bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: flagMF | maskOffset, SkipTrue: 2},
+			bpf.LoadAbsolute{Off: 9, Size: 1},
+			bpf.Jump{Skip: 1},
+			bpf.LoadConstant{Dst: bpf.RegA, Val: 0},
+			bpf.StoreScratch{Src: bpf.RegA, N: wordProto},
+		},
+	)
+}
+
+// addrs6Program does for IPv6 what addrs4Program does for IPv4.
+func addrs6Program() []bpf.Instruction {
+	return slices.Concat(
+		foldProgram(8, 4, wordSrc),
+		foldProgram(24, 4, wordDst),
+		[]bpf.Instruction{
+			bpf.LoadConstant{Dst: bpf.RegA, Val: ipv6HeaderLen},
+			bpf.StoreScratch{Src: bpf.RegA, N: wordPorts},
+			bpf.LoadAbsolute{Off: 6, Size: 1},
+			bpf.StoreScratch{Src: bpf.RegA, N: wordProto},
+		},
+	)
+}
+
+// foldProgram is foldWords for the address of some words at offset off; the result goes to a scratch word.
+func foldProgram(off uint32, words, scratch int) []bpf.Instruction {
+	p := []bpf.Instruction{bpf.LoadConstant{Dst: bpf.RegA, Val: 0}}
+	for range words {
+		p = append(p,
+			bpf.TAX{},
+			bpf.LoadAbsolute{Off: off, Size: 4},
+			bpf.ALUOpX{Op: bpf.ALUOpAdd},
+			bpf.ALUOpConstant{Op: bpf.ALUOpMul, Val: mixWord},
+		)
+		off += 4
+	}
+	return append(p, bpf.StoreScratch{Src: bpf.RegA, N: scratch})
+}
+
+// portProgram adds the port at offset off behind the header to a scratch word.
+func portProgram(off uint32, scratch int) []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.LoadScratch{Dst: bpf.RegX, N: wordPorts},
+		bpf.LoadIndirect{Off: off, Size: 2},
+		bpf.LoadScratch{Dst: bpf.RegX, N: scratch},
+		bpf.ALUOpX{Op: bpf.ALUOpAdd},
+		bpf.StoreScratch{Src: bpf.RegA, N: scratch},
+	}
+}
+
+// mixProgram is mix on the accumulator.
+func mixProgram(factor uint32) []bpf.Instruction {
+	return []bpf.Instruction{
+		bpf.TAX{},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 16},
+		bpf.ALUOpX{Op: bpf.ALUOpXor},
+		bpf.ALUOpConstant{Op: bpf.ALUOpMul, Val: factor},
+		bpf.TAX{},
+		bpf.ALUOpConstant{Op: bpf.ALUOpShiftRight, Val: 15},
+		bpf.ALUOpX{Op: bpf.ALUOpXor},
+	}
+}
