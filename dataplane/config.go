@@ -14,6 +14,8 @@ type Config struct {
 	Workers     int            // goroutines, each with its own queue and socket; 0 is one a CPU
 	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
 	SourceCheck SourceCheck    // what is asked of inbound packets
+	Mode        Mode           // which engine
+	Without     []Feature      // features that are not to be used even if the kernel has them
 	Log         *slog.Logger   // told once of what an operator must know; nil is silence
 }
 
@@ -52,6 +54,41 @@ func (c SourceCheck) String() string {
 		return "off"
 	}
 	return fmt.Sprintf("source check %d", uint8(c))
+}
+
+// Mode says which engine moves the packets. Both do the same, byte for byte.
+type Mode uint8
+
+const (
+	// ModeAuto takes every feature that the kernel has, on either side.
+	ModeAuto Mode = iota
+	// ModeOffload is ModeAuto, but fails if the TUN takes no virtio header, on which most of the speed rests.
+	ModeOffload
+	// ModePortable reads and writes packets one by one and runs on any kernel.
+	ModePortable
+)
+
+// ParseMode returns the mode called "auto", "offload" or "portable".
+func ParseMode(s string) (Mode, error) {
+	for _, m := range []Mode{ModeAuto, ModeOffload, ModePortable} {
+		if m.String() == s {
+			return m, nil
+		}
+	}
+	return 0, fmt.Errorf("engine %q is none of auto, offload, portable", s)
+}
+
+// String returns the name that ParseMode takes.
+func (m Mode) String() string {
+	switch m {
+	case ModeAuto:
+		return "auto"
+	case ModeOffload:
+		return "offload"
+	case ModePortable:
+		return "portable"
+	}
+	return fmt.Sprintf("engine %d", uint8(m))
 }
 
 // defaultBuffer is the size of a socket buffer in bytes that absorbs a pause of the worker of 5 ms at 10 Gb/s;

@@ -8,11 +8,11 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
 	"weft/dataplane/fib"
-	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 )
 
@@ -34,6 +34,7 @@ type Engine struct {
 	device          string                 // the name the kernel gave
 	bind            netip.AddrPort         // what is wanted
 	bound           netip.AddrPort         // what the newest group of sockets has
+	features        map[Feature]error      // why each is not in use, nil if it is
 	deviceAge       uint64                 // counts the devices made, so that a late report of a loss is told from a new one
 	socketAge       uint64                 // counts the groups of sockets
 	open            map[io.Closer]struct{} // every descriptor's owner
@@ -79,12 +80,18 @@ func Open(c Config) (*Engine, error) {
 			c.Device, c.Bind, c.Workers)
 	}
 	e := &Engine{
-		config: c,
-		log:    c.Log,
-		kick:   make(chan struct{}, 1),
-		device: c.Device,
-		bind:   c.Bind,
-		open:   make(map[io.Closer]struct{}),
+		config:   c,
+		log:      c.Log,
+		kick:     make(chan struct{}, 1),
+		device:   c.Device,
+		bind:     c.Bind,
+		open:     make(map[io.Closer]struct{}),
+		features: make(map[Feature]error),
+	}
+	for _, f := range c.Without {
+		if !slices.Contains(Features(), f) {
+			return nil, fmt.Errorf("open dataplane: there is no feature %q to do without", f)
+		}
 	}
 	e.check.Store(uint32(c.SourceCheck))
 	e.mtu.Store(int32(c.MTU))
@@ -106,65 +113,6 @@ func Open(c Config) (*Engine, error) {
 		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
 	}
 	return e, nil
-}
-
-// openDevice makes the device, or attaches to it, and hands each worker its queue. e.mu is held.
-func (e *Engine) openDevice() error {
-	d, err := tun.OpenPortable(tun.Config{Name: e.device, Queues: len(e.workers), MTU: int(e.mtu.Load())})
-	if err != nil {
-		return err
-	}
-	var errs []error
-	e.device = d.Name()
-	e.deviceAge++
-	for i, q := range d.Queues() {
-		e.open[q] = struct{}{}
-		if unused := e.workers[i].nextInner.Swap(&inner{innerPort: q, age: e.deviceAge}); unused != nil {
-			errs = append(errs, e.end(unused.innerPort))
-		}
-		e.workers[i].wake.signal()
-	}
-	return errors.Join(errs...)
-}
-
-// openSockets opens a group of sockets on e.bind and hands each worker its own. e.mu is held.
-func (e *Engine) openSockets() error {
-	group, err := udp.OpenPortable(udp.Config{
-		Bind:     e.bind,
-		Sockets:  len(e.workers),
-		Buffer:   e.config.Buffer,
-		Takeover: e.bound == e.bind,
-	})
-	if err != nil {
-		return err
-	}
-	prober, err := udp.NewProber(e.bind.Addr())
-	if err != nil {
-		for _, s := range group {
-			err = errors.Join(err, s.Close())
-		}
-		return err
-	}
-	for _, n := range e.overflows {
-		e.overflowsBefore += n
-	}
-	var errs []error
-	if e.prober != nil {
-		errs = append(errs, e.prober.Close())
-	}
-	e.prober = prober
-	e.bound = e.bind
-	e.socketAge++
-	e.sockets, e.overflows = nil, make([]uint64, len(group))
-	for i, s := range group {
-		e.open[s] = struct{}{}
-		e.sockets = append(e.sockets, s)
-		if unused := e.workers[i].nextOuter.Swap(&outer{outerPort: s, age: e.socketAge}); unused != nil {
-			errs = append(errs, e.end(unused.outerPort))
-		}
-		e.workers[i].wake.signal()
-	}
-	return errors.Join(errs...)
 }
 
 // end closes c, which nobody uses any more. e.mu is held.

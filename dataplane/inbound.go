@@ -7,6 +7,7 @@ import (
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap"
+	"weft/encap/offload"
 )
 
 // checkedSender remembers what is known of the sender of the last message, which most often sends the next too.
@@ -27,13 +28,17 @@ func (w *worker) inbound() bool {
 		w.loseOuter()
 		return false
 	}
+	if w.merger == nil {
+		return false // there has never been a device
+	}
 	for i := range messages {
 		w.take(&messages[i])
 	}
+	w.merger.Flush()
 	return len(messages) > 0
 }
 
-// take handles one train of datagrams.
+// take hands one train of datagrams to the merger, less what must not pass.
 func (w *worker) take(m *udp.Message) {
 	check := SourceCheck(w.engine.check.Load())
 	p := w.sender(m.From.Addr())
@@ -41,27 +46,28 @@ func (w *worker) take(m *udp.Message) {
 		w.counters.drops[DropUnknownOuterSource].Add(uint64(m.Datagrams()))
 		return
 	}
-	var taken Traffic
-	for rest := m.Data; ; {
-		pkt := rest[:min(m.Segment, len(rest))]
-		rest = rest[len(pkt):]
-		if d := w.admit(pkt, m.From.Addr(), check); d != dropNone {
+	if m.Truncated {
+		w.counters.drops[DropTruncated].Add(uint64(m.Datagrams()))
+		return
+	}
+	w.merger.Train(m.Data[:cap(m.Data)])
+	var admitted Traffic
+	for from := 0; ; {
+		n := min(m.Segment, len(m.Data)-from)
+		if d := w.admit(m.Data[from:from+n], m.From.Addr(), check); d != dropNone {
 			w.drop(d)
-		} else if w.deliver(pkt) {
-			taken.Packets++
-			taken.Bytes += uint64(len(pkt))
+		} else {
+			admitted.Packets++
+			admitted.Bytes += uint64(n)
+			w.merger.Add(from, n)
 		}
-		if len(rest) == 0 {
+		if from += n; from >= len(m.Data) {
 			break
 		}
 	}
-	if taken.Packets == 0 {
-		return
-	}
-	w.counters.received.add(int(taken.Packets), int(taken.Bytes))
-	if p != nil {
-		p.received.Add(taken.Packets)
-		p.receivedBytes.Add(taken.Bytes)
+	if p != nil && admitted.Packets > 0 {
+		p.received.Add(admitted.Packets)
+		p.receivedBytes.Add(admitted.Bytes)
 	}
 }
 
@@ -100,17 +106,33 @@ func (w *worker) admit(pkt []byte, from netip.Addr, check SourceCheck) Drop {
 	return dropNone
 }
 
-// deliver writes the inner packet to the TUN and reports whether the kernel took it.
-func (w *worker) deliver(pkt []byte) bool {
+// write gives a frame of the merger to the TUN. A super-frame that the kernel refuses is written as the segments
+// that it was made of.
+func (w *worker) write(h offload.Header, pkt []byte) {
 	if w.inner == nil {
-		w.drop(DropTUNError)
-		return false
+		w.dropAtTUN(tun.ErrGone)
+		return
 	}
-	if err := w.inner.Write(tun.Frame{Packet: pkt}); err != nil {
+	err := w.inner.Write(tun.Frame{Header: h, Packet: pkt})
+	if err == nil {
+		n := packetsIn(h, pkt)
+		w.counters.received.add(n, len(pkt)+(n-1)*int(h.HeaderLen))
+		return
+	}
+	if !errors.Is(err, tun.ErrSuperFrame) {
 		w.dropAtTUN(err)
-		return false
+		return
 	}
-	return true
+	w.counters.superFramesRefused.Add(1)
+	segments, err := offload.Split(h, pkt)
+	if err != nil {
+		w.drop(DropTUNError)
+		return
+	}
+	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
+		segments.Next(w.segment[:n])
+		w.write(offload.Header{}, w.segment[:n])
+	}
 }
 
 // dropAtTUN counts a packet that the TUN refused.
@@ -120,8 +142,18 @@ func (w *worker) dropAtTUN(err error) {
 		w.drop(DropTUNDown)
 	case errors.Is(err, tun.ErrGone):
 		w.drop(DropTUNError)
-		w.loseInner()
+		if w.inner != nil {
+			w.loseInner()
+		}
 	default:
 		w.drop(DropTUNError)
 	}
+}
+
+// packetsIn returns how many packets the frame stands for.
+func packetsIn(h offload.Header, pkt []byte) int {
+	if h.GSO == offload.GSONone {
+		return 1
+	}
+	return (len(pkt) - int(h.HeaderLen) + int(h.SegmentSize) - 1) / int(h.SegmentSize)
 }

@@ -8,6 +8,7 @@ import (
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap"
+	"weft/encap/offload"
 )
 
 const (
@@ -36,14 +37,15 @@ func (w *worker) outbound() bool {
 		if frame.Packet == nil {
 			break
 		}
-		w.forward(frame.Packet)
+		w.forward(frame)
 	}
 	w.flush()
 	return n > 0
 }
 
-// forward sends one inner packet to the node that has its destination.
-func (w *worker) forward(pkt []byte) {
+// forward sends one frame to the node that has its destination.
+func (w *worker) forward(frame tun.Frame) {
+	pkt := frame.Packet
 	in, err := encap.ParseInner(pkt)
 	if err != nil {
 		w.drop(parseDrop(err))
@@ -63,12 +65,17 @@ func (w *worker) forward(pkt []byte) {
 		w.tell(encap.AppendUnreachable(w.scratch[:0], w.view.own(in.Version), pkt, &in))
 		return
 	}
-	p := w.view.peers[i]
-	if limit := w.limit(p); len(pkt) > limit {
-		w.tooLong(p, pkt, &in, limit)
+	segments, err := offload.Split(frame.Header, pkt)
+	if err != nil {
+		w.drop(DropBadFrame)
 		return
 	}
-	w.send(p, pkt)
+	p := w.view.peers[i]
+	if limit := w.limit(p); segments.MaxLen() > limit {
+		w.tooLongFrame(p, &segments, limit)
+		return
+	}
+	w.send(p, &segments)
 }
 
 // limit returns the longest inner packet in bytes that the path to the node is known to carry.
@@ -84,19 +91,22 @@ func (w *worker) limit(p *peer) int {
 	}
 }
 
-// send queues one packet for the node.
-func (w *worker) send(p *peer, pkt []byte) {
-	buf := w.outer.Reserve(p.to, len(pkt), len(pkt))
-	if buf == nil && w.flush() {
-		buf = w.outer.Reserve(p.to, len(pkt), len(pkt))
+// send queues all segments for the node.
+func (w *worker) send(p *peer, segments *offload.Splitter) {
+	lane := udp.Lane{To: p.to}
+	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
+		buf := w.outer.Reserve(lane, n)
+		if buf == nil && w.flush() {
+			buf = w.outer.Reserve(lane, n)
+		}
+		if buf == nil {
+			w.drop(DropSendError)
+			return
+		}
+		segments.Next(buf)
+		w.sent.Packets++
+		w.sent.Bytes += uint64(n)
 	}
-	if buf == nil {
-		w.drop(DropSendError)
-		return
-	}
-	copy(buf, pkt)
-	w.sent.Packets++
-	w.sent.Bytes += uint64(len(pkt))
 }
 
 // flush sends what is queued and reports whether all of it has gone.
@@ -144,6 +154,19 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 		return
 	}
 	w.tooLong(p, pkt, &in, limit)
+}
+
+// tooLongFrame cuts a frame whose segments are longer than limit and handles them one by one.
+func (w *worker) tooLongFrame(p *peer, segments *offload.Splitter, limit int) {
+	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
+		pkt := w.segment[:segments.Next(w.segment[:n])]
+		in, err := encap.ParseInner(pkt)
+		if err != nil {
+			w.drop(parseDrop(err))
+			continue
+		}
+		w.tooLong(p, pkt, &in, limit)
+	}
 }
 
 // tooLong handles a packet that is longer than limit, what the path to the node carries: it is cut if that is

@@ -20,16 +20,17 @@ type NodeTraffic struct {
 
 // Stats is a snapshot of all counters. Except Nodes they only grow while the Engine lives.
 type Stats struct {
-	Sent            Traffic // from the TUN to other nodes: what the kernel accepted to send
-	Received        Traffic // from other nodes to the TUN: what the kernel took
-	Drops           map[Drop]uint64
-	ICMPSent        uint64 // errors told to inner senders
-	ICMPSuppressed  uint64 // errors not told because of the rate limit
-	SocketOverflows uint64 // datagrams the kernel dropped at full receive buffers
-	TUNOverflows    uint64 // packets the kernel dropped at full TUN queues
-	DeviceReopens   uint64 // the TUN device was made again
-	SocketReopens   uint64 // the sockets were opened again
-	Nodes           []NodeTraffic
+	Sent               Traffic // from the TUN to other nodes: what the kernel accepted to send
+	Received           Traffic // from other nodes to the TUN: what the kernel took
+	Drops              map[Drop]uint64
+	ICMPSent           uint64 // errors told to inner senders
+	ICMPSuppressed     uint64 // errors not told because of the rate limit
+	SuperFramesRefused uint64 // by the TUN, and written as single packets instead
+	SocketOverflows    uint64 // datagrams the kernel dropped at full receive buffers
+	TUNOverflows       uint64 // packets the kernel dropped at full TUN queues
+	DeviceReopens      uint64 // the TUN device was made again
+	SocketReopens      uint64 // the sockets were opened again
+	Nodes              []NodeTraffic
 }
 
 // counters are one worker's. Only the worker adds; anybody may read. They fill whole cache lines of their own,
@@ -41,7 +42,9 @@ type counters struct {
 	drops          [numDrops]atomic.Uint64
 	icmpSent       atomic.Uint64
 	icmpSuppressed atomic.Uint64
-	_              [64]byte
+
+	superFramesRefused atomic.Uint64
+	_                  [64]byte
 }
 
 type traffic struct {
@@ -66,6 +69,7 @@ func (c *counters) addTo(s *Stats) {
 	}
 	s.ICMPSent += c.icmpSent.Load()
 	s.ICMPSuppressed += c.icmpSuppressed.Load()
+	s.SuperFramesRefused += c.superFramesRefused.Load()
 }
 
 // Stats returns all counters. One of the kernel's that cannot be read just now, because the device is gone or

@@ -9,6 +9,7 @@ import (
 
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
+	"weft/encap/offload"
 )
 
 // innerQueue is a worker's end of the TUN.
@@ -21,9 +22,9 @@ type innerQueue interface {
 
 // outerSocket is a worker's end of the underlay.
 type outerSocket interface {
-	// Reserve returns memory for datagrams to a node: some whole segments of the total asked for, in the
-	// order in which Flush will send them; nil if a Flush must come first.
-	Reserve(to *udp.Destination, segment, total int) []byte
+	// Reserve returns memory for the next datagram of a lane, to be filled at once; nil if a Flush must come
+	// first.
+	Reserve(lane udp.Lane, n int) []byte
 	// Flush sends what was reserved and tells of what the kernel refused. False means that the kernel has no
 	// room and the rest is kept.
 	Flush(udp.Undelivered) bool
@@ -36,7 +37,8 @@ type outerSocket interface {
 // inner and outer are a worker's two ends with the age that tells a late report of a loss from a new one.
 type inner struct {
 	innerPort
-	age uint64
+	age    uint64
+	limits offload.Limits // which super-frames it takes
 }
 
 type outer struct {
@@ -58,7 +60,8 @@ type worker struct {
 
 	inner   *inner // nil while the device is lost
 	outer   *outer // nil while the socket is lost
-	view    *view  // of this round
+	merger  *offload.Merger
+	view    *view // of this round
 	now     func() time.Time
 	limiter limiter
 
@@ -67,6 +70,7 @@ type worker struct {
 	refused     udp.Undelivered // undelivered, bound once: a method value allocates
 	sent        Traffic         // reserved since the last complete flush, less what was refused
 	scratch     []byte          // for ICMP errors and fragments
+	segment     []byte          // for one that is too long for its path
 	checkedFrom checkedSender
 }
 
@@ -75,7 +79,14 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &worker{id: id, engine: e, wake: wake, now: time.Now, scratch: make([]byte, 0, scratchSize)}
+	w := &worker{
+		id:      id,
+		engine:  e,
+		wake:    wake,
+		now:     time.Now,
+		scratch: make([]byte, 0, scratchSize),
+		segment: make([]byte, scratchSize),
+	}
 	w.refused = w.undelivered
 	return w, nil
 }
@@ -104,6 +115,7 @@ func (w *worker) adopt() {
 			w.engine.retire(w.inner.innerPort)
 		}
 		w.inner = next
+		w.merger = offload.NewMerger(next.limits, w.write)
 	}
 	if next := w.nextOuter.Swap(nil); next != nil {
 		if w.outer != nil {

@@ -10,10 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// errPlain is the reason for which a device of OpenPortable is without every feature.
+var errPlain = errors.New("the device was opened without a virtio header")
+
 // OpenPortable makes the device, or attaches to the one of that name, with one inner packet a frame: it asks
 // nothing of the kernel but multi-queue (3.8).
 func OpenPortable(c Config) (*Device, error) {
-	d := &Device{name: c.Name}
+	d := &Device{name: c.Name, lacks: map[Feature]error{
+		FeatureVnetHeader: errPlain, FeatureTSO: errPlain, FeatureUSO: errPlain,
+	}}
 	for range c.Queues {
 		q, name, err := openWater(d.name)
 		if err != nil {
@@ -47,7 +52,7 @@ func openWater(name string) (*Queue, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	return &Queue{fd: fd, buf: make([]byte, maxFrame)}, device.Name(), nil
+	return newQueue(fd, 0), device.Name(), nil
 }
 
 func duplicate(conn syscall.RawConn) (fd int, err error) {

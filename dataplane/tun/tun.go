@@ -10,8 +10,11 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"weft/encap/offload"
 )
 
 // What a queue's Read or Write may fail with besides plain system call errors.
@@ -20,6 +23,8 @@ var (
 	ErrGone = errors.New("the device is gone")
 	// ErrDown says that the device is administratively down; it works again once it is up.
 	ErrDown = errors.New("the device is down")
+	// ErrSuperFrame says that the kernel does not take this super-frame; its segments one by one it does.
+	ErrSuperFrame = errors.New("the kernel refuses the super-frame")
 )
 
 // Config is what Open needs to know.
@@ -27,10 +32,14 @@ type Config struct {
 	Name   string // a name, or a pattern such as "flannel%d" that the kernel fills in
 	Queues int    // how many queues, at least 1
 	MTU    int    // to be set on the device, in bytes; 0 leaves the kernel's default
+	NoTCP  bool   // OpenOffload: no TCP super-frames
+	NoUDP  bool   // OpenOffload: no UDP super-frames
 }
 
-// Frame is what a queue gives and takes: one inner packet.
+// Frame is what a queue gives and takes: one inner packet, or a super-frame that Header tells how to cut. On a
+// device of OpenPortable the header is always zero.
 type Frame struct {
+	Header offload.Header
 	Packet []byte
 }
 
@@ -38,6 +47,26 @@ type Frame struct {
 type Device struct {
 	name   string
 	queues []*Queue
+	lacks  map[Feature]error
+}
+
+// Feature is an ability of a device that not every kernel has, by its name in status and metrics.
+type Feature string
+
+// All features of a device.
+const (
+	FeatureVnetHeader Feature = "tun-vnet-header" // frames come with checksums left to whoever handles them last
+	FeatureTSO        Feature = "tun-tso"         // TCP super-frames in both directions
+	FeatureUSO        Feature = "tun-uso"         // UDP super-frames in both directions
+)
+
+// Features returns all features; each with the reason for which the device is without it, nil if it has it.
+func (d *Device) Features() map[Feature]error {
+	all := make(map[Feature]error, len(d.lacks))
+	for _, f := range []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO} {
+		all[f] = d.lacks[f]
+	}
+	return all
 }
 
 // Name returns the name that the kernel gave the device.
@@ -61,8 +90,15 @@ const maxFrame = 65536
 
 // Queue is one queue of a Device.
 type Queue struct {
-	fd  int
-	buf []byte
+	fd     int
+	header int // bytes of virtio header before each frame
+	buf    []byte
+	prefix [offload.HeaderLen]byte // of the frame being written
+	parts  [2]unix.Iovec           // prefix and frame
+}
+
+func newQueue(fd, header int) *Queue {
+	return &Queue{fd: fd, header: header, buf: make([]byte, header+maxFrame)}
 }
 
 // FD returns the descriptor to poll; it stays the queue's own.
@@ -75,7 +111,7 @@ func (q *Queue) Read() (Frame, error) {
 		n, err := unix.Read(q.fd, q.buf)
 		switch err {
 		case nil:
-			return Frame{Packet: q.buf[:n]}, nil
+			return q.frame(q.buf[:n])
 		case unix.EAGAIN:
 			return Frame{}, nil
 		case unix.EINTR:
@@ -85,18 +121,50 @@ func (q *Queue) Read() (Frame, error) {
 	}
 }
 
+func (q *Queue) frame(b []byte) (Frame, error) {
+	if q.header == 0 {
+		return Frame{Packet: b}, nil
+	}
+	h, err := offload.DecodeHeader(b)
+	if err != nil {
+		return Frame{}, fmt.Errorf("read from the TUN: %w", err)
+	}
+	return Frame{Header: h, Packet: b[q.header:]}, nil
+}
+
 // Write hands the frame to the kernel, which takes it as received on the device. It does not keep f.
 func (q *Queue) Write(f Frame) error {
 	for {
-		_, err := unix.Write(q.fd, f.Packet)
-		switch err {
-		case nil:
+		errno := q.write(f)
+		switch {
+		case errno == 0:
 			return nil
-		case unix.EINTR:
+		case errno == unix.EINTR:
 			continue
+		case errno == unix.EINVAL && f.Header.GSO != offload.GSONone:
+			return ErrSuperFrame
 		}
-		return named(err)
+		return named(errno)
 	}
+}
+
+// write does not block, so that it need not tell Go's scheduler that it might.
+func (q *Queue) write(f Frame) unix.Errno {
+	if len(f.Packet) == 0 {
+		return unix.EINVAL
+	}
+	q.parts[1].Base = &f.Packet[0]
+	q.parts[1].SetLen(len(f.Packet))
+	first, n := &q.parts[1], uintptr(1)
+	if q.header > 0 {
+		f.Header.Encode(q.prefix[:])
+		q.parts[0].Base = &q.prefix[0]
+		q.parts[0].SetLen(q.header)
+		first, n = &q.parts[0], 2
+	}
+	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(first)), n)
+	q.parts[1].Base = nil
+	return errno
 }
 
 // Close closes the queue's descriptor.

@@ -93,21 +93,20 @@ func (s *Portable) findFD() error {
 // FD returns the descriptor to poll; it stays the socket's own.
 func (s *Portable) FD() int { return s.fd }
 
-// Reserve returns memory for the next datagram to the node, which the caller fills before its next call here.
-// Of a run of datagrams, total bytes cut into segments, it takes one. It returns nil when a Flush must come
-// first.
-func (s *Portable) Reserve(to *Destination, segment, total int) []byte {
-	if s.queued == len(s.out) {
+// Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
+// here. It returns nil when a Flush must come first.
+func (s *Portable) Reserve(lane Lane, n int) []byte {
+	if s.queued == len(s.out) || n > maxDatagram {
 		return nil
 	}
 	i := s.queued
 	s.queued++
-	s.to[i] = to
-	s.addrs[i] = net.UDPAddr{IP: to.ip[:], Port: int(to.Addr.Port())}
-	if to.Addr.Addr().Is4() {
-		s.addrs[i].IP = to.ip[12:]
+	s.to[i] = lane.To
+	s.addrs[i] = net.UDPAddr{IP: lane.To.ip[:], Port: int(lane.To.Addr.Port())}
+	if lane.To.Addr.Addr().Is4() {
+		s.addrs[i].IP = lane.To.ip[12:]
 	}
-	s.out[i].Buffers[0] = s.out[i].Buffers[0][:min(segment, total)]
+	s.out[i].Buffers[0] = s.out[i].Buffers[0][:n]
 	return s.out[i].Buffers[0]
 }
 
@@ -118,9 +117,7 @@ func (s *Portable) Flush(failed Undelivered) bool {
 	for s.sent < s.queued {
 		n, err := s.batch.WriteBatch(s.out[s.sent:s.queued], unix.MSG_DONTWAIT)
 		for range max(n, 0) {
-			to := s.to[s.sent]
-			to.Packets.Add(1)
-			to.Bytes.Add(uint64(len(s.out[s.sent].Buffers[0])))
+			s.to[s.sent].sent(1, len(s.out[s.sent].Buffers[0]))
 			s.sent++
 		}
 		switch {
@@ -137,15 +134,7 @@ func (s *Portable) Flush(failed Undelivered) bool {
 }
 
 // Send sends one datagram at once, past what is reserved.
-func (s *Portable) Send(to *Destination, datagram []byte) error {
-	err := unix.Sendto(s.fd, datagram, unix.MSG_DONTWAIT, sockaddr(to.Addr))
-	if err != nil {
-		return fmt.Errorf("send to %s: %w", to.Addr, err)
-	}
-	to.Packets.Add(1)
-	to.Bytes.Add(uint64(len(datagram)))
-	return nil
-}
+func (s *Portable) Send(to *Destination, datagram []byte) error { return sendOne(s.fd, to, datagram) }
 
 // Receive returns what has arrived, nothing if nothing has. The messages are the caller's until the next call.
 func (s *Portable) Receive() ([]Message, error) {

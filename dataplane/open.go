@@ -1,0 +1,173 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"weft/dataplane/tun"
+	"weft/dataplane/udp"
+	"weft/encap/offload"
+)
+
+// Feature is an ability that not every kernel has, by its name in flags, status and metrics.
+type Feature string
+
+// All features. What they do is told at their kind in packages tun and udp.
+const (
+	FeatureVnetHeader = Feature(tun.FeatureVnetHeader)
+	FeatureTSO        = Feature(tun.FeatureTSO)
+	FeatureUSO        = Feature(tun.FeatureUSO)
+	FeatureGSO        = Feature(udp.FeatureGSO)
+	FeatureGRO        = Feature(udp.FeatureGRO)
+)
+
+// Features returns every feature.
+func Features() []Feature {
+	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO}
+}
+
+// FeatureStatus says whether a feature is in use.
+type FeatureStatus struct {
+	Feature Feature
+	Used    bool
+	Why     string // why it is not in use
+}
+
+// Status returns what is in use of every feature, in the order of Features.
+func (e *Engine) Status() []FeatureStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var all []FeatureStatus
+	for _, f := range Features() {
+		s := FeatureStatus{Feature: f, Used: e.features[f] == nil}
+		if !s.Used {
+			s.Why = e.features[f].Error()
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// without reports whether the configuration refuses the feature.
+func (e *Engine) without(f Feature) bool { return slices.Contains(e.config.Without, f) }
+
+// openDevice makes the device, or attaches to it, and hands each worker its queue. e.mu is held.
+func (e *Engine) openDevice() error {
+	d, err := e.openTUN(tun.Config{
+		Name:   e.device,
+		Queues: len(e.workers),
+		MTU:    int(e.mtu.Load()),
+		NoTCP:  e.without(FeatureTSO),
+		NoUDP:  e.without(FeatureUSO),
+	})
+	if err != nil {
+		return err
+	}
+	for f, lack := range d.Features() {
+		e.features[Feature(f)] = lack
+	}
+	limits := offload.Limits{TCP: e.features[FeatureTSO] == nil, UDP: e.features[FeatureUSO] == nil}
+	var errs []error
+	e.device = d.Name()
+	e.deviceAge++
+	for i, q := range d.Queues() {
+		e.open[q] = struct{}{}
+		next := &inner{innerPort: q, age: e.deviceAge, limits: limits}
+		if unused := e.workers[i].nextInner.Swap(next); unused != nil {
+			errs = append(errs, e.end(unused.innerPort))
+		}
+		e.workers[i].wake.signal()
+	}
+	return errors.Join(errs...)
+}
+
+// openTUN opens the kind of device that the mode asks for.
+func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
+	if e.config.Mode == ModePortable || e.without(FeatureVnetHeader) {
+		return tun.OpenPortable(c)
+	}
+	d, err := tun.OpenOffload(c)
+	if err == nil || e.config.Mode == ModeOffload {
+		return d, err
+	}
+	plain, plainErr := tun.OpenPortable(c)
+	if plainErr != nil {
+		return nil, errors.Join(err, plainErr)
+	}
+	e.log.Warn("the TUN device carries one packet a frame", "reason", err)
+	return plain, nil
+}
+
+// openSockets opens a group of sockets on e.bind and hands each worker its own. e.mu is held.
+func (e *Engine) openSockets() error {
+	group, err := e.openUDP(udp.Config{
+		Bind:     e.bind,
+		Sockets:  len(e.workers),
+		Buffer:   e.config.Buffer,
+		Takeover: e.bound == e.bind,
+		NoGSO:    e.without(FeatureGSO),
+		NoGRO:    e.without(FeatureGRO),
+	})
+	if err != nil {
+		return err
+	}
+	prober, err := udp.NewProber(e.bind.Addr())
+	if err != nil {
+		return errors.Join(err, closeAll(group))
+	}
+	var errs []error
+	if e.prober != nil {
+		errs = append(errs, e.prober.Close())
+	}
+	for _, n := range e.overflows {
+		e.overflowsBefore += n
+	}
+	e.prober, e.bound = prober, e.bind
+	e.sockets, e.overflows = slices.Clone(group), make([]uint64, len(group))
+	e.socketAge++
+	for i, s := range group {
+		e.open[s] = struct{}{}
+		next := &outer{outerPort: s, age: e.socketAge}
+		if unused := e.workers[i].nextOuter.Swap(next); unused != nil {
+			errs = append(errs, e.end(unused.outerPort))
+		}
+		e.workers[i].wake.signal()
+	}
+	return errors.Join(errs...)
+}
+
+// openUDP opens the kind of sockets that the mode asks for.
+func (e *Engine) openUDP(c udp.Config) ([]outerPort, error) {
+	var all []outerPort
+	if e.config.Mode == ModePortable {
+		group, err := udp.OpenPortable(c)
+		for _, s := range group {
+			all = append(all, s)
+		}
+		e.features[FeatureGSO], e.features[FeatureGRO] = errPortable, errPortable
+		return all, err
+	}
+	group, err := udp.OpenOffload(c)
+	if err != nil {
+		return nil, err
+	}
+	for f, lack := range group.Features() {
+		e.features[Feature(f)] = lack
+	}
+	for _, s := range group.Sockets {
+		all = append(all, s)
+	}
+	return all, nil
+}
+
+var errPortable = fmt.Errorf("the %s engine is in use", ModePortable)
+
+func closeAll[C io.Closer](all []C) error {
+	var errs []error
+	for _, c := range all {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,92 @@
+package tun
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"weft/encap/offload"
+)
+
+// errSwitchedOff is the reason for which a device is without a feature that its Config refused.
+var errSwitchedOff = errors.New("switched off")
+
+// OpenOffload makes the device, or attaches to the one of that name, with a virtio header before each frame and
+// as many kinds of super-frame as the kernel knows and c allows: TCP in both directions since Linux 2.6.27, UDP
+// since 6.2. It fails where the kernel has no virtio header; Features says what else is missing.
+func OpenOffload(c Config) (*Device, error) {
+	d := &Device{name: c.Name, lacks: make(map[Feature]error)}
+	for range c.Queues {
+		q, name, err := openVnet(d.name)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", d.name, err), d.Close())
+		}
+		d.name = name // a pattern is filled in by the first queue; the others join that device
+		d.queues = append(d.queues, q)
+	}
+	d.negotiate(c)
+	if err := setMTU(d.name, c.MTU); err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return d, nil
+}
+
+func openVnet(name string) (*Queue, string, error) {
+	req, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, "", fmt.Errorf("device name: %w", err)
+	}
+	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, "", fmt.Errorf("through /dev/net/tun: %w", err)
+	}
+	err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+	if err == nil {
+		// The size belongs to the device: one that was there before may have another.
+		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderLen)
+	}
+	if err != nil {
+		return nil, "", errors.Join(fmt.Errorf("with a virtio header: %w", err), unix.Close(fd))
+	}
+	return newQueue(fd, offload.HeaderLen), req.Name(), nil
+}
+
+// negotiate asks for the most kinds of super-frame, then for fewer. The kernel wants both families of a kind
+// together, and none without checksums (drivers/net/tun.c, set_offload).
+func (d *Device) negotiate(c Config) {
+	flags := unix.TUN_F_CSUM
+	if c.NoTCP {
+		d.lacks[FeatureTSO] = errSwitchedOff
+	} else if err := d.setOffload(flags | tsoFlags); err != nil {
+		d.lacks[FeatureTSO] = err
+	} else {
+		flags |= tsoFlags
+	}
+	if c.NoUDP {
+		d.lacks[FeatureUSO] = errSwitchedOff
+	} else if err := d.setOffload(flags | usoFlags); err != nil {
+		d.lacks[FeatureUSO] = err
+	} else {
+		flags |= usoFlags
+	}
+	if err := d.setOffload(flags); err != nil {
+		// Without any offload frames come complete, and ours are written complete.
+		d.lacks[FeatureTSO], d.lacks[FeatureUSO] = err, err
+		d.lacks[FeatureVnetHeader] = err
+	}
+}
+
+const (
+	tsoFlags = unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_TSO_ECN
+	usoFlags = unix.TUN_F_USO4 | unix.TUN_F_USO6
+)
+
+// setOffload sets what the device gives and takes; the setting is the device's, through any of its queues.
+func (d *Device) setOffload(flags int) error {
+	if err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETOFFLOAD, flags); err != nil {
+		return fmt.Errorf("TUNSETOFFLOAD %#x: %w", flags, err)
+	}
+	return nil
+}

@@ -1,0 +1,105 @@
+package udp
+
+import (
+	"golang.org/x/sys/unix"
+
+	"weft/encap"
+)
+
+const (
+	// maxTrains is how many trains one flush holds at most. Every one has memory for the longest train, but
+	// with flushBytes only the first sixteen or so are ever used under bulk traffic and stay in the cache.
+	maxTrains = 64
+	// flushBytes is how many bytes one flush carries at most, but for the train that exceeds it: sixteen full
+	// trains, which measured better than 2, 4, 8, 32 and 64.
+	flushBytes = 16 * trainSize
+	trainSize  = 65536
+	// maxTrain4 and maxTrain6 are the longest trains in bytes. The kernel checks the length of the packet
+	// before it is cut, IPv6's own header included.
+	maxTrain4 = encap.MaxUDPPayload4
+	maxTrain6 = 65535 - encap.OverheadUDP6
+	// maxSegments is how many datagrams a train has at most: UDP_MAX_SEGMENTS of include/linux/udp.h up to
+	// Linux 6.8; from 6.9 on it is 128.
+	maxSegments = 64
+)
+
+// train is one being filled or waiting to be sent.
+type train struct {
+	lane    Lane
+	segment int // size of the first datagram; no other is longer
+	used    int // bytes in buf
+	count   int // datagrams
+	full    bool
+	buf     []byte // trainSize long
+	// refusedBy is why the kernel did not take the train as one message, so that it goes out one by one.
+	refusedBy unix.Errno
+}
+
+// trains are those of one flush, in the order in which they were begun.
+type trains struct {
+	all      []train // maxTrains long; the first n are in use
+	n        int
+	bytes    int // of all in use
+	segments int // most datagrams a train may have
+}
+
+func newTrains() trains {
+	t := trains{all: make([]train, maxTrains), segments: maxSegments}
+	memory := make([]byte, maxTrains*trainSize)
+	for i := range t.all {
+		t.all[i].buf = memory[i*trainSize:][:trainSize:trainSize]
+	}
+	return t
+}
+
+// reserve returns memory for the next datagram of the lane, n bytes: at the end of the lane's last train if it
+// can grow, else in a new one. It returns nil if a flush must come first.
+func (t *trains) reserve(lane Lane, n int) []byte {
+	for i := t.n - 1; i >= 0; i-- {
+		if last := &t.all[i]; last.lane == lane {
+			if last.takes(n, t.segments) {
+				t.bytes += n
+				return last.grow(n)
+			}
+			break // an earlier train of the lane would change the order
+		}
+	}
+	if t.n == len(t.all) || t.bytes >= flushBytes || n > trainSize {
+		return nil
+	}
+	next := &t.all[t.n]
+	t.n++
+	*next = train{lane: lane, segment: n, buf: next.buf}
+	t.bytes += n
+	return next.grow(n)
+}
+
+// takes reports whether a datagram of n bytes may follow in this train.
+func (t *train) takes(n, segments int) bool {
+	longest := maxTrain4
+	if !t.lane.To.Addr.Addr().Is4() {
+		longest = maxTrain6
+	}
+	return !t.full && n <= t.segment && t.used+n <= longest && t.count < segments
+}
+
+func (t *train) grow(n int) []byte {
+	b := t.buf[t.used:][:n:n]
+	t.used += n
+	t.count++
+	t.full = n < t.segment // only the last datagram may be shorter
+	return b
+}
+
+// datagram returns the i-th datagram.
+func (t *train) datagram(i int) []byte {
+	return t.buf[i*t.segment : min((i+1)*t.segment, t.used)]
+}
+
+// reset forgets all trains.
+func (t *trains) reset() {
+	for i := range t.all[:t.n] {
+		t.all[i].lane = Lane{} // lets go of the destination
+	}
+	t.n, t.bytes = 0, 0
+}
