@@ -71,6 +71,7 @@ type Manager struct {
 	// Of Run alone.
 	current Desired
 	chosen  applier // nil: to be opened
+	mode    Mode    // of the last one that was
 	swept   bool    // nothing of ours is left elsewhere
 	said    map[string]bool
 }
@@ -141,10 +142,7 @@ func (m *Manager) once(ctx context.Context) {
 	if ctx.Err() != nil {
 		return // what was cut short says nothing about the host
 	}
-	now := Status{InPlace: err == nil, Since: before.Since, Mode: before.Mode, Err: err, Notes: r.notes, Repairs: before.Repairs}
-	if m.chosen != nil {
-		now.Mode = m.chosen.mode()
-	}
+	now := Status{InPlace: err == nil, Since: before.Since, Mode: m.mode, Err: err, Notes: r.notes, Repairs: before.Repairs}
 	if now.InPlace != before.InPlace {
 		now.Since = time.Now()
 	}
@@ -172,7 +170,7 @@ func (m *Manager) apply(ctx context.Context) (report, error) {
 		if err != nil {
 			return report{}, err
 		}
-		m.chosen, m.swept = chosen, false
+		m.chosen, m.mode, m.swept = chosen, chosen.mode(), false
 	}
 	r, err := m.chosen.apply(ctx, want, m.current.Nets)
 	if err != nil {

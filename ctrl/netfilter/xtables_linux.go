@@ -153,9 +153,9 @@ func (x *xtables) has(table string) bool {
 // legacyTable looks at the list of tables that the kernel's own iptables holds in this network namespace. It does not
 // exist in a kernel without it.
 func legacyTable(f family, table string) bool {
-	file := "/proc/net/ip_tables_names"
+	file := "/proc/thread-self/net/ip_tables_names"
 	if f == ipv6 {
-		file = "/proc/net/ip6_tables_names"
+		file = "/proc/thread-self/net/ip6_tables_names"
 	}
 	names, err := os.ReadFile(file)
 	return err == nil && strings.Contains("\n"+string(names), "\n"+table+"\n")

@@ -66,7 +66,7 @@ func planHook(l layout, chain string, want []rule, listed []string) (lines []str
 		lines = append(lines, "-D"+strings.TrimPrefix(line, "-A"))
 	}
 	lines = append(lines, insertions(want, foreign)...)
-	return lines, fmt.Sprintf("%s %s: %s", l.table, chain, difference(have, want, allExact && inPlace))
+	return lines, fmt.Sprintf("%s %s: %s", l.table, chain, difference(have, want, inPlace, allExact))
 }
 
 // insertions puts our rules, in their order, among the foreign ones of a built-in chain: each in front of the first rule
@@ -169,7 +169,7 @@ func inChain(rs []rule, table, chain string) []rule {
 }
 
 // difference says in words what is wrong with our rules in a built-in chain.
-func difference(have, want []rule, placed bool) string {
+func difference(have, want []rule, placed, exact bool) string {
 	missing, extra := 0, len(have)
 	for _, r := range want {
 		if slices.Contains(have, r) {
@@ -185,9 +185,11 @@ func difference(have, want []rule, placed bool) string {
 		return fmt.Sprintf("%d rules set, %d old ones removed", missing, extra)
 	case extra > 0:
 		return fmt.Sprintf("%d old or double rules removed", extra)
-	case placed:
-		return "order of our rules restored"
-	default:
+	case !exact:
+		return "altered rules replaced"
+	case !placed:
 		return "our rules moved in front of what made them void"
+	default:
+		return "order of our rules restored"
 	}
 }

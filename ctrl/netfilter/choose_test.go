@@ -1,0 +1,82 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"testing"
+)
+
+// fakeApplier has rules set without a kernel.
+type fakeApplier struct {
+	by Mode
+
+	mu    sync.Mutex
+	err   error
+	r     report
+	wants []map[family][]rule
+}
+
+func (a *fakeApplier) mode() Mode { return a.by }
+
+func (a *fakeApplier) apply(_ context.Context, want map[family][]rule, _ []Net) (report, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.wants = append(a.wants, want)
+	r := a.r
+	a.r.changes = nil
+	return r, a.err
+}
+
+// set changes what it reports from now on.
+func (a *fakeApplier) set(r report, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.r, a.err = r, err
+}
+
+// applied returns what it was asked for so far.
+func (a *fakeApplier) applied() []map[family][]rule {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.wants)
+}
+
+func TestChoose(t *testing.T) {
+	noBinary, noModule := errors.New("no iptables binary"), errors.New("no nf_tables")
+	for _, tt := range []struct {
+		name               string
+		wanted             bool // nftables
+		iptables, nftables error
+		want               Mode
+		opened             int // of iptables
+	}{
+		{"default", false, nil, nil, IPTables, 1},
+		{"default without nftables", false, nil, noModule, IPTables, 1},
+		{"default without iptables", false, noBinary, nil, NFTables, 1},
+		{"default without either", false, noBinary, noModule, "", 1},
+		{"nftables", true, nil, nil, NFTables, 0},
+		{"nftables without iptables", true, noBinary, nil, NFTables, 0},
+		{"nftables that the kernel lacks", true, nil, noModule, "", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			opened := 0
+			a, err := choose(tt.wanted,
+				func() (applier, error) { opened++; return &fakeApplier{by: IPTables}, tt.iptables },
+				func() (applier, error) { return &fakeApplier{by: NFTables}, tt.nftables })
+			if opened != tt.opened {
+				t.Errorf("iptables opened %d times", opened)
+			}
+			if tt.want != "" {
+				if err != nil || a.mode() != tt.want {
+					t.Errorf("got %v, %v", a, err)
+				}
+				return
+			}
+			if a != nil || !errors.Is(err, ErrUnsupported) || !errors.Is(err, noModule) || errors.Is(err, noBinary) == tt.wanted {
+				t.Errorf("got %v, %v", a, err)
+			}
+		})
+	}
+}

@@ -1,0 +1,130 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// fakeTables is iptables in memory: what iptables-restore --noflush does, for the commands that plan writes, done in the
+// plainest way. Chains hold the text behind "-A CHAIN ".
+type fakeTables struct {
+	chains map[string]map[string][]string // by table, by chain
+
+	restores  []string                  // every text that was handed over
+	fail      error                     // returned by the next restores
+	listFails string                    // a chain that cannot be listed
+	meddle    func(table string)        // called before each restore, as if by another program
+	distort   func(rule string) string  // how the kernel lists a rule, if not as it was given
+	absent    func(table string) bool   // tables that the kernel does not hold
+	listed    map[string]map[string]int // how often each chain was listed
+}
+
+func newFakeTables() *fakeTables {
+	f := &fakeTables{chains: map[string]map[string][]string{}, listed: map[string]map[string]int{}}
+	for _, l := range layouts() {
+		f.chains[l.table], f.listed[l.table] = map[string][]string{}, map[string]int{}
+		for _, hook := range l.hooks {
+			f.chains[l.table][hook] = nil
+		}
+	}
+	return f
+}
+
+func (f *fakeTables) has(table string) bool { return f.absent == nil || !f.absent(table) }
+
+func (f *fakeTables) list(table, chain string) ([]string, bool, error) {
+	f.listed[table][chain]++
+	if chain == f.listFails {
+		return nil, false, errors.New("cannot list " + chain)
+	}
+	rules, exists := f.chains[table][chain]
+	if !exists {
+		return nil, false, nil
+	}
+	lines := []string{"-N " + chain}
+	for _, r := range rules {
+		if f.distort != nil {
+			r = f.distort(r)
+		}
+		lines = append(lines, "-A "+chain+" "+r)
+	}
+	return lines, true, nil
+}
+
+func (f *fakeTables) restore(_ context.Context, text string) error {
+	f.restores = append(f.restores, text)
+	if f.fail != nil {
+		return f.fail
+	}
+	var table string
+	var work map[string][]string
+	for line := range strings.Lines(text) {
+		line = strings.TrimSuffix(line, "\n")
+		if name, ok := strings.CutPrefix(line, "*"); ok {
+			table = name
+			if f.meddle != nil {
+				f.meddle(table)
+			}
+			work = map[string][]string{}
+			for chain, rules := range f.chains[table] {
+				work[chain] = slices.Clone(rules)
+			}
+			continue
+		}
+		if line == "COMMIT" {
+			f.chains[table] = work
+			continue
+		}
+		if err := fakeCommand(work, line); err != nil {
+			return fmt.Errorf("line %q failed: %w", line, err)
+		}
+	}
+	return nil
+}
+
+// fakeCommand performs one line on the chains of a table.
+func fakeCommand(chains map[string][]string, line string) error {
+	command, rest, _ := strings.Cut(line, " ")
+	if name, ok := strings.CutPrefix(command, ":"); ok {
+		chains[name] = nil
+		return nil
+	}
+	chain, spec, _ := strings.Cut(rest, " ")
+	rules, exists := chains[chain]
+	if !exists {
+		return errors.New("no such chain")
+	}
+	switch command {
+	case "-A":
+		chains[chain] = append(rules, spec)
+	case "-I":
+		number, spec, _ := strings.Cut(spec, " ")
+		at, err := strconv.Atoi(number)
+		if err != nil || at < 1 || at > len(rules)+1 {
+			return errors.New("no such place")
+		}
+		chains[chain] = slices.Insert(rules, at-1, spec)
+	case "-D":
+		at := slices.Index(rules, spec)
+		if at < 0 {
+			return errors.New("no such rule")
+		}
+		chains[chain] = slices.Delete(rules, at, at+1)
+	case "-F":
+		chains[chain] = nil
+	case "-X":
+		if len(rules) > 0 || slices.ContainsFunc(slices.Concat(slices.Collect(maps.Values(chains))...),
+			func(r string) bool { return strings.HasSuffix(r, "-j "+chain) }) {
+			return errors.New("chain in use")
+		}
+		delete(chains, chain)
+	default:
+		return errors.New("unknown command")
+	}
+	return nil
+}

@@ -1,0 +1,242 @@
+package netfilter
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// fakeHost offers one applier for each mode.
+type fakeHost struct {
+	appliers map[Mode]*fakeApplier
+
+	mu       sync.Mutex
+	openErr  error
+	sweepErr error
+	opens    []Mode
+	sweeps   []Mode
+}
+
+func newFakeHost() *fakeHost {
+	return &fakeHost{appliers: map[Mode]*fakeApplier{IPTables: {by: IPTables}, NFTables: {by: NFTables}}}
+}
+
+func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family][]rule) (applier, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.openErr != nil {
+		return nil, h.openErr
+	}
+	mode := IPTables
+	if nftables {
+		mode = NFTables
+	}
+	h.opens = append(h.opens, mode)
+	return h.appliers[mode], nil
+}
+
+func (h *fakeHost) sweep(_ context.Context, chosen applier) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.sweeps = append(h.sweeps, chosen.mode())
+	return h.sweepErr
+}
+
+// set changes what opening and sweeping return from now on.
+func (h *fakeHost) set(open, sweep error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.openErr, h.sweepErr = open, sweep
+}
+
+// calls returns what was opened and swept so far.
+func (h *fakeHost) calls() (opens, sweeps []Mode) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.opens), slices.Clone(h.sweeps)
+}
+
+// pass lets time go by, and whatever happens in it.
+func pass(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// running starts a manager with a period of 5 s in the bubble of the calling test, and returns its log.
+func running(t *testing.T, h host) (*Manager, *bytes.Buffer) {
+	var out bytes.Buffer
+	m := newManager(h, Options{Log: slog.New(slog.NewTextHandler(&out, nil))})
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- m.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Run returned %v", err)
+		}
+	})
+	return m, &out
+}
+
+func TestManagerAppliesAndResyncs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHost()
+		a := h.appliers[IPTables]
+		m, out := running(t, h)
+		pass(time.Minute)
+		opened, _ := h.calls()
+		if s := m.Status(); s.InPlace || s.Err != nil || len(opened) > 0 {
+			t.Fatalf("before Set: %+v, opened %v", s, opened)
+		}
+		notes := []string{"docker"}
+		a.set(report{[]string{"all set"}, notes}, nil)
+		start := time.Now()
+		m.Set(everything())
+		synctest.Wait()
+		s := m.Status()
+		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 || !slices.Equal(s.Notes, []string{"docker"}) {
+			t.Fatalf("after Set: %+v", s)
+		}
+		s.Notes[0] = "the reader's own"
+		if got := a.applied()[0][ipv4]; !slices.Equal(got, everything().rules(ipv4)) || len(a.applied()[0][ipv6]) == 0 {
+			t.Errorf("applied %v", a.applied()[0])
+		}
+		pass(defaultResync * 3)
+		if len(a.applied()) != 4 || m.Status().Repairs != 0 {
+			t.Errorf("%d comparisons in three periods", len(a.applied()))
+		}
+		a.set(report{[]string{"jump restored"}, notes}, nil)
+		pass(defaultResync)
+		if s := m.Status(); s.Repairs != 1 || !s.Since.Equal(start) || s.Notes[0] != "docker" {
+			t.Errorf("after a repair: %+v", s)
+		}
+		// A change that was asked for is no repair.
+		a.set(report{[]string{"masquerade removed"}, notes}, nil)
+		m.Set(Desired{})
+		synctest.Wait()
+		opened, _ = h.calls()
+		if s := m.Status(); s.Repairs != 1 || len(opened) != 2 {
+			t.Errorf("after another Set: %+v, opened %v", s, opened)
+		}
+		for _, want := range []string{
+			`level=INFO msg="packet filter rules set" mode=iptables changes="all set"`,
+			`level=WARN msg="packet filter rules repaired" mode=iptables changes="jump restored"`,
+			`level=INFO msg="packet filter rules set" mode=iptables changes="masquerade removed"`,
+			`level=WARN msg="packet filter" note=docker`,
+		} {
+			if n := strings.Count(out.String(), want); n != 1 {
+				t.Errorf("logged %d times: %s\n%s", n, want, out)
+			}
+		}
+	})
+}
+
+func TestManagerRetriesAndSaysItOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHost()
+		h.set(fmt.Errorf("%w: nothing installed", ErrUnsupported), nil)
+		m, out := running(t, h)
+		m.Set(everything())
+		pass(defaultResync*10 + time.Second)
+		if s := m.Status(); s.InPlace || !errors.Is(s.Err, ErrUnsupported) || s.Mode != "" {
+			t.Fatalf("%+v", s)
+		}
+		h.set(nil, nil)
+		a := h.appliers[IPTables]
+		locked := errors.New("table is locked")
+		a.set(report{}, locked)
+		pass(defaultResync * 3)
+		if s := m.Status(); s.InPlace || s.Err.Error() != "table is locked" || s.Mode != IPTables {
+			t.Fatalf("%+v", s)
+		}
+		if _, sweeps := h.calls(); len(sweeps) > 0 {
+			t.Error("old rules were removed before new ones were in place")
+		}
+		a.set(report{}, nil)
+		pass(defaultResync)
+		if s := m.Status(); !s.InPlace || s.Err != nil || time.Since(s.Since) > defaultResync {
+			t.Fatalf("%+v", s)
+		}
+		a.set(report{}, locked)
+		pass(defaultResync)
+		if s := m.Status(); s.InPlace {
+			t.Fatalf("%+v", s)
+		}
+		for text, times := range map[string]int{"nothing installed": 1, "table is locked": 2} {
+			if n := strings.Count(out.String(), text); n != times {
+				t.Errorf("%q was said %d times, want %d:\n%s", text, n, times, out)
+			}
+		}
+	})
+}
+
+func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHost()
+		m, out := running(t, h)
+		d := everything()
+		m.Set(d)
+		pass(defaultResync * 3)
+		d.NFTables = true
+		m.Set(d)
+		pass(defaultResync * 3)
+		opens, sweeps := h.calls()
+		if want := []Mode{IPTables, NFTables}; !slices.Equal(opens, want) || !slices.Equal(sweeps, want) {
+			t.Errorf("opened %v, swept %v", opens, sweeps)
+		}
+		if s := m.Status(); s.Mode != NFTables {
+			t.Errorf("%+v", s)
+		}
+		// What cannot be removed is tried again, is said once, and does not make the rules themselves wrong.
+		h.set(nil, errors.New("no iptables-legacy"))
+		d.NFTables = false
+		m.Set(d)
+		pass(defaultResync*3 + time.Second)
+		s := m.Status()
+		if _, sweeps = h.calls(); !s.InPlace || len(sweeps) != 6 || !slices.Equal(s.Notes, []string{"rules of an earlier run may be left: no iptables-legacy"}) {
+			t.Errorf("%+v, swept %v", s, sweeps)
+		}
+		if n := strings.Count(out.String(), "no iptables-legacy"); n != 1 {
+			t.Errorf("said %d times", n)
+		}
+	})
+}
+
+func TestManagerRefusesNonsense(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHost()
+		m, _ := running(t, h)
+		m.Set(Desired{Nets: []Net{{}}})
+		synctest.Wait()
+		if s := m.Status(); s.InPlace || s.Err == nil || len(h.opens) > 0 {
+			t.Errorf("%+v, opened %v", s, h.opens)
+		}
+	})
+}
+
+// TestManagerStopped: being stopped in the middle says nothing about the rules.
+func TestManagerStopped(t *testing.T) {
+	h := newFakeHost()
+	m := newManager(h, Options{})
+	m.Set(everything())
+	m.once(t.Context())
+	before := m.Status()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	h.appliers[IPTables].set(report{}, context.Canceled)
+	m.once(ctx)
+	if after := m.Status(); !after.InPlace || after.Since != before.Since {
+		t.Errorf("%+v", after)
+	}
+	if err := newManager(h, Options{}).Run(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,306 @@
+package netfilter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const (
+	dockerRule  = "-s 10.5.77.0/24 ! -o docker0 -j MASQUERADE"
+	hairpinRule = "-s 10.5.77.2/32 -d 10.5.77.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"
+	kubeRule    = `-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING`
+	masqJump    = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
+	keepJump    = `-m comment --comment "weft keep source" -j WEFT-KEEP-SOURCE`
+	forwardJump = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
+	oldMasq     = `-s 10.4.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
+	rejectAll   = "-j REJECT --reject-with icmp-host-prohibited"
+)
+
+// chainText lists the rules that everything wants in one chain of IPv4, as iptables prints them.
+func chainText(table, chain string) []string {
+	var text []string
+	for _, r := range inChain(lowered(table, everything().rules(ipv4)), table, chain) {
+		text = append(text, r.text())
+	}
+	return text
+}
+
+func applied(t *testing.T, f *fakeTables, d Desired) report {
+	t.Helper()
+	r, err := applyTables(t.Context(), f, d.rules(ipv4), netsOf(ipv4, d.Nets))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := len(f.restores)
+	again, err := applyTables(t.Context(), f, d.rules(ipv4), netsOf(ipv4, d.Nets))
+	if err != nil || len(again.changes) > 0 || len(f.restores) != before {
+		t.Fatalf("a second time: %v, %v", again.changes, err)
+	}
+	return r
+}
+
+// TestHooks sets one built-in chain to what somebody left there, and compares what is there afterwards.
+func TestHooks(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		table   string
+		hook    string
+		have    []string
+		want    []string
+		changes string // of this chain
+		notes   int
+	}{
+		{"empty", tableNAT, hookPostrouting, nil, []string{masqJump}, "1 rules set", 0},
+		{"in place", tableNAT, hookPostrouting, []string{masqJump}, []string{masqJump}, "", 0},
+		{"after others", tableNAT, hookPostrouting, []string{kubeRule}, []string{kubeRule, masqJump}, "1 rules set", 0},
+		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, kubeRule}, []string{masqJump, kubeRule}, "", 0},
+		{"double", tableNAT, hookPostrouting, []string{masqJump, kubeRule, masqJump}, []string{kubeRule, masqJump},
+			"1 old or double rules removed", 0},
+		{"of an older flannel, other network", tableNAT, hookPostrouting, []string{oldMasq, kubeRule}, []string{kubeRule, masqJump},
+			"1 rules set, 1 old ones removed", 0},
+		{"with another comment", tableNAT, hookPostrouting, []string{"-j FLANNEL-POSTRTG"}, []string{masqJump},
+			"1 rules set, 1 old ones removed", 0},
+		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`}, []string{masqJump},
+			"altered rules replaced", 0},
+		{"on a condition", tableNAT, hookPostrouting, []string{"-o eth0 " + masqJump}, []string{masqJump},
+			"altered rules replaced", 0},
+		{"behind what accepts all", tableNAT, hookPostrouting, []string{kubeRule, "-j ACCEPT", masqJump},
+			[]string{kubeRule, masqJump, "-j ACCEPT"}, "our rules moved in front of what made them void", 0},
+		{"behind what rewrites all", tableNAT, hookPostrouting, []string{"-j SNAT --to-source 192.0.2.1"},
+			[]string{keepJump, masqJump, "-j SNAT --to-source 192.0.2.1"}, "2 rules set", 1},
+		{"docker's rule", tableNAT, hookPostrouting, []string{dockerRule}, []string{keepJump, dockerRule, masqJump}, "2 rules set", 1},
+		{"docker's rule, guarded", tableNAT, hookPostrouting, []string{kubeRule, keepJump, dockerRule, masqJump},
+			[]string{kubeRule, keepJump, dockerRule, masqJump}, "", 1},
+		{"docker's rule came back in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
+			[]string{keepJump, dockerRule, masqJump}, "our rules moved in front of what made them void", 1},
+		{"docker's rule behind ours", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
+			[]string{keepJump, dockerRule, masqJump}, "1 rules set", 1},
+		{"docker's rule gone", tableNAT, hookPostrouting, []string{keepJump, masqJump}, []string{masqJump},
+			"1 old or double rules removed", 0},
+		{"guard behind the rest", tableNAT, hookPostrouting, []string{masqJump, keepJump, dockerRule}, []string{keepJump, dockerRule, masqJump},
+			"order of our rules restored", 1},
+		{"a container's own published port", tableNAT, hookPostrouting, []string{hairpinRule}, []string{hairpinRule, masqJump}, "1 rules set", 0},
+		{"rewriting of marked packets", tableNAT, hookPostrouting, []string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE"},
+			[]string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE", masqJump}, "1 rules set", 0},
+		{"rewriting of others' addresses", tableNAT, hookPostrouting, []string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE"},
+			[]string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE", masqJump}, "1 rules set", 0},
+
+		{"forward, empty", tableFilter, hookForward, nil, []string{forwardJump}, "1 rules set", 0},
+		{"forward, closed at the end", tableFilter, hookForward, []string{"-j DOCKER-USER", rejectAll},
+			[]string{"-j DOCKER-USER", forwardJump, rejectAll}, "1 rules set", 0},
+		{"forward, closed before ours", tableFilter, hookForward, []string{rejectAll, forwardJump}, []string{forwardJump, rejectAll},
+			"our rules moved in front of what made them void", 0},
+		{"forward, closed for one device", tableFilter, hookForward, []string{"-i eth1 " + rejectAll, forwardJump},
+			[]string{"-i eth1 " + rejectAll, forwardJump}, "", 0},
+		{"forward, a log without effect", tableFilter, hookForward, []string{"-j LOG --log-prefix x", forwardJump},
+			[]string{"-j LOG --log-prefix x", forwardJump}, "", 0},
+
+		{"raw, empty", tableRaw, hookPrerouting, nil, chainText(tableRaw, hookPrerouting), "1 rules set", 0},
+		{"raw, other address", tableRaw, hookPrerouting,
+			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack" -j CT --notrack`, "-i lo -j ACCEPT"},
+			slices.Concat([]string{"-i lo -j ACCEPT"}, chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old ones removed", 0},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			f := newFakeTables()
+			for _, l := range layouts() {
+				for _, own := range l.own {
+					f.chains[l.table][own] = chainText(l.table, own)
+				}
+			}
+			f.chains[tt.table][tt.hook] = tt.have
+			r := applied(t, f, everything())
+			if got := f.chains[tt.table][tt.hook]; !slices.Equal(got, tt.want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tt.want, "\n"))
+			}
+			prefix := tt.table + " " + tt.hook + ": "
+			var changes []string
+			for _, c := range r.changes {
+				if text, ok := strings.CutPrefix(c, prefix); ok {
+					changes = append(changes, text)
+				}
+			}
+			if got := strings.Join(changes, ", "); got != tt.changes {
+				t.Errorf("changes %q, want %q", got, tt.changes)
+			}
+			if len(r.notes) != tt.notes {
+				t.Errorf("notes %q, want %d", r.notes, tt.notes)
+			}
+		})
+	}
+}
+
+// TestOwnChains spoils a chain of ours in every way.
+func TestOwnChains(t *testing.T) {
+	right := chainText(tableNAT, chainMasquerade)
+	for name, have := range map[string][]string{
+		"empty":         nil,
+		"in place":      right,
+		"one missing":   right[1:],
+		"one double":    append(slices.Clone(right), right[2]),
+		"one more":      append([]string{"-j ACCEPT"}, right...),
+		"order":         {right[0], right[2], right[1], right[3], right[4], right[5]},
+		"plain ports":   append(slices.Clone(right[:4]), strings.TrimSuffix(right[4], " --random-fully"), right[5]),
+		"old network":   {oldMasq},
+		"not one of us": {"-m conntrack --ctstate NEW -j DROP"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeTables()
+			f.chains[tableNAT][hookPostrouting] = []string{masqJump}
+			f.chains[tableNAT][chainMasquerade] = have
+			r := applied(t, f, everything())
+			if got := f.chains[tableNAT][chainMasquerade]; !slices.Equal(got, right) {
+				t.Errorf("got\n%s", strings.Join(got, "\n"))
+			}
+			if changed := slices.Contains(r.changes, "nat FLANNEL-POSTRTG: 6 rules set"); changed == (name == "in place") {
+				t.Errorf("changes %q", r.changes)
+			}
+		})
+	}
+}
+
+// TestDropped takes every kind of rule away again.
+func TestDropped(t *testing.T) {
+	for name, rest := range map[string]func(*Desired){
+		"masquerade": func(d *Desired) { d.Masquerade = false },
+		"forward":    func(d *Desired) { d.Forward = false },
+		"guard":      func(d *Desired) { d.KeepSource = false },
+		"notrack":    func(d *Desired) { d.NoTrack = nil },
+		"all":        func(d *Desired) { *d = Desired{} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeTables()
+			f.chains[tableNAT][hookPostrouting] = []string{dockerRule}
+			d := everything()
+			applied(t, f, d)
+			rest(&d)
+			applied(t, f, d)
+			want := newFakeTables()
+			want.chains[tableNAT][hookPostrouting] = []string{dockerRule}
+			applied(t, want, d)
+			if got, fresh := fmt.Sprint(f.chains), fmt.Sprint(want.chains); got != fresh {
+				t.Errorf("left\n%s\nwhere nothing was before there is\n%s", got, fresh)
+			}
+		})
+	}
+}
+
+// TestForeignRulesStay starts from random mixtures of others' rules and ours, whole and spoiled: others' rules must come
+// out untouched and in their order, and ours complete.
+func TestForeignRulesStay(t *testing.T) {
+	foreign := []string{kubeRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE", "-m mark --mark 0x1/0x1 -j RETURN"}
+	mine := []string{masqJump, keepJump, oldMasq, "-j FLANNEL-POSTRTG"}
+	for seed := range uint64(500) {
+		rng := rand.New(rand.NewPCG(seed, 4))
+		f := newFakeTables()
+		var others []string
+		for range rng.IntN(10) {
+			from := mine
+			if rng.IntN(2) == 0 {
+				from = foreign
+			}
+			line := from[rng.IntN(len(from))]
+			f.chains[tableNAT][hookPostrouting] = append(f.chains[tableNAT][hookPostrouting], line)
+			if !slices.Contains(mine, line) {
+				others = append(others, line)
+			}
+		}
+		f.chains[tableNAT][chainMasquerade] = nil
+		applied(t, f, everything())
+		guarded := slices.Contains(others, dockerRule) || slices.Contains(others, "-o eth0 -j MASQUERADE")
+		var left []string
+		var jumps []string
+		for i, line := range f.chains[tableNAT][hookPostrouting] {
+			switch line {
+			case masqJump:
+				if slices.Contains(f.chains[tableNAT][hookPostrouting][:i], "-j ACCEPT") {
+					t.Errorf("seed %d: our jump stands behind the end", seed)
+				}
+				jumps = append(jumps, line)
+			case keepJump:
+				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") }) {
+					t.Errorf("seed %d: the guard stands behind what it guards against", seed)
+				}
+				jumps = append(jumps, line)
+			default:
+				left = append(left, line)
+			}
+		}
+		want := []string{masqJump}
+		if guarded {
+			want = []string{keepJump, masqJump}
+		}
+		if !slices.Equal(left, others) || !slices.Equal(jumps, want) {
+			t.Fatalf("seed %d: got %q, others were %q", seed, f.chains[tableNAT][hookPostrouting], others)
+		}
+	}
+}
+
+func TestApplyTablesFailures(t *testing.T) {
+	broken := errors.New("resource temporarily unavailable")
+	t.Run("restore fails", func(t *testing.T) {
+		f := newFakeTables()
+		f.fail = broken
+		r, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
+		if !errors.Is(err, broken) || len(r.changes) > 0 || len(f.restores) != 3*attempts {
+			t.Errorf("%v, %v, %d restores", err, r, len(f.restores))
+		}
+	})
+	t.Run("one table fails, the rest is done", func(t *testing.T) {
+		f := newFakeTables()
+		f.listFails = hookForward
+		_, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
+		if err == nil || err.Error() != "table filter: list FORWARD: cannot list FORWARD" {
+			t.Errorf("error %v", err)
+		}
+		if len(f.chains[tableNAT][chainMasquerade]) == 0 || len(f.chains[tableRaw][hookOutput]) == 0 {
+			t.Error("nat or raw was left alone")
+		}
+	})
+	t.Run("somebody else changes the chain meanwhile", func(t *testing.T) {
+		f := newFakeTables()
+		f.chains[tableNAT][hookPostrouting] = []string{oldMasq}
+		times := 0
+		f.meddle = func(table string) {
+			if times++; times == 1 {
+				f.chains[table][hookPostrouting] = []string{dockerRule}
+			}
+		}
+		if r := applied(t, f, everything()); len(r.notes) != 1 {
+			t.Errorf("notes %q", r.notes)
+		}
+		if want := []string{keepJump, dockerRule, masqJump}; !slices.Equal(f.chains[tableNAT][hookPostrouting], want) {
+			t.Errorf("got %q", f.chains[tableNAT][hookPostrouting])
+		}
+	})
+	t.Run("rules do not read back", func(t *testing.T) {
+		f := newFakeTables()
+		f.distort = func(r string) string { return strings.ReplaceAll(r, "RETURN", "CONTINUE") }
+		_, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
+		if err == nil || !strings.Contains(err.Error(), "do not read back as they were set: nat FLANNEL-POSTRTG: 6 rules set") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("stopped", func(t *testing.T) {
+		f := newFakeTables()
+		ctx, cancel := context.WithCancel(t.Context())
+		f.meddle = func(string) { cancel() }
+		if _, err := applyTables(ctx, f, everything().rules(ipv4), []Net{net4}); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("absent tables are not asked for", func(t *testing.T) {
+		f := newFakeTables()
+		f.absent = func(table string) bool { return table == tableRaw }
+		d := everything()
+		d.NoTrack = nil
+		applied(t, f, d)
+		if len(f.listed[tableRaw]) > 0 || len(f.listed[tableNAT]) == 0 {
+			t.Errorf("listed %v", f.listed)
+		}
+	})
+}
