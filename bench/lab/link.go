@@ -162,6 +162,18 @@ func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, device string) error {
 	return nil
 }
 
+// LimitPath tells the namespace that packets to dst get no further than so many bytes, as a router on the way would; via
+// is the gateway or, on one link, not valid.
+func (ns *NS) LimitPath(dst netip.Prefix, via netip.Addr, device string, mtu int) error {
+	return ns.change("limit the path to "+dst.String()+" through", device, func(l netlink.Link) error {
+		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(dst), MTU: mtu}
+		if via.IsValid() {
+			route.Gw = via.AsSlice()
+		}
+		return ns.links.RouteReplace(route)
+	})
+}
+
 // AddLocal makes every address of a prefix one of the namespace's own, as source and as destination.
 func (ns *NS) AddLocal(p netip.Prefix) error {
 	return ns.change("add local "+p.String()+" to", "lo", func(l netlink.Link) error {

@@ -155,7 +155,7 @@ func TestNetnsDirect(t *testing.T) {
 func TestNetnsProcess(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	n := l.Nodes[1]
-	p, err := n.Start([]string{"/bin/sh", "-c", `echo "$WHO"; echo here >/run/file; ls /sys/class/net; trap 'exit 7' TERM; echo ready; while :; do :; done`}, "WHO=me")
+	p, err := n.Start([]string{"/bin/sh", "-c", `echo "$WHO"; cat /proc/sys/kernel/hostname; echo here >/run/file; ls /sys/class/net; trap 'exit 7' TERM; echo ready; while :; do :; done`}, "WHO=me")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -168,8 +168,8 @@ func TestNetnsProcess(t *testing.T) {
 	if err != nil {
 		t.Fatal(err, p.Log())
 	}
-	if lines := p.Tail(100); lines[0] != "me" || !slices.Contains(lines, "eth0") {
-		t.Errorf("log %q: want the variable and the node's own devices", lines)
+	if lines := p.Tail(100); lines[0] != "me" || lines[1] != "node2" || !slices.Contains(lines, "eth0") {
+		t.Errorf("log %q: want the variable and the node's own name and devices", lines)
 	}
 	if b, err := os.ReadFile(n.Path("file")); err != nil || string(b) != "here\n" {
 		t.Errorf("the node's /run/file: %q, %v", b, err)

@@ -25,15 +25,15 @@ type Process struct {
 	end  error // what Wait of the command said; valid once done is closed
 }
 
-// Start runs a program in the node: in its network, with the node's own /run and with a /sys that shows the node's
-// devices. env is added to this process's environment. Output of both kinds is kept for Log and Tail.
+// Start runs a program in the node: in its network, with the node's own /run and host name and with a /sys that shows the
+// node's devices. env is added to this process's environment. Output of both kinds is kept for Log and Tail.
 func (n *Node) Start(argv []string, env ...string) (*Process, error) {
 	p := &Process{Name: baseName(argv[0]), Node: n.Name, log: &logBuffer{}, done: make(chan struct{})}
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	err := n.Do(func() error {
-		if err := n.ownMounts(); err != nil {
+		if err := n.ownView(); err != nil {
 			return err
 		}
 		return p.cmd.Start()
@@ -51,10 +51,13 @@ func (n *Node) Start(argv []string, env ...string) (*Process, error) {
 	return p, nil
 }
 
-// ownMounts gives the calling thread, and what it starts, the node's view of /run and /sys.
-func (n *Node) ownMounts() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
-		return fmt.Errorf("unshare mounts: %w", err)
+// ownView gives the calling thread, and what it starts, the node's host name, /run and /sys.
+func (n *Node) ownView() error {
+	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("unshare mounts and host name: %w", err)
+	}
+	if err := unix.Sethostname([]byte(n.Name)); err != nil {
+		return fmt.Errorf("set host name: %w", err)
 	}
 	if err := unix.Mount(n.Dir, "/run", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount own /run: %w", err)
