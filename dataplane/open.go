@@ -21,11 +21,12 @@ const (
 	FeatureUSO        = Feature(tun.FeatureUSO)
 	FeatureGSO        = Feature(udp.FeatureGSO)
 	FeatureGRO        = Feature(udp.FeatureGRO)
+	FeatureSteering   = Feature(udp.FeatureSteering)
 )
 
 // Features returns every feature.
 func Features() []Feature {
-	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO}
+	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO, FeatureSteering}
 }
 
 // FeatureStatus says whether a feature is in use.
@@ -103,12 +104,13 @@ func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
 // openSockets opens a group of sockets on e.bind and hands each worker its own. e.mu is held.
 func (e *Engine) openSockets() error {
 	group, err := e.openUDP(udp.Config{
-		Bind:     e.bind,
-		Sockets:  len(e.workers),
-		Buffer:   e.config.Buffer,
-		Takeover: e.bound == e.bind,
-		NoGSO:    e.without(FeatureGSO),
-		NoGRO:    e.without(FeatureGRO),
+		Bind:       e.bind,
+		Sockets:    len(e.workers),
+		Buffer:     e.config.Buffer,
+		Takeover:   e.bound == e.bind,
+		NoGSO:      e.without(FeatureGSO),
+		NoGRO:      e.without(FeatureGRO),
+		NoSteering: e.without(FeatureSteering),
 	})
 	if err != nil {
 		return err
@@ -146,7 +148,9 @@ func (e *Engine) openUDP(c udp.Config) ([]outerPort, error) {
 		for _, s := range group {
 			all = append(all, s)
 		}
-		e.features[FeatureGSO], e.features[FeatureGRO] = errPortable, errPortable
+		for _, f := range []Feature{FeatureGSO, FeatureGRO, FeatureSteering} {
+			e.features[f] = errPortable
+		}
 		return all, err
 	}
 	group, err := udp.OpenOffload(c)

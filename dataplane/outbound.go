@@ -62,7 +62,7 @@ func (w *worker) forward(frame tun.Frame) {
 	i, ok := w.view.table.Lookup(in.Dst)
 	if !ok {
 		w.drop(DropNoNode)
-		w.tell(encap.AppendUnreachable(w.scratch[:0], w.view.own(in.Version), pkt, &in))
+		w.tell(encap.AppendUnreachable(w.scratch[:0], pkt, &in))
 		return
 	}
 	segments, err := offload.Split(frame.Header, pkt)
@@ -75,7 +75,7 @@ func (w *worker) forward(frame tun.Frame) {
 		w.tooLongFrame(p, &segments, limit)
 		return
 	}
-	w.send(p, &segments)
+	w.send(udp.Lane{To: p.to, Share: uint8(encap.FlowSocket(pkt, w.shares))}, &segments)
 }
 
 // limit returns the longest inner packet in bytes that the path to the node is known to carry.
@@ -91,9 +91,8 @@ func (w *worker) limit(p *peer) int {
 	}
 }
 
-// send queues all segments for the node.
-func (w *worker) send(p *peer, segments *offload.Splitter) {
-	lane := udp.Lane{To: p.to}
+// send queues all segments in the lane.
+func (w *worker) send(lane udp.Lane, segments *offload.Splitter) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		buf := w.outer.Reserve(lane, n)
 		if buf == nil && w.flush() {
@@ -175,7 +174,7 @@ func (w *worker) tooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
 	f, ok := encap.NewFragmenter(pkt, in, limit)
 	if !ok {
 		w.drop(DropTooBig)
-		w.tell(encap.AppendTooBig(w.scratch[:0], w.view.own(in.Version), pkt, in, limit))
+		w.tell(encap.AppendTooBig(w.scratch[:0], pkt, in, limit))
 		return
 	}
 	// Past the queue: this may run while the queue is being sent.

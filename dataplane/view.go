@@ -15,8 +15,6 @@ type view struct {
 	table *fib.Table
 	peers []*peer        // by the table's index
 	self  []netip.Prefix // our own subnets
-	own4  netip.Addr     // our own tunnel addresses, which ICMP errors come from; invalid without a subnet
-	own6  netip.Addr
 }
 
 // peer is another node as the workers see it.
@@ -65,14 +63,7 @@ func newView(old *view, self fib.Node, others []fib.Node) *view {
 		v.peers = append(v.peers, keepPeer(known[n.Name], n))
 	}
 	for _, prefix := range self.Prefixes {
-		prefix = prefix.Masked()
-		v.self = append(v.self, prefix)
-		if prefix.Addr().Is4() && !v.own4.IsValid() {
-			v.own4 = prefix.Addr() // flannel's choice of a tunnel address: the subnet's first
-		}
-		if prefix.Addr().Is6() && !v.own6.IsValid() {
-			v.own6 = prefix.Addr()
-		}
+		v.self = append(v.self, prefix.Masked())
 	}
 	return v
 }
@@ -99,12 +90,4 @@ func (v *view) ours(a netip.Addr) bool {
 		}
 	}
 	return false
-}
-
-// own returns our own tunnel address of the IP version.
-func (v *view) own(version uint8) netip.Addr {
-	if version == 6 {
-		return v.own6
-	}
-	return v.own4
 }

@@ -50,6 +50,7 @@ type outer struct {
 // completion. Only the fields marked so are touched by others.
 type worker struct {
 	id       int
+	shares   int // into how many shares flows are split: the workers, here and most likely at the other end
 	engine   *Engine
 	counters counters // others read
 
@@ -74,6 +75,9 @@ type worker struct {
 	checkedFrom checkedSender
 }
 
+// maxShares is how many shares of the flows udp.Lane can tell apart.
+const maxShares = 256
+
 func newWorker(id int, e *Engine) (*worker, error) {
 	wake, err := newWakeup()
 	if err != nil {
@@ -81,6 +85,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	}
 	w := &worker{
 		id:      id,
+		shares:  min(e.config.Workers, maxShares),
 		engine:  e,
 		wake:    wake,
 		now:     time.Now,

@@ -29,28 +29,35 @@ const (
 )
 
 // AppendUnreachable appends to dst the ICMP message "net unreachable" (IPv6: "no route to destination") about
-// the inner packet pkt, which in describes, as sent by from. It appends nothing where the RFCs forbid an
-// answer: see mayAnswer. With room for MaxICMP bytes in dst it does not allocate.
-func AppendUnreachable(dst []byte, from netip.Addr, pkt []byte, in *Inner) []byte {
+// the inner packet pkt, which in describes. It appends nothing where the RFCs forbid an answer: see mayAnswer.
+// With room for MaxICMP bytes in dst it does not allocate.
+//
+// The message comes from the packet's own destination. RFC 1812 section 4.3.2.4 would have an address of the
+// router, but a message enters the host through the TUN, and Linux drops what comes in from outside with an
+// address of the host as its source (net/ipv4/fib_frontend.c, fib_validate_source). The kernel's own tunnels
+// answer the same way (net/ipv4/ip_tunnel_core.c, iptunnel_pmtud_build_icmp), and reverse path filters let it
+// pass, since the way to the destination is the TUN.
+func AppendUnreachable(dst []byte, pkt []byte, in *Inner) []byte {
 	if in.Version == 6 {
-		return appendICMP(dst, from, pkt, in, icmp6Unreachable, icmp6NoRouteCode, 0)
+		return appendICMP(dst, pkt, in, icmp6Unreachable, icmp6NoRouteCode, 0)
 	}
-	return appendICMP(dst, from, pkt, in, icmp4Unreachable, icmp4NetCode, 0)
+	return appendICMP(dst, pkt, in, icmp4Unreachable, icmp4NetCode, 0)
 }
 
 // AppendTooBig appends the ICMP message "fragmentation needed" (IPv6: "packet too big") with the MTU in bytes
 // that the inner sender should use, under the same rules as AppendUnreachable.
-func AppendTooBig(dst []byte, from netip.Addr, pkt []byte, in *Inner, mtu int) []byte {
+func AppendTooBig(dst []byte, pkt []byte, in *Inner, mtu int) []byte {
 	if in.Version == 6 {
-		return appendICMP(dst, from, pkt, in, icmp6TooBig, 0, uint32(mtu))
+		return appendICMP(dst, pkt, in, icmp6TooBig, 0, uint32(mtu))
 	}
-	return appendICMP(dst, from, pkt, in, icmp4Unreachable, icmp4FragNeeded, uint32(min(mtu, 0xffff)))
+	return appendICMP(dst, pkt, in, icmp4Unreachable, icmp4FragNeeded, uint32(min(mtu, 0xffff)))
 }
 
-func appendICMP(dst []byte, from netip.Addr, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte {
-	if !from.IsValid() || from.Is4() != (in.Version == 4) || from == in.Src || !mayAnswer(pkt, in) {
+func appendICMP(dst, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte {
+	if !mayAnswer(pkt, in) {
 		return dst
 	}
+	from := in.Dst
 	header, limit := ipv4HeaderLen, maxICMP4
 	if in.Version == 6 {
 		header, limit = ipv6HeaderLen, maxICMP6
@@ -75,10 +82,10 @@ func appendICMP(dst []byte, from netip.Addr, pkt []byte, in *Inner, typ, code ui
 }
 
 // mayAnswer applies RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 (e): no ICMP
-// error about an ICMP error, a later fragment, a packet to a group, or one whose source is not a single host.
+// error about an ICMP error, a later fragment, or a packet of which one end is not a single host.
 // A packet too short to show its ICMP type may be an error and is not answered either.
 func mayAnswer(pkt []byte, in *Inner) bool {
-	if in.Later || in.IsGroup() || !isHost(in.Src) {
+	if in.Later || !isHost(in.Dst) || !isHost(in.Src) || in.Src == in.Dst {
 		return false
 	}
 	icmp := in.Proto == ProtoICMP && in.Version == 4 || in.Proto == ProtoICMPv6 && in.Version == 6

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/encap"
 )
 
 // Feature is an ability of a socket that not every kernel has, by its name in status and metrics.
@@ -15,6 +17,10 @@ type Feature string
 const (
 	FeatureGSO Feature = "udp-gso" // many datagrams in one message to the kernel
 	FeatureGRO Feature = "udp-gro" // and from it
+
+	// FeatureSteering gives each inner flow to one socket of the group, the same in both directions, instead
+	// of each pair of nodes.
+	FeatureSteering Feature = "flow-steering"
 )
 
 // errSwitchedOff is the reason for which a socket is without a feature that its Config refused.
@@ -38,7 +44,11 @@ type Group struct {
 
 // Features returns all features; each with the reason for which the group is without it, nil if it has it.
 func (g *Group) Features() map[Feature]error {
-	return map[Feature]error{FeatureGSO: g.lacks[FeatureGSO], FeatureGRO: g.lacks[FeatureGRO]}
+	all := make(map[Feature]error, len(g.lacks))
+	for _, f := range []Feature{FeatureGSO, FeatureGRO, FeatureSteering} {
+		all[f] = g.lacks[f]
+	}
+	return all
 }
 
 // OpenOffload opens a group of offload sockets. What the kernel cannot do is left out: see Features.
@@ -62,7 +72,30 @@ func OpenOffload(c Config) (*Group, error) {
 		}
 		g.Sockets = append(g.Sockets, s)
 	}
+	if c.NoSteering {
+		g.lacks[FeatureSteering] = errSwitchedOff
+	} else if err := steer(g.Sockets[0].fd, c.Sockets); err != nil {
+		g.lacks[FeatureSteering] = err
+	}
 	return g, nil
+}
+
+// steer has the kernel choose the socket of the group by the inner flow. One of its sockets speaks for all.
+func steer(fd, sockets int) error {
+	program, err := encap.FlowProgram(sockets)
+	if err != nil {
+		return err
+	}
+	filter := make([]unix.SockFilter, 0, len(program))
+	for _, i := range program {
+		filter = append(filter, unix.SockFilter{Code: i.Op, Jt: i.Jt, Jf: i.Jf, K: i.K})
+	}
+	err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_REUSEPORT_CBPF,
+		&unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+	if err != nil {
+		return fmt.Errorf("attach SO_ATTACH_REUSEPORT_CBPF: %w", err)
+	}
+	return nil
 }
 
 // Close closes all sockets of the group.

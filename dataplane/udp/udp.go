@@ -25,13 +25,14 @@ import (
 
 // Config is what opening a group of sockets needs to know.
 type Config struct {
-	Bind     netip.AddrPort // the address and port that all sockets of the group share
-	Sockets  int            // how many, at least 1
-	Buffer   int            // wanted size of each socket's receive and send buffer in bytes; 0 leaves the kernel's default
-	Takeover bool           // the port may be in use by a group of this process that is about to be closed
-	ReadTOS  bool           // Message.TOS is wanted
-	NoGSO    bool           // OpenOffload: every datagram is a message of its own
-	NoGRO    bool           // OpenOffload: the same for what is received
+	Bind       netip.AddrPort // the address and port that all sockets of the group share
+	Sockets    int            // how many, at least 1
+	Buffer     int            // wanted size of each socket's receive and send buffer in bytes; 0 leaves the kernel's default
+	Takeover   bool           // the port may be in use by a group of this process that is about to be closed
+	ReadTOS    bool           // Message.TOS is wanted
+	NoGSO      bool           // OpenOffload: every datagram is a message of its own
+	NoGRO      bool           // OpenOffload: the same for what is received
+	NoSteering bool           // OpenOffload: the kernel chooses the socket by the outer addresses and ports
 }
 
 // Destination is a node to send to. It is shared by all workers and must not be copied.
