@@ -1,9 +1,7 @@
 package ctrl
 
 import (
-	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 )
@@ -24,9 +22,9 @@ func (v Verb) String() string {
 	return [...]string{"create", "change", "replace", "delete"}[v]
 }
 
-// object is what an operation acts upon: Link, Addr, Route, Neighbour or FDBEntry.
+// object is what an operation acts upon: one of the value types of a State.
 type object interface {
-	device() string
+	device() string // the device it lives on; empty if on none
 	fmt.Stringer
 }
 
@@ -35,40 +33,10 @@ func (a Addr) device() string      { return a.Dev }
 func (r Route) device() string     { return r.Dev }
 func (n Neighbour) device() string { return n.Dev }
 func (f FDBEntry) device() string  { return f.Dev }
-
-// String names the device and what of it is set.
-func (l Link) String() string {
-	s := "device " + l.Name
-	if l.Kind != "" {
-		s += " type " + string(l.Kind)
-	}
-	if l.MTU != 0 {
-		s += fmt.Sprintf(" mtu %d", l.MTU)
-	}
-	if l.TxQueueLen != 0 {
-		s += fmt.Sprintf(" txqueuelen %d", l.TxQueueLen)
-	}
-	if l.MAC != (MAC{}) {
-		s += " address " + l.MAC.String()
-	}
-	if l.Up {
-		s += " up"
-	}
-	return s
-}
-
-// String shows the address as `ip address` takes it.
-func (a Addr) String() string { return "address " + a.Prefix.String() + " dev " + a.Dev }
-
-// String shows the entry as `ip neigh` does.
-func (n Neighbour) String() string {
-	return "neighbour " + n.IP.String() + " dev " + n.Dev + " lladdr " + n.MAC.String()
-}
-
-// String shows the entry as `bridge fdb` does.
-func (f FDBEntry) String() string {
-	return "fdb " + f.MAC.String() + " dev " + f.Dev + " dst " + f.Dst.String()
-}
+func (FOUPort) device() string     { return "" }
+func (t Tunnel) device() string    { return t.Dev }
+func (p Peer) device() string      { return p.Dev }
+func (Command) device() string     { return "" }
 
 // Op is one operation on the kernel.
 type Op struct {
@@ -82,55 +50,110 @@ func (o Op) String() string { return o.Verb.String() + " " + o.Object.String() }
 // changes is the result of diff.
 type changes struct {
 	ops       []Op     // in an order that works when each waits for the one before
-	waiting   []string // devices that others make and that are not there yet
+	waiting   []string // devices that are not there, or not up, and not ours to make so
 	conflicts []string // what stands in the way and is not ours to remove
 }
 
 // diff lists what leads from have to want. It is pure: no kernel, no clock.
 func diff(have, want State) changes {
-	d := differ{have: have, want: want, present: map[string]Link{}, absent: map[string]bool{}}
+	d := differ{have: have, want: want, claims: claim(have, want), present: map[string]Link{}, absent: map[string]bool{}}
 	d.links()
+	d.fou()
 	d.addrs()
 	d.entries()
+	d.peers()
 	d.routes()
-	return changes{ops: d.ops(), waiting: d.waiting, conflicts: d.conflicts}
+	d.commands()
+	return changes{ops: slices.Concat(d.stage[:]...), waiting: d.waiting, conflicts: d.conflicts}
 }
+
+// The stages of a set of changes, in their order: what frees names and ports, what others stand on, what makes a path,
+// what uses the path, and last what is no longer used.
+const (
+	stageFree = iota
+	stageDevices
+	stageAddrs
+	stageEntries
+	stageRoutes
+	stageClear
+	stageCommands
+	stages
+)
 
 // differ gathers the operations by stage.
 type differ struct {
 	have, want State
+	claims     claims
 	present    map[string]Link // the devices the kernel has, by name
 	absent     map[string]bool // devices whose dependants have to wait
 
-	linkOps, addrOps, putEntries, routeOps, delEntries, delAddrs []Op
-	waiting, conflicts                                           []string
+	stage              [stages][]Op
+	waiting, conflicts []string
 }
 
-func (d *differ) ops() []Op {
-	return slices.Concat(d.linkOps, d.addrOps, d.putEntries, d.routeOps, d.delEntries, d.delAddrs)
+func (d *differ) op(stage int, v Verb, o object) {
+	d.stage[stage] = append(d.stage[stage], Op{v, o})
 }
 
+// links settles the devices: wanted ones are made, made anew or changed; ours that are not wanted go.
 func (d *differ) links() {
 	for _, l := range d.have.Links {
 		d.present[l.Name] = l
 	}
+	for _, l := range d.claims.stale {
+		d.remove(l)
+	}
 	for _, w := range d.want.Links {
 		h, ok := d.present[w.Name]
-		switch {
-		case !ok && w.Foreign:
-			d.wait(w.Name)
-		case !ok:
-			d.linkOps = append(d.linkOps, Op{Create, w})
-			d.forget(w.Name)
-		case w.Kind != h.Kind:
-			d.conflicts = append(d.conflicts, fmt.Sprintf("device %s is of type %q, not %q", w.Name, h.Kind, w.Kind))
-			d.absent[w.Name] = true
-		default:
-			if c, differs := linkChange(h, w); differs {
-				d.linkOps = append(d.linkOps, Op{Change, c})
+		if ok && !h.same(w) {
+			if !h.removable() {
+				d.conflicts = append(d.conflicts, fmt.Sprintf("device %s is of type %q, not %q", w.Name, h.Kind, w.Kind))
+				d.absent[w.Name] = true
+				continue
 			}
+			d.remove(h)
+			ok = false
+		}
+		switch {
+		case ok:
+			if c, differs := linkChange(h, w); differs {
+				d.op(stageDevices, Change, c)
+			}
+		case w.Foreign:
+			d.wait(w.Name)
+		default:
+			d.op(stageDevices, Create, w)
+			d.present[w.Name] = w
 		}
 	}
+	d.tunnels()
+}
+
+// same says whether h is such a device as w asks for, so that it need not be made anew.
+func (l Link) same(w Link) bool {
+	return l.Kind == w.Kind && l.VXLAN == w.VXLAN && l.IPIP == w.IPIP
+}
+
+// removable says whether the device is of a kind that only we make under its name. A TUN lives and dies with the
+// process that holds it.
+func (l Link) removable() bool {
+	return overlayName(l.Name) && (l.Kind == KindVXLAN || l.Kind == KindIPIP || l.Kind == KindWireGuard)
+}
+
+// remove deletes a device, and with it what the kernel has on it.
+func (d *differ) remove(l Link) {
+	d.op(stageFree, Delete, Link{Name: l.Name, Kind: l.Kind})
+	delete(d.present, l.Name)
+	d.have.Addrs = notOn(d.have.Addrs, l.Name)
+	d.have.Routes = notOn(d.have.Routes, l.Name)
+	d.have.Neighbours = notOn(d.have.Neighbours, l.Name)
+	d.have.FDB = notOn(d.have.FDB, l.Name)
+	d.have.Tunnels = notOn(d.have.Tunnels, l.Name)
+	d.have.Peers = notOn(d.have.Peers, l.Name)
+}
+
+func notOn[T object](s []T, dev string) []T {
+	return slices.DeleteFunc(slices.Clone(s), func(o T) bool { return o.device() == dev })
 }
 
 // linkChange is w without what h has already.
@@ -146,7 +169,17 @@ func linkChange(h, w Link) (Link, bool) {
 		c.MAC = w.MAC
 	}
 	c.Up = w.Up && !h.Up
+	c.IgnoreRA = w.IgnoreRA && !h.IgnoreRA
 	return c, c != Link{Name: w.Name}
+}
+
+func (d *differ) tunnels() {
+	have := setOf(d.have.Tunnels)
+	for _, t := range d.want.Tunnels {
+		if d.ready(t.Dev) && !have[t] {
+			d.op(stageDevices, Replace, t)
+		}
+	}
 }
 
 func (d *differ) wait(dev string) {
@@ -156,38 +189,74 @@ func (d *differ) wait(dev string) {
 	}
 }
 
-// forget drops what the kernel has on a device that is about to be made anew.
-func (d *differ) forget(dev string) {
-	on := func(o object) bool { return o.device() == dev }
-	d.have.Addrs = without(d.have.Addrs, on)
-	d.have.Routes = without(d.have.Routes, on)
-	d.have.Neighbours = without(d.have.Neighbours, on)
-	d.have.FDB = without(d.have.FDB, on)
-	d.present[dev] = Link{Name: dev}
-}
-
-func without[T object](s []T, drop func(object) bool) []T {
-	return slices.DeleteFunc(slices.Clone(s), func(o T) bool { return drop(o) })
-}
-
-// ready says whether a device is there (or will be by the time it is needed); if not, the device is noted as awaited.
+// ready says whether a device is there, or will be by the time it is needed; if not, the device is noted as awaited.
+// One of others has to be up as well: the kernel takes no routes for it otherwise.
 func (d *differ) ready(dev string) bool {
-	if _, ok := d.present[dev]; !ok {
+	if dev == "" {
+		return true
+	}
+	if l, ok := d.present[dev]; !ok || !l.Up && !d.claims.wanted[dev] {
 		d.wait(dev)
 	}
 	return !d.absent[dev]
+}
+
+// fou takes away ports that are to be free or whose device goes, and opens the wanted ones.
+func (d *differ) fou() {
+	have, want := setOf(d.have.FOU), setOf(d.want.FOU)
+	for _, p := range slices.Concat(d.want.NoFOU, d.claims.staleFOU) {
+		if have[p] && !want[p] {
+			d.op(stageFree, Delete, p)
+			delete(have, p)
+		}
+	}
+	for _, p := range d.want.FOU {
+		if !have[p] {
+			d.op(stageDevices, Replace, p)
+		}
+	}
 }
 
 func (d *differ) addrs() {
 	have, want := setOf(d.have.Addrs), setOf(d.want.Addrs)
 	for _, a := range d.want.Addrs {
 		if d.ready(a.Dev) && !have[a] {
-			d.addrOps = append(d.addrOps, Op{Replace, a})
+			d.op(stageAddrs, Replace, a)
 		}
 	}
 	for _, a := range d.have.Addrs {
-		if !want[a] && d.ours(a.Dev) && d.inside(netip.PrefixFrom(a.Prefix.Addr(), a.Prefix.Addr().BitLen())) {
-			d.delAddrs = append(d.delAddrs, Op{Delete, a})
+		if !want[a] && d.claims.wanted[a.Dev] && d.claims.inside(hostPrefix(a.Prefix.Addr())) {
+			d.op(stageClear, Delete, a)
+		}
+	}
+}
+
+// entries settles permanent neighbours and forwarding entries.
+func (d *differ) entries() {
+	settle(d, d.have.Neighbours, d.want.Neighbours, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
+	settle(d, d.have.FDB, d.want.FDB, func(f FDBEntry) any { return FDBEntry{Dev: f.Dev, MAC: f.MAC} })
+}
+
+func (d *differ) peers() {
+	settle(d, d.have.Peers, d.want.Peers, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
+}
+
+// settle replaces what is wanted and not there as it is wanted, and deletes what is on our devices under a key that is
+// not wanted.
+func settle[T interface {
+	comparable
+	object
+}](d *differ, have, want []T, key func(T) any) {
+	there, wanted := setOf(have), map[any]bool{}
+	for _, w := range want {
+		wanted[key(w)] = true
+		if d.ready(w.device()) && !there[w] {
+			d.op(stageEntries, Replace, w)
+		}
+	}
+	for _, h := range have {
+		if !wanted[key(h)] && d.claims.wanted[h.device()] {
+			d.op(stageClear, Delete, h)
 		}
 	}
 }
@@ -200,74 +269,27 @@ func setOf[T comparable](s []T) map[T]bool {
 	return m
 }
 
-// ours says whether a device is one the plan wants.
-func (d *differ) ours(dev string) bool {
-	return slices.ContainsFunc(d.want.Links, func(l Link) bool { return l.Name == dev })
-}
-
-// inside says whether p lies in one of our networks.
-func (d *differ) inside(p netip.Prefix) bool {
-	return slices.ContainsFunc(d.want.Networks, func(n netip.Prefix) bool {
-		return n.Bits() <= p.Bits() && n.Contains(p.Addr())
-	})
-}
-
-func (d *differ) entries() {
-	haveN, wantN := setOf(d.have.Neighbours), setOf(d.want.Neighbours)
-	for _, n := range d.want.Neighbours {
-		if d.ready(n.Dev) && !haveN[n] {
-			d.putEntries = append(d.putEntries, Op{Replace, n})
-		}
-	}
-	haveF, wantF := setOf(d.have.FDB), setOf(d.want.FDB)
-	for _, f := range d.want.FDB {
-		if d.ready(f.Dev) && !haveF[f] {
-			d.putEntries = append(d.putEntries, Op{Replace, f})
-		}
-	}
-	for _, f := range d.have.FDB {
-		if !wantF[f] && d.ours(f.Dev) {
-			d.delEntries = append(d.delEntries, Op{Delete, f})
-		}
-	}
-	kept := map[[2]string]bool{}
-	for n := range wantN {
-		kept[[2]string{n.Dev, n.IP.String()}] = true
-	}
-	for _, n := range d.have.Neighbours {
-		if !kept[[2]string{n.Dev, n.IP.String()}] && d.ours(n.Dev) {
-			d.delEntries = append(d.delEntries, Op{Delete, n})
-		}
-	}
-}
-
 // routeKey is what the kernel tells routes of one table apart by.
-type routeKey struct {
-	dst    netip.Prefix
-	metric int
-}
+func (r Route) key() Route { return Route{Dst: r.Dst, Metric: r.Metric} }
 
+// routes removes ours that are not wanted, then puts the wanted ones in place.
 func (d *differ) routes() {
-	have := map[routeKey][]Route{}
-	for _, r := range d.have.Routes {
-		k := routeKey{r.Dst, r.Metric}
-		have[k] = append(have[k], r)
-	}
-	wanted := map[routeKey]bool{}
+	have, wanted := map[Route][]Route{}, map[Route]bool{}
 	for _, r := range d.want.Routes {
-		k := routeKey{r.Dst, r.Metric}
-		wanted[k] = true
-		if d.ready(r.Dev) {
-			d.route(r, have[k])
-		}
+		wanted[r.key()] = true
 	}
-	var stale []Op
 	for _, r := range d.have.Routes {
-		if !wanted[routeKey{r.Dst, r.Metric}] && d.ourRoute(r) {
-			stale = append(stale, Op{Delete, r})
+		if k := r.key(); wanted[k] {
+			have[k] = append(have[k], r)
+		} else if d.claims.route(r) {
+			d.op(stageRoutes, Delete, r)
 		}
 	}
-	d.routeOps = append(stale, d.routeOps...)
+	for _, r := range d.want.Routes {
+		if d.ready(r.Dev) {
+			d.route(r, have[r.key()])
+		}
+	}
 }
 
 // route decides about one wanted route, given the routes that have its key.
@@ -277,29 +299,37 @@ func (d *differ) route(w Route, have []Route) {
 	}
 	for _, h := range have {
 		switch {
-		case d.ourRoute(h) || h.Protocol == protocolBoot && d.inside(h.Dst):
-			// Ours, or what flannel left: replaced below.
-		case h.Dev == w.Dev && h.Via == w.Via:
+		case d.claims.route(h), h.Protocol == protocolBoot && d.claims.inside(h.Dst):
+			// Ours, or in the place where flannel would have put its own: replaced below.
+		case h.Dev == w.Dev && h.Via == w.Via && h.Blackhole == w.Blackhole:
 			return // someone else's, and it does the same
 		default:
-			d.conflicts = append(d.conflicts, fmt.Sprintf("the route %s is in the way of %s", h, w))
+			d.conflicts = append(d.conflicts, fmt.Sprintf("%s is in the way of %s", h, w))
 			return
 		}
 	}
-	d.routeOps = append(d.routeOps, Op{Replace, w})
+	d.op(stageRoutes, Replace, w)
 }
 
-// ourRoute says whether the route carries our mark: our protocol number, or flannel's on one of our devices, and a
-// destination inside our networks.
-func (d *differ) ourRoute(r Route) bool {
-	return d.inside(r.Dst) && (r.Protocol == RouteProtocol || r.Protocol == protocolBoot && d.ours(r.Dev))
+// commands runs what is newly wanted, and the removal of what is not wanted any more or not in that form.
+func (d *differ) commands() {
+	have, want := setOf(d.have.Commands), setOf(d.want.Commands)
+	for _, c := range d.have.Commands {
+		if !want[c] {
+			d.op(stageCommands, Delete, c)
+		}
+	}
+	for _, c := range d.want.Commands {
+		if !have[c] {
+			d.op(stageCommands, Replace, c)
+		}
+	}
 }
 
 // conflictError is the error for what stands in the way, the first few by name.
 func conflictError(conflicts []string) error {
 	const shown = 3
-	s := slices.Clone(conflicts)
-	slices.SortFunc(s, cmp.Compare[string])
+	s := slices.Sorted(slices.Values(conflicts))
 	more := ""
 	if len(s) > shown {
 		more = fmt.Sprintf(" (and %d more)", len(s)-shown)

@@ -28,13 +28,45 @@ type Iface struct {
 	Addr, Addr6     netip.Addr // ours on the interface; invalid for a family that is off
 	Public, Public6 netip.Addr // what peers are told: the flag's address, or Addr and Addr6
 	Reason          string     // why this one, in a line for a human
+	OnLink          PrefixSet  // the prefixes that the kernel reaches on this interface without a gateway
+}
+
+// PrefixSet is a set of prefixes that can be compared with ==, so that an Iface can.
+type PrefixSet struct{ text string }
+
+// NewPrefixSet makes a set; duplicates and order do not matter.
+func NewPrefixSet(ps ...netip.Prefix) PrefixSet {
+	var s []string
+	for _, p := range ps {
+		s = append(s, p.Masked().String())
+	}
+	slices.Sort(s)
+	return PrefixSet{strings.Join(slices.Compact(s), " ")}
+}
+
+// Contains says whether a is in one of the prefixes.
+func (s PrefixSet) Contains(a netip.Addr) bool {
+	for f := range strings.FieldsSeq(s.text) {
+		if netip.MustParsePrefix(f).Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// String lists the prefixes.
+func (s PrefixSet) String() string {
+	if s.text == "" {
+		return "no prefix"
+	}
+	return s.text
 }
 
 // netView is what the choice is made from.
 type netView struct {
-	links    []Link
-	addrs    []ifaceAddr
-	defaults []Route // default routes of the main table, both families, one per next hop
+	links  []Link
+	addrs  []ifaceAddr
+	routes []Route // of the main table
 }
 
 // ifaceAddr is an address with what decides its place in the order of preference.
@@ -80,7 +112,20 @@ func choose(o IfaceOptions, v netView, reach reachFunc) (Iface, error) {
 	if i.MTU <= 0 {
 		return Iface{}, fmt.Errorf("interface %s has no MTU", i.Name)
 	}
+	i.OnLink = onLink(v.routes, i.Name)
 	return i, nil
+}
+
+// onLink gathers what the kernel reaches on a device without a gateway. A default route of that kind says nothing about
+// who is on the link, and our own routes and a pod network's are not the underlay.
+func onLink(routes []Route, dev string) PrefixSet {
+	var ps []netip.Prefix
+	for _, r := range routes {
+		if r.Dev == dev && !r.Via.IsValid() && !r.Blackhole && r.Dst.Bits() > 0 && r.Protocol != RouteProtocol {
+			ps = append(ps, r.Dst)
+		}
+	}
+	return NewPrefixSet(ps...)
 }
 
 // asked goes through the flags in their order; the first match wins.
@@ -206,8 +251,8 @@ func (c *chooser) byReach(dst netip.Addr) (Iface, error) {
 func (c *chooser) byDefaultRoute() (Iface, error) {
 	devs := func(v6 bool) []string {
 		var rs []Route
-		for _, r := range c.v.defaults {
-			if r.Dst.Addr().Is6() == v6 && !overlayName(r.Dev) {
+		for _, r := range c.v.routes {
+			if r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 && !overlayName(r.Dev) {
 				rs = append(rs, r)
 			}
 		}
@@ -309,15 +354,4 @@ func (c *chooser) inventory() string {
 		return "no interfaces at all"
 	}
 	return strings.Join(s, ", ")
-}
-
-// overlayName says whether a device has one of the names that flannel, and so we, give to devices:
-// flannel0, flannel.1, flannel-v6.1, flannel.ipip, flannel-wg, flannel-wg-v6.
-func overlayName(dev string) bool {
-	rest, ok := strings.CutPrefix(dev, "flannel")
-	if !ok || rest == "" {
-		return false
-	}
-	digits := strings.TrimLeft(rest, "0123456789") == ""
-	return digits || strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "-v6.") || strings.HasPrefix(rest, "-wg")
 }

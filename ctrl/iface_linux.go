@@ -26,15 +26,10 @@ func (k *Kernel) view() (netView, error) {
 	if err != nil {
 		return netView{}, err
 	}
-	v := netView{links: s.Links}
+	v := netView{links: s.Links, routes: s.Routes}
 	names := map[int]string{}
 	for _, l := range s.Links {
 		names[l.Index] = l.Name
-	}
-	for _, r := range s.Routes {
-		if r.Dst.Bits() == 0 {
-			v.defaults = append(v.defaults, r)
-		}
 	}
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		addrs, err := dump("addresses", func() ([]netlink.Addr, error) { return k.h.AddrList(nil, fam) })
@@ -78,8 +73,9 @@ func WatchIface(ctx context.Context, o IfaceOptions, changed func(Iface)) error 
 		return err
 	}
 	defer k.Close()
-	w := ifaceWatch{options: o, changed: changed, view: k.view, reach: k.reach}
-	return w.run(ctx, k.Watch, ifaceTimer)
+	w := ifaceWatch{options: o, changed: changed, choose: func(o IfaceOptions) (Iface, error) { return ChooseIface(o, k) }}
+	watch := func(ctx context.Context, changed func()) error { return k.Watch(ctx, underlayEvent, changed) }
+	return w.run(ctx, watch, ifaceTimer)
 }
 
 // ifaceTimer is how often the choice is made again without a sign from the kernel.

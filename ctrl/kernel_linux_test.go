@@ -84,7 +84,7 @@ func (g *rig) addTUN(name string) {
 	g.must(netlink.LinkAdd(&netlink.Tuntap{LinkAttrs: a, Mode: netlink.TUNTAP_MODE_TUN, Flags: netlink.TUNTAP_NO_PI}))
 }
 
-func testUDP(t *testing.T) (*udp, lease.Lease) {
+func testUDP(t *testing.T) (Backend, lease.Lease) {
 	t.Helper()
 	b, err := newUDP(lease.Network{Network: netip.MustParsePrefix("10.5.0.0/16"), IPv6Network: netip.MustParsePrefix("fd10:5::/48")},
 		Self{Iface: Iface{Name: "u0", MTU: 1500}, Device: "flannel0"})

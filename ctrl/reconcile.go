@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -12,12 +14,12 @@ import (
 
 // kernel is what the reconciler needs of one; Kernel is the real one.
 type kernel interface {
-	// Read lists what there is; permanent neighbours and forwarding entries only of the devices that entries names.
-	Read(entries func(dev string) bool) (State, error)
+	// Read lists what there is; of the devices that detail names also what lives on them.
+	Read(detail func(dev string) bool) (State, error)
 	// Apply performs the operations in order and returns one error for each.
 	Apply(ops []Op) []error
-	// Watch calls changed at the start and after changes until ctx ends.
-	Watch(ctx context.Context, changed func()) error
+	// Watch calls changed at the start and after each relevant change until ctx ends or it breaks.
+	Watch(ctx context.Context, relevant func(event) bool, changed func()) error
 }
 
 // ReconcilerOptions tune a Reconciler; the zero value is ready for use.
@@ -40,19 +42,22 @@ type Reconciler struct {
 	resync time.Duration
 	poke   chan struct{}
 
-	mu     sync.Mutex
-	want   State
-	set    bool
-	status Status
+	mu      sync.Mutex
+	want    State
+	devices map[string]bool // that want is about
+	age     int             // how often want was set
+	status  Status
+	synced  int // the age that was in place last
 }
 
 // Status is how the last comparison of kernel and wanted state ended.
 type Status struct {
-	Synced  bool      // everything wanted is in place
-	Since   time.Time // of the last change of Synced or of the reason
-	Waiting []string  // devices that others have to make first
-	Err     error     // nil if Synced or only waiting
-	Repairs uint64    // operations that were applied after the state had been in place
+	Synced      bool          // everything wanted is in place
+	Since       time.Time     // of the last change of Synced or of the reason
+	Waiting     []string      // devices that are not there, or not up, and not ours to make so
+	Err         error         // nil if Synced or only waiting
+	Repairs     uint64        // operations on a state that had been in place, so that someone else must have changed it
+	Unreachable []Unreachable // nodes that the wanted state has no path to
 }
 
 // NewReconciler makes a reconciler that does nothing before Run and the first Set.
@@ -70,8 +75,17 @@ func NewReconciler(k kernel, o ReconcilerOptions) *Reconciler {
 
 // Set replaces the wanted state; the slices belong to the reconciler from now on.
 func (r *Reconciler) Set(s State) {
+	devices := map[string]bool{}
+	for _, l := range s.Links {
+		devices[l.Name] = true
+		devices[l.VXLAN.Parent] = true
+	}
+	for _, t := range s.Routes {
+		devices[t.Dev] = true
+	}
 	r.mu.Lock()
-	r.want, r.set = s, true
+	r.want, r.devices = s, devices
+	r.age++
 	r.mu.Unlock()
 	select {
 	case r.poke <- struct{}{}:
@@ -83,14 +97,16 @@ func (r *Reconciler) Set(s State) {
 func (r *Reconciler) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.status
+	s := r.status
+	s.Unreachable = r.want.Unreachable
+	return s
 }
 
 // Run applies the wanted state until ctx ends, whose error it returns. The kernel's state stays as it is then.
 func (r *Reconciler) Run(ctx context.Context) error {
-	signs, wait := pokes(ctx, r.k.Watch)
+	signs, wait := pokes(ctx, func(ctx context.Context, changed func()) error { return r.k.Watch(ctx, r.relevant, changed) })
 	defer wait()
-	retry := time.Duration(0)
+	var retry, took time.Duration
 	timer := time.NewTimer(r.resync)
 	defer timer.Stop()
 	for {
@@ -99,108 +115,136 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-r.poke:
 		case <-signs:
-			pause(ctx, settle)
+			pause(ctx, settleAfter(took))
 		case <-timer.C:
 		}
+		start := time.Now()
 		if r.once() {
 			retry = 0
 			timer.Reset(r.resync)
-			continue
+		} else {
+			retry = min(max(2*retry, minRetry), maxRetry)
+			timer.Reset(retry)
 		}
-		retry = min(max(2*retry, minRetry), maxRetry)
-		timer.Reset(retry)
+		took = time.Since(start)
 	}
+}
+
+// relevant says whether an event may be about what we want or own.
+func (r *Reconciler) relevant(e event) bool {
+	r.mu.Lock()
+	networks, devices := r.want.Networks, r.devices
+	r.mu.Unlock()
+	switch e.what {
+	case routeEvent:
+		return claims{networks: networks}.inside(e.dst)
+	case entryEvent:
+		return e.lasting && devices[e.dev]
+	}
+	return devices[e.dev] || overlayName(e.dev)
 }
 
 // once compares and applies; it reports whether nothing is left to be tried again.
 func (r *Reconciler) once() bool {
 	r.mu.Lock()
-	want, set, before := r.want, r.set, r.status
+	want, age, synced := r.want, r.age, r.synced
 	r.mu.Unlock()
-	if !set {
+	if age == 0 {
 		return true
 	}
+	out := bringAbout(r.k, want)
+	repairs := 0
+	if synced == age {
+		repairs = len(out.done)
+	}
+	r.report(out, age, repairs)
+	return out.err == nil
+}
+
+// outcome is what one comparison came to.
+type outcome struct {
+	done    []Op // that worked
+	waiting []string
+	err     error
+}
+
+// bringAbout compares the kernel's state with want and applies the difference.
+func bringAbout(k kernel, want State) outcome {
 	wanted := map[string]bool{}
 	for _, l := range want.Links {
 		wanted[l.Name] = true
 	}
-	have, err := r.k.Read(func(dev string) bool { return wanted[dev] })
+	have, err := k.Read(func(dev string) bool { return wanted[dev] })
 	if err != nil {
-		r.report(Status{Err: fmt.Errorf("read kernel state: %w", err)}, 0)
-		return false
+		return outcome{err: fmt.Errorf("read kernel state: %w", err)}
 	}
 	c := diff(have, want)
-	errs := r.apply(c.ops)
+	out := outcome{waiting: c.waiting}
+	var errs []error
+	out.done, errs = apply(k, c.ops)
 	if len(c.conflicts) > 0 {
 		errs = append(errs, conflictError(c.conflicts))
 	}
-	repairs := 0
-	if before.Synced {
-		repairs = len(c.ops)
-	}
-	r.report(Status{Synced: len(errs) == 0 && len(c.waiting) == 0, Waiting: c.waiting, Err: joinFew(errs)}, repairs)
-	return len(errs) == 0
+	out.err = joinFew(errs)
+	return out
 }
 
-// apply performs the operations stage by stage; what depends on a device that failed is left for the next round.
-func (r *Reconciler) apply(ops []Op) []error {
-	var errs []error
+// apply performs the operations; what is on a device that could not be made or changed is left for the next round.
+func apply(k kernel, ops []Op) (done []Op, errs []error) {
 	broken := map[string]bool{}
 	for len(ops) > 0 {
 		n := 1
-		if _, isLink := ops[0].Object.(Link); !isLink {
-			for n < len(ops) && n < maxBatch {
+		if !onDevice(ops[0]) {
+			for n < len(ops) && !onDevice(ops[n]) {
 				n++
 			}
 		}
-		batch := ops[:n:n]
+		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o Op) bool { return broken[o.Object.device()] })
 		ops = ops[n:]
-		if len(broken) > 0 {
-			batch = withoutBroken(batch, broken)
-		}
-		for i, err := range r.k.Apply(batch) {
+		for i, err := range k.Apply(batch) {
 			if err == nil {
+				done = append(done, batch[i])
 				continue
 			}
 			errs = append(errs, err)
-			if _, isLink := batch[i].Object.(Link); isLink {
+			if onDevice(batch[i]) {
 				broken[batch[i].Object.device()] = true
 			}
 		}
 	}
-	return errs
+	return done, errs
 }
 
-// maxBatch bounds the operations handed to the kernel in one go.
-const maxBatch = 512
-
-func withoutBroken(ops []Op, broken map[string]bool) []Op {
-	var out []Op
-	for _, o := range ops {
-		if !broken[o.Object.device()] {
-			out = append(out, o)
-		}
+// onDevice says whether the operation is about a device as such.
+func onDevice(o Op) bool {
+	switch o.Object.(type) {
+	case Link, Tunnel:
+		return true
 	}
-	return out
+	return false
 }
 
-// report stores the status and says what changed.
-func (r *Reconciler) report(s Status, repairs int) {
+// report stores the outcome and says what changed.
+func (r *Reconciler) report(out outcome, age, repairs int) {
 	r.mu.Lock()
 	old := r.status
-	s.Since, s.Repairs = old.Since, old.Repairs+uint64(repairs)
+	s := Status{Synced: out.err == nil && len(out.waiting) == 0, Since: old.Since, Waiting: out.waiting, Err: out.err,
+		Repairs: old.Repairs + uint64(repairs)}
 	changed := s.Synced != old.Synced || message(s) != message(old)
 	if changed {
 		s.Since = time.Now()
+	}
+	if s.Synced {
+		r.synced = age
 	}
 	r.status = s
 	r.mu.Unlock()
 	switch {
 	case repairs > 0:
-		r.log.Info("kernel state repaired", "operations", repairs)
+		r.log.Warn("someone else changed our kernel state, repaired", "operations", repairs, "first", out.done[0].String())
 	case !changed:
 	case s.Err != nil:
-		r.log.Warn("kernel state is not as wanted", "error", s.Err)
+		r.log.Error("kernel state is not as wanted", "error", s.Err)
 	case len(s.Waiting) > 0:
 		r.log.Info("waiting for devices", "devices", s.Waiting)
 	default:
@@ -224,4 +268,21 @@ func joinFew(errs []error) error {
 		errs = append(errs[:shown:shown], fmt.Errorf("and %d more", len(errs)-shown))
 	}
 	return errors.Join(errs...)
+}
+
+// ApplyOnce brings about the wanted state without a Reconciler: before the packet engine starts, so that it finds its
+// device name and port free of what an earlier backend left. Devices that are awaited are no error.
+func ApplyOnce(k kernel, want State) error { return bringAbout(k, want).err }
+
+// Cleanup removes what carries our mark, or flannel's names, inside the networks, and says what that was. Without
+// networks it removes it in all networks, so of all daemons of this host.
+func Cleanup(k kernel, networks []netip.Prefix) (removed []string, err error) {
+	if len(networks) == 0 {
+		networks = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	}
+	out := bringAbout(k, State{Networks: networks})
+	for _, o := range out.done {
+		removed = append(removed, o.Object.String())
+	}
+	return removed, out.err
 }

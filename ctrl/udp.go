@@ -1,14 +1,13 @@
 package ctrl
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 
+	"weft/encap"
 	"weft/lease"
 )
-
-// udpOverhead is what the tunnel adds to an inner packet: an IPv4 header (RFC 791) and a UDP header (RFC 768), bytes.
-const udpOverhead = 20 + 8
 
 // defaultUDPPort is flannel's port of the udp backend.
 const defaultUDPPort = 8285
@@ -28,43 +27,95 @@ const defaultUDPPort = 8285
 // the 400,000 a second that a reader of single packets takes are 12 ms, twice that for 10,000.
 const tunTxQueueLen = 5000
 
+// kernelUDPDevice is the kernel's carrier of the udp backend; it has the name that flannel's first TUN gets.
+const kernelUDPDevice = "flannel0"
+
+// outerTTL is what the packet engine's sockets send with, and flannel's (net.ipv4.ip_default_ttl).
+const outerTTL = 64
+
+// udp is the wire of flannel's udp backend: the bare inner packet as UDP payload.
 type udp struct {
 	network lease.Network
 	self    Self
 	port    int
+	kernel  bool // carried by the kernel (foo over UDP) instead of the packet engine
+	mtu     int
 }
 
-// newUDP reads the Backend object's Port.
-func newUDP(n lease.Network, s Self) (*udp, error) {
-	c := struct{ Port int }{Port: defaultUDPPort}
-	if len(n.Backend.Raw) > 0 {
-		if err := json.Unmarshal(n.Backend.Raw, &c); err != nil {
-			return nil, fmt.Errorf("error decoding UDP backend config: %w", err)
+// newUDP reads Port and Carrier.
+func newUDP(n lease.Network, s Self) (Backend, error) {
+	c := struct {
+		Port    int
+		Carrier string
+	}{Port: defaultUDPPort, Carrier: "userspace"}
+	if err := decode(n, &c); err != nil {
+		return nil, err
+	}
+	if err := inRange("Port", c.Port, 1, 65535); err != nil {
+		return nil, err
+	}
+	mtu, err := deviceMTU(s, 0, encap.OverheadUDP4)
+	if err != nil {
+		return nil, err
+	}
+	u := &udp{network: n, self: s, port: c.Port, mtu: mtu}
+	switch strings.ToLower(c.Carrier) {
+	case "userspace":
+	case "auto":
+		// The kernel's carrier is IPv4 in IPv4 only.
+		u.kernel = s.FOU && !n.IPv6Network.IsValid()
+	case "kernel":
+		if !s.FOU {
+			return nil, fmt.Errorf("config key Carrier is kernel, but this kernel cannot: %s", s.NoFOU)
 		}
+		if n.IPv6Network.IsValid() {
+			return nil, errors.New("config key Carrier is kernel, which carries IPv4 only, but IPv6Network is set")
+		}
+		u.kernel = true
+	default:
+		return nil, fmt.Errorf("config key Carrier is %q, allowed are userspace, kernel, auto", c.Carrier)
 	}
-	if c.Port < 1 || c.Port > 65535 {
-		return nil, fmt.Errorf("udp backend: Port %d is not in 1..65535", c.Port)
-	}
-	return &udp{network: n, self: s, port: c.Port}, nil
+	return u, nil
 }
 
-// Plan gives the packet engine's device its address, MTU, queue length and the route of the whole network. It does not
-// depend on the peers: the engine's own table holds them.
-func (u *udp) Plan(self lease.Lease, _ []lease.Lease) State {
-	s := State{Networks: networks(u.network)}
-	if u.self.Device == "" {
+// Plan gives the packet engine's device its address, MTU, queue length and the route of the whole network; the engine's
+// own table holds the peers. With the kernel as carrier each node has a route instead.
+func (u *udp) Plan(self lease.Lease, all []lease.Lease) State {
+	s, paths := newPlan(u.network, "", self, all)
+	if u.kernel {
+		u.planKernel(&s, self, paths)
 		return s
 	}
+	s.NoFOU = []FOUPort{{u.port}}
 	dev := u.self.Device
-	s.Links = []Link{{Name: dev, Kind: KindTUN, MTU: u.self.Iface.MTU - udpOverhead, TxQueueLen: tunTxQueueLen, Up: true, Foreign: true}}
+	if dev == "" {
+		return s
+	}
+	s.Links = []Link{{Name: dev, Kind: KindTUN, MTU: u.mtu, TxQueueLen: tunTxQueueLen, Up: true, Foreign: true}}
 	for _, f := range families(u.network, self) {
-		s.Addrs = append(s.Addrs, Addr{Dev: dev, Prefix: hostPrefix(f.subnet)})
+		s.Addrs = append(s.Addrs, Addr{Dev: dev, Prefix: hostPrefix(gatewayAddr(f.subnet))})
 		s.Routes = append(s.Routes, Route{Dst: f.network.Masked(), Dev: dev, Protocol: RouteProtocol})
 	}
 	return s
 }
 
+// planKernel makes an IPIP device that wraps in UDP and takes each route's next hop as the tunnel's end, and a port
+// that unwraps.
+func (u *udp) planKernel(s *State, self lease.Lease, paths []path) {
+	s.FOU = []FOUPort{{u.port}}
+	s.Links = []Link{{
+		Name: kernelUDPDevice, Kind: KindIPIP, MTU: u.mtu, Up: true,
+		IPIP: IPIP{Local: u.self.Iface.Addr, FOUPort: u.port, TTL: outerTTL, PathMTU: true},
+	}}
+	for _, f := range families(u.network, self) {
+		s.Addrs = append(s.Addrs, Addr{Dev: kernelUDPDevice, Prefix: hostPrefix(gatewayAddr(f.subnet))})
+	}
+	for _, p := range paths {
+		s.Routes = append(s.Routes, Route{Dst: p.subnet.Masked(), Via: p.public, Dev: kernelUDPDevice, OnLink: true, Protocol: RouteProtocol})
+	}
+}
+
 // Spec publishes no backend type, as flannel does.
 func (u *udp) Spec() Spec {
-	return Spec{Type: "udp", MTU: u.self.Iface.MTU - udpOverhead, Userspace: true, Port: u.port}
+	return Spec{Type: "udp", MTU: u.mtu, Userspace: !u.kernel, Port: u.port}
 }

@@ -2,12 +2,37 @@ package ctrl
 
 import (
 	"context"
+	"net/netip"
 	"time"
+)
+
+// event is what a message of the kernel is about, as far as it takes to see whether it concerns us.
+type event struct {
+	what    eventKind
+	dev     string       // empty if not known any more
+	dst     netip.Prefix // of a route
+	lasting bool         // of an entry: permanent, or gone
+}
+
+type eventKind int
+
+const (
+	deviceEvent eventKind = iota
+	addrEvent
+	routeEvent
+	entryEvent // a neighbour or forwarding entry
 )
 
 // settle is how long a burst of kernel messages may go on before it is acted upon: long enough for the burst of one
 // `ip` command or a link flap, short against the second in which a repair has to be done.
-const settle = 50 * time.Millisecond
+const settleTime = 50 * time.Millisecond
+
+// maxSettle bounds the pause after a sign where looking takes long, so that looking takes at most a fifth of the time
+// and a repair still starts in half a second.
+const maxSettle = 500 * time.Millisecond
+
+// settleAfter is the pause before looking again, when the last look took so long.
+func settleAfter(took time.Duration) time.Duration { return min(max(settleTime, 4*took), maxSettle) }
 
 // watchFunc calls changed at the start and on each change; it blocks until ctx ends or the subscription breaks.
 type watchFunc func(ctx context.Context, changed func()) error
@@ -48,8 +73,7 @@ func pause(ctx context.Context, d time.Duration) {
 type ifaceWatch struct {
 	options IfaceOptions
 	changed func(Iface)
-	view    func() (netView, error)
-	reach   reachFunc
+	choose  func(IfaceOptions) (Iface, error)
 	last    Iface
 }
 
@@ -59,25 +83,24 @@ func (w *ifaceWatch) run(ctx context.Context, watch watchFunc, period time.Durat
 	defer wait()
 	t := time.NewTicker(period)
 	defer t.Stop()
+	took := time.Duration(0)
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-t.C:
 		case <-signs:
-			pause(ctx, settle)
+			pause(ctx, settleAfter(took))
 		}
+		start := time.Now()
 		w.look()
+		took = time.Since(start)
 	}
 }
 
 // look chooses again. An error keeps the last choice: an interface that lost its address for a moment comes back.
 func (w *ifaceWatch) look() {
-	v, err := w.view()
-	if err != nil {
-		return
-	}
-	i, err := choose(w.options, v, w.reach)
+	i, err := w.choose(w.options)
 	if err != nil {
 		return
 	}
@@ -86,4 +109,16 @@ func (w *ifaceWatch) look() {
 		w.last = i
 		w.changed(i)
 	}
+}
+
+// underlayEvent says whether an event may change the choice of an interface: addresses come and go, devices change,
+// routes that are not of the overlay.
+func underlayEvent(e event) bool {
+	switch e.what {
+	case deviceEvent, addrEvent:
+		return !overlayName(e.dev)
+	case routeEvent:
+		return e.dst.Bits() == 0 || !overlayName(e.dev)
+	}
+	return false
 }
