@@ -30,6 +30,9 @@ func Sum(b []byte, initial uint16) uint16 {
 // The two may overlap if dst does not start behind src (moving bytes towards the
 // front of a buffer is safe). Bytes of dst behind len(src) are left alone.
 func Copy(dst, src []byte, initial uint16) uint16 {
+	if len(dst) < len(src) {
+		panic("checksum: Copy to a destination shorter than the source")
+	}
 	return copySum(dst[:len(src)], src, initial)
 }
 
@@ -81,8 +84,7 @@ func sumPlain(b []byte, initial uint16) uint16 {
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b), c)
 		b = b[8:]
 	}
-	s, c = bits.Add64(s, tail(b), c)
-	s, c = bits.Add64(s, 0, c)
+	s, c = bits.Add64(s, tail(b), c) // tail is below 2^34: after a carry, s is small
 	return bits.ReverseBytes16(Fold(s + c))
 }
 
@@ -108,7 +110,6 @@ func copySumPlain(dst, src []byte, initial uint16) uint16 {
 	}
 	s, c = bits.Add64(s, tail(src), c)
 	copy(dst, src)
-	s, c = bits.Add64(s, 0, c)
 	return bits.ReverseBytes16(Fold(s + c))
 }
 
