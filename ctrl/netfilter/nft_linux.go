@@ -8,8 +8,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
-	"github.com/google/nftables/xt"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -149,15 +147,13 @@ func (n *nft) apply(_ context.Context, want map[family][]rule, nets []Net) (repo
 		errs  []error
 	)
 	for _, f := range families() {
-		if err := n.noTrackErr[f]; err != nil {
-			total.notes = append(total.notes, fmt.Sprintf("our own packets stay in connection tracking: %v", err))
-		}
 		r, err := applyNFT(f, n.fit(f, want[f]))
-		total.add(r)
-		if err == nil {
-			r.notes, err = nftNotes(f, want[f], nets)
-			total.notes = append(total.notes, r.notes...)
+		if err := n.noTrackErr[f]; err != nil {
+			r.notes = append(r.notes, stayTracked(err))
 		}
+		o := onlooker{family: f, nets: netsOf(f, nets), own: []string{tableName(f)}, outcome: "our chain before it keeps them"}
+		r.notes = append(r.notes, o.look(want[f])...)
+		total.add(r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("nftables %s: %w", tableName(f), err))
 		}
@@ -297,124 +293,4 @@ func nftTable(f family, name string) bool {
 	}
 	_, exists, err := chainsOf(conn, &nftables.Table{Name: name, Family: kernelFamily(f)})
 	return err == nil && exists
-}
-
-// removeXtablesNFT removes our rules and chains from the tables that iptables-nft keeps in nftables. The rest of those
-// tables is not touched, nor understood.
-func removeXtablesNFT(f family) error {
-	conn, err := dial()
-	if err != nil {
-		return err
-	}
-	for _, l := range layouts() {
-		t := &nftables.Table{Name: l.table, Family: kernelFamily(f)}
-		if err := queueRemoval(conn, t, l); noNFTables(err) {
-			continue
-		} else if err != nil {
-			return fmt.Errorf("remove rules from table %s of iptables-nft: %w", l.table, err)
-		}
-	}
-	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("remove rules from the tables of iptables-nft: %w", err)
-	}
-	return nil
-}
-
-// queueRemoval puts into conn's next transaction what empties one table of ours: first the rules that jump to our chains,
-// then those.
-func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) error {
-	chains, _, err := chainsOf(conn, t)
-	if err != nil {
-		return err
-	}
-	for _, c := range chains {
-		if !slices.Contains(l.hooks, c.Name) {
-			continue
-		}
-		rules, err := conn.GetRules(t, c)
-		if err != nil {
-			return err
-		}
-		for _, r := range rules {
-			if !oursByNFT(l, r) {
-				continue
-			}
-			r.Table, r.Chain = t, c
-			if err := conn.DelRule(r); err != nil {
-				return err
-			}
-		}
-	}
-	for _, c := range chains {
-		if slices.Contains(l.own, c.Name) {
-			conn.FlushChain(c)
-			conn.DelChain(c)
-		}
-	}
-	return nil
-}
-
-// oursByNFT is ours for a rule in the kernel's form.
-func oursByNFT(l layout, r *nftables.Rule) bool {
-	p := parsed{}
-	for _, e := range r.Exprs {
-		switch e := e.(type) {
-		case *expr.Verdict:
-			p.target = e.Chain
-		case *expr.Match:
-			if c, ok := e.Info.(*xt.Comment); ok {
-				p.comment, p.hasComment = string(*c), true
-			}
-		}
-	}
-	return ours(l, p)
-}
-
-// nftNotes looks through others' chains for what our rules work against, or in vain.
-func nftNotes(f family, want []rule, nets []Net) (notes []string, err error) {
-	guarded := slices.ContainsFunc(want, func(r rule) bool { return r.verdict == keepSource })
-	forwards := slices.ContainsFunc(want, func(r rule) bool { return r.verdict == accept })
-	if !guarded && !forwards {
-		return nil, nil
-	}
-	conn, err := dial()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := conn.ListChainsOfTableFamily(kernelFamily(f))
-	if err != nil {
-		return nil, fmt.Errorf("list chains: %w", err)
-	}
-	for _, c := range chains {
-		if c.Hooknum == nil || c.Table.Name == tableName(f) {
-			continue
-		}
-		where := fmt.Sprintf("chain %s of table %s", c.Name, c.Table.Name)
-		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-		if forwards && drops && *c.Hooknum == *nftables.ChainHookForward {
-			notes = append(notes, where+" drops what it does not accept itself; no rule of another table can change that")
-		}
-		if !guarded || c.Type != nftables.ChainTypeNAT || *c.Hooknum != *nftables.ChainHookPostrouting {
-			continue
-		}
-		rules, err := conn.GetRules(c.Table, c)
-		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", where, err)
-		}
-		for _, r := range rules {
-			if nftCatches(f, r.Exprs, nets) {
-				notes = append(notes, where+" would rewrite pods' sources between nodes; our chain before it keeps them")
-				break
-			}
-		}
-	}
-	return notes, nil
-}
-
-// nftCatches is catches for a rule in the kernel's form.
-func nftCatches(f family, exprs []expr.Any, nets []Net) bool {
-	d := decode(f, exprs)
-	return d.rewrites && slices.ContainsFunc(nets, func(n Net) bool {
-		return familyOf(n.Network.Addr()) == f && !d.marked && between(d.src, d.dst, n)
-	})
 }

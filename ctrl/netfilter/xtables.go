@@ -19,7 +19,16 @@ type report struct {
 
 func (r *report) add(more report) {
 	r.changes = append(r.changes, more.changes...)
-	r.notes = append(r.notes, more.notes...)
+	for _, note := range more.notes {
+		if !slices.Contains(r.notes, note) { // both families see the same
+			r.notes = append(r.notes, note)
+		}
+	}
+}
+
+// stayTracked is the note about a host that cannot leave packets untracked. Nothing depends on it but speed.
+func stayTracked(why error) string {
+	return fmt.Sprintf("our own packets stay in connection tracking: %v", why)
 }
 
 // tables is iptables for one address family.

@@ -121,7 +121,7 @@ func (x *xtables) fit(want []rule) (rs []rule, notes []string) {
 		switch {
 		case r.verdict == noTrack && x.noTrackErr != nil:
 			if len(notes) == 0 {
-				notes = append(notes, fmt.Sprintf("our own packets stay in connection tracking: %v", x.noTrackErr))
+				notes = append(notes, stayTracked(x.noTrackErr))
 			}
 			continue
 		case r.verdict == masqueradeRandom && !x.randomFully:
@@ -135,11 +135,21 @@ func (x *xtables) fit(want []rule) (rs []rule, notes []string) {
 func (x *xtables) apply(ctx context.Context, want []rule, nets []Net) (report, error) {
 	fitting, notes := x.fit(want)
 	r, err := applyTables(ctx, x, fitting, nets)
-	r.notes = append(r.notes, notes...)
+	r.notes = append(append(r.notes, notes...), x.onlooker(nets).look(want)...)
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", x.program, err)
 	}
 	return r, nil
+}
+
+// onlooker sees what iptables does not: tables of nftables, those of iptables-nft included if this is the other variant.
+func (x *xtables) onlooker(nets []Net) onlooker {
+	own := []string{tableName(x.family)}
+	if !x.legacy {
+		own = append(own, tableNAT, tableFilter, tableRaw)
+	}
+	return onlooker{family: x.family, nets: nets, own: own,
+		outcome: "rules of iptables cannot prevent it, with EnableNFTables in the network config ours can"}
 }
 
 // has implements tables.

@@ -1,0 +1,144 @@
+package netfilter
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
+)
+
+// removeXtablesNFT removes our rules and chains from the tables that iptables-nft keeps in nftables. The rest of those
+// tables is not touched, nor understood.
+func removeXtablesNFT(f family) error {
+	conn, err := dial()
+	if err != nil {
+		return err
+	}
+	for _, l := range layouts() {
+		t := &nftables.Table{Name: l.table, Family: kernelFamily(f)}
+		if err := queueRemoval(conn, t, l); noNFTables(err) {
+			continue
+		} else if err != nil {
+			return fmt.Errorf("remove rules from table %s of iptables-nft: %w", l.table, err)
+		}
+	}
+	if err := conn.Flush(); err != nil {
+		return fmt.Errorf("remove rules from the tables of iptables-nft: %w", err)
+	}
+	return nil
+}
+
+// queueRemoval puts into conn's next transaction what empties one table of ours: first the rules that jump to our chains,
+// then those.
+func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) error {
+	chains, _, err := chainsOf(conn, t)
+	if err != nil {
+		return err
+	}
+	for _, c := range chains {
+		if !slices.Contains(l.hooks, c.Name) {
+			continue
+		}
+		rules, err := conn.GetRules(t, c)
+		if err != nil {
+			return err
+		}
+		for _, r := range rules {
+			if !oursByNFT(l, r) {
+				continue
+			}
+			r.Table, r.Chain = t, c
+			if err := conn.DelRule(r); err != nil {
+				return err
+			}
+		}
+	}
+	for _, c := range chains {
+		if slices.Contains(l.own, c.Name) {
+			conn.FlushChain(c)
+			conn.DelChain(c)
+		}
+	}
+	return nil
+}
+
+// oursByNFT is ours for a rule in the kernel's form.
+func oursByNFT(l layout, r *nftables.Rule) bool {
+	p := parsed{}
+	for _, e := range r.Exprs {
+		switch e := e.(type) {
+		case *expr.Verdict:
+			p.target = e.Chain
+		case *expr.Match:
+			if c, ok := e.Info.(*xt.Comment); ok {
+				p.comment, p.hasComment = string(*c), true
+			}
+		}
+	}
+	return ours(l, p)
+}
+
+// onlooker looks through others' nftables chains for what our rules work against, or in vain.
+type onlooker struct {
+	family  family
+	nets    []Net
+	own     []string // tables that are ours, or that are looked through elsewhere
+	outcome string   // what our rules do about a chain that rewrites sources
+}
+
+// look returns what there is to say about the wanted rules of one family. It is only for the operator's information, so
+// where it cannot look that is all it says.
+func (o onlooker) look(want []rule) (notes []string) {
+	guarded := slices.ContainsFunc(want, func(r rule) bool { return r.verdict == keepSource })
+	forwards := slices.ContainsFunc(want, func(r rule) bool { return r.verdict == accept })
+	if !guarded && !forwards {
+		return nil
+	}
+	conn, err := dial()
+	for _, kf := range []nftables.TableFamily{kernelFamily(o.family), nftables.TableFamilyINet} {
+		var chains []*nftables.Chain
+		if err == nil {
+			chains, err = conn.ListChainsOfTableFamily(kf)
+		}
+		for _, c := range chains {
+			if c.Hooknum == nil || slices.Contains(o.own, c.Table.Name) {
+				continue
+			}
+			if forwards && dropsForwarded(c) {
+				notes = append(notes, name(c)+" drops what it does not accept itself; no rule of another table can change that")
+			}
+			if err == nil && guarded && kf != nftables.TableFamilyINet {
+				var caught bool
+				if caught, err = o.catches(conn, c); caught {
+					notes = append(notes, name(c)+" would rewrite pods' sources between nodes; "+o.outcome)
+				}
+			}
+		}
+	}
+	if err != nil && !noNFTables(err) {
+		notes = append(notes, fmt.Sprintf("cannot look through others' nftables rules: %v", err))
+	}
+	return notes
+}
+
+func name(c *nftables.Chain) string {
+	return fmt.Sprintf("nftables chain %s of table %s", c.Name, c.Table.Name)
+}
+
+func dropsForwarded(c *nftables.Chain) bool {
+	return *c.Hooknum == *nftables.ChainHookForward && c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+}
+
+// catches is [catches] for the rules of a base chain.
+func (o onlooker) catches(conn *nftables.Conn, c *nftables.Chain) (bool, error) {
+	if c.Type != nftables.ChainTypeNAT || *c.Hooknum != *nftables.ChainHookPostrouting {
+		return false, nil
+	}
+	rules, err := conn.GetRules(c.Table, c)
+	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
+		d := decode(o.family, r.Exprs)
+		return d.rewrites && !d.marked && slices.ContainsFunc(o.nets, func(n Net) bool { return between(d.src, d.dst, n) })
+	}), err
+}
