@@ -9,7 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
@@ -311,7 +311,7 @@ func (n *node) announce() {
 	n.log.Info("ready")
 	if !n.told {
 		n.told = true
-		notify(n.log, daemon.SdNotifyReady)
+		notify(n.log, systemd.SdNotifyReady)
 	}
 }
 

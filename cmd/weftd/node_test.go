@@ -1,10 +1,15 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
@@ -129,6 +134,60 @@ func TestChangedSubnetIsLoud(t *testing.T) {
 	if n.since == since {
 		t.Error("a changed subnet does not count as a new lease")
 	}
+}
+
+// script is a store that answers Network with each of errs in turn and then with
+// a config.
+type script struct {
+	lease.Store
+	errs []string
+}
+
+func (s *script) Network(context.Context) (lease.Network, error) {
+	if len(s.errs) == 0 {
+		return lease.Network{EnableIPv4: true}, nil
+	}
+	err := errors.New(s.errs[0])
+	s.errs = s.errs[1:]
+	return lease.Network{}, err
+}
+
+func TestNetworkConfigIsAwaited(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, logged := testLog()
+		d := &weftd{cfg: &config{}, log: log}
+		if c := d.conditions(); len(c) != 1 || c[0] != (condition{Name: "config", Reason: "not read yet"}) {
+			t.Errorf("before the first look: %+v", c)
+		}
+		start := time.Now()
+		network, err := d.awaitNetwork(t.Context(), &script{errs: []string{"one", "one", "one", "two", "two"}})
+		if err != nil || !network.EnableIPv4 {
+			t.Fatal(network, err)
+		}
+		if took := time.Since(start); took != 5*time.Second {
+			t.Errorf("took %v for five tries", took)
+		}
+		if got := strings.Count(logged.String(), "\n"); got != 2 || !strings.Contains(logged.String(), "err=two") {
+			t.Errorf("two causes were logged as %q", logged.String())
+		}
+		if c := d.conditions(); len(c) != 1 || c[0] != (condition{Name: "config", Reason: "two"}) {
+			t.Errorf("while waiting: %+v", c)
+		}
+	})
+}
+
+func TestNetworkConfigIsAwaitedUntilTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log, _ := testLog()
+		d := &weftd{cfg: &config{}, log: log}
+		ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		_, err := d.awaitNetwork(ctx, &script{errs: slices.Repeat([]string{"no"}, 9)})
+		if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 2500*time.Millisecond {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
 }
 
 func TestLatestDropsTheOld(t *testing.T) {

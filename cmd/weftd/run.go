@@ -8,7 +8,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
 	"weft/ctrl"
@@ -32,7 +32,7 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger) error {
 	group.Go(func() error { return d.run(running) })
 	group.Go(func() error {
 		<-running.Done()
-		notify(log, daemon.SdNotifyStopping)
+		notify(log, systemd.SdNotifyStopping)
 		return nil
 	})
 	err := group.Wait()
@@ -46,7 +46,7 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger) error {
 
 // notify tells systemd, if it started us.
 func notify(log *slog.Logger, state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if _, err := systemd.SdNotify(false, state); err != nil {
 		log.Warn("cannot notify systemd", "err", err)
 	}
 }
@@ -118,7 +118,7 @@ const configRetry = time.Second
 
 // awaitNetwork reads the network config, trying until ctx ends. Why it has none
 // is shown by /readyz and logged once for as long as it stays the same.
-func (d *weftd) awaitNetwork(ctx context.Context, s store) (lease.Network, error) {
+func (d *weftd) awaitNetwork(ctx context.Context, s lease.Store) (lease.Network, error) {
 	logged := ""
 	for {
 		network, err := s.Network(ctx)

@@ -1,0 +1,498 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"weft/bench/lab"
+)
+
+// asDaemon in the environment makes the test binary the daemon itself, for the
+// tests that send it signals.
+const asDaemon = "WEFTD_TEST_AS_DAEMON"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asDaemon) != "" {
+		main()
+	}
+	os.Exit(lab.Main(m))
+}
+
+// The tests below run the whole program in a network namespace whose only
+// interface is lo, with leases from a file. There it may make devices and rules.
+
+const healthAddress = "127.0.0.1:18085"
+
+// patience is how long anything may take on a slow machine.
+const patience = 20 * time.Second
+
+// fixture is a folder for the daemon's files.
+type fixture struct {
+	leases, env string
+}
+
+func newFixture(t *testing.T, leases string) fixture {
+	t.Helper()
+	f := fixture{leases: filepath.Join(t.TempDir(), "leases.yml"), env: filepath.Join(t.TempDir(), "subnet.env")}
+	f.write(t, leases)
+	return f
+}
+
+func (f fixture) write(t *testing.T, leases string) {
+	t.Helper()
+	next := f.leases + ".next"
+	if err := os.WriteFile(next, []byte(leases), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, f.leases); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f fixture) args(more ...string) []string {
+	host, port, _ := net.SplitHostPort(healthAddress)
+	return append([]string{
+		"--lease-file=" + f.leases, "--subnet-file=" + f.env, "--node-name=n1", "--iface=127.0.0.1",
+		"--healthz-ip=" + host, "--healthz-port=" + port, "--iptables-forward-rules=false", "--workers=2",
+	}, more...)
+}
+
+// leaseFile returns a lease file for a backend; node is the line of our own node.
+func leaseFile(backend, node string) string {
+	return `{"network": {"Network": "10.5.0.0/16", "Backend": {"Type": "` + backend + `"}}, "nodes": [` + node +
+		`{"name": "n2", "subnet": "10.5.2.0/24", "publicIP": "127.0.0.2"}]}`
+}
+
+const ourNode = `{"name": "n1", "subnet": "10.5.1.0/24", "publicIP": "127.0.0.1"},`
+
+// started is a daemon in this process.
+type started struct {
+	cancel context.CancelFunc
+	log    *lockedBuffer
+	code   chan int
+}
+
+func (f fixture) start(t *testing.T, more ...string) started {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := started{cancel: cancel, log: &lockedBuffer{}, code: make(chan int, 1)}
+	go func() { s.code <- run(ctx, f.args(more...), noEnv, io.Discard, s.log) }()
+	t.Cleanup(func() {
+		cancel()
+		if t.Failed() {
+			t.Logf("the daemon logged:\n%s", s.log)
+		}
+	})
+	return s
+}
+
+// stop ends the daemon and checks how.
+func (s started) stop(t *testing.T) {
+	t.Helper()
+	begin := time.Now()
+	s.cancel()
+	select {
+	case code := <-s.code:
+		if took := time.Since(begin); code != 0 || took > 2*time.Second {
+			t.Errorf("exit %d after %v", code, took)
+		}
+	case <-time.After(patience):
+		t.Fatal("does not stop")
+	}
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// fetch gets a path of the health server over a connection of its own.
+func fetch(path string) (code int, body string, err error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	res, err := client.Get("http://" + healthAddress + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(b), err
+}
+
+// awaitReady waits until /readyz answers code with a body that holds text.
+func awaitReady(t *testing.T, code int, text string) {
+	t.Helper()
+	err := lab.Await(t.Context(), patience, fmt.Sprintf("/readyz %d with %q", code, text), func() error {
+		got, body, err := fetch("/readyz")
+		if err == nil && (got != code || !strings.Contains(body, text)) {
+			err = fmt.Errorf("%d %s", got, body)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitFile waits until the file says want.
+func awaitFile(t *testing.T, path, want string) {
+	t.Helper()
+	err := lab.Await(t.Context(), patience, path, func() error {
+		got, err := os.ReadFile(path)
+		if err == nil && string(got) != want {
+			err = fmt.Errorf("it says %q, want %q", got, want)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// subnetEnvOf is subnet.env for a subnet on lo, whose MTU is 65536 bytes.
+func subnetEnvOf(address string) string {
+	return "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=" + address + "\nFLANNEL_MTU=65508\nFLANNEL_IPMASQ=false\n"
+}
+
+func TestNetnsLifeOfADaemon(t *testing.T) {
+	told := notifySocket(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	fds := openFDs(t)
+	f := newFixture(t, leaseFile("udp", ourNode))
+	s := f.start(t)
+	awaitReady(t, 200, "weftd is ready")
+	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
+	if got := <-told; got != "READY=1" {
+		t.Errorf("systemd was told %q", got)
+	}
+
+	var st status
+	_, body, err := fetch("/status")
+	if err == nil {
+		err = json.Unmarshal([]byte(body), &st)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !st.Ready || st.Node != "n1" || st.Backend != "udp" || st.MTU != 65508 || st.Device != "flannel0" ||
+		st.Interface.Name != "lo" || st.Lease.Subnet != prefix("10.5.1.0/24") || !st.Store.Connected ||
+		len(st.Nodes) != 1 || st.Nodes[0].Name != "n2" || !st.Kernel.Synced || st.Traffic == nil {
+		t.Errorf("status is %s", body)
+	}
+	if _, body, err := fetch("/metrics"); err != nil || !strings.Contains(body, "\nweft_ready 1\n") ||
+		!strings.Contains(body, `weft_node_packets_total{direction="out",node="n2"}`) {
+		t.Errorf("metrics: %v: %s", err, body)
+	}
+
+	s.stop(t)
+	if got := <-told; got != "STOPPING=1" {
+		t.Errorf("systemd was told %q", got)
+	}
+	if _, err := net.InterfaceByName("flannel0"); err == nil {
+		t.Error("the device is still there")
+	}
+	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
+	if strings.Contains(s.log.String(), "level=ERROR") {
+		t.Errorf("errors were logged")
+	}
+	if now := openFDs(t); now > fds {
+		t.Errorf("%d descriptors before, %d after", fds, now)
+	}
+}
+
+func TestNetnsReadinessFollowsTheLease(t *testing.T) {
+	f := newFixture(t, "{")
+	s := f.start(t)
+	awaitReady(t, 503, f.leases)
+	f.write(t, leaseFile("udp", ""))
+	awaitReady(t, 503, "lease: ")
+	if _, err := os.Stat(f.env); err == nil {
+		t.Error("the subnet file is there before the subnet")
+	}
+	f.write(t, leaseFile("udp", ourNode))
+	awaitReady(t, 200, "")
+
+	// The lease goes: not ready, but what is there stays and carries packets.
+	f.write(t, leaseFile("udp", ""))
+	awaitReady(t, 503, "lease: ")
+	if _, err := net.InterfaceByName("flannel0"); err != nil {
+		t.Errorf("the device is gone with the lease: %v", err)
+	}
+	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
+
+	// It comes back with another subnet.
+	f.write(t, leaseFile("udp", strings.Replace(ourNode, "10.5.1.", "10.5.9.", 1)))
+	awaitReady(t, 200, "")
+	awaitFile(t, f.env, subnetEnvOf("10.5.9.1/24"))
+	if !strings.Contains(s.log.String(), "subnet has CHANGED") {
+		t.Error("the change was not logged")
+	}
+	s.stop(t)
+}
+
+func TestNetnsDeviceIsMadeAgain(t *testing.T) {
+	f := newFixture(t, leaseFile("udp", ourNode))
+	s := f.start(t)
+	awaitReady(t, 200, "")
+	before, err := net.InterfaceByName("flannel0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ip", "link", "del", "flannel0").CombinedOutput(); err != nil {
+		t.Skipf("no ip program to delete the device with: %v %s", err, out)
+	}
+	err = lab.Await(t.Context(), patience, "a new device", func() error {
+		i, err := net.InterfaceByName("flannel0")
+		if err == nil && i.Index == before.Index {
+			err = errors.New("the old one is still there")
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitReady(t, 200, "")
+	if _, body, err := fetch("/metrics"); err != nil || !strings.Contains(body, `weft_reopens_total{what="device"} 1`) {
+		t.Errorf("the metric does not count it: %v", err)
+	}
+	s.stop(t)
+}
+
+func TestNetnsAllocBackend(t *testing.T) {
+	f := newFixture(t, leaseFile("alloc", ourNode))
+	s := f.start(t, "--log-format=json", "-v=1", "--vmodule=a=1")
+	awaitReady(t, 200, "")
+	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "65508", "65536", 1))
+	if _, err := net.InterfaceByName("flannel0"); err == nil {
+		t.Error("there is a device")
+	}
+	_, body, err := fetch("/metrics")
+	if err != nil || strings.Contains(body, "weft_packets_total") || !strings.Contains(body, "weft_lease_held 1") {
+		t.Errorf("metrics: %v: %s", err, body)
+	}
+	s.stop(t)
+	for line := range strings.Lines(s.log.String()) {
+		var record struct{ Level, Msg, Flag string }
+		if err := json.Unmarshal([]byte(line), &record); err != nil || record.Msg == "" {
+			t.Errorf("not a JSON record: %q", line)
+		}
+		if record.Level == "WARN" && record.Flag != "--vmodule" {
+			t.Errorf("warned %s", line)
+		}
+	}
+}
+
+func TestNetnsFatalStarts(t *testing.T) {
+	taken, err := net.ListenPacket("udp4", "127.0.0.1:8285")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	health, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer health.Close()
+	healthPort := fmt.Sprint(health.Addr().(*net.TCPAddr).Port)
+
+	tests := []struct {
+		name, leases string
+		args         []string
+		want         []string // all in the one line
+	}{
+		{"UDP port in use", leaseFile("udp", ourNode), nil, []string{"8285", "in use"}},
+		{"health port in use", leaseFile("udp", ourNode), []string{"--healthz-port=" + healthPort}, []string{"--healthz-port", healthPort, "in use"}},
+		{"unknown backend", leaseFile("carrier-pigeon", ourNode), nil, []string{"carrier-pigeon", "udp", "alloc"}},
+		{"backend without a type", leaseFile("", ourNode), nil, []string{"unknown backend type", "udp", "alloc"}},
+		{"no interface", leaseFile("udp", ourNode), []string{"--iface=nope0", "--iface=127.0.0.9"}, []string{"nope0", "127.0.0.9", "lo"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			defer goleak.VerifyNone(t)
+			f := newFixture(t, test.leases)
+			args := f.args(test.args...)
+			if strings.HasPrefix(test.name, "no interface") {
+				args = remove(args, "--iface=127.0.0.1")
+			}
+			var stdout, stderr bytes.Buffer
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			code := run(ctx, args, noEnv, &stdout, &stderr)
+			var fatal []string
+			for line := range strings.Lines(stderr.String()) {
+				if strings.Contains(line, "level=ERROR") {
+					fatal = append(fatal, line)
+				}
+			}
+			if code != 1 || len(fatal) != 1 || stdout.Len() > 0 {
+				t.Fatalf("exit %d, logged %s", code, stderr.String())
+			}
+			for _, want := range test.want {
+				if !strings.Contains(fatal[0], want) {
+					t.Errorf("%q does not name %s", fatal[0], want)
+				}
+			}
+			if _, err := net.InterfaceByName("flannel0"); err == nil {
+				t.Error("a device is left")
+			}
+		})
+	}
+}
+
+func remove(args []string, one string) []string {
+	var rest []string
+	for _, a := range args {
+		if a != one {
+			rest = append(rest, a)
+		}
+	}
+	return rest
+}
+
+// TestNetnsSignals runs the program as a process: the first signal ends it
+// gracefully, a second one at once.
+func TestNetnsSignals(t *testing.T) {
+	for _, first := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(first.String(), func(t *testing.T) {
+			cmd, _ := process(t, newFixture(t, leaseFile("udp", ourNode)))
+			awaitReady(t, 200, "")
+			begin := time.Now()
+			if err := cmd.Process.Signal(first); err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Wait(); err != nil || time.Since(begin) > 2*time.Second {
+				t.Errorf("%v after %v", err, time.Since(begin))
+			}
+		})
+	}
+	t.Run("while waiting for the config", func(t *testing.T) {
+		cmd, _ := process(t, newFixture(t, "{"))
+		awaitReady(t, 503, "config: ")
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("second", func(t *testing.T) {
+		cmd, told := process(t, newFixture(t, leaseFile("udp", ourNode)))
+		awaitReady(t, 200, "")
+		// A request that never ends holds the graceful stop up for a while.
+		c, err := net.Dial("tcp", healthAddress)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, "GET / HTTP/1.1\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		for got := range told {
+			if got == "STOPPING=1" {
+				break
+			}
+		}
+		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		err = cmd.Wait()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+			t.Errorf("ended with %v, want death by the signal", err)
+		}
+	})
+}
+
+// process starts the test binary as the daemon. told gets what it tells systemd.
+func process(t *testing.T, f fixture) (cmd *exec.Cmd, told <-chan string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	told = notifySocket(t)
+	cmd = exec.Command(self, f.args()...)
+	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	var log lockedBuffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			if err := cmd.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			t.Log(cmd.Wait())
+		}
+		if t.Failed() {
+			t.Logf("the daemon logged:\n%s", &log)
+		}
+	})
+	return cmd, told
+}
+
+// notifySocket stands in for systemd until the test ends.
+func notifySocket(t *testing.T) <-chan string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	told := make(chan string, 16)
+	go func() {
+		defer close(told)
+		buffer := make([]byte, 1024)
+		for {
+			n, err := c.Read(buffer)
+			if err != nil {
+				return
+			}
+			told <- string(buffer[:n])
+		}
+	}()
+	t.Cleanup(func() { c.Close() })
+	return told
+}
+
+func openFDs(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
