@@ -1,0 +1,53 @@
+package kube
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+)
+
+// annotations are the full names of what is written to and read from a Node.
+type annotations struct {
+	backendType, managed string
+	v4, v6               familyAnnotations
+}
+
+// familyAnnotations are the names of which each address family has its own.
+type familyAnnotations struct {
+	data, publicIP, overwrite, nodePublicIP string
+}
+
+// namePrefix is what flannel accepts as the beginning of an annotation's name: a domain of at least two labels, a
+// slash, and perhaps the beginning of the name itself up to a dash.
+const namePrefix = `^([a-z0-9_-]+\.)+[a-z0-9_-]+/([a-z0-9_-]+-)?$`
+
+// newAnnotations makes the names that begin with prefix (--kube-annotation-prefix).
+func newAnnotations(prefix string) (annotations, error) {
+	p := prefix
+	switch {
+	case !strings.Contains(p, "/"):
+		p += "/"
+	case !strings.HasSuffix(p, "/") && !strings.HasSuffix(p, "-"):
+		p += "-"
+	}
+	if !regexp.MustCompile(namePrefix).MatchString(p) {
+		return annotations{}, fmt.Errorf("annotation prefix %q: want a domain in lower case such as example.com, "+
+			"perhaps with a slash and the beginning of a name as in example.com/net", prefix)
+	}
+	return annotations{
+		backendType: p + "backend-type",
+		managed:     p + "kube-subnet-manager",
+		v4: familyAnnotations{
+			data:         p + "backend-data",
+			publicIP:     p + "public-ip",
+			overwrite:    p + "public-ip-overwrite",
+			nodePublicIP: p + "node-public-ip",
+		},
+		v6: familyAnnotations{
+			data:         p + "backend-v6-data",
+			publicIP:     p + "public-ipv6",
+			overwrite:    p + "public-ipv6-overwrite",
+			nodePublicIP: p + "node-public-ipv6",
+		},
+	}, nil
+}

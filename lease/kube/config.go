@@ -1,0 +1,123 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+)
+
+// Config says which cluster, and which of its nodes is ours.
+type Config struct {
+	// APIURL and Kubeconfig (a path) name the API server. If both are empty it is that of the pod we run in, else that
+	// of the default kubeconfig.
+	APIURL, Kubeconfig string
+	// Node is the name of our Node object. If it is empty, it is asked of the API server for the pod Pod in Namespace.
+	Node, Pod, Namespace string
+	// AnnotationPrefix begins the names of all annotations. Empty: flannel's.
+	AnnotationPrefix string
+	// NetworkFile is the path of net-conf.json.
+	NetworkFile string
+	// Condition says whether the node's NetworkUnavailable condition is ours to write.
+	Condition bool
+	// UserAgent is how the API server's logs name us.
+	UserAgent string
+	Log       *slog.Logger // default slog.Default()
+}
+
+// FlannelPrefix is what flannel's annotations begin with by default.
+const FlannelPrefix = "flannel.alpha.coreos.com"
+
+// api is the part of the API server that is used.
+type api interface {
+	corev1.NodesGetter
+	corev1.PodsGetter
+}
+
+// Open prepares a Store. Nothing is asked of the API server before the first call, so it need not be there yet.
+func Open(c Config) (*Store, error) {
+	config, err := restConfig(c)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	client, err := corev1.NewForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client for %s: %w", config.Host, err)
+	}
+	return newStore(c, client)
+}
+
+// restConfig finds the API server and how to talk to it.
+func restConfig(c Config) (*rest.Config, error) {
+	config, err := findServer(c)
+	if err != nil {
+		return nil, err
+	}
+	config.ContentType = "application/vnd.kubernetes.protobuf"
+	config.AcceptContentTypes = config.ContentType + ",application/json"
+	config.UserAgent = c.UserAgent
+	// Of use to those who write manifests, not to those who read the log of a daemon.
+	config.WarningHandler = rest.NoWarnings{}
+	return config, nil
+}
+
+func findServer(c Config) (*rest.Config, error) {
+	if c.APIURL == "" && c.Kubeconfig == "" {
+		config, err := rest.InClusterConfig()
+		if err == nil || !errors.Is(err, rest.ErrNotInCluster) {
+			return config, err
+		}
+	}
+	rules := clientcmd.NewDefaultClientConfigLoadingRules()
+	rules.ExplicitPath = c.Kubeconfig
+	overrides := &clientcmd.ConfigOverrides{}
+	overrides.ClusterInfo.Server = c.APIURL
+	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
+}
+
+// newStore is Open with the API server given.
+func newStore(c Config, client api) (*Store, error) {
+	if c.AnnotationPrefix == "" {
+		c.AnnotationPrefix = FlannelPrefix
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	names, err := newAnnotations(c.AnnotationPrefix)
+	if err != nil {
+		return nil, err
+	}
+	if c.Node == "" && (c.Pod == "" || c.Namespace == "") {
+		return nil, errors.New("which node this is cannot be told: set NODE_NAME, or POD_NAME and POD_NAMESPACE")
+	}
+	s := &Store{
+		client: client, names: names, log: c.Log, node: c.Node, pod: c.Pod, namespace: c.Namespace,
+		networkFile: c.NetworkFile, poll: filePoll,
+	}
+	s.roster = newRoster(names, c.Log, s.ownSeen)
+	// What client-go would log of each failed try is said once by those who call us.
+	quiet := klog.NewContext(context.Background(), klog.Logger{})
+	s.ctx, s.stop = context.WithCancel(quiet)
+	if c.Condition {
+		s.condition = newCondition(s)
+		s.running.Go(func() { s.condition.run(s.ctx) })
+	}
+	return s, nil
+}
+
+// filePoll is how often the network config file is looked at. The kubelet itself takes up to a minute to put a changed
+// ConfigMap in place.
+const filePoll = 5 * time.Second
+
+// Close ends what the Store does in the background. Nothing may be called after it.
+func (s *Store) Close() error {
+	s.stop()
+	s.running.Wait()
+	return nil
+}
