@@ -1,0 +1,132 @@
+// Kubebox is what the Kubernetes tests need of a control plane, in one binary: an etcd member, the API server as its
+// own command builds it, and the controller that gives nodes their pod CIDRs. Each is a subcommand, so that a test
+// can stop one and leave the others running.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/url"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/component-base/cli"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	"k8s.io/kubernetes/pkg/controller/nodeipam"
+	"k8s.io/kubernetes/pkg/controller/nodeipam/ipam"
+)
+
+const usage = "usage: kubebox etcd | kube-apiserver | node-ipam [flags]"
+
+func main() {
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, usage)
+		os.Exit(2)
+	}
+	name, args := os.Args[1], os.Args[2:]
+	var err error
+	switch name {
+	case "etcd":
+		err = runEtcd(args)
+	case "kube-apiserver":
+		cmd := apiserver.NewAPIServerCommand() // it takes SIGTERM for itself
+		cmd.SetArgs(args)
+		os.Exit(cli.Run(cmd))
+	case "node-ipam":
+		err = runNodeIPAM(args)
+	default:
+		err = errors.New(usage)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// runEtcd serves a single member on loopback until it gets a signal.
+func runEtcd(args []string) error {
+	flags := flag.NewFlagSet("etcd", flag.ExitOnError)
+	dir := flags.String("data-dir", "", "where the data lies")
+	client := flags.String("client-url", "", "where clients connect to")
+	peer := flags.String("peer-url", "", "where members would connect to")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	clientURL, err := url.Parse(*client)
+	if err != nil {
+		return err
+	}
+	peerURL, err := url.Parse(*peer)
+	if err != nil {
+		return err
+	}
+	c := embed.NewConfig()
+	c.Dir, c.LogLevel, c.UnsafeNoFsync = *dir, "error", true
+	c.ListenClientUrls, c.AdvertiseClientUrls = []url.URL{*clientURL}, []url.URL{*clientURL}
+	c.ListenPeerUrls, c.AdvertisePeerUrls = []url.URL{*peerURL}, []url.URL{*peerURL}
+	c.InitialCluster = c.InitialClusterFromName(c.Name)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	member, err := embed.StartEtcd(c)
+	if err != nil {
+		return err
+	}
+	defer member.Close()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-member.Err():
+		return err
+	}
+}
+
+// runNodeIPAM gives every node a /24 and, where there is an IPv6 range, a /64, until it gets a signal.
+func runNodeIPAM(args []string) error {
+	flags := flag.NewFlagSet("node-ipam", flag.ExitOnError)
+	kubeconfig := flags.String("kubeconfig", "", "client config with the rights of the controller")
+	ranges := flags.String("cluster-cidr", "", "ranges to give from, with commas between")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	var cidrs []*net.IPNet
+	var lengths []int
+	for text := range strings.SplitSeq(*ranges, ",") {
+		ip, cidr, err := net.ParseCIDR(text)
+		if err != nil {
+			return err
+		}
+		length := 24
+		if ip.To4() == nil {
+			length = 64
+		}
+		cidrs, lengths = append(cidrs, cidr), append(lengths, length)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", *kubeconfig)
+	if err != nil {
+		return err
+	}
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	factory := informers.NewSharedInformerFactory(client, 0)
+	controller, err := nodeipam.NewNodeIpamController(ctx, factory.Core().V1().Nodes(), nil, client, cidrs, nil, nil,
+		lengths, ipam.RangeAllocatorType)
+	if err != nil {
+		return err
+	}
+	factory.Start(ctx.Done())
+	controller.Run(ctx)
+	return nil
+}
