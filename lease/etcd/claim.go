@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -30,7 +29,7 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 	for range claimTries {
 		v, owners := s.listed(got.Header, got.Responses)
 		s.complain(v)
-		if err := c.decide(v, owners, rand.IntN); err != nil {
+		if err := c.decide(v, owners, s.random); err != nil {
 			return lease.Lease{}, err
 		}
 		if got, err = s.try(ctx, c); err != nil {
@@ -193,7 +192,7 @@ func (s *Store) grants(ctx context.Context, c *claim) error {
 		}
 	}
 	if c.owner == clientv3.NoLease {
-		c.owner, err = s.grant(ctx, ownerTTL)
+		c.owner, err = s.grant(ctx, s.ownerTTL)
 	}
 	return err
 }

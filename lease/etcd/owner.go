@@ -91,7 +91,7 @@ func (s *Store) own(ctx context.Context, h *held, e entry, o owner) error {
 	if err != nil {
 		return err
 	}
-	grant, err := s.grant(ctx, ownerTTL)
+	grant, err := s.grant(ctx, s.ownerTTL)
 	if err != nil {
 		return err
 	}

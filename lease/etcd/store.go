@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"path"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,10 +22,10 @@ import (
 const (
 	// leaseTTL is how long a lease lives without renewal: flannel's 24 hours.
 	leaseTTL = 24 * time.Hour
-	// ownerTTL is how long a dead daemon keeps its public IP from another node. A third of it is the beat.
-	ownerTTL = 15 * time.Second
-	// callTimeout bounds every single request.
-	callTimeout = 5 * time.Second
+	// defaultOwnerTTL is how long a dead daemon keeps its public IP from another node. A third of it is the beat.
+	defaultOwnerTTL = 15 * time.Second
+	// defaultCallTimeout bounds every single request.
+	defaultCallTimeout = 5 * time.Second
 	// closeTimeout bounds the farewell to an etcd that may be gone: a stop must not take seconds.
 	closeTimeout = 500 * time.Millisecond
 	// pingEvery and pingTimeout find a connection that is dead without a word. etcd refuses pings more frequent than
@@ -41,6 +43,10 @@ type Store struct {
 	dialer clientv3.Config
 	id     string // of this daemon, in owner keys
 	stop   context.CancelFunc
+
+	// Constants but for tests.
+	ownerTTL, callTimeout time.Duration
+	random                func(n int) int
 
 	dialing sync.Mutex // held while the client is made, which may take a callTimeout
 	mu      sync.Mutex // guards what is below
@@ -81,11 +87,12 @@ func Open(c Config) (*Store, error) {
 	redial.BaseDelay, redial.MaxDelay = 100*time.Millisecond, redialMax
 	return &Store{
 		config: c, id: id, stop: stop, odd: make(map[string]bool),
+		ownerTTL: defaultOwnerTTL, callTimeout: defaultCallTimeout, random: rand.IntN,
 		dialer: clientv3.Config{
 			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username, Password: c.Password,
-			DialTimeout: callTimeout, DialKeepAliveTime: pingEvery, DialKeepAliveTimeout: pingTimeout,
+			DialTimeout: defaultCallTimeout, DialKeepAliveTime: pingEvery, DialKeepAliveTimeout: pingTimeout,
 			Logger:      zap.NewNop(), // errors are returned, and said once by the caller
-			DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: callTimeout})},
+			DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: defaultCallTimeout})},
 		},
 	}, nil
 }
@@ -149,16 +156,19 @@ func (s *Store) ownerKey(name string) string { return s.owners() + name }
 
 // call runs one request with the client and a time limit of its own. what names it in the error.
 func (s *Store) call(ctx context.Context, what string, request func(context.Context, *clientv3.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	ctx, cancel := context.WithTimeout(ctx, s.callTimeout)
 	defer cancel()
 	c, err := s.connect(ctx)
 	if err == nil {
 		err = request(ctx, c)
 	}
-	if err != nil {
-		return fmt.Errorf("etcd: %s: %w", what, err)
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() == context.DeadlineExceeded:
+		return fmt.Errorf("etcd: %s: no answer from %s: %w", what, strings.Join(s.config.Endpoints, ", "), err)
 	}
-	return nil
+	return fmt.Errorf("etcd: %s: %w", what, err)
 }
 
 // connect returns the one client. With a user name its constructor logs in and needs the server, hence not in Open.

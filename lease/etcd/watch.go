@@ -37,7 +37,7 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 	defer cancel()
 	check := time.NewTicker(s.config.CheckEvery)
 	defer check.Stop()
-	beat := time.NewTicker(ownerTTL / 3)
+	beat := time.NewTicker(s.ownerTTL / 3)
 	defer beat.Stop()
 	var g guard
 	failures := 0
@@ -92,7 +92,7 @@ func (s *Store) list(ctx context.Context) (*view, error) {
 
 // open starts the stream of changes from the given revision. cancel ends it.
 func (s *Store) open(ctx context.Context, from int64) (clientv3.WatchChan, context.CancelFunc, error) {
-	dial, done := context.WithTimeout(ctx, callTimeout)
+	dial, done := context.WithTimeout(ctx, s.callTimeout)
 	defer done()
 	c, err := s.connect(dial)
 	if err != nil {
@@ -101,11 +101,11 @@ func (s *Store) open(ctx context.Context, from int64) (clientv3.WatchChan, conte
 	// A member without a leader must not leave us with an old list, hence WithRequireLeader. Client.Watch returns
 	// only when the server has answered, which it may never do.
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	patience := time.AfterFunc(callTimeout, cancel)
+	patience := time.AfterFunc(s.callTimeout, cancel)
 	stream := c.Watch(ctx, s.subnets(), clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
 	if !patience.Stop() {
 		cancel()
-		return nil, nil, fmt.Errorf("etcd: watch: no answer in %s", callTimeout)
+		return nil, nil, fmt.Errorf("etcd: watch: no answer in %s", s.callTimeout)
 	}
 	return stream, cancel, nil
 }

@@ -98,4 +98,3 @@ func TestStore(t *testing.T) {
 		}
 	})
 }
-

@@ -10,11 +10,13 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/pkg/v3/traceutil"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // readyTimeout bounds the wait for the first election. It takes under 100 ms on an idle machine.
@@ -36,6 +38,9 @@ type Server struct {
 	config Config
 	peer   netip.AddrPort
 	etcd   *embed.Etcd // nil while stopped
+
+	mu      sync.Mutex
+	serving []*grpc.Server // what etcd answers clients with
 }
 
 // Start runs a server and returns when it takes requests. The caller closes it.
@@ -82,10 +87,18 @@ func (s *Server) Start() error {
 	return fmt.Errorf("wait for etcd on %s: %w", s.config.Listen, err)
 }
 
-// Close stops the server and keeps its data. Closing a stopped server does nothing.
+// Close stops the server and keeps its data. Clients are cut off at once: etcd's own way out waits seconds for open
+// watches to end. Closing a stopped server does nothing.
 func (s *Server) Close() {
 	if s.etcd == nil {
 		return
+	}
+	s.mu.Lock()
+	serving := s.serving
+	s.serving = nil
+	s.mu.Unlock()
+	for _, g := range serving {
+		g.Stop()
 	}
 	s.etcd.Close()
 	s.etcd = nil
@@ -132,6 +145,11 @@ func (s *Server) embedConfig() *embed.Config {
 	c.ClientTLSInfo.CertFile, c.ClientTLSInfo.KeyFile = s.config.CertFile, s.config.KeyFile
 	c.ClientTLSInfo.TrustedCAFile = s.config.ClientCAFile
 	c.ClientTLSInfo.ClientCertAuth = s.config.ClientCAFile != ""
+	c.ServiceRegister = func(g *grpc.Server) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.serving = append(s.serving, g)
+	}
 	c.EnableGRPCGateway = false // it would dial the server from a thread of any namespace
 	c.UnsafeNoFsync = true
 	c.TickMs, c.ElectionMs = 10, 100 // one member elects itself: measured 34 to 76 ms to ready

@@ -1,0 +1,482 @@
+package etcd
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/lease"
+)
+
+// cluster is what most tests begin with: a server, an operator and a network config.
+type cluster struct {
+	operator
+	config  func(n int) Config
+	network lease.Network
+}
+
+func newCluster(t *testing.T, network string) cluster {
+	t.Helper()
+	server := serve(t)
+	op := operate(t, server, "/coreos.com/network")
+	op.put(t, "/config", network)
+	return cluster{op, func(n int) Config { return quiet(server, "/coreos.com/network", n) }, parseNetwork(t, network)}
+}
+
+const (
+	onlyV4 = `{"Network":"10.5.0.0/20"}`
+	dual   = `{"Network":"10.5.0.0/20","EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`
+)
+
+func mustClaim(t *testing.T, s *Store, r lease.Request) lease.Lease {
+	t.Helper()
+	l, err := s.Claim(t.Context(), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func TestKeysAndValuesAreFlannels(t *testing.T) {
+	c := newCluster(t, dual)
+	s := open(t, c.config(0))
+	s.random = func(int) int { return 4 }
+	r := request(c.network, 0)
+	r.Network.EnableIPv6 = false
+	mustClaim(t, s, r)
+	r = request(c.network, 1)
+	r.Attrs.PublicIPv6 = netip.MustParseAddr("fd31::1")
+	r.Attrs.BackendType, r.Attrs.BackendData = "vxlan", []byte(`{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"}`)
+	s = open(t, c.config(1))
+	s.random = func(int) int { return 7 }
+	mustClaim(t, s, r)
+	want := map[string]string{
+		"10.5.5.0-24":                 `{"PublicIP":"192.0.2.1","PublicIPv6":null}`,
+		"10.5.9.0-24&fd10:5:0:8::-64": `{"PublicIP":"192.0.2.2","PublicIPv6":"fd31::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"}}`,
+	}
+	if got := c.all(t, "/subnets"); !maps.Equal(trimSlash(got), want) {
+		t.Errorf("got  %v\nwant %v", got, want)
+	}
+	owners := c.all(t, "/weft/owners/")
+	if len(owners) != 2 || !strings.Contains(owners["10.5.5.0-24"], `"node":"node0"`) {
+		t.Errorf("owner keys: %v", owners)
+	}
+	ttl, err := c.TimeToLive(t.Context(), c.grantOf(t, "/subnets/10.5.5.0-24"))
+	if err != nil || ttl.GrantedTTL != 86400 {
+		t.Errorf("etcd lease of %d s, %v", ttl.GrantedTTL, err)
+	}
+}
+
+func trimSlash(m map[string]string) map[string]string {
+	trimmed := make(map[string]string)
+	for k, v := range m {
+		trimmed[strings.TrimPrefix(k, "/")] = v
+	}
+	return trimmed
+}
+
+func TestFifteenFitAndTheSixteenthIsTold(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	subnets := make([]netip.Prefix, 15)
+	var all sync.WaitGroup
+	for n := range subnets {
+		s := open(t, c.config(n))
+		all.Go(func() {
+			if l, err := s.Claim(t.Context(), request(c.network, n)); err != nil {
+				t.Error(err)
+			} else {
+				subnets[n] = l.Subnet
+			}
+		})
+	}
+	all.Wait()
+	slices.SortFunc(subnets, netip.Prefix.Compare)
+	if distinct := slices.Compact(slices.Clone(subnets)); len(distinct) != 15 {
+		t.Errorf("got %v", subnets)
+	}
+	_, err := open(t, c.config(15)).Claim(t.Context(), request(c.network, 15))
+	if !errors.Is(err, lease.ErrNoSubnet) || !strings.Contains(err.Error(), "10.5.1.0/24 to 10.5.15.0/24") {
+		t.Errorf("the sixteenth got %v", err)
+	}
+	if got := c.all(t, "/weft/owners/"); len(got) != 15 {
+		t.Errorf("%d owner keys", len(got))
+	}
+}
+
+func TestLeaseOfAFlannelNodeIsTakenOver(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	c.putLease(t, lease.Lease{Subnet: prefix("10.5.7.0/24"), Attrs: request(c.network, 0).Attrs})
+	old := c.grantOf(t, "/subnets/10.5.7.0-24")
+	r := request(c.network, 0)
+	r.Previous = prefix("10.5.3.0/24")
+	l := mustClaim(t, open(t, c.config(0)), r)
+	if l.Subnet != prefix("10.5.7.0/24") || time.Until(l.Expires) < 23*time.Hour {
+		t.Errorf("got %s until %s", l.Subnet, l.Expires)
+	}
+	if now := c.grantOf(t, "/subnets/10.5.7.0-24"); now == old || now == 0 {
+		t.Errorf("the key hangs on etcd lease %x, before %x", now, old)
+	}
+	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
+		t.Errorf("the replaced etcd lease lives on: %+v, %v", ttl, err)
+	}
+}
+
+func TestSharedEtcdLeaseIsNotRevoked(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	grant, err := c.Grant(t.Context(), 86400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := `{"PublicIP":"192.0.2.1","PublicIPv6":null}`
+	c.put(t, "/subnets/10.5.7.0-24", value, clientv3.WithLease(grant.ID))
+	c.put(t, "/subnets/10.5.8.0-24", `{"PublicIP":"192.0.2.9","PublicIPv6":null}`, clientv3.WithLease(grant.ID))
+	mustClaim(t, open(t, c.config(0)), request(c.network, 0))
+	if got := c.all(t, "/subnets/"); len(got) != 2 {
+		t.Errorf("left over: %v", got)
+	}
+}
+
+func TestReservationStaysOne(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	c.put(t, "/subnets/10.5.7.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	if l.Subnet != prefix("10.5.7.0/24") || !l.Expires.IsZero() {
+		t.Errorf("got %s until %s", l.Subnet, l.Expires)
+	}
+	l.BackendType = "host-gw"
+	if l, err := s.Renew(t.Context(), l); err != nil || !l.Expires.IsZero() {
+		t.Errorf("renewed until %s, %v", l.Expires, err)
+	}
+	if grant := c.grantOf(t, "/subnets/10.5.7.0-24"); grant != 0 {
+		t.Errorf("the reservation hangs on etcd lease %x", grant)
+	}
+	if got := c.all(t, "/subnets/")["10.5.7.0-24"]; !strings.Contains(got, "host-gw") {
+		t.Errorf("the attributes were not published: %s", got)
+	}
+	// The other way round: an operator's put without a lease makes a reservation of a live lease.
+	s = open(t, c.config(1))
+	l = mustClaim(t, s, request(c.network, 1))
+	key := "/subnets/" + formatKey(l)
+	c.put(t, key, `{"PublicIP":"192.0.2.2","PublicIPv6":null}`)
+	if l, err := s.Renew(t.Context(), l); err != nil || !l.Expires.IsZero() || c.grantOf(t, key) != 0 {
+		t.Errorf("renewed until %s on etcd lease %x, %v", l.Expires, c.grantOf(t, key), err)
+	}
+}
+
+func TestReservationStaysOneWhenIPv6ComesOn(t *testing.T) {
+	c := newCluster(t, dual)
+	c.put(t, "/subnets/10.5.7.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
+	c.put(t, "/subnets/10.99.0.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`) // outside the network: an operator's affair
+	l := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
+	if l.Subnet != prefix("10.5.7.0/24") || !l.Subnet6.IsValid() {
+		t.Errorf("got %s %s", l.Subnet, l.Subnet6)
+	}
+	got := c.all(t, "/subnets/")
+	if len(got) != 2 || got["10.99.0.0-24"] == "" || got[formatKey(l)] == "" {
+		t.Errorf("keys: %v", got)
+	}
+	if grant := c.grantOf(t, "/subnets/"+formatKey(l)); grant != 0 {
+		t.Errorf("the reservation hangs on etcd lease %x", grant)
+	}
+}
+
+func TestIPv6ComesOn(t *testing.T) {
+	c := newCluster(t, dual)
+	c.putLease(t, lease.Lease{Subnet: prefix("10.5.2.0/24"), Attrs: request(c.network, 1).Attrs})
+	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})
+	old := c.grantOf(t, "/subnets/10.5.3.0-24")
+	l := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
+	if l.Subnet != prefix("10.5.3.0/24") || !l.Subnet6.IsValid() {
+		t.Errorf("got %s %s", l.Subnet, l.Subnet6)
+	}
+	if got := c.all(t, "/subnets/"); len(got) != 2 || got[formatKey(l)] == "" || got["10.5.2.0-24"] == "" {
+		t.Errorf("keys: %v", got)
+	}
+	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
+		t.Errorf("the etcd lease of the deleted key lives on: %+v, %v", ttl, err)
+	}
+}
+
+// meanwhile makes the store's next draw, and only that one, run f first: between the list and the claim.
+func meanwhile(s *Store, f func()) {
+	var once sync.Once
+	s.random = func(int) int {
+		once.Do(f)
+		return 0
+	}
+}
+
+func TestLostRaceIsTriedAgain(t *testing.T) {
+	c := newCluster(t, dual)
+	rival := func(l lease.Lease) func() {
+		l.PublicIP = netip.MustParseAddr("192.0.2.200")
+		return func() { c.putLease(t, l) }
+	}
+	tests := []struct {
+		name        string
+		network     string
+		rival       lease.Lease
+		want, want6 string
+		previous    string
+	}{
+		{"the same key", onlyV4, lease.Lease{Subnet: prefix("10.5.1.0/24")}, "10.5.2.0/24", "", ""},
+		{"a wider key", onlyV4, lease.Lease{Subnet: prefix("10.5.0.0/22")}, "10.5.4.0/24", "", ""},
+		{"IPv4 in a key of both families", onlyV4, lease.Lease{Subnet: prefix("10.5.1.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.2.0/24", "", ""},
+		{"IPv6 beside another IPv4", dual, lease.Lease{Subnet: prefix("10.5.9.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.3.0/24", "fd10:5:0:2::/64", "10.5.3.0/24"},
+	}
+	for i, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			if _, err := c.Delete(t.Context(), c.prefix+"/subnets/", clientv3.WithPrefix()); err != nil {
+				t.Fatal(err)
+			}
+			s := open(t, c.config(i))
+			meanwhile(s, rival(test.rival))
+			r := request(parseNetwork(t, test.network), i)
+			r.Previous = prefix(test.previous)
+			l := mustClaim(t, s, r)
+			if l.Subnet != prefix(test.want) || l.Subnet6 != prefix(test.want6) {
+				t.Errorf("got %s %s", l.Subnet, l.Subnet6)
+			}
+			if got := c.all(t, "/subnets/"); len(got) != 2 || got[formatKey(test.rival)] == "" || got[formatKey(l)] == "" {
+				t.Errorf("keys: %v", got)
+			}
+			if got := c.all(t, "/weft/owners/"); got[formatKey(l)] == "" {
+				t.Errorf("owner keys: %v", got)
+			}
+		})
+	}
+}
+
+func TestReuseDoesNotOverwriteWhatChangedMeanwhile(t *testing.T) {
+	c := newCluster(t, dual)
+	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})
+	s := open(t, c.config(0))
+	// The draw of the IPv6 subnet is the moment at which the IPv4 lease becomes another node's.
+	meanwhile(s, func() { c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 1).Attrs}) })
+	l := mustClaim(t, s, request(c.network, 0))
+	if l.Subnet == prefix("10.5.3.0/24") {
+		t.Error("took the subnet of another node")
+	}
+	if got := c.all(t, "/subnets/")["10.5.3.0-24"]; !strings.Contains(got, "192.0.2.2") {
+		t.Errorf("the other node's key: %q", got)
+	}
+}
+
+func TestTwoLiveNodesWithOnePublicIP(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	alice := open(t, c.config(0))
+	alice.ownerTTL = time.Second
+	r := request(c.network, 0)
+	r.Node = "alice"
+	held := mustClaim(t, alice, r)
+	watchNothing(t, alice) // keeps the owner key alive
+	r.Node = "bob"
+	bob := open(t, c.config(1))
+	refused := func() {
+		t.Helper()
+		_, err := bob.Claim(t.Context(), r)
+		if !errors.Is(err, lease.ErrInUse) || !strings.Contains(err.Error(), `"alice"`) || !strings.Contains(err.Error(), "192.0.2.1") {
+			t.Fatalf("bob got %v", err)
+		}
+	}
+	// Longer than the owner key lives without a beat.
+	for end := time.Now().Add(5 * alice.ownerTTL / 2); time.Now().Before(end); {
+		refused()
+	}
+	if got := c.all(t, "/subnets/"); len(got) != 1 {
+		t.Errorf("keys: %v", got)
+	}
+	if err := alice.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if l := mustClaim(t, bob, r); !l.SameSubnets(held) {
+		t.Errorf("after alice's farewell bob got %s, not %s", l.Subnet, held.Subnet)
+	}
+}
+
+// watchNothing runs a watch that nobody looks at until the test ends.
+func watchNothing(t *testing.T, s *Store) {
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err != nil {
+			t.Logf("watch ended: %v", err)
+		}
+	})
+	t.Cleanup(done.Wait)
+}
+
+func TestACrashedNodeComesBackAtOnceAndFreesItsAddressSoon(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	s.ownerTTL = time.Second
+	first := mustClaim(t, s, request(c.network, 0))
+	s.client.Close() // crash: no farewell
+	again := open(t, c.config(0))
+	again.ownerTTL = time.Second
+	if l := mustClaim(t, again, request(c.network, 0)); !l.SameSubnets(first) {
+		t.Errorf("had %s, came back with %s", first.Subnet, l.Subnet)
+	}
+	again.client.Close()
+	other := open(t, c.config(1))
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		l, err := other.Claim(t.Context(), request(c.network, 0))
+		if err == nil {
+			if !l.SameSubnets(first) {
+				t.Errorf("the new node of the address got %s, not %s", l.Subnet, first.Subnet)
+			}
+			return
+		}
+		if !errors.Is(err, lease.ErrInUse) || time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestAddressChangedWhileDown(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	first := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
+	r := request(c.network, 0)
+	r.Attrs.PublicIP = netip.MustParseAddr("192.0.2.99")
+	l := mustClaim(t, open(t, c.config(0)), r)
+	if !l.SameSubnets(first) || l.PublicIP != r.Attrs.PublicIP {
+		t.Errorf("had %s, got %s for %s", first.Subnet, l.Subnet, l.PublicIP)
+	}
+	if got := c.all(t, "/subnets/"); len(got) != 1 || !strings.Contains(got[formatKey(l)], "192.0.2.99") {
+		t.Errorf("keys: %v", got)
+	}
+}
+
+func TestSubnetOfALiveOwnerIsNotGivenAway(t *testing.T) {
+	c := newCluster(t, `{"Network":"10.5.0.0/20","SubnetMin":"10.5.3.0","SubnetMax":"10.5.4.0"}`)
+	first := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
+	c.delete(t, "/subnets/"+formatKey(first))
+	for n := 1; n <= 2; n++ {
+		l, err := open(t, c.config(n)).Claim(t.Context(), request(c.network, n))
+		if n == 1 && (err != nil || l.SameSubnets(first)) || n == 2 && !errors.Is(err, lease.ErrNoSubnet) {
+			t.Errorf("node %d got %s, %v", n, l.Subnet, err)
+		}
+	}
+}
+
+func TestUnreadableLeasesAreTaken(t *testing.T) {
+	c := newCluster(t, `{"Network":"10.5.0.0/20","SubnetMin":"10.5.3.0","SubnetMax":"10.5.4.0"}`)
+	c.put(t, "/subnets/10.5.3.0-24", `not JSON`)
+	c.put(t, "/subnets/foo", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
+	if l := mustClaim(t, open(t, c.config(0)), request(c.network, 0)); l.Subnet != prefix("10.5.4.0/24") {
+		t.Errorf("got %s", l.Subnet)
+	}
+	if _, err := open(t, c.config(1)).Claim(t.Context(), request(c.network, 1)); !errors.Is(err, lease.ErrNoSubnet) {
+		t.Errorf("got %v", err)
+	}
+	if got := c.all(t, "/subnets/"); got["foo"] == "" || got["10.5.3.0-24"] != "not JSON" {
+		t.Errorf("keys: %v", got)
+	}
+}
+
+func TestRenewMovesTheKeyToANewEtcdLease(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	old := c.grantOf(t, "/subnets/"+formatKey(l))
+	if _, err := s.Renew(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if now := c.grantOf(t, "/subnets/"+formatKey(l)); now == old {
+		t.Error("the key hangs on the old etcd lease")
+	}
+	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
+		t.Errorf("the old etcd lease lives on: %+v, %v", ttl, err)
+	}
+}
+
+func TestRenewDoesNotOverwriteOthers(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	key := "/subnets/" + formatKey(l)
+	mine := fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, l.PublicIP)
+	tests := []struct {
+		name, value, owner string
+		lost               bool
+	}{
+		{"the same node, written by a flannel", mine, "", false},
+		{"another address", `{"PublicIP":"192.0.2.200","PublicIPv6":null}`, "", true},
+		{"not JSON", `x`, "", true},
+		{"another owner", mine, `{"id":"other","node":"bob"}`, true},
+	}
+	for _, test := range tests {
+		if test.owner != "" {
+			c.put(t, "/weft/owners/"+formatKey(l), test.owner)
+		}
+		c.put(t, key, test.value)
+		_, err := s.Renew(t.Context(), l)
+		if got := c.all(t, "/subnets/")[formatKey(l)]; errors.Is(err, lease.ErrLost) != test.lost || got != test.value {
+			t.Errorf("%s: got %v, the key says %s", test.name, err, got)
+		}
+	}
+	c.delete(t, key)
+	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
+		t.Errorf("without a key: %v", err)
+	}
+	if got := c.all(t, "/subnets/"); len(got) != 0 {
+		t.Errorf("a renewal made keys: %v", got)
+	}
+}
+
+func TestRenewLooksAgainIfSomebodyWroteInBetween(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	got, err := s.txn(t.Context(), "list", transaction{then: s.listOps()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, owners := s.listed(got.Header, got.Responses)
+	key := formatKey(l)
+	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 9).Attrs})
+	if _, done, err := s.write(t.Context(), l, v.entries[key], owners[key], "overwritten"); done || err != nil {
+		t.Errorf("wrote over a change: %v, %v", done, err)
+	}
+	if got := c.all(t, "/subnets/")[key]; !strings.Contains(got, "192.0.2.10") {
+		t.Errorf("the key says %s", got)
+	}
+}
+
+func TestClaimNeedsAPublicIP(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	r := request(c.network, 0)
+	r.Attrs.PublicIP = netip.Addr{}
+	if l, err := open(t, c.config(0)).Claim(t.Context(), r); err == nil {
+		t.Errorf("got %s for nobody", l.Subnet)
+	}
+}
+
+func TestIPv6OnlyNodes(t *testing.T) {
+	c := newCluster(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`)
+	seen := make(map[netip.Prefix]bool)
+	for n := range 3 {
+		r := lease.Request{Network: c.network, Node: "x", Attrs: lease.Attrs{PublicIPv6: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})}}
+		l := mustClaim(t, open(t, c.config(n)), r)
+		seen[l.Subnet6] = true
+		if again := mustClaim(t, open(t, c.config(n)), r); !again.SameSubnets(l) {
+			t.Errorf("node %d had %s, got %s", n, l.Subnet6, again.Subnet6)
+		}
+	}
+	if len(seen) != 3 {
+		t.Errorf("three nodes got %v", seen)
+	}
+	for key, value := range c.all(t, "/subnets/") {
+		if !strings.HasPrefix(key, "0.0.0.0-0&fd10:5:0:") || !strings.HasPrefix(value, `{"PublicIP":"0.0.0.0","PublicIPv6":"fd`) {
+			t.Errorf("%s: %s", key, value)
+		}
+	}
+}

@@ -1,0 +1,389 @@
+package etcd
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/bench/lab/etcdserver"
+	"weft/lease"
+)
+
+// watcher is a Watch that runs until the test ends.
+type watcher struct {
+	lists chan lease.Snapshot
+	ended chan error
+}
+
+func startWatch(t *testing.T, s *Store) watcher {
+	ctx, cancel := context.WithCancel(context.Background())
+	w := watcher{make(chan lease.Snapshot, 1000), make(chan error, 1)}
+	var done sync.WaitGroup
+	done.Go(func() { w.ended <- s.Watch(ctx, func(s lease.Snapshot) { w.lists <- s }) })
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+	})
+	return w
+}
+
+// next is the next list.
+func (w watcher) next(t *testing.T) lease.Snapshot {
+	t.Helper()
+	select {
+	case s := <-w.lists:
+		return s
+	case err := <-w.ended:
+		t.Fatalf("the watch ended: %v", err)
+	case <-time.After(20 * time.Second):
+		t.Fatal("no list")
+	}
+	return lease.Snapshot{}
+}
+
+// end is why the watch ended.
+func (w watcher) end(t *testing.T) error {
+	t.Helper()
+	select {
+	case err := <-w.ended:
+		if err == nil {
+			t.Fatal("the watch ended without an error")
+		}
+		return err
+	case <-time.After(20 * time.Second):
+		t.Fatal("the watch goes on")
+	}
+	return nil
+}
+
+func TestStrayKeyIsLoggedOnceAndHarmless(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	var log lockedBuffer
+	config := c.config(0)
+	config.Log = slog.New(slog.NewTextHandler(&log, nil))
+	s := open(t, config)
+	own := mustClaim(t, s, request(c.network, 0))
+	w := startWatch(t, s)
+	if got := w.next(t); len(got.Leases) != 1 {
+		t.Fatalf("first list: %+v", got)
+	}
+	c.put(t, "/subnets/foo", "bar")
+	c.put(t, "/subnets/foo", "baz")
+	c.put(t, "/subnets/10.5.14.0-24", "no JSON")
+	c.putLease(t, lease.Lease{Subnet: prefix("10.5.15.0/24"), Attrs: request(c.network, 1).Attrs})
+	if got := w.next(t); len(got.Leases) != 2 || !got.Leases[0].SameSubnets(own) {
+		t.Errorf("list: %+v", got)
+	}
+	mustClaim(t, s, request(c.network, 0)) // lists them again
+	for _, key := range []string{"/subnets/foo", "/subnets/10.5.14.0-24"} {
+		if n := strings.Count(log.String(), "key="+c.prefix+key+" "); n != 1 {
+			t.Errorf("%s was logged %d times:\n%s", key, n, log.String())
+		}
+	}
+	// A lease that cannot be read any more is no lease.
+	c.put(t, "/subnets/10.5.15.0-24", "no JSON")
+	if got := w.next(t); len(got.Leases) != 1 {
+		t.Errorf("list: %+v", got)
+	}
+}
+
+// lockedBuffer is a log that may be read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func TestWatchTellsNothingNewOfARenewal(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	w := startWatch(t, s)
+	first := w.next(t)
+	if _, err := s.Renew(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	c.put(t, "/subnets-old/10.5.1.0-24", "not a lease: outside the prefix")
+	l.BackendType = "host-gw"
+	if _, err := s.Renew(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.next(t); len(got.Leases) != 1 || got.Leases[0].BackendType != "host-gw" || got.Revision <= first.Revision {
+		t.Errorf("list: %+v", got)
+	}
+}
+
+func TestWipedAndRestoredDataIsNoticed(t *testing.T) {
+	server := serve(t)
+	const prefix = "/net"
+	operate(t, server, prefix).put(t, "/config", onlyV4)
+	network := parseNetwork(t, onlyV4)
+	restart := func(wipe bool) {
+		t.Helper()
+		server.Close()
+		if wipe {
+			if err := server.Wipe(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t, quiet(server, prefix, 0))
+	l := mustClaim(t, s, request(network, 0))
+	for range 5 { // so that the revision of the new data is smaller
+		if _, err := s.Renew(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := startWatch(t, s)
+	before := w.next(t)
+
+	restart(false)
+	operate(t, server, prefix).putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: l.Attrs})
+	restart(true)
+	t.Logf("wiped: %v", w.end(t))
+	w = startWatch(t, s)
+	if got := w.next(t); got.Revision >= before.Revision || len(got.Leases) != 0 {
+		t.Errorf("after the wipe: %+v, before %+v", got, before)
+	}
+	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
+		t.Errorf("renewal after the wipe: %v", err)
+	}
+	r := request(network, 0)
+	r.Previous = l.Subnet
+	if again := mustClaim(t, s, r); !again.SameSubnets(l) {
+		t.Errorf("had %s, claimed %s", l.Subnet, again.Subnet)
+	}
+	if got := w.next(t); len(got.Leases) != 1 {
+		t.Errorf("after the claim: %+v", got)
+	}
+}
+
+func TestWatchSurvivesARestartOrSaysSo(t *testing.T) {
+	server := serve(t)
+	op := operate(t, server, "/net")
+	op.put(t, "/config", onlyV4)
+	s := open(t, quiet(server, "/net", 0))
+	s.callTimeout = 200 * time.Millisecond
+	w := startWatch(t, s)
+	w.next(t)
+	op.put(t, "/subnets/10.5.1.0-24", `{}`)
+	w.next(t) // the stream is open
+	server.Close()
+	t.Logf("stopped: %v", w.end(t))
+	if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err == nil {
+		t.Error("a watch of a stopped server ended without an error")
+	}
+	if _, err := s.Claim(t.Context(), request(parseNetwork(t, onlyV4), 0)); err == nil {
+		t.Error("a claim from a stopped server succeeded")
+	} else {
+		t.Logf("claim: %v", err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	s.callTimeout = defaultCallTimeout
+	l := mustClaim(t, s, request(parseNetwork(t, onlyV4), 0))
+	w = startWatch(t, s)
+	if got := w.next(t); len(got.Leases) != 2 || !got.Leases[0].SameSubnets(l) && !got.Leases[1].SameSubnets(l) {
+		t.Errorf("after the restart: %+v", got)
+	}
+}
+
+func TestCompactedStartIsSaid(t *testing.T) {
+	server := serve(t)
+	op := operate(t, server, "/net")
+	s := open(t, quiet(server, "/net", 0))
+	v, err := s.list(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	op.put(t, "/subnets/10.5.1.0-24", `{}`)
+	op.put(t, "/subnets/10.5.1.0-24", `{"PublicIP":"192.0.2.1"}`)
+	compact(t, server)
+	stream, cancel, err := s.open(t.Context(), v.revision+1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cancel()
+	if r := <-stream; !errors.Is(r.Err(), rpctypes.ErrCompacted) {
+		t.Errorf("got %+v", r)
+	}
+}
+
+func TestOwnerKeyComesBack(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	s.ownerTTL = time.Second
+	l := mustClaim(t, s, request(c.network, 0))
+	grant := c.grantOf(t, "/weft/owners/"+formatKey(l))
+	w := startWatch(t, s)
+	w.next(t)
+	if _, err := c.Revoke(t.Context(), grant); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.end(t); !errors.Is(err, errOwnerGone) {
+		t.Errorf("got %v", err)
+	}
+	startWatch(t, s).next(t)
+	if got := c.all(t, "/weft/owners/"); got[formatKey(l)] == "" {
+		t.Errorf("owner keys: %v", got)
+	}
+	// But not over another daemon that has taken it meanwhile.
+	s = open(t, c.config(1))
+	l = mustClaim(t, s, request(c.network, 1))
+	c.put(t, "/weft/owners/"+formatKey(l), `{"id":"other","node":"bob"}`)
+	if err := startWatch(t, s).end(t); !errors.Is(err, lease.ErrInUse) || !strings.Contains(err.Error(), `"bob"`) {
+		t.Errorf("got %v", err)
+	}
+	startWatch(t, s).next(t) // said once; the list is delivered all the same
+}
+
+// pipe is a connection to a server that can be cut without a word, as a dead firewall does.
+type pipe struct {
+	listener net.Listener
+	mu       sync.Mutex
+	dead     bool
+	conns    []net.Conn
+}
+
+func newPipe(t *testing.T, server *etcdserver.Server) *pipe {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pipe{listener: l}
+	var all sync.WaitGroup
+	all.Go(func() {
+		for {
+			in, err := l.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", strings.TrimPrefix(server.Endpoint(), "http://"))
+			if err != nil {
+				in.Close()
+				continue
+			}
+			p.mu.Lock()
+			p.conns = append(p.conns, in, out)
+			p.mu.Unlock()
+			all.Go(func() { p.copy(in, out) })
+			all.Go(func() { p.copy(out, in) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		p.mu.Lock()
+		for _, c := range p.conns {
+			c.Close()
+		}
+		p.mu.Unlock()
+		all.Wait()
+	})
+	return p
+}
+
+func (p *pipe) copy(to io.Writer, from io.Reader) {
+	b := make([]byte, 64<<10)
+	for {
+		n, err := from.Read(b)
+		if err != nil {
+			return
+		}
+		p.mu.Lock()
+		dead := p.dead
+		p.mu.Unlock()
+		if dead {
+			continue
+		}
+		if _, err := to.Write(b[:n]); err != nil {
+			return
+		}
+	}
+}
+
+func (p *pipe) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.dead = true
+}
+
+func TestWatchNoticesASilentServer(t *testing.T) {
+	server := serve(t)
+	p := newPipe(t, server)
+	config := quiet(server, "/net", 0)
+	config.Endpoints = []string{"http://" + p.listener.Addr().String()}
+	s := open(t, config)
+	s.callTimeout = 200 * time.Millisecond
+	w := startWatch(t, s)
+	w.next(t)
+	operate(t, server, "/net").put(t, "/subnets/10.5.1.0-24", `{}`)
+	w.next(t) // the stream is open
+	p.cut()
+	t.Logf("cut: %v", w.end(t))
+	if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err == nil {
+		t.Error("a watch through a dead connection ended without an error")
+	}
+}
+
+func TestApply(t *testing.T) {
+	put := func(key, value string) *clientv3.Event {
+		return &clientv3.Event{Type: mvccpb.PUT, Kv: &mvccpb.KeyValue{Key: []byte("/s/" + key), Value: []byte(value), ModRevision: 5}}
+	}
+	del := func(key string) *clientv3.Event {
+		return &clientv3.Event{Type: mvccpb.DELETE, Kv: &mvccpb.KeyValue{Key: []byte("/s/" + key), ModRevision: 5}}
+	}
+	tests := []struct {
+		name   string
+		event  *clientv3.Event
+		change bool
+		left   int
+	}{
+		{"new", put("10.5.2.0-24", `{}`), true, 2},
+		{"changed", put("10.5.1.0-24", `{"PublicIP":"192.0.2.9"}`), true, 1},
+		{"renewed", put("10.5.1.0-24", `{"PublicIP":"192.0.2.1"}`), false, 1},
+		{"became unreadable", put("10.5.1.0-24", `x`), true, 0},
+		{"new but unreadable", put("foo", `{}`), false, 1},
+		{"deleted", del("10.5.1.0-24"), true, 0},
+		{"deleted what was not there", del("10.5.2.0-24"), false, 1},
+		{"deleted what was unreadable", del("bad"), false, 1},
+		{"became readable", put("10.5.9.0-24", `{}`), true, 2},
+	}
+	for _, test := range tests {
+		v := newView("/s/", 1, 3, []*mvccpb.KeyValue{
+			{Key: []byte("/s/10.5.1.0-24"), Value: []byte(`{"PublicIP":"192.0.2.1"}`), ModRevision: 2},
+			{Key: []byte("/s/10.5.9.0-24"), Value: []byte(`x`), ModRevision: 2},
+			{Key: []byte("/s/bad"), Value: []byte(`{}`), ModRevision: 2},
+		})
+		r := clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5}, Events: []*clientv3.Event{test.event}}
+		if got := v.apply(r); got != test.change || len(v.snapshot().Leases) != test.left || v.snapshot().Revision != 5 {
+			t.Errorf("%s: change %v, list %+v", test.name, got, v.snapshot())
+		}
+	}
+}
