@@ -1,0 +1,224 @@
+package fib
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+)
+
+// slowTable is the table as one would first write it: every prefix of every node looked at, the longest wins, and of
+// equals the first.
+type slowTable []Node
+
+func (s slowTable) lookup(a netip.Addr) (int, bool) {
+	best, bits := -1, -1
+	for i, n := range s {
+		for _, p := range n.Prefixes {
+			if p.Contains(a) && p.Bits() > bits {
+				best, bits = i, p.Bits()
+			}
+		}
+	}
+	return best, best >= 0
+}
+
+func (s slowTable) byEndpoint(a netip.Addr) (int, bool) {
+	for i, n := range s {
+		if n.Endpoint.Addr() == a {
+			return i, true
+		}
+	}
+	return 0, false
+}
+
+func addr4(rng *rand.Rand) netip.Addr {
+	v := rng.Uint32() & 0x000fffff // few enough that prefixes meet
+	return netip.AddrFrom4([4]byte{10, byte(v >> 16), byte(v >> 8), byte(v)})
+}
+
+func addr6(rng *rand.Rand) netip.Addr {
+	v := rng.Uint32() & 0x000fffff
+	return netip.AddrFrom16([16]byte{0: 0xfd, 5: byte(v >> 16), 6: byte(v >> 8), 7: byte(v), 15: byte(rng.Uint32())})
+}
+
+func randomNodes(rng *rand.Rand, n int) []Node {
+	nodes := make([]Node, n)
+	for i := range nodes {
+		nodes[i].Name = fmt.Sprint("node", i)
+		nodes[i].Endpoint = netip.AddrPortFrom(addr4(rng), 8285)
+		for range rng.IntN(3) {
+			nodes[i].Prefixes = append(nodes[i].Prefixes, netip.PrefixFrom(addr4(rng), 8+rng.IntN(25)))
+		}
+		for range rng.IntN(3) {
+			nodes[i].Prefixes = append(nodes[i].Prefixes, netip.PrefixFrom(addr6(rng), 40+rng.IntN(89)))
+		}
+	}
+	return nodes
+}
+
+func TestTableAgainstLinearScan(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 50 {
+		nodes := randomNodes(rng, 1+rng.IntN(200))
+		table, slow := New(nodes), slowTable(nodes)
+		for range 500 {
+			for _, a := range []netip.Addr{addr4(rng), addr6(rng)} {
+				got, ok := table.Lookup(a)
+				if want, wantOK := slow.lookup(a); ok != wantOK || ok && got != want {
+					t.Fatalf("Lookup(%v) = %d %v, want %d %v", a, got, ok, want, wantOK)
+				}
+			}
+		}
+		for _, n := range append(nodes, randomNodes(rng, 20)...) {
+			got, ok := table.ByEndpoint(n.Endpoint.Addr())
+			if want, wantOK := slow.byEndpoint(n.Endpoint.Addr()); ok != wantOK || got != want {
+				t.Fatalf("ByEndpoint(%v) = %d %v, want %d %v", n.Endpoint.Addr(), got, ok, want, wantOK)
+			}
+		}
+	}
+}
+
+func TestTableEdges(t *testing.T) {
+	nodes := []Node{
+		{Name: "first", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.7/24"), {}}, Endpoint: netip.MustParseAddrPort("192.0.2.1:8285")},
+		{Name: "same prefix and endpoint", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24")}, Endpoint: netip.MustParseAddrPort("192.0.2.1:9000")},
+		{Name: "longer", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.128/25")}},
+		{Name: "mapped endpoint", Endpoint: netip.MustParseAddrPort("[::ffff:192.0.2.9]:8285")},
+	}
+	table := New(nodes)
+	for _, c := range []struct {
+		addr string
+		want int // -1: none
+	}{
+		{"10.5.1.0", 0}, {"10.5.1.127", 0}, {"10.5.1.128", 2}, {"10.5.1.255", 2}, {"10.5.2.0", -1}, {"10.5.0.255", -1},
+		{"fd00::1", -1}, {"0.0.0.0", -1},
+	} {
+		got, ok := table.Lookup(netip.MustParseAddr(c.addr))
+		if !ok {
+			got = -1
+		}
+		if got != c.want {
+			t.Errorf("Lookup(%s) = %d, want %d", c.addr, got, c.want)
+		}
+	}
+	if i, ok := table.ByEndpoint(netip.MustParseAddr("192.0.2.1")); !ok || i != 0 {
+		t.Errorf("shared endpoint: %d %v", i, ok)
+	}
+	if i, ok := table.ByEndpoint(netip.MustParseAddr("192.0.2.9")); !ok || i != 3 {
+		t.Errorf("IPv4 endpoint written as IPv6: %d %v", i, ok)
+	}
+	if _, ok := table.ByEndpoint(netip.Addr{}); ok {
+		t.Error("a node without an endpoint is found by none")
+	}
+	if table.Node(2).Name != "longer" || table.Len() != 4 {
+		t.Errorf("Node(2) = %v of %d", table.Node(2), table.Len())
+	}
+}
+
+func TestZeroTableIsEmpty(t *testing.T) {
+	var table Table
+	if _, ok := table.Lookup(netip.MustParseAddr("10.5.1.1")); ok {
+		t.Error("Lookup found a node")
+	}
+	if _, ok := table.ByEndpoint(netip.MustParseAddr("10.5.1.1")); ok {
+		t.Error("ByEndpoint found a node")
+	}
+}
+
+// TestSwapWhileReading is the way a table is used; with the race detector it also proves that readers need no lock.
+func TestSwapWhileReading(t *testing.T) {
+	build := func(n int) *Table { return New(clusterNodes(n)) }
+	var current atomic.Pointer[Table]
+	current.Store(build(1))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range 50 {
+			current.Store(build(1 + i))
+		}
+	}()
+	for {
+		if i, ok := current.Load().Lookup(netip.MustParseAddr("10.0.0.9")); !ok || i != 0 {
+			t.Errorf("node %d %v", i, ok)
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
+// clusterNodes gives each of n nodes one /24, as flannel does by default.
+func clusterNodes(n int) []Node {
+	nodes := make([]Node, n)
+	for i := range nodes {
+		nodes[i] = Node{
+			Name:     fmt.Sprint("node", i),
+			Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)},
+			Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 16, byte(i >> 8), byte(i)}), 8285),
+		}
+	}
+	return nodes
+}
+
+func TestLookupsDoNotAllocate(t *testing.T) {
+	table := New(clusterNodes(10_000))
+	inner, outer := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("172.16.9.9")
+	if n := testing.AllocsPerRun(1000, func() {
+		table.Lookup(inner)
+		table.ByEndpoint(outer)
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+var sizes = []int{1, 100, 10_000}
+
+func BenchmarkLookup(b *testing.B) {
+	for _, n := range sizes {
+		table := New(clusterNodes(n))
+		addrs := make([]netip.Addr, 1024)
+		rng := rand.New(rand.NewPCG(5, 6))
+		for i := range addrs {
+			node := rng.IntN(n)
+			addrs[i] = netip.AddrFrom4([4]byte{10, byte(node >> 8), byte(node), 9})
+		}
+		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, ok := table.Lookup(addrs[i%len(addrs)]); !ok {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkByEndpoint(b *testing.B) {
+	for _, n := range sizes {
+		nodes := clusterNodes(n)
+		table := New(nodes)
+		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, ok := table.ByEndpoint(nodes[i%n].Endpoint.Addr()); !ok {
+					b.Fatal("not found")
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkNew(b *testing.B) {
+	for _, n := range sizes {
+		nodes := clusterNodes(n)
+		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
+			for b.Loop() {
+				New(nodes)
+			}
+		})
+	}
+}
