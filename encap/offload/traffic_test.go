@@ -132,7 +132,7 @@ func (t *traffic) packets(n int) [][]byte {
 	for len(out) < n {
 		f := &t.flows[t.rnd.IntN(len(t.flows))]
 		size := []int{1, 5, 64, 300, 1000, 1400}[t.rnd.IntN(6)]
-		for _, p := range t.run(f, 1+t.rnd.IntN(60), size) {
+		for _, p := range t.run(f, 1+t.rnd.IntN([]int{10, 60, 200}[t.rnd.IntN(3)]), size) {
 			switch {
 			case t.rnd.IntN(40) == 0:
 				out = append(out, t.disturb(p))
