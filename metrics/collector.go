@@ -75,6 +75,8 @@ func stateMetrics() []metric {
 			func(s *scrape) []sample { return []sample{{value: float64(s.StoreRevision)}} }},
 		{Info{"weft_nodes", "Other nodes known from the lease store.", gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Nodes)}} }},
+		{Info{"weft_nodes_unreachable", "Other nodes with a subnet that this node has no path to; /status says why.", gauge, nil},
+			func(s *scrape) []sample { return []sample{{value: float64(s.Unreachable)}} }},
 		{Info{"weft_lease_held", "Whether this node holds a lease on its subnet (1 yes, 0 no).", gauge, nil},
 			func(s *scrape) []sample { return yesNo(s.Lease.Held) }},
 		{Info{"weft_lease_age_seconds", "Time since this process got its lease; left out while it holds none.", gauge, nil},

@@ -21,6 +21,7 @@ func full() Snapshot {
 		Conditions:     []Condition{{"lease", true}, {"device", false}},
 		StoreConnected: true,
 		StoreRevision:  71,
+		Unreachable:    1,
 		Lease:          Lease{Held: true, Age: 90 * time.Second, Expires: 24*time.Hour - 90*time.Second},
 		Nodes:          2,
 		Traffic: &Traffic{
@@ -82,6 +83,7 @@ weft_condition{condition="lease"} 1
 weft_store_connected 1
 weft_store_revision 71
 weft_nodes 2
+weft_nodes_unreachable 1
 weft_lease_held 1
 weft_lease_age_seconds 90
 weft_lease_expiry_seconds 86310

@@ -15,6 +15,8 @@ type Snapshot struct {
 	Lease         Lease
 	// Nodes is how many other nodes are known.
 	Nodes int
+	// Unreachable is how many of them have a subnet that this node has no path to.
+	Unreachable int
 
 	// Traffic is nil while there is no dataplane.
 	Traffic *Traffic

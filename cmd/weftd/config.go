@@ -33,6 +33,7 @@ type config struct {
 	backtraceAt  string
 	logFormat    string
 	leaseFile    string
+	wireGuardKey string // path of the key file; only a variable sets it
 	nodeName     string
 	sourceCheck  dataplane.SourceCheck
 	workers      int  // 0: one for each CPU

@@ -37,6 +37,7 @@ func defaults() config {
 		healthzIP:    "0.0.0.0",
 		logFormat:    "text",
 		sourceCheck:  dataplane.CheckKnown,
+		wireGuardKey: "/run/flannel/wgkey",
 	}
 }
 
@@ -181,10 +182,12 @@ func TestFlagsTogether(t *testing.T) {
 		{"NODE_NAME names the node", nil, map[string]string{"NODE_NAME": "a"}, func(c *config) { c.nodeName = "a" }},
 		{"the flag's own variable wins over NODE_NAME", nil, map[string]string{"NODE_NAME": "a", "WEFTD_NODE_NAME": "b"},
 			func(c *config) { c.nodeName = "b" }},
+		{"flannel's variable for the WireGuard key", nil, map[string]string{"WIREGUARD_KEY_FILE": "/k"},
+			func(c *config) { c.wireGuardKey = "/k" }},
 		{"other variables that begin alike are left alone", nil, map[string]string{"WEFTD_PORT": "tcp://10.0.0.1:80"},
 			func(*config) {}},
 		{"with --version the environment is not looked at", []string{"--version"}, map[string]string{"WEFTD_V": "bad"},
-			func(c *config) { c.showVersion = true }},
+			func(c *config) { c.showVersion, c.wireGuardKey = true, "" }},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -115,12 +115,12 @@ func TestStatusAsMetrics(t *testing.T) {
 		Conditions: []condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "no"}},
 		Lease:      &leaseStatus{Held: true, Since: time.Now().Add(-time.Hour), Expires: time.Now().Add(time.Minute)},
 		Store:      storeStatus{Connected: true, Revision: 9},
-		Nodes:      make([]nodeStatus, 3),
+		Nodes:      []nodeStatus{{}, {Unreachable: "no"}, {}},
 		Kernel:     kernelStatus{Synced: true, Repairs: 4},
 		Rules:      rulesStatus{InPlace: true, Repairs: 5},
 	}
 	m := s.metrics()
-	if !m.Ready || !m.StoreConnected || m.StoreRevision != 9 || m.Nodes != 3 || !m.ReconcilerInSync || m.KernelRepairs != 4 ||
+	if !m.Ready || !m.StoreConnected || m.StoreRevision != 9 || m.Nodes != 3 || m.Unreachable != 1 || !m.ReconcilerInSync || m.KernelRepairs != 4 ||
 		!m.RulesInPlace || m.RuleRepairs != 5 || len(m.Conditions) != 2 || m.Conditions[0] != (metrics.Condition{Name: "lease", OK: true}) {
 		t.Errorf("got %+v", m)
 	}

@@ -83,5 +83,6 @@ func parse(args []string, getenv func(string) string) (*config, error) {
 		return &c, err
 	}
 	c.nodeName = cmp.Or(c.nodeName, getenv("NODE_NAME"))
+	c.wireGuardKey = cmp.Or(getenv("WIREGUARD_KEY_FILE"), "/run/flannel/wgkey")
 	return &c, c.check()
 }

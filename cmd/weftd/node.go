@@ -40,13 +40,15 @@ type node struct {
 	rules      *netfilter.Manager
 	previous   subnetEnv // of an earlier run
 
-	iface   ctrl.Iface
-	device  string // of the engine
+	host    ctrl.Self // what the backend knows of this machine, interface and device included
 	backend ctrl.Backend
+	attrs   lease.Attrs // as last published
 	state   lease.State
 	self    lease.Lease       // the last lease held
 	since   time.Time         // when it was got; zero: none so far
 	wanted  netfilter.Desired // as last set
+
+	unreachable []ctrl.Unreachable // of the last plan
 
 	written subnetEnv // what subnet.env says; zero: nothing yet
 	fileErr error     // why it could not be written
@@ -124,13 +126,13 @@ func (n *node) warnOfLostSubnet(s lease.State) {
 // ifaceChanged follows the underlay interface: the sockets move, the lease tells
 // the other nodes, and MTU and routes are planned anew.
 func (n *node) ifaceChanged(i ctrl.Iface) {
-	i.Reason = n.iface.Reason
-	if i == n.iface {
+	i.Reason = n.host.Iface.Reason
+	if i == n.host.Iface {
 		return
 	}
 	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,
 		"address", show(i.Addr, i.Addr6), "public", show(i.Public, i.Public6))
-	if err := n.plan(i); err != nil {
+	if err := n.prepare(i); err != nil {
 		n.log.Error("cannot follow the interface", "err", err)
 		return
 	}
@@ -141,33 +143,37 @@ func (n *node) ifaceChanged(i ctrl.Iface) {
 		}
 		n.engine.SetMTU(spec.MTU)
 	}
-	n.manager.SetAttrs(attrs(i, spec))
+	if a := attrs(i, spec); !a.Equal(n.attrs) {
+		n.attrs = a
+		n.manager.SetAttrs(a)
+	}
 	n.replan()
 }
 
 // deviceChanged follows a device that the engine had to make again under another name.
 func (n *node) deviceChanged() {
-	if n.engine == nil || n.engine.Device() == n.device {
+	if n.engine == nil || n.engine.Device() == n.host.Device {
 		return
 	}
-	if err := n.plan(n.iface); err != nil {
+	if err := n.prepare(n.host.Iface); err != nil {
 		n.log.Error("cannot follow the device", "err", err)
 		return
 	}
 	n.replan()
 }
 
-// plan makes the backend anew for the interface and the engine's device.
-func (n *node) plan(i ctrl.Iface) error {
-	device := ""
+// prepare makes the backend anew for the interface and the engine's device.
+func (n *node) prepare(i ctrl.Iface) error {
+	host := n.host
+	host.Iface = i
 	if n.engine != nil {
-		device = n.engine.Device()
+		host.Device = n.engine.Device()
 	}
-	backend, err := ctrl.NewBackend(n.network, ctrl.Self{Iface: i, Device: device})
+	backend, err := ctrl.NewBackend(n.network, host)
 	if err != nil {
 		return err
 	}
-	n.iface, n.device, n.backend = i, device, backend
+	n.host, n.backend = host, backend
 	return nil
 }
 
@@ -176,11 +182,13 @@ func (n *node) replan() {
 	if n.since.IsZero() {
 		return
 	}
+	plan := n.backend.Plan(n.self, n.state.All)
+	n.unreachable = plan.Unreachable
 	if n.engine != nil {
-		spec := n.backend.Spec()
-		n.engine.SetNodes(fibNode(n.self, spec), fibNodes(n.peers(), spec))
+		port := uint16(n.backend.Spec().Port)
+		n.engine.SetNodes(fibNode(n.self, nil, port), fibNodes(n.peers(), plan.Unreachable, port))
 	}
-	n.reconciler.Set(n.backend.Plan(n.self, n.state.All))
+	n.reconciler.Set(plan)
 	// Setting rules that are set already would have them all looked up again.
 	if d := n.desiredRules(); !reflect.DeepEqual(d, n.wanted) {
 		n.rules.Set(d)
@@ -220,38 +228,31 @@ func (n *node) peers() []lease.Lease {
 	return others
 }
 
-// fibNodes are the nodes that the engine can send to.
-func fibNodes(leases []lease.Lease, spec ctrl.Spec) []fib.Node {
+// fibNodes are the nodes that the engine can send to: all but what the plan has
+// found no path to. The leases hold no port, as all nodes of a udp network share it.
+func fibNodes(leases []lease.Lease, without []ctrl.Unreachable, port uint16) []fib.Node {
+	skip := map[netip.Prefix]bool{}
+	for _, u := range without {
+		skip[u.Subnet] = true
+	}
 	var nodes []fib.Node
 	for _, l := range leases {
-		if unreachable(l, spec) == "" {
-			nodes = append(nodes, fibNode(l, spec))
+		if n := fibNode(l, skip, port); len(n.Prefixes) > 0 {
+			nodes = append(nodes, n)
 		}
 	}
 	return nodes
 }
 
-// fibNode is a lease as the engine knows it. The port is our own, as the leases
-// hold none: all nodes of a udp network share it.
-func fibNode(l lease.Lease, spec ctrl.Spec) fib.Node {
-	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), uint16(spec.Port))}
+// fibNode is a lease as the engine knows it.
+func fibNode(l lease.Lease, skip map[netip.Prefix]bool, port uint16) fib.Node {
+	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), port)}
 	for _, p := range []netip.Prefix{l.Subnet, l.Subnet6} {
-		if p.IsValid() {
+		if p.IsValid() && !skip[p] {
 			n.Prefixes = append(n.Prefixes, p)
 		}
 	}
 	return n
-}
-
-// unreachable says why nothing can be sent to the node of the lease, or nothing.
-func unreachable(l lease.Lease, spec ctrl.Spec) string {
-	switch {
-	case !l.Public().IsValid() || l.Public().IsUnspecified():
-		return "its lease has no public address"
-	case l.BackendType != spec.LeaseType:
-		return "its backend is " + l.BackendType + ", this node's is " + spec.Type
-	}
-	return ""
 }
 
 // attrs is what the lease tells the other nodes.

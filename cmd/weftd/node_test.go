@@ -26,9 +26,9 @@ func testLease(name, subnet, public string) lease.Lease {
 }
 
 func TestFibNodes(t *testing.T) {
-	vxlan := testLease("v", "10.5.3.0/24", "192.0.2.3")
-	vxlan.BackendType = "vxlan"
-	nowhere := testLease("u", "10.5.4.0/24", "0.0.0.0")
+	gone := testLease("g", "10.5.3.0/24", "192.0.2.3")
+	half := testLease("h", "10.5.4.0/24", "192.0.2.4")
+	half.Subnet6 = prefix("fd00:4::/64")
 	dual := testLease("d", "10.5.2.0/24", "192.0.2.2")
 	dual.Subnet6 = prefix("fd00:2::/64")
 	six := lease.Lease{Node: "s", Subnet6: prefix("fd00:6::/64"), Attrs: lease.Attrs{PublicIPv6: addr("2001:db8::6")}}
@@ -36,24 +36,15 @@ func TestFibNodes(t *testing.T) {
 	// Ours has lapsed and went to another node: what belongs here stays here.
 	usurper := testLease("x", "10.5.1.0/24", "192.0.2.9")
 
-	n := &node{self: self, state: lease.State{All: []lease.Lease{self, usurper, dual, vxlan, nowhere, six}}}
-	spec := ctrl.Spec{Type: "udp", Port: 8285}
+	n := &node{self: self, state: lease.State{All: []lease.Lease{self, usurper, dual, gone, half, six}}}
+	without := []ctrl.Unreachable{{Subnet: gone.Subnet}, {Subnet: half.Subnet6}}
 	want := []fib.Node{
 		{Name: "d", Prefixes: []netip.Prefix{dual.Subnet, dual.Subnet6}, Endpoint: netip.MustParseAddrPort("192.0.2.2:8285")},
+		{Name: "h", Prefixes: []netip.Prefix{half.Subnet}, Endpoint: netip.MustParseAddrPort("192.0.2.4:8285")},
 		{Name: "s", Prefixes: []netip.Prefix{six.Subnet6}, Endpoint: netip.MustParseAddrPort("[2001:db8::6]:8285")},
 	}
-	if got := fibNodes(n.peers(), spec); !reflect.DeepEqual(got, want) {
+	if got := fibNodes(n.peers(), without, 8285); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
-	}
-	for l, want := range map[*lease.Lease]string{
-		&dual: "", &six: "", &nowhere: "its lease has no public address", &vxlan: "its backend is vxlan, this node's is udp",
-	} {
-		if got := unreachable(*l, spec); got != want {
-			t.Errorf("%s: %q, want %q", l.Node, got, want)
-		}
-	}
-	if got := unreachable(vxlan, ctrl.Spec{Type: "vxlan", LeaseType: "vxlan"}); got != "" {
-		t.Errorf("a node of our own backend is unreachable: %s", got)
 	}
 }
 

@@ -74,24 +74,12 @@ func (d *weftd) run(ctx context.Context) (err error) {
 	}
 	d.log.Info("interface chosen", "name", iface.Name, "reason", iface.Reason, "mtu", iface.MTU,
 		"address", show(iface.Addr, iface.Addr6), "public", show(iface.Public, iface.Public6))
-	n, err := d.newNode(network, iface)
+	n, err := d.newNode(kernel, network, iface)
 	if err != nil {
 		return err
 	}
-	if n.engine != nil {
-		defer func() { err = errors.Join(err, n.engine.Close()) }()
-	}
-	n.reconciler = ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log})
-	n.rules = netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second})
-	previous := readSubnetEnv(d.cfg.subnetFile, d.log)
-	n.manager = lease.NewManager(store, lease.Request{
-		Network:   network,
-		Attrs:     attrs(iface, n.backend.Spec()),
-		Node:      d.name,
-		Previous:  previous.subnet,
-		Previous6: previous.subnet6,
-	}, lease.Options{Margin: time.Duration(d.cfg.renewMargin) * time.Minute, Log: d.log})
-	n.previous = previous
+	defer func() { err = errors.Join(err, n.close()) }()
+	n.connect(store)
 	return n.run(ctx)
 }
 
@@ -155,17 +143,44 @@ func (d *weftd) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
 // newNode makes the backend that the network config asks for, and the engine if
 // that backend's packets go through one. The engine comes before the lease: a port
 // in use then ends the daemon without a lease that nobody serves for a day.
-func (d *weftd) newNode(network lease.Network, iface ctrl.Iface) (*node, error) {
-	backend, err := ctrl.NewBackend(network, ctrl.Self{Iface: iface})
+func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.Iface) (*node, error) {
+	host, err := kernel.Self(network, iface, ctrl.SelfOptions{KeyFile: d.cfg.wireGuardKey, Blackhole: d.cfg.blackhole})
 	if err != nil {
 		return nil, err
 	}
-	n := &node{weftd: d, network: network, iface: iface, backend: backend}
-	spec := backend.Spec()
+	n := &node{
+		weftd:      d,
+		network:    network,
+		host:       host,
+		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
+		rules:      netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second}),
+		previous:   readSubnetEnv(d.cfg.subnetFile, d.log),
+	}
+	if err := n.prepare(iface); err != nil {
+		return nil, err
+	}
+	spec := n.backend.Spec()
 	if !spec.Userspace {
 		return n, nil
 	}
-	n.engine, err = dataplane.Open(dataplane.Config{
+	// The device's name and the port may still be taken by what another backend left.
+	if err := ctrl.ApplyOnce(kernel, n.backend.Plan(lease.Lease{}, nil)); err != nil {
+		d.log.Warn("cannot clear away what an earlier backend left", "err", err)
+	}
+	if n.engine, err = d.openEngine(iface, spec); err != nil {
+		return nil, err
+	}
+	if err := n.prepare(iface); err != nil { // now with the device's name
+		return nil, errors.Join(err, n.close())
+	}
+	return n, nil
+}
+
+// devicePattern is the name of flannel's TUN device; the kernel counts up.
+const devicePattern = "flannel%d"
+
+func (d *weftd) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine, error) {
+	e, err := dataplane.Open(dataplane.Config{
 		Device:      devicePattern,
 		Bind:        bindAddress(iface, spec),
 		MTU:         spec.MTU,
@@ -174,13 +189,30 @@ func (d *weftd) newNode(network lease.Network, iface ctrl.Iface) (*node, error) 
 		Log:         d.log,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("udp backend on port %d: %w", spec.Port, err)
+		return nil, fmt.Errorf("%s backend on port %d: %w", spec.Type, spec.Port, err)
 	}
-	return n, n.plan(iface)
+	return e, nil
 }
 
-// devicePattern is the name of flannel's TUN device; the kernel counts up.
-const devicePattern = "flannel%d"
+// connect makes the manager that will hold this node's lease in the store.
+func (n *node) connect(store lease.Store) {
+	n.attrs = attrs(n.host.Iface, n.backend.Spec())
+	n.manager = lease.NewManager(store, lease.Request{
+		Network:   n.network,
+		Attrs:     n.attrs,
+		Node:      n.name,
+		Previous:  n.previous.subnet,
+		Previous6: n.previous.subnet6,
+	}, lease.Options{Margin: time.Duration(n.cfg.renewMargin) * time.Minute, Log: n.log})
+}
+
+// close takes down what run leaves.
+func (n *node) close() error {
+	if n.engine == nil {
+		return nil
+	}
+	return n.engine.Close()
+}
 
 // nodeName is what the stores that know nodes by name call this one.
 func nodeName(cfg *config, log *slog.Logger) string {

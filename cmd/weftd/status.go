@@ -67,7 +67,7 @@ type nodeStatus struct {
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Public  netip.Addr   `json:"public,omitzero"`
-	// Unreachable says why nothing is sent to the node; empty if it is.
+	// Unreachable says why one of its subnets cannot be reached; empty if all can.
 	Unreachable string `json:"unreachable,omitempty"`
 }
 
@@ -92,6 +92,12 @@ type rulesStatus struct {
 
 // metrics returns the same as numbers.
 func (s status) metrics() metrics.Snapshot {
+	unreachable := 0
+	for _, n := range s.Nodes {
+		if n.Unreachable != "" {
+			unreachable++
+		}
+	}
 	m := metrics.Snapshot{
 		Ready:            s.Ready,
 		StoreConnected:   s.Store.Connected,
@@ -99,6 +105,7 @@ func (s status) metrics() metrics.Snapshot {
 		Nodes:            len(s.Nodes),
 		Traffic:          s.Traffic,
 		ReconcilerInSync: s.Kernel.Synced,
+		Unreachable:      unreachable,
 		KernelRepairs:    s.Kernel.Repairs,
 		RulesInPlace:     s.Rules.InPlace,
 		RuleRepairs:      s.Rules.Repairs,

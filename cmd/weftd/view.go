@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"errors"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -35,15 +37,19 @@ type view struct {
 // publish makes what the node knows now visible to requests.
 func (n *node) publish() {
 	v := &view{
-		iface: n.iface, spec: n.backend.Spec(), device: n.device,
+		iface: n.host.Iface, spec: n.backend.Spec(), device: n.host.Device,
 		state: n.state, since: n.since, self: n.self,
 		file: n.cfg.subnetFile, fileOK: n.written != subnetEnv{}, fileErr: n.fileErr,
 		engine: n.engine, reconciler: n.reconciler, rules: n.rules,
 	}
+	why := map[netip.Prefix]string{}
+	for _, u := range n.unreachable {
+		why[u.Subnet] = u.Reason
+	}
 	for _, l := range n.peers() {
 		v.nodes = append(v.nodes, nodeStatus{
 			Name: l.Node, Subnet: l.Subnet, Subnet6: l.Subnet6, Public: l.Public(),
-			Unreachable: unreachable(l, v.spec),
+			Unreachable: cmp.Or(why[l.Subnet], why[l.Subnet6]),
 		})
 	}
 	n.seen.Store(v)
