@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -111,32 +112,46 @@ func options(c *config) []option {
 	return append(flannelOptions(c), ownOptions(c)...)
 }
 
+// filePath is what a flag for a file takes.
+const filePath = "the path of a file"
+
 // flannelOptions is flannel's whole command line: names, types and defaults are
 // those of its v0.28.9.
 func flannelOptions(c *config) []option {
-	const path = "the path of a file"
+	return slices.Concat(etcdOptions(c), kubeOptions(c), underlayOptions(c), nodeOptions(c), processOptions(c))
+}
+
+func etcdOptions(c *config) []option {
 	return []option{
 		{name: "etcd-endpoints", takes: "a comma-separated list of URLs, http://host:port or https://host:port",
 			usage: "etcd servers", value: endpoints(&c.etcd.endpoints, "http://127.0.0.1:4001,http://127.0.0.1:2379")},
 		{name: "etcd-prefix", takes: "a key prefix", usage: "where the config and the leases lie in etcd",
 			value: filled(&c.etcd.prefix, "/coreos.com/network")},
-		{name: "etcd-keyfile", takes: path, usage: "client key for etcd", value: text(&c.etcd.keyFile, "")},
-		{name: "etcd-certfile", takes: path, usage: "client certificate for etcd", value: text(&c.etcd.certFile, "")},
-		{name: "etcd-cafile", takes: path, usage: "certificate authority of the etcd servers", value: text(&c.etcd.caFile, "")},
+		{name: "etcd-keyfile", takes: filePath, usage: "client key for etcd", value: text(&c.etcd.keyFile, "")},
+		{name: "etcd-certfile", takes: filePath, usage: "client certificate for etcd", value: text(&c.etcd.certFile, "")},
+		{name: "etcd-cafile", takes: filePath, usage: "certificate authority of the etcd servers", value: text(&c.etcd.caFile, "")},
 		{name: "etcd-username", takes: "a name", usage: "etcd user", value: text(&c.etcd.username, "")},
 		{name: "etcd-password", takes: "a password", usage: "etcd password", value: text(&c.etcd.password, "")},
+	}
+}
 
+func kubeOptions(c *config) []option {
+	return []option{
 		{name: "kube-subnet-mgr", takes: yesOrNo, usage: "leases from Kubernetes instead of etcd (not supported)",
 			value: yesNo(&c.kube.subnetMgr, false)},
 		{name: "kube-api-url", takes: "a URL", usage: "Kubernetes API server", value: text(&c.kube.apiURL, "")},
-		{name: "kubeconfig-file", takes: path, usage: "Kubernetes client config", value: text(&c.kube.configFile, "")},
+		{name: "kubeconfig-file", takes: filePath, usage: "Kubernetes client config", value: text(&c.kube.configFile, "")},
 		{name: "kube-annotation-prefix", takes: "a prefix", usage: "prefix of the node annotations",
 			value: text(&c.kube.annotationPrefix, "flannel.alpha.coreos.com")},
-		{name: "net-config-path", takes: path, usage: "network config with Kubernetes",
+		{name: "net-config-path", takes: filePath, usage: "network config with Kubernetes",
 			value: text(&c.kube.netConfigPath, "/etc/kube-flannel/net-conf.json")},
 		{name: "set-node-network-unavailable", takes: yesOrNo, usage: "set the node's NetworkUnavailable condition",
 			value: yesNo(&c.kube.setUnavailable, true)},
+	}
+}
 
+func underlayOptions(c *config) []option {
+	return []option{
 		{name: "iface", takes: "an interface name or one of its addresses",
 			usage: "interface to the other nodes; repeat it for more, the first that exists is used",
 			value: names(&c.iface.names)},
@@ -149,8 +164,12 @@ func flannelOptions(c *config) []option {
 			value: address(&c.publicIP, ipv4)},
 		{name: "public-ipv6", takes: "an IPv6 address", usage: "IPv6 address that other nodes send to",
 			value: address(&c.publicIPv6, ipv6)},
+	}
+}
 
-		{name: "subnet-file", takes: path, usage: "where to write the node's subnet for CNI and Docker",
+func nodeOptions(c *config) []option {
+	return []option{
+		{name: "subnet-file", takes: filePath, usage: "where to write the node's subnet for CNI and Docker",
 			value: filled(&c.subnetFile, "/run/flannel/subnet.env")},
 		{name: "subnet-lease-renew-margin", takes: "whole minutes from 1 to 1439",
 			usage: "renew the lease this long before it runs out", value: number(&c.renewMargin, 60, 1, 1439)},
@@ -164,13 +183,16 @@ func flannelOptions(c *config) []option {
 			value: yesNo(&c.forwardRules, true)},
 		{name: "ip-blackhole-route", takes: yesOrNo, usage: "keep a blackhole route for the node's own subnet",
 			value: yesNo(&c.blackhole, false)},
+	}
+}
 
+func processOptions(c *config) []option {
+	return []option{
 		{name: "healthz-ip", takes: "an IP address or a host name", usage: "address of the health and metrics server",
 			value: host(&c.healthzIP, "0.0.0.0")},
 		{name: "healthz-port", takes: "a port from 1 to 65535, or 0 for none", usage: "port of the health and metrics server",
 			value: number(&c.healthzPort, 0, 0, math.MaxUint16)},
 		{name: "version", takes: yesOrNo, usage: "print the version and exit", value: yesNo(&c.showVersion, false), cli: true},
-
 		{name: "v", takes: "a whole number from 0; above 0 shows debug messages", usage: "log level",
 			value: number(&c.verbosity, 0, 0, math.MaxInt32)},
 		{name: "vmodule", takes: "any text", usage: "has no effect", value: text(&c.vmodule, "")},

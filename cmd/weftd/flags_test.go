@@ -201,68 +201,71 @@ func TestFlagsTogether(t *testing.T) {
 	}
 }
 
+const (
+	endpointsTake = `a comma-separated list of URLs, http://host:port or https://host:port`
+	marginTakes   = `whole minutes from 1 to 1439`
+)
+
+// refusals are what is refused and the one line that says so.
+var refusals = []struct {
+	args []string
+	env  map[string]string
+	want string
+}{
+	{args: []string{"--nope"}, want: `--nope: no such flag; weftd -h lists them`},
+	{args: []string{"-nope=1", "-h"}, want: `--nope: no such flag; weftd -h lists them`},
+	{args: []string{"--iface"}, want: `--iface: needs a value, an interface name or one of its addresses`},
+	{args: []string{"x", "--ip-masq"}, want: `argument "x": only flags are taken; weftd -h lists them`},
+	{args: []string{"--", "x"}, want: `argument "--": only flags are taken; weftd -h lists them`},
+	{args: []string{""}, want: `argument "": only flags are taken; weftd -h lists them`},
+	{args: []string{"-"}, want: `argument "-": only flags are taken; weftd -h lists them`},
+	{args: []string{"---v"}, want: `argument "---v": only flags are taken; weftd -h lists them`},
+	{args: []string{"-=1"}, want: `argument "-=1": only flags are taken; weftd -h lists them`},
+	{args: []string{"--ip-masq", "false"}, want: `argument "false": only flags are taken; write --ip-masq=false`},
+	{args: []string{"--ip-masq=yes"}, want: `--ip-masq: "yes" is not allowed, it takes true or false`},
+	{args: []string{"--ip-masq="}, want: `--ip-masq: "" is not allowed, it takes true or false`},
+	{args: []string{"--subnet-lease-renew-margin=0"}, want: `--subnet-lease-renew-margin: "0" is not allowed, it takes ` + marginTakes},
+	{args: []string{"--subnet-lease-renew-margin", "1440"}, want: `--subnet-lease-renew-margin: "1440" is not allowed, it takes ` + marginTakes},
+	{args: []string{"--subnet-lease-renew-margin=1h"}, want: `--subnet-lease-renew-margin: "1h" is not allowed, it takes ` + marginTakes},
+	{env: map[string]string{"FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "x"},
+		want: `FLANNELD_SUBNET_LEASE_RENEW_MARGIN: "x" is not allowed, it takes ` + marginTakes},
+	{env: map[string]string{"WEFTD_IP_MASQ": "on", "FLANNELD_IP_MASQ": "true"},
+		want: `WEFTD_IP_MASQ: "on" is not allowed, it takes true or false`},
+	{args: []string{"--iptables-resync=0"}, want: `--iptables-resync: "0" is not allowed, it takes whole seconds from 1`},
+	{args: []string{"--healthz-port=65536"}, want: `--healthz-port: "65536" is not allowed, it takes a port from 1 to 65535, or 0 for none`},
+	{args: []string{"--healthz-ip=10.0.0.256"}, want: `--healthz-ip: "10.0.0.256" is not allowed, it takes an IP address or a host name`},
+	{args: []string{"--healthz-ip=0.0.0.0/0"}, want: `--healthz-ip: "0.0.0.0/0" is not allowed, it takes an IP address or a host name`},
+	{args: []string{"-v=-1"}, want: `--v: "-1" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
+	{args: []string{"-v=debug"}, want: `--v: "debug" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
+	{args: []string{"-v=4294967296"}, want: `--v: "4294967296" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
+	{args: []string{"--public-ip=fd00::1"}, want: `--public-ip: "fd00::1" is not allowed, it takes an IPv4 address`},
+	{args: []string{"--public-ip=10.0.0.1/24"}, want: `--public-ip: "10.0.0.1/24" is not allowed, it takes an IPv4 address`},
+	{args: []string{"--public-ip=0.0.0.0"}, want: `--public-ip: "0.0.0.0" is not allowed, it takes an IPv4 address`},
+	{args: []string{"--public-ipv6=10.0.0.1"}, want: `--public-ipv6: "10.0.0.1" is not allowed, it takes an IPv6 address`},
+	{args: []string{"--public-ipv6=::ffff:1.2.3.4"}, want: `--public-ipv6: "::ffff:1.2.3.4" is not allowed, it takes an IPv6 address`},
+	{args: []string{"--public-ipv6=fe80::1%eth0"}, want: `--public-ipv6: "fe80::1%eth0" is not allowed, it takes an IPv6 address`},
+	{args: []string{"--public-ipv6=ff02::1"}, want: `--public-ipv6: "ff02::1" is not allowed, it takes an IPv6 address`},
+	{args: []string{"--iface-can-reach=example.com"}, want: `--iface-can-reach: "example.com" is not allowed, it takes an IP address`},
+	{args: []string{"--iface-regex=("}, want: `--iface-regex: "(" is not allowed, it takes a regular expression`},
+	{args: []string{"--etcd-endpoints="}, want: `--etcd-endpoints: "" is not allowed, it takes ` + endpointsTake},
+	{args: []string{"--etcd-endpoints=ftp://a:1"}, want: `--etcd-endpoints: "ftp://a:1" is not allowed, it takes ` + endpointsTake},
+	{args: []string{"--etcd-endpoints=http://a:1,,"}, want: `--etcd-endpoints: "http://a:1,," is not allowed, it takes ` + endpointsTake},
+	{args: []string{"--etcd-endpoints=a"}, want: `--etcd-endpoints: "a" is not allowed, it takes ` + endpointsTake},
+	{args: []string{"--etcd-prefix="}, want: `--etcd-prefix: "" is not allowed, it takes a key prefix`},
+	{args: []string{"--subnet-file="}, want: `--subnet-file: "" is not allowed, it takes the path of a file`},
+	{args: []string{"--source-check=on"}, want: `--source-check: "on" is not allowed, it takes strict, known or off`},
+	{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
+	{args: []string{"--workers=257"}, want: `--workers: "257" is not allowed, it takes a whole number from 0 to 256`},
+	{args: []string{"--kube-subnet-mgr"}, want: `--kube-subnet-mgr: leases from Kubernetes are not supported, ` +
+		`take them from etcd (--etcd-endpoints) or from a file (--lease-file)`},
+	{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: only one of them may be given`},
+	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
+	{args: []string{"--etcd-certfile=/c"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
+	{args: []string{"--pprof"}, want: `--pprof: needs --healthz-port, the port it is served on`},
+}
+
 func TestRefusals(t *testing.T) {
-	const (
-		endpointsTake = `a comma-separated list of URLs, http://host:port or https://host:port`
-		marginTakes   = `whole minutes from 1 to 1439`
-	)
-	tests := []struct {
-		args []string
-		env  map[string]string
-		want string
-	}{
-		{args: []string{"--nope"}, want: `--nope: no such flag; weftd -h lists them`},
-		{args: []string{"-nope=1", "-h"}, want: `--nope: no such flag; weftd -h lists them`},
-		{args: []string{"--iface"}, want: `--iface: needs a value, an interface name or one of its addresses`},
-		{args: []string{"x", "--ip-masq"}, want: `argument "x": only flags are taken; weftd -h lists them`},
-		{args: []string{"--", "x"}, want: `argument "--": only flags are taken; weftd -h lists them`},
-		{args: []string{""}, want: `argument "": only flags are taken; weftd -h lists them`},
-		{args: []string{"-"}, want: `argument "-": only flags are taken; weftd -h lists them`},
-		{args: []string{"---v"}, want: `argument "---v": only flags are taken; weftd -h lists them`},
-		{args: []string{"-=1"}, want: `argument "-=1": only flags are taken; weftd -h lists them`},
-		{args: []string{"--ip-masq", "false"}, want: `argument "false": only flags are taken; write --ip-masq=false`},
-		{args: []string{"--ip-masq=yes"}, want: `--ip-masq: "yes" is not allowed, it takes true or false`},
-		{args: []string{"--ip-masq="}, want: `--ip-masq: "" is not allowed, it takes true or false`},
-		{args: []string{"--subnet-lease-renew-margin=0"}, want: `--subnet-lease-renew-margin: "0" is not allowed, it takes ` + marginTakes},
-		{args: []string{"--subnet-lease-renew-margin", "1440"}, want: `--subnet-lease-renew-margin: "1440" is not allowed, it takes ` + marginTakes},
-		{args: []string{"--subnet-lease-renew-margin=1h"}, want: `--subnet-lease-renew-margin: "1h" is not allowed, it takes ` + marginTakes},
-		{env: map[string]string{"FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "x"},
-			want: `FLANNELD_SUBNET_LEASE_RENEW_MARGIN: "x" is not allowed, it takes ` + marginTakes},
-		{env: map[string]string{"WEFTD_IP_MASQ": "on", "FLANNELD_IP_MASQ": "true"},
-			want: `WEFTD_IP_MASQ: "on" is not allowed, it takes true or false`},
-		{args: []string{"--iptables-resync=0"}, want: `--iptables-resync: "0" is not allowed, it takes whole seconds from 1`},
-		{args: []string{"--healthz-port=65536"}, want: `--healthz-port: "65536" is not allowed, it takes a port from 1 to 65535, or 0 for none`},
-		{args: []string{"--healthz-ip=10.0.0.256"}, want: `--healthz-ip: "10.0.0.256" is not allowed, it takes an IP address or a host name`},
-		{args: []string{"--healthz-ip=0.0.0.0/0"}, want: `--healthz-ip: "0.0.0.0/0" is not allowed, it takes an IP address or a host name`},
-		{args: []string{"-v=-1"}, want: `--v: "-1" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
-		{args: []string{"-v=debug"}, want: `--v: "debug" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
-		{args: []string{"-v=4294967296"}, want: `--v: "4294967296" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
-		{args: []string{"--public-ip=fd00::1"}, want: `--public-ip: "fd00::1" is not allowed, it takes an IPv4 address`},
-		{args: []string{"--public-ip=10.0.0.1/24"}, want: `--public-ip: "10.0.0.1/24" is not allowed, it takes an IPv4 address`},
-		{args: []string{"--public-ip=0.0.0.0"}, want: `--public-ip: "0.0.0.0" is not allowed, it takes an IPv4 address`},
-		{args: []string{"--public-ipv6=10.0.0.1"}, want: `--public-ipv6: "10.0.0.1" is not allowed, it takes an IPv6 address`},
-		{args: []string{"--public-ipv6=::ffff:1.2.3.4"}, want: `--public-ipv6: "::ffff:1.2.3.4" is not allowed, it takes an IPv6 address`},
-		{args: []string{"--public-ipv6=fe80::1%eth0"}, want: `--public-ipv6: "fe80::1%eth0" is not allowed, it takes an IPv6 address`},
-		{args: []string{"--public-ipv6=ff02::1"}, want: `--public-ipv6: "ff02::1" is not allowed, it takes an IPv6 address`},
-		{args: []string{"--iface-can-reach=example.com"}, want: `--iface-can-reach: "example.com" is not allowed, it takes an IP address`},
-		{args: []string{"--iface-regex=("}, want: `--iface-regex: "(" is not allowed, it takes a regular expression`},
-		{args: []string{"--etcd-endpoints="}, want: `--etcd-endpoints: "" is not allowed, it takes ` + endpointsTake},
-		{args: []string{"--etcd-endpoints=ftp://a:1"}, want: `--etcd-endpoints: "ftp://a:1" is not allowed, it takes ` + endpointsTake},
-		{args: []string{"--etcd-endpoints=http://a:1,,"}, want: `--etcd-endpoints: "http://a:1,," is not allowed, it takes ` + endpointsTake},
-		{args: []string{"--etcd-endpoints=a"}, want: `--etcd-endpoints: "a" is not allowed, it takes ` + endpointsTake},
-		{args: []string{"--etcd-prefix="}, want: `--etcd-prefix: "" is not allowed, it takes a key prefix`},
-		{args: []string{"--subnet-file="}, want: `--subnet-file: "" is not allowed, it takes the path of a file`},
-		{args: []string{"--source-check=on"}, want: `--source-check: "on" is not allowed, it takes strict, known or off`},
-		{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
-		{args: []string{"--workers=257"}, want: `--workers: "257" is not allowed, it takes a whole number from 0 to 256`},
-		{args: []string{"--kube-subnet-mgr"}, want: `--kube-subnet-mgr: leases from Kubernetes are not supported, ` +
-			`take them from etcd (--etcd-endpoints) or from a file (--lease-file)`},
-		{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: only one of them may be given`},
-		{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
-		{args: []string{"--etcd-certfile=/c"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
-		{args: []string{"--pprof"}, want: `--pprof: needs --healthz-port, the port it is served on`},
-	}
-	for _, test := range tests {
+	for _, test := range refusals {
 		var stdout, stderr bytes.Buffer
 		code := run(t.Context(), test.args, env(test.env), &stdout, &stderr)
 		if want := "weftd: " + test.want + "\n"; code != 1 || stderr.String() != want || stdout.Len() > 0 {

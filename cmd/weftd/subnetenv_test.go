@@ -102,7 +102,8 @@ func TestSubnetEnvRead(t *testing.T) {
 	}{
 		{"host bits go", "FLANNEL_SUBNET=10.5.77.1/24", subnetEnv{subnet: p("10.5.77.0/24")}, nil},
 		{"shell syntax", "# c\nexport FLANNEL_SUBNET=\"10.5.77.1/24\" # d\nX='y'\n", subnetEnv{subnet: p("10.5.77.0/24")}, nil},
-		{"bad entries of a list are skipped", "FLANNEL_SUBNET=10.5.1.1,10.5.77.1/24,,fd00::1/64,x\nFLANNEL_IPV6_SUBNET=10.5.1.0/24, fd00::1/64",
+		{"bad entries of a list are skipped",
+			"FLANNEL_SUBNET=10.5.1.1,10.5.77.1/24,,fd00::1/64,x\nFLANNEL_IPV6_SUBNET=10.5.1.0/24, fd00::1/64",
 			subnetEnv{subnet: p("10.5.77.0/24"), subnet6: p("fd00::/64")}, []string{"entry=10.5.1.1", "entry=fd00::1/64", "entry=x", "entry=10.5.1.0/24"}},
 		{"two are none", "FLANNEL_NETWORK=10.5.0.0/16,10.6.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24,10.6.1.1/24", subnetEnv{}, nil},
 		{"only bad ones are none", "FLANNEL_SUBNET=bad", subnetEnv{}, []string{"entry=bad"}},
