@@ -1,0 +1,270 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+const dockerOptsUsage = `weft docker-opts [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
+
+Writes the options with which a dockerd puts its containers into this node's subnet, for an EnvironmentFile.
+Takes the flags of flannel's mk-docker-opts.sh and writes what that writes.
+
+  -f  file that the daemon wrote (default /run/flannel/subnet.env)
+  -d  file to write (default /run/docker_opts.env)
+  -i  each option in a variable of its own, like DOCKER_OPT_MTU="--mtu=1472"
+  -c  all options in one variable; neither -i nor -c means both
+  -k  name of that variable (default DOCKER_OPTS)
+  -m  leave --ip-masq out, for an old dockerd that does not know it
+`
+
+// dockerOptPrefix marks the variables that hold one option each; those that stand in the environment already are passed on.
+const dockerOptPrefix = "DOCKER_OPT_"
+
+// errDockerUsage asks for the usage text.
+var errDockerUsage = errors.New("usage wanted")
+
+// dockerFlags is the command line of docker-opts.
+type dockerFlags struct {
+	flannelFile, dockerFile string
+	key                     string
+	individual, combined    bool
+	noIPMasq                bool
+}
+
+// dockerOpts is the subcommand. Its exit status is 1 for the usage text too, as the script's.
+func dockerOpts(args []string) int {
+	return runDockerOpts(args, os.Environ(), "/proc/net/route", os.Stderr)
+}
+
+// runDockerOpts is dockerOpts with all that it takes from the process; routes is the kernel's list of IPv4 routes.
+func runDockerOpts(args, environ []string, routes string, stderr io.Writer) int {
+	f, err := parseDockerFlags(args)
+	if err == nil {
+		err = writeDockerOpts(f, environ, routes)
+	}
+	switch {
+	case errors.Is(err, errDockerUsage):
+		fmt.Fprint(stderr, dockerOptsUsage)
+		return 1
+	case err != nil:
+		return fail(stderr, err)
+	}
+	return 0
+}
+
+// parseDockerFlags reads flags as the shell's getopts does: letters may share a dash, and a value may follow its letter
+// without a blank. What follows the flags is ignored.
+func parseDockerFlags(args []string) (dockerFlags, error) {
+	f := dockerFlags{flannelFile: "/run/flannel/subnet.env", dockerFile: "/run/docker_opts.env", key: "DOCKER_OPTS"}
+	values := map[byte]*string{'f': &f.flannelFile, 'd': &f.dockerFile, 'k': &f.key}
+	switches := map[byte]*bool{'i': &f.individual, 'c': &f.combined, 'm': &f.noIPMasq}
+	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0] != "--" {
+		letters := args[0][1:]
+		args = args[1:]
+		for letters != "" {
+			letter := letters[0]
+			letters = letters[1:]
+			if s := switches[letter]; s != nil {
+				*s = true
+				continue
+			}
+			v := values[letter]
+			if v == nil || letters == "" && len(args) == 0 {
+				return f, errDockerUsage
+			}
+			if letters == "" {
+				letters, args = args[0], args[1:]
+			}
+			*v, letters = letters, ""
+		}
+	}
+	if !f.individual && !f.combined {
+		f.individual, f.combined = true, true
+	}
+	return f, nil
+}
+
+// writeDockerOpts reads, checks and writes. Nothing is written unless all is well, so that no dockerd starts on half of it.
+func writeDockerOpts(f dockerFlags, environ []string, routes string) error {
+	vars, err := dockerVariables(f.flannelFile, environ)
+	if err != nil {
+		return err
+	}
+	text, err := dockerOptions(vars, f)
+	if err != nil {
+		return err
+	}
+	if subnet, err := netip.ParsePrefix(vars["FLANNEL_SUBNET"]); err == nil && subnet.Addr().Is4() {
+		table, err := os.ReadFile(routes)
+		if err != nil {
+			return fmt.Errorf("look for a route to the subnet: %w", err)
+		}
+		if gateway, device, found := routedElsewhere(table, subnet.Masked()); found {
+			return fmt.Errorf("the routing table already sends %s via %s dev %s", subnet.Masked(), gateway, device)
+		}
+	}
+	return replaceFile(f.dockerFile, text)
+}
+
+// dockerVariables joins the environment and the file, which wins.
+func dockerVariables(file string, environ []string) (map[string]string, error) {
+	vars := map[string]string{}
+	for _, e := range environ {
+		if name, value, ok := strings.Cut(e, "="); ok {
+			vars[name] = value
+		}
+	}
+	text, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) && vars["FLANNEL_SUBNET"] != "" {
+		return vars, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read this node's subnet (is the daemon up?): %w", err)
+	}
+	maps.Copy(vars, shellVariables(text))
+	return vars, nil
+}
+
+// shellVariables reads plain assignments, as a shell would: with or without quotes and export.
+func shellVariables(text []byte) map[string]string {
+	vars := map[string]string{}
+	for line := range strings.Lines(string(text)) {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
+		name, value, ok := strings.Cut(line, "=")
+		if !ok || strings.HasPrefix(line, "#") {
+			continue
+		}
+		for _, quote := range []string{`"`, `'`} {
+			if len(value) >= 2 && strings.HasPrefix(value, quote) && strings.HasSuffix(value, quote) {
+				value = value[1 : len(value)-1]
+			}
+		}
+		vars[name] = value
+	}
+	return vars
+}
+
+// dockerOptions is the text of the file to write: an option for each variable that is there, by the name of its variable.
+// dockerd is to masquerade exactly where the node's daemon does not.
+func dockerOptions(vars map[string]string, f dockerFlags) ([]byte, error) {
+	options := map[string]string{}
+	for name, value := range vars {
+		if strings.HasPrefix(name, dockerOptPrefix) {
+			options[name] = value
+		}
+	}
+	if subnet := vars["FLANNEL_SUBNET"]; subnet != "" {
+		if _, err := netip.ParsePrefix(subnet); err != nil {
+			return nil, fmt.Errorf("invalid value of FLANNEL_SUBNET: %w", err)
+		}
+		options[dockerOptPrefix+"BIP"] = "--bip=" + subnet
+	}
+	if mtu := vars["FLANNEL_MTU"]; mtu != "" {
+		if _, err := strconv.ParseUint(mtu, 10, 16); err != nil {
+			return nil, fmt.Errorf("invalid value of FLANNEL_MTU: %w", err)
+		}
+		options[dockerOptPrefix+"MTU"] = "--mtu=" + mtu
+	}
+	if masq := vars["FLANNEL_IPMASQ"]; masq != "" && !f.noIPMasq {
+		if masq != "true" && masq != "false" {
+			return nil, fmt.Errorf("invalid value of FLANNEL_IPMASQ: %q is neither true nor false", masq)
+		}
+		options[dockerOptPrefix+"IPMASQ"] = fmt.Sprintf("--ip-masq=%t", masq == "false")
+	}
+	var b bytes.Buffer
+	combined := vars[f.key]
+	if combined != "" {
+		combined += " "
+	}
+	for _, name := range slices.Sorted(maps.Keys(options)) {
+		if f.individual {
+			fmt.Fprintf(&b, "%s=%s\n", name, shellQuote(options[name]))
+		}
+		combined += " " + options[name]
+	}
+	if f.combined {
+		fmt.Fprintf(&b, "%s=%s\n", f.key, shellQuote(combined))
+	}
+	return b.Bytes(), nil
+}
+
+// shellQuote puts double quotes around s, so that a shell and systemd read s.
+func shellQuote(s string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`").Replace(s) + `"`
+}
+
+// Columns of /proc/net/route, and the flag of a route by way of a gateway (RTF_GATEWAY in linux/route.h).
+const (
+	routeDevice, routeDst, routeGateway, routeFlags, routeMask = 0, 1, 2, 3, 7
+
+	routeByGateway = 0x2
+)
+
+// routedElsewhere looks through the kernel's list of IPv4 routes for one to exactly this subnet by way of a gateway:
+// somebody else has it, and a bridge with its addresses would cut them off.
+func routedElsewhere(table []byte, subnet netip.Prefix) (gateway netip.Addr, device string, found bool) {
+	for lines := bufio.NewScanner(bytes.NewReader(table)); lines.Scan(); {
+		column := strings.Fields(lines.Text())
+		if len(column) <= routeMask {
+			continue
+		}
+		flags, err := strconv.ParseUint(column[routeFlags], 16, 16)
+		if err != nil || flags&routeByGateway == 0 {
+			continue // also the line of headings
+		}
+		dst, ok := routeAddr(column[routeDst])
+		mask, maskOK := routeAddr(column[routeMask])
+		gw, gwOK := routeAddr(column[routeGateway])
+		if ok && maskOK && gwOK && dst == subnet.Addr() && mask == maskOf(subnet.Bits()) {
+			return gw, column[routeDevice], true
+		}
+	}
+	return netip.Addr{}, "", false
+}
+
+// routeAddr reads an address as /proc/net/route has it: the 32-bit word of the kernel in hexadecimal.
+func routeAddr(s string) (netip.Addr, bool) {
+	word, err := strconv.ParseUint(s, 16, 32)
+	var b [4]byte
+	binary.NativeEndian.PutUint32(b[:], uint32(word))
+	return netip.AddrFrom4(b), err == nil
+}
+
+// maskOf is an IPv4 netmask of so many ones.
+func maskOf(bits int) netip.Addr {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), bits).Masked().Addr()
+}
+
+// replaceFile writes a file that nobody ever sees half written. A device, a pipe or a link is written through instead:
+// putting a file in its place would take it away, and /dev/stdout is a link even where it leads to a file.
+func replaceFile(path string, text []byte) error {
+	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
+		return os.WriteFile(path, text, 0o644) // the mode is for a link to a file that does not exist yet
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, err)
+	}
+	_, err = tmp.Write(text)
+	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
+	if err == nil {
+		err = os.Rename(tmp.Name(), path)
+	}
+	if err != nil {
+		return fmt.Errorf("write %s: %w", path, errors.Join(err, os.Remove(tmp.Name())))
+	}
+	return nil
+}
