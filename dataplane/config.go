@@ -1,9 +1,12 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"runtime"
+	"slices"
 )
 
 // Config is what an Engine is opened with. Device, Bind and MTU are required.
@@ -17,6 +20,33 @@ type Config struct {
 	Mode        Mode           // which engine
 	Without     []Feature      // features that are not to be used even if the kernel has them
 	Log         *slog.Logger   // told once of what an operator must know; nil is silence
+}
+
+// complete fills in the defaults and refuses what cannot work.
+func (c Config) complete() (Config, error) {
+	if c.Workers == 0 {
+		c.Workers = runtime.GOMAXPROCS(0)
+	}
+	if c.Buffer == 0 {
+		c.Buffer = defaultBuffer
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case c.Device == "":
+		return c, errors.New("no name for the TUN device")
+	case !c.Bind.IsValid():
+		return c, errors.New("no address to bind")
+	case c.Workers < 0:
+		return c, fmt.Errorf("%d workers", c.Workers)
+	}
+	for _, f := range c.Without {
+		if !slices.Contains(Features(), f) {
+			return c, fmt.Errorf("there is no feature %q to do without, only %q", f, Features())
+		}
+	}
+	return c, nil
 }
 
 // SourceCheck says what an inbound packet must prove before it is written to the TUN.

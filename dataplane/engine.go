@@ -7,8 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
-	"runtime"
-	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -23,8 +21,7 @@ type Engine struct {
 	log     *slog.Logger
 	workers []*worker
 	view    atomic.Pointer[view]
-	check   atomic.Uint32 // SourceCheck
-	mtu     atomic.Int32  // of the TUN, in bytes
+	mtu     atomic.Int32 // of the TUN, in bytes
 
 	kick       chan struct{} // wakes the supervisor; holds one
 	lostDevice atomic.Uint64 // the newest deviceAge that a worker found gone
@@ -66,18 +63,27 @@ type outerPort interface {
 // Open makes the TUN device and the sockets. The device has no address and is down: that is the caller's
 // business. A port in use by another process is udp.ErrInUse.
 func Open(c Config) (*Engine, error) {
-	if c.Workers == 0 {
-		c.Workers = runtime.GOMAXPROCS(0)
+	e, err := newEngine(c)
+	if err != nil {
+		return nil, fmt.Errorf("open dataplane: %w", err)
 	}
-	if c.Buffer == 0 {
-		c.Buffer = defaultBuffer
+	e.mu.Lock()
+	err = e.openSockets()
+	if err == nil {
+		err = e.openDevice()
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
+	e.mu.Unlock()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
 	}
-	if c.Workers < 0 || !c.Bind.IsValid() || c.Device == "" {
-		return nil, fmt.Errorf("open dataplane: needs a device name, an address to bind and at least one worker, has %q, %v, %d",
-			c.Device, c.Bind, c.Workers)
+	return e, nil
+}
+
+// newEngine makes an engine with workers that have neither queues nor sockets yet.
+func newEngine(c Config) (*Engine, error) {
+	c, err := c.complete()
+	if err != nil {
+		return nil, err
 	}
 	e := &Engine{
 		config:   c,
@@ -88,29 +94,14 @@ func Open(c Config) (*Engine, error) {
 		open:     make(map[io.Closer]struct{}),
 		features: make(map[Feature]error),
 	}
-	for _, f := range c.Without {
-		if !slices.Contains(Features(), f) {
-			return nil, fmt.Errorf("open dataplane: there is no feature %q to do without", f)
-		}
-	}
-	e.check.Store(uint32(c.SourceCheck))
 	e.mtu.Store(int32(c.MTU))
 	e.view.Store(newView(&view{}, fib.Node{}, nil))
 	for i := range c.Workers {
 		w, err := newWorker(i, e)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
+			return nil, errors.Join(err, e.Close())
 		}
 		e.workers = append(e.workers, w)
-	}
-	e.mu.Lock()
-	err := e.openSockets()
-	if err == nil {
-		err = e.openDevice()
-	}
-	e.mu.Unlock()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
 	}
 	return e, nil
 }

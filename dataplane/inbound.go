@@ -40,7 +40,7 @@ func (w *worker) inbound() bool {
 
 // take hands one train of datagrams to the merger, less what must not pass.
 func (w *worker) take(m *udp.Message) {
-	check := SourceCheck(w.engine.check.Load())
+	check := w.engine.config.SourceCheck
 	p := w.sender(m.From.Addr())
 	if p == nil && check != CheckOff {
 		w.counters.drops[DropUnknownOuterSource].Add(uint64(m.Datagrams()))

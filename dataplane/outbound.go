@@ -71,11 +71,18 @@ func (w *worker) forward(frame tun.Frame) {
 		return
 	}
 	p := w.view.peers[i]
+	lane := udp.Lane{To: p.to, Share: uint8(encap.FlowSocket(pkt, w.shares))}
 	if limit := w.limit(p); segments.MaxLen() > limit {
-		w.tooLongFrame(p, &segments, limit)
+		w.sendLong(p, lane, &segments, limit)
 		return
 	}
-	w.send(udp.Lane{To: p.to, Share: uint8(encap.FlowSocket(pkt, w.shares))}, &segments)
+	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
+		buf := w.reserve(lane, n)
+		if buf == nil {
+			return
+		}
+		segments.Next(buf)
+	}
 }
 
 // limit returns the longest inner packet in bytes that the path to the node is known to carry.
@@ -91,21 +98,20 @@ func (w *worker) limit(p *peer) int {
 	}
 }
 
-// send queues all segments in the lane.
-func (w *worker) send(lane udp.Lane, segments *offload.Splitter) {
-	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
-		buf := w.outer.Reserve(lane, n)
-		if buf == nil && w.flush() {
-			buf = w.outer.Reserve(lane, n)
-		}
-		if buf == nil {
-			w.drop(DropSendError)
-			return
-		}
-		segments.Next(buf)
-		w.sent.Packets++
-		w.sent.Bytes += uint64(n)
+// reserve returns memory for the next datagram of the lane, n bytes. It returns nil, and counts the drop, if the
+// kernel has no room for what is there already.
+func (w *worker) reserve(lane udp.Lane, n int) []byte {
+	buf := w.outer.Reserve(lane, n)
+	if buf == nil && w.flush() {
+		buf = w.outer.Reserve(lane, n)
 	}
+	if buf == nil {
+		w.drop(DropSendError)
+		return nil
+	}
+	w.sent.Packets++
+	w.sent.Bytes += uint64(n)
+	return buf
 }
 
 // flush sends what is queued and reports whether all of it has gone.
@@ -141,7 +147,7 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 		return
 	}
 	p := w.view.peers[i]
-	mtu, err := w.engine.pathMTU(p)
+	mtu, err := w.pathMTU(p)
 	if err != nil {
 		w.drop(DropSendError)
 		return
@@ -155,10 +161,14 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 	w.tooLong(p, pkt, &in, limit)
 }
 
-// tooLongFrame cuts a frame whose segments are longer than limit and handles them one by one.
-func (w *worker) tooLongFrame(p *peer, segments *offload.Splitter, limit int) {
+// sendLong sends a frame of which some segments are longer than limit, one by one.
+func (w *worker) sendLong(p *peer, lane udp.Lane, segments *offload.Splitter, limit int) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		pkt := w.segment[:segments.Next(w.segment[:n])]
+		if n <= limit {
+			copy(w.reserve(lane, n), pkt)
+			continue
+		}
 		in, err := encap.ParseInner(pkt)
 		if err != nil {
 			w.drop(parseDrop(err))

@@ -64,6 +64,7 @@ type worker struct {
 	merger  *offload.Merger
 	view    *view // of this round
 	now     func() time.Time
+	pathMTU func(*peer) (int, error) // asks the kernel
 	limiter limiter
 
 	polls       [3]unix.PollFd
@@ -89,6 +90,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		engine:  e,
 		wake:    wake,
 		now:     time.Now,
+		pathMTU: e.pathMTU,
 		scratch: make([]byte, 0, scratchSize),
 		segment: make([]byte, scratchSize),
 	}

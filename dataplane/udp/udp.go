@@ -49,6 +49,7 @@ type Destination struct {
 
 // NewDestination returns the destination with the address of a node's socket.
 func NewDestination(addr netip.AddrPort) *Destination {
+	addr = netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 	d := &Destination{Addr: addr, ip: addr.Addr().As16()}
 	if addr.Addr().Is4() {
 		binary.NativeEndian.PutUint16(d.name[:], unix.AF_INET)

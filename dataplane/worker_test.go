@@ -1,0 +1,643 @@
+package dataplane
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/dataplane/fib"
+	"weft/dataplane/tun"
+	"weft/dataplane/udp"
+	"weft/encap/checksum"
+	"weft/encap/offload"
+)
+
+func TestOutboundReachesTheNode(t *testing.T) {
+	b := newBench(t)
+	to2 := udp4("10.5.1.2", "10.5.2.2", 0, 100, 1)
+	to3 := udp4("10.5.1.2", "10.5.3.2", 0, 50, 2)
+	six := ip6("fd00:5:1::2", "fd00:5:2::2", 59, make([]byte, 30))
+	b.leave(slices.Clone(to2), slices.Clone(to3), slices.Clone(six), slices.Clone(to2))
+	want := []struct {
+		node fib.Node
+		data []byte
+	}{{node2, to2}, {node3, to3}, {node2, six}, {node2, to2}}
+	if len(b.socket.sent) != len(want) {
+		t.Fatalf("%d datagrams left, want %d; drops %v", len(b.socket.sent), len(want), b.drops())
+	}
+	for i, w := range want {
+		got := b.socket.sent[i]
+		if got.lane.To.Addr != w.node.Endpoint || !bytes.Equal(got.data, w.data) {
+			t.Errorf("datagram %d: to %v: %x\nwant to %v: %x", i, got.lane.To.Addr, got.data, w.node.Endpoint, w.data)
+		}
+	}
+	if s := b.engine.Stats(); s.Sent != (Traffic{4, uint64(2*len(to2) + len(to3) + len(six))}) {
+		t.Errorf("counted %+v", s.Sent)
+	}
+}
+
+func TestSuperFrameLeavesAsSegments(t *testing.T) {
+	b := newBench(t)
+	frame := superTCP("10.5.1.2", "10.5.2.2", 3000, 1348)
+	b.queue.in = []tun.Frame{frame}
+	b.round()
+	if len(b.socket.sent) != 3 {
+		t.Fatalf("%d datagrams, want 3; drops %v", len(b.socket.sent), b.drops())
+	}
+	var payload []byte
+	for i, d := range b.socket.sent {
+		if i < 2 && len(d.data) != 1388 {
+			t.Errorf("segment %d has %d bytes", i, len(d.data))
+		}
+		payload = append(payload, d.data[40:]...)
+	}
+	if !bytes.Equal(payload, frame.Packet[40:]) {
+		t.Error("the payload differs")
+	}
+}
+
+func TestInboundReachesTheTUN(t *testing.T) {
+	b := newBench(t)
+	first, second := udp4("10.5.2.2", "10.5.1.2", 0, 100, 1), ip6("fd00:5:2::9", "fd00:5:1::2", 59, make([]byte, 30))
+	b.arrive("192.0.2.2", slices.Clone(first))
+	b.arrive("192.0.2.2", slices.Clone(second))
+	got := b.queue.packets(t)
+	if len(got) != 2 || !bytes.Equal(got[0], first) || !bytes.Equal(got[1], second) {
+		t.Fatalf("got %x; drops %v", got, b.drops())
+	}
+	s := b.engine.Stats()
+	if want := (Traffic{2, uint64(len(first) + len(second))}); s.Received != want || s.Nodes[0].Received != want {
+		t.Errorf("counted %+v, of node %+v", s.Received, s.Nodes[0])
+	}
+}
+
+func TestTrainIsTakenApartAndJoined(t *testing.T) {
+	b := newBench(t)
+	var train []byte
+	var segments [][]byte
+	for i := range 40 {
+		n := 1000
+		if i == 39 {
+			n = 300
+		}
+		segments = append(segments, tcp4("10.5.2.2", "10.5.1.2", uint32(i)*1000, n))
+		setID(segments[i], uint16(i)) // they count up, as a sender's do
+		train = append(train, segments[i]...)
+	}
+	b.socket.in = [][]udp.Message{{message("192.0.2.2", 1040, train)}}
+	b.round()
+	if len(b.queue.out) != 1 || b.queue.out[0].Header.GSO != offload.GSOTCPv4 {
+		t.Fatalf("%d frames, first %+v", len(b.queue.out), b.queue.out[0].Header)
+	}
+	got := b.queue.packets(t)
+	if len(got) != len(segments) {
+		t.Fatalf("%d packets", len(got))
+	}
+	for i := range got {
+		if !bytes.Equal(got[i], segments[i]) {
+			t.Fatalf("packet %d\n got %x\nwant %x", i, got[i], segments[i])
+		}
+	}
+	if s := b.engine.Stats(); s.Received != (Traffic{40, uint64(len(train))}) {
+		t.Errorf("counted %+v for %d bytes", s.Received, len(train))
+	}
+}
+
+// setID gives an IPv4 packet an identification.
+func setID(pkt []byte, id uint16) {
+	binary.BigEndian.PutUint16(pkt[4:], id)
+	pkt[10], pkt[11] = 0, 0
+	binary.BigEndian.PutUint16(pkt[10:], ^checksum.Sum(pkt[:20], 0))
+}
+
+func TestRefusedSuperFrameIsWrittenAsSegments(t *testing.T) {
+	b := newBench(t)
+	queue := &pickyQueue{fakeQueue: b.queue}
+	b.inner.innerPort = queue
+	one, two := tcp4("10.5.2.2", "10.5.1.2", 0, 1000), tcp4("10.5.2.2", "10.5.1.2", 1000, 500)
+	setID(two, 1)
+	b.socket.in = [][]udp.Message{{message("192.0.2.2", 1040, append(slices.Clone(one), two...))}}
+	b.round()
+	got := b.queue.packets(t)
+	if len(got) != 2 || !bytes.Equal(got[0], one) || !bytes.Equal(got[1], two) {
+		t.Fatalf("got %x", got)
+	}
+	if s := b.engine.Stats(); s.SuperFramesRefused != 1 || s.Received.Packets != 2 {
+		t.Errorf("refused %d, received %+v", s.SuperFramesRefused, s.Received)
+	}
+}
+
+// pickyQueue is a kernel that does not like super-frames.
+type pickyQueue struct{ *fakeQueue }
+
+func (q *pickyQueue) Write(f tun.Frame) error {
+	if f.Header.GSO != offload.GSONone {
+		return tun.ErrSuperFrame
+	}
+	return q.fakeQueue.Write(f)
+}
+
+func TestSourceCheck(t *testing.T) {
+	const known, strict, off = CheckKnown, CheckStrict, CheckOff
+	for _, c := range []struct {
+		name               string
+		from, src, dst     string
+		known, strict, off Drop
+	}{
+		{"the node's own", "192.0.2.2", "10.5.2.9", "10.5.1.2", 0, 0, 0},
+		{"IPv6", "192.0.2.2", "fd00:5:2::9", "fd00:5:1::2", 0, 0, 0},
+		{"a stranger", "192.0.2.66", "10.5.2.9", "10.5.1.2", DropUnknownOuterSource, DropUnknownOuterSource, 0},
+		{"another node's", "192.0.2.2", "10.5.3.9", "10.5.1.2", DropSpoofedInnerSource, DropSpoofedInnerSource, 0},
+		{"our own", "192.0.2.2", "10.5.1.9", "10.5.1.2", DropSpoofedInnerSource, DropSpoofedInnerSource, 0},
+		{"in no lease", "192.0.2.2", "8.8.8.8", "10.5.1.2", 0, DropUnleasedSource, 0},
+		{"to another node", "192.0.2.2", "10.5.2.9", "10.5.3.2", DropNotForUs, DropNotForUs, 0},
+		{"to the host", "192.0.2.2", "10.5.2.9", "192.0.2.1", DropNotForUs, DropNotForUs, 0},
+		{"to a group", "192.0.2.2", "10.5.2.9", "224.0.0.1", DropNotForUs, DropNotForUs, 0},
+	} {
+		for check, want := range map[SourceCheck]Drop{known: c.known, strict: c.strict, off: c.off} {
+			b := newBench(t)
+			b.engine.config.SourceCheck = check
+			pkt := packetBetween(c.src, c.dst)
+			b.arrive(c.from, slices.Clone(pkt))
+			if want != dropNone {
+				if d := b.drops(); len(d) != 1 || d[want] != 1 || len(b.queue.out) != 0 {
+					t.Errorf("%s, %v: drops %v, written %d; want %v", c.name, check, d, len(b.queue.out), want)
+				}
+			} else if len(b.queue.out) != 1 || !bytes.Equal(b.queue.out[0].Packet, pkt) {
+				t.Errorf("%s, %v: written %d, drops %v", c.name, check, len(b.queue.out), b.drops())
+			}
+		}
+	}
+}
+
+func packetBetween(src, dst string) []byte {
+	if netip.MustParseAddr(src).Is4() {
+		return udp4(src, dst, 0, 10, 0)
+	}
+	return ip6(src, dst, 59, make([]byte, 10))
+}
+
+// TestSharedEndpoint is two nodes behind one NAT: both are known by the same address.
+func TestSharedEndpoint(t *testing.T) {
+	b := newBench(t)
+	behind := node3
+	behind.Endpoint = netip.MustParseAddrPort("192.0.2.2:9285")
+	b.engine.SetNodes(selfNode, []fib.Node{node2, behind})
+	b.arrive("192.0.2.2", packetBetween("10.5.3.9", "10.5.1.2"))
+	if len(b.queue.out) != 1 {
+		t.Errorf("drops %v", b.drops())
+	}
+}
+
+// TestNodesChangeBetweenMessages makes sure that what is remembered of the last sender does not outlive the view.
+func TestNodesChangeBetweenMessages(t *testing.T) {
+	b := newBench(t)
+	pkt := packetBetween("10.5.2.9", "10.5.1.2")
+	b.arrive("192.0.2.2", slices.Clone(pkt))
+	b.engine.SetNodes(selfNode, []fib.Node{node3})
+	b.arrive("192.0.2.2", slices.Clone(pkt))
+	b.engine.SetNodes(selfNode, []fib.Node{node2})
+	b.arrive("192.0.2.2", slices.Clone(pkt))
+	if len(b.queue.out) != 2 || b.drops()[DropUnknownOuterSource] != 1 {
+		t.Errorf("written %d, drops %v", len(b.queue.out), b.drops())
+	}
+}
+
+// TestEveryDrop reaches every reason, and no other one with it.
+func TestEveryDrop(t *testing.T) {
+	good := udp4("10.5.1.2", "10.5.2.2", 0, 10, 0)
+	inbound := udp4("10.5.2.2", "10.5.1.2", 0, 10, 0)
+	cases := map[Drop]func(*bench){
+		DropTooShort:           func(b *bench) { b.arrive("192.0.2.2", []byte{0x45, 0, 0}) },
+		DropBadVersion:         func(b *bench) { b.arrive("192.0.2.2", bytes.Repeat([]byte{0x75}, 40)) },
+		DropBadLength:          func(b *bench) { b.leave(append(slices.Clone(good), 0)) },
+		DropUnknownOuterSource: func(b *bench) { b.arrive("192.0.2.99", inbound) },
+		DropSpoofedInnerSource: func(b *bench) { b.arrive("192.0.2.3", inbound) },
+		DropNotForUs:           func(b *bench) { b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.3.3")) },
+		DropMulticast:          func(b *bench) { b.leave(packetBetween("10.5.1.2", "224.0.0.251")) },
+		DropNoNode:             func(b *bench) { b.leave(packetBetween("10.5.1.2", "10.5.9.9")) },
+		DropNeighbourMessage: func(b *bench) {
+			b.leave(ip6("fe80::1", "ff02::2", 58, []byte{133, 0, 0, 0, 0, 0, 0, 0}))
+		},
+		DropUnleasedSource: func(b *bench) {
+			b.engine.config.SourceCheck = CheckStrict
+			b.arrive("192.0.2.2", packetBetween("9.9.9.9", "10.5.1.2"))
+		},
+		DropTruncated: func(b *bench) {
+			m := message("192.0.2.2", len(inbound), inbound)
+			m.Truncated = true
+			b.socket.in = [][]udp.Message{{m}}
+			b.round()
+		},
+		DropBadFrame: func(b *bench) {
+			b.queue.in = []tun.Frame{{Packet: good, Header: offload.Header{GSO: 77}}}
+			b.round()
+		},
+		DropTooBig: func(b *bench) {
+			b.socket.refuse = func([]byte) error { return unix.EMSGSIZE }
+			b.pathMTU = func(*peer) (int, error) { return 60, nil }
+			b.leave(udp4("10.5.1.2", "10.5.2.2", dontFragment, 100, 0))
+		},
+		DropSendError: func(b *bench) {
+			b.socket.refuse = func([]byte) error { return errRefused }
+			b.leave(good)
+		},
+		DropTUNDown: func(b *bench) {
+			b.queue.writeErr = tun.ErrDown
+			b.arrive("192.0.2.2", inbound)
+		},
+		DropTUNError: func(b *bench) {
+			b.queue.writeErr = errRefused
+			b.arrive("192.0.2.2", inbound)
+		},
+	}
+	for _, d := range Drops() {
+		provoke, ok := cases[d]
+		if !ok {
+			t.Errorf("no test reaches %v", d)
+			continue
+		}
+		b := newBench(t)
+		provoke(b)
+		if got := b.drops(); len(got) != 1 || got[d] != 1 {
+			t.Errorf("%v: counted %v", d, got)
+		}
+	}
+}
+
+func TestDropNames(t *testing.T) {
+	seen := map[string]bool{}
+	for _, d := range append(Drops(), dropNone) {
+		if d.String() == "" || seen[d.String()] {
+			t.Errorf("reason %d has the name %q", d, d)
+		}
+		seen[d.String()] = true
+	}
+	if Drop(200).String() != "drop_200" {
+		t.Error("a reason that is none has a name")
+	}
+}
+
+func TestUnreachableIsTold(t *testing.T) {
+	b := newBench(t)
+	b.leave(packetBetween("10.5.1.2", "10.5.9.9"))
+	got := b.queue.packets(t)
+	if len(got) != 1 || got[0][20] != 3 || got[0][21] != 0 || netip.AddrFrom4([4]byte(got[0][16:20])) != netip.MustParseAddr("10.5.1.2") {
+		t.Fatalf("written %x", got)
+	}
+	if s := b.engine.Stats(); s.ICMPSent != 1 {
+		t.Errorf("counted %d", s.ICMPSent)
+	}
+}
+
+func TestICMPIsRateLimited(t *testing.T) {
+	b := newBench(t)
+	for range 3 * icmpBurst {
+		b.leave(packetBetween("10.5.1.2", "10.5.9.9"))
+	}
+	if s := b.engine.Stats(); s.ICMPSent != icmpBurst || s.ICMPSuppressed != 2*icmpBurst || len(b.queue.out) != icmpBurst {
+		t.Errorf("sent %d, suppressed %d, written %d", s.ICMPSent, s.ICMPSuppressed, len(b.queue.out))
+	}
+	b.clock = b.clock.Add(10 * time.Second / icmpPerSecond)
+	for range 20 {
+		b.leave(packetBetween("10.5.1.2", "10.5.9.9"))
+	}
+	if s := b.engine.Stats(); s.ICMPSent != icmpBurst+10 {
+		t.Errorf("after a pause for 10: sent %d", s.ICMPSent)
+	}
+	b.clock = b.clock.Add(time.Hour)
+	for range 3 * icmpBurst {
+		b.leave(packetBetween("10.5.1.2", "10.5.9.9"))
+	}
+	if s := b.engine.Stats(); s.ICMPSent != 2*icmpBurst+10 {
+		t.Errorf("an hour earns more than a burst: sent %d", s.ICMPSent)
+	}
+}
+
+// narrow makes the path to every node carry mtu bytes, outer headers included.
+func (b *bench) narrow(mtu int) *int {
+	asked := new(int)
+	b.socket.refuse = func(d []byte) error {
+		if len(d)+28 > mtu {
+			return unix.EMSGSIZE
+		}
+		return nil
+	}
+	b.pathMTU = func(*peer) (int, error) { *asked++; return mtu, nil }
+	return asked
+}
+
+func TestPathMTUIsLearntAndTold(t *testing.T) {
+	b := newBench(t)
+	asked := b.narrow(1000)
+	long, fits := udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0), udp4("10.5.1.2", "10.5.2.2", dontFragment, 972-28, 0)
+	b.leave(long)
+	b.leave(long)
+	b.leave(fits)
+	if len(b.socket.sent) != 1 || b.drops()[DropTooBig] != 2 || *asked != 1 {
+		t.Fatalf("sent %d, drops %v, the kernel was asked %d times", len(b.socket.sent), b.drops(), *asked)
+	}
+	for _, msg := range b.queue.packets(t) {
+		if msg[20] != 3 || msg[21] != 4 || binary.BigEndian.Uint16(msg[26:]) != 972 {
+			t.Errorf("told %x", msg[20:28])
+		}
+	}
+	b.socket.refuse = nil // the path is wide again
+	b.clock = b.clock.Add(pathMTUAge + time.Second)
+	b.leave(long)
+	if len(b.socket.sent) != 2 {
+		t.Errorf("what was learnt did not expire: drops %v", b.drops())
+	}
+}
+
+func TestPathMTUIsPerNode(t *testing.T) {
+	b := newBench(t)
+	b.narrow(1000)
+	b.leave(udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0))
+	b.socket.refuse = nil
+	b.leave(udp4("10.5.1.2", "10.5.3.2", dontFragment, 1000, 0))
+	if len(b.socket.sent) != 1 || b.socket.sent[0].lane.To.Addr != node3.Endpoint {
+		t.Errorf("sent %d, drops %v", len(b.socket.sent), b.drops())
+	}
+}
+
+func TestPathMTUOfIPv6(t *testing.T) {
+	b := newBench(t)
+	b.narrow(1400)
+	b.leave(ip6("fd00:5:1::2", "fd00:5:2::2", 59, make([]byte, 1400)))
+	msgs := b.queue.packets(t)
+	if len(msgs) != 1 || msgs[0][40] != 2 || binary.BigEndian.Uint32(msgs[0][44:]) != 1372 {
+		t.Errorf("told %x", msgs)
+	}
+}
+
+func TestLongPacketWithoutDFIsCut(t *testing.T) {
+	b := newBench(t)
+	b.narrow(1000)
+	pkt := udp4("10.5.1.2", "10.5.2.2", 0, 2500, 9)
+	b.leave(slices.Clone(pkt)) // refused by the kernel, then cut
+	b.leave(slices.Clone(pkt)) // known to be too long, and cut at once
+	if len(b.socket.sent) != 6 || len(b.queue.out) != 0 {
+		t.Fatalf("%d datagrams, %d ICMP errors, drops %v", len(b.socket.sent), len(b.queue.out), b.drops())
+	}
+	for i := range 2 {
+		var payload []byte
+		for _, d := range b.socket.sent[3*i:][:3] {
+			if len(d.data) > 972 {
+				t.Errorf("a fragment of %d bytes", len(d.data))
+			}
+			payload = append(payload, d.data[20:]...)
+		}
+		if !bytes.Equal(payload, pkt[20:]) {
+			t.Error("the fragments do not make the packet")
+		}
+	}
+	if s := b.engine.Stats(); s.Sent.Packets != 6 {
+		t.Errorf("counted %+v", s.Sent)
+	}
+}
+
+// TestLongSegmentsOfASuperFrame: a flow that does not know of the narrow path yet is told once for each segment
+// that the rate limit allows, and none of its bytes leave.
+func TestLongSegmentsOfASuperFrame(t *testing.T) {
+	b := newBench(t)
+	b.narrow(1000)
+	for range 2 {
+		b.queue.in = []tun.Frame{superTCP("10.5.1.2", "10.5.2.2", 3000, 1348)}
+		b.round()
+	}
+	// The last segment of each is short enough.
+	if len(b.socket.sent) != 2 || b.drops()[DropTooBig] != 4 {
+		t.Errorf("sent %d, drops %v", len(b.socket.sent), b.drops())
+	}
+	for _, msg := range b.queue.packets(t) {
+		if binary.BigEndian.Uint16(msg[26:]) != 972 {
+			t.Errorf("told %x", msg[20:28])
+		}
+	}
+}
+
+func TestUselessPathMTU(t *testing.T) {
+	for name, answer := range map[string]func(*peer) (int, error){
+		"the kernel does not know":   func(*peer) (int, error) { return 0, unix.ENETUNREACH },
+		"the path would carry it":    func(*peer) (int, error) { return 9000, nil },
+		"a path of less than an MTU": func(*peer) (int, error) { return 20, nil },
+	} {
+		b := newBench(t)
+		b.narrow(1000)
+		b.pathMTU = answer
+		b.leave(udp4("10.5.1.2", "10.5.2.2", 0, 1000, 0))
+		if len(b.socket.sent) != 0 || len(b.drops()) != 1 {
+			t.Errorf("%s: sent %d, drops %v", name, len(b.socket.sent), b.drops())
+		}
+	}
+}
+
+// TestFullSocketHoldsTheTUN: while the kernel has no room nothing is read, nothing is lost, and the order stays.
+func TestFullSocketHoldsTheTUN(t *testing.T) {
+	b := newBench(t)
+	b.socket.full = 3
+	var want [][]byte
+	for i := range 200 {
+		p := udp4("10.5.1.2", "10.5.2.2", 0, 20+i, byte(i))
+		want = append(want, p)
+		b.queue.in = append(b.queue.in, tun.Frame{Packet: slices.Clone(p)})
+	}
+	b.round()
+	left := len(b.queue.in)
+	if !b.blocked || left != 200-outboundBudget {
+		t.Fatalf("blocked %v, %d frames left in the TUN", b.blocked, left)
+	}
+	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
+	if len(b.queue.in) != left || len(b.queue.out) != 1 {
+		t.Errorf("read %d frames while blocked; the other way passed %d", left-len(b.queue.in), len(b.queue.out))
+	}
+	for range 10 {
+		b.round()
+	}
+	if len(b.socket.sent) != len(want) {
+		t.Fatalf("%d of %d datagrams", len(b.socket.sent), len(want))
+	}
+	for i := range want {
+		if !bytes.Equal(b.socket.sent[i].data, want[i]) {
+			t.Fatalf("datagram %d is another", i)
+		}
+	}
+	if s := b.engine.Stats(); s.Sent.Packets != 200 {
+		t.Errorf("counted %+v, drops %v", s.Sent, b.drops())
+	}
+}
+
+func TestSmallBatchesAreFlushed(t *testing.T) {
+	b := newBench(t)
+	b.socket.room = 2
+	b.queue.in = []tun.Frame{superTCP("10.5.1.2", "10.5.2.2", 10_000, 1000)}
+	b.round()
+	if len(b.socket.sent) != 10 {
+		t.Errorf("%d of 10 segments, drops %v", len(b.socket.sent), b.drops())
+	}
+}
+
+func TestCountersOutliveNodes(t *testing.T) {
+	b := newBench(t)
+	b.leave(packetBetween("10.5.1.2", "10.5.2.2"))
+	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
+	p := b.view.peers[0]
+	p.to.Packets.Add(5) // the fake socket does not count
+	p.learn(900, b.clock)
+
+	b.engine.SetNodes(selfNode, []fib.Node{node3, node2})
+	if got := b.engine.view.Load().peers[1]; got != p {
+		t.Error("a node that stays has become another peer")
+	}
+	moved := node2
+	moved.Endpoint = netip.MustParseAddrPort("192.0.2.77:8285")
+	b.engine.SetNodes(selfNode, []fib.Node{moved})
+	got := b.engine.Stats().Nodes[0]
+	if got.Sent.Packets != 5 || got.Received.Packets != 1 {
+		t.Errorf("a node that moved has %+v", got)
+	}
+	if b.engine.view.Load().peers[0].knownPathMTU(b.now) != 0 {
+		t.Error("a node that moved keeps what was learnt of its old path")
+	}
+	b.engine.SetNodes(selfNode, nil)
+	if n := len(b.engine.Stats().Nodes); n != 0 {
+		t.Errorf("%d nodes have counters", n)
+	}
+	b.engine.SetNodes(selfNode, []fib.Node{node2})
+	if got := b.engine.Stats().Nodes[0]; got.Received.Packets != 0 {
+		t.Errorf("a node that came back has %+v", got)
+	}
+	if s := b.engine.Stats(); s.Received.Packets != 1 {
+		t.Errorf("the sum went back to %+v", s.Received)
+	}
+}
+
+// TestLostQueueAndSocket: a worker that loses an end goes on with the other, reports the loss once, and takes what
+// the supervisor leaves.
+func TestLostQueueAndSocket(t *testing.T) {
+	b := newBench(t)
+	b.inner.age, b.outer.age = 7, 8
+	b.queue.readErr = tun.ErrGone
+	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
+	if b.inner != nil || b.engine.lostDevice.Load() != 7 || b.drops()[DropTUNError] != 1 {
+		t.Fatalf("queue %v, reported %d, drops %v", b.inner, b.engine.lostDevice.Load(), b.drops())
+	}
+	b.socket.recvErr = errRefused
+	b.round()
+	if b.outer != nil || b.engine.lostSocket.Load() != 8 {
+		t.Fatalf("socket %v, reported %d", b.outer, b.engine.lostSocket.Load())
+	}
+	b.round() // with neither
+
+	queue, socket := &fakeQueue{}, newFakeSocket()
+	b.nextInner.Store(&inner{innerPort: queue})
+	b.nextOuter.Store(&outer{outerPort: socket})
+	b.queue, b.socket = queue, socket
+	b.leave(packetBetween("10.5.1.2", "10.5.2.2"))
+	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
+	if len(socket.sent) != 1 || len(queue.out) != 1 {
+		t.Errorf("after the repair: sent %d, written %d", len(socket.sent), len(queue.out))
+	}
+}
+
+// TestQueueGoneWhileWriting loses the device in the middle of a batch.
+func TestQueueGoneWhileWriting(t *testing.T) {
+	b := newBench(t)
+	b.queue.writeErr = tun.ErrGone
+	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"), packetBetween("10.5.2.3", "10.5.1.2"))
+	if b.inner != nil || b.drops()[DropTUNError] != 2 {
+		t.Errorf("queue %v, drops %v", b.inner, b.drops())
+	}
+}
+
+func TestNothingIsAllocatedPerPacket(t *testing.T) {
+	small, big := udp4("10.5.1.2", "10.5.2.2", 0, 64, 0), superTCP("10.5.1.2", "10.5.2.2", 60_000, 1348)
+	var train []byte
+	for i := range 40 {
+		train = append(train, tcp4("10.5.2.2", "10.5.1.2", uint32(i)*1348, 1348)...)
+	}
+	for name, frame := range map[string]tun.Frame{"small packets": {Packet: small}, "super-frames": big} {
+		b := newBench(t)
+		b.queue.keep, b.socket.keep = true, true
+		b.queue.in = []tun.Frame{frame}
+		b.socket.buf = make([]byte, 65536)
+		slot := message("192.0.2.2", 1388, train)
+		b.socket.in = [][]udp.Message{{slot}}
+		if n := testing.AllocsPerRun(50, func() {
+			copy(slot.Data, train) // joining has moved the payloads
+			b.round()
+		}); n != 0 {
+			t.Errorf("%s: %v allocations a round of %d frames", name, n, outboundBudget)
+		}
+		if b.queue.writes == 0 {
+			t.Errorf("%s: nothing came in, drops %v", name, b.drops())
+		}
+	}
+}
+
+func TestDropsAllocateNothing(t *testing.T) {
+	b := newBench(t)
+	b.queue.keep = true
+	b.queue.in = []tun.Frame{{Packet: packetBetween("10.5.1.2", "10.5.9.9")}}
+	if n := testing.AllocsPerRun(50, b.round); n != 0 {
+		t.Errorf("%v allocations a round of unreachable packets", n)
+	}
+}
+
+func TestParseNames(t *testing.T) {
+	for _, c := range []SourceCheck{CheckKnown, CheckStrict, CheckOff} {
+		if got, err := ParseSourceCheck(c.String()); err != nil || got != c {
+			t.Errorf("%v: %v %v", c, got, err)
+		}
+	}
+	for _, m := range []Mode{ModeAuto, ModeOffload, ModePortable} {
+		if got, err := ParseMode(m.String()); err != nil || got != m {
+			t.Errorf("%v: %v %v", m, got, err)
+		}
+	}
+	if _, err := ParseSourceCheck("lax"); err == nil {
+		t.Error("lax is a source check")
+	}
+	if _, err := ParseMode(""); err == nil {
+		t.Error("nothing is a mode")
+	}
+}
+
+func TestConfigIsChecked(t *testing.T) {
+	bind := netip.MustParseAddrPort("127.0.0.1:8285")
+	for name, c := range map[string]Config{
+		"no device":       {Bind: bind},
+		"no address":      {Device: "x"},
+		"few workers":     {Device: "x", Bind: bind, Workers: -1},
+		"unknown feature": {Device: "x", Bind: bind, Without: []Feature{"warp"}},
+	} {
+		if _, err := Open(c); err == nil {
+			t.Errorf("%s: opened", name)
+		}
+	}
+}
+
+func BenchmarkOutbound(b *testing.B) {
+	for name, frame := range map[string]tun.Frame{
+		"udp64":   {Packet: udp4("10.5.1.2", "10.5.2.2", 0, 64, 0)},
+		"tcp64KB": superTCP("10.5.1.2", "10.5.2.2", 62_000, 1348),
+	} {
+		b.Run(name, func(b *testing.B) {
+			w := newBench(b)
+			w.queue.keep, w.socket.keep = true, true
+			w.queue.in = []tun.Frame{frame}
+			w.socket.buf = make([]byte, 65536)
+			b.SetBytes(int64(outboundBudget * len(frame.Packet)))
+			b.ReportAllocs()
+			for b.Loop() {
+				w.round()
+			}
+		})
+	}
+}
