@@ -211,15 +211,18 @@ func furnish() error {
 	if err := os.WriteFile(pidFile, []byte(pid), 0o644); err != nil {
 		return err
 	}
-	// A container that hides parts of its /proc or /sys may not mount new ones (mount_too_revealing in the kernel's
-	// fs/namespace.c). The old ones serve nearly as well: they only show the processes and devices outside.
 	for _, fs := range []string{"proc", "sysfs"} {
-		if err := mountView(fs); err != nil && !errors.Is(err, unix.EPERM) && !errors.Is(err, unix.EACCES) {
+		if err := mountView(fs); err != nil && !hidden(err) {
 			return err
 		}
 	}
 	return setLoopbackUp()
 }
+
+// hidden says whether a view could not be mounted because the host hides parts of its own: a container may not mount new
+// ones then (mount_too_revealing in the kernel's fs/namespace.c). The old ones serve nearly as well: they only show the
+// processes and devices outside.
+func hidden(err error) bool { return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) }
 
 // mountView mounts proc or sysfs at its usual place, as the calling thread's namespaces see it.
 func mountView(fs string) error {

@@ -1,0 +1,236 @@
+// Package kubebox runs a real Kubernetes API server for tests: etcd, kube-apiserver and, on demand, the controller that
+// gives nodes their pod CIDRs, as processes of the binary that .ci/kube/build makes. It listens on one address of the
+// network namespace that Start is called in.
+//
+// The API server does RBAC and issues service account tokens. There is no kubelet and no scheduler: a Node is what a test
+// creates as one.
+package kubebox
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+)
+
+// Variable names the environment variable with the path of the binary.
+const Variable = "WEFT_KUBEBOX"
+
+// AdminToken is what a request shows to be allowed everything.
+const AdminToken = "admin-token"
+
+// startTimeout bounds the wait for the API server. It takes 3 s on an idle machine.
+const startTimeout = 2 * time.Minute
+
+// ErrNoBinary says that the tests which need an API server cannot run here.
+var ErrNoBinary = errors.New("no Kubernetes API server: " + Variable + " is not set; .ci/kube/build builds one and prints its path")
+
+// Cluster is a running control plane. Its methods are for one goroutine.
+type Cluster struct {
+	// URL is the API server's, CA the file with the certificate to trust, Kubeconfig a file for kubectl and client-go that
+	// lets its user do everything.
+	URL, CA, Kubeconfig string
+
+	binary, dir string
+	listen      netip.AddrPort
+	etcdURL     string
+	etcd, api   *process
+	ipam        *process // nil: not started
+}
+
+// Start runs a control plane on an address, with its data and logs in dir, and returns when it takes requests. The caller
+// closes it. It fails with ErrNoBinary where there is none.
+func Start(listen netip.Addr, dir string) (*Cluster, error) {
+	binary := os.Getenv(Variable)
+	if binary == "" {
+		return nil, ErrNoBinary
+	}
+	ports, err := freePorts(listen, 3)
+	if err != nil {
+		return nil, err
+	}
+	c := &Cluster{
+		binary: binary, dir: dir, listen: ports[0], URL: "https://" + ports[0].String(), etcdURL: "http://" + ports[1].String(),
+		CA: filepath.Join(dir, "cert", "apiserver.crt"), Kubeconfig: filepath.Join(dir, "kubeconfig"),
+	}
+	if err := c.writeFiles(); err != nil {
+		return nil, fmt.Errorf("kubebox: %w", err)
+	}
+	c.etcd, err = start(binary, filepath.Join(dir, "etcd.log"), "etcd", "--data-dir="+filepath.Join(dir, "etcd"),
+		"--client-url="+c.etcdURL, "--peer-url=http://"+ports[2].String())
+	if err != nil {
+		return nil, err
+	}
+	if err := c.StartAPI(); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// writeFiles writes what the API server and its clients read.
+func (c *Cluster) writeFiles() error {
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		return err
+	}
+	private := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	kubeconfig := fmt.Sprintf(`apiVersion: v1
+kind: Config
+clusters: [{name: kubebox, cluster: {server: %q, certificate-authority: %q}}]
+users: [{name: admin, user: {token: %s}}]
+contexts: [{name: admin, context: {cluster: kubebox, user: admin}}]
+current-context: admin
+`, c.URL, c.CA, AdminToken)
+	for name, content := range map[string][]byte{
+		"sa.key":     private,
+		"tokens.csv": []byte(AdminToken + ",admin,admin,system:masters\n"),
+		"kubeconfig": []byte(kubeconfig),
+	} {
+		if err := os.WriteFile(filepath.Join(c.dir, name), content, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// StartAPI runs the API server again after StopAPI, with the data as it was, and returns when it takes requests.
+func (c *Cluster) StartAPI() error {
+	key := filepath.Join(c.dir, "sa.key")
+	api, err := start(c.binary, filepath.Join(c.dir, "apiserver.log"), "kube-apiserver",
+		"--etcd-servers="+c.etcdURL, "--bind-address="+c.listen.Addr().String(), "--advertise-address="+c.listen.Addr().String(),
+		fmt.Sprintf("--secure-port=%d", c.listen.Port()), "--cert-dir="+filepath.Join(c.dir, "cert"),
+		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file="+key, "--service-account-signing-key-file="+key,
+		"--token-auth-file="+filepath.Join(c.dir, "tokens.csv"), "--authorization-mode=RBAC",
+		"--endpoint-reconciler-type=none", "--profiling=false")
+	if err != nil {
+		return err
+	}
+	c.api = api
+	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)
+	defer cancel()
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		status, _, err := c.Do(ctx, Request{Method: http.MethodGet, Path: "/readyz"})
+		if err == nil && status == http.StatusOK {
+			tick.Stop()
+			return nil
+		}
+		select {
+		case <-api.done:
+			return fmt.Errorf("kube-apiserver has ended: %w\n%s", api.err, api.tail())
+		case <-ctx.Done():
+			return fmt.Errorf("kube-apiserver is not ready (%d, %w)\n%s", status, err, api.tail())
+		case <-tick.C:
+		}
+	}
+}
+
+// StopAPI ends the API server: with notice, or at once as a power cut does. etcd goes on.
+func (c *Cluster) StopAPI(notice bool) error {
+	if notice {
+		return c.api.stop(syscall.SIGTERM)
+	}
+	return c.api.stop(syscall.SIGKILL)
+}
+
+// AllocateCIDRs starts the controller that gives every node a /24 of an IPv4 range and a /64 of an IPv6 one; ranges holds
+// one or both, with a comma between.
+func (c *Cluster) AllocateCIDRs(ranges string) error {
+	var err error
+	c.ipam, err = start(c.binary, filepath.Join(c.dir, "node-ipam.log"), "node-ipam", "--kubeconfig="+c.Kubeconfig, "--cluster-cidr="+ranges)
+	return err
+}
+
+// Close ends all processes, the API server before its etcd, without which it does not end.
+func (c *Cluster) Close() error {
+	var errs []error
+	for _, p := range []*process{c.ipam, c.api, c.etcd} {
+		if p != nil {
+			errs = append(errs, p.stop(syscall.SIGKILL))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// process is one started subcommand.
+type process struct {
+	name, log string
+	cmd       *exec.Cmd
+	done      chan struct{}
+	err       error // of its end; valid once done is closed
+}
+
+func start(binary, log, name string, args ...string) (*process, error) {
+	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Close()
+	p := &process{name: name, log: log, cmd: exec.Command(binary, append([]string{name}, args...)...), done: make(chan struct{})}
+	p.cmd.Stdout, p.cmd.Stderr = out, out
+	// Its client for itself would otherwise ask a proxy.
+	p.cmd.Env = append(os.Environ(), "NO_PROXY=*")
+	if err := p.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", name, err)
+	}
+	go func() {
+		p.err = p.cmd.Wait()
+		close(p.done)
+	}()
+	return p, nil
+}
+
+// stopTimeout is how long a process may take to end with notice: the API server took 3 s.
+const stopTimeout = 30 * time.Second
+
+// stop sends a signal and waits for the end, which is made sure of.
+func (p *process) stop(s syscall.Signal) error {
+	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("stop %s: %w", p.name, err)
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-time.After(stopTimeout):
+	}
+	// It is our own child: the only error is that it has just ended.
+	_ = p.cmd.Process.Kill()
+	<-p.done
+	return fmt.Errorf("%s did not end on %v within %v", p.name, s, stopTimeout)
+}
+
+// tail is the end of the log.
+func (p *process) tail() []byte {
+	b, err := os.ReadFile(p.log)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	lines := bytes.Split(bytes.TrimSpace(b), []byte("\n"))
+	return bytes.Join(lines[max(0, len(lines)-10):], []byte("\n"))
+}
+
+// freePorts finds ports that are free now.
+func freePorts(a netip.Addr, n int) ([]netip.AddrPort, error) {
+	var ports []netip.AddrPort
+	for range n {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(a, 0).String())
+		if err != nil {
+			return nil, fmt.Errorf("find a free port on %s: %w", a, err)
+		}
+		defer l.Close() // only at the end, so that they differ
+		ports = append(ports, l.Addr().(*net.TCPAddr).AddrPort())
+	}
+	return ports, nil
+}

@@ -1,0 +1,219 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/bench/lab"
+)
+
+// Variables that name programs to be compatible with. They are no part of this project, so where they are not set the
+// tests say what they leave out.
+const (
+	flanneldVariable = "WEFT_FLANNELD"
+	etcdVariable     = "WEFT_ETCD"
+)
+
+// otherProgram returns the program that a variable names.
+func otherProgram(t *testing.T, variable, what string) string {
+	t.Helper()
+	path := os.Getenv(variable)
+	if path == "" {
+		t.Skipf("not tested: %s; %s=PATH names one", what, variable)
+	}
+	return path
+}
+
+func TestNetnsTwoNodesAreExactlyFlannels(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	c.checkTwoNodes(c.up())
+}
+
+// TestNetnsOldEtcdServer does the same with a server that is another program, such as Debian's 3.4.
+func TestNetnsOldEtcdServer(t *testing.T) {
+	server := otherProgram(t, etcdVariable, "a real etcd server")
+	c := &cluster{Lab: lab.Start(t, lab.Options{}), t: t}
+	_, err := c.Root.Start([]string{server, "--data-dir", "/run/etcd", "--listen-client-urls", c.endpoint(),
+		"--advertise-client-urls", c.endpoint(), "--listen-peer-urls", "http://127.0.0.1:2380"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.connect()
+	await(t, patience, "etcd answers", func() error {
+		_, err := c.leases()
+		return err
+	})
+	c.put(clusterPrefix+"/config", clusterNetwork)
+	c.checkTwoNodes(c.up())
+}
+
+// checkTwoNodes looks at everything that another program may read, and at the traffic.
+func (c *cluster) checkTwoNodes(ds []*member) {
+	c.t.Helper()
+	for _, d := range ds {
+		c.checkKey(d)
+		d.checkEnv()
+		d.checkDevice()
+		d.checkSocket()
+	}
+	c.awaitLeases(patience, keys(ds))
+	a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	c.checkTraffic(a, b)
+	c.checkTraffic(b, a)
+	for _, d := range ds {
+		if drops := d.drops(); len(drops) > 0 {
+			c.t.Errorf("%s dropped %v", d.node.Name, drops)
+		}
+		d.stop()
+		if d.node.HasLink("flannel0") {
+			c.t.Errorf("%s: the device is still there", d.node.Name)
+		}
+	}
+	c.awaitLeases(patience, keys(ds)) // stays for the next start
+}
+
+func (c *cluster) checkKey(d *member) {
+	c.t.Helper()
+	r, err := c.client.Get(c.t.Context(), clusterPrefix+"/subnets/"+d.key())
+	if err != nil || len(r.Kvs) != 1 {
+		c.t.Fatalf("%s: %+v, %v", d.key(), r, err)
+	}
+	kv := r.Kvs[0]
+	if got, want := string(kv.Value), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, d.node.Addr); got != want {
+		c.t.Errorf("%s: value %s, want %s", kv.Key, got, want)
+	}
+	ttl, err := c.client.TimeToLive(c.t.Context(), clientv3.LeaseID(kv.Lease))
+	if err != nil || ttl.GrantedTTL != 86400 || ttl.TTL < 86400-int64(patience/time.Second) {
+		c.t.Errorf("%s: %+v, %v: want a lease of a day", kv.Key, ttl, err)
+	}
+}
+
+func (d *member) checkEnv() {
+	d.t.Helper()
+	b, err := os.ReadFile(d.node.Path("flannel/subnet.env"))
+	gateway := netip.PrefixFrom(d.env().Subnet.Masked().Addr().Next(), 24)
+	want := fmt.Sprintf("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n", gateway)
+	if err != nil || string(b) != want {
+		d.t.Errorf("%s: subnet.env is %q, %v, want %q", d.node.Name, b, err, want)
+	}
+	info, err := os.Stat(d.node.Path("flannel/subnet.env"))
+	if err != nil || info.Mode().Perm() != 0o644 {
+		d.t.Errorf("%s: subnet.env has mode %v, %v", d.node.Name, info.Mode(), err)
+	}
+}
+
+func (d *member) checkDevice() {
+	d.t.Helper()
+	l, err := d.node.Link("flannel0")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	own := netip.PrefixFrom(d.env().Subnet.Masked().Addr(), 32)
+	if l.Kind != "tuntap" || l.MTU != 1472 || !l.Up || !slices.Equal(l.Addrs, []netip.Prefix{own}) || l.TxQueueLen < 1000 {
+		d.t.Errorf("%s: device %+v, want a TUN that is up, MTU 1472, address %s and a queue that holds a burst", d.node.Name, l, own)
+	}
+	routes, err := d.node.Routes()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	var ours []lab.Route
+	for _, r := range routes {
+		if r.Device == "flannel0" {
+			ours = append(ours, r)
+		}
+	}
+	network := netip.MustParsePrefix("10.5.0.0/16")
+	if len(ours) != 1 || ours[0].Dst != network || ours[0].Scope != 0 || ours[0].Via.IsValid() || ours[0].Source.IsValid() {
+		d.t.Errorf("%s: routes %+v, want one: %s dev flannel0, global, without a gateway and a source", d.node.Name, ours, network)
+	}
+}
+
+// checkSocket looks at what the daemon has bound: its interface's address and flannel's port, not the wildcard.
+func (d *member) checkSocket() {
+	d.t.Helper()
+	ip := d.node.Addr.As4()
+	slices.Reverse(ip[:])
+	want := fmt.Sprintf("%s:%04X", strings.ToUpper(hex.EncodeToString(ip[:])), udpPort)
+	err := d.node.Do(func() error {
+		b, err := os.ReadFile("/proc/thread-self/net/udp")
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); strings.HasSuffix(f[1], fmt.Sprintf(":%04X", udpPort)) && f[1] != want {
+				return fmt.Errorf("a socket is bound to %s, want %s", f[1], want)
+			}
+		}
+		if !strings.Contains(string(b), want) {
+			return fmt.Errorf("no socket is bound to %s", want)
+		}
+		return nil
+	})
+	if err != nil {
+		d.t.Error(err)
+	}
+}
+
+// checkTraffic sends small packets, packets of the full MTU that must not be cut, and streams, from one pod to another.
+func (c *cluster) checkTraffic(from, to *lab.Pod) {
+	c.t.Helper()
+	for _, size := range []int{84, 1428, 1472} {
+		r, err := from.Ping(c.t.Context(), to.Addr, lab.Ping{Count: 5, Interval: time.Millisecond, Size: size, DontFragment: true})
+		if err != nil || r.Received != 5 {
+			c.t.Errorf("pings of %d bytes from %s to %s: %+v, %v", size, from.Name, to.Name, r, err)
+		}
+	}
+	if err := lab.CheckTCP(c.t.Context(), from.NS, to.NS, to.Addr, 4<<20); err != nil {
+		c.t.Error(err)
+	}
+	if err := lab.CheckUDP(c.t.Context(), from.NS, to.NS, to.Addr, 0, 1, 1400, 1444, 5000); err != nil {
+		c.t.Error(err)
+	}
+}
+
+// TestNetnsBesideFlannel runs the real flannel on one node and weftd on the other, on one etcd.
+func TestNetnsBesideFlannel(t *testing.T) {
+	flanneld := otherProgram(t, flanneldVariable, "a real flannel daemon on the other node")
+	for _, first := range []string{"flannel", "weftd"} {
+		t.Run(first+" first", func(t *testing.T) {
+			c := newCluster(t, lab.Options{}, clusterNetwork)
+			theirs, ours := c.Nodes[0], c.Nodes[1]
+			var d *member
+			if first == "weftd" {
+				d = c.start(ours)
+				d.awaitReady()
+			}
+			_, err := theirs.Start([]string{flanneld, "--etcd-endpoints=" + c.endpoint(), "--iptables-forward-rules=false"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			await(t, patience, "flannel's subnet.env", func() error {
+				env, err := lab.ReadSubnetEnv(theirs.Path("flannel/subnet.env"))
+				if err != nil {
+					return err
+				}
+				return theirs.Attach(env)
+			})
+			if first == "flannel" {
+				d = c.start(ours)
+				d.awaitReady()
+			}
+			d.attach()
+			c.awaitMesh()
+			c.checkTraffic(theirs.Pods[0], ours.Pods[0])
+			c.checkTraffic(ours.Pods[0], theirs.Pods[0])
+			if drops := d.drops(); len(drops) > 0 {
+				t.Errorf("weftd dropped %v", drops)
+			}
+			d.stop()
+		})
+	}
+}
