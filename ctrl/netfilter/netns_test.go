@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -53,12 +54,34 @@ func (h ofVariant) open(ctx context.Context, nftables bool, want map[family][]ru
 
 func (w way) manager() *Manager { return newManager(ofVariant{variant: w.variant}, Options{}) }
 
-// need skips where the programs are not installed, and says so.
+// need skips where the programs are not installed or the kernel lacks what they need, and says so. It asks for much less
+// than our own probes do, so that those cannot hide behind it.
 func (w way) need(t *testing.T) {
 	t.Helper()
-	if !w.nft {
-		needProgram(t, "iptables"+w.variant)
-		needProgram(t, "ip6tables"+w.variant)
+	if w.nft {
+		needTables(t)
+		return
+	}
+	for _, f := range families() {
+		needProgram(t, w.program(f))
+		if out, err := exec.Command(w.program(f), "-t", "nat", "-S").CombinedOutput(); err != nil {
+			t.Skipf("NOT TESTED: %s: %v: %s", w.program(f), err, out)
+		}
+	}
+}
+
+// needTables makes an empty nftables table and takes it away again.
+func needTables(t *testing.T) {
+	t.Helper()
+	conn, err := dial()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families() {
+		conn.DelTable(conn.AddTable(&nftables.Table{Name: "needed", Family: kernelFamily(f)}))
+	}
+	if err := conn.Flush(); noNFTables(err) {
+		t.Skipf("NOT TESTED: no nftables in this kernel: %v", err)
 	}
 }
 
@@ -458,6 +481,7 @@ func TestNetnsFlannelLeftovers(t *testing.T) {
 	for _, w := range iptablesWays() {
 		t.Run(w.name, func(t *testing.T) {
 			w.need(t)
+			needTables(t)
 			ns := newNS(t)
 			for _, args := range []string{
 				"-t nat -N FLANNEL-POSTRTG", "-t nat -A POSTROUTING -j FLANNEL-POSTRTG",
@@ -515,6 +539,7 @@ func TestNetnsDockerRule(t *testing.T) {
 
 // TestNetnsRunHeals lets the loop itself find a flush, in the lab's own namespace.
 func TestNetnsRunHeals(t *testing.T) {
+	needTables(t)
 	m := newManager(machine{}, Options{Resync: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
@@ -565,6 +590,7 @@ func TestNetnsRunHeals(t *testing.T) {
 
 // TestNetnsWithoutPrograms: a host without iptables gets nftables.
 func TestNetnsWithoutPrograms(t *testing.T) {
+	needTables(t)
 	t.Setenv("PATH", t.TempDir())
 	ns, m := newNS(t), New(Options{})
 	if s := set(t, ns, m, everything()); s.Mode != NFTables {
@@ -574,6 +600,7 @@ func TestNetnsWithoutPrograms(t *testing.T) {
 
 // TestNetnsNotes: what we cannot change, the operator is told.
 func TestNetnsNotes(t *testing.T) {
+	needTables(t)
 	for _, w := range ways() {
 		t.Run(w.name, func(t *testing.T) {
 			w.need(t)
@@ -647,4 +674,64 @@ func TestNetnsNoTrack(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNetnsOlderHosts puts programs in front of the real ones that refuse what older programs or kernels do not know.
+func TestNetnsOlderHosts(t *testing.T) {
+	for _, w := range iptablesWays() {
+		for _, tt := range []struct {
+			name, refuses string // a pattern of the shell
+			masquerade    string // what the rules say then
+			notes         int    // each family has programs of its own
+			err           string
+		}{
+			{"no random ports", "*--random-fully*", "-j MASQUERADE\n", 0, ""},
+			{"no --wait", "*--noflush?--wait*", "-j MASQUERADE --random-fully\n", 0, ""},
+			{"no notrack", "*--notrack*", "-j MASQUERADE --random-fully\n", 2, ""},
+			{"no raw table", "*'*raw'*", "-j MASQUERADE --random-fully\n", 2, ""},
+			{"no masquerading", "*MASQUERADE*", "", 0, "cannot masquerade here"},
+			{"no nat table", "*'*nat'*", "", 0, "does not work here"},
+		} {
+			t.Run(w.name+", "+tt.name, func(t *testing.T) {
+				w.need(t)
+				ns, old := newNS(t), way{variant: "-old"}
+				old.install(t, w, tt.refuses)
+				m := old.manager()
+				m.Set(everything())
+				do(t, ns, func() error { m.once(t.Context()); return nil })
+				s := m.Status()
+				if tt.err != "" {
+					if s.InPlace || !errors.Is(s.Err, ErrUnsupported) || !strings.Contains(s.Err.Error(), tt.err) {
+						t.Errorf("%+v", s)
+					}
+					return
+				}
+				if !s.InPlace || len(s.Notes) != tt.notes {
+					t.Fatalf("%+v", s)
+				}
+				if got := w.rulesOf(t, ns, ipv4); strings.Count(got, tt.masquerade) != 2 {
+					t.Errorf("got%s", got)
+				}
+				if s := resync(t, ns, m); s.Repairs != 0 {
+					t.Error("set again what was in place")
+				}
+			})
+		}
+	}
+}
+
+// install makes programs of a variant that pass all on to those of real, except what matches a pattern.
+func (w way) install(t *testing.T, real way, refuses string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, f := range families() {
+		for _, suffix := range []string{"", "-restore"} {
+			script := fmt.Sprintf("#!/bin/sh\n[ %q ] && text=$(cat)\ncase \"$* $text\" in %s) echo refused >&2; exit 2;; esac\n"+
+				"printf '%%s\\n' \"$text\" | exec %s%s \"$@\"\n", suffix, refuses, real.program(f), suffix)
+			if err := os.WriteFile(filepath.Join(dir, w.program(f)+suffix), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }

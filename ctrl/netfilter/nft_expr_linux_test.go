@@ -113,3 +113,18 @@ func TestPrefixMask(t *testing.T) {
 		}
 	}
 }
+
+// TestNFTFit is what is left of the rules on a kernel that cannot do all of it.
+func TestNFTFit(t *testing.T) {
+	n := &nft{plainPorts: map[family]bool{ipv4: true}, noTrackErr: map[family]error{ipv6: unix.EOPNOTSUPP}}
+	plain := everything()
+	plain.PlainPorts = true
+	if got, want := saved(n.fit(ipv4, everything().rules(ipv4))), saved(plain.rules(ipv4)); got != want {
+		t.Errorf("without random ports:%s\nwant%s", got, want)
+	}
+	tracked := everything()
+	tracked.NoTrack = nil
+	if got, want := saved(n.fit(ipv6, everything().rules(ipv6))), saved(tracked.rules(ipv6)); got != want {
+		t.Errorf("without notrack:%s\nwant%s", got, want)
+	}
+}
