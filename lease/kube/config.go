@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	utilnet "k8s.io/apimachinery/pkg/util/net"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -46,11 +47,20 @@ func Open(c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
 	}
-	client, err := corev1.NewForConfig(config)
+	transport, err := rest.HTTPClientFor(config)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client for %s: %w", config.Host, err)
 	}
-	return newStore(c, client)
+	client, err := corev1.NewForConfigAndClient(config, transport)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes client for %s: %w", config.Host, err)
+	}
+	s, err := newStore(c, client)
+	if err != nil {
+		return nil, err
+	}
+	s.hangUp = func() { utilnet.CloseIdleConnectionsFor(transport.Transport) }
+	return s, nil
 }
 
 // restConfig finds the API server and how to talk to it.
@@ -98,7 +108,7 @@ func newStore(c Config, client api) (*Store, error) {
 	}
 	s := &Store{
 		client: client, names: names, log: c.Log, node: c.Node, pod: c.Pod, namespace: c.Namespace,
-		networkFile: c.NetworkFile, poll: filePoll,
+		networkFile: c.NetworkFile, poll: filePoll, hangUp: func() {},
 	}
 	s.roster = newRoster(names, c.Log, s.ownSeen)
 	// What client-go would log of each failed try is said once by those who call us.
@@ -119,5 +129,6 @@ const filePoll = 5 * time.Second
 func (s *Store) Close() error {
 	s.stop()
 	s.running.Wait()
+	s.hangUp()
 	return nil
 }

@@ -30,6 +30,7 @@ type Store struct {
 	ctx       context.Context // of what runs in the background
 	stop      context.CancelFunc
 	running   sync.WaitGroup
+	hangUp    func()    // closes connections that are idle
 	follow    sync.Once // starts the reflector
 	roster    *roster
 	condition *condition // nil: not ours to write

@@ -59,9 +59,8 @@ func (s *Store) reflector() *cache.Reflector {
 			return w, err
 		},
 	}
-	r := cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(calls, nodes), &corev1.Node{}, s.roster,
+	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(calls, s.client), &corev1.Node{}, s.roster,
 		cache.ReflectorOptions{Name: "nodes", Backoff: retries()})
-	return r
 }
 
 // retries are the pauses between tries to reach the API server: client-go's, but that the longest, 60 s, is 10 s, since

@@ -1,0 +1,268 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes/fake"
+	typed "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
+
+	"weft/bench/lab/kubebox"
+	"weft/lease"
+	"weft/lease/storetest"
+)
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if err := server.close(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	if err := goleak.Find(); err != nil && status == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+// apiServer is the one API server of all tests here, started by the first that needs it.
+type apiServer struct {
+	once    sync.Once
+	dir     string
+	cluster *kubebox.Cluster
+	err     error
+}
+
+var server apiServer
+
+// real is the API server, or skips the test.
+func real(t testing.TB) *kubebox.Cluster {
+	t.Helper()
+	server.once.Do(func() {
+		if server.dir, server.err = os.MkdirTemp("", "weft-kubebox"); server.err == nil {
+			server.cluster, server.err = kubebox.Start(netip.MustParseAddr("127.0.0.1"), server.dir)
+		}
+	})
+	if errors.Is(server.err, kubebox.ErrNoBinary) {
+		t.Skipf("NOT TESTED against a real API server: %v", server.err)
+	}
+	if server.err != nil {
+		t.Fatal(server.err)
+	}
+	return server.cluster
+}
+
+func (s *apiServer) close() error {
+	if s.cluster == nil {
+		return nil
+	}
+	return errors.Join(s.cluster.Close(), os.RemoveAll(s.dir))
+}
+
+const netConf = `{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}`
+
+// bench is a cluster as the suite sees it: twenty nodes with pod CIDRs and one without.
+type bench struct {
+	client api
+	conf   string
+	open   func(t *testing.T, c Config) *Store
+	next   int
+}
+
+const benchNodes = 20
+
+func nodeName(n int) string { return fmt.Sprintf("node%d", n) }
+
+func podCIDRText(n int) string { return fmt.Sprintf("10.244.%d.0/24", n+1) }
+
+func newNode(name string, cidrs ...string) *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}
+	if len(cidrs) > 0 {
+		n.Spec.PodCIDR, n.Spec.PodCIDRs = cidrs[0], cidrs
+	}
+	return n
+}
+
+func (b *bench) harness(t *testing.T) storetest.Harness {
+	t.Helper()
+	b.conf = writeConf(t, netConf)
+	for n := range benchNodes + 1 {
+		node := newNode(nodeName(n), podCIDRText(n))
+		if n == benchNodes {
+			node = newNode(nodeName(n))
+		}
+		b.create(t, node)
+	}
+	network, err := lease.ParseNetwork([]byte(netConf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return storetest.Harness{
+		Nodes: benchNodes,
+		Request: func(n int) lease.Request {
+			return lease.Request{Network: network, Node: nodeName(n), Attrs: attrsOf(n)}
+		},
+		Open: func(t *testing.T, n int) lease.Store {
+			return b.open(t, Config{Node: nodeName(n), NetworkFile: b.conf, Condition: true, Log: slog.New(slog.DiscardHandler)})
+		},
+		Add:    b.add,
+		Change: b.change,
+		Remove: b.remove,
+	}
+}
+
+func attrsOf(n int) lease.Attrs {
+	return lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)})}
+}
+
+func (b *bench) create(t *testing.T, n *corev1.Node) {
+	t.Helper()
+	if _, err := b.client.Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (b *bench) annotate(t *testing.T, node, name, value string) {
+	t.Helper()
+	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, name, value)
+	if _, err := b.client.Nodes().Patch(t.Context(), node, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// add makes a node that flannel has annotated.
+func (b *bench) add(t *testing.T) lease.Lease {
+	b.next++
+	l := lease.Lease{Node: fmt.Sprintf("foreign%d", b.next), Subnet: netip.MustParsePrefix(podCIDRText(100 + b.next)), Attrs: attrsOf(100 + b.next)}
+	n := newNode(l.Node, l.Subnet.String())
+	n.Annotations = map[string]string{
+		FlannelPrefix + "/backend-type":        "",
+		FlannelPrefix + "/backend-data":        "null",
+		FlannelPrefix + "/public-ip":           l.PublicIP.String(),
+		FlannelPrefix + "/kube-subnet-manager": "true",
+	}
+	b.create(t, n)
+	return l
+}
+
+func (b *bench) change(t *testing.T, l lease.Lease) lease.Lease {
+	l.PublicIP = l.PublicIP.Next()
+	b.annotate(t, l.Node, FlannelPrefix+"/public-ip", `"`+l.PublicIP.String()+`"`)
+	return l
+}
+
+// remove takes a foreign node out of the cluster, and the annotation off one of ours.
+func (b *bench) remove(t *testing.T, l lease.Lease) {
+	if l.Node[:4] == "node" {
+		b.annotate(t, l.Node, FlannelPrefix+"/kube-subnet-manager", "null")
+		return
+	}
+	if err := b.client.Nodes().Delete(t.Context(), l.Node, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func writeConf(t *testing.T, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "net-conf.json")
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// fakeAPI is client-go's own fake. It does not stream lists, and says so as its clientset does.
+type fakeAPI struct{ typed.CoreV1Interface }
+
+func (fakeAPI) IsWatchListSemanticsUnSupported() bool { return true }
+
+func newFake() fakeAPI { return fakeAPI{fake.NewClientset().CoreV1()} }
+
+// openOn opens a Store on the fake.
+func openOn(t *testing.T, client api, c Config) *Store {
+	t.Helper()
+	s, err := newStore(c, client)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+func TestStoreOnTheFake(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		client := newFake()
+		b := bench{client: client, open: func(t *testing.T, c Config) *Store { return openOn(t, client, c) }}
+		return b.harness(t)
+	})
+}
+
+// openReal opens a Store as the daemon does.
+func openReal(t *testing.T, c Config) *Store {
+	t.Helper()
+	c.Kubeconfig = server.cluster.Kubeconfig
+	s, err := Open(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return s
+}
+
+// admin is a client that may do everything. It is closed with the test.
+func admin(t *testing.T, c *kubebox.Cluster) typed.CoreV1Interface {
+	t.Helper()
+	config, err := restConfig(Config{Kubeconfig: c.Kubeconfig})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.QPS = -1
+	transport, err := rest.HTTPClientFor(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	client, err := typed.NewForConfigAndClient(config, transport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return client
+}
+
+// noNodes empties the cluster.
+func noNodes(t *testing.T, client typed.CoreV1Interface) {
+	t.Helper()
+	if err := client.Nodes().DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestStoreOnARealAPIServer(t *testing.T) {
+	c := real(t)
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		client := admin(t, c)
+		noNodes(t, client)
+		b := bench{client: client, open: openReal}
+		return b.harness(t)
+	})
+}
