@@ -90,7 +90,8 @@ type blackhole struct {
 	network lease.Network
 }
 
-// blackholeMetric makes the route lose against the pod bridge's own route of the same subnet, whatever came first.
+// blackholeMetric makes the route lose against the pod bridge's own route of the same subnet. With equal metrics, as
+// flannel has them, the one that came first wins, and a blackhole that did cuts off the node's own pods.
 const blackholeMetric = 1 << 20
 
 // Plan is the backend's plan and a blackhole for our own subnet.

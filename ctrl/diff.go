@@ -292,15 +292,21 @@ func (d *differ) routes() {
 	}
 }
 
-// route decides about one wanted route, given the routes that have its key.
+// route decides about one wanted route, given the routes that have its key: none or one as a rule, more if someone
+// appended a route or made it one of several next hops.
 func (d *differ) route(w Route, have []Route) {
-	if slices.Contains(have, w) {
+	if len(have) == 1 && have[0] == w {
 		return
 	}
 	for _, h := range have {
 		switch {
-		case d.claims.route(h), h.Protocol == protocolBoot && d.claims.inside(h.Dst):
-			// Ours, or in the place where flannel would have put its own: replaced below.
+		case h == w:
+		case d.claims.route(h):
+			if len(have) > 1 {
+				d.op(stageRoutes, Delete, h)
+			}
+		case h.Protocol == protocolBoot && d.claims.inside(h.Dst):
+			// In the place where flannel would have put its own.
 		case h.Dev == w.Dev && h.Via == w.Via && h.Blackhole == w.Blackhole:
 			return // someone else's, and it does the same
 		default:

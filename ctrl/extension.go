@@ -14,6 +14,7 @@ type extension struct {
 	network lease.Network
 	self    Self
 	extensionConfig
+	data json.RawMessage // what is published
 }
 
 // extensionConfig are the backend's keys: command lines, run without a shell (see splitCommand).
@@ -36,6 +37,12 @@ func newExtension(n lease.Network, s Self) (Backend, error) {
 	} {
 		if _, err := splitCommand(c.line, func(string) string { return "" }); err != nil {
 			return nil, fmt.Errorf("config key %s: %w", c.key, err)
+		}
+	}
+	if e.PreStartupCommand != "" {
+		var err error
+		if e.data, err = json.Marshal(s.Startup); err != nil {
+			return nil, fmt.Errorf("output of PreStartupCommand: %w", err)
 		}
 	}
 	return e, nil
@@ -82,15 +89,7 @@ func show(v interface {
 
 // Spec publishes what PreStartupCommand printed, as a JSON string.
 func (e *extension) Spec() Spec {
-	s := Spec{Type: "extension", LeaseType: "extension", MTU: e.self.Iface.MTU}
-	if e.PreStartupCommand != "" {
-		b, err := json.Marshal(e.self.Startup)
-		if err != nil {
-			panic(err) // every string has a JSON form
-		}
-		s.Data = b
-	}
-	return s
+	return Spec{Type: "extension", LeaseType: "extension", MTU: e.self.Iface.MTU, Data: e.data}
 }
 
 // splitCommand cuts a command line into words as a shell would, and does no more: blanks separate words; '...' is

@@ -140,10 +140,11 @@ func inRange(key string, v, low, high int) error {
 // minDeviceMTU is the smallest MTU that IPv4 may have (RFC 791), bytes.
 const minDeviceMTU = 68
 
-// deviceMTU is what is left of the underlay's MTU, from the config or the interface, for an overlay device.
+// deviceMTU is what is left of the underlay's MTU for an overlay device. The config may name one below the
+// interface's, for a path that carries less; a larger one could not leave the interface.
 func deviceMTU(s Self, configured, overhead int) (int, error) {
 	mtu, of := s.Iface.MTU, "of interface "+s.Iface.Name
-	if configured != 0 {
+	if configured != 0 && configured < mtu {
 		mtu, of = configured, "of the config"
 	}
 	if mtu-overhead < minDeviceMTU {

@@ -115,7 +115,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			return ctx.Err()
 		case <-r.poke:
 		case <-signs:
-			pause(ctx, settleAfter(took))
+			r.settle(ctx, settleAfter(took))
 		case <-timer.C:
 		}
 		start := time.Now()
@@ -127,6 +127,17 @@ func (r *Reconciler) Run(ctx context.Context) error {
 			timer.Reset(retry)
 		}
 		took = time.Since(start)
+	}
+}
+
+// settle waits for the end of a burst of signs; a new wanted state cuts it short.
+func (r *Reconciler) settle(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-r.poke:
+	case <-t.C:
 	}
 }
 

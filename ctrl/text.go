@@ -76,6 +76,9 @@ func (l Link) String() string {
 	if l.MAC != (MAC{}) {
 		s += " address " + l.MAC.String()
 	}
+	if l.IgnoreRA {
+		s += " accept_ra 0"
+	}
 	if l.Up {
 		s += " up"
 	}

@@ -29,7 +29,7 @@ type vxlan struct {
 	data, dataV6  json.RawMessage
 }
 
-// vxlanData is what a node publishes, in flannel's order.
+// vxlanData is what a node publishes.
 type vxlanData struct {
 	VNI     int
 	VtepMAC string
@@ -64,7 +64,8 @@ func newVXLAN(n lease.Network, s Self) (Backend, error) {
 }
 
 // end gives the Ethernet address of our end of the tunnels and what is published of it. An address that no device has
-// yet is made from the node's own, so it is the same after a reboot and the other nodes' entries stay right.
+// yet is made from the node's own, so it is the same after a reboot and the other nodes' entries stay right. The
+// published text is flannel's to the byte: its kube mode finds the address by splitting it.
 func (v *vxlan) end(present MAC, public string) (MAC, json.RawMessage) {
 	m := present
 	if m == (MAC{}) {
@@ -72,11 +73,7 @@ func (v *vxlan) end(present MAC, public string) (MAC, json.RawMessage) {
 		m = MAC(sum[:6])
 		m[0] = m[0]&^1 | 2 // unicast, locally administered (IEEE 802)
 	}
-	data, err := json.Marshal(vxlanData{VNI: v.vni, VtepMAC: m.String()})
-	if err != nil {
-		panic(err) // a struct of a number and a string always has a JSON form
-	}
-	return m, data
+	return m, fmt.Appendf(nil, `{"VNI":%d,"VtepMAC":"%v"}`, v.vni, m)
 }
 
 // device is the name of a family's device.

@@ -23,7 +23,7 @@ const (
 	entryEvent // a neighbour or forwarding entry
 )
 
-// settle is how long a burst of kernel messages may go on before it is acted upon: long enough for the burst of one
+// settleTime is how long a burst of kernel messages may go on before it is acted upon: long enough for the burst of one
 // `ip` command or a link flap, short against the second in which a repair has to be done.
 const settleTime = 50 * time.Millisecond
 

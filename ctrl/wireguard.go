@@ -31,7 +31,7 @@ type wireGuard struct {
 	mtu            int
 }
 
-// wireGuardData is what a node publishes, in flannel's order.
+// wireGuardData is what a node publishes.
 type wireGuardData struct {
 	PublicKey string
 	Port      int
@@ -222,11 +222,7 @@ func (w *wireGuard) Spec() Spec {
 			continue
 		}
 		_, port := w.device(f.v6)
-		b, err := json.Marshal(wireGuardData{PublicKey: w.publicKey.Base64(), Port: port})
-		if err != nil {
-			panic(err) // a struct of a string and a number always has a JSON form
-		}
-		*f.data = b
+		*f.data = fmt.Appendf(nil, `{"PublicKey":"%s","Port":%d}`, w.publicKey.Base64(), port)
 	}
 	return s
 }
