@@ -36,6 +36,9 @@ func OpenPortable(c Config) (*Device, error) {
 // openWater opens one queue. It takes a duplicate of the descriptor and lets water's own go: that one sits in
 // Go's network poller, which would wake a thread for every packet although nobody waits there.
 func openWater(name string) (*Queue, string, error) {
+	if len(name) >= unix.IFNAMSIZ {
+		return nil, "", fmt.Errorf("device name: %w", unix.ENAMETOOLONG) // water would cut it off
+	}
 	device, err := water.New(water.Config{
 		DeviceType:             water.TUN,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true},

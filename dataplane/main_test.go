@@ -1,0 +1,53 @@
+package dataplane
+
+import (
+	"fmt"
+	"os"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"weft/bench/lab"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(leakCheck{m})) }
+
+// leakCheck runs the tests and fails if they leave a descriptor or a goroutine behind.
+type leakCheck struct{ m *testing.M }
+
+func (l leakCheck) Run() int {
+	before, err := descriptors()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	status := l.m.Run()
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = max(status, 1)
+	}
+	after, err := descriptors()
+	if err != nil || len(after) > len(before) {
+		fmt.Fprintf(os.Stderr, "descriptors before the tests: %v\nafter: %v (%v)\n", before, after, err)
+		status = max(status, 1)
+	}
+	return status
+}
+
+// descriptors lists what this process has open, with what each is, but for Go's own poller.
+func descriptors() ([]string, error) {
+	const dir = "/proc/self/fd"
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("list open descriptors: %w", err)
+	}
+	var all []string
+	for _, e := range entries {
+		target, err := os.Readlink(dir + "/" + e.Name())
+		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" && e.Name() == "4" {
+			continue // the directory's own is gone by now
+		}
+		all = append(all, e.Name()+" "+target)
+	}
+	return all, nil
+}
