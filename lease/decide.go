@@ -31,27 +31,24 @@ func fateOf(self Lease, want Attrs, list []Lease) (fate, Lease) {
 	return missing, Lease{}
 }
 
-// wiped reports whether a list does not continue the ones before it: the revision went back, or a new watch begins
-// with a list that lacks our own lease long before its expiry (a wiped store may have caught up with the revision).
-func wiped(before State, e event, own fate, now time.Time) bool {
-	if e.list.Revision < before.Revision {
-		return true
-	}
+// wiped reports whether a list does not continue the ones before it: the revision went back, or our own lease is
+// missing long before its expiry (a wiped store may have caught up with the revision, and an operator who deletes all
+// leases is no better).
+func wiped(before State, revision int64, own fate, now time.Time) bool {
 	unexpired := before.Self.Expires.IsZero() || now.Before(before.Self.Expires)
-	return e.first && before.Held && own == missing && unexpired
+	return revision < before.Revision || before.Held && own == missing && unexpired
 }
 
-// renewAt is when to renew l: a margin before its expiry, but never in less than half of the time that is left, so
-// that a margin longer than the store's leases does not renew without end. Zero if l never expires.
+// renewAt is when to renew l: a margin before its expiry, or after half of the time that is left if that is no longer
+// than the margin. Zero if l never expires.
 func renewAt(l Lease, now time.Time, margin time.Duration) time.Time {
 	if l.Expires.IsZero() {
 		return time.Time{}
 	}
-	half := now.Add(l.Expires.Sub(now) / 2)
-	if at := l.Expires.Add(-margin); at.After(half) {
+	if at := l.Expires.Add(-margin); at.After(now) {
 		return at
 	}
-	return half
+	return now.Add(l.Expires.Sub(now) / 2)
 }
 
 // Bounds of the pauses between tries: flannel's.
@@ -69,19 +66,23 @@ func (b *backoff) next() time.Duration {
 	return b.last - rand.N(b.last/2)
 }
 
-// roster keeps peers for a while that vanished when the store lost its data: they are alive and will claim again.
+// roster keeps leases for a while that vanished when the store lost data: their nodes are alive and will claim again.
 type roster struct {
 	grace time.Duration
 	kept  []Lease
 	until time.Time // zero: none is kept
 }
 
-// merge returns the list together with the peers that are kept. before is what merge returned last. After a reset all
-// of those are kept for the grace; a peer is let go as soon as it is back, or its subnet is another's.
-func (r *roster) merge(before, list []Lease, reset bool, now time.Time) []Lease {
-	if reset && r.grace > 0 {
-		r.kept, r.until = before, now.Add(r.grace)
+// keep makes all leases stay for the grace, whatever the next lists say.
+func (r *roster) keep(all []Lease, now time.Time) {
+	if r.grace > 0 {
+		r.kept, r.until = all, now.Add(r.grace)
 	}
+}
+
+// merge returns the list together with what is kept. A lease is let go as soon as its node is back or its subnet is
+// another's. It changes no list that it was given or has returned.
+func (r *roster) merge(list []Lease) []Lease {
 	replaced := func(k Lease) bool {
 		return slices.ContainsFunc(list, func(l Lease) bool { return l.Overlaps(k) || l.SameNode(k.Attrs) })
 	}

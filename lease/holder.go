@@ -169,27 +169,35 @@ func (h *holder) attrsChanged() {
 
 // take takes over what the watch tells.
 func (h *holder) take(e event, now time.Time) {
-	h.dirty = true
-	h.watchErr = e.err
 	if e.err != nil {
-		h.state.Connected = false
+		h.dirty = h.dirty || h.state.Connected || h.watchErr == nil || h.watchErr.Error() != e.err.Error()
+		h.watchErr, h.state.Connected = e.err, false
 		if h.held && (errors.Is(e.err, ErrInUse) || errors.Is(e.err, ErrLost)) {
 			h.lose(e.err.Error())
 		}
 		return
 	}
-	fate, _ := fateOf(h.state.Self, h.m.wanted().Attrs, e.list.Leases)
-	reset := h.listed && wiped(h.state, e, fate, now)
-	if reset {
-		h.m.options.Log.Warn("the store's data was wiped or restored: peers that are missing are kept for a while",
-			"revision", e.list.Revision, "before", h.state.Revision, "leases", len(e.list.Leases), "grace", h.m.options.Grace)
+	if h.listed && h.lostData(e.list, now) {
+		h.m.options.Log.Warn("the store lost data: leases that are missing are kept for a while", "grace", h.m.options.Grace,
+			"revision", e.list.Revision, "before", h.state.Revision, "leases", len(e.list.Leases), "had", len(h.state.All))
 		if h.held {
 			h.due = now // what the store knows of our expiry is not what we know
 		}
+		h.peers.keep(h.state.All, now)
 	}
+	h.watchErr, h.dirty = nil, true
 	h.list, h.listed = e.list.Leases, true
-	h.state.All = h.peers.merge(h.state.All, h.list, reset, now)
+	h.state.All = h.peers.merge(h.list)
 	h.state.Revision, h.state.Connected = e.list.Revision, true
+}
+
+// lostData reports whether the list does not continue the ones before it.
+func (h *holder) lostData(list Snapshot, now time.Time) bool {
+	own, _ := fateOf(h.state.Self, h.m.wanted().Attrs, list.Leases)
+	if own == missing && now.Before(h.settled) {
+		own = ours // the list may be older than our claim
+	}
+	return wiped(h.state, list.Revision, own, now)
 }
 
 // judge looks for our lease in the last list. A list that is not kept up to date says nothing.

@@ -118,9 +118,8 @@ func (m *Manager) Run(ctx context.Context, report func(State)) error {
 
 // event is what the watching goroutine tells Run: a list, or why the watch ended.
 type event struct {
-	list  Snapshot
-	first bool // of its watch
-	err   error
+	list Snapshot
+	err  error
 }
 
 // watch keeps a Watch of the store running, with a pause after each that ended.
@@ -133,11 +132,8 @@ func (m *Manager) watch(ctx context.Context, events chan<- event) {
 	}
 	var b backoff
 	for ctx.Err() == nil {
-		start, first := time.Now(), true
-		err := m.store.Watch(ctx, func(s Snapshot) {
-			send(event{list: s, first: first})
-			first = false
-		})
+		start := time.Now()
+		err := m.store.Watch(ctx, func(s Snapshot) { send(event{list: s}) })
 		if err == nil {
 			err = errors.New("the watch ended without a word")
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/status"
 
 	"weft/lease"
 )
@@ -91,8 +93,11 @@ func Open(c Config) (*Store, error) {
 		dialer: clientv3.Config{
 			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username, Password: c.Password,
 			DialTimeout: defaultCallTimeout, DialKeepAliveTime: pingEvery, DialKeepAliveTimeout: pingTimeout,
-			Logger:      zap.NewNop(), // errors are returned, and said once by the caller
-			DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: defaultCallTimeout})},
+			Logger: zap.NewNop(), // errors are returned, and said once by the caller
+			DialOptions: []grpc.DialOption{
+				grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: defaultCallTimeout}),
+				grpc.WithChainUnaryInterceptor(noteCause),
+			},
 		},
 	}, nil
 }
@@ -156,7 +161,8 @@ func (s *Store) ownerKey(name string) string { return s.owners() + name }
 
 // call runs one request with the client and a time limit of its own. what names it in the error.
 func (s *Store) call(ctx context.Context, what string, request func(context.Context, *clientv3.Client) error) error {
-	ctx, cancel := context.WithTimeout(ctx, s.callTimeout)
+	var why cause
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, causeKey{}, &why), s.callTimeout)
 	defer cancel()
 	c, err := s.connect(ctx)
 	if err == nil {
@@ -165,10 +171,41 @@ func (s *Store) call(ctx context.Context, what string, request func(context.Cont
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() == context.DeadlineExceeded:
-		return fmt.Errorf("etcd: %s: no answer from %s: %w", what, strings.Join(s.config.Endpoints, ", "), err)
+	case errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("etcd: %s: no answer from %s: %w%s", what, strings.Join(s.config.Endpoints, ", "), err, why.text())
 	}
 	return fmt.Errorf("etcd: %s: %w", what, err)
+}
+
+// cause keeps what grpc knows of a request that timed out (connection refused, certificate not trusted), of which
+// etcd's client leaves only the timeout. It travels in the request's context, under causeKey.
+type cause struct {
+	mu   sync.Mutex
+	last string
+}
+
+type causeKey struct{}
+
+// noteCause is grpc's innermost interceptor.
+func noteCause(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	err := next(ctx, method, req, reply, cc, opts...)
+	if c, ok := ctx.Value(causeKey{}).(*cause); ok && err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.last = status.Convert(err).Message()
+	}
+	return err
+}
+
+// text is the cause in parentheses, if there is more to say than that time has run out. The local port goes, so that
+// the same trouble has the same text each time.
+func (c *cause) text() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last == "" || c.last == context.DeadlineExceeded.Error() {
+		return ""
+	}
+	return " (" + regexp.MustCompile(`:\d+->`).ReplaceAllString(c.last, "->") + ")"
 }
 
 // connect returns the one client. With a user name its constructor logs in and needs the server, hence not in Open.
@@ -186,19 +223,22 @@ func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
 	life, end := context.WithCancel(dialer.Context)
 	dialer.Context = life
 	keep := context.AfterFunc(ctx, end)
-	c, err := clientv3.New(dialer)
-	if err != nil || !keep() {
+	made, err := clientv3.New(dialer)
+	if !keep() && err == nil {
+		made.Close()
+		err = ctx.Err()
+	}
+	if err != nil {
 		end()
-		if err == nil {
-			c.Close()
-			err = ctx.Err()
+		if ctx.Err() != nil {
+			err = ctx.Err() // which the constructor can only call a cancellation
 		}
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	s.mu.Lock()
-	s.client = c
+	s.client = made
 	s.mu.Unlock()
-	return c, nil
+	return made, nil
 }
 
 // txn runs one transaction.

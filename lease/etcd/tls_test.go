@@ -1,0 +1,197 @@
+package etcd
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/bench/lab/etcdserver"
+)
+
+// authority is a CA that signs certificates for a test.
+type authority struct {
+	dir  string
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	file string
+}
+
+func newAuthority(t *testing.T) authority {
+	t.Helper()
+	a := authority{dir: t.TempDir()}
+	a.file, _ = a.issue(t, "ca")
+	return a
+}
+
+// issue writes a certificate for 127.0.0.1 and its key; the first one is the authority's own.
+func (a *authority) issue(t *testing.T, name string) (certFile, keyFile string) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	if a.cert == nil {
+		template.IsCA, template.BasicConstraintsValid, template.KeyUsage = true, true, x509.KeyUsageCertSign
+		a.cert, a.key = template, key
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certFile, keyFile = filepath.Join(a.dir, name+".crt"), filepath.Join(a.dir, name+".key")
+	for file, block := range map[string]*pem.Block{certFile: {Type: "CERTIFICATE", Bytes: der}, keyFile: {Type: "EC PRIVATE KEY", Bytes: keyDER}} {
+		if err := os.WriteFile(file, pem.EncodeToMemory(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return certFile, keyFile
+}
+
+// reach reports whether a store with this config gets an answer.
+func reach(t *testing.T, c Config) error {
+	t.Helper()
+	s := open(t, c)
+	s.callTimeout = time.Second
+	_, err := s.list(t.Context())
+	return err
+}
+
+func TestTLS(t *testing.T) {
+	ca := newAuthority(t)
+	cert, key := ca.issue(t, "server")
+	clientCert, clientKey := ca.issue(t, "client")
+	open := serveConfig(t, etcdserver.Config{CertFile: cert, KeyFile: key})
+	strict := serveConfig(t, etcdserver.Config{CertFile: cert, KeyFile: key, ClientCAFile: ca.file})
+	plain := serve(t)
+	other := newAuthority(t)
+	tests := []struct {
+		name   string
+		server *etcdserver.Server
+		change func(*Config)
+		says   string // in the error; none if it works
+	}{
+		{"a lone CA file", open, func(c *Config) { c.CAFile = ca.file }, ""},
+		{"no CA file: the system does not know ours", open, func(*Config) {}, "signed by unknown authority"},
+		{"another CA", open, func(c *Config) { c.CAFile = other.file }, "signed by unknown authority"},
+		{"a server that asks for a certificate", strict, func(c *Config) { c.CAFile, c.CertFile, c.KeyFile = ca.file, clientCert, clientKey }, ""},
+		{"a server that asks, and none to show", strict, func(c *Config) { c.CAFile = ca.file }, "no answer"},
+		{"http:// stays plaintext", plain, func(c *Config) { c.CAFile, c.CertFile, c.KeyFile = ca.file, clientCert, clientKey }, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			c := quiet(test.server, "/net", 0)
+			test.change(&c)
+			if err := reach(t, c); test.says == "" && err != nil || test.says != "" && (err == nil || !strings.Contains(err.Error(), test.says)) {
+				t.Errorf("got %v, want %q", err, test.says)
+			}
+		})
+	}
+}
+
+func TestOpenRefuses(t *testing.T) {
+	ca := newAuthority(t)
+	cert, key := ca.issue(t, "client")
+	good := Config{Endpoints: []string{"https://127.0.0.1:1"}, Prefix: "/net"}
+	tests := []struct {
+		name, says string
+		change     func(*Config)
+	}{
+		{"a certificate without a key", "go together", func(c *Config) { c.CertFile = cert }},
+		{"a key without a certificate", "go together", func(c *Config) { c.KeyFile = key }},
+		{"files that do not fit", "load certificate", func(c *Config) { c.CertFile, c.KeyFile = ca.file, key }},
+		{"a CA file that is none", "holds no certificate", func(c *Config) { c.CAFile = key }},
+		{"a CA file that is not there", "read CA file", func(c *Config) { c.CAFile = ca.file + "x" }},
+		{"no endpoint", "no endpoint", func(c *Config) { c.Endpoints = nil }},
+		{"no prefix", "no key prefix", func(c *Config) { c.Prefix = "/" }},
+	}
+	for _, test := range tests {
+		c := good
+		test.change(&c)
+		if s, err := Open(c); err == nil || !strings.Contains(err.Error(), test.says) {
+			if err == nil {
+				s.Close()
+			}
+			t.Errorf("%s: got %v, want %q", test.name, err, test.says)
+		}
+	}
+	start := time.Now()
+	s, err := Open(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil || time.Since(start) > time.Second {
+		t.Errorf("Open and Close without a server took %s, %v", time.Since(start), err)
+	}
+}
+
+func TestUserAndPassword(t *testing.T) {
+	server := serve(t)
+	op := operate(t, server, "/coreos.com/network")
+	op.put(t, "/config", onlyV4)
+	ctx := t.Context()
+	for _, step := range []func() error{
+		func() error { _, err := op.UserAdd(ctx, "root", "r"); return err },
+		func() error { _, err := op.UserGrantRole(ctx, "root", "root"); return err },
+		func() error { _, err := op.UserAdd(ctx, "weft", "secret"); return err },
+		func() error { _, err := op.RoleAdd(ctx, "network"); return err },
+		func() error {
+			_, err := op.RoleGrantPermission(ctx, "network", "/coreos.com/network/", "/coreos.com/network0", clientv3.PermissionType(clientv3.PermReadWrite))
+			return err
+		},
+		func() error { _, err := op.UserGrantRole(ctx, "weft", "network"); return err },
+		func() error { _, err := op.AuthEnable(ctx); return err },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	config := func(user, password string) Config {
+		c := quiet(server, "/coreos.com/network", 0)
+		c.Username, c.Password = user, password
+		return c
+	}
+	s := open(t, config("weft", "secret"))
+	n, err := s.Network(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := mustClaim(t, s, request(n, 0))
+	if _, err := s.Renew(ctx, l); err != nil {
+		t.Error(err)
+	}
+	startWatch(t, s).next(t)
+	if err := reach(t, config("weft", "wrong")); err == nil || !strings.Contains(err.Error(), "invalid user ID or password") {
+		t.Errorf("wrong password: %v", err)
+	}
+	if err := reach(t, config("", "")); err == nil {
+		t.Error("nobody was let in")
+	}
+
+	// Logging in must not block Open, nor a cancelled call.
+	server.Close()
+	start := time.Now()
+	if err := reach(t, config("weft", "secret")); err == nil || time.Since(start) > 3*time.Second {
+		t.Errorf("without a server: %v after %s", err, time.Since(start))
+	}
+}
