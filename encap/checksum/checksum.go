@@ -68,11 +68,25 @@ func Update(check, old, new uint16) uint16 {
 	return ^Add(Add(^check, ^old), new)
 }
 
-// sumPlain is Sum in plain Go. It adds little-endian words, which most machines
-// load as they are, and swaps the bytes of the result: the sum does not depend on
-// the byte order otherwise (RFC 1071 section 2 B).
+// sumPlain is Sum in plain Go.
 func sumPlain(b []byte, initial uint16) uint16 {
-	s, c := uint64(bits.ReverseBytes16(initial)), uint64(0)
+	return finish(addPlain(start(initial), b))
+}
+
+// copySumPlain is Copy in plain Go; dst and src have the same length.
+func copySumPlain(dst, src []byte, initial uint16) uint16 {
+	return finish(copyAddPlain(start(initial), dst, src))
+}
+
+// start and finish turn a folded sum into one of little-endian words and back. Those are what most machines load as
+// they are, and the sum does not depend on the byte order otherwise (RFC 1071 section 2 B).
+func start(sum uint16) uint64 { return uint64(bits.ReverseBytes16(sum)) }
+
+func finish(s uint64) uint16 { return bits.ReverseBytes16(Fold(s)) }
+
+// addPlain adds the little-endian 64-bit words of b to s, with the carry going round.
+func addPlain(s uint64, b []byte) uint64 {
+	c := uint64(0)
 	for len(b) >= blockLen {
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b), c)
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b[8:]), c)
@@ -85,24 +99,27 @@ func sumPlain(b []byte, initial uint16) uint16 {
 		b = b[8:]
 	}
 	s, c = bits.Add64(s, tail(b), c) // tail is below 2^34: after a carry, s is small
-	return bits.ReverseBytes16(Fold(s + c))
+	return s + c
 }
 
-// copySumPlain is Copy in plain Go; dst and src have the same length. Every word
-// is loaded before it is stored and the walk goes upwards, which is what makes
-// the overlap that Copy allows safe.
-func copySumPlain(dst, src []byte, initial uint16) uint16 {
-	s, c := uint64(bits.ReverseBytes16(initial)), uint64(0)
-	dst = dst[:len(src)]
-	for len(src) >= 16 && len(dst) >= 16 {
-		lo, hi := binary.LittleEndian.Uint64(src), binary.LittleEndian.Uint64(src[8:])
-		binary.LittleEndian.PutUint64(dst, lo)
-		binary.LittleEndian.PutUint64(dst[8:], hi)
-		s, c = bits.Add64(s, lo, c)
-		s, c = bits.Add64(s, hi, c)
-		src, dst = src[16:], dst[16:]
+// copyAddPlain is addPlain for src, which it copies to dst of the same length. A round loads all of its bytes before
+// it stores the first, and rounds go upwards, which is what makes the overlap that Copy allows safe.
+func copyAddPlain(s uint64, dst, src []byte) uint64 {
+	c := uint64(0)
+	for len(src) >= blockLen && len(dst) >= blockLen {
+		w0, w1 := binary.LittleEndian.Uint64(src), binary.LittleEndian.Uint64(src[8:])
+		w2, w3 := binary.LittleEndian.Uint64(src[16:]), binary.LittleEndian.Uint64(src[24:])
+		binary.LittleEndian.PutUint64(dst, w0)
+		binary.LittleEndian.PutUint64(dst[8:], w1)
+		binary.LittleEndian.PutUint64(dst[16:], w2)
+		binary.LittleEndian.PutUint64(dst[24:], w3)
+		s, c = bits.Add64(s, w0, c)
+		s, c = bits.Add64(s, w1, c)
+		s, c = bits.Add64(s, w2, c)
+		s, c = bits.Add64(s, w3, c)
+		src, dst = src[blockLen:], dst[blockLen:]
 	}
-	if len(src) >= 8 {
+	for len(src) >= 8 && len(dst) >= 8 {
 		w := binary.LittleEndian.Uint64(src)
 		binary.LittleEndian.PutUint64(dst, w)
 		s, c = bits.Add64(s, w, c)
@@ -110,7 +127,7 @@ func copySumPlain(dst, src []byte, initial uint16) uint16 {
 	}
 	s, c = bits.Add64(s, tail(src), c)
 	copy(dst, src)
-	return bits.ReverseBytes16(Fold(s + c))
+	return s + c
 }
 
 // tail returns up to seven bytes as one little-endian word, padded with zeros.

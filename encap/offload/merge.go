@@ -1,6 +1,7 @@
 package offload
 
 import (
+	"cmp"
 	"encoding/binary"
 
 	"weft/encap/checksum"
@@ -14,46 +15,48 @@ type Limits struct {
 	// UDPSegments is the most segments in a UDP frame: 64, or 128 where the kernel takes that many (from Linux
 	// 6.9; UDP_MAX_SEGMENTS in include/linux/udp.h). Zero means 64.
 	UDPSegments int
-	Flows       int // most flows to hold open, below 32768; zero means 256
+	Flows       int // most flows to hold open, up to 32767; zero means 256
 	Trains      int // most trains between two calls of Flush; zero means 64
 	Pieces      int // most runs of payload that lie apart, over all flows; zero means 2048
 }
 
+// maxFlows is what Merger.table can index.
+const maxFlows = 1<<15 - 1
+
 func (l Limits) withDefaults() Limits {
-	for _, d := range []struct {
-		v *int
-		n int
-	}{{&l.UDPSegments, 64}, {&l.Flows, 256}, {&l.Trains, 64}, {&l.Pieces, 2048}} {
-		if *d.v <= 0 {
-			*d.v = d.n
-		}
-	}
+	l.UDPSegments = cmp.Or(l.UDPSegments, 64)
+	l.Flows = min(cmp.Or(l.Flows, 256), maxFlows)
+	l.Trains = cmp.Or(l.Trains, 64)
+	l.Pieces = cmp.Or(l.Pieces, 2048)
 	return l
 }
 
-// Merger joins segments of TCP and UDP flows into large frames, across the trains they came in. A caller feeds
-// it every segment of a batch in the order of arrival:
+// Merger joins segments of TCP and UDP flows into large frames, across the trains they came in. A caller feeds it
+// every segment of a batch in the order of arrival:
 //
 //	for each buffer { m.Train(buf); for each segment in it { m.Add(offset, length) } }
 //	m.Flush()
 //
-// The order within a flow (5-tuple, per direction) is kept; flows may overtake each other. A segment that cannot
-// be joined passes through unchanged, byte for byte, and on its own, after everything of its flow that came before. What may
-// be joined is told at segment.follows and Merger.parse.
+// The order within a flow (5-tuple, per direction) is kept; flows may overtake each other. A segment that cannot be
+// joined comes out alone and unchanged, byte for byte, after everything of its flow that came before it; where the
+// flow cannot be told, after everything that could be of its flow. A frame is written as soon as nothing can follow in
+// it, the rest by Flush. Checksums of all segments are verified before they are joined, others are left to the receiver.
 //
 // Buffers are borrowed from Train to the end of Flush, and are written to: in the fast case a payload moves towards
-// the front of its buffer, over the header between it and the payload before. Memory is bounded by Limits and is all
-// allocated by NewMerger: about 64 KiB + 128 bytes a flow. A Merger belongs to one goroutine.
+// the front of its buffer, over the header between it and the payload before. A frame whose segments lie apart, with
+// other flows between, is put together in memory of the Merger. That is all allocated by NewMerger and bounded by
+// Limits: 64 KiB, 16 bytes a piece, and about 100 bytes a flow. A Merger belongs to one goroutine.
 type Merger struct {
 	limits Limits
 	emit   func(h Header, frame []byte)
 
 	trains []train
-	flows  []flow  // one for each flow seen since the last drain; never reordered
-	pieces []piece // payload runs of all flows, handed out in order
-	table  []int16 // hash of the flow's key -> index in flows, by linear probing; -1: free
-	joined []byte  // where a frame whose pieces lie apart is put together
-	recent int     // the flow of the last segment, most likely that of the next
+	flows  []flow          // one for each flow seen since the last drain; never reordered
+	pieces []piece         // payload runs of all flows, handed out in order
+	table  []int16         // hash of the flow's key -> index in flows, by linear probing; -1: free
+	recent int             // the flow of the last segment, most likely that of the next
+	joined []byte          // where a frame whose pieces lie apart is put together
+	saved  [maxHeader]byte // a header that a move may overwrite
 }
 
 // train is a receive buffer. Everything from its start to top may still be needed; what lies behind top and
@@ -113,7 +116,8 @@ func NewMerger(l Limits, emit func(h Header, frame []byte)) *Merger {
 
 // Train begins a receive buffer: the segments that are added next lie in it. All of buf up to its length, not
 // only what was received, is the Merger's until Flush returns. The more room there is behind what was received,
-// the more frames grow without being copied: with 64 KiB, all.
+// the more frames go on growing where they are when their next segments come in another buffer; 64 KiB is enough
+// for every frame that ends its train.
 func (m *Merger) Train(buf []byte) {
 	if len(m.trains) == cap(m.trains) {
 		m.Flush()
@@ -213,7 +217,7 @@ func (m *Merger) join(f *flow, s *segment) bool {
 			return false
 		}
 	}
-	if s.bytes[0]>>4 == 4 && checksum.Sum(s.bytes[:s.l4], 0) != 0xffff {
+	if s.bytes[0]>>4 == 4 && !validIPv4(s.bytes) {
 		return false
 	}
 	sum := checksum.Add(f.pseudo, uint16(len(s.bytes)-s.l4))
@@ -231,10 +235,18 @@ func (m *Merger) join(f *flow, s *segment) bool {
 func (m *Merger) firstValid(f *flow) bool {
 	p := &m.pieces[f.first]
 	b := m.trains[p.train].buf[p.from:p.to]
-	if b[0]>>4 == 4 && checksum.Sum(b[:f.l4], 0) != 0xffff {
+	if b[0]>>4 == 4 && !validIPv4(b) {
 		return false
 	}
 	return checksum.Sum(b[f.l4:], checksum.Add(f.pseudo, uint16(len(b)-int(f.l4)))) == 0xffff
+}
+
+// validIPv4 verifies the checksum of a header without options. The order of bytes in a word does not matter to whether
+// the sum is all ones.
+func validIPv4(b []byte) bool {
+	b = b[:ipv4HeaderLen]
+	v, w := binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[8:])
+	return checksum.Fold(v>>32+v&0xffffffff+w>>32+w&0xffffffff+uint64(binary.NativeEndian.Uint32(b[16:]))) == 0xffff
 }
 
 // move verifies the payload of s, sum being that of all before it, and puts it behind the last piece of f's
@@ -254,12 +266,11 @@ func (m *Merger) move(f *flow, s *segment, sum uint16) bool {
 		return true
 	}
 	dst := t.buf[p.to:end]
-	var header [maxHeader]byte // the move may overwrite it
-	copy(header[:], s.bytes[:s.header])
+	copy(m.saved[:], s.bytes[:s.header])
 	if checksum.Copy(dst, payload, sum) != 0xffff {
 		if here {
 			copy(payload, dst)
-			copy(s.bytes, header[:s.header])
+			copy(s.bytes, m.saved[:s.header])
 		}
 		return false
 	}

@@ -3,7 +3,7 @@ package offload
 // find returns the flow with the key k, nil if none was seen since the last drain. The pointer is good until the
 // next findOrAdd.
 func (m *Merger) find(k *flowKey) *flow {
-	if m.recent < len(m.flows) && m.flows[m.recent].key == *k {
+	if m.recent < len(m.flows) && m.flows[m.recent].key.equal(k) {
 		return &m.flows[m.recent]
 	}
 	if len(m.flows) == 0 {
@@ -37,7 +37,7 @@ func (m *Merger) findOrAdd(k *flowKey) *flow {
 func (m *Merger) slot(k *flowKey) int {
 	mask := len(m.table) - 1
 	for slot := int(k.hash()) & mask; ; slot = (slot + 1) & mask {
-		if i := m.table[slot]; i < 0 || m.flows[i].key == *k {
+		if i := m.table[slot]; i < 0 || m.flows[i].key.equal(k) {
 			return slot
 		}
 	}
