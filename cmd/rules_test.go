@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,7 +55,7 @@ var mayImport = map[string][]string{
 // doors names, for each outside library, the only packages that may import it.
 var doors = map[string][]string{
 	"go.etcd.io/etcd/client":              {"lease/etcd"},
-	"go.etcd.io/etcd/api":                 {"lease/etcd"},
+	"go.etcd.io/etcd/api":                 {"lease/etcd", "bench/lab/etcdserver"}, // the types of both
 	"go.etcd.io/etcd/server":              {"bench/lab/etcdserver"},
 	"k8s.io":                              {"lease/kube"},
 	"github.com/vishvananda/netlink":      {"ctrl", "bench/lab"},
@@ -251,5 +252,47 @@ func TestTopLevel(t *testing.T) {
 		if !slices.Contains(allowed, e.Name()) {
 			t.Errorf("%s: does not belong at the top level (allowed: %v)", e.Name(), allowed)
 		}
+	}
+}
+
+// TestReadmeListsEverything fails when a metric or a flag of ours is missing in the
+// README, or when the README outgrows what a newcomer reads.
+func TestReadmeListsEverything(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(string(readme), "\n"); n >= 200 {
+		t.Errorf("README.md has %d lines, want under 200", n)
+	}
+	names := regexp.MustCompile(`"(weft_[a-z_]+)"|name: "([a-z-]+)".*own: true`)
+	found := 0
+	for _, dir := range []string{"../metrics", "weftd"} {
+		files, err := filepath.Glob(dir + "/*.go")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if strings.HasSuffix(f, "_test.go") {
+				continue
+			}
+			source, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range names.FindAllStringSubmatch(string(source), -1) {
+				found++
+				name := m[1]
+				if m[2] != "" {
+					name = "--" + m[2]
+				}
+				if !strings.Contains(string(readme), "`"+name+"`") {
+					t.Errorf("README.md does not mention %s of %s", name, f)
+				}
+			}
+		}
+	}
+	if found < 20 {
+		t.Errorf("found %d metrics and flags in the sources, want more: the pattern is out of date", found)
 	}
 }
