@@ -311,6 +311,42 @@ func TestMergeAcrossTrains(t *testing.T) {
 	}
 }
 
+// TestMergeOtherFlow: a packet that continues a segment in everything but one byte of what names the flow.
+func TestMergeOtherFlow(t *testing.T) {
+	for _, flow := range []int{0, 1, 2, 3} {
+		a := fill(newTraffic(9, 4).flows[flow], 100)
+		b := a
+		b.tcp.seq += 100
+		if !b.v6 {
+			b.id++
+		}
+		if out := write(everything(), a.encode(), b.encode()); len(out) != 1 {
+			t.Fatalf("flow %d: %d frames, want the two joined", flow, len(out))
+		}
+		var others []packet
+		for i := range b.addrs {
+			o := b
+			addrs := []byte(o.addrs)
+			addrs[i] ^= 1
+			o.addrs = string(addrs)
+			others = append(others, o)
+		}
+		for i := range 4 {
+			o := b
+			o.ports ^= 1 << (8 * i)
+			others = append(others, o)
+		}
+		o := b
+		o.proto ^= 6 ^ 17
+		others = append(others, o)
+		for _, o := range others {
+			if out := write(everything(), a.encode(), o.encode()); len(out) != 2 {
+				t.Errorf("flow %d and one to %x, ports %x, protocol %d were joined", flow, o.addrs, o.ports, o.proto)
+			}
+		}
+	}
+}
+
 // TestMergeTrainLimit: one train too many flushes the ones before.
 func TestMergeTrainLimit(t *testing.T) {
 	traffic := newTraffic(9, 1)
