@@ -1,0 +1,147 @@
+package etcd
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"weft/bench/lab/etcdserver"
+	"weft/lease"
+)
+
+// nodes are daemons' managers on one etcd.
+type nodes struct {
+	mu     sync.Mutex
+	states []lease.State
+	told   chan struct{} // holds one entry after a report
+	// lost is the first state that lacked a lease or had another subnet after complete was set.
+	complete bool
+	lost     *lease.State
+}
+
+func (n *nodes) report(i int, s lease.State) {
+	n.mu.Lock()
+	if n.complete && n.lost == nil && (len(s.All) < len(n.states) || !s.Self.SameSubnets(n.states[i].Self)) {
+		n.lost = &s
+	}
+	n.states[i] = s
+	n.mu.Unlock()
+	select {
+	case n.told <- struct{}{}:
+	default:
+	}
+}
+
+// agree waits until all nodes hold their leases and see all others.
+func (n *nodes) agree(t *testing.T) {
+	t.Helper()
+	limit := time.After(30 * time.Second)
+	done := func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		for _, s := range n.states {
+			if !s.Held || !s.Connected || s.Err != nil || len(s.All) != len(n.states) {
+				return false
+			}
+		}
+		return true
+	}
+	for !done() {
+		select {
+		case <-n.told:
+		case <-limit:
+			t.Fatalf("the nodes do not agree: %+v", n.states)
+		}
+	}
+}
+
+func startNodes(t *testing.T, server *etcdserver.Server, network lease.Network, count int) *nodes {
+	n := &nodes{states: make([]lease.State, count), told: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	for i := range count {
+		s := open(t, quiet(server, "/net", i))
+		s.callTimeout = 500 * time.Millisecond // so that an outage of a second is one
+		m := lease.NewManager(s, request(network, i), lease.Options{Log: slog.New(slog.DiscardHandler)})
+		running.Go(func() {
+			if err := m.Run(ctx, func(s lease.State) { n.report(i, s) }); err != nil {
+				t.Errorf("node %d: %v", i, err)
+			}
+		})
+	}
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	n.agree(t)
+	n.mu.Lock()
+	n.complete = true
+	n.mu.Unlock()
+	return n
+}
+
+func TestClusterOutlivesWipedData(t *testing.T) {
+	server := serve(t)
+	operate(t, server, "/net").put(t, "/config", onlyV4)
+	const count = 5
+	n := startNodes(t, server, parseNetwork(t, onlyV4), count)
+	before := slices.Clone(n.states)
+
+	server.Close()
+	if err := server.Wipe(); err != nil {
+		t.Fatal(err)
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	op := operate(t, server, "/net")
+	limit := time.Now().Add(30 * time.Second)
+	for len(op.all(t, "/subnets/")) != count {
+		if time.Now().After(limit) {
+			t.Fatalf("claimed again: %v", op.all(t, "/subnets/"))
+		}
+	}
+	n.agree(t)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.lost != nil {
+		t.Errorf("a node lost sight of a lease: %+v", *n.lost)
+	}
+	for i, s := range n.states {
+		if !s.Self.SameSubnets(before[i].Self) {
+			t.Errorf("node %d had %s, has %s", i, before[i].Self.Subnet, s.Self.Subnet)
+		}
+	}
+}
+
+func TestClusterOutlivesAnOutage(t *testing.T) {
+	server := serve(t)
+	operate(t, server, "/net").put(t, "/config", onlyV4)
+	n := startNodes(t, server, parseNetwork(t, onlyV4), 5)
+	server.Close()
+	down := func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return !slices.ContainsFunc(n.states, func(s lease.State) bool { return s.Connected })
+	}
+	limit := time.After(30 * time.Second)
+	for !down() {
+		select {
+		case <-n.told:
+		case <-limit:
+			t.Fatalf("nobody noticed: %+v", n.states)
+		}
+	}
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.agree(t)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.lost != nil {
+		t.Errorf("a node lost sight of a lease: %+v", *n.lost)
+	}
+}
