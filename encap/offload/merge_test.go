@@ -311,7 +311,7 @@ func TestMergeAcrossTrains(t *testing.T) {
 	}
 }
 
-// TestMergeOtherFlow: a packet that continues a segment in everything but one byte of what names the flow.
+// TestMergeOtherFlow: a packet that continues a segment in everything but a part of what names the flow.
 func TestMergeOtherFlow(t *testing.T) {
 	for _, flow := range []int{0, 1, 2, 3} {
 		a := fill(newTraffic(9, 4).flows[flow], 100)
@@ -324,10 +324,11 @@ func TestMergeOtherFlow(t *testing.T) {
 			t.Fatalf("flow %d: %d frames, want the two joined", flow, len(out))
 		}
 		var others []packet
-		for i := range b.addrs {
+		for i := 1; i < len(b.addrs); i += 4 { // one word more and its neighbour less: the checksum does not see that
 			o := b
 			addrs := []byte(o.addrs)
-			addrs[i] ^= 1
+			addrs[i]++
+			addrs[i+2]--
 			o.addrs = string(addrs)
 			others = append(others, o)
 		}
