@@ -1,6 +1,7 @@
 package lab_test
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"slices"
@@ -142,6 +143,30 @@ func TestNetnsTwoSubnetsAreRouted(t *testing.T) {
 	}
 	if err := l.Partition(a, b); err == nil {
 		t.Error("a partition across subnets would do nothing, and is not refused")
+	}
+}
+
+func TestNetnsPingUntilStopped(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	p, err := l.Nodes[0].StartPing(t.Context(), l.Nodes[1].Addr, lab.Ping{Count: -1, Interval: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = lab.Await(t.Context(), 5*time.Second, "answers", func() error {
+		if r := p.Result(); r.Received < 20 {
+			return errors.New("too few")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := p.Stop()
+	if r.Received < 20 || r.Lost() != 0 || len(r.RTT) != r.Received || r.RTTMedian() <= 0 {
+		t.Errorf("%+v", r)
+	}
+	if again := p.Stop(); again.Sent != r.Sent {
+		t.Errorf("stopped again: %d sent, %d before", again.Sent, r.Sent)
 	}
 }
 

@@ -75,8 +75,9 @@ type Pinger struct {
 	ping   Ping
 	id     uint16
 	cancel context.CancelFunc
-	ended  chan struct{} // by both goroutines, once each
-	sent   chan struct{} // closed when the sender has ended
+	ended  sync.WaitGroup // the sender and the receiver
+	once   sync.Once      // of Stop
+	sent   chan struct{}  // closed when the sender has ended
 
 	mu     sync.Mutex
 	result PingResult
@@ -115,18 +116,24 @@ func (ns *NS) StartPing(ctx context.Context, dst netip.Addr, p Ping) (*Pinger, e
 		return nil, fmt.Errorf("ping %s: %w", dst, err)
 	}
 	pinger := &Pinger{conn: conn.(*net.IPConn), dst: dst, ping: p, id: uint16(rand.Uint32()),
-		ended: make(chan struct{}, 2), sent: make(chan struct{}), open: map[uint64]time.Time{}}
+		sent: make(chan struct{}), open: map[uint64]time.Time{}}
 	if err := pinger.setOptions(); err != nil {
 		return nil, errors.Join(fmt.Errorf("ping %s from %s: %w", dst, ns.Name, err), conn.Close())
 	}
 	ctx, pinger.cancel = context.WithCancel(ctx)
-	go pinger.send(ctx)
-	go pinger.receive()
+	pinger.ended.Go(func() { pinger.send(ctx) })
+	pinger.ended.Go(pinger.receive)
 	return pinger, nil
 }
 
-// Stop ends the series, waits up to its timeout for the last answers and returns the result.
+// Stop ends the series, waits up to its timeout for the last answers and returns the result. Stopping again returns the
+// same.
 func (p *Pinger) Stop() PingResult {
+	p.once.Do(p.stop)
+	return p.Result()
+}
+
+func (p *Pinger) stop() {
 	p.cancel()
 	<-p.sent
 	deadline := time.Now().Add(p.ping.Timeout)
@@ -138,14 +145,12 @@ func (p *Pinger) Stop() PingResult {
 	if err != nil || !waiting {
 		err = errors.Join(err, p.conn.SetReadDeadline(time.Now()))
 	}
-	<-p.ended
-	<-p.ended
+	p.ended.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err = errors.Join(err, p.conn.Close()); err != nil {
 		p.result.LastError = err
 	}
-	return p.result
 }
 
 // Result is what has come so far.
@@ -177,7 +182,7 @@ func (p *Pinger) setOptions() error {
 }
 
 func (p *Pinger) send(ctx context.Context) {
-	defer func() { close(p.sent); p.ended <- struct{}{} }()
+	defer close(p.sent)
 	tick := time.NewTicker(p.ping.Interval)
 	defer tick.Stop()
 	for i := 0; p.ping.Count < 0 || i < p.ping.Count; i++ {
@@ -243,7 +248,6 @@ func (p *Pinger) request(number uint64) []byte {
 }
 
 func (p *Pinger) receive() {
-	defer func() { p.ended <- struct{}{} }()
 	buffer := make([]byte, 1<<16)
 	for {
 		n, from, err := p.conn.ReadFromIP(buffer)
