@@ -1,6 +1,8 @@
 package udp
 
 import (
+	"unsafe"
+
 	"golang.org/x/sys/unix"
 
 	"weft/encap"
@@ -26,9 +28,10 @@ const (
 // train is one being filled or waiting to be sent.
 type train struct {
 	lane    Lane
-	segment int // size of the first datagram; no other is longer
-	used    int // bytes in buf
-	count   int // datagrams
+	before  int8 // the last train begun before this one in a lane with the same hash; -1: none
+	segment int  // size of the first datagram; no other is longer
+	used    int  // bytes in buf
+	count   int  // datagrams
 	full    bool
 	buf     []byte // trainSize long
 	// refusedBy is why the kernel did not take the train as one message, so that it goes out one by one.
@@ -39,9 +42,13 @@ type train struct {
 type trains struct {
 	all      []train // maxTrains long; the first n are in use
 	n        int
-	bytes    int // of all in use
-	segments int // most datagrams a train may have
+	bytes    int              // of all in use
+	segments int              // most datagrams a train may have
+	last     [laneHashes]int8 // the last train of the lanes with each hash; -1: none
 }
+
+// laneHashes is twice maxTrains, so that finding a lane's train takes as long with many nodes as with one.
+const laneHashes = 2 * maxTrains
 
 func newTrains() trains {
 	t := trains{all: make([]train, maxTrains), segments: maxSegments}
@@ -49,13 +56,23 @@ func newTrains() trains {
 	for i := range t.all {
 		t.all[i].buf = memory[i*trainSize:][:trainSize:trainSize]
 	}
+	for i := range t.last {
+		t.last[i] = -1
+	}
 	return t
+}
+
+// hash spreads lanes over trains.last. Destinations do not move in memory.
+func (l Lane) hash() int {
+	h := uint64(uintptr(unsafe.Pointer(l.To))) + uint64(l.TOS)<<8 + uint64(l.Share)
+	return int(h * 0x9e3779b97f4a7c15 >> 32 % laneHashes)
 }
 
 // reserve returns memory for the next datagram of the lane, n bytes: at the end of the lane's last train if it
 // can grow, else in a new one. It returns nil if a flush must come first.
 func (t *trains) reserve(lane Lane, n int) []byte {
-	for i := t.n - 1; i >= 0; i-- {
+	hash := lane.hash()
+	for i := t.last[hash]; i >= 0; i = t.all[i].before {
 		if last := &t.all[i]; last.lane == lane {
 			if last.takes(n, t.segments) {
 				t.bytes += n
@@ -68,19 +85,20 @@ func (t *trains) reserve(lane Lane, n int) []byte {
 		return nil
 	}
 	next := &t.all[t.n]
+	*next = train{lane: lane, before: t.last[hash], segment: n, buf: next.buf}
+	t.last[hash] = int8(t.n)
 	t.n++
-	*next = train{lane: lane, segment: n, buf: next.buf}
 	t.bytes += n
 	return next.grow(n)
 }
 
-// takes reports whether a datagram of n bytes may follow in this train.
+// takes reports whether a datagram of n bytes may follow in this train. An empty one would be no segment.
 func (t *train) takes(n, segments int) bool {
 	longest := maxTrain4
 	if !t.lane.To.Addr.Addr().Is4() {
 		longest = maxTrain6
 	}
-	return !t.full && n <= t.segment && t.used+n <= longest && t.count < segments
+	return !t.full && n > 0 && n <= t.segment && t.used+n <= longest && t.count < segments
 }
 
 func (t *train) grow(n int) []byte {
@@ -99,6 +117,7 @@ func (t *train) datagram(i int) []byte {
 // reset forgets all trains.
 func (t *trains) reset() {
 	for i := range t.all[:t.n] {
+		t.last[t.all[i].lane.hash()] = -1
 		t.all[i].lane = Lane{} // lets go of the destination
 	}
 	t.n, t.bytes = 0, 0
