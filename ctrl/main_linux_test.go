@@ -1,0 +1,205 @@
+package ctrl
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"weft/bench/lab"
+	"weft/lease"
+)
+
+// daemonEnv makes the test binary a node daemon that keeps its node's kernel as a file of leases asks for.
+const daemonEnv = "WEFT_TEST_DAEMON"
+
+// The values of daemonEnv: the families that the daemon's interface has.
+const ipv4Env, bothEnv = "4", "46"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(daemonEnv) != "" {
+		if err := daemon(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(lab.Main(leakless{m}))
+}
+
+// leakless fails a run that passed but left goroutines.
+type leakless struct{ m *testing.M }
+
+func (l leakless) Run() int {
+	status := l.m.Run()
+	if status == 0 {
+		if err := goleak.Find(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return status
+}
+
+// order is what the test tells a daemon: a file that is written anew for each change.
+type order struct {
+	Network json.RawMessage
+	Self    lease.Lease
+	All     []lease.Lease
+	Options SelfOptions
+}
+
+// report is what the daemon tells the test.
+type report struct {
+	Iface       Iface
+	LeaseType   string
+	Data, Data6 json.RawMessage
+	MTU         int
+	Synced      bool
+	Err         string
+	Repairs     uint64
+	Unreachable []Unreachable
+	Order       time.Time // of the order that is in force: its file's time
+}
+
+const (
+	orderFile  = "/run/order.json"
+	reportFile = "/run/report.json"
+)
+
+// testDaemon is weftd without a store.
+type testDaemon struct {
+	k     *Kernel
+	r     *Reconciler
+	iface Iface
+	read  time.Time
+	order order
+	last  report
+
+	network json.RawMessage // that self was made for
+	self    Self
+}
+
+func daemon() error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	k, err := OpenKernel()
+	if err != nil {
+		return err
+	}
+	defer k.Close()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	k.LogTo(log)
+	d := testDaemon{k: k, r: NewReconciler(k, ReconcilerOptions{Log: log, Resync: time.Minute})} // repairs must come from signs
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	changes := make(chan Iface)
+	wg.Go(func() {
+		if err := d.r.Run(ctx); !errors.Is(err, context.Canceled) {
+			log.Error("reconciler ended", "error", err)
+		}
+	})
+	wg.Go(func() {
+		err := WatchIface(ctx, IfaceOptions{IPv4: true, IPv6: os.Getenv(daemonEnv) == bothEnv}, func(i Iface) {
+			select {
+			case changes <- i:
+			case <-ctx.Done():
+			}
+		})
+		if !errors.Is(err, context.Canceled) {
+			log.Error("interface watch ended", "error", err)
+		}
+	})
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case d.iface = <-changes:
+			d.read = time.Time{}
+		case <-tick.C:
+		}
+		if err := d.step(); err != nil {
+			log.Error("step", "error", err)
+			return err
+		}
+	}
+}
+
+// step follows a new order and writes a new report.
+func (d *testDaemon) step() error {
+	info, err := os.Stat(orderFile)
+	if err != nil || d.iface.Name == "" {
+		return nil // nothing to do yet
+	}
+	if !info.ModTime().Equal(d.read) {
+		if err := d.obey(info.ModTime()); err != nil {
+			return err
+		}
+	}
+	s := d.r.Status()
+	now := d.last
+	now.Synced, now.Repairs, now.Unreachable, now.Err = s.Synced, s.Repairs, s.Unreachable, ""
+	if s.Err != nil {
+		now.Err = s.Err.Error()
+	}
+	b, err := json.Marshal(now)
+	if err != nil {
+		return err
+	}
+	return writeFile(reportFile, b)
+}
+
+func (d *testDaemon) obey(at time.Time) error {
+	b, err := os.ReadFile(orderFile)
+	if err != nil {
+		return err
+	}
+	d.order = order{}
+	if err := json.Unmarshal(b, &d.order); err != nil {
+		return err
+	}
+	n, err := lease.ParseNetwork(d.order.Network)
+	if err != nil {
+		return err
+	}
+	if string(d.network) != string(d.order.Network) {
+		if d.self, err = d.k.Self(n, d.iface, d.order.Options); err != nil {
+			return err
+		}
+		d.network = d.order.Network
+	}
+	d.self.Iface = d.iface
+	self := d.self
+	backend, err := NewBackend(n, self)
+	if err != nil {
+		return err
+	}
+	sp := backend.Spec()
+	if len(d.order.All) > 0 {
+		d.r.Set(backend.Plan(d.order.Self, d.order.All))
+	}
+	d.read = at
+	d.last = report{Iface: d.iface, LeaseType: sp.LeaseType, Data: sp.Data, Data6: sp.DataV6, MTU: sp.MTU, Order: at}
+	return nil
+}
+
+// writeFile replaces a file whole, so that a reader never sees half of it.
+func writeFile(path string, b []byte) error {
+	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
+	if err := os.WriteFile(tmp, b, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
