@@ -32,25 +32,34 @@ func OpenOffload(c Config) (*Device, error) {
 	return d, nil
 }
 
+// openVnet opens one queue with a virtio header before each frame.
 func openVnet(name string) (*Queue, string, error) {
+	fd, name, err := attach(name, unix.IFF_VNET_HDR)
+	if err != nil {
+		return nil, "", err
+	}
+	// The size belongs to the device: one that was there before may have another.
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderLen); err != nil {
+		return nil, "", errors.Join(fmt.Errorf("set the size of the virtio header: %w", err), unix.Close(fd))
+	}
+	return newQueue(fd, offload.HeaderLen), name, nil
+}
+
+// attach opens one queue of the named device, which is made if there is none, and returns the device's real name.
+func attach(name string, flags uint16) (fd int, realName string, err error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
-		return nil, "", fmt.Errorf("device name: %w", err)
+		return 0, "", fmt.Errorf("device name: %w", err)
 	}
-	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | unix.IFF_VNET_HDR)
-	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | flags)
+	fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, "", fmt.Errorf("through /dev/net/tun: %w", err)
+		return 0, "", fmt.Errorf("open /dev/net/tun: %w", err)
 	}
-	err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
-	if err == nil {
-		// The size belongs to the device: one that was there before may have another.
-		err = unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderLen)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return 0, "", errors.Join(fmt.Errorf("attach to the device: %w", err), unix.Close(fd))
 	}
-	if err != nil {
-		return nil, "", errors.Join(fmt.Errorf("with a virtio header: %w", err), unix.Close(fd))
-	}
-	return newQueue(fd, offload.HeaderLen), req.Name(), nil
+	return fd, req.Name(), nil
 }
 
 // negotiate asks for the most kinds of super-frame, then for fewer. The kernel wants both families of a kind

@@ -16,18 +16,24 @@ var errPlain = errors.New("the device was opened without a virtio header")
 // OpenPortable makes the device, or attaches to the one of that name, with one inner packet a frame: it asks
 // nothing of the kernel but multi-queue (3.8).
 func OpenPortable(c Config) (*Device, error) {
-	d := &Device{name: c.Name, lacks: map[Feature]error{
+	// A queue of our own comes first and goes last: water does not close its descriptor when it fails, so it is
+	// only called when it will not.
+	holder, name, err := attach(c.Name, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open TUN device %s: %w", c.Name, err)
+	}
+	defer unix.Close(holder)
+	d := &Device{name: name, lacks: map[Feature]error{
 		FeatureVnetHeader: errPlain, FeatureTSO: errPlain, FeatureUSO: errPlain,
 	}}
 	for range c.Queues {
-		q, name, err := openWater(d.name)
+		q, err := openWater(name)
 		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", d.name, err), d.Close())
+			return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", name, err), d.Close())
 		}
-		d.name = name // a pattern is filled in by the first queue; the others join that device
 		d.queues = append(d.queues, q)
 	}
-	if err := setMTU(d.name, c.MTU); err != nil {
+	if err := setMTU(name, c.MTU); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
@@ -35,27 +41,24 @@ func OpenPortable(c Config) (*Device, error) {
 
 // openWater opens one queue. It takes a duplicate of the descriptor and lets water's own go: that one sits in
 // Go's network poller, which would wake a thread for every packet although nobody waits there.
-func openWater(name string) (*Queue, string, error) {
-	if len(name) >= unix.IFNAMSIZ {
-		return nil, "", fmt.Errorf("device name: %w", unix.ENAMETOOLONG) // water would cut it off
-	}
+func openWater(name string) (*Queue, error) {
 	device, err := water.New(water.Config{
 		DeviceType:             water.TUN,
 		PlatformSpecificParams: water.PlatformSpecificParams{Name: name, MultiQueue: true},
 	})
 	if err != nil {
-		return nil, "", fmt.Errorf("through /dev/net/tun: %w", err)
+		return nil, err
 	}
 	defer device.Close()
 	conn, err := device.ReadWriteCloser.(*os.File).SyscallConn()
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
 	fd, err := duplicate(conn)
 	if err != nil {
-		return nil, "", err
+		return nil, err
 	}
-	return newQueue(fd, 0), device.Name(), nil
+	return newQueue(fd, 0), nil
 }
 
 func duplicate(conn syscall.RawConn) (fd int, err error) {
