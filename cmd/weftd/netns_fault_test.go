@@ -45,7 +45,8 @@ func TestNetnsEtcdStopped(t *testing.T) {
 }
 
 // TestNetnsEtcdWipedAndRestored empties the store under running daemons, and later puts an old copy in its place: both
-// times every lease is there again within a minute, the same ones, and nothing is lost.
+// times every lease is there again within a minute, the same ones. Of an empty store nobody believes that the others are
+// gone, so nothing is lost; an old copy may be believed, until those that it does not know have claimed again.
 func TestNetnsEtcdWipedAndRestored(t *testing.T) {
 	c := newCluster(t, lab.Options{Nodes: 3}, clusterNetwork)
 	early := []*member{c.start(c.Nodes[0]), c.start(c.Nodes[1])}
@@ -78,6 +79,8 @@ func TestNetnsEtcdWipedAndRestored(t *testing.T) {
 	}
 	c.put(clusterPrefix+"/config", clusterNetwork)
 	c.awaitLeases(time.Minute, want)
+	c.awaitMesh()
+	check(0)
 
 	c.etcd.Close()
 	if err := errors.Join(c.etcd.Wipe(), os.CopyFS(c.Root.Path("etcd"), os.DirFS(backup)), c.etcd.Start()); err != nil {
@@ -85,7 +88,9 @@ func TestNetnsEtcdWipedAndRestored(t *testing.T) {
 	}
 	c.awaitLeases(time.Minute, want)
 	c.awaitMesh()
-	check(0)
+	for _, d := range all {
+		d.awaitReady()
+	}
 }
 
 // TestNetnsStrayKeysAndPackets puts keys that no daemon writes into the store, and packets that none sends on the wire.
