@@ -16,6 +16,8 @@ type fakeApplier struct {
 	err   error
 	r     report
 	wants []map[family][]rule
+
+	during func() // called while it applies
 }
 
 func (a *fakeApplier) mode() Mode { return a.by }
@@ -23,6 +25,9 @@ func (a *fakeApplier) mode() Mode { return a.by }
 func (a *fakeApplier) apply(_ context.Context, want map[family][]rule, _ []Net) (report, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.during != nil {
+		a.during()
+	}
 	a.wants = append(a.wants, want)
 	r := a.r
 	a.r.changes = nil

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 )
 
 // kubeProxyMark is the packet mark bit by which kube-proxy asks for masquerading (--iptables-masquerade-bit=14); it does
@@ -39,6 +40,15 @@ type Desired struct {
 	// NFTables asks for nftables (EnableNFTables in the network config). Otherwise iptables is taken where it works, and
 	// nftables where only that does.
 	NFTables bool
+}
+
+// equal tells whether both ask for the same.
+func (d Desired) equal(e Desired) bool {
+	if !slices.Equal(d.Nets, e.Nets) || !slices.Equal(d.NoTrack, e.NoTrack) {
+		return false
+	}
+	return d.Masquerade == e.Masquerade && d.PlainPorts == e.PlainPorts && d.Forward == e.Forward &&
+		d.KeepSource == e.KeepSource && d.NFTables == e.NFTables
 }
 
 // check finds what no rules can be made of.

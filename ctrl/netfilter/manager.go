@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -33,7 +34,7 @@ const defaultResync = 5 * time.Second
 
 // Status is how the last comparison of the kernel's rules with the wanted ones ended.
 type Status struct {
-	InPlace bool      // everything wanted is there, and nothing that is not
+	InPlace bool      // everything wanted is there, and nothing that is not; false from a Set that changes something
 	Since   time.Time // of the last change of InPlace
 	Mode    Mode      // what carries the rules
 	Err     error     // why the rules are not in place; nil while they are, and before the first Set
@@ -65,7 +66,8 @@ type Manager struct {
 
 	mu     sync.Mutex
 	want   Desired
-	news   bool // want was Set and not looked at since
+	set    bool // there was a Set
+	news   bool // want was not looked at since
 	status Status
 
 	// Of Run alone.
@@ -88,11 +90,18 @@ func newManager(h host, o Options) *Manager {
 	return m
 }
 
-// Set replaces the wanted rules; the slices belong to the manager from now on.
+// Set replaces the wanted rules; the slices belong to the manager from now on. Setting what is set already does nothing.
 func (m *Manager) Set(d Desired) {
 	m.mu.Lock()
-	m.want, m.news = d, true
+	same := m.set && m.want.equal(d)
+	if !same {
+		m.want, m.set, m.news = d, true, true
+		m.put(Status{Mode: m.status.Mode, Repairs: m.status.Repairs})
+	}
 	m.mu.Unlock()
+	if same {
+		return
+	}
 	select {
 	case m.poke <- struct{}{}:
 	default:
@@ -129,10 +138,19 @@ func (m *Manager) Run(ctx context.Context) error {
 	}
 }
 
+// put replaces the status and keeps count of the time. The lock is held.
+func (m *Manager) put(s Status) {
+	s.Since = m.status.Since
+	if s.InPlace != m.status.InPlace {
+		s.Since = time.Now()
+	}
+	m.status = s
+}
+
 // once compares and repairs, and puts down how that went.
 func (m *Manager) once(ctx context.Context) {
 	m.mu.Lock()
-	before, fresh := m.status, m.news
+	before := m.status
 	if m.news {
 		m.current, m.news, m.chosen = m.want, false, nil
 	}
@@ -142,18 +160,18 @@ func (m *Manager) once(ctx context.Context) {
 	if ctx.Err() != nil {
 		return // what was cut short says nothing about the host
 	}
-	now := Status{InPlace: err == nil, Since: before.Since, Mode: m.mode, Err: err, Notes: r.notes, Repairs: before.Repairs}
-	if now.InPlace != before.InPlace {
-		now.Since = time.Now()
-	}
-	repaired := len(r.changes) > 0 && before.InPlace && !fresh
+	now := Status{InPlace: err == nil, Mode: m.mode, Err: err, Notes: r.notes, Repairs: before.Repairs}
+	repaired := len(r.changes) > 0 && before.InPlace
 	if repaired {
 		now.Repairs++
 	}
+	m.tell(now, r.changes, repaired)
 	m.mu.Lock()
-	m.status = now
-	m.mu.Unlock()
-	m.tell(now, before, r.changes, repaired)
+	defer m.mu.Unlock()
+	if m.news {
+		now.InPlace = false // that was for what is wanted no more
+	}
+	m.put(now)
 }
 
 // apply makes one attempt. An applier that failed is looked for anew the next time: programs come and go.
@@ -188,17 +206,14 @@ func (m *Manager) apply(ctx context.Context) (report, error) {
 	return r, nil
 }
 
-// tell logs what is new: each distinct failure and note once until the rules are in place again, and every change.
-func (m *Manager) tell(now, before Status, changes []string, repaired bool) {
+// tell logs every change, and each distinct failure and note once for as long as it lasts.
+func (m *Manager) tell(now Status, changes []string, repaired bool) {
 	if len(changes) > 0 {
 		level, message := slog.LevelInfo, "packet filter rules set"
 		if repaired {
 			level, message = slog.LevelWarn, "packet filter rules repaired"
 		}
 		m.log.Log(context.Background(), level, message, "mode", now.Mode, "changes", strings.Join(changes, "; "))
-	}
-	if now.InPlace && !before.InPlace {
-		clear(m.said)
 	}
 	if now.Err != nil && m.isNew(now.Err.Error()) {
 		m.log.Error("packet filter rules are not in place", "err", now.Err)
@@ -207,6 +222,9 @@ func (m *Manager) tell(now, before Status, changes []string, repaired bool) {
 		if m.isNew(note) {
 			m.log.Warn("packet filter", "note", note)
 		}
+	}
+	if now.InPlace {
+		maps.DeleteFunc(m.said, func(text string, _ bool) bool { return !slices.Contains(now.Notes, text) })
 	}
 }
 

@@ -210,6 +210,60 @@ func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
 	})
 }
 
+// TestManagerSet: what is wanted anew is not in place yet, what was wanted before still is.
+func TestManagerSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHost()
+		m, _ := running(t, h)
+		m.Set(everything())
+		synctest.Wait()
+		placed := m.Status()
+		pass(time.Second)
+		m.Set(everything())
+		synctest.Wait()
+		if s := m.Status(); !s.InPlace || s.Since != placed.Since || len(h.appliers[IPTables].applied()) != 1 {
+			t.Errorf("the same again: %+v", s)
+		}
+		for i, change := range []func(*Desired){
+			func(d *Desired) { d.Nets = d.Nets[:1] },
+			func(d *Desired) { d.NoTrack = nil },
+			func(d *Desired) { d.Masquerade = false },
+			func(d *Desired) { d.PlainPorts = true },
+			func(d *Desired) { d.Forward = false },
+			func(d *Desired) { d.KeepSource = false },
+			func(d *Desired) { d.NFTables = true },
+		} {
+			d := everything()
+			change(&d)
+			m.Set(d)
+			if s := m.Status(); s.InPlace || s.Err != nil {
+				t.Errorf("change %d: %+v", i, s)
+			}
+			synctest.Wait()
+			if s := m.Status(); !s.InPlace || s.Repairs != 0 {
+				t.Errorf("change %d applied: %+v", i, s)
+			}
+		}
+	})
+}
+
+// TestManagerSetMeanwhile: rules that are applied when others are wanted already do not count.
+func TestManagerSetMeanwhile(t *testing.T) {
+	h := newFakeHost()
+	m := newManager(h, Options{})
+	m.Set(everything())
+	h.appliers[IPTables].during = func() { m.Set(Desired{}) }
+	m.once(t.Context())
+	if s := m.Status(); s.InPlace {
+		t.Errorf("%+v", s)
+	}
+	h.appliers[IPTables].during = nil
+	m.once(t.Context())
+	if s := m.Status(); !s.InPlace {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestManagerRefusesNonsense(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
