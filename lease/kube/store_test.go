@@ -1,0 +1,397 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	typed "k8s.io/client-go/kubernetes/typed/core/v1"
+
+	"weft/lease"
+)
+
+// patience bounds every wait here.
+const patience = 20 * time.Second
+
+// follow runs a Manager on a store and gives the states it reports.
+func follow(t *testing.T, s *Store, r lease.Request) (states <-chan lease.State, m *lease.Manager) {
+	t.Helper()
+	m = lease.NewManager(s, r, lease.Options{Log: slog.New(slog.DiscardHandler)})
+	ctx, cancel := context.WithCancel(context.Background())
+	reports := make(chan lease.State, 1000)
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := m.Run(ctx, func(s lease.State) { reports <- s }); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+	})
+	return reports, m
+}
+
+// until waits for a state.
+func until(t *testing.T, states <-chan lease.State, what string, ok func(lease.State) bool) lease.State {
+	t.Helper()
+	limit := time.After(patience)
+	var s lease.State
+	for {
+		select {
+		case s = <-states:
+			if ok(s) {
+				return s
+			}
+		case <-limit:
+			t.Fatalf("waited for %s, the state is %+v", what, s)
+		}
+	}
+}
+
+// eventually waits until ok says so.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	limit := time.Now().Add(patience)
+	for tick := time.NewTicker(5 * time.Millisecond); !ok(); <-tick.C {
+		if time.Now().After(limit) {
+			t.Fatalf("waited for %s", what)
+		}
+	}
+}
+
+// requestOf is what node 0 asks for on a network config.
+func requestOf(t *testing.T, conf string) lease.Request {
+	return lease.Request{Network: network(t, conf), Attrs: attrsOf(0)}
+}
+
+func held(s lease.State) bool { return s.Held && s.Connected }
+
+// publishedOf reads what a node says.
+func publishedOf(t *testing.T, client api, node, name string) string {
+	t.Helper()
+	n, err := client.Nodes().Get(t.Context(), node, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n.Annotations[FlannelPrefix+"/"+name]
+}
+
+func TestNodeIsWaitedFor(t *testing.T) {
+	client := newFake()
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
+	states, _ := follow(t, s, requestOf(t, netConf))
+	waits := func(text string) func(lease.State) bool {
+		return func(s lease.State) bool {
+			return errors.Is(s.Err, lease.ErrNoSubnet) && strings.Contains(s.Err.Error(), text)
+		}
+	}
+	until(t, states, "the missing node", waits("node n is not in the cluster yet"))
+	b := bench{client: client}
+	b.create(t, newNode("n"))
+	until(t, states, "the missing podCIDR", waits("node n has no IPv4 podCIDR"))
+	setCIDRs(t, client, "n", "10.244.7.0/24")
+	if l := until(t, states, "the lease", held).Self; l.Subnet != netip.MustParsePrefix("10.244.7.0/24") || !l.Expires.IsZero() {
+		t.Errorf("got %+v", l)
+	}
+}
+
+func setCIDRs(t *testing.T, client api, node string, cidrs ...string) {
+	t.Helper()
+	n, err := client.Nodes().Get(t.Context(), node, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Spec.PodCIDR, n.Spec.PodCIDRs = cidrs[0], cidrs
+	if _, err := client.Nodes().Update(t.Context(), n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestChangesOfOurOwnNodeAreFollowed(t *testing.T) {
+	client := newFake()
+	b := bench{client: client}
+	b.create(t, newNode("n", "10.244.7.0/24"))
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
+	states, _ := follow(t, s, requestOf(t, netConf))
+	until(t, states, "the lease", held)
+
+	b.annotate(t, "n", FlannelPrefix+"/public-ip-overwrite", `"198.51.100.1"`)
+	over := netip.MustParseAddr("198.51.100.1")
+	until(t, states, "the overwritten address", func(s lease.State) bool { return held(s) && s.Self.PublicIP == over })
+	if got := publishedOf(t, client, "n", "public-ip"); got != over.String() {
+		t.Errorf("public-ip is %q", got)
+	}
+	b.annotate(t, "n", FlannelPrefix+"/public-ip-overwrite", `null`)
+	until(t, states, "our own address again", func(s lease.State) bool { return held(s) && s.Self.PublicIP == attrsOf(0).PublicIP })
+
+	b.annotate(t, "n", FlannelPrefix+"/public-ip", `"203.0.113.9"`)
+	eventually(t, "the address that another wrote to be put right", func() bool {
+		return publishedOf(t, client, "n", "public-ip") == attrsOf(0).PublicIP.String()
+	})
+
+	if err := client.Nodes().Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if gone := until(t, states, "the loss", func(s lease.State) bool { return !s.Held }); !gone.Self.Subnet.IsValid() {
+		t.Error("the last subnet is forgotten")
+	}
+	b.create(t, newNode("n", "10.244.8.0/24"))
+	until(t, states, "the new podCIDR", func(s lease.State) bool {
+		return held(s) && s.Self.Subnet == netip.MustParsePrefix("10.244.8.0/24")
+	})
+}
+
+func TestPeersChangeIsSeenInEitherFamily(t *testing.T) {
+	client := newFake()
+	b := bench{client: client}
+	b.create(t, newNode("n", "10.244.7.0/24", "fd00:10:244:7::/64"))
+	peer := says(map[string]string{"kube-subnet-manager": "true", "backend-type": "vxlan", "public-ip": "192.0.2.50",
+		"backend-data": `{"VNI":1}`, "public-ipv6": "2001:db8::50", "backend-v6-data": `{"VNI":1}`}, "10.244.50.0/24", "fd00:10:244:50::/64")
+	peer.Name = "peer"
+	b.create(t, peer)
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, dualConf), Log: slog.New(slog.DiscardHandler)})
+	r := requestOf(t, dualConf)
+	r.Attrs.PublicIPv6 = netip.MustParseAddr("2001:db8::1")
+	states, _ := follow(t, s, r)
+	is := func(ok func(lease.Lease) bool) func(lease.State) bool {
+		return func(s lease.State) bool {
+			for _, l := range s.All {
+				if l.Node == "peer" && ok(l) {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	until(t, states, "the peer", is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::50") }))
+	b.annotate(t, "peer", FlannelPrefix+"/public-ipv6", `"2001:db8::51"`)
+	until(t, states, "the IPv6 address", is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::51") }))
+	b.annotate(t, "peer", FlannelPrefix+"/backend-v6-data", `"{\"VNI\":2}"`)
+	until(t, states, "the IPv6 data", is(func(l lease.Lease) bool { return string(l.BackendV6Data) == `{"VNI":2}` }))
+	b.annotate(t, "peer", FlannelPrefix+"/public-ip", `"192.0.2.51"`)
+	until(t, states, "the IPv4 address", is(func(l lease.Lease) bool { return l.PublicIP == netip.MustParseAddr("192.0.2.51") }))
+	setCIDRs(t, client, "peer", "10.244.60.0/24", "fd00:10:244:60::/64")
+	until(t, states, "the podCIDRs", is(func(l lease.Lease) bool { return l.Subnet == netip.MustParsePrefix("10.244.60.0/24") }))
+}
+
+func TestNameOfTheNodeComesFromThePod(t *testing.T) {
+	client := newFake()
+	b := bench{client: client}
+	b.create(t, newNode("n", "10.244.7.0/24"))
+	conf := writeConf(t, netConf)
+	if _, err := newStore(Config{NetworkFile: conf, Pod: "p"}, client); err == nil {
+		t.Error("a store without any name was opened")
+	}
+	s := openOn(t, client, Config{Pod: "p", Namespace: "kube-system", NetworkFile: conf, Log: slog.New(slog.DiscardHandler)})
+	if _, err := s.Claim(t.Context(), requestOf(t, netConf)); err == nil || !strings.Contains(err.Error(), "kube-system/p") {
+		t.Errorf("without the pod: %v", err)
+	}
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{NodeName: "n"}}
+	if _, err := client.Pods("kube-system").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	l, err := s.Claim(t.Context(), requestOf(t, netConf))
+	if err != nil || l.Node != "n" {
+		t.Errorf("got %+v, %v", l, err)
+	}
+}
+
+func TestStart(t *testing.T) {
+	client := newFake()
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
+	if _, err := s.Start(t.Context()); !errors.Is(err, lease.ErrNoSubnet) {
+		t.Errorf("without a node: %v", err)
+	}
+	b := bench{client: client}
+	// Any order of keys, and more of them than flannel's parser of strings could read.
+	data := `{"VtepMAC":"0a:00:00:00:00:01","VNI":1,"GBP":"no"}`
+	n := says(map[string]string{"node-public-ip": "198.51.100.1", "public-ip": "192.0.2.1", "backend-type": "vxlan",
+		"backend-data": data, "kube-subnet-manager": "true"}, "10.244.7.0/24")
+	b.create(t, n)
+	got, err := s.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.PublicIP != netip.MustParseAddr("198.51.100.1") || got.PublicIPv6.IsValid() {
+		t.Errorf("public addresses %v and %v", got.PublicIP, got.PublicIPv6)
+	}
+	var vtep struct{ VtepMAC string }
+	if err := json.Unmarshal(got.Before.BackendData, &vtep); err != nil || vtep.VtepMAC != "0a:00:00:00:00:01" || got.Before.BackendType != "vxlan" {
+		t.Errorf("before: %+v, %v", got.Before, err)
+	}
+	b.annotate(t, "n", FlannelPrefix+"/node-public-ip", `"2001:db8::1"`)
+	if _, err := s.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "node-public-ip") {
+		t.Errorf("an IPv6 address as node-public-ip: %v", err)
+	}
+}
+
+// outage is an API server whose calls for nodes fail while it is away.
+type outage struct {
+	fakeAPI
+	mu      sync.Mutex
+	away    bool
+	watches []*cut
+	lists   int
+}
+
+func (o *outage) Nodes() typed.NodeInterface { return outageNodes{o.fakeAPI.Nodes(), o} }
+
+type outageNodes struct {
+	typed.NodeInterface
+	o *outage
+}
+
+func (n outageNodes) err() error {
+	n.o.mu.Lock()
+	defer n.o.mu.Unlock()
+	if n.o.away {
+		return apierrors.NewServiceUnavailable("away")
+	}
+	return nil
+}
+
+func (n outageNodes) List(ctx context.Context, o metav1.ListOptions) (*corev1.NodeList, error) {
+	if err := n.err(); err != nil {
+		return nil, err
+	}
+	n.o.mu.Lock()
+	n.o.lists++
+	n.o.mu.Unlock()
+	return n.NodeInterface.List(ctx, o)
+}
+
+func (n outageNodes) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	if err := n.err(); err != nil {
+		return nil, err
+	}
+	w, err := n.NodeInterface.Watch(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	c := &cut{Interface: w, out: make(chan watch.Event), stop: make(chan struct{})}
+	go c.run()
+	n.o.mu.Lock()
+	n.o.watches = append(n.o.watches, c)
+	n.o.mu.Unlock()
+	return c, nil
+}
+
+// set begins or ends the outage.
+func (o *outage) set(away bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.away = away
+	for _, w := range o.watches {
+		w.Stop()
+	}
+	o.watches = nil
+}
+
+// cut is a watch that ends from either side.
+type cut struct {
+	watch.Interface
+	out  chan watch.Event
+	stop chan struct{}
+	once sync.Once
+}
+
+func (c *cut) run() {
+	defer close(c.out)
+	defer c.Interface.Stop()
+	for {
+		select {
+		case e := <-c.Interface.ResultChan():
+			select {
+			case c.out <- e:
+			case <-c.stop:
+				return
+			}
+		case <-c.stop:
+			return
+		}
+	}
+}
+
+func (c *cut) ResultChan() <-chan watch.Event { return c.out }
+func (c *cut) Stop()                          { c.once.Do(func() { close(c.stop) }) }
+
+func TestOutageIsToldAndWhatWasMissedIsSeenAfterIt(t *testing.T) {
+	o := &outage{fakeAPI: newFake()}
+	b := bench{client: o.fakeAPI}
+	b.create(t, newNode("n", "10.244.7.0/24"))
+	s := openOn(t, o, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
+	states, _ := follow(t, s, requestOf(t, netConf))
+	until(t, states, "the lease", held)
+	o.set(true)
+	away := until(t, states, "the outage", func(s lease.State) bool { return !s.Connected })
+	if !away.Held || away.Err == nil {
+		t.Errorf("in the outage the lease is held: %v, error %v", away.Held, away.Err)
+	}
+	missed := b.add(t)
+	o.set(false)
+	until(t, states, "what happened in the outage", func(s lease.State) bool {
+		for _, l := range s.All {
+			if l.Node == missed.Node {
+				return held(s)
+			}
+		}
+		return false
+	})
+}
+
+func TestManyChangesAreTakenInWithoutAQueue(t *testing.T) {
+	client := newFake()
+	b := bench{client: client}
+	b.create(t, newNode("n", "10.244.7.0/24"))
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
+	if _, err := s.Claim(t.Context(), requestOf(t, netConf)); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const peers = 60
+	stuck, first := make(chan struct{}), true
+	last := make(chan int, 1000)
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := s.Watch(ctx, func(s lease.Snapshot) {
+			last <- len(s.Leases)
+			if first {
+				first = false
+				<-stuck // a caller that is busy
+			}
+		}); err != nil {
+			t.Error(err)
+		}
+	})
+	<-last
+	for range peers {
+		b.add(t)
+	}
+	close(stuck)
+	deliveries := 0
+	for n := 0; n != peers+1; {
+		select {
+		case n = <-last:
+			deliveries++
+		case <-time.After(patience):
+			t.Fatalf("%d leases after %d deliveries", n, deliveries)
+		}
+	}
+	cancel()
+	done.Wait()
+	if deliveries > peers/2 {
+		t.Errorf("%d deliveries of %d changes that came while the caller was busy", deliveries, peers)
+	}
+}
