@@ -432,6 +432,16 @@ func TestOldListAfterAClaimIsNotHeldAgainstUs(t *testing.T) {
 	})
 }
 
+func TestAListThatIsNotKeptUpToDateSaysNothing(t *testing.T) {
+	manage(t, Options{}, func(s *scripted) { s.hidden = true }, func(t *testing.T, m *managed) {
+		m.store.do(func() { m.store.broken = errors.New("broken") }) // the last list lacks our lease
+		pass(time.Hour)
+		if n := len(m.store.seen().claims); n != 1 {
+			t.Errorf("claimed %d times", n)
+		}
+	})
+}
+
 func TestWipedStoreKeepsPeersForAWhile(t *testing.T) {
 	manage(t, Options{Grace: time.Minute}, nil, func(t *testing.T, m *managed) {
 		pass(time.Minute)

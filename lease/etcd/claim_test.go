@@ -303,6 +303,29 @@ func TestTwoLiveNodesWithOnePublicIP(t *testing.T) {
 	}
 }
 
+func TestAnOwnerThatComesBackMeanwhileIsRespected(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	l := lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs}
+	c.putLease(t, l) // alice's lease; she was cut off for so long that her owner key is gone
+	bob := open(t, c.config(1))
+	got, err := bob.txn(t.Context(), "list", transaction{then: bob.listOps()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	try := &claim{request: request(c.network, 0), id: bob.id}
+	v, owners := bob.listed(got.Header, got.Responses)
+	if err := try.decide(v, owners, bob.random); err != nil {
+		t.Fatal(err)
+	}
+	c.put(t, "/weft/owners/10.5.3.0-24", `{"id":"hers","node":"alice"}`)
+	if got, err = bob.try(t.Context(), try); err != nil || got.Succeeded {
+		t.Errorf("took the lease of a live node: %v", err)
+	}
+	if _, err := bob.Claim(t.Context(), request(c.network, 0)); !errors.Is(err, lease.ErrInUse) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // watchNothing runs a watch that nobody looks at until the test ends.
 func watchNothing(t *testing.T, s *Store) {
 	var done sync.WaitGroup

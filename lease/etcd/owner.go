@@ -84,7 +84,7 @@ func (s *Store) own(ctx context.Context, h *held, e entry, o owner) error {
 	case o.ID == s.id && o.grant == h.owner:
 		return s.beat(ctx)
 	case o.ID != s.id && o.mod != 0:
-		s.hold(nil)
+		s.amend(h, nil)
 		return inUse(h.attrs.Public(), h.key, o)
 	}
 	value, err := s.ownerValue(h.node)
@@ -109,7 +109,7 @@ func (s *Store) own(ctx context.Context, h *held, e entry, o owner) error {
 	}
 	now := *h
 	now.owner = grant
-	s.hold(&now)
+	s.amend(h, &now)
 	return nil
 }
 

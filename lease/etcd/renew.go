@@ -88,7 +88,7 @@ func (s *Store) write(ctx context.Context, l lease.Lease, e entry, o owner, valu
 	if h := s.holding(); h != nil && h.key == e.key {
 		now := *h
 		now.attrs = l.Attrs
-		s.hold(&now)
+		s.amend(h, &now)
 	}
 	s.revokeEmpty(ctx, e.grant)
 	return l, true, nil

@@ -317,3 +317,12 @@ func (s *Store) hold(h *held) {
 	defer s.mu.Unlock()
 	s.held = h
 }
+
+// amend replaces what is held unless another claim has done so meanwhile: Watch and Renew run at the same time.
+func (s *Store) amend(old, now *held) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held == old {
+		s.held = now
+	}
+}

@@ -339,16 +339,24 @@ func TestWatchNoticesASilentServer(t *testing.T) {
 	p := newPipe(t, server)
 	config := quiet(server, "/net", 0)
 	config.Endpoints = []string{"http://" + p.listener.Addr().String()}
-	s := open(t, config)
+	s, err := Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClaim(t, s, request(parseNetwork(t, onlyV4), 0))
 	s.callTimeout = 200 * time.Millisecond
 	w := startWatch(t, s)
 	w.next(t)
-	operate(t, server, "/net").put(t, "/subnets/10.5.1.0-24", `{}`)
+	operate(t, server, "/net").put(t, "/subnets/10.5.200.0-24", `{}`)
 	w.next(t) // the stream is open
 	p.cut()
 	t.Logf("cut: %v", w.end(t))
 	if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err == nil {
 		t.Error("a watch through a dead connection ended without an error")
+	}
+	start := time.Now()
+	if err := s.Close(); err != nil || time.Since(start) > 1500*time.Millisecond {
+		t.Errorf("Close took %s, %v", time.Since(start), err)
 	}
 }
 
