@@ -133,7 +133,7 @@ func trafficMetrics() []metric {
 				return each(t.Reopens, func(r Reopen) sample { return sample{float64(r.Count), []string{r.What}} })
 			})},
 		{Info{"weft_icmp_errors_total", "ICMP errors owed to senders in pods: sent, or suppressed by the rate limit.", counter,
-			[]string{"result"}},
+			[]string{"outcome"}},
 			traffic(func(t *Traffic) []sample {
 				return []sample{{float64(t.ICMPSent), []string{"sent"}}, {float64(t.ICMPSuppressed), []string{"suppressed"}}}
 			})},

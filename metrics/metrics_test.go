@@ -6,6 +6,8 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -101,8 +103,8 @@ weft_queue_overflows_total{queue="socket"} 4
 weft_queue_overflows_total{queue="tun"} 5
 weft_reopens_total{what="device"} 6
 weft_reopens_total{what="socket"} 0
-weft_icmp_errors_total{result="sent"} 21
-weft_icmp_errors_total{result="suppressed"} 22
+weft_icmp_errors_total{outcome="sent"} 21
+weft_icmp_errors_total{outcome="suppressed"} 22
 weft_engine_info{engine="portable"} 1
 weft_engine_capability{capability="multi-queue"} 1
 weft_engine_capability{capability="udp-gso"} 0
@@ -258,5 +260,47 @@ func TestNodeLabelsAreBounded(t *testing.T) {
 	}
 	if want := 2 * (DefaultMaxNodes + 1); series != want {
 		t.Errorf("%d series, want %d", series, want)
+	}
+}
+
+// TestREADMEListsEveryMetric holds the list against the table in the README: a
+// row names metrics and, in its second column, the labels they have.
+func TestREADMEListsEveryMetric(t *testing.T) {
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	quoted := regexp.MustCompile("`([a-z_]+)`")
+	words := func(cell string) (all []string) {
+		for _, m := range quoted.FindAllStringSubmatch(cell, -1) {
+			all = append(all, m[1])
+		}
+		return all
+	}
+	shown := map[string][]string{} // the labels of the row
+	for line := range strings.Lines(string(text)) {
+		cells := strings.Split(line, "|")
+		if len(cells) < 4 || !strings.Contains(cells[1], "`weft_") {
+			continue
+		}
+		for _, name := range words(cells[1]) {
+			shown[name] = words(cells[2])
+		}
+	}
+	for _, info := range List() {
+		labels, ok := shown[info.Name]
+		delete(shown, info.Name)
+		if !ok {
+			t.Errorf("%s is not in the README", info.Name)
+			continue
+		}
+		for _, label := range info.Labels {
+			if !slices.Contains(labels, label) {
+				t.Errorf("%s has the label %s, which the README does not show", info.Name, label)
+			}
+		}
+	}
+	for name := range shown {
+		t.Errorf("the README shows %s, which there is not", name)
 	}
 }

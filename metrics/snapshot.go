@@ -59,9 +59,11 @@ type Traffic struct {
 	Reopens      []Reopen     `json:"reopens"`   // one entry a thing that can be lost
 	// ICMPSent are errors told to inner senders, ICMPSuppressed those that the
 	// rate limit held back.
-	ICMPSent       uint64        `json:"icmp_sent"`
-	ICMPSuppressed uint64        `json:"icmp_suppressed"`
-	Nodes          []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
+	ICMPSent       uint64 `json:"icmp_sent"`
+	ICMPSuppressed uint64 `json:"icmp_suppressed"`
+	// SuperFramesRefused are joined packets that the device took only one by one.
+	SuperFramesRefused uint64        `json:"super_frames_refused"`
+	Nodes              []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
 }
 
 // Volume is an amount of traffic; bytes are those of the inner packets.

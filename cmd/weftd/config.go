@@ -36,8 +36,10 @@ type config struct {
 	wireGuardKey string // path of the key file; only a variable sets it
 	nodeName     string
 	sourceCheck  dataplane.SourceCheck
-	workers      int  // 0: one for each CPU
-	profile      bool // --pprof
+	engine       dataplane.Mode
+	without      []dataplane.Feature // --engine-without
+	workers      int                 // 0: one for each CPU
+	profile      bool                // --pprof
 	showVersion  bool
 }
 

@@ -211,6 +211,12 @@ func ownOptions(c *config) []option {
 			usage: "what the sender of a packet must be: known is a node that owns the inner source if anyone does, " +
 				"strict refuses inner sources of nobody too",
 			value: parsed(&c.sourceCheck, dataplane.ParseSourceCheck, dataplane.CheckKnown.String())},
+		{name: "engine", takes: "auto, offload or portable", own: true,
+			usage: "how the udp backend moves packets: auto uses what the kernel offers, offload insists on it, "
+				+ "portable takes them one by one",
+			value: parsed(&c.engine, dataplane.ParseMode, dataplane.ModeAuto.String())},
+		{name: "engine-without", takes: "a comma-separated list of " + featureNames(), own: true,
+			usage: "abilities of the kernel not to use", value: parsed(&c.without, parseFeatures, "")},
 		{name: "workers", takes: "a whole number from 0 to 256", own: true,
 			usage: "packet workers; 0 is one for each CPU", value: number(&c.workers, 0, 0, maxWorkers)},
 		{name: "log-format", takes: "text or json", own: true, usage: "format of the log on stderr",
@@ -218,6 +224,29 @@ func ownOptions(c *config) []option {
 		{name: "pprof", takes: yesOrNo, own: true, usage: "serve profiles at /debug/pprof/ on the health port",
 			value: yesNo(&c.profile, false)},
 	}
+}
+
+func featureNames() string {
+	var names []string
+	for _, f := range dataplane.Features() {
+		names = append(names, string(f))
+	}
+	return strings.Join(names, ", ")
+}
+
+func parseFeatures(s string) ([]dataplane.Feature, error) {
+	if s == "" {
+		return nil, nil
+	}
+	var list []dataplane.Feature
+	for name := range strings.SplitSeq(s, ",") {
+		f := dataplane.Feature(strings.TrimSpace(name))
+		if !slices.Contains(dataplane.Features(), f) {
+			return nil, errNotAllowed
+		}
+		list = append(list, f)
+	}
+	return list, nil
 }
 
 // maxWorkers is how many queues one TUN device can have (MAX_TAP_QUEUES in the

@@ -84,6 +84,10 @@ var flagTests = []struct {
 	{"lease-file", "/l", func(c *config) { c.leaseFile = "/l" }},
 	{"node-name", "n1", func(c *config) { c.nodeName = "n1" }},
 	{"source-check", "strict", func(c *config) { c.sourceCheck = dataplane.CheckStrict }},
+	{"engine", "portable", func(c *config) { c.engine = dataplane.ModePortable }},
+	{"engine-without", string(dataplane.FeatureGRO) + ", " + string(dataplane.FeatureTSO), func(c *config) {
+		c.without = []dataplane.Feature{dataplane.FeatureGRO, dataplane.FeatureTSO}
+	}},
 	{"workers", "256", func(c *config) { c.workers = 256 }},
 	{"log-format", "json", func(c *config) { c.logFormat = "json" }},
 }
@@ -254,6 +258,8 @@ var refusals = []struct {
 	{args: []string{"--etcd-prefix="}, want: `--etcd-prefix: "" is not allowed, it takes a key prefix`},
 	{args: []string{"--subnet-file="}, want: `--subnet-file: "" is not allowed, it takes the path of a file`},
 	{args: []string{"--source-check=on"}, want: `--source-check: "on" is not allowed, it takes strict, known or off`},
+	{args: []string{"--engine=fast"}, want: `--engine: "fast" is not allowed, it takes auto, offload or portable`},
+	{args: []string{"--engine-without=gro,"}, want: `--engine-without: "gro," is not allowed, it takes a comma-separated list of ` + featureNames()},
 	{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
 	{args: []string{"--workers=257"}, want: `--workers: "257" is not allowed, it takes a whole number from 0 to 256`},
 	{args: []string{"--kube-subnet-mgr"}, want: `--kube-subnet-mgr: leases from Kubernetes are not supported, ` +

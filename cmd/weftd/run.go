@@ -186,6 +186,8 @@ func (d *weftd) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine,
 		MTU:         spec.MTU,
 		Workers:     d.cfg.workers,
 		SourceCheck: d.cfg.sourceCheck,
+		Mode:        d.cfg.engine,
+		Without:     d.cfg.without,
 		Log:         d.log,
 	})
 	if err != nil {

@@ -5,17 +5,15 @@ import (
 	"weft/metrics"
 )
 
-// engineName is the engine of package dataplane.
-const engineName = "portable"
-
-// traffic turns the engine's counters into those that metrics names.
-func traffic(s dataplane.Stats) *metrics.Traffic {
+// traffic turns the engine's counters and abilities into those that metrics names.
+func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Traffic {
 	t := &metrics.Traffic{
-		Engine:         engineName,
-		Out:            metrics.Volume(s.Sent),
-		In:             metrics.Volume(s.Received),
-		ICMPSent:       s.ICMPSent,
-		ICMPSuppressed: s.ICMPSuppressed,
+		Engine:             dataplane.ModePortable.String(),
+		Out:                metrics.Volume(s.Sent),
+		In:                 metrics.Volume(s.Received),
+		ICMPSent:           s.ICMPSent,
+		ICMPSuppressed:     s.ICMPSuppressed,
+		SuperFramesRefused: s.SuperFramesRefused,
 		Overflows: []metrics.Overflow{
 			{Queue: "socket", Packets: s.SocketOverflows},
 			{Queue: "tun", Packets: s.TUNOverflows},
@@ -24,6 +22,12 @@ func traffic(s dataplane.Stats) *metrics.Traffic {
 			{What: "device", Count: s.DeviceReopens},
 			{What: "socket", Count: s.SocketReopens},
 		},
+	}
+	for _, f := range features {
+		t.Capabilities = append(t.Capabilities, metrics.Capability{Name: string(f.Feature), Used: f.Used, Reason: f.Why})
+		if f.Feature == dataplane.FeatureVnetHeader && f.Used {
+			t.Engine = dataplane.ModeOffload.String()
+		}
 	}
 	for _, d := range dataplane.Drops() {
 		t.Drops = append(t.Drops, metrics.Drop{Reason: d.String(), Packets: s.Drops[d]})

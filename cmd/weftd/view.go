@@ -166,7 +166,7 @@ func (d *weftd) status() status {
 	r := v.rules.Status()
 	s.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err), Notes: r.Notes, Repairs: r.Repairs}
 	if v.engine != nil {
-		s.Traffic = traffic(v.engine.Stats())
+		s.Traffic = traffic(v.engine.Stats(), v.engine.Status())
 	}
 	return s
 }

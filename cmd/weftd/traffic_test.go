@@ -1,0 +1,87 @@
+package main
+
+import (
+	"reflect"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/dataplane"
+	"weft/metrics"
+)
+
+func TestTraffic(t *testing.T) {
+	got := traffic(dataplane.Stats{
+		Sent:            dataplane.Traffic{Packets: 1, Bytes: 2},
+		Received:        dataplane.Traffic{Packets: 3, Bytes: 4},
+		Drops:           map[dataplane.Drop]uint64{dataplane.DropNoNode: 5},
+		ICMPSent:        6,
+		ICMPSuppressed:  7,
+		SocketOverflows: 8,
+		TUNOverflows:    9,
+		DeviceReopens:   10,
+		SocketReopens:   11,
+		Nodes: []dataplane.NodeTraffic{
+			{Name: "n2", Sent: dataplane.Traffic{Packets: 12, Bytes: 13}, Received: dataplane.Traffic{Packets: 14, Bytes: 15}},
+		},
+		SuperFramesRefused: 16,
+	}, []dataplane.FeatureStatus{{Feature: dataplane.FeatureVnetHeader, Used: true}, {Feature: dataplane.FeatureGRO, Why: "too old"}})
+	drops := got.Drops
+	got.Drops = nil
+	want := &metrics.Traffic{
+		Engine: "offload",
+		Capabilities: []metrics.Capability{
+			{Name: string(dataplane.FeatureVnetHeader), Used: true}, {Name: string(dataplane.FeatureGRO), Reason: "too old"},
+		},
+		SuperFramesRefused: 16,
+		Out:                metrics.Volume{Packets: 1, Bytes: 2},
+		In:                 metrics.Volume{Packets: 3, Bytes: 4},
+		Overflows: []metrics.Overflow{
+			{Queue: "socket", Packets: 8}, {Queue: "tun", Packets: 9},
+		},
+		Reopens:        []metrics.Reopen{{What: "device", Count: 10}, {What: "socket", Count: 11}},
+		ICMPSent:       6,
+		ICMPSuppressed: 7,
+		Nodes: []metrics.NodeTraffic{
+			{Node: "n2", Out: metrics.Volume{Packets: 12, Bytes: 13}, In: metrics.Volume{Packets: 14, Bytes: 15}},
+		},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := traffic(dataplane.Stats{}, nil).Engine; got != "portable" {
+		t.Errorf("without any feature the engine is %q", got)
+	}
+	// Every reason is shown from the start, so that a rate over it has a first value.
+	if len(drops) != len(dataplane.Drops()) || !slices.Contains(drops, metrics.Drop{Reason: "no_node", Packets: 5}) {
+		t.Errorf("drops are %v", drops)
+	}
+}
+
+func TestBuildInfo(t *testing.T) {
+	record := func(modified string) *debug.BuildInfo {
+		return &debug.BuildInfo{
+			Main:     debug.Module{Version: "v1.2.3"},
+			Settings: []debug.BuildSetting{{Key: "vcs.revision", Value: "abc"}, {Key: "vcs.modified", Value: modified}},
+		}
+	}
+	tests := []struct {
+		linker metrics.Build
+		info   *debug.BuildInfo
+		want   metrics.Build
+	}{
+		{metrics.Build{}, record("false"), metrics.Build{Version: "v1.2.3", Commit: "abc"}},
+		{metrics.Build{}, record("true"), metrics.Build{Version: "v1.2.3", Commit: "abc-dirty"}},
+		{metrics.Build{Version: "v9", Commit: "def"}, record("true"), metrics.Build{Version: "v9", Commit: "def"}},
+		{metrics.Build{}, &debug.BuildInfo{}, metrics.Build{}},
+	}
+	for _, test := range tests {
+		if got := fillBuild(test.linker, test.info); got != test.want {
+			t.Errorf("%+v with %+v: got %+v, want %+v", test.linker, test.info, got, test.want)
+		}
+	}
+	if b := buildInfo(); b.Version == "" || b.Commit == "" || !strings.HasPrefix(b.GoVersion, "go") {
+		t.Errorf("got %+v", b)
+	}
+}
