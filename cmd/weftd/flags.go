@@ -212,8 +212,8 @@ func ownOptions(c *config) []option {
 				"strict refuses inner sources of nobody too",
 			value: parsed(&c.sourceCheck, dataplane.ParseSourceCheck, dataplane.CheckKnown.String())},
 		{name: "engine", takes: "auto, offload or portable", own: true,
-			usage: "how the udp backend moves packets: auto uses what the kernel offers, offload insists on it, "
-				+ "portable takes them one by one",
+			usage: "how the udp backend moves packets: auto uses what the kernel offers, offload insists on it, " +
+				"portable takes them one by one",
 			value: parsed(&c.engine, dataplane.ParseMode, dataplane.ModeAuto.String())},
 		{name: "engine-without", takes: "a comma-separated list of " + featureNames(), own: true,
 			usage: "abilities of the kernel not to use", value: parsed(&c.without, parseFeatures, "")},
