@@ -18,6 +18,8 @@ const (
 	// stageVariable tells the second start of the program that it is the one inside.
 	stageVariable = "WEFT_LAB_STAGE"
 	stageInside   = "inside"
+	// stageInsideUser is stageInside in a user namespace of its own.
+	stageInsideUser = "inside-user"
 
 	// reportFD is the inherited pipe by which the inner process says whether its namespaces could be furnished.
 	reportFD = 3
@@ -25,8 +27,8 @@ const (
 
 	// markFolder exists only in a lab's own /run.
 	markFolder = "/run/weft-lab"
-	// pidFile holds the number that the inner process has outside.
-	pidFile = "/run/weft-lab-pid"
+	// outsideFile holds the number that the inner process has outside, and its stage.
+	outsideFile = "/run/weft-lab-outside"
 	// netnsFolder is where `ip netns` looks for named namespaces.
 	netnsFolder = "/run/netns"
 
@@ -54,33 +56,42 @@ func Inside() bool {
 	return err == nil && os.Getpid() == 1
 }
 
-// HostPID is the number that the lab's first process has outside, by which an operator can enter its namespaces.
-func HostPID() (string, error) {
-	b, err := os.ReadFile(pidFile)
+// Outside is what an operator on the host must know to enter the lab.
+type Outside struct {
+	// PID is the number that the lab's first process has on the host.
+	PID string
+	// OwnUser says that the lab has a user namespace of its own.
+	OwnUser bool
+}
+
+// SeenFromOutside tells a process inside how the host sees the lab.
+func SeenFromOutside() (Outside, error) {
+	b, err := os.ReadFile(outsideFile)
 	if err != nil {
-		return "", fmt.Errorf("find own process number outside the lab: %w", err)
+		return Outside{}, fmt.Errorf("find out how the host sees the lab: %w", err)
 	}
-	return string(b), nil
+	pid, user, _ := strings.Cut(string(b), " ")
+	return Outside{PID: pid, OwnUser: user == stageInsideUser}, nil
 }
 
 // Run starts the program again inside namespaces of its own, where it calls body, and returns body's exit status. It is
 // to be called first thing in main: outside, body never runs. A [RefusedError] means that the host forbids it; nothing
 // has been done then.
 func Run(body func() int) (status int, err error) {
-	if os.Getenv(stageVariable) == stageInside {
-		return inner(body), nil
+	if stage := os.Getenv(stageVariable); stage == stageInside || stage == stageInsideUser {
+		return inner(stage, body), nil
 	}
 	return outer()
 }
 
 // inner furnishes the new namespaces, reports to the outer process and runs body.
-func inner(body func() int) int {
+func inner(stage string, body func() int) int {
 	report := os.NewFile(reportFD, "report")
 	syscall.CloseOnExec(reportFD)
 	// Programs that are started from here may build labs of their own.
 	err := os.Unsetenv(stageVariable)
 	if err == nil {
-		err = furnish()
+		err = furnish(stage)
 	}
 	message := ready
 	if err != nil {
@@ -131,16 +142,18 @@ func start(extra uintptr) (status int, err error) {
 	cmd := exec.Command(self, os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), stageVariable+"="+stageInside)
+	stage := stageInside
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | extra,
 		Pdeathsig:  syscall.SIGKILL,
 	}
 	if extra&unix.CLONE_NEWUSER != 0 {
+		stage = stageInsideUser
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
+	cmd.Env = append(os.Environ(), stageVariable+"="+stage)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT)
 	defer signal.Stop(signals)
@@ -191,7 +204,7 @@ func ignoreExit(err error) error {
 
 // furnish makes the new namespaces usable: mounts that stay private, an empty /run, and /proc and /sys that show what is
 // inside.
-func furnish() error {
+func furnish(stage string) error {
 	// The old /proc still counts processes as the host does.
 	pid, err := os.Readlink("/proc/self")
 	if err != nil {
@@ -208,7 +221,7 @@ func furnish() error {
 			return fmt.Errorf("furnish /run: %w", err)
 		}
 	}
-	if err := os.WriteFile(pidFile, []byte(pid), 0o644); err != nil {
+	if err := os.WriteFile(outsideFile, []byte(pid+" "+stage), 0o644); err != nil {
 		return err
 	}
 	for _, fs := range []string{"proc", "sysfs"} {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"strings"
 	"text/tabwriter"
@@ -109,12 +108,12 @@ func blamed(err error) []int {
 
 // keep prints how to look around, and waits for Ctrl-C.
 func (d *demonstration) keep(ctx context.Context) error {
-	pid, err := lab.HostPID()
+	seen, err := lab.SeenFromOutside()
 	if err != nil {
 		return err
 	}
-	enter := "nsenter --target " + pid + " --mount"
-	if os.Getenv("SUDO_UID") == "" && ownUserNamespace() {
+	pid, enter := seen.PID, "nsenter --target "+seen.PID+" --mount"
+	if seen.OwnUser {
 		enter += " --user --preserve-credentials"
 	}
 	root := filepath.Join("/proc", pid, "root")
@@ -140,14 +139,4 @@ Things to try:
 	<-ctx.Done()
 	fmt.Fprintln(d.out)
 	return nil
-}
-
-// ownUserNamespace says whether the lab has a user namespace of its own: root inside is somebody else outside then.
-func ownUserNamespace() bool {
-	b, err := os.ReadFile("/proc/self/uid_map")
-	if err != nil {
-		return false
-	}
-	f := strings.Fields(string(b))
-	return len(f) == 3 && (f[0] != "0" || f[1] != "0")
 }
