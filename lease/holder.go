@@ -28,7 +28,7 @@ type holder struct {
 
 	list     []Lease // the store's last list, without the kept peers
 	peers    roster
-	due      time.Time // when to claim (not held) or to renew (held); zero: a lease that never expires
+	due      time.Time // when to claim (not held; zero: now) or to renew (held; zero: never)
 	settled  time.Time // until when list may be older than our last write
 	retry    backoff
 	ownErr   error // why the last claim or renewal failed
@@ -37,7 +37,7 @@ type holder struct {
 }
 
 func newHolder(m *Manager, report func(State)) *holder {
-	return &holder{m: m, report: report, due: wallClock(), peers: roster{grace: m.options.Grace}}
+	return &holder{m: m, report: report, peers: roster{grace: m.options.Grace}}
 }
 
 // step does what is due, and reports if anything has changed.
@@ -47,13 +47,11 @@ func (h *holder) step(ctx context.Context) {
 	if h.peers.expire(now) {
 		h.state.All, h.dirty = h.list, true
 	}
-	if !h.due.IsZero() && !now.Before(h.due) {
-		if h.held {
-			h.renew(ctx)
-		}
-		if !h.held { // at once after a renewal that found the lease lost
-			h.claim(ctx)
-		}
+	if h.held && h.isDue(now) {
+		h.renew(ctx)
+	}
+	if !h.held && h.isDue(now) {
+		h.claim(ctx)
 	}
 	news := h.dirty && (h.listed || h.ownErr != nil || h.watchErr != nil)
 	if !news || ctx.Err() != nil {
@@ -93,10 +91,18 @@ func (h *holder) pause(now time.Time) time.Duration {
 			d = min(d, t.Sub(now))
 		}
 	}
-	if !h.due.IsZero() && !now.Before(h.due) {
+	if h.isDue(now) {
 		d = 0
 	}
 	return d
+}
+
+// isDue reports whether it is time to claim or to renew.
+func (h *holder) isDue(now time.Time) bool {
+	if h.due.IsZero() {
+		return !h.held
+	}
+	return !now.Before(h.due)
 }
 
 // claim asks for a lease: the subnet that we had before is the first choice.
@@ -154,10 +160,11 @@ func (h *holder) keep(l Lease) {
 	h.settled = now.Add(settle)
 }
 
-// lose lets go of the lease and makes a claim due.
+// lose lets go of the lease and makes a claim due, in this very step: a lease that is back at once was never reported
+// as lost.
 func (h *holder) lose(why string) {
 	h.m.options.Log.Warn("lease lost, claiming again", "subnet", h.state.Self.Subnet, "subnet6", h.state.Self.Subnet6, "why", why)
-	h.held, h.due, h.dirty = false, wallClock(), true
+	h.held, h.due, h.dirty = false, time.Time{}, true
 }
 
 // attrsChanged makes a renewal due if the lease says something else.

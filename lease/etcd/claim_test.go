@@ -256,6 +256,20 @@ func TestLostRaceIsTriedAgain(t *testing.T) {
 	}
 }
 
+func TestLostRaceOfOneFamilyKeepsTheOther(t *testing.T) {
+	c := newCluster(t, dual)
+	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})
+	s := open(t, c.config(0))
+	meanwhile(s, func() {
+		c.putLease(t, lease.Lease{Subnet: prefix("10.5.9.0/24"), Subnet6: prefix("fd10:5:0:1::/64"), Attrs: request(c.network, 1).Attrs})
+	})
+	// The first try replaces our key, of IPv4 alone, before it turns out to have lost.
+	l := mustClaim(t, s, request(c.network, 0))
+	if l.Subnet != prefix("10.5.3.0/24") || l.Subnet6 != prefix("fd10:5:0:2::/64") {
+		t.Errorf("got %s %s", l.Subnet, l.Subnet6)
+	}
+}
+
 func TestReuseDoesNotOverwriteWhatChangedMeanwhile(t *testing.T) {
 	c := newCluster(t, dual)
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})

@@ -6,6 +6,8 @@ import (
 	"reflect"
 	"testing"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
+
 	"weft/lease"
 )
 
@@ -133,6 +135,16 @@ func FuzzParseValue(f *testing.F) {
 		again, err := parseValue(written)
 		if err != nil || again.PublicIP != a.PublicIP || again.PublicIPv6 != a.PublicIPv6 || again.BackendType != a.BackendType {
 			t.Errorf("%s was read as %+v, written as %s and read as %+v, %v", b, a, written, again, err)
+		}
+	})
+}
+
+func FuzzParseOwner(f *testing.F) {
+	f.Add([]byte(`{"id":"0123456789abcdef","node":"host"}`))
+	f.Add([]byte(`x`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if o := parseOwner(&mvccpb.KeyValue{Value: b, ModRevision: 3, Lease: 4}); o.mod != 3 || o.grant != 4 {
+			t.Errorf("%s was read as nobody: %+v", b, o)
 		}
 	})
 }

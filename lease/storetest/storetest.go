@@ -273,9 +273,12 @@ func testManager(t *testing.T, h Harness) {
 	added := h.Add(t)
 	until("a peer", func() bool { return holds(lease.Snapshot{Leases: s.All}, added) })
 	if !h.Static {
+		lists := watch(t, h.Open(t, 1))
+		await(t, lists, "our own lease", func(s lease.Snapshot) bool { return holds(s, own) })
 		h.Remove(t, own)
-		until("the loss", func() bool { return !s.Held })
-		until("the lease again", func() bool { return s.Held })
+		await(t, lists, "the loss", func(s lease.Snapshot) bool { return !holds(s, own) })
+		claimed := await(t, lists, "the lease again", func(s lease.Snapshot) bool { return holds(s, own) })
+		until("the lease again", func() bool { return s.Held && s.Revision >= claimed.Revision })
 		if !s.Self.SameSubnets(own) {
 			t.Errorf("had %s, claimed %s after the loss", own.Subnet, s.Self.Subnet)
 		}
