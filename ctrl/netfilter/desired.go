@@ -34,7 +34,9 @@ type Desired struct {
 	// Masquerade.
 	KeepSource bool
 	// NoTrack holds our own UDP address and port, one for each address family of the underlay: what is sent to that port
-	// by us or to us goes past connection tracking. An unspecified address (0.0.0.0 or ::) means any of its family.
+	// by us or to us goes past connection tracking. An unspecified address (0.0.0.0 or ::) means any of its family. A
+	// firewall of the host must then accept the port itself (answers are no longer known as such), and ICMP errors about
+	// our packets even where it drops what conntrack calls invalid.
 	NoTrack []netip.AddrPort
 
 	// NFTables asks for nftables (EnableNFTables in the network config). Otherwise iptables is taken where it works, and

@@ -37,10 +37,12 @@
 // With iptables the rules 11 to 15 are there only while another rule of POSTROUTING would rewrite pods' sources, such as
 // dockerd's; accepting in front of it is enough, as long as that rule is in the nat table too. With nftables they are
 // always there, since no verdict ends another table's translation: they translate the source to itself, which does.
+// Either way a connection keeps the source that it began with.
 //
-// In nftables the rules live in flannel's tables, ip flannel-ipv4 and ip6 flannel-ipv6. Rule 5 means the same as in
-// iptables (flannel's own nftables text has -s and -d of it mixed up, which makes rule 7 void), and the mark is compared
-// under its mask.
+// In nftables the rules live in flannel's tables, ip flannel-ipv4 and ip6 flannel-ipv6, without the comments that flannel
+// gives tables and chains. Rule 5 means the same as in iptables (flannel's own returns all from outside P to C, which makes
+// rule 7 void), and the mark is compared under its mask. What another table drops no rule of ours can accept; a note in
+// [Status] says where that is so.
 //
 // # Whose rules
 //

@@ -75,7 +75,7 @@ func openNFT(want map[family][]rule) (applier, error) {
 				continue
 			}
 			err := try(f, c, rules)
-			if err != nil && c.table == tableNAT {
+			if err != nil && c.chain == chainMasquerade {
 				n.plainPorts[f] = true
 				err = try(f, c, n.fit(f, rules))
 			}
@@ -100,7 +100,7 @@ func try(f family, c baseChain, rules []rule) error {
 	conn.AddTable(t)
 	addChain(conn, t, f, c, rules)
 	conn.DelTable(t)
-	return conn.Flush()
+	return flush(conn)
 }
 
 // dial opens a connection that the library uses once for each exchange.
@@ -112,6 +112,17 @@ func dial() (*nftables.Conn, error) {
 		return nil, fmt.Errorf("open nftables: %w", err)
 	}
 	return conn, nil
+}
+
+// flush sends what was put together as one transaction, and returns the first error of many: when one step is refused,
+// all that build on it are too.
+func flush(conn *nftables.Conn) error {
+	err := conn.Flush()
+	var number unix.Errno
+	if errors.As(err, &number) {
+		return fmt.Errorf("nftables transaction: %w", number)
+	}
+	return err
 }
 
 // nftRules picks the rules of a chain, in the words that nftables has: there is nothing to jump from, and our table needs
@@ -148,6 +159,9 @@ func (n *nft) apply(_ context.Context, want map[family][]rule, nets []Net) (repo
 	)
 	for _, f := range families() {
 		r, err := applyNFT(f, n.fit(f, want[f]))
+		if len(want[f]) == 0 && noNFTables(err) {
+			err = nil // nothing to remove either
+		}
 		if err := n.noTrackErr[f]; err != nil {
 			r.notes = append(r.notes, stayTracked(err))
 		}
@@ -183,7 +197,7 @@ func applyNFT(f family, want []rule) (report, error) {
 			addChain(conn, t, f, c, rules)
 		}
 	}
-	if err := conn.Flush(); err != nil {
+	if err := flush(conn); err != nil {
 		return report{}, fmt.Errorf("replace: %w", err)
 	}
 	again, err := differs(f, t, want)

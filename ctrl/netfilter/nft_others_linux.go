@@ -24,7 +24,7 @@ func removeXtablesNFT(f family) error {
 			return fmt.Errorf("remove rules from table %s of iptables-nft: %w", l.table, err)
 		}
 	}
-	if err := conn.Flush(); err != nil {
+	if err := flush(conn); err != nil {
 		return fmt.Errorf("remove rules from the tables of iptables-nft: %w", err)
 	}
 	return nil
