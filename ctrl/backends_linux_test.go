@@ -3,6 +3,7 @@ package ctrl
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -61,7 +62,7 @@ func TestNetnsVXLANRestart(t *testing.T) {
 	}
 
 	c.must(a.ChangeAddress(netip.MustParseAddr("172.31.0.77")))
-	c.must(lab.Await(ctx, 2*time.Second, "the new address", func() error {
+	c.must(lab.Await(ctx, patience(2*time.Second), "the new address", func() error {
 		r, err := c.report(0)
 		if err == nil && r.Iface.Addr != a.Addr {
 			err = errSoFar
@@ -142,7 +143,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	a := c.Nodes[0]
 	static := Route{Dst: prefix("10.5.2.0/24"), Via: c.Root.Addr, Dev: "eth0", Protocol: unix.RTPROT_STATIC}
 	c.on(a, func(k *Kernel) error { return first(k.Apply([]Op{{Replace, static}})) })
-	c.must(lab.Await(t.Context(), 3*time.Second, "the conflict", func() error {
+	c.must(lab.Await(t.Context(), patience(3*time.Second), "the conflict", func() error {
 		r, err := c.report(0)
 		if err == nil && r.Err == "" {
 			err = errSoFar
@@ -153,7 +154,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 		t.Errorf("the foreign route is gone: %v", c.state(a).Routes)
 	}
 	c.on(a, func(k *Kernel) error { return first(k.Apply([]Op{{Delete, static}})) })
-	c.must(lab.Await(t.Context(), 3*time.Second, "the repair", func() error {
+	c.must(lab.Await(t.Context(), patience(3*time.Second), "the repair", func() error {
 		r, err := c.report(0)
 		if err == nil && !r.Synced {
 			err = errSoFar
@@ -191,7 +192,21 @@ func TestNetnsWireGuard(t *testing.T) {
 	}
 }
 
-// TestNetnsUDPKernel is the udp backend carried by the kernel at both ends.
+// TestNetnsUDP is the udp backend with the packet engine, which owns the device.
+func TestNetnsUDP(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	c := startCluster(t, `{"Type":"udp"}`, lab.Options{})
+	c.attach()
+	a, b := c.Nodes[0], c.Nodes[1]
+	c.connected(a, b)
+	c.heals(a, b, deviceBreakages("flannel0"))
+	c.heals(a, b, []breakage{{"route deleted", deleteRoute("10.5.0.0/16")}})
+}
+
+// TestNetnsUDPKernel is the udp backend carried by the kernel: at both ends, then at one, with the packet engine at the
+// other, then at neither.
 func TestNetnsUDPKernel(t *testing.T) {
 	needFOU(t)
 	c := startCluster(t, `{"Type":"udp","Carrier":"kernel"}`, lab.Options{})
@@ -199,13 +214,29 @@ func TestNetnsUDPKernel(t *testing.T) {
 	a, b := c.Nodes[0], c.Nodes[1]
 	c.connected(a, b)
 	c.heals(a, b, deviceBreakages("flannel0"))
-	c.heals(a, b, []breakage{
-		{"route deleted", deleteRoute("10.5.2.0/24")},
-		{"port closed", func(k *Kernel) error { return first(k.Apply([]Op{{Delete, FOUPort{8285}}})) }},
-	})
-	c.network = `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`
+	c.heals(a, b, []breakage{{"route deleted", deleteRoute("10.5.2.0/24")}})
+	engine := `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`
+	c.other = map[int]string{1: engine}
 	c.converge()
-	if s := c.state(a); len(s.FOU) > 0 {
-		t.Errorf("left over: %v", s.FOU)
+	c.connected(a, b)
+	if got, want := kinds(c.state(a)), kinds(c.state(b)); got != "ipip" || want != "tun" {
+		t.Errorf("devices of type %q and %q", got, want)
 	}
+	c.network = engine
+	c.converge()
+	c.connected(a, b)
+	if s := c.state(a); len(s.FOU) > 0 || kinds(s) != "tun" {
+		t.Errorf("left over: %v, %v", s.FOU, s.Links)
+	}
+}
+
+// kinds lists the types of the overlay's devices.
+func kinds(s State) string {
+	var out []string
+	for _, l := range s.Links {
+		if overlayName(l.Name) {
+			out = append(out, string(l.Kind))
+		}
+	}
+	return strings.Join(out, " ")
 }

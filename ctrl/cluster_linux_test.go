@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,12 +16,25 @@ import (
 	"weft/lease"
 )
 
+// slowEnv, a whole number, says how much slower than usual this machine is: an emulated one takes its time.
+const slowEnv = "WEFT_TEST_SLOW"
+
+// patience stretches a time limit for a slow machine.
+func patience(d time.Duration) time.Duration { return d * time.Duration(slowness()) }
+
+func slowness() int {
+	if n, err := strconv.Atoi(os.Getenv(slowEnv)); err == nil && n > 1 {
+		return n
+	}
+	return 1
+}
+
 // cluster is a lab whose nodes run the daemon of the tests, and the store that they do not have.
 type cluster struct {
 	*lab.Lab
 	t       *testing.T
 	network string
-	pods    string // IPv4 network of the pods
+	other   map[int]string // network configs of single nodes
 	options SelfOptions
 	daemons []*lab.Process
 	leases  []lease.Lease
@@ -72,7 +86,7 @@ func (c *cluster) stop(i int) {
 	if err != nil && c.t.Context().Err() == nil || status != 0 {
 		c.t.Errorf("daemon %d ended with %d, %v", i, status, err)
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := time.Since(start); took > patience(2*time.Second) {
 		c.t.Errorf("daemon %d took %v to end", i, took)
 	}
 }
@@ -87,7 +101,11 @@ func (c *cluster) must(err error) {
 // order writes what daemon i is to do.
 func (c *cluster) order(i int, all []lease.Lease) time.Time {
 	c.t.Helper()
-	b, err := json.Marshal(order{Network: json.RawMessage(c.network), Self: c.leases[i], All: all, Options: c.options})
+	config := c.network
+	if other, ok := c.other[i]; ok {
+		config = other
+	}
+	b, err := json.Marshal(order{Network: json.RawMessage(config), Self: c.leases[i], All: all, Options: c.options})
 	c.must(err)
 	path := c.Nodes[i].Path(strings.TrimPrefix(orderFile, "/run/"))
 	c.must(writeFile(path, b))
@@ -129,7 +147,7 @@ func (c *cluster) converge() {
 // await waits until daemon i obeys the order of that time.
 func (c *cluster) await(i int, at time.Time, synced bool) {
 	c.t.Helper()
-	c.must(lab.Await(c.t.Context(), 10*time.Second, "daemon of "+c.Nodes[i].Name, func() error {
+	c.must(lab.Await(c.t.Context(), patience(10*time.Second), "daemon of "+c.Nodes[i].Name, func() error {
 		r, err := c.report(i)
 		if err != nil {
 			return err
@@ -169,7 +187,7 @@ func (c *cluster) connected(a, b *lab.Node) {
 				if to.Is6() {
 					p.DontFragment, p.Size = false, 0
 				}
-				c.must(lab.Await(ctx, 5*time.Second, fmt.Sprintf("ping from %s to %v with %d bytes", way[0].Name, to, p.Size), func() error {
+				c.must(lab.Await(ctx, patience(5*time.Second), fmt.Sprintf("ping from %s to %v with %d bytes", way[0].Name, to, p.Size), func() error {
 					got, err := way[0].Ping(ctx, to, p)
 					if err == nil && got.Lost() > 0 {
 						err = fmt.Errorf("%+v", got)
@@ -177,7 +195,7 @@ func (c *cluster) connected(a, b *lab.Node) {
 					return err
 				}))
 			}
-			c.must(lab.CheckTCP(ctx, way[0].NS, way[1].NS, to, 4<<20))
+			c.must(lab.CheckTCP(ctx, way[0].NS, way[1].NS, to, 2<<20/int64(slowness())))
 			c.must(lab.CheckUDP(ctx, way[0].NS, way[1].NS, to, 1, 1000, 1300))
 		}
 	}
@@ -241,11 +259,11 @@ func (c *cluster) heals(a, b *lab.Node, breaks []breakage) {
 		c.quiet(a)
 		before := c.ours(a)
 		repairs := c.repairs(a)
-		ping, err := a.Pods[0].StartPing(ctx, b.Pods[0].Addr, lab.Ping{Count: -1, Interval: 5 * time.Millisecond, Timeout: 100 * time.Millisecond})
+		ping, err := a.Pods[0].StartPing(ctx, b.Pods[0].Addr, lab.Ping{Count: -1, Interval: patience(5 * time.Millisecond), Timeout: patience(100 * time.Millisecond)})
 		c.must(err)
 		c.on(a, x.do)
 		start := time.Now()
-		err = lab.Await(ctx, 3*time.Second, x.name, func() error {
+		err = lab.Await(ctx, patience(3*time.Second), x.name, func() error {
 			if c.repairs(a) == repairs {
 				return errors.New("no repair so far")
 			}
@@ -256,8 +274,8 @@ func (c *cluster) heals(a, b *lab.Node, breaks []breakage) {
 		})
 		took := time.Since(start)
 		c.must(err)
-		c.must(lab.Await(ctx, 3*time.Second, x.name+": ping again", func() error {
-			got, err := a.Pods[0].Ping(ctx, b.Pods[0].Addr, lab.Ping{Timeout: 200 * time.Millisecond})
+		c.must(lab.Await(ctx, patience(3*time.Second), x.name+": ping again", func() error {
+			got, err := a.Pods[0].Ping(ctx, b.Pods[0].Addr, lab.Ping{Timeout: patience(200 * time.Millisecond)})
 			if err == nil && got.Lost() > 0 {
 				err = fmt.Errorf("%+v", got)
 			}
@@ -265,7 +283,7 @@ func (c *cluster) heals(a, b *lab.Node, breaks []breakage) {
 		}))
 		r := ping.Stop()
 		c.t.Logf("%s: repaired after %v, %d of %d packets lost", x.name, took.Round(time.Millisecond), r.Lost(), r.Sent)
-		if took > time.Second {
+		if took > patience(time.Second) {
 			c.t.Errorf("%s: repaired only after %v", x.name, took)
 		}
 	}
@@ -293,7 +311,7 @@ func (c *cluster) repairs(n *lab.Node) uint64 {
 func (c *cluster) quiet(n *lab.Node) {
 	c.t.Helper()
 	since, last := time.Now(), c.repairs(n)
-	c.must(lab.Await(c.t.Context(), 10*time.Second, n.Name+" is quiet", func() error {
+	c.must(lab.Await(c.t.Context(), patience(10*time.Second), n.Name+" is quiet", func() error {
 		r, err := c.report(c.index(n))
 		if err != nil {
 			return err
@@ -301,7 +319,7 @@ func (c *cluster) quiet(n *lab.Node) {
 		if r.Repairs != last || !r.Synced {
 			since, last = time.Now(), r.Repairs
 		}
-		if time.Since(since) < 4*settleTime {
+		if time.Since(since) < patience(4*settleTime) {
 			return errors.New("settling")
 		}
 		return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"go.uber.org/goleak"
 
 	"weft/bench/lab"
+	"weft/dataplane"
+	"weft/dataplane/fib"
 	"weft/lease"
 )
 
@@ -88,6 +91,8 @@ type testDaemon struct {
 
 	network json.RawMessage // that self was made for
 	self    Self
+	engine  *dataplane.Engine // of the udp backend, if the kernel does not carry it
+	group   *sync.WaitGroup
 }
 
 func daemon() error {
@@ -100,9 +105,11 @@ func daemon() error {
 	defer k.Close()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	k.LogTo(log)
-	d := testDaemon{k: k, r: NewReconciler(k, ReconcilerOptions{Log: log, Resync: time.Minute})} // repairs must come from signs
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	// Repairs must come from the kernel's signs, not from the timer.
+	d := testDaemon{k: k, r: NewReconciler(k, ReconcilerOptions{Log: log, Resync: time.Minute}), group: &wg}
+	defer d.stopEngine()
 	changes := make(chan Iface)
 	wg.Go(func() {
 		if err := d.r.Run(ctx); !errors.Is(err, context.Canceled) {
@@ -130,7 +137,7 @@ func daemon() error {
 			d.read = time.Time{}
 		case <-tick.C:
 		}
-		if err := d.step(); err != nil {
+		if err := d.step(ctx); err != nil {
 			log.Error("step", "error", err)
 			return err
 		}
@@ -138,13 +145,13 @@ func daemon() error {
 }
 
 // step follows a new order and writes a new report.
-func (d *testDaemon) step() error {
+func (d *testDaemon) step(ctx context.Context) error {
 	info, err := os.Stat(orderFile)
 	if err != nil || d.iface.Name == "" {
 		return nil // nothing to do yet
 	}
 	if !info.ModTime().Equal(d.read) {
-		if err := d.obey(info.ModTime()); err != nil {
+		if err := d.obey(ctx, info.ModTime()); err != nil {
 			return err
 		}
 	}
@@ -161,7 +168,7 @@ func (d *testDaemon) step() error {
 	return writeFile(reportFile, b)
 }
 
-func (d *testDaemon) obey(at time.Time) error {
+func (d *testDaemon) obey(ctx context.Context, at time.Time) error {
 	b, err := os.ReadFile(orderFile)
 	if err != nil {
 		return err
@@ -181,18 +188,68 @@ func (d *testDaemon) obey(at time.Time) error {
 		d.network = d.order.Network
 	}
 	d.self.Iface = d.iface
-	self := d.self
-	backend, err := NewBackend(n, self)
+	backend, err := NewBackend(n, d.self)
 	if err != nil {
 		return err
 	}
 	sp := backend.Spec()
 	if len(d.order.All) > 0 {
+		if backend, err = d.engineFor(ctx, n, backend); err != nil {
+			return err
+		}
 		d.r.Set(backend.Plan(d.order.Self, d.order.All))
 	}
 	d.read = at
 	d.last = report{Iface: d.iface, LeaseType: sp.LeaseType, Data: sp.Data, Data6: sp.DataV6, MTU: sp.MTU, Order: at}
 	return nil
+}
+
+// engineFor runs the packet engine if the backend needs it, and gives the backend that knows its device.
+func (d *testDaemon) engineFor(ctx context.Context, n lease.Network, b Backend) (Backend, error) {
+	sp := b.Spec()
+	if !sp.Userspace {
+		d.stopEngine()
+		return b, nil
+	}
+	if d.engine == nil {
+		d.self.Device = ""
+		if err := ApplyOnce(d.k, b.Plan(d.order.Self, nil)); err != nil {
+			return nil, err
+		}
+		e, err := dataplane.Open(dataplane.Config{Device: "flannel%d", MTU: sp.MTU, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+			Bind: netip.AddrPortFrom(d.iface.Addr, uint16(sp.Port))})
+		if err != nil {
+			return nil, err
+		}
+		d.engine = e
+		d.group.Go(func() {
+			if err := e.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+				fmt.Fprintln(os.Stderr, "engine ended:", err)
+			}
+		})
+	}
+	var others []fib.Node
+	for _, l := range d.order.All {
+		if l.Node != d.order.Self.Node {
+			others = append(others, fibNode(l, sp))
+		}
+	}
+	d.engine.SetNodes(fibNode(d.order.Self, sp), others)
+	d.self.Device = d.engine.Device()
+	return NewBackend(n, d.self)
+}
+
+func fibNode(l lease.Lease, sp Spec) fib.Node {
+	return fib.Node{Name: l.Node, Prefixes: []netip.Prefix{l.Subnet}, Endpoint: netip.AddrPortFrom(l.PublicIP, uint16(sp.Port))}
+}
+
+func (d *testDaemon) stopEngine() {
+	if d.engine != nil {
+		if err := d.engine.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, "close engine:", err)
+		}
+		d.engine, d.self.Device = nil, ""
+	}
 }
 
 // writeFile replaces a file whole, so that a reader never sees half of it.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,7 +119,9 @@ func (k *Kernel) probeFOU(n lease.Network) (ok bool, why string, err error) {
 		k.isFOU = true
 	}
 	const name = "flannel-probe"
-	probe := Link{Name: name, Kind: KindIPIP, IPIP: IPIP{FOUPort: defaultUDPPort, PathMTU: true, TTL: outerTTL}}
+	// A local address of its own, as the kernel has one device for each pair of ends.
+	probe := Link{Name: name, Kind: KindIPIP,
+		IPIP: IPIP{Local: netip.AddrFrom4([4]byte{127, 0, 0, 1}), FOUPort: defaultUDPPort, PathMTU: true, TTL: outerTTL}}
 	if err := k.deleteLink(probe); err != nil { // of a run that was killed here
 		return false, "", err
 	}
