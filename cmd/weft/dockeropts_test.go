@@ -22,7 +22,8 @@ func procRoute(device, dst, gateway string, bits int) string {
 	if gateway != "0.0.0.0" {
 		flags |= routeByGateway
 	}
-	return fmt.Sprintf("%s\t%s\t%s\t%04X\t0\t0\t0\t%s\t0\t0\t0\n", device, word(dst), word(gateway), flags, word(maskOf(bits).String()))
+	return fmt.Sprintf("%s\t%s\t%s\t%04X\t0\t0\t0\t%s\t0\t0\t0\n", device, word(dst), word(gateway), flags,
+		word(maskOf(bits).String()))
 }
 
 func TestDockerOpts(t *testing.T) {
@@ -56,10 +57,13 @@ func TestDockerOpts(t *testing.T) {
 		{name: "options of others", env: []string{"DOCKER_OPT_LOG=--log-level=warn", "MY_DOCKER_OPT_X=no", "X=DOCKER_OPT_Y"},
 			want: "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_LOG=\"--log-level=warn\"\n" +
 				"DOCKER_OPT_MTU=\"--mtu=1472\"\nDOCKER_OPTS=\" --bip=10.1.74.1/24 --ip-masq=true --log-level=warn --mtu=1472\"\n"},
-		{name: "quotes, comments and export", file: "# by hand\nexport FLANNEL_SUBNET=\"10.1.74.1/24\"\n\nFLANNEL_MTU='1472'\nnonsense\n", args: "-c",
+		{name: "quotes, comments and export",
+			file: "# by hand\nexport FLANNEL_SUBNET=\"10.1.74.1/24\"\n\nFLANNEL_MTU='1472'\nnonsense\n", args: "-c",
 			want: "DOCKER_OPTS=\" --bip=10.1.74.1/24 --mtu=1472\"\n"},
-		{name: "the file wins over the environment", env: []string{"FLANNEL_MTU=9000"}, args: "-c", want: "DOCKER_OPTS=" + combined},
-		{name: "no file but an environment", file: "none", env: []string{"FLANNEL_SUBNET=10.1.74.1/24", "FLANNEL_MTU=1472", "FLANNEL_IPMASQ=false"},
+		{name: "the file wins over the environment", env: []string{"FLANNEL_MTU=9000"}, args: "-c",
+			want: "DOCKER_OPTS=" + combined},
+		{name: "no file but an environment", file: "none",
+			env:  []string{"FLANNEL_SUBNET=10.1.74.1/24", "FLANNEL_MTU=1472", "FLANNEL_IPMASQ=false"},
 			want: individual + "DOCKER_OPTS=" + combined},
 		{name: "empty file", file: "\n", want: "DOCKER_OPTS=\"\"\n"},
 
@@ -74,7 +78,8 @@ func TestDockerOpts(t *testing.T) {
 
 		{name: "routes to others", args: "-c", want: "DOCKER_OPTS=" + combined,
 			routes: procRoute("eth0", "0.0.0.0", "192.0.2.1", 0) + procRoute("flannel0", "10.1.0.0", "0.0.0.0", 16) +
-				procRoute("docker0", "10.1.74.0", "0.0.0.0", 24) + procRoute("eth0", "10.1.74.0", "192.0.2.1", 25) + "eth0 short\n"},
+				procRoute("docker0", "10.1.74.0", "0.0.0.0", 24) +
+				procRoute("eth0", "10.1.74.0", "192.0.2.1", 25) + "eth0 short\n"},
 		{name: "subnet routed elsewhere", routes: procRoute("eth0", "10.1.74.0", "192.0.2.1", 24),
 			problem: "already sends 10.1.74.0/24 via 192.0.2.1 dev eth0"},
 		{name: "subnet of half an octet routed elsewhere", file: "FLANNEL_SUBNET=10.1.72.1/22\n",
@@ -98,7 +103,8 @@ func TestDockerOpts(t *testing.T) {
 				}
 			}
 			var stderr strings.Builder
-			status := runDockerOpts(append([]string{"-f", in, "-d", out}, strings.Fields(tt.args)...), tt.env, routes, &stderr)
+			args := append([]string{"-f", in, "-d", out}, strings.Fields(tt.args)...)
+			status := runDockerOpts(args, tt.env, routes, &stderr)
 			got, err := os.ReadFile(out)
 			if err != nil {
 				t.Fatal(err)

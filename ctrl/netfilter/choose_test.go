@@ -79,7 +79,8 @@ func TestChoose(t *testing.T) {
 				}
 				return
 			}
-			if a != nil || !errors.Is(err, ErrUnsupported) || !errors.Is(err, noModule) || errors.Is(err, noBinary) == tt.wanted {
+			named := errors.Is(err, ErrUnsupported) && errors.Is(err, noModule) && errors.Is(err, noBinary) != tt.wanted
+			if a != nil || !named {
 				t.Errorf("got %v, %v", a, err)
 			}
 		})

@@ -79,16 +79,20 @@ func TestRules(t *testing.T) {
 		want   string
 	}{
 		{"everything", func(*Desired) {}, ipv4, joined(keepSource4, flannelMasquerade, flannelForward, noTrack4)},
-		{"as flannel, masquerade", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false }, ipv4, flannelMasquerade},
-		{"as flannel, masquerade, IPv6", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false }, ipv6, flannelMasquerade6},
-		{"as flannel, forward", func(d *Desired) { d.KeepSource, d.NoTrack, d.Masquerade = false, nil, false }, ipv4, flannelForward},
+		{"as flannel, masquerade", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false }, ipv4,
+			flannelMasquerade},
+		{"as flannel, masquerade, IPv6", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false },
+			ipv6, flannelMasquerade6},
+		{"as flannel, forward", func(d *Desired) { d.KeepSource, d.NoTrack, d.Masquerade = false, nil, false }, ipv4,
+			flannelForward},
 		{"plain ports", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward, d.PlainPorts = false, nil, false, true }, ipv4,
 			strings.ReplaceAll(flannelMasquerade, " --random-fully", "")},
 		{"IPv4 network alone, the other family", func(d *Desired) { d.Nets, d.NoTrack = []Net{net4}, nil }, ipv6, "\n"},
 		{"untracked port at any address", func(d *Desired) {
 			d.Nets, d.NoTrack = nil, []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8285")}
 		}, ipv4, strings.NewReplacer("-d 192.0.2.7/32 ", "", "-s 192.0.2.7/32 ", "").Replace(noTrack4)},
-		{"untracked port of the other family", func(d *Desired) { d.Nets, d.NoTrack = nil, []netip.AddrPort{own6} }, ipv4, "\n"},
+		{"untracked port of the other family", func(d *Desired) { d.Nets, d.NoTrack = nil, []netip.AddrPort{own6} },
+			ipv4, "\n"},
 		{"untracked port, mapped address", func(d *Desired) {
 			d.Nets, d.NoTrack = nil, []netip.AddrPort{netip.MustParseAddrPort("[::ffff:192.0.2.7]:8285")}
 		}, ipv4, noTrack4},
@@ -134,14 +138,16 @@ func TestCheck(t *testing.T) {
 	}{
 		{"fine", func(*Desired) {}, ""},
 		{"no network", func(d *Desired) { d.Nets = []Net{{Subnet: net4.Subnet}} }, "a network is not set"},
-		{"two of a family", func(d *Desired) { d.Nets = []Net{net4, net6, net4} }, "IPv4 has two networks, the second is 10.5.0.0/16"},
+		{"two of a family", func(d *Desired) { d.Nets = []Net{net4, net6, net4} },
+			"IPv4 has two networks, the second is 10.5.0.0/16"},
 		{"no subnet to masquerade", func(d *Desired) { d.Nets[1].Subnet, d.KeepSource = netip.Prefix{}, false },
 			"network fc00::/48 has no IPv6 subnet of this node"},
 		{"no subnet to protect", func(d *Desired) { d.Nets[0].Subnet, d.Masquerade = netip.Prefix{}, false },
 			"network 10.5.0.0/16 has no IPv4 subnet of this node"},
 		{"subnet of the other family", func(d *Desired) { d.Nets[0].Subnet = net6.Subnet },
 			"network 10.5.0.0/16 has no IPv4 subnet of this node"},
-		{"no subnet, none needed", func(d *Desired) { d.Nets[0].Subnet, d.Masquerade, d.KeepSource = netip.Prefix{}, false, false }, ""},
+		{"no subnet, none needed",
+			func(d *Desired) { d.Nets[0].Subnet, d.Masquerade, d.KeepSource = netip.Prefix{}, false, false }, ""},
 		{"no port", func(d *Desired) { d.NoTrack = []netip.AddrPort{netip.AddrPortFrom(own4.Addr(), 0)} },
 			"192.0.2.7:0 is no address and port to leave untracked"},
 		{"no address", func(d *Desired) { d.NoTrack = []netip.AddrPort{netip.AddrPortFrom(netip.Addr{}, 8285)} },

@@ -102,7 +102,7 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 		m.Set(everything())
 		synctest.Wait()
 		s := m.Status()
-		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 || !slices.Equal(s.Notes, []string{"docker"}) {
+		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 || !slices.Equal(s.Notes, notes) {
 			t.Fatalf("after Set: %+v", s)
 		}
 		s.Notes[0] = "the reader's own"
@@ -201,7 +201,8 @@ func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
 		m.Set(d)
 		pass(defaultResync*3 + time.Second)
 		s := m.Status()
-		if _, sweeps = h.calls(); !s.InPlace || len(sweeps) != 6 || !slices.Equal(s.Notes, []string{"rules of an earlier run may be left: no iptables-legacy"}) {
+		want := []string{"rules of an earlier run may be left: no iptables-legacy"}
+		if _, sweeps = h.calls(); !s.InPlace || len(sweeps) != 6 || !slices.Equal(s.Notes, want) {
 			t.Errorf("%+v, swept %v", s, sweeps)
 		}
 		if n := strings.Count(out.String(), "no iptables-legacy"); n != 1 {

@@ -31,7 +31,8 @@ type way struct {
 }
 
 func ways() []way {
-	return []way{{name: "nftables", nft: true}, {name: "iptables-nft", variant: "-nft"}, {name: "iptables-legacy", variant: "-legacy"}}
+	return []way{{name: "nftables", nft: true}, {name: "iptables-nft", variant: "-nft"},
+		{name: "iptables-legacy", variant: "-legacy"}}
 }
 
 // iptablesWays leaves nftables out.
@@ -239,8 +240,9 @@ func TestNetnsRulesAreFlannels(t *testing.T) {
 			}
 			d.PlainPorts, d.Forward, d.Nets = true, false, d.Nets[:1]
 			set(t, ns, m, d)
-			if got, want := w.rulesOf(t, ns, ipv4), strings.ReplaceAll(flannelMasquerade, " --random-fully", ""); got != want {
-				t.Errorf("plain ports: got%s\nwant%s", got, want)
+			plain := strings.ReplaceAll(flannelMasquerade, " --random-fully", "")
+			if got := w.rulesOf(t, ns, ipv4); got != plain {
+				t.Errorf("plain ports: got%s\nwant%s", got, plain)
 			}
 			if got := w.rulesOf(t, ns, ipv6); got != "\n" {
 				t.Errorf("IPv6 switched off: got%s", got)
@@ -283,11 +285,13 @@ func iptablesBreakages() []breakage {
 		{"a rule deleted", command("-t", "nat", "-D", chainMasquerade, "2")},
 		{"a rule in the wrong place", func(t *testing.T, ns *lab.NS, w way) {
 			run(t, ns, w.program(ipv4), "-t", "nat", "-D", chainMasquerade, "5")
-			run(t, ns, w.program(ipv4), "-t", "nat", "-I", chainMasquerade, "1", "-s", "10.5.0.0/16", "!", "-d", "224.0.0.0/4",
-				"-m", "comment", "--comment", commentMasquerade, "-j", "MASQUERADE", "--random-fully")
+			run(t, ns, w.program(ipv4), "-t", "nat", "-I", chainMasquerade, "1", "-s", "10.5.0.0/16", "!",
+				"-d", "224.0.0.0/4", "-m", "comment", "--comment", commentMasquerade, "-j", "MASQUERADE", "--random-fully")
 		}},
 		{"a rule more in our chain", command("-A", chainForward, "-j", "DROP")},
-		{"our jump double", command("-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", commentMasquerade, "-j", chainMasquerade)},
+		{"our jump double",
+			command("-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", commentMasquerade,
+				"-j", chainMasquerade)},
 		{"our jump deleted", command("-D", "FORWARD", "-m", "comment", "--comment", commentForward, "-j", chainForward)},
 		{"notrack double", command("-t", "raw", "-A", "OUTPUT", "-s", "192.0.2.7", "-p", "udp", "--dport", "8285",
 			"-m", "comment", "--comment", commentNoTrack, "-j", "CT", "--notrack")},
@@ -313,7 +317,8 @@ func nftBreakages() []breakage {
 	return []breakage{
 		{"all flushed", change(func(conn *nftables.Conn, _ *nftables.Table) error { conn.FlushRuleset(); return nil })},
 		{"table deleted", change(func(conn *nftables.Conn, t *nftables.Table) error { conn.DelTable(t); return nil })},
-		{"chain emptied", change(func(conn *nftables.Conn, t *nftables.Table) error { conn.FlushChain(chain(t, "postrtg")); return nil })},
+		{"chain emptied",
+			change(func(conn *nftables.Conn, t *nftables.Table) error { conn.FlushChain(chain(t, "postrtg")); return nil })},
 		{"a rule deleted", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "postrtg"))
 			if err != nil {
@@ -329,7 +334,8 @@ func nftBreakages() []breakage {
 			conn.AddRule(&nftables.Rule{Table: t, Chain: chain(t, "forward"), Exprs: rules[0].Exprs})
 			return nil
 		})},
-		{"a chain more", change(func(conn *nftables.Conn, t *nftables.Table) error { conn.AddChain(chain(t, "more")); return nil })},
+		{"a chain more",
+			change(func(conn *nftables.Conn, t *nftables.Table) error { conn.AddChain(chain(t, "more")); return nil })},
 		{"a chain hooked elsewhere", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "forward"))
 			if err != nil {
@@ -420,8 +426,8 @@ filter -A FORWARD -j REJECT --reject-with icmp-host-prohibited
 			if got := w.rulesOf(t, ns, ipv4); got != before {
 				t.Errorf("after cleanup: got%s\nwant%s", got, before)
 			}
-			if policy := run(t, ns, w.program(ipv4), "-S", "FORWARD", "1"); !strings.HasPrefix(policy, "-A FORWARD -i docker0") {
-				t.Errorf("FORWARD: %s", policy)
+			if policy := run(t, ns, w.program(ipv4), "-S", "FORWARD"); !strings.HasPrefix(policy, "-P FORWARD DROP\n") {
+				t.Errorf("the policy of FORWARD was changed: %s", policy)
 			}
 		})
 	}
@@ -520,8 +526,9 @@ func TestNetnsDockerRule(t *testing.T) {
 				if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "would rewrite pods' sources") {
 					t.Errorf("dockerd %s: notes %q", when, s.Notes)
 				}
-				if order := w.rulesOf(t, ns, ipv4); !w.nft && !(strings.Index(order, keepJump) < strings.Index(order, "docker0")) {
-					t.Errorf("dockerd %s:%s", when, order)
+				rules := w.rulesOf(t, ns, ipv4)
+				if at := strings.Index(rules, keepJump); !w.nft && (at < 0 || at > strings.Index(rules, "docker0")) {
+					t.Errorf("dockerd %s:%s", when, rules)
 				}
 				run(t, ns, program, append([]string{"-t", "nat", "-D"}, docker...)...)
 				run(t, ns, program, append([]string{"-t", "nat", "-I"}, docker...)...)

@@ -15,7 +15,7 @@ import (
 	"weft/bench/lab"
 )
 
-// dockers are the ways in which a source rewriting rule like dockerd's may be there, before and after our rules.
+// docker is a way in which a source rewriting rule like dockerd's may be there.
 type docker struct {
 	name    string
 	variant string // of the iptables programs; "table" is a foreign nftables table
@@ -34,7 +34,8 @@ var (
 
 func newOverlay(t *testing.T) *overlay {
 	t.Helper()
-	o := &overlay{Lab: lab.Start(t, lab.Options{PodsPerNode: 2, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})}
+	underlay6 := []netip.Prefix{netip.MustParsePrefix("fd31::/64")}
+	o := &overlay{Lab: lab.Start(t, lab.Options{PodsPerNode: 2, Underlay6: underlay6})}
 	for i, n := range o.Nodes {
 		env := lab.SubnetEnv{Network: podNetwork4, Network6: podNetwork6, MTU: 1500,
 			Subnet:  netip.MustParsePrefix(fmt.Sprintf("10.5.%d.1/24", i+1)),
@@ -155,7 +156,8 @@ func TestNetnsSources(t *testing.T) {
 			for _, docked := range dockers[w.name] {
 				for _, masquerade := range []bool{true, false} {
 					t.Run(fmt.Sprintf("%s, masquerade %v", docked.name, masquerade), func(t *testing.T) {
-						d := Desired{Nets: o.nets[0], Masquerade: masquerade, KeepSource: true, Forward: true, NFTables: w.nft}
+						d := Desired{Nets: o.nets[0], Masquerade: masquerade, KeepSource: true, Forward: true,
+							NFTables: w.nft}
 						withDocker := docked.name != "no docker"
 						if withDocker && docked.variant != "table" {
 							needProgram(t, "iptables"+docked.variant)
@@ -199,7 +201,8 @@ func (o *overlay) checkSources(t *testing.T, masquerade, withDocker bool) {
 		from, to host
 		want     host
 	}{
-		{"pod to pod on another node", podHost, host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost},
+		{"pod to pod on another node", podHost,
+			host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost},
 		{"pod to pod on the same node", podHost, host{sibling.NS, [2]netip.Addr{sibling.Addr, sibling.Addr6}}, podHost},
 		{"pod from another node", host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost,
 			host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}},
@@ -210,7 +213,8 @@ func (o *overlay) checkSources(t *testing.T, masquerade, withDocker bool) {
 		{"pod to another host's own address", podHost, host{far.NS, [2]netip.Addr{far.Addr, far.Addr6}},
 			rewrittenIf(masquerade || withDocker, podHost)},
 		{"outside to pod, straight to its node", outside, podHost, outside},
-		{"outside to pod, through another node", outside, host{far.Pods[1].NS, [2]netip.Addr{far.Pods[1].Addr, far.Pods[1].Addr6}},
+		{"outside to pod, through another node", outside,
+			host{far.Pods[1].NS, [2]netip.Addr{far.Pods[1].Addr, far.Pods[1].Addr6}},
 			rewrittenIf(masquerade, outside)},
 	} {
 		for i, f := range families() {

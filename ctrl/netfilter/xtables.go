@@ -126,7 +126,8 @@ func unprotected(l layout, want []rule, have listing, nets []Net) (rest []rule, 
 	for _, line := range have[hookPostrouting] {
 		p, ok := parse(l.table, line)
 		if ok && !ours(l, p) && slices.ContainsFunc(nets, func(n Net) bool { return catches(p, n) }) {
-			notes = append(notes, fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", line, l.table, hookPostrouting))
+			notes = append(notes,
+				fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", line, l.table, hookPostrouting))
 		}
 	}
 	isGuard := func(r rule) bool { return r.comment == commentKeepSource }

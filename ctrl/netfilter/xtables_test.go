@@ -58,14 +58,17 @@ func TestHooks(t *testing.T) {
 		{"empty", tableNAT, hookPostrouting, nil, []string{masqJump}, "1 rules set", 0},
 		{"in place", tableNAT, hookPostrouting, []string{masqJump}, []string{masqJump}, "", 0},
 		{"after others", tableNAT, hookPostrouting, []string{kubeRule}, []string{kubeRule, masqJump}, "1 rules set", 0},
-		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, kubeRule}, []string{masqJump, kubeRule}, "", 0},
+		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, kubeRule},
+			[]string{masqJump, kubeRule}, "", 0},
 		{"double", tableNAT, hookPostrouting, []string{masqJump, kubeRule, masqJump}, []string{kubeRule, masqJump},
 			"1 old or double rules removed", 0},
-		{"of an older flannel, other network", tableNAT, hookPostrouting, []string{oldMasq, kubeRule}, []string{kubeRule, masqJump},
+		{"of an older flannel, other network", tableNAT, hookPostrouting, []string{oldMasq, kubeRule},
+			[]string{kubeRule, masqJump},
 			"1 rules set, 1 old ones removed", 0},
 		{"with another comment", tableNAT, hookPostrouting, []string{"-j FLANNEL-POSTRTG"}, []string{masqJump},
 			"1 rules set, 1 old ones removed", 0},
-		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`}, []string{masqJump},
+		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`},
+			[]string{masqJump},
 			"altered rules replaced", 0},
 		{"on a condition", tableNAT, hookPostrouting, []string{"-o eth0 " + masqJump}, []string{masqJump},
 			"altered rules replaced", 0},
@@ -73,7 +76,8 @@ func TestHooks(t *testing.T) {
 			[]string{kubeRule, masqJump, "-j ACCEPT"}, "our rules moved in front of what made them void", 0},
 		{"behind what rewrites all", tableNAT, hookPostrouting, []string{"-j SNAT --to-source 192.0.2.1"},
 			[]string{keepJump, masqJump, "-j SNAT --to-source 192.0.2.1"}, "2 rules set", 1},
-		{"docker's rule", tableNAT, hookPostrouting, []string{dockerRule}, []string{keepJump, dockerRule, masqJump}, "2 rules set", 1},
+		{"docker's rule", tableNAT, hookPostrouting, []string{dockerRule}, []string{keepJump, dockerRule, masqJump},
+			"2 rules set", 1},
 		{"docker's rule, guarded", tableNAT, hookPostrouting, []string{kubeRule, keepJump, dockerRule, masqJump},
 			[]string{kubeRule, keepJump, dockerRule, masqJump}, "", 1},
 		{"docker's rule came back in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
@@ -82,18 +86,22 @@ func TestHooks(t *testing.T) {
 			[]string{keepJump, dockerRule, masqJump}, "1 rules set", 1},
 		{"docker's rule gone", tableNAT, hookPostrouting, []string{keepJump, masqJump}, []string{masqJump},
 			"1 old or double rules removed", 0},
-		{"guard behind the rest", tableNAT, hookPostrouting, []string{masqJump, keepJump, dockerRule}, []string{keepJump, dockerRule, masqJump},
+		{"guard behind the rest", tableNAT, hookPostrouting, []string{masqJump, keepJump, dockerRule},
+			[]string{keepJump, dockerRule, masqJump},
 			"order of our rules restored", 1},
-		{"a container's own published port", tableNAT, hookPostrouting, []string{hairpinRule}, []string{hairpinRule, masqJump}, "1 rules set", 0},
+		{"a container's own published port", tableNAT, hookPostrouting, []string{hairpinRule},
+			[]string{hairpinRule, masqJump}, "1 rules set", 0},
 		{"rewriting of marked packets", tableNAT, hookPostrouting, []string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE"},
 			[]string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE", masqJump}, "1 rules set", 0},
-		{"rewriting of others' addresses", tableNAT, hookPostrouting, []string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE"},
+		{"rewriting of others' addresses", tableNAT, hookPostrouting,
+			[]string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE"},
 			[]string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE", masqJump}, "1 rules set", 0},
 
 		{"forward, empty", tableFilter, hookForward, nil, []string{forwardJump}, "1 rules set", 0},
 		{"forward, closed at the end", tableFilter, hookForward, []string{"-j DOCKER-USER", rejectAll},
 			[]string{"-j DOCKER-USER", forwardJump, rejectAll}, "1 rules set", 0},
-		{"forward, closed before ours", tableFilter, hookForward, []string{rejectAll, forwardJump}, []string{forwardJump, rejectAll},
+		{"forward, closed before ours", tableFilter, hookForward, []string{rejectAll, forwardJump},
+			[]string{forwardJump, rejectAll},
 			"our rules moved in front of what made them void", 0},
 		{"forward, closed for one device", tableFilter, hookForward, []string{"-i eth1 " + rejectAll, forwardJump},
 			[]string{"-i eth1 " + rejectAll, forwardJump}, "", 0},
@@ -102,8 +110,10 @@ func TestHooks(t *testing.T) {
 
 		{"raw, empty", tableRaw, hookPrerouting, nil, chainText(tableRaw, hookPrerouting), "1 rules set", 0},
 		{"raw, other address", tableRaw, hookPrerouting,
-			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack" -j CT --notrack`, "-i lo -j ACCEPT"},
-			slices.Concat([]string{"-i lo -j ACCEPT"}, chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old ones removed", 0},
+			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack" -j CT --notrack`,
+				"-i lo -j ACCEPT"},
+			slices.Concat([]string{"-i lo -j ACCEPT"},
+				chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old ones removed", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFakeTables()
@@ -192,7 +202,8 @@ func TestDropped(t *testing.T) {
 // TestForeignRulesStay starts from random mixtures of others' rules and ours, whole and spoiled: others' rules must come
 // out untouched and in their order, and ours complete.
 func TestForeignRulesStay(t *testing.T) {
-	foreign := []string{kubeRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE", "-m mark --mark 0x1/0x1 -j RETURN"}
+	foreign := []string{kubeRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE",
+		"-m mark --mark 0x1/0x1 -j RETURN"}
 	mine := []string{masqJump, keepJump, oldMasq, "-j FLANNEL-POSTRTG"}
 	for seed := range uint64(500) {
 		rng := rand.New(rand.NewPCG(seed, 4))
@@ -281,7 +292,8 @@ func TestApplyTablesFailures(t *testing.T) {
 		f := newFakeTables()
 		f.distort = func(r string) string { return strings.ReplaceAll(r, "RETURN", "CONTINUE") }
 		_, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
-		if err == nil || !strings.Contains(err.Error(), "do not read back as they were set: nat FLANNEL-POSTRTG: 6 rules set") {
+		if err == nil || !strings.Contains(err.Error(),
+			"do not read back as they were set: nat FLANNEL-POSTRTG: 6 rules set") {
 			t.Errorf("error %v", err)
 		}
 	})
