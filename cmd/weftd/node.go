@@ -48,12 +48,13 @@ type node struct {
 	since   time.Time         // when it was got; zero: none so far
 	wanted  netfilter.Desired // as last set
 
-	unreachable []ctrl.Unreachable // of the last plan
+	nodes []nodeStatus // the other nodes of the last plan
 
-	written subnetEnv // what subnet.env says; zero: nothing yet
-	fileErr error     // why it could not be written
-	ready   bool      // as last logged
-	told    bool      // systemd knows that we are ready
+	ifaceErr error     // why the interface as it is now cannot be used
+	written  subnetEnv // what subnet.env says; zero: nothing yet
+	fileErr  error     // why it could not be written
+	ready    bool      // as last logged
+	told     bool      // systemd knows that we are ready
 }
 
 // upkeep is the period in which what nobody reports is looked at: whether the
@@ -132,8 +133,8 @@ func (n *node) ifaceChanged(i ctrl.Iface) {
 	}
 	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,
 		"address", show(i.Addr, i.Addr6), "public", show(i.Public, i.Public6))
-	if err := n.prepare(i); err != nil {
-		n.log.Error("cannot follow the interface", "err", err)
+	if n.ifaceErr = n.prepare(i); n.ifaceErr != nil {
+		n.log.Error("cannot follow the interface", "err", n.ifaceErr)
 		return
 	}
 	spec := n.backend.Spec()
@@ -183,11 +184,16 @@ func (n *node) replan() {
 		return
 	}
 	plan := n.backend.Plan(n.self, n.state.All)
-	n.unreachable = plan.Unreachable
+	why := map[netip.Prefix]string{} // a subnet has no path
+	for _, u := range plan.Unreachable {
+		why[u.Subnet] = u.Reason
+	}
+	peers := n.peers()
 	if n.engine != nil {
 		port := uint16(n.backend.Spec().Port)
-		n.engine.SetNodes(fibNode(n.self, nil, port), fibNodes(n.peers(), plan.Unreachable, port))
+		n.engine.SetNodes(fibNode(n.self, nil, port), fibNodes(peers, why, port))
 	}
+	n.nodes = nodeStatuses(peers, why)
 	n.reconciler.Set(plan)
 	// Setting rules that are set already would have them all looked up again.
 	if d := n.desiredRules(); !reflect.DeepEqual(d, n.wanted) {
@@ -230,14 +236,10 @@ func (n *node) peers() []lease.Lease {
 
 // fibNodes are the nodes that the engine can send to: all but what the plan has
 // found no path to. The leases hold no port, as all nodes of a udp network share it.
-func fibNodes(leases []lease.Lease, without []ctrl.Unreachable, port uint16) []fib.Node {
-	skip := map[netip.Prefix]bool{}
-	for _, u := range without {
-		skip[u.Subnet] = true
-	}
+func fibNodes(leases []lease.Lease, without map[netip.Prefix]string, port uint16) []fib.Node {
 	var nodes []fib.Node
 	for _, l := range leases {
-		if n := fibNode(l, skip, port); len(n.Prefixes) > 0 {
+		if n := fibNode(l, without, port); len(n.Prefixes) > 0 {
 			nodes = append(nodes, n)
 		}
 	}
@@ -245,10 +247,10 @@ func fibNodes(leases []lease.Lease, without []ctrl.Unreachable, port uint16) []f
 }
 
 // fibNode is a lease as the engine knows it.
-func fibNode(l lease.Lease, skip map[netip.Prefix]bool, port uint16) fib.Node {
+func fibNode(l lease.Lease, without map[netip.Prefix]string, port uint16) fib.Node {
 	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), port)}
 	for _, p := range []netip.Prefix{l.Subnet, l.Subnet6} {
-		if p.IsValid() && !skip[p] {
+		if p.IsValid() && without[p] == "" {
 			n.Prefixes = append(n.Prefixes, p)
 		}
 	}
@@ -279,22 +281,27 @@ func (n *node) writeSubnetFile() {
 	if n.since.IsZero() || !n.reconciler.Status().Synced || !rulesCondition(n.cfg, n.rules.Status()).OK {
 		return
 	}
-	e := subnetEnv{
-		network: n.network.Network, subnet: n.self.Subnet,
-		network6: n.network.IPv6Network, subnet6: n.self.Subnet6,
-		mtu: n.backend.Spec().MTU, ipMasq: n.cfg.ipMasq,
-	}
+	e := n.wantedFile()
 	if e == n.written {
 		return
 	}
 	err := e.write(n.cfg.subnetFile)
 	switch {
 	case err == nil:
-		n.written, n.fileErr = e, nil
+		n.written = e
 		n.log.Info("subnet file written", "file", n.cfg.subnetFile)
-	case n.fileErr == nil || n.fileErr.Error() != err.Error():
-		n.fileErr = err
-		n.log.Error("cannot write the subnet file", "err", err)
+	case n.fileErr == nil: // once, as the error names another temporary file each time
+		n.log.Error("cannot write the subnet file, trying on", "err", err)
+	}
+	n.fileErr = err
+}
+
+// wantedFile is what subnet.env has to say.
+func (n *node) wantedFile() subnetEnv {
+	return subnetEnv{
+		network: n.network.Network, subnet: n.self.Subnet,
+		network6: n.network.IPv6Network, subnet6: n.self.Subnet6,
+		mtu: n.backend.Spec().MTU, ipMasq: n.cfg.ipMasq,
 	}
 }
 

@@ -37,7 +37,7 @@ func TestFibNodes(t *testing.T) {
 	usurper := testLease("x", "10.5.1.0/24", "192.0.2.9")
 
 	n := &node{self: self, state: lease.State{All: []lease.Lease{self, usurper, dual, gone, half, six}}}
-	without := []ctrl.Unreachable{{Subnet: gone.Subnet}, {Subnet: half.Subnet6}}
+	without := map[netip.Prefix]string{gone.Subnet: "no", half.Subnet6: "not this"}
 	want := []fib.Node{
 		{Name: "d", Prefixes: []netip.Prefix{dual.Subnet, dual.Subnet6}, Endpoint: netip.MustParseAddrPort("192.0.2.2:8285")},
 		{Name: "h", Prefixes: []netip.Prefix{half.Subnet}, Endpoint: netip.MustParseAddrPort("192.0.2.4:8285")},
@@ -45,6 +45,13 @@ func TestFibNodes(t *testing.T) {
 	}
 	if got := fibNodes(n.peers(), without, 8285); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
+	}
+	var reasons []string
+	for _, s := range nodeStatuses(n.peers(), without) {
+		reasons = append(reasons, s.Name+":"+s.Unreachable)
+	}
+	if want := []string{"d:", "g:no", "h:not this", "s:"}; !slices.Equal(reasons, want) {
+		t.Errorf("got %q, want %q", reasons, want)
 	}
 }
 

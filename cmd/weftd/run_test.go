@@ -286,6 +286,29 @@ func TestNetnsDeviceIsMadeAgain(t *testing.T) {
 	s.stop(t)
 }
 
+func TestNetnsSubnetFileIsTriedAgain(t *testing.T) {
+	f := newFixture(t, leaseFile("udp", ourNode))
+	folder := filepath.Join(t.TempDir(), "flannel")
+	if err := os.WriteFile(folder, nil, 0o600); err != nil { // a file where the folder has to be
+		t.Fatal(err)
+	}
+	f.env = filepath.Join(folder, "subnet.env")
+	s := f.start(t)
+	awaitReady(t, 503, "subnet-file: make the folder of "+f.env)
+	if _, body, err := fetch("/readyz"); err != nil || strings.Count(body, "\n") != 2 {
+		t.Errorf("more than the subnet file is missing: %q, %v", body, err)
+	}
+	if err := os.Remove(folder); err != nil {
+		t.Fatal(err)
+	}
+	awaitReady(t, 200, "")
+	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
+	if n := strings.Count(s.log.String(), "cannot write the subnet file"); n != 1 {
+		t.Errorf("it was logged %d times", n)
+	}
+	s.stop(t)
+}
+
 func TestNetnsAllocBackend(t *testing.T) {
 	f := newFixture(t, leaseFile("alloc", ourNode))
 	s := f.start(t, "--log-format=json", "-v=1", "--vmodule=a=1")

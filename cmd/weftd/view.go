@@ -18,16 +18,17 @@ import (
 type view struct {
 	waiting error // why there is no network config yet; nil once there is
 
-	iface   ctrl.Iface
-	spec    ctrl.Spec
-	device  string
-	state   lease.State
-	since   time.Time // when the lease was got; zero: not yet
-	self    lease.Lease
-	nodes   []nodeStatus
-	file    string // subnet file
-	fileOK  bool   // it says what is so
-	fileErr error
+	iface    ctrl.Iface
+	spec     ctrl.Spec
+	device   string
+	state    lease.State
+	since    time.Time // when the lease was got; zero: not yet
+	self     lease.Lease
+	nodes    []nodeStatus
+	file     string // subnet file
+	fileOK   bool   // it says what is so
+	fileErr  error
+	ifaceErr error
 
 	engine     *dataplane.Engine // nil if there is none
 	reconciler *ctrl.Reconciler
@@ -39,20 +40,23 @@ func (n *node) publish() {
 	v := &view{
 		iface: n.host.Iface, spec: n.backend.Spec(), device: n.host.Device,
 		state: n.state, since: n.since, self: n.self,
-		file: n.cfg.subnetFile, fileOK: n.written != subnetEnv{}, fileErr: n.fileErr,
+		nodes: n.nodes, ifaceErr: n.ifaceErr,
+		file: n.cfg.subnetFile, fileOK: n.written == n.wantedFile(), fileErr: n.fileErr,
 		engine: n.engine, reconciler: n.reconciler, rules: n.rules,
 	}
-	why := map[netip.Prefix]string{}
-	for _, u := range n.unreachable {
-		why[u.Subnet] = u.Reason
-	}
-	for _, l := range n.peers() {
-		v.nodes = append(v.nodes, nodeStatus{
+	n.seen.Store(v)
+}
+
+// nodeStatuses shows the leases of other nodes; why has the subnets without a path.
+func nodeStatuses(leases []lease.Lease, why map[netip.Prefix]string) []nodeStatus {
+	var nodes []nodeStatus
+	for _, l := range leases {
+		nodes = append(nodes, nodeStatus{
 			Name: l.Node, Subnet: l.Subnet, Subnet6: l.Subnet6, Public: l.Public(),
 			Unreachable: cmp.Or(why[l.Subnet], why[l.Subnet6]),
 		})
 	}
-	n.seen.Store(v)
+	return nodes
 }
 
 // conditions returns what must hold for the node to be ready, in the order in
@@ -68,6 +72,7 @@ func (d *weftd) conditions() []condition {
 	}
 	return []condition{
 		{Name: "config", OK: true},
+		{Name: "interface", OK: v.ifaceErr == nil, Reason: errText(v.ifaceErr)},
 		v.leaseCondition(),
 		v.kernelCondition(),
 		rulesCondition(d.cfg, v.rules.Status()),
