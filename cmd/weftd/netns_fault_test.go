@@ -44,6 +44,38 @@ func TestNetnsEtcdStopped(t *testing.T) {
 	check(0)
 }
 
+// TestNetnsEtcdCutOff lets the packets to the store vanish, which no closed connection tells anybody about.
+func TestNetnsEtcdCutOff(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.up()
+	_, check := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	for _, n := range c.Nodes {
+		if err := c.Partition(c.Root, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Their pages are cut off too, so the log has to do.
+	for _, d := range ds {
+		await(t, time.Minute, d.node.Name+" notices", func() error {
+			if d.logged("trouble with the lease store") == 0 {
+				return errors.New("nothing is logged")
+			}
+			return nil
+		})
+	}
+	for _, n := range c.Nodes {
+		if err := c.Heal(c.Root, n); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range ds {
+		d.awaitMetric(time.Minute, "weft_store_connected", func(v float64) bool { return v == 1 })
+		d.awaitReady()
+	}
+	c.awaitLeases(time.Minute, keys(ds))
+	check(0)
+}
+
 // TestNetnsEtcdWipedAndRestored empties the store under running daemons, and later puts an old copy in its place: both
 // times every lease is there again within a minute, the same ones. Of an empty store nobody believes that the others are
 // gone, so nothing is lost; an old copy may be believed, until those that it does not know have claimed again.
