@@ -1,0 +1,92 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+)
+
+func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+
+// buildDaemon builds the daemon from this tree.
+func buildDaemon(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "weftd")
+	cmd := exec.Command("go", "build", "-o", path, "weft/cmd/weftd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the daemon: %v\n%s", err, out)
+	}
+	return path
+}
+
+func TestNetnsDemo(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Fatal(err)
+	}
+	daemon := buildDaemon(t)
+	var out bytes.Buffer
+	begin := time.Now()
+	status := demoInside(demoFlags{weftd: daemon}, &out)
+	t.Log("\n" + out.String())
+	if took := time.Since(begin); status != 0 || took > 30*time.Second {
+		t.Errorf("status %d after %v, want 0 within 30 s", status, took)
+	}
+	for _, want := range []string{"3 daemons ready", "node3-pod1 -> node2-pod1  10 of 10", "Gbit/s on one stream",
+		"1400-byte datagrams", "UNDERLAY FRAMES", "flannel0  1472", "everything worked"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the output lacks %q", want)
+		}
+	}
+}
+
+// A daemon that fails is named with its step and what it said.
+func TestNetnsDemoBlamesADaemon(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Fatal(err)
+	}
+	broken := filepath.Join(t.TempDir(), "weftd")
+	script := "#!/bin/sh\ncase \"$(cat /proc/sys/kernel/hostname)\" in node2) echo the dog ate my lease; exit 3;; esac\nwhile :; do sleep 1; done\n"
+	if err := os.WriteFile(broken, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	d := &demonstration{flags: demoFlags{weftd: broken}, out: &out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := errors.Join(d.build(ctx), d.serve(ctx))
+	if err != nil {
+		t.Fatal(err)
+	}
+	soon, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	err = d.startDaemons(soon)
+	if err == nil {
+		t.Fatal("a daemon that ends at once counts as ready")
+	}
+	d.blame(err)
+	if err := d.close(); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"FAILED: ", "wait for the daemon of node2: ", "it has ended", "the daemon of node2 has ended", "    the dog ate my lease"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("want %q in:\n%s", want, out.String())
+		}
+	}
+}
+
+func TestBlamed(t *testing.T) {
+	one, two := &stepError{1, "step", errors.New("x")}, &stepError{2, "step", errors.New("y")}
+	got := blamed(errors.Join(one, errors.Join(&stepError{-1, "lab", errors.New("z")}), two))
+	if len(got) != 2 || got[0] != 1 || got[1] != 2 {
+		t.Errorf("blamed %v, want [1 2]", got)
+	}
+}
