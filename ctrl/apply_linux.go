@@ -186,6 +186,11 @@ func (k *Kernel) changeLink(l netlink.Link, x Link) error {
 			return err
 		}
 	}
+	if x.Software {
+		if err := setSoftwareOffload(x.Name); err != nil {
+			return err
+		}
+	}
 	if x.Up && l.Attrs().Flags&net.FlagUp == 0 {
 		return k.h.LinkSetUp(l)
 	}

@@ -217,13 +217,13 @@ func TestNetnsUDPKernel(t *testing.T) {
 	c.heals(a, b, []breakage{{"route deleted", deleteRoute("10.5.2.0/24")}})
 	engine := `{"Network":"10.5.0.0/16","Backend":{"Type":"udp"}}`
 	c.other = map[int]string{1: engine}
-	c.converge()
+	c.restart(1)
 	c.connected(a, b)
 	if got, want := kinds(c.state(a)), kinds(c.state(b)); got != "ipip" || want != "tun" {
 		t.Errorf("devices of type %q and %q", got, want)
 	}
 	c.network = engine
-	c.converge()
+	c.restart(0)
 	c.connected(a, b)
 	if s := c.state(a); len(s.FOU) > 0 || kinds(s) != "tun" {
 		t.Errorf("left over: %v, %v", s.FOU, s.Links)

@@ -91,6 +91,15 @@ func (c *cluster) stop(i int) {
 	}
 }
 
+// restart starts a daemon again, with what is to be done by now and not what its predecessor was told.
+func (c *cluster) restart(i int) {
+	c.t.Helper()
+	c.stop(i)
+	c.must(os.Remove(c.Nodes[i].Path(strings.TrimPrefix(orderFile, "/run/"))))
+	c.start(i)
+	c.converge()
+}
+
 func (c *cluster) must(err error) {
 	c.t.Helper()
 	if err != nil {

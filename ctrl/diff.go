@@ -170,6 +170,7 @@ func linkChange(h, w Link) (Link, bool) {
 	}
 	c.Up = w.Up && !h.Up
 	c.IgnoreRA = w.IgnoreRA && !h.IgnoreRA
+	c.Software = w.Software && !h.Software
 	return c, c != Link{Name: w.Name}
 }
 

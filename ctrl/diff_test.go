@@ -263,6 +263,14 @@ func TestDiff(t *testing.T) {
 			ops: []string{"delete device flannel0 type ipip", "delete fou port 8000 ipproto 4", "create device flannel0 type ipip", "replace fou port 8285 ipproto 4"},
 		},
 		{
+			name: "checksums in software",
+			want: func(s *State) {
+				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindIPIP, Software: true}}}
+			},
+			have: func(s *State) { *s = State{Links: []Link{{Name: "flannel0", Kind: KindIPIP}}} },
+			ops:  []string{"change device flannel0 tx-checksum off"},
+		},
+		{
 			name: "blackhole",
 			want: func(s *State) {
 				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Blackhole: true, Metric: 9, Protocol: RouteProtocol})

@@ -133,7 +133,7 @@ func appliedLink(s State, v Verb, x Link) State {
 			if x.MAC != (MAC{}) {
 				l.MAC = x.MAC
 			}
-			l.Up, l.IgnoreRA = l.Up || x.Up, l.IgnoreRA || x.IgnoreRA
+			l.Up, l.IgnoreRA, l.Software = l.Up || x.Up, l.IgnoreRA || x.IgnoreRA, l.Software || x.Software
 			x = l
 			break
 		}

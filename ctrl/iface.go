@@ -24,6 +24,7 @@ type IfaceOptions struct {
 type Iface struct {
 	Name            string
 	Index           int
+	Kind            LinkKind   // of the device; empty for hardware and what looks like it
 	MTU             int        // bytes
 	Addr, Addr6     netip.Addr // ours on the interface; invalid for a family that is off
 	Public, Public6 netip.Addr // what peers are told: the flag's address, or Addr and Addr6
@@ -289,7 +290,7 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 		return Iface{}, errors.New("no such interface")
 	}
 	l := c.v.links[n]
-	i := Iface{Name: l.Name, Index: l.Index, MTU: l.MTU}
+	i := Iface{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: l.MTU}
 	for _, a := range append(slices.Clone(fixed), c.ordered(dev)...) {
 		switch {
 		case a.Is4() && c.o.IPv4 && !i.Addr.IsValid():

@@ -153,6 +153,15 @@ func TestPlan(t *testing.T) {
 			},
 		},
 		{
+			name: "udp carried by the kernel over a veth", network: only4(network(t, `{"Type":"udp","Carrier":"auto"}`)),
+			self: func(s *Self) { s.FOU, s.Device, s.Iface.Kind = true, "", "veth" },
+			want: State{
+				Networks: nets[:1], FOU: []FOUPort{{8285}}, Addrs: on("flannel0", lo),
+				Links: []Link{{Name: "flannel0", Kind: KindIPIP, MTU: 1472, Up: true, Software: true,
+					IPIP: IPIP{Local: addr("172.31.0.1"), FOUPort: 8285, TTL: 64, PathMTU: true}}},
+			},
+		},
+		{
 			name: "vxlan, both families", network: network(t, `{"Type":"vxlan"}`), peers: []lease.Lease{vxlanPeer},
 			want: State{
 				Networks: nets, Former: former(vxlanPeer),

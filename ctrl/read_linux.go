@@ -73,6 +73,7 @@ func (k *Kernel) readLinks(detail func(dev string) bool) (State, map[int]string,
 		if v.Kind == KindVXLAN && detail(v.Name) {
 			v.IgnoreRA = k.noRA[v.Name] || ignoresRA(v.Name)
 		}
+		v.Software = v.Kind == KindIPIP && detail(v.Name) && softwareOffload(v.Name)
 		s.Links = append(s.Links, v)
 	}
 	return s, names, nil

@@ -36,6 +36,8 @@ type Link struct {
 	Up         bool // wanted states always want it up
 	// IgnoreRA keeps router advertisements from configuring the device (net.ipv6.conf.<device>.accept_ra = 0).
 	IgnoreRA bool
+	// Software has checksums computed and large frames cut before the device, not left to whatever lies under it.
+	Software bool
 	// Foreign says that someone else makes the device and removes it (the packet engine, whose descriptors keep a TUN alive).
 	// It is never created or deleted here; while it is missing, what depends on it waits.
 	Foreign bool

@@ -79,6 +79,9 @@ func (l Link) String() string {
 	if l.IgnoreRA {
 		s += " accept_ra 0"
 	}
+	if l.Software {
+		s += " tx-checksum off"
+	}
 	if l.Up {
 		s += " up"
 	}

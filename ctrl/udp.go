@@ -104,7 +104,7 @@ func (u *udp) Plan(self lease.Lease, all []lease.Lease) State {
 func (u *udp) planKernel(s *State, self lease.Lease, paths []path) {
 	s.FOU = []FOUPort{{u.port}}
 	s.Links = []Link{{
-		Name: kernelUDPDevice, Kind: KindIPIP, MTU: u.mtu, Up: true,
+		Name: kernelUDPDevice, Kind: KindIPIP, MTU: u.mtu, Up: true, Software: loops(u.self.Iface.Kind),
 		IPIP: IPIP{Local: u.self.Iface.Addr, FOUPort: u.port, TTL: outerTTL, PathMTU: true},
 	}}
 	for _, f := range families(u.network, self) {
@@ -113,6 +113,17 @@ func (u *udp) planKernel(s *State, self lease.Lease, paths []path) {
 	for _, p := range paths {
 		s.Routes = append(s.Routes, Route{Dst: p.subnet.Masked(), Via: p.public, Dev: kernelUDPDevice, OnLink: true, Protocol: RouteProtocol})
 	}
+}
+
+// loops says whether a kind of underlay device may hand frames to another namespace of the same kernel. Such a device
+// says that it fills in the inner packet's checksum and cuts large ones, and does neither: the kernel at the other end
+// knows what is missing. A packet engine there does not, and gets 64 KiB packets with wrong checksums.
+func loops(k LinkKind) bool {
+	switch k {
+	case "veth", "bridge", "macvlan", "ipvlan":
+		return true
+	}
+	return false
 }
 
 // Spec publishes no backend type, as flannel does.
