@@ -74,6 +74,7 @@ func TestStrayKeyIsLoggedOnceAndHarmless(t *testing.T) {
 	config := c.config(0)
 	config.Log = slog.New(slog.NewTextHandler(&log, nil))
 	s := open(t, config)
+	s.random = func(int) int { return 0 } // not a subnet that is used below
 	own := mustClaim(t, s, request(c.network, 0))
 	w := startWatch(t, s)
 	if got := w.next(t); len(got.Leases) != 1 {
