@@ -30,7 +30,9 @@ const (
 	rootName     = "root"
 	underlayPort = "eth0" // of a node
 	podPort      = "eth0" // of a pod
-	podBridge    = "cni0" // of a node, as the CNI bridge plugin names it
+	// managementPort leads a node to root.
+	managementPort = "mgmt0"
+	podBridge      = "cni0" // of a node, as the CNI bridge plugin names it
 
 	defaultMTU = 1500
 	firstHost  = 11 // of a node in its underlay subnet; root is host 1
@@ -50,9 +52,14 @@ type Options struct {
 	Underlay6 []netip.Prefix
 	MTU       int  // of the underlay, in bytes; 1500 if 0
 	Mode      Mode // ModeOff if empty
-	// Direct joins exactly two nodes by one link without a bridge, and root to neither of them: nothing but the two ends
-	// costs CPU time. There is no default route and no server that both could reach.
+	// Direct joins exactly two nodes by one link without a bridge and without a default route: nothing but the two ends
+	// costs CPU time.
 	Direct bool
+	// Management is a /24 for a second device of each node, mgmt0, which leads to root alone: for pages and servers that
+	// must not share the underlay. Without it, a direct lab's nodes do not reach root.
+	Management netip.Prefix
+	// Name goes before the names of nodes and pods, for several direct labs at once.
+	Name string
 }
 
 // Lab is a running network of nodes. Its methods may be called from several goroutines.
@@ -136,7 +143,7 @@ func (l *Lab) makeRoot() error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(markFolder, rootName)
+	dir := filepath.Join(markFolder, l.options.Name+rootName)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}

@@ -262,6 +262,21 @@ func (n *Node) addressUnderlay() error {
 	return nil
 }
 
+// joinManagement gives the node its link to root, with a subnet of four addresses of its own.
+func (n *Node) joinManagement() error {
+	network := n.lab.options.Management
+	if !network.IsValid() {
+		return nil
+	}
+	port, root := fmt.Sprintf("m%d-%s%d", network.Addr().As4()[2], n.lab.options.Name, n.index+1), n.lab.Root.NS
+	if err := addVeth(root, port, n.NS, managementPort, defaultMTU); err != nil {
+		return err
+	}
+	n.RootManagement, n.Management = hostOf(network, 4*n.index+1), hostOf(network, 4*n.index+2)
+	return errors.Join(root.AddAddr(port, netip.PrefixFrom(n.RootManagement, 30)),
+		n.AddAddr(managementPort, netip.PrefixFrom(n.Management, 30)))
+}
+
 // joinDirectly links the two nodes of a direct lab.
 func (l *Lab) joinDirectly() error {
 	a, b := l.Nodes[0], l.Nodes[1]

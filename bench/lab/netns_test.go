@@ -177,6 +177,48 @@ func TestNetnsDirect(t *testing.T) {
 	}
 }
 
+func TestNetnsKernelTunnels(t *testing.T) {
+	subnets := []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24"), netip.MustParsePrefix("10.5.2.0/24")}
+	for _, c := range []struct {
+		kind, driver string
+		mtu          int
+		join         func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (int, error)
+	}{
+		{"none", "", 1500, func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RouteTo(peers) }},
+		{"vxlan", "vxlan", 1450, (*lab.Node).TunnelVXLAN},
+		{"ipip", "ipip", 1480, (*lab.Node).TunnelIPIP},
+	} {
+		t.Run(c.kind, func(t *testing.T) {
+			l := lab.Start(t, lab.Options{Name: "x", Direct: true, Mode: lab.ModeWire, Management: netip.MustParsePrefix("10.254.7.0/24")})
+			if c.driver != "" && !l.Nodes[0].HasDriver(c.driver) {
+				t.Skipf("not tested: the kernel has no driver for %s", c.driver)
+			}
+			for i, n := range l.Nodes {
+				other := lab.Peer{Node: l.Nodes[1-i], Subnet: subnets[1-i]}
+				mtu, err := c.join(n, subnets[i], []lab.Peer{other})
+				if err != nil || mtu != c.mtu {
+					t.Fatalf("MTU %d, %v, want %d", mtu, err, c.mtu)
+				}
+				if err := n.Attach(lab.SubnetEnv{Subnet: netip.PrefixFrom(subnets[i].Addr().Next(), 24), MTU: mtu}); err != nil {
+					t.Fatal(err)
+				}
+				r, err := l.Root.Ping(t.Context(), n.Management, lab.Ping{})
+				if err != nil || r.Received != 1 {
+					t.Errorf("root does not reach %s on %s: %+v, %v", n.Name, n.Management, r, err)
+				}
+			}
+			a, b := l.Nodes[0].Pods[0], l.Nodes[1].Pods[0]
+			r, err := a.Ping(t.Context(), b.Addr, lab.Ping{Count: 3, Size: c.mtu, DontFragment: true})
+			if err != nil || r.Received != 3 {
+				t.Errorf("%+v, %v", r, err)
+			}
+			if err := lab.CheckTCP(t.Context(), a.NS, b.NS, b.Addr, 1<<20); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestNetnsProcess(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	n := l.Nodes[1]

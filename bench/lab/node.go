@@ -15,11 +15,14 @@ type Node struct {
 	*NS
 	Addr  netip.Addr // on the underlay
 	Addr6 netip.Addr // on the underlay, if that has IPv6
+	// Management is the node's address for root on a management network, RootManagement is root's for the node.
+	Management, RootManagement netip.Addr
 	// Dir is what the node's processes see as /run. It outlives them, so a restarted daemon finds its files.
 	Dir  string
 	Pods []*Pod
 
 	lab    *Lab
+	index  int // in Lab.Nodes
 	subnet int // index of its underlay
 }
 
@@ -36,8 +39,8 @@ func (l *Lab) AddNode() (*Node, error) {
 	l.mu.Lock()
 	index := len(l.Nodes)
 	l.mu.Unlock()
-	name := fmt.Sprintf("node%d", index+1)
-	n := &Node{lab: l, subnet: index % len(l.options.Underlay), Dir: filepath.Join(markFolder, name)}
+	name := fmt.Sprintf("%snode%d", l.options.Name, index+1)
+	n := &Node{lab: l, index: index, subnet: index % len(l.options.Underlay), Dir: filepath.Join(markFolder, name)}
 	host := firstHost + index/len(l.options.Underlay)
 	n.Addr = hostOf(l.options.Underlay[n.subnet], host)
 	if len(l.options.Underlay6) > 0 {
@@ -69,6 +72,9 @@ func (n *Node) furnish() error {
 			return err
 		}
 		n.Pods = append(n.Pods, &Pod{NS: ns, Node: n})
+	}
+	if err := n.joinManagement(); err != nil {
+		return err
 	}
 	if n.lab.options.Direct {
 		return nil
@@ -204,8 +210,10 @@ func (n *Node) addressPods(gateway netip.Prefix) error {
 // destroy gives the node's namespaces back, and its links at once: the kernel only gets round to them some time later.
 func (n *Node) destroy() error {
 	var errs []error
-	if n.HasLink(underlayPort) {
-		errs = append(errs, n.DeleteLink(underlayPort))
+	for _, port := range []string{underlayPort, managementPort} {
+		if n.HasLink(port) {
+			errs = append(errs, n.DeleteLink(port))
+		}
 	}
 	for _, p := range n.Pods {
 		errs = append(errs, p.Close())

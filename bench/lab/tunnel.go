@@ -1,0 +1,130 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// What flannel gives its kernel tunnels, and what we give them when they are rivals.
+const (
+	vxlanDevice, ipipDevice = "vxlan1", "ipip1"
+	vxlanID                 = 1
+	vxlanPort               = 8472 // the kernel's own default
+
+	// Bytes that a tunnel over IPv4 adds: outer Ethernet, IP, UDP and VXLAN headers; outer IP header.
+	vxlanOverhead, ipipOverhead = 50, 20
+)
+
+// Peer is another node as the end of a kernel tunnel.
+type Peer struct {
+	Node   *Node
+	Subnet netip.Prefix // of its pods
+}
+
+// RouteTo sends the peers' subnets to the peers themselves, without a tunnel. It returns the MTU for pods.
+func (n *Node) RouteTo(peers []Peer) (mtu int, err error) {
+	for _, p := range peers {
+		if err := n.AddRoute(p.Subnet, p.Node.Addr, underlayPort); err != nil {
+			return 0, err
+		}
+	}
+	return n.lab.options.MTU, nil
+}
+
+// TunnelVXLAN sends the peers' subnets through a VXLAN device, with static neighbours as flannel sets them. It returns
+// the MTU for pods.
+func (n *Node) TunnelVXLAN(own netip.Prefix, peers []Peer) (mtu int, err error) {
+	mtu = n.lab.options.MTU - vxlanOverhead
+	under, err := n.links.LinkByName(underlayPort)
+	if err != nil {
+		return 0, fmt.Errorf("%s: look up %s: %w", n.Name, underlayPort, err)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = vxlanDevice, mtu, n.tunnelMAC()
+	device := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vxlanID, VtepDevIndex: under.Attrs().Index, SrcAddr: n.Addr.AsSlice(), Port: vxlanPort}
+	if err := n.addTunnel(device, own); err != nil {
+		return 0, err
+	}
+	index := device.Attrs().Index
+	for _, p := range peers {
+		vtep := p.Subnet.Masked().Addr()
+		arp := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, IP: vtep.AsSlice(), HardwareAddr: p.Node.tunnelMAC()}
+		fdb := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, Family: unix.AF_BRIDGE, Flags: unix.NTF_SELF,
+			IP: p.Node.Addr.AsSlice(), HardwareAddr: p.Node.tunnelMAC()}
+		for _, entry := range []*netlink.Neigh{arp, fdb} {
+			if err := n.links.NeighSet(entry); err != nil {
+				return 0, fmt.Errorf("%s: tell %s of %s: %w", n.Name, vxlanDevice, p.Node.Name, err)
+			}
+		}
+		if err := n.routeOnLink(index, p.Subnet, vtep); err != nil {
+			return 0, err
+		}
+	}
+	return mtu, nil
+}
+
+// TunnelIPIP sends the peers' subnets through an IPIP device. It returns the MTU for pods. A kernel without the driver
+// fails with an error that wraps EOPNOTSUPP.
+func (n *Node) TunnelIPIP(own netip.Prefix, peers []Peer) (mtu int, err error) {
+	mtu = n.lab.options.MTU - ipipOverhead
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = ipipDevice, mtu
+	device := &netlink.Iptun{LinkAttrs: attrs, Local: n.Addr.AsSlice(), Remote: net.IPv4zero}
+	if err := n.addTunnel(device, own); err != nil {
+		return 0, err
+	}
+	link, err := n.links.LinkByName(ipipDevice)
+	if err != nil {
+		return 0, fmt.Errorf("%s: look up %s: %w", n.Name, ipipDevice, err)
+	}
+	for _, p := range peers {
+		if err := n.routeOnLink(link.Attrs().Index, p.Subnet, p.Node.Addr); err != nil {
+			return 0, err
+		}
+	}
+	return mtu, nil
+}
+
+// HasDriver says whether the kernel knows a kind of device ("wireguard"), by trying to make one.
+func (ns *NS) HasDriver(kind string) bool {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "probe0"
+	device := &netlink.GenericLink{LinkAttrs: attrs, LinkType: kind}
+	err := ns.links.LinkAdd(device)
+	if err == nil {
+		err = ns.links.LinkDel(device)
+	}
+	// A kind that lacks attributes fails in another way.
+	return !errors.Is(err, unix.EOPNOTSUPP)
+}
+
+// addTunnel makes a device that is up, with the first address of the node's own subnet.
+func (n *Node) addTunnel(device netlink.Link, own netip.Prefix) error {
+	name := device.Attrs().Name
+	if err := n.links.LinkAdd(device); err != nil {
+		return fmt.Errorf("%s: add device %s: %w", n.Name, name, err)
+	}
+	if err := n.AddAddr(name, netip.PrefixFrom(own.Masked().Addr(), own.Addr().BitLen())); err != nil {
+		return err
+	}
+	return n.SetUp(name, true)
+}
+
+func (n *Node) routeOnLink(index int, dst netip.Prefix, via netip.Addr) error {
+	route := &netlink.Route{LinkIndex: index, Dst: ipNet(dst), Gw: via.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+	if err := n.links.RouteReplace(route); err != nil {
+		return fmt.Errorf("%s: route %s via %s: %w", n.Name, dst, via, err)
+	}
+	return nil
+}
+
+// tunnelMAC is a hardware address (locally administered) that is the node's alone.
+func (n *Node) tunnelMAC() net.HardwareAddr {
+	a := n.Addr.As4()
+	return net.HardwareAddr{0x02, 0x77, a[0], a[1], a[2], a[3]}
+}
