@@ -51,9 +51,9 @@ type etcdConfig struct {
 	username, password        string
 }
 
-// kubeConfig is what flannel takes about Kubernetes. The flags are accepted so
-// that a command line written for flannel gets one clear answer.
+// kubeConfig is about leases on the Node objects of a Kubernetes cluster.
 type kubeConfig struct {
+	pod, namespace   string // $POD_NAME and $POD_NAMESPACE: where to ask for the node's name
 	subnetMgr        bool
 	apiURL           string
 	configFile       string
@@ -75,9 +75,6 @@ func (c *config) check() error {
 	switch {
 	case c.kube.subnetMgr && c.leaseFile != "":
 		return errors.New("--kube-subnet-mgr and --lease-file: only one of them may be given")
-	case c.kube.subnetMgr:
-		return errors.New("--kube-subnet-mgr: leases from Kubernetes are not supported, " +
-			"take them from etcd (--etcd-endpoints) or from a file (--lease-file)")
 	case (c.etcd.keyFile == "") != (c.etcd.certFile == ""):
 		return errors.New("--etcd-keyfile and --etcd-certfile: give both or neither")
 	case c.profile && c.healthzPort == 0:

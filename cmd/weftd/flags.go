@@ -137,7 +137,7 @@ func etcdOptions(c *config) []option {
 
 func kubeOptions(c *config) []option {
 	return []option{
-		{name: "kube-subnet-mgr", takes: yesOrNo, usage: "leases from Kubernetes instead of etcd (not supported)",
+		{name: "kube-subnet-mgr", takes: yesOrNo, usage: "leases on the Node objects of Kubernetes instead of etcd",
 			value: yesNo(&c.kube.subnetMgr, false)},
 		{name: "kube-api-url", takes: "a URL", usage: "Kubernetes API server", value: text(&c.kube.apiURL, "")},
 		{name: "kubeconfig-file", takes: filePath, usage: "Kubernetes client config", value: text(&c.kube.configFile, "")},

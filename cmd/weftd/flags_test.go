@@ -262,8 +262,6 @@ var refusals = []struct {
 	{args: []string{"--engine-without=gro,"}, want: `--engine-without: "gro," is not allowed, it takes a comma-separated list of ` + featureNames()},
 	{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
 	{args: []string{"--workers=257"}, want: `--workers: "257" is not allowed, it takes a whole number from 0 to 256`},
-	{args: []string{"--kube-subnet-mgr"}, want: `--kube-subnet-mgr: leases from Kubernetes are not supported, ` +
-		`take them from etcd (--etcd-endpoints) or from a file (--lease-file)`},
 	{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: only one of them may be given`},
 	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
 	{args: []string{"--etcd-certfile=/c"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},

@@ -83,6 +83,7 @@ func parse(args []string, getenv func(string) string) (*config, error) {
 		return &c, err
 	}
 	c.nodeName = cmp.Or(c.nodeName, getenv("NODE_NAME"))
+	c.kube.pod, c.kube.namespace = getenv("POD_NAME"), getenv("POD_NAMESPACE")
 	c.wireGuardKey = cmp.Or(getenv("WIREGUARD_KEY_FILE"), "/run/flannel/wgkey")
 	return &c, c.check()
 }

@@ -16,6 +16,7 @@ import (
 	"weft/dataplane"
 	"weft/dataplane/fib"
 	"weft/lease"
+	"weft/lease/kube"
 	"weft/metrics"
 )
 
@@ -26,6 +27,9 @@ type weftd struct {
 	build metrics.Build
 	name  string               // of this node
 	seen  atomic.Pointer[view] // what status is made from; nil before the first
+
+	start   kube.Start            // what the cluster says to this node; zero without one
+	refused atomic.Pointer[error] // why the changed network config is not in force; nil: it did not change
 }
 
 // node is the daemon once it has a network config: it turns what the lease
@@ -36,6 +40,7 @@ type node struct {
 	network    lease.Network
 	engine     *dataplane.Engine // nil if the kernel or nobody forwards
 	manager    *lease.Manager
+	cluster    clusterStore // nil if the store is none
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
 	previous   subnetEnv // of an earlier run
@@ -55,6 +60,8 @@ type node struct {
 	fileErr  error     // why it could not be written
 	ready    bool      // as last logged
 	told     bool      // systemd knows that we are ready
+
+	forwarded bool // packets could be forwarded at least once
 }
 
 // upkeep is the period in which what nobody reports is looked at: whether the
@@ -80,6 +87,7 @@ func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-cha
 		n.writeSubnetFile()
 		n.publish()
 		n.announce()
+		n.tellCluster()
 	}
 }
 

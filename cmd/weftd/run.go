@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,7 +30,7 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger) error {
 		}
 		group.Go(func() error { return h.run(running) })
 	}
-	group.Go(func() error { return d.run(running) })
+	group.Go(func() error { return d.runOn(running) })
 	group.Go(func() error {
 		<-running.Done()
 		notify(log, systemd.SdNotifyStopping)
@@ -51,6 +52,19 @@ func notify(log *slog.Logger, state string) {
 	}
 }
 
+// runOn runs the daemon, and again from the start whenever its network config has
+// become another. What the kernel has of the old one is kept or cleared away by
+// the new run, as after a restart of the process.
+func (d *weftd) runOn(ctx context.Context) error {
+	for {
+		err := d.run(ctx)
+		if !errors.Is(err, errNetworkChanged) {
+			return err
+		}
+		d.log.Warn("the network config has changed, starting over with it")
+	}
+}
+
 // run brings the parts up in order and keeps them until ctx ends. Where a step
 // fails, what came before it is taken down again.
 func (d *weftd) run(ctx context.Context) (err error) {
@@ -61,6 +75,9 @@ func (d *weftd) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, store.Close()) }()
 	network, err := d.awaitNetwork(ctx, store)
 	if err != nil {
+		return err
+	}
+	if d.start, err = d.awaitStart(ctx, store); err != nil {
 		return err
 	}
 	kernel, err := ctrl.OpenKernel()
@@ -94,6 +111,9 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.rules.Run(ctx) })
 	group.Go(func() error { return ctrl.WatchIface(ctx, n.ifaceOptions(n.network), ifaces.put) })
 	group.Go(func() error { return n.manager.Run(ctx, states.put) })
+	if n.cluster != nil {
+		group.Go(func() error { return n.followNetwork(ctx) })
+	}
 	group.Go(func() error {
 		n.loop(ctx, states, ifaces)
 		return nil
@@ -101,25 +121,30 @@ func (n *node) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// configRetry is the pause between two looks for the network config, as flannel's.
+// configRetry is the pause between two looks for what is waited for, as flannel's.
 const configRetry = time.Second
 
-// awaitNetwork reads the network config, trying until ctx ends. Why it has none
-// is shown by /readyz and logged once for as long as it stays the same.
+// awaitNetwork reads the network config, trying until ctx ends.
 func (d *weftd) awaitNetwork(ctx context.Context, s lease.Store) (lease.Network, error) {
+	return awaitAnswer(ctx, d, "waiting for the network config", s.Network)
+}
+
+// awaitAnswer calls get until it succeeds or ctx ends. Why it does not is shown by
+// /readyz, and logged once for as long as it stays the same.
+func awaitAnswer[T any](ctx context.Context, d *weftd, what string, get func(context.Context) (T, error)) (T, error) {
 	logged := ""
 	for {
-		network, err := s.Network(ctx)
+		t, err := get(ctx)
 		if err == nil {
-			return network, nil
+			return t, nil
 		}
 		if ctx.Err() != nil {
-			return lease.Network{}, ctx.Err()
+			return t, ctx.Err()
 		}
 		d.seen.Store(&view{waiting: err})
 		if text := err.Error(); text != logged {
 			logged = text
-			d.log.Error("waiting for the network config", "err", err)
+			d.log.Error(what, "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -133,8 +158,8 @@ func (d *weftd) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
 		Iface:      d.cfg.iface.names,
 		Regex:      d.cfg.iface.patterns,
 		CanReach:   d.cfg.iface.canReach,
-		PublicIP:   d.cfg.publicIP,
-		PublicIPv6: d.cfg.publicIPv6,
+		PublicIP:   cmp.Or(d.start.PublicIP, d.cfg.publicIP),
+		PublicIPv6: cmp.Or(d.start.PublicIPv6, d.cfg.publicIPv6),
 		IPv4:       n.EnableIPv4,
 		IPv6:       n.EnableIPv6,
 	}
@@ -148,6 +173,7 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 	if err != nil {
 		return nil, err
 	}
+	keepVTEP(&host, d.start.Before)
 	n := &node{
 		weftd:      d,
 		network:    network,
@@ -198,6 +224,7 @@ func (d *weftd) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine,
 
 // connect makes the manager that will hold this node's lease in the store.
 func (n *node) connect(store lease.Store) {
+	n.cluster, _ = store.(clusterStore)
 	n.attrs = attrs(n.host.Iface, n.backend.Spec())
 	n.manager = lease.NewManager(store, lease.Request{
 		Network:   n.network,

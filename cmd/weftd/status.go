@@ -31,7 +31,7 @@ type status struct {
 type condition struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
-	Reason string `json:"reason,omitempty"` // why not
+	Reason string `json:"reason,omitempty"` // why not, or what to know all the same
 }
 
 // interfaceStatus is the interface to the other nodes.

@@ -23,6 +23,13 @@ func (d *weftd) openStore() (store, error) {
 		}
 		return s, nil
 	}
+	if d.cfg.kube.subnetMgr {
+		s, err := d.openKube()
+		if err != nil {
+			return nil, err
+		}
+		return s, nil
+	}
 	e := d.cfg.etcd
 	s, err := etcd.Open(etcd.Config{
 		Endpoints: e.endpoints,

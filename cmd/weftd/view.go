@@ -71,13 +71,23 @@ func (d *weftd) conditions() []condition {
 		return []condition{{Name: "config", Reason: reason}}
 	}
 	return []condition{
-		{Name: "config", OK: true},
+		d.configCondition(),
 		{Name: "interface", OK: v.ifaceErr == nil, Reason: errText(v.ifaceErr)},
 		v.leaseCondition(),
 		v.kernelCondition(),
 		rulesCondition(d.cfg, v.rules.Status()),
 		v.fileCondition(),
 	}
+}
+
+// configCondition holds while there is a config in force; the reason says why
+// that is not the newest.
+func (d *weftd) configCondition() condition {
+	c := condition{Name: "config", OK: true}
+	if err := d.refused.Load(); err != nil {
+		c.Reason = "the changed one is refused: " + (*err).Error()
+	}
+	return c
 }
 
 func (v *view) leaseCondition() condition {

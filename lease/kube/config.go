@@ -7,8 +7,14 @@ import (
 	"log/slog"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/apimachinery/pkg/types"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/gentype"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
@@ -35,15 +41,25 @@ type Config struct {
 // FlannelPrefix is what flannel's annotations begin with by default.
 const FlannelPrefix = "flannel.alpha.coreos.com"
 
-// api is the part of the API server that is used.
-type api interface {
-	corev1.NodesGetter
-	corev1.PodsGetter
+// nodeAPI and podAPI are what is asked of the API server.
+type nodeAPI interface {
+	Get(ctx context.Context, name string, o metav1.GetOptions) (*corev1.Node, error)
+	List(ctx context.Context, o metav1.ListOptions) (*corev1.NodeList, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+	Patch(ctx context.Context, name string, t types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (*corev1.Node, error)
+}
+
+type podAPI interface {
+	Get(ctx context.Context, name string, o metav1.GetOptions) (*corev1.Pod, error)
 }
 
 // Open prepares a Store. Nothing is asked of the API server before the first call, so it need not be there yet.
 func Open(c Config) (*Store, error) {
-	config, err := restConfig(c)
+	known, err := coreTypes()
+	if err != nil {
+		return nil, err
+	}
+	config, err := restConfig(c, known)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
 	}
@@ -51,11 +67,12 @@ func Open(c Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client for %s: %w", config.Host, err)
 	}
-	client, err := corev1.NewForConfigAndClient(config, transport)
+	client, err := rest.RESTClientForConfigAndClient(config, transport)
 	if err != nil {
 		return nil, fmt.Errorf("kubernetes client for %s: %w", config.Host, err)
 	}
-	s, err := newStore(c, client)
+	nodes, pods := clients(client, known, c.Namespace)
+	s, err := newStore(c, nodes, pods)
 	if err != nil {
 		return nil, err
 	}
@@ -63,12 +80,35 @@ func Open(c Config) (*Store, error) {
 	return s, nil
 }
 
+// coreTypes are the types of the core group. The clientset of client-go knows all groups, which makes a program larger by
+// more than all else in it.
+func coreTypes() (*runtime.Scheme, error) {
+	s := runtime.NewScheme()
+	if err := corev1.AddToScheme(s); err != nil {
+		return nil, fmt.Errorf("register the types of Kubernetes: %w", err)
+	}
+	return s, nil
+}
+
+// clients are the typed clients of one REST client.
+func clients(c rest.Interface, known *runtime.Scheme, namespace string) (nodeAPI, podAPI) {
+	parameters := runtime.NewParameterCodec(known)
+	nodes := gentype.NewClientWithList("nodes", c, parameters, "",
+		func() *corev1.Node { return &corev1.Node{} }, func() *corev1.NodeList { return &corev1.NodeList{} },
+		gentype.PrefersProtobuf[*corev1.Node]())
+	pods := gentype.NewClient("pods", c, parameters, namespace,
+		func() *corev1.Pod { return &corev1.Pod{} }, gentype.PrefersProtobuf[*corev1.Pod]())
+	return nodes, pods
+}
+
 // restConfig finds the API server and how to talk to it.
-func restConfig(c Config) (*rest.Config, error) {
+func restConfig(c Config, known *runtime.Scheme) (*rest.Config, error) {
 	config, err := findServer(c)
 	if err != nil {
 		return nil, err
 	}
+	config.APIPath, config.GroupVersion = "/api", &corev1.SchemeGroupVersion
+	config.NegotiatedSerializer = serializer.NewCodecFactory(known).WithoutConversion()
 	config.ContentType = "application/vnd.kubernetes.protobuf"
 	config.AcceptContentTypes = config.ContentType + ",application/json"
 	config.UserAgent = c.UserAgent
@@ -92,7 +132,7 @@ func findServer(c Config) (*rest.Config, error) {
 }
 
 // newStore is Open with the API server given.
-func newStore(c Config, client api) (*Store, error) {
+func newStore(c Config, nodes nodeAPI, pods podAPI) (*Store, error) {
 	if c.AnnotationPrefix == "" {
 		c.AnnotationPrefix = FlannelPrefix
 	}
@@ -107,7 +147,7 @@ func newStore(c Config, client api) (*Store, error) {
 		return nil, errors.New("which node this is cannot be told: set NODE_NAME, or POD_NAME and POD_NAMESPACE")
 	}
 	s := &Store{
-		client: client, names: names, log: c.Log, node: c.Node, pod: c.Pod, namespace: c.Namespace,
+		nodes: nodes, pods: pods, names: names, log: c.Log, node: c.Node, pod: c.Pod, namespace: c.Namespace,
 		networkFile: c.NetworkFile, poll: filePoll, hangUp: func() {},
 	}
 	s.roster = newRoster(names, c.Log, s.ownSeen)

@@ -70,15 +70,15 @@ func (s *Store) WatchNetwork(ctx context.Context, current lease.Network, changed
 		case err != nil && err.Error() != refused:
 			refused = err.Error()
 			changed(lease.Network{}, fmt.Errorf("network config %s: %w", s.networkFile, err))
-		case err == nil && (refused != "" || !sameNetwork(n, current)):
+		case err == nil && (refused != "" || !SameNetwork(n, current)):
 			refused, current = "", n
 			changed(n, nil)
 		}
 	}
 }
 
-// sameNetwork reports whether two configs say the same, however their JSON is set.
-func sameNetwork(a, b lease.Network) bool {
+// SameNetwork reports whether two configs say the same, however their JSON is set.
+func SameNetwork(a, b lease.Network) bool {
 	for _, n := range []*lease.Network{&a, &b} {
 		var compact bytes.Buffer
 		if err := json.Compact(&compact, n.Backend.Raw); err == nil {

@@ -20,7 +20,8 @@ import (
 
 // Store is the Node objects of a cluster as a lease.Store.
 type Store struct {
-	client         api
+	nodes          nodeAPI
+	pods           podAPI // of our namespace
 	names          annotations
 	log            *slog.Logger
 	pod, namespace string
@@ -130,7 +131,7 @@ func (s *Store) own(ctx context.Context) (*corev1.Node, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	n, err := s.client.Nodes().Get(ctx, name, metav1.GetOptions{})
+	n, err := s.nodes.Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("%w: node %s is not in the cluster yet", lease.ErrNoSubnet, name)
 	}
@@ -150,7 +151,7 @@ func (s *Store) nodeName(ctx context.Context) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	pod, err := s.client.Pods(s.namespace).Get(ctx, s.pod, metav1.GetOptions{})
+	pod, err := s.pods.Get(ctx, s.pod, metav1.GetOptions{})
 	if err != nil {
 		return "", fmt.Errorf("get pod %s/%s for the name of this node: %w", s.namespace, s.pod, err)
 	}
@@ -190,7 +191,7 @@ func (s *Store) patchStatus(ctx context.Context, node string, patch any) (*corev
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	n, err := s.client.Nodes().Patch(ctx, node, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
+	n, err := s.nodes.Patch(ctx, node, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
 	if err != nil {
 		return nil, fmt.Errorf("patch status of node %s: %w", node, err)
 	}

@@ -190,7 +190,7 @@ func TestNameOfTheNodeComesFromThePod(t *testing.T) {
 	b := bench{client: client}
 	b.create(t, newNode("n", "10.244.7.0/24"))
 	conf := writeConf(t, netConf)
-	if _, err := newStore(Config{NetworkFile: conf, Pod: "p"}, client); err == nil {
+	if _, err := newStore(Config{NetworkFile: conf, Pod: "p"}, client.Nodes(), client.Pods("")); err == nil {
 		t.Error("a store without any name was opened")
 	}
 	s := openOn(t, client, Config{Pod: "p", Namespace: "kube-system", NetworkFile: conf, Log: slog.New(slog.DiscardHandler)})

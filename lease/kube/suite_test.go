@@ -183,17 +183,26 @@ func writeConf(t *testing.T, content string) string {
 	return path
 }
 
-// fakeAPI is client-go's own fake. It does not stream lists, and says so as its clientset does.
+// api is the part of a typed client that is used here.
+type api interface {
+	typed.NodesGetter
+	typed.PodsGetter
+}
+
+// fakeAPI is client-go's own fake.
 type fakeAPI struct{ typed.CoreV1Interface }
 
-func (fakeAPI) IsWatchListSemanticsUnSupported() bool { return true }
+// noStreams says of a fake that it does not stream lists, as its clientset does.
+type noStreams struct{ typed.NodeInterface }
+
+func (noStreams) IsWatchListSemanticsUnSupported() bool { return true }
 
 func newFake() fakeAPI { return fakeAPI{fake.NewClientset().CoreV1()} }
 
 // openOn opens a Store on the fake.
 func openOn(t *testing.T, client api, c Config) *Store {
 	t.Helper()
-	s, err := newStore(c, client)
+	s, err := newStore(c, noStreams{client.Nodes()}, client.Pods(c.Namespace))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +241,11 @@ func openReal(t *testing.T, c Config) *Store {
 // admin is a client that may do everything. It is closed with the test.
 func admin(t *testing.T, c *kubebox.Cluster) typed.CoreV1Interface {
 	t.Helper()
-	config, err := restConfig(Config{Kubeconfig: c.Kubeconfig})
+	known, err := coreTypes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := restConfig(Config{Kubeconfig: c.Kubeconfig}, known)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -46,20 +46,19 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 
 // reflector keeps the roster as the API server has it.
 func (s *Store) reflector() *cache.Reflector {
-	nodes := s.client.Nodes()
 	calls := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			list, err := nodes.List(ctx, o)
+			list, err := s.nodes.List(ctx, o)
 			s.heard(ctx, err)
 			return list, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			w, err := nodes.Watch(ctx, o)
+			w, err := s.nodes.Watch(ctx, o)
 			s.heard(ctx, err)
 			return w, err
 		},
 	}
-	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(calls, s.client), &corev1.Node{}, s.roster,
+	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(calls, s.nodes), &corev1.Node{}, s.roster,
 		cache.ReflectorOptions{Name: "nodes", Backoff: retries()})
 }
 
