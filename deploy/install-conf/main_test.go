@@ -1,0 +1,144 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+const conf = `{"name": "cbr0", "cniVersion": "0.3.1", "plugins": []}`
+
+func files(t *testing.T, source string) (string, string) {
+	t.Helper()
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "cni-conf.json"), filepath.Join(t.TempDir(), "10-flannel.conflist")
+	write(t, from, source)
+	return from, to
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	return string(b)
+}
+
+func TestCopyIsWholeAndLeavesNothingElse(t *testing.T) {
+	from, to := files(t, conf)
+	write(t, to, "old")
+	var log bytes.Buffer
+	if code := run(t.Context(), []string{from, to}, &log); code != 0 {
+		t.Fatalf("exit code %d: %s", code, &log)
+	}
+	if got := read(to); got != conf {
+		t.Errorf("target holds %q", got)
+	}
+	info, err := os.Stat(to)
+	if err != nil || info.Mode().Perm() != 0o644 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	entries, err := os.ReadDir(filepath.Dir(to))
+	if err != nil || len(entries) != 1 {
+		t.Errorf("beside the target there is %v, %v", entries, err)
+	}
+}
+
+func TestWhatCannotBeInstalledLeavesTheTargetAlone(t *testing.T) {
+	for name, spoil := range map[string]func(from, to string) []string{
+		"no source":   func(_, to string) []string { return []string{to + "-none", to} },
+		"no JSON":     func(from, to string) []string { write(t, from, `{"name":`); return []string{from, to} },
+		"no folder":   func(from, to string) []string { return []string{from, filepath.Join(to, "x", "y")} },
+		"one file":    func(from, _ string) []string { return []string{from} },
+		"three files": func(from, to string) []string { return []string{from, to, to} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			from, to := files(t, conf)
+			write(t, to, "old")
+			var log bytes.Buffer
+			if code := run(t.Context(), spoil(from, to), &log); code == 0 || log.Len() == 0 {
+				t.Errorf("exit code %d, said %q", code, &log)
+			}
+			if got := read(to); got != "old" {
+				t.Errorf("target holds %q", got)
+			}
+		})
+	}
+}
+
+// quickly makes an installer that looks often, and runs it until the test ends.
+func quickly(t *testing.T, i installer) {
+	t.Helper()
+	i.every, i.log = time.Millisecond, &bytes.Buffer{}
+	ctx, cancel := context.WithCancel(context.Background())
+	var done sync.WaitGroup
+	done.Go(func() {
+		if err := i.run(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		done.Wait()
+	})
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	limit := time.Now().Add(20 * time.Second)
+	for tick := time.NewTicker(time.Millisecond); !ok(); <-tick.C {
+		if time.Now().After(limit) {
+			t.Fatalf("waited for %s", what)
+		}
+	}
+}
+
+func TestNothingIsInstalledBeforeTheDaemonIsReady(t *testing.T) {
+	from, to := files(t, conf)
+	var ready atomic.Bool
+	var asked atomic.Int32
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		if !ready.Load() {
+			http.Error(w, "lease: no subnet yet", http.StatusServiceUnavailable)
+		}
+	}))
+	defer server.Close()
+	quickly(t, installer{source: from, target: to, ready: server.URL})
+	eventually(t, "some questions", func() bool { return asked.Load() > 3 })
+	if read(to) != "" {
+		t.Fatal("installed before the daemon was ready")
+	}
+	ready.Store(true)
+	eventually(t, "the config", func() bool { return read(to) == conf })
+}
+
+func TestHoldFollowsBothFiles(t *testing.T) {
+	from, to := files(t, conf)
+	quickly(t, installer{source: from, target: to, hold: true})
+	eventually(t, "the config", func() bool { return read(to) == conf })
+	if err := os.Remove(to); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the config again", func() bool { return read(to) == conf })
+	write(t, to, "another's")
+	eventually(t, "the config in place of another's", func() bool { return read(to) == conf })
+	changed := strings.Replace(conf, "cbr0", "cbr1", 1)
+	write(t, from, changed)
+	eventually(t, "the changed config", func() bool { return read(to) == changed })
+}
