@@ -15,6 +15,8 @@ import (
 // there works. Runs of routes, neighbours and forwarding entries go to the kernel in batches, and so do runs of
 // WireGuard peers.
 func (k *Kernel) Apply(ops []Op) []error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	errs := make([]error, 0, len(ops))
 	for len(ops) > 0 {
 		n, apply := 1, k.applyBulk

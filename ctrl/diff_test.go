@@ -321,11 +321,23 @@ func TestDiffWireGuardAndCommands(t *testing.T) {
 	if got := diff(want, want).ops; len(got) != 0 {
 		t.Errorf("in place, yet %v", got)
 	}
-	for _, o := range append(wantOps, Op{Create, link}) {
+	for _, o := range append(wantOps, Op{Create, link}, Op{Replace, FOUPort{1}}) {
+		if dev, want := o.Object.device(), map[bool]string{true: "", false: "flannel-wg"}[isOnNone(o)]; dev != want {
+			t.Errorf("%v is on %q", o, dev)
+		}
 		if s := o.String(); strings.Contains(s, tunnel.PrivateKey.Base64()) {
 			t.Errorf("%q shows the private key", s)
 		}
 	}
+}
+
+// isOnNone says whether the object lives on no device.
+func isOnNone(o Op) bool {
+	switch o.Object.(type) {
+	case FOUPort, Command:
+		return true
+	}
+	return false
 }
 
 func TestConflictError(t *testing.T) {

@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel is the only door to netlink. It belongs to the network namespace of the thread that opened it. Read, Apply
-// and Self must not be called at the same time as each other; the rest is safe for concurrent use.
+// Kernel is the only door to netlink. It belongs to the network namespace of the thread that opened it, and is meant
+// for a process that lives in one: what has no socket yet is opened where the calling thread is. It is safe for
+// concurrent use, until Close.
 type Kernel struct {
 	h     *netlink.Handle
+	mu    sync.Mutex // one Read, Apply or Self at a time; guards what follows
 	bulk  *nl.NetlinkSocket // for many operations in one message
 	seq   uint32            // of the last message on bulk
 	wg    wireGuards

@@ -317,6 +317,18 @@ func TestPlan(t *testing.T) {
 			},
 		},
 		{
+			name: "extension without an address", network: only4(network(t, `{"Type":"extension","PostStartupCommand":"post"}`)),
+			lease: func(l *lease.Lease) {
+				l.Subnet6, l.PublicIPv6, l.PublicIP = netip.Prefix{}, netip.Addr{}, netip.Addr{}
+			},
+			want: State{Networks: nets[:1], Commands: []Command{
+				{ID: "startup", Add: "post", Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=\nPUBLIC_IP=\nPUBLIC_IPV6="}}},
+		},
+		{
+			name: "a node without a name", network: only4(network(t, `{"Type":"host-gw"}`)), peers: []lease.Lease{noName(node(2, "", "", ""))},
+			want: State{Networks: nets[:1], Former: former4(2), Unreachable: []Unreachable{{"172.31.0.2", prefix("10.5.2.0/24"), "its backend is udp, ours is host-gw"}}},
+		},
+		{
 			name: "extension without commands for nodes", network: only4(network(t, `{"Type":"extension"}`)), peers: []lease.Lease{node(2, "extension", "", "")},
 			want: State{Networks: nets[:1], Former: former4(2)},
 		},
@@ -360,6 +372,7 @@ func dumpState(s State) string {
 }
 
 func withType(l lease.Lease, typ string) lease.Lease { l.BackendType = typ; return l }
+func noName(l lease.Lease) lease.Lease               { l.Node = ""; return l }
 func noPublic(l lease.Lease) lease.Lease             { l.PublicIP = netip.Addr{}; return l }
 func noPublic6(l lease.Lease) lease.Lease            { l.PublicIPv6 = netip.Addr{}; return l }
 func withoutV4(l lease.Lease) lease.Lease {

@@ -17,6 +17,8 @@ import (
 // ports, and for the devices that detail names their permanent neighbours and forwarding entries, or WireGuard peers. A
 // command that was run counts as kernel state.
 func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s, names, err := k.readLinks(detail)
 	if err != nil {
 		return State{}, err

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -303,15 +304,26 @@ func TestJoinFew(t *testing.T) {
 
 func TestIfaceWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var seen []Iface
 		now, chooseErr := Iface{Name: "eth0", Addr: addr("10.0.0.1"), Reason: "a"}, error(nil)
-		w := ifaceWatch{
-			changed: func(i Iface) { seen = append(seen, i) },
-			choose:  func(IfaceOptions) (Iface, error) { return now, chooseErr },
+		set := func(i Iface, err error) {
+			mu.Lock()
+			defer mu.Unlock()
+			now, chooseErr = i, err
 		}
-		var poke func()
+		told := func() []Iface {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(seen)
+		}
+		w := ifaceWatch{
+			changed: func(i Iface) { mu.Lock(); seen = append(seen, i); mu.Unlock() },
+			choose:  func(IfaceOptions) (Iface, error) { mu.Lock(); defer mu.Unlock(); return now, chooseErr },
+		}
+		pokes := make(chan func(), 1)
 		watch := func(ctx context.Context, changed func()) error {
-			poke = changed
+			pokes <- changed
 			changed()
 			<-ctx.Done()
 			return ctx.Err()
@@ -319,21 +331,21 @@ func TestIfaceWatch(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- w.run(ctx, watch, ifaceTestTimer) }()
+		poke := <-pokes
 		after(settleTime)
-		now.Reason = "b" // says the same in other words
+		set(Iface{Name: "eth0", Addr: addr("10.0.0.1"), Reason: "b"}, nil) // says the same in other words
 		poke()
 		after(settleTime)
-		if len(seen) != 1 {
-			t.Fatalf("told %v", seen)
+		if got := told(); len(got) != 1 {
+			t.Errorf("told %v", got)
 		}
-		chooseErr = errors.New("no address for a moment")
-		now = Iface{}
+		set(Iface{}, errors.New("no address for a moment"))
 		poke()
 		after(settleTime)
-		now, chooseErr = Iface{Name: "eth0", Addr: addr("10.0.0.2")}, nil
+		set(Iface{Name: "eth0", Addr: addr("10.0.0.2")}, nil)
 		after(ifaceTestTimer) // no sign: the timer finds it
-		if len(seen) != 2 || seen[1].Addr != addr("10.0.0.2") {
-			t.Errorf("told %v", seen)
+		if got := told(); len(got) != 2 || got[1].Addr != addr("10.0.0.2") {
+			t.Errorf("told %v", got)
 		}
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {

@@ -25,7 +25,12 @@ type SelfOptions struct {
 
 // Self finds what the network's backend has to know of this node: what it keeps over restarts, and what this kernel
 // can do. Of the extension backend it runs the PreStartupCommand.
+//
+// Call it once for a network config and keep the result: a backend made anew for another interface address has to
+// publish the same keys and addresses as before. Iface and Device are the caller's to change.
 func (k *Kernel) Self(n lease.Network, i Iface, o SelfOptions) (Self, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	s := Self{Iface: i, Blackhole: o.Blackhole}
 	var err error
 	switch strings.ToLower(n.Backend.Type) {
