@@ -1,6 +1,6 @@
 // Kubebox is what the Kubernetes tests need of a control plane, in one binary: an etcd member, the API server as its
 // own command builds it, and the controller that gives nodes their pod CIDRs. Each is a subcommand, so that a test
-// can stop one and leave the others running.
+// can stop one and leave the others running. One more renders a folder of manifests as kubectl kustomize does.
 package main
 
 import (
@@ -23,9 +23,11 @@ import (
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	"k8s.io/kubernetes/pkg/controller/nodeipam"
 	"k8s.io/kubernetes/pkg/controller/nodeipam/ipam"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-const usage = "usage: kubebox etcd | kube-apiserver | node-ipam [flags]"
+const usage = "usage: kubebox etcd | kube-apiserver | node-ipam | kustomize [flags]"
 
 func main() {
 	if len(os.Args) < 2 {
@@ -43,6 +45,8 @@ func main() {
 		os.Exit(cli.Run(cmd))
 	case "node-ipam":
 		err = runNodeIPAM(args)
+	case "kustomize":
+		err = render(args)
 	default:
 		err = errors.New(usage)
 	}
@@ -129,4 +133,21 @@ func runNodeIPAM(args []string) error {
 	factory.Start(ctx.Done())
 	controller.Run(ctx)
 	return nil
+}
+
+// render prints the manifests that a folder's kustomization makes.
+func render(args []string) error {
+	if len(args) != 1 {
+		return errors.New("usage: kubebox kustomize FOLDER")
+	}
+	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), args[0])
+	if err != nil {
+		return err
+	}
+	text, err := made.AsYaml()
+	if err != nil {
+		return err
+	}
+	_, err = os.Stdout.Write(text)
+	return err
 }
