@@ -72,6 +72,13 @@ func (f *fakeKernel) set(change func(*State)) {
 	}
 }
 
+// count is how often the kernel was read.
+func (f *fakeKernel) count() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.reads
+}
+
 func (f *fakeKernel) take() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -44,8 +44,8 @@ func TestReconcilerFirstAndRepair(t *testing.T) {
 	f := &fakeKernel{state: State{Links: []Link{eth0}}}
 	reconciling(t, f, func(r *Reconciler) {
 		after(time.Minute)
-		if f.reads != 0 {
-			t.Errorf("%d looks before there was a wanted state", f.reads)
+		if f.count() != 0 {
+			t.Errorf("%d looks before there was a wanted state", f.count())
 		}
 		want := vxlanWant()
 		want.Unreachable = []Unreachable{{Node: "n9"}}
@@ -117,15 +117,15 @@ func TestReconcilerRetries(t *testing.T) {
 		if got := f.take(); len(got) != 0 {
 			t.Errorf("without the device, yet %q", got)
 		}
-		start, reads := time.Now(), f.reads
+		start, reads := time.Now(), f.count()
 		after(5 * minRetry)
-		if n := f.reads - reads; n < 2 || n > 4 {
+		if n := f.count() - reads; n < 2 || n > 4 {
 			t.Errorf("%d tries in %v", n, time.Since(start))
 		}
 		after(time.Minute)
-		reads = f.reads
+		reads = f.count()
 		after(time.Minute)
-		if n := f.reads - reads; n < 5 || n > 7 {
+		if n := f.count() - reads; n < 5 || n > 7 {
 			t.Errorf("%d tries a minute in the long run", n)
 		}
 		f.mu.Lock()
@@ -166,9 +166,9 @@ func TestReconcilerWaitsAndConflicts(t *testing.T) {
 		if s.Synced || s.Err != nil || !slices.Equal(s.Waiting, []string{"flannel0"}) {
 			t.Errorf("status %+v", s)
 		}
-		reads := f.reads
+		reads := f.count()
 		after(time.Minute)
-		if n := f.reads - reads; n > 7 {
+		if n := f.count() - reads; n > 7 {
 			t.Errorf("%d looks a minute for a device that others make", n)
 		}
 		f.set(func(s *State) { s.Links = append(slices.Clone(s.Links), Link{Name: "flannel0", Kind: KindTUN}) })
@@ -206,12 +206,12 @@ func TestReconcilerCalm(t *testing.T) {
 	reconciling(t, f, func(r *Reconciler) {
 		r.Set(vxlanWant())
 		synctest.Wait()
-		reads := f.reads
+		reads := f.count()
 		for range 1000 {
 			f.set(func(*State) {})
 			time.Sleep(time.Millisecond)
 		}
-		if n := f.reads - reads; n > 25 {
+		if n := f.count() - reads; n > 25 {
 			t.Errorf("%d looks in a second of noise", n)
 		}
 	})
