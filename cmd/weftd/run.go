@@ -62,6 +62,7 @@ func (d *weftd) runOn(ctx context.Context) error {
 			return err
 		}
 		d.log.Warn("the network config has changed, starting over with it")
+		d.seen.Store(&view{waiting: err}) // what the old run saw to is nobody's now
 	}
 }
 
