@@ -15,7 +15,8 @@ import (
 
 // bulkSize is how many operations go to the kernel in one message. Each that fails is answered on its own, and the
 // answers must fit the socket's receive buffer: 128 of them are under the default 208 KiB even at 1 KiB of kernel
-// memory each.
+// memory each. For one of 5,000 nodes with vxlan (BenchmarkNetns5000) programming 15,000 objects takes 0.5 s of CPU time,
+// where one by one took 0.8 s; comparing them when nothing is to be done takes 0.08 s.
 const bulkSize = 128
 
 // openBulk opens the socket for batches. The kernel explains errors on it in words.

@@ -37,8 +37,8 @@ func open(t *testing.T) *Kernel {
 // addBridge makes a device that is up, with addresses, for the time of the test.
 func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	t.Helper()
-	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
-	if err := netlink.LinkAdd(l); err != nil {
+	l, err := bridge(name, addrs...)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -46,15 +46,21 @@ func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 			t.Error(err)
 		}
 	})
+	return l
+}
+
+// bridge makes an empty bridge, which is the plainest device that every kernel of ours has.
+func bridge(name string, addrs ...string) (netlink.Link, error) {
+	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
+	if err := netlink.LinkAdd(l); err != nil {
+		return nil, err
+	}
 	for _, a := range addrs {
 		if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix(a)), Flags: unix.IFA_F_NODAD}); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
-	if err := netlink.LinkSetUp(l); err != nil {
-		t.Fatal(err)
-	}
-	return l
+	return l, netlink.LinkSetUp(l)
 }
 
 // TestNetnsApplyErrors: in a batch, each operation has its own fate, told in the kernel's words.

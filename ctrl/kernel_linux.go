@@ -17,7 +17,7 @@ import (
 // concurrent use, until Close.
 type Kernel struct {
 	h     *netlink.Handle
-	mu    sync.Mutex // one Read, Apply or Self at a time; guards what follows
+	mu    sync.Mutex        // one Read, Apply or Self at a time; guards what follows
 	bulk  *nl.NetlinkSocket // for many operations in one message
 	seq   uint32            // of the last message on bulk
 	wg    wireGuards
