@@ -17,7 +17,7 @@ type checkedSender struct {
 	peer *peer // nil if the address is no node's
 }
 
-// inbound moves what has arrived from other nodes to the TUN and reports whether there was anything.
+// inbound moves what has arrived from other nodes to the TUN and reports whether there may be more.
 func (w *worker) inbound() bool {
 	if w.outer == nil {
 		return false
@@ -35,7 +35,7 @@ func (w *worker) inbound() bool {
 		w.take(&messages[i])
 	}
 	w.merger.Flush()
-	return len(messages) > 0
+	return len(messages) == cap(messages)
 }
 
 // take hands one train of datagrams to the merger, less what must not pass.

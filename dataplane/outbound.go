@@ -22,25 +22,24 @@ const (
 	outerOverhead6 = encap.OverheadUDP6
 )
 
-// outbound moves frames from the TUN to the nodes and reports whether there were any.
+// outbound moves frames from the TUN to the nodes and reports whether there may be more.
 func (w *worker) outbound() bool {
 	if w.outer == nil || w.blocked && !w.flush() {
 		return false
 	}
-	n := 0
-	for ; n < outboundBudget && w.inner != nil && !w.blocked; n++ {
+	more := true
+	for n := 0; more && n < outboundBudget && w.inner != nil && !w.blocked; n++ {
 		frame, err := w.inner.Read()
 		if err != nil {
 			w.loseInner() // whatever it is, a queue that cannot be read is of no use
 			break
 		}
-		if frame.Packet == nil {
-			break
+		if more = frame.Packet != nil; more {
+			w.forward(frame)
 		}
-		w.forward(frame)
 	}
 	w.flush()
-	return n > 0
+	return more && w.inner != nil && !w.blocked
 }
 
 // forward sends one frame to the node that has its destination.

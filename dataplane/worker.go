@@ -68,6 +68,7 @@ type worker struct {
 	limiter limiter
 
 	polls       [3]unix.PollFd
+	ready       struct{ inner, outer bool } // which end may have something
 	blocked     bool            // the socket has no room: nothing more is read from the TUN until it has
 	refused     udp.Undelivered // undelivered, bound once: a method value allocates
 	sent        Traffic         // reserved since the last complete flush, less what was refused
@@ -103,9 +104,15 @@ func (w *worker) run() error {
 	for !w.stop.Load() {
 		w.adopt()
 		w.view = w.engine.view.Load()
-		sent := w.outbound()
-		received := w.inbound()
-		if sent || received {
+		more := false
+		if w.ready.inner && w.outbound() {
+			more = true
+		}
+		if w.ready.outer && w.inbound() {
+			more = true
+		}
+		if more {
+			w.ready.inner, w.ready.outer = true, true
 			continue
 		}
 		if err := w.wait(); err != nil {
@@ -149,7 +156,7 @@ func (w *worker) loseOuter() {
 	w.engine.wakeSupervisor()
 }
 
-// wait blocks until there is something to do.
+// wait blocks until there is something to do, and notes what.
 func (w *worker) wait() error {
 	const none = -1 // poll passes over negative descriptors
 	w.polls = [3]unix.PollFd{{Fd: int32(w.wake.fd), Events: unix.POLLIN}, {Fd: none}, {Fd: none}}
@@ -166,8 +173,7 @@ func (w *worker) wait() error {
 			w.polls[2].Events |= unix.POLLOUT
 		}
 	}
-	_, err := unix.Poll(w.polls[:], -1)
-	if err != nil && err != unix.EINTR {
+	if _, err := unix.Poll(w.polls[:], -1); err != nil && err != unix.EINTR {
 		return fmt.Errorf("poll: %w", err)
 	}
 	if w.polls[0].Revents != 0 {
@@ -178,6 +184,8 @@ func (w *worker) wait() error {
 	if w.polls[1].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
 		w.loseInner()
 	}
+	w.ready.inner = w.polls[1].Revents != 0 || w.polls[2].Revents&unix.POLLOUT != 0
+	w.ready.outer = w.polls[2].Revents&^unix.POLLOUT != 0
 	return nil
 }
 

@@ -108,16 +108,17 @@ func (q *Queue) FD() int { return q.fd }
 // the queue is empty for now.
 func (q *Queue) Read() (Frame, error) {
 	for {
-		n, err := unix.Read(q.fd, q.buf)
-		switch err {
-		case nil:
+		// Like all calls here it does not block, so Go's scheduler need not be told that it might.
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&q.buf[0])), uintptr(len(q.buf)))
+		switch errno {
+		case 0:
 			return q.frame(q.buf[:n])
 		case unix.EAGAIN:
 			return Frame{}, nil
 		case unix.EINTR:
 			continue
 		}
-		return Frame{}, fmt.Errorf("read from the TUN: %w", named(err))
+		return Frame{}, fmt.Errorf("read from the TUN: %w", named(errno))
 	}
 }
 
@@ -148,7 +149,6 @@ func (q *Queue) Write(f Frame) error {
 	}
 }
 
-// write does not block, so that it need not tell Go's scheduler that it might.
 func (q *Queue) write(f Frame) unix.Errno {
 	if len(f.Packet) == 0 {
 		return unix.EINVAL
@@ -162,7 +162,7 @@ func (q *Queue) write(f Frame) unix.Errno {
 		q.parts[0].SetLen(q.header)
 		first, n = &q.parts[0], 2
 	}
-	_, _, errno := unix.Syscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(first)), n)
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(first)), n)
 	q.parts[1].Base = nil
 	return errno
 }

@@ -213,7 +213,7 @@ func mayBeGSO(errno unix.Errno) bool {
 
 // sendmmsg gives messages to the kernel without blocking, and returns how many it took, or why not even the first.
 func sendmmsg(fd int, messages []unix.Mmsghdr) (int, unix.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])),
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])),
 		uintptr(len(messages)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0, errno
