@@ -3,6 +3,7 @@ package encap
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 )
 
 // MaxICMP is the size in bytes of the largest message that AppendUnreachable and AppendTooBig build.
@@ -65,7 +66,8 @@ func appendICMP(dst, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte
 	quoted := pkt[:min(len(pkt), limit-header-icmpHeaderLen)]
 	total := header + icmpHeaderLen + len(quoted)
 	start := len(dst)
-	dst = append(dst, make([]byte, header+icmpHeaderLen)...)
+	dst = slices.Grow(dst, total)[:start+header+icmpHeaderLen]
+	clear(dst[start:])
 	dst = append(dst, quoted...)
 	b := dst[start:]
 	msg := b[header:]

@@ -264,21 +264,17 @@ func TestNetnsIdleCostsNothing(t *testing.T) {
 	}
 }
 
-// cpuTime is the processor time that a daemon has used.
+// cpuTime is the processor time that a daemon has used. /proc/PID/schedstat is about the first thread only.
 func cpuTime(t *testing.T, d *member) time.Duration {
 	t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/schedstat", d.PID()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The file is about the first thread only; the tasks' files are about all.
 	tasks, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", d.PID()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	var sum time.Duration
 	for _, task := range tasks {
-		if b, err = os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", d.PID(), task.Name())); err != nil {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%s/schedstat", d.PID(), task.Name()))
+		if err != nil {
 			continue // it has ended
 		}
 		var ns int64
