@@ -3,6 +3,7 @@ GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# Tests in namespaces measure repairs and outages in real time, hence one package at a time (-p 1).
 # The race detector needs cgo and a C compiler.
 RACE    := $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null 2>&1 && echo -race)
 FUZZTIME ?= 30s
@@ -15,7 +16,7 @@ build: ## bin/weftd and bin/weft, static
 
 test: ## every test: unit, stores on a real etcd, network namespaces (rootless)
 	$(if $(RACE),,@echo 'make test: no C compiler, so without the race detector')
-	$(GO) test $(RACE) -timeout 15m ./...
+	$(GO) test $(RACE) -p 1 -timeout 15m ./...
 
 check: ## gofmt, vet, staticcheck, the rules of the tree, races
 	@test -z "$$(gofmt -l .)" || { echo 'not gofmt-ed:'; gofmt -l .; exit 1; }
