@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"encoding/binary"
+	"net/netip"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -46,6 +48,14 @@ func (b *batch) setSource(i int, source [4]byte) {
 	info.Spec_dst = source
 	b.messages[i].header.Control = &control[0]
 	b.messages[i].header.SetControllen(len(control))
+}
+
+// setDestination makes message i go to an IPv4 address.
+func (b *batch) setDestination(i int, to netip.AddrPort) {
+	raw := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: to.Addr().As4()}
+	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&raw.Port))[:], to.Port())
+	b.messages[i].header.Name = (*byte)(unsafe.Pointer(raw))
+	b.messages[i].header.Namelen = unix.SizeofSockaddrInet4
 }
 
 // send sends the first n messages and returns how many the kernel took.

@@ -1,8 +1,12 @@
 package bench_test
 
 import (
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,5 +101,101 @@ func TestNetnsFlowsDifferInTheirSource(t *testing.T) {
 	}
 	if r, err := to.NS.Ping(t.Context(), netip.MustParseAddr("172.31.0.190"), lab.Ping{}); err != nil || r.Received != 1 {
 		t.Errorf("a lent address: %+v, %v", r, err)
+	}
+}
+
+// TestNetnsRun measures two kernel rivals, one that cannot start, and one that breaks.
+func TestNetnsRun(t *testing.T) {
+	cases, err := bench.SelectCases([]string{"tcp-1", "udp-1400-1", "rtt-bulk"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kernel := bench.KernelRivals()
+	plan := bench.Plan{Environments: []bench.Environment{{Mode: lab.ModeWire, MTU: 1500}}, Cases: cases, Rounds: 2,
+		Rivals:  []bench.Rival{kernel[0], bench.Other("broken", "/bin/false"), kernel[1]},
+		Seconds: bench.Seconds{Measure: 0.1, Probe: 0.1}}
+	var lines strings.Builder
+	r, err := bench.Run(t.Context(), plan, bench.GatherFacts("v", "c", nil), &lines)
+	if err != nil {
+		t.Fatal(err, lines.String())
+	}
+	t.Log("\n" + lines.String())
+	if len(r.Skipped) != 1 || r.Skipped[0].Rival != "broken" || !strings.Contains(r.Skipped[0].Why, "has ended") {
+		t.Errorf("left out: %+v, want the broken one", r.Skipped)
+	}
+	if len(r.Series) != 6 {
+		t.Errorf("%d series, want 6", len(r.Series))
+	}
+	for _, s := range r.Series {
+		if len(s.Samples) != 2 {
+			t.Errorf("%s %s: %d samples", s.Case, s.Rival, len(s.Samples))
+			continue
+		}
+		for _, c := range cases {
+			if c.Name == s.Case && s.Samples[1][c.Headlines[0]] <= 0 {
+				t.Errorf("%s %s: %v", s.Case, s.Rival, s.Samples)
+			}
+		}
+		if s.Case == "tcp-1" && s.Samples[0]["machine_cpu_per_gb"] <= 0 {
+			t.Errorf("%s %s costs nothing: %v", s.Case, s.Rival, s.Samples)
+		}
+	}
+	if !strings.Contains(lines.String(), "100 %") {
+		t.Error("the progress does not reach its end")
+	}
+	if len(r.Facts.Underlay["wire"]) == 0 || slices.Contains(r.Facts.Underlay["wire"], "tx-tcp-segmentation") {
+		t.Errorf("features of the underlay: %v", r.Facts.Underlay)
+	}
+}
+
+func TestNetnsFan(t *testing.T) {
+	l := lab.Start(t, lab.Options{Nodes: 6, PodsPerNode: -1})
+	var to []bench.End
+	for _, n := range l.Nodes[1:] {
+		to = append(to, bench.End{NS: n.NS, Addr: n.Addr})
+	}
+	from := bench.End{NS: l.Nodes[0].NS, Addr: l.Nodes[0].Addr}
+	r, err := bench.Fan(t.Context(), from, to, bench.UDPLoad{Size: 64, Rate: 5000, Duration: 300 * time.Millisecond})
+	if err != nil || r.Received != r.Sent || r.Sent < 1400 || r.Reordered != 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	for _, n := range l.Nodes[1:] {
+		link, err := n.Link("eth0")
+		if err != nil || link.Counters.RxPackets < r.Sent/5 {
+			t.Errorf("%s got %d packets of %d, %v", n.Name, link.Counters.RxPackets, r.Sent, err)
+		}
+	}
+}
+
+func TestNetnsScrape(t *testing.T) {
+	l := lab.Start(t, lab.Options{PodsPerNode: -1})
+	listener, err := l.Nodes[0].Listen(l.Nodes[0].Addr, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := "# HELP a b\na 1\nweft_drops_total{reason=\"a b\"} 2\nweft_drops_total{reason=\"c\"} 3e2\nweft_drops_total_not 9\n" +
+		"weft_engine_capability{capability=\"y\"} 1\nweft_engine_capability{capability=\"x\"} 1\nweft_engine_capability{capability=\"z\"} 0\n"
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/metrics" {
+			http.Error(w, "no such page", http.StatusTeapot)
+			return
+		}
+		if _, err := w.Write([]byte(page)); err != nil {
+			t.Error(err)
+		}
+	})}
+	go server.Serve(listener)
+	defer server.Close()
+	at := netip.AddrPortFrom(l.Nodes[0].Addr, uint16(listener.Addr().(*net.TCPAddr).Port))
+	m, err := bench.Scrape(t.Context(), at)
+	if err != nil || m["a"] != 1 || m[`weft_drops_total{reason="a b"}`] != 2 || m.Sum("weft_drops_total") != 302 {
+		t.Errorf("%v, %v", m, err)
+	}
+	used, unused := m.Capabilities()
+	if !slices.Equal(used, []string{"x", "y"}) || !slices.Equal(unused, []string{"z"}) {
+		t.Errorf("used %v, unused %v", used, unused)
+	}
+	if _, err := bench.Get(t.Context(), at, "/"); err == nil || !strings.Contains(err.Error(), "no such page") {
+		t.Errorf("%v, want the page's own words", err)
 	}
 }

@@ -63,6 +63,9 @@ func runRTT(ctx context.Context, from, to End, d time.Duration) (Latency, error)
 	samples, lost, err := exchange(ctx, client, d)
 	hangUp(server)
 	wg.Wait()
+	if err == nil && len(samples) == 0 {
+		err = fmt.Errorf("%d requests and no answer", lost)
+	}
 	return summarize(samples, lost), err
 }
 

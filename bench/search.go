@@ -30,25 +30,31 @@ type Carried struct {
 // is refused only when two probes in a row lose too many: on a busy machine one of them may be bad luck.
 func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duration) (Carried, error) {
 	load.Duration = d
-	return search(func(rate float64) (UDPResult, error) {
+	return search(0, func(rate float64) (UDPResult, error) {
 		load.Rate = rate
 		return UDP(ctx, from, to, load)
 	})
 }
 
-// search finds the rate by means of probe, which offers a rate, 0 meaning a flood.
-func search(probe func(rate float64) (UDPResult, error)) (Carried, error) {
-	flood, err := probe(0)
-	best := Carried{FloodRate: flood.ReceivedRate, Probes: 1}
-	if err != nil || flood.Received == 0 {
-		return best, err
-	}
-	if flood.Loss() < lossAllowed {
-		best.UDPResult, best.GeneratorBound = flood, true
-		return best, nil
+// search finds the rate by means of probe, which offers a rate, 0 meaning a flood. It starts near a rate that is known to
+// be about right, or, if that is 0, with a flood.
+func search(near float64, probe func(rate float64) (UDPResult, error)) (Carried, error) {
+	var best Carried
+	rate, step := near, 1.1
+	if near == 0 {
+		flood, err := probe(0)
+		best.FloodRate, best.Probes = flood.ReceivedRate, 1
+		if err != nil || flood.Received == 0 {
+			return best, err
+		}
+		if flood.Loss() < lossAllowed {
+			best.UDPResult, best.GeneratorBound = flood, true
+			return best, nil
+		}
+		rate, step = flood.ReceivedRate, 1.3
 	}
 	low, high := 0.0, 0.0 // carried and refused rates; 0: none yet
-	for rate := flood.ReceivedRate; best.Probes < searchProbes; {
+	for best.Probes < searchProbes {
 		ok, bound, err := best.try(probe, rate)
 		if err != nil {
 			return best, err
@@ -64,9 +70,9 @@ func search(probe func(rate float64) (UDPResult, error)) (Carried, error) {
 		}
 		switch {
 		case high == 0:
-			rate *= 1.25
+			rate *= step
 		case low == 0:
-			rate *= 0.7
+			rate /= step
 		case high/low < 1+searchPrecision:
 			return best, nil
 		default:

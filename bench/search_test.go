@@ -28,7 +28,7 @@ func TestSearchFindsWhatIsCarried(t *testing.T) {
 		{"much more is offered", 10e3, 1e6, 10e3, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := search(pipe(c.carries, c.offers))
+			got, err := search(0, pipe(c.carries, c.offers))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -45,7 +45,7 @@ func TestSearchFindsWhatIsCarried(t *testing.T) {
 // A flood that chokes the receiver brings less than a lower rate: the search has to go up from there.
 func TestSearchGoesAboveTheFlood(t *testing.T) {
 	carried := pipe(100e3, 400e3)
-	got, err := search(func(rate float64) (UDPResult, error) {
+	got, err := search(0, func(rate float64) (UDPResult, error) {
 		if rate > 150e3 || rate == 0 {
 			return UDPResult{Sent: 400e3, Received: 20e3, SentRate: 400e3, ReceivedRate: 20e3}, nil
 		}
@@ -56,10 +56,20 @@ func TestSearchGoesAboveTheFlood(t *testing.T) {
 	}
 }
 
+// A rate from an earlier round saves the flood and most probes, even when it is somewhat off.
+func TestSearchNearAKnownRate(t *testing.T) {
+	for _, near := range []float64{70e3, 98e3, 100e3, 140e3} {
+		got, err := search(near, pipe(100e3, 400e3))
+		if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision || got.FloodRate != 0 || got.Probes > searchProbes {
+			t.Errorf("near %.0f: found %+v, %v", near, got, err)
+		}
+	}
+}
+
 // One bad probe is noise, and a network that always loses ends the search.
 func TestSearchForgivesOneProbe(t *testing.T) {
 	n, steady := 0, pipe(100e3, 400e3)
-	got, err := search(func(rate float64) (UDPResult, error) {
+	got, err := search(0, func(rate float64) (UDPResult, error) {
 		r, err := steady(rate)
 		if n++; n%2 == 1 {
 			r.Received /= 2
@@ -69,7 +79,7 @@ func TestSearchForgivesOneProbe(t *testing.T) {
 	if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision {
 		t.Errorf("found %+v, %v", got, err)
 	}
-	got, err = search(func(float64) (UDPResult, error) {
+	got, err = search(0, func(float64) (UDPResult, error) {
 		return UDPResult{Sent: 100, Received: 50, SentRate: 100, ReceivedRate: 50}, nil
 	})
 	if err != nil || got.Received != 0 || got.Probes > searchProbes+2 {

@@ -18,6 +18,7 @@ const tcpBlock = 128 << 10
 // Throughput is what some TCP streams moved together.
 type Throughput struct {
 	BitsPerSecond float64
+	Bytes         int64 // that arrived in all, with the warm-up
 	Retransmits   uint64
 	// Slowest is the bits per second of the slowest stream.
 	Slowest float64
@@ -60,6 +61,7 @@ func runTCP(ctx context.Context, from, to End, streams int, d time.Duration) (Th
 	}
 	wg.Wait()
 	for i := range streams {
+		result.Bytes += received[i].Load()
 		rate := float64(after[i]-before[i]) * 8 / elapsed.Seconds()
 		result.BitsPerSecond += rate
 		if i == 0 || rate < result.Slowest {

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,6 +24,7 @@ type UDPLoad struct {
 // UDPResult is what became of a load.
 type UDPResult struct {
 	Sent, Received uint64
+	Arrived        uint64  // with the warm-up
 	SentRate       float64 // packets per second
 	ReceivedRate   float64 // packets per second
 	Reordered      uint64  // packets that came after a later one of their flow
@@ -60,43 +60,45 @@ const (
 
 // UDP offers the load for a short warm-up and then for its duration, and counts what arrives of the latter.
 func UDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
-	r, err := runUDP(ctx, from, to, load)
+	r, err := runUDP(ctx, from, []End{to}, load)
 	if err != nil {
 		return r, fmt.Errorf("UDP from %s to %s: %w", from.NS.Name, to.NS.Name, err)
 	}
 	return r, nil
 }
 
-func runUDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
+// Fan is UDP to many ends in turn, one flow to each.
+func Fan(ctx context.Context, from End, to []End, load UDPLoad) (UDPResult, error) {
+	load.Flows = len(to)
+	r, err := runUDP(ctx, from, to, load)
+	if err != nil {
+		return r, fmt.Errorf("UDP from %s to %d others: %w", from.NS.Name, len(to), err)
+	}
+	return r, nil
+}
+
+func runUDP(ctx context.Context, from End, to []End, load UDPLoad) (result UDPResult, err error) {
 	if load.Size < udpHeaderBytes || load.Flows < 1 || load.Flows > maxFlows {
-		return UDPResult{}, fmt.Errorf("%d bytes on %d flows: want %d bytes or more on 1 to %d flows", load.Size, load.Flows, udpHeaderBytes, maxFlows)
+		return result, fmt.Errorf("%d bytes on %d flows: want %d bytes or more on 1 to %d flows", load.Size, load.Flows, udpHeaderBytes, maxFlows)
 	}
-	sink, at, err := to.bound(unix.SOCK_DGRAM, 0)
+	sinks := &udpSinks{}
+	defer sinks.close()
+	for _, end := range to {
+		if err := sinks.add(end, load.Flows); err != nil {
+			return result, err
+		}
+	}
+	sender, err := newUDPSender(from, sinks.at, load)
 	if err != nil {
-		return UDPResult{}, err
-	}
-	defer unix.Close(sink)
-	if err := bigBuffers(sink); err != nil {
-		return UDPResult{}, err
-	}
-	sender, err := newUDPSender(from, at, load)
-	if err != nil {
-		return UDPResult{}, err
+		return result, err
 	}
 	defer closeAll(sender.sockets)
-
-	receiver := &udpReceiver{fd: sink, next: make([]uint64, load.Flows)}
-	var wg sync.WaitGroup
-	wg.Go(receiver.run)
+	sinks.start()
 	err = sender.run(ctx)
-	receiver.awaitQuiet(sender.sent)
-	hangUp(sink)
-	wg.Wait()
-	result := receiver.result()
+	sinks.awaitQuiet(sender.sent)
+	result, serr := sinks.stop()
 	result.Sent, result.SentRate = sender.sent, float64(sender.sent)/sender.elapsed.Seconds()
-	overflowed, derr := socketDrops(sink)
-	result.Overflowed = overflowed
-	return result, errors.Join(err, receiver.err, derr)
+	return result, errors.Join(err, serr)
 }
 
 // udpSender offers a load. Each of its sockets has its own messages, one after the other of different flows.
@@ -112,15 +114,18 @@ type udpSender struct {
 	elapsed time.Duration
 }
 
-func newUDPSender(from End, to netip.AddrPort, load UDPLoad) (*udpSender, error) {
+func newUDPSender(from End, to []netip.AddrPort, load UDPLoad) (*udpSender, error) {
 	s := &udpSender{load: load, numbers: make([]uint64, load.Flows)}
+	if len(to) > 1 {
+		return s, s.addFan(from, to)
+	}
 	sources, err := lendSources(from, load.Flows)
 	if err != nil {
 		return nil, err
 	}
 	for first := 0; first < load.Flows; first += sourcesPerSocket {
 		flows := min(sourcesPerSocket, load.Flows-first)
-		if err := s.addSocket(from, to, first, flows, sources); err != nil {
+		if err := s.addSocket(from, to[0], first, flows, sources); err != nil {
 			closeAll(s.sockets)
 			return nil, err
 		}
@@ -141,21 +146,45 @@ func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sou
 	if err := unix.Connect(fd, sockaddr(to)); err != nil {
 		return fmt.Errorf("connect to %s: %w", to, err)
 	}
-	// A multiple of the flows, so that every burst takes up where the last one ended.
+	b := s.addBatch(first, flows)
+	for i := range b.messages {
+		if sources != nil {
+			b.setSource(i, sources[i%flows].As4())
+		}
+	}
+	return nil
+}
+
+// addFan opens a socket that sends to every address in turn.
+func (s *udpSender) addFan(from End, to []netip.AddrPort) error {
+	fd, err := from.socket(unix.SOCK_DGRAM)
+	if err != nil {
+		return err
+	}
+	s.sockets, s.offset = append(s.sockets, fd), []int{0}
+	if err := bigBuffers(fd); err != nil {
+		return err
+	}
+	b := s.addBatch(0, len(to))
+	for i := range b.messages {
+		b.setDestination(i, to[i%len(to)])
+	}
+	return nil
+}
+
+// addBatch makes the messages of a socket for flows from first on: a multiple of their number, so that every burst takes
+// up where the last one ended.
+func (s *udpSender) addBatch(first, flows int) *batch {
 	n := flows
 	for n < udpBatch {
 		n += flows
 	}
 	b := newBatch(n, s.load.Size)
 	for i := range n {
-		flow := i % flows
-		binary.BigEndian.PutUint32(b.payloads[i][flowOffset:], uint32(first+flow))
-		if sources != nil {
-			b.setSource(i, sources[flow].As4())
-		}
+		binary.BigEndian.PutUint32(b.payloads[i][flowOffset:], uint32(first+i%flows))
 	}
 	s.batches = append(s.batches, b)
-	return nil
+	return b
 }
 
 // firstSource is the last byte of the first lent address: past the few pods of a node, short of the broadcast address.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 	"unsafe"
@@ -18,6 +19,7 @@ type udpReceiver struct {
 
 	mu          sync.Mutex
 	received    uint64
+	arrived     uint64
 	reordered   uint64
 	first, last time.Time
 	err         error
@@ -58,6 +60,7 @@ func (r *udpReceiver) count(b *batch, n int) {
 		} else {
 			r.next[flow] = number + 1
 		}
+		r.arrived++
 		if p[0] != 1 {
 			continue
 		}
@@ -69,31 +72,89 @@ func (r *udpReceiver) count(b *batch, n int) {
 	}
 }
 
+func (r *udpReceiver) result() UDPResult {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return UDPResult{Received: r.received, Arrived: r.arrived, Reordered: r.reordered}
+}
+
+// udpSinks are the receivers of one load.
+type udpSinks struct {
+	at        []netip.AddrPort
+	receivers []*udpReceiver
+	running   sync.WaitGroup
+}
+
+// add opens a socket at an end.
+func (s *udpSinks) add(end End, flows int) error {
+	fd, at, err := end.bound(unix.SOCK_DGRAM, 0)
+	if err != nil {
+		return err
+	}
+	s.at, s.receivers = append(s.at, at), append(s.receivers, &udpReceiver{fd: fd, next: make([]uint64, flows)})
+	return bigBuffers(fd)
+}
+
+func (s *udpSinks) start() {
+	for _, r := range s.receivers {
+		s.running.Go(r.run)
+	}
+}
+
+func (s *udpSinks) received() (n uint64) {
+	for _, r := range s.receivers {
+		n += r.result().Received
+	}
+	return n
+}
+
 // awaitQuiet returns when all packets have come, or none for a while.
-func (r *udpReceiver) awaitQuiet(sent uint64) {
+func (s *udpSinks) awaitQuiet(sent uint64) {
 	tick := time.NewTicker(quietAfter)
 	defer tick.Stop()
 	for before := uint64(0); ; {
-		now := r.result().Received
+		now := s.received()
 		if now >= sent {
 			return
 		}
 		<-tick.C
-		if after := r.result().Received; after == now && now == before {
+		if after := s.received(); after == now && now == before {
 			return
 		}
 		before = now
 	}
 }
 
-func (r *udpReceiver) result() UDPResult {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	result := UDPResult{Received: r.received, Reordered: r.reordered}
-	if d := r.last.Sub(r.first).Seconds(); d > 0 {
-		result.ReceivedRate = float64(r.received) / d
+// stop ends the receivers and adds their counts up.
+func (s *udpSinks) stop() (sum UDPResult, err error) {
+	var first, last time.Time
+	for _, r := range s.receivers {
+		hangUp(r.fd)
 	}
-	return result
+	s.running.Wait()
+	for _, r := range s.receivers {
+		one := r.result()
+		sum.Received, sum.Arrived, sum.Reordered = sum.Received+one.Received, sum.Arrived+one.Arrived, sum.Reordered+one.Reordered
+		drops, derr := socketDrops(r.fd)
+		sum.Overflowed += drops
+		err = errors.Join(err, r.err, derr)
+		if !r.first.IsZero() && (first.IsZero() || r.first.Before(first)) {
+			first = r.first
+		}
+		if r.last.After(last) {
+			last = r.last
+		}
+	}
+	if d := last.Sub(first).Seconds(); d > 0 {
+		sum.ReceivedRate = float64(sum.Received) / d
+	}
+	return sum, err
+}
+
+func (s *udpSinks) close() {
+	for _, r := range s.receivers {
+		_ = unix.Close(r.fd) // for reading only
+	}
 }
 
 // skMeminfoDrops is SK_MEMINFO_DROPS of linux/sock_diag.h, an index into the array that SO_MEMINFO returns.

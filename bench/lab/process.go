@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -155,6 +156,32 @@ func (p *Process) Memory() (int64, error) {
 		return 0, fmt.Errorf("read memory of %s on %s: %w", p.Name, p.Node, err)
 	}
 	return kib << 10, nil
+}
+
+// userHz is the unit of the kernel's processor times: 100 a second on every architecture that Go runs on (USER_HZ).
+const userHz = 100
+
+// CPU is the processor time that the process has used, in steps of 10 ms.
+func (p *Process) CPU() (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
+	if err != nil {
+		return 0, fmt.Errorf("read processor time of %s on %s: %w", p.Name, p.Node, err)
+	}
+	// The second field, the name in parentheses, may hold blanks. utime and stime are fields 14 and 15 (proc(5)).
+	_, rest, _ := bytes.Cut(b, []byte(") "))
+	fields := bytes.Fields(rest)
+	var ticks int64
+	for _, i := range []int{14 - 3, 15 - 3} {
+		if i >= len(fields) {
+			return 0, fmt.Errorf("read processor time of %s on %s: %q", p.Name, p.Node, b)
+		}
+		n, err := strconv.ParseInt(string(fields[i]), 10, 64)
+		if err != nil {
+			return 0, fmt.Errorf("read processor time of %s on %s: %w", p.Name, p.Node, err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * (time.Second / userHz), nil
 }
 
 // logLimit bounds what is kept of one process's output, in bytes.

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -59,15 +58,8 @@ func demo(args []string) int {
 	if status, done := parseFlags(flags, args); done {
 		return status
 	}
-	if f.weftd == "" {
-		self, err := os.Executable()
-		if err != nil {
-			return fail(os.Stderr, err)
-		}
-		f.weftd = filepath.Join(filepath.Dir(self), "weftd")
-	}
-	if _, err := os.Stat(f.weftd); err != nil {
-		return fail(os.Stderr, fmt.Errorf("find the daemon: %w: build it (make build) or name it (--weftd)", err))
+	if err := findDaemon(&f.weftd); err != nil {
+		return fail(os.Stderr, err)
 	}
 	status, err := lab.Run(func() int { return demoInside(f, os.Stdout) })
 	if err != nil {

@@ -20,6 +20,8 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "three nodes on this machine, pods that reach each other", demo},
+		{"bench", "measure against rivals; bench report and bench compare show results", measure},
+		{"docker-opts", "dockerd's options for the subnet of this node", dockerOpts},
 		{"version", "print version, commit and Go version", printVersion},
 	}
 }
@@ -47,7 +49,7 @@ func main() {
 func usage(w io.Writer) {
 	fmt.Fprint(w, "weft shows and measures the overlay. Usage: weft <subcommand> [flags]\n\n")
 	for _, c := range commands() {
-		fmt.Fprintf(w, "  %-10s %s\n", c.name, c.summary)
+		fmt.Fprintf(w, "  %-12s %s\n", c.name, c.summary)
 	}
 	fmt.Fprint(w, "\nweft <subcommand> -h lists its flags.\n")
 }

@@ -1,0 +1,271 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/bench/lab"
+)
+
+// Figures are what one measurement brought, by the names of [FigureInfos].
+type Figures map[string]float64
+
+// Environment is the underlay of a measurement.
+type Environment struct {
+	Mode lab.Mode `json:"mode"`
+	MTU  int      `json:"mtu"`
+}
+
+// String is "wire 1500".
+func (e Environment) String() string { return fmt.Sprintf("%s %d", e.Mode, e.MTU) }
+
+// FigureInfo explains a figure.
+type FigureInfo struct {
+	Name, Title string
+	Unit        string
+	Scale       float64 // divide by this to get Unit
+	LowerBetter bool
+}
+
+// FigureInfos lists every figure; the first ones are headlines of cases, the rest is the small print.
+func FigureInfos() []FigureInfo {
+	return []FigureInfo{
+		{"throughput", "throughput", "Gbit/s", 1e9, false},
+		{"rate", "received at < 0.1 % loss", "kpps", 1e3, false},
+		{"p50", "p50", "us", 1e-6, true},
+		{"p99", "p99", "us", 1e-6, true},
+		{"p999", "p99.9", "us", 1e-6, true},
+		{"connections", "connections", "1/s", 1, false},
+
+		{"flood_rate", "received of a flood", "kpps", 1e3, false},
+		{"slowest", "slowest stream", "Gbit/s", 1e9, false},
+		{"bulk", "bulk beside it", "Gbit/s", 1e9, false},
+		{"retransmits", "retransmits", "", 1, true},
+		{"reordered", "reordered packets", "", 1, true},
+		{"lost", "requests without an answer", "", 1, true},
+		{"generator_bound", "the sender was the limit", "", 1, true},
+		{"daemon_cpu_per_gb", "daemons' CPU per GB", "s", 1, true},
+		{"machine_cpu_per_gb", "machine's CPU per GB", "s", 1, true},
+		{"daemon_cpu_per_mpkt", "daemons' CPU per million packets", "s", 1, true},
+		{"machine_cpu_per_mpkt", "machine's CPU per million packets", "s", 1, true},
+		{"memory", "daemons' memory, the larger one", "MB", 1e6, true},
+		{"daemon_drops", "dropped by daemons", "", 1, true},
+		{"socket_drops", "dropped at full UDP sockets", "", 1, true},
+		{"packets_per_send", "packets per send", "", 1, false},
+		{"packets_per_receive", "packets per receive", "", 1, false},
+		{"packets_per_tun_read", "packets per TUN read", "", 1, false},
+		{"packets_per_tun_write", "packets per TUN write", "", 1, false},
+	}
+}
+
+// figureInfo looks a figure up; a name that is not listed explains itself.
+func figureInfo(name string) FigureInfo {
+	infos := FigureInfos()
+	if i := slices.IndexFunc(infos, func(f FigureInfo) bool { return f.Name == name }); i >= 0 {
+		return infos[i]
+	}
+	return FigureInfo{Name: name, Title: name, Scale: 1}
+}
+
+// Case is one workload.
+type Case struct {
+	Name, Title string
+	// Headlines are the figures to compare rivals by, the most important one first.
+	Headlines []string
+	// Nodes that it needs: 2, or a whole fan of them.
+	Nodes int
+	run   func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error)
+}
+
+// Seconds is how long measurements last.
+type Seconds struct {
+	Measure float64 `json:"measure"` // of throughput, round trips, connections
+	Probe   float64 `json:"probe"`   // of one rate in the search for the highest
+}
+
+func (s Seconds) measure() time.Duration { return time.Duration(s.Measure * float64(time.Second)) }
+func (s Seconds) probe() time.Duration   { return time.Duration(s.Probe * float64(time.Second)) }
+
+const (
+	fanNodes = 101 // a sender and 100 receivers
+
+	smallUDP, largeUDP = 64, 1400 // bytes of payload
+	manyFlows          = 256
+	connectWorkers     = 4
+)
+
+// Cases lists the workloads.
+func Cases() []Case {
+	rtt := []string{"p50", "p99", "p999"}
+	return []Case{
+		{"tcp-1", "TCP, 1 stream", []string{"throughput"}, 2, tcpCase(1)},
+		{"tcp-4", "TCP, 4 streams", []string{"throughput"}, 2, tcpCase(4)},
+		{"tcp-16", "TCP, 16 streams", []string{"throughput"}, 2, tcpCase(16)},
+		{"udp-64-1", "UDP 64 B, 1 flow", []string{"rate"}, 2, udpCase(smallUDP, 1)},
+		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(smallUDP, manyFlows)},
+		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(largeUDP, 1)},
+		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(largeUDP, manyFlows)},
+		{"rtt-idle", "round trip, idle", rtt, 2, rttCase(false)},
+		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttCase(true)},
+		{"connect", "TCP connections", []string{"connections"}, 2, connectCase},
+		{"fan-out-64", "UDP 64 B to 100 nodes", []string{"rate"}, fanNodes, fanCase(smallUDP)},
+		{"fan-out-1400", "UDP 1,400 B to 100 nodes", []string{"rate"}, fanNodes, fanCase(largeUDP)},
+	}
+}
+
+// SelectCases returns the cases of the given names; "udp" or "udp-64" stand for all whose names go on from there.
+func SelectCases(names []string) ([]Case, error) {
+	var chosen []Case
+	for _, name := range names {
+		found := false
+		for _, c := range Cases() {
+			if c.Name != name && !strings.HasPrefix(c.Name, name+"-") {
+				continue
+			}
+			found = true
+			if !slices.ContainsFunc(chosen, func(x Case) bool { return x.Name == c.Name }) {
+				chosen = append(chosen, c)
+			}
+		}
+		if !found {
+			return nil, fmt.Errorf("no workload is called %q", name)
+		}
+	}
+	return chosen, nil
+}
+
+// ends are the first pods of the first two nodes.
+func (o *overlay) ends() (from, to End) {
+	return PodEnd(o.lab.Nodes[0].Pods[0]), PodEnd(o.lab.Nodes[1].Pods[0])
+}
+
+// spent wraps a measurement with two looks at the counters. measure returns its figures and what the receiver got.
+func (o *overlay) spent(measure func() (f Figures, bytes, packets float64, err error)) (Figures, error) {
+	before, err := o.look()
+	if err != nil {
+		return nil, err
+	}
+	f, bytes, packets, err := measure()
+	if err != nil {
+		return nil, err
+	}
+	after, err := o.look()
+	if err != nil {
+		return nil, err
+	}
+	for name, v := range o.figures(before, after, bytes, packets) {
+		f[name] = v
+	}
+	for _, p := range o.daemons {
+		m, err := p.Memory()
+		if err != nil {
+			return nil, err
+		}
+		f["memory"] = max(f["memory"], float64(m))
+	}
+	return f, nil
+}
+
+func tcpCase(streams int) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
+		return o.spent(func() (Figures, float64, float64, error) {
+			from, to := o.ends()
+			r, err := TCP(ctx, from, to, streams, s.measure())
+			f := Figures{"throughput": r.BitsPerSecond, "slowest": r.Slowest, "retransmits": float64(r.Retransmits)}
+			return f, float64(r.Bytes), 0, err
+		})
+	}
+}
+
+func udpCase(size, flows int) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
+		from, to := o.ends()
+		load := UDPLoad{Size: size, Flows: flows}
+		return o.carried(load, s, before, func(load UDPLoad) (UDPResult, error) { return UDP(ctx, from, to, load) })
+	}
+}
+
+func fanCase(size int) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
+		from := PodEnd(o.lab.Nodes[0].Pods[0])
+		var to []End
+		for _, n := range o.lab.Nodes[1:] {
+			to = append(to, PodEnd(n.Pods[0]))
+		}
+		return o.carried(UDPLoad{Size: size, Flows: len(to)}, s, before, func(load UDPLoad) (UDPResult, error) {
+			return Fan(ctx, from, to, load)
+		})
+	}
+}
+
+// carried searches for the highest rate, near that of the round before, and then looks what that rate costs.
+func (o *overlay) carried(load UDPLoad, s Seconds, before Figures, send func(UDPLoad) (UDPResult, error)) (Figures, error) {
+	load.Duration = s.probe()
+	best, err := search(before["rate"], func(rate float64) (UDPResult, error) {
+		load.Rate = rate
+		return send(load)
+	})
+	if err != nil {
+		return nil, err
+	}
+	f := Figures{"rate": best.ReceivedRate, "reordered": float64(best.Reordered), "generator_bound": 0}
+	if best.GeneratorBound {
+		f["generator_bound"] = 1
+	}
+	if best.FloodRate > 0 {
+		f["flood_rate"] = best.FloodRate
+	}
+	if best.Received == 0 {
+		return f, nil // nothing was carried well, which is a result too
+	}
+	cost, err := o.spent(func() (Figures, float64, float64, error) {
+		load.Rate = best.SentRate
+		r, err := send(load)
+		return Figures{}, 0, float64(r.Arrived), err
+	})
+	if err != nil {
+		return nil, err
+	}
+	for name, v := range cost {
+		f[name] = v
+	}
+	return f, nil
+}
+
+func rttCase(bulk bool) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
+		return o.spent(func() (Figures, float64, float64, error) {
+			from, to := o.ends()
+			var load Throughput
+			var loadErr error
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if bulk {
+					load, loadErr = TCP(ctx, from, to, 1, s.measure())
+				}
+			}()
+			l, err := RTT(ctx, from, to, s.measure())
+			<-done
+			if err == nil {
+				err = loadErr
+			}
+			f := Figures{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
+			if bulk {
+				f["bulk"] = load.BitsPerSecond
+			}
+			return f, 0, 0, err
+		})
+	}
+}
+
+func connectCase(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
+	return o.spent(func() (Figures, float64, float64, error) {
+		from, to := o.ends()
+		rate, err := Connections(ctx, from, to, connectWorkers, s.measure())
+		return Figures{"connections": rate}, 0, 0, err
+	})
+}

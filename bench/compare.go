@@ -1,0 +1,117 @@
+package bench
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"math"
+	"strings"
+	"text/tabwriter"
+)
+
+// noticeable is the smallest relative change that is worth a line, however clear it is.
+const noticeable = 0.03
+
+// Change is how one figure of one rival differs between two results.
+type Change struct {
+	Environment
+	Case, Rival, Figure string
+	Old, New            Spread
+	// Relative says that Old and New are ratios to the reference rival within their runs, which cancel out how fast the
+	// machine was. It is so wherever both results have that rival.
+	Relative bool
+}
+
+// Factor is new over old.
+func (c Change) Factor() float64 { return c.New.Median / c.Old.Median }
+
+// Real says whether the change is beyond the noise: no round of one result is within the range of the other's rounds.
+// With five rounds each this happens by chance about once in 126 comparisons, with three once in 10.
+func (c Change) Real() bool {
+	apart := c.New.Min > c.Old.Max || c.New.Max < c.Old.Min
+	return apart && math.Abs(c.Factor()-1) >= noticeable
+}
+
+// Better says whether the change is for the better.
+func (c Change) Better() bool { return (c.Factor() > 1) != figureInfo(c.Figure).LowerBetter }
+
+// Changes compares every headline that both results have.
+func Changes(old, now *Result) []Change {
+	var list []Change
+	for _, e := range now.environments() {
+		to := now.referenceIn(e)
+		for _, c := range now.cases(e) {
+			for _, rival := range now.rivalsIn(e) {
+				a, b := old.find(e, c.Name, rival), now.find(e, c.Name, rival)
+				if a == nil || b == nil {
+					continue
+				}
+				refA, refB := old.find(e, c.Name, to), now.find(e, c.Name, to)
+				for _, figure := range c.Headlines {
+					change := Change{Environment: e, Case: c.Name, Rival: rival, Figure: figure, Old: a.spread(figure), New: b.spread(figure)}
+					if refA != nil && refB != nil && rival != to {
+						change.Old, change.New, change.Relative = a.ratio(refA, figure), b.ratio(refB, figure), true
+					}
+					if change.Old.N > 0 && change.New.N > 0 && change.Old.Median > 0 {
+						list = append(list, change)
+					}
+				}
+			}
+		}
+	}
+	return list
+}
+
+// Compare writes what changed beyond the noise, and how much did not.
+func Compare(w io.Writer, old, now *Result) error {
+	b := bufio.NewWriter(w)
+	for _, d := range factDifferences(old.Facts, now.Facts) {
+		fmt.Fprintln(b, "not the same:", d)
+	}
+	changes := Changes(old, now)
+	if len(changes) == 0 {
+		fmt.Fprintln(b, "the two results have no measurement in common")
+		return b.Flush()
+	}
+	noise := 0
+	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	for _, c := range changes {
+		if !c.Real() {
+			noise++
+			continue
+		}
+		word := "worse"
+		if c.Better() {
+			word = "better"
+		}
+		info := figureInfo(c.Figure)
+		scale, unit := info.Scale, info.Unit
+		if c.Relative {
+			scale, unit = 1, "x "+reference
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s %s\t%s -> %s %s\t(%s to %s -> %s to %s)\t%+.0f %%\n", word, c.Environment, c.Rival, c.Case, info.Title,
+			number(c.Old.Median/scale), number(c.New.Median/scale), unit, number(c.Old.Min/scale), number(c.Old.Max/scale),
+			number(c.New.Min/scale), number(c.New.Max/scale), 100*(c.Factor()-1))
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(b, "%d of %d figures are the same within the noise of their rounds\n", noise, len(changes))
+	return b.Flush()
+}
+
+// factDifferences lists what makes absolute figures hard to compare.
+func factDifferences(a, b Facts) []string {
+	var list []string
+	for _, f := range []struct{ name, old, now string }{
+		{"kernel", a.Kernel, b.Kernel}, {"CPU", a.CPU, b.CPU}, {"architecture", a.Arch, b.Arch},
+		{"number of CPUs", fmt.Sprint(a.CPUs), fmt.Sprint(b.CPUs)}, {"Go", a.Go, b.Go},
+		{"load at the start", a.Load, b.Load}, {"commit", a.Commit, b.Commit},
+		{"arguments", strings.Join(a.Args, " "), strings.Join(b.Args, " ")},
+	} {
+		if f.old != f.now {
+			list = append(list, fmt.Sprintf("%s: %s, then %s", f.name, f.old, f.now))
+		}
+	}
+	return list
+}

@@ -1,0 +1,97 @@
+package bench
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// reference is the rival that ratios are taken to.
+const reference = "vxlan"
+
+// referenceIn is the name of the rival to compare with in an environment: the kernel's VXLAN, else the first one.
+func (r *Result) referenceIn(e Environment) string {
+	first := ""
+	for _, s := range r.Series {
+		if s.Environment != e {
+			continue
+		}
+		if s.Rival == reference {
+			return reference
+		}
+		if first == "" {
+			first = s.Rival
+		}
+	}
+	return first
+}
+
+// rivalsIn lists who was measured in an environment, in the order of the run.
+func (r *Result) rivalsIn(e Environment) []string {
+	var names []string
+	for _, rival := range r.Rivals {
+		if slices.ContainsFunc(r.Series, func(s Series) bool { return s.Environment == e && s.Rival == rival.Name }) {
+			names = append(names, rival.Name)
+		}
+	}
+	return names
+}
+
+// Markdown writes a table for each environment: medians with the range of the rounds, and the ratio to the reference
+// within the run.
+func (r *Result) Markdown(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	f := r.Facts
+	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest); in bold the ratio to %s in the same round, median.\n",
+		f.Time.Format("2006-01-02"), f.Kernel, f.CPUs, f.CPU, f.Arch, f.Version, f.Commit, r.Rounds, reference)
+	for _, e := range r.environments() {
+		r.markdownTable(b, e)
+	}
+	if len(r.Skipped) > 0 {
+		fmt.Fprint(b, "\nLeft out:\n\n")
+		for _, s := range r.Skipped {
+			fmt.Fprintf(b, "- %s %s %s: %s\n", s.Environment, s.Rival, s.Case, strings.ReplaceAll(s.Why, "\n", "; "))
+		}
+	}
+	return b.Flush()
+}
+
+func (r *Result) markdownTable(b io.Writer, e Environment) {
+	rivals, to := r.rivalsIn(e), r.referenceIn(e)
+	fmt.Fprintf(b, "\n| underlay %s, MTU %d | %s |\n|---|%s\n", e.Mode, e.MTU, strings.Join(rivals, " | "), strings.Repeat("---|", len(rivals)))
+	for _, c := range r.cases(e) {
+		for _, name := range c.Headlines {
+			info := figureInfo(name)
+			fmt.Fprintf(b, "| %s%s |", c.Title, headlineSuffix(c, info))
+			for _, rival := range rivals {
+				s := r.find(e, c.Name, rival)
+				fmt.Fprintf(b, " %s |", cell(s.spread(name), s.ratio(r.find(e, c.Name, to), name), info, rival == to))
+			}
+			fmt.Fprintln(b)
+		}
+	}
+}
+
+// headlineSuffix tells a case's figures apart and names the unit.
+func headlineSuffix(c Case, info FigureInfo) string {
+	if len(c.Headlines) == 1 {
+		return ", " + info.Unit
+	}
+	return " " + info.Title + ", " + info.Unit
+}
+
+func cell(s, ratio Spread, info FigureInfo, isReference bool) string {
+	if s.N == 0 {
+		return "-"
+	}
+	text := number(s.Median / info.Scale)
+	if s.N > 1 {
+		text += fmt.Sprintf(" (%s-%s)", number(s.Min/info.Scale), number(s.Max/info.Scale))
+	}
+	if ratio.N > 0 && !isReference {
+		text += fmt.Sprintf(" **%s**", number(ratio.Median))
+	}
+	return text
+}

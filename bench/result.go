@@ -1,0 +1,173 @@
+package bench
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+)
+
+// schema is the version of the result file's form.
+const schema = 1
+
+// Result is everything that one run measured. It is what the JSON file holds.
+type Result struct {
+	Schema  int      `json:"schema"`
+	Facts   Facts    `json:"facts"`
+	Rounds  int      `json:"rounds"`
+	Seconds Seconds  `json:"seconds"`
+	Rivals  []Rival  `json:"rivals"`
+	Skipped []Skip   `json:"skipped,omitempty"`
+	Series  []Series `json:"series"`
+	// Abilities says what our daemons used of the kernel in each environment, by rival.
+	Abilities []Abilities `json:"abilities,omitempty"`
+}
+
+// Skip says what was not measured.
+type Skip struct {
+	Environment string `json:"environment,omitempty"`
+	Case        string `json:"case,omitempty"`
+	Rival       string `json:"rival"`
+	Why         string `json:"why"`
+}
+
+// Series is one rival on one case in one environment.
+type Series struct {
+	Environment
+	Case    string    `json:"case"`
+	Rival   string    `json:"rival"`
+	Samples []Figures `json:"samples"` // one for each round
+}
+
+// Abilities of the kernel that a daemon used and did not use.
+type Abilities struct {
+	Environment
+	Rival  string   `json:"rival"`
+	Used   []string `json:"used"`
+	Unused []string `json:"unused"`
+}
+
+// Write writes the result as JSON.
+func (r *Result) Write(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", " ")
+	if err := e.Encode(r); err != nil {
+		return fmt.Errorf("write result: %w", err)
+	}
+	return nil
+}
+
+// ReadResult reads what Write has written.
+func ReadResult(r io.Reader) (*Result, error) {
+	var result Result
+	if err := json.NewDecoder(r).Decode(&result); err != nil {
+		return nil, fmt.Errorf("read result: %w", err)
+	}
+	if result.Schema != schema {
+		return nil, fmt.Errorf("read result: schema %d, want %d", result.Schema, schema)
+	}
+	if len(result.Series) == 0 {
+		return nil, errors.New("read result: nothing was measured")
+	}
+	return &result, nil
+}
+
+// find returns the series of a rival, nil if it was not measured.
+func (r *Result) find(e Environment, name, rival string) *Series {
+	for i := range r.Series {
+		if s := &r.Series[i]; s.Environment == e && s.Case == name && s.Rival == rival {
+			return s
+		}
+	}
+	return nil
+}
+
+// environments lists what was measured, in the order of the run.
+func (r *Result) environments() []Environment {
+	var list []Environment
+	for _, s := range r.Series {
+		if !slices.Contains(list, s.Environment) {
+			list = append(list, s.Environment)
+		}
+	}
+	return list
+}
+
+// cases lists the measured cases of an environment in the order of [Cases].
+func (r *Result) cases(e Environment) []Case {
+	var list []Case
+	for _, c := range Cases() {
+		if slices.ContainsFunc(r.Series, func(s Series) bool { return s.Environment == e && s.Case == c.Name }) {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// Spread is the middle of some values and how far they lie apart.
+type Spread struct {
+	Median, Min, Max float64
+	N                int
+}
+
+// spreadOf summarizes the values of one figure.
+func spreadOf(values []float64) Spread {
+	if len(values) == 0 {
+		return Spread{}
+	}
+	s := slices.Sorted(slices.Values(values))
+	m := s[len(s)/2]
+	if len(s)%2 == 0 {
+		m = (s[len(s)/2-1] + m) / 2
+	}
+	return Spread{Median: m, Min: s[0], Max: s[len(s)-1], N: len(s)}
+}
+
+// values are a figure's in all rounds that have it.
+func (s *Series) values(figure string) []float64 {
+	var v []float64
+	if s == nil {
+		return v
+	}
+	for _, sample := range s.Samples {
+		if x, ok := sample[figure]; ok {
+			v = append(v, x)
+		}
+	}
+	return v
+}
+
+// spread summarizes a figure.
+func (s *Series) spread(figure string) Spread { return spreadOf(s.values(figure)) }
+
+// ratio compares a figure with another series, round by round: what slows the machine down for a minute hits both.
+func (s *Series) ratio(to *Series, figure string) Spread {
+	if s == nil || to == nil {
+		return Spread{}
+	}
+	var v []float64
+	for i := range min(len(s.Samples), len(to.Samples)) {
+		a, hasA := s.Samples[i][figure]
+		b, hasB := to.Samples[i][figure]
+		if hasA && hasB && b != 0 {
+			v = append(v, a/b)
+		}
+	}
+	return spreadOf(v)
+}
+
+// number writes v with three significant digits.
+func number(v float64) string {
+	switch {
+	case v >= 100:
+		return strconv.FormatFloat(v, 'f', 0, 64)
+	case v >= 10:
+		return strconv.FormatFloat(v, 'f', 1, 64)
+	case v >= 0.1 || v == 0:
+		return strconv.FormatFloat(v, 'f', 2, 64)
+	default:
+		return strconv.FormatFloat(v, 'g', 2, 64)
+	}
+}

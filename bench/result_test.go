@@ -1,0 +1,272 @@
+package bench
+
+import (
+	"bytes"
+	"encoding/xml"
+	"io"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+)
+
+// wire is the environment of the made-up results.
+var wire = Environment{lab.ModeWire, 1500}
+
+// made is a result with one figure for each round: throughput in Gbit/s for TCP, p50 in us for round trips.
+func made(tcp, rtt map[string][]float64) *Result {
+	r := &Result{Schema: schema, Rounds: 3, Facts: Facts{Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Kernel: "6.1", CPUs: 2,
+		CPU: "a <CPU>", Arch: "amd64", Version: "v1", Commit: "abc", Underlay: map[string][]string{"wire": {"rx-gro"}}}}
+	for _, name := range []string{"none", "vxlan", "weftd"} {
+		r.Rivals = append(r.Rivals, Rival{Name: name, What: "what " + name + " is"})
+		for _, c := range []struct {
+			name, figure string
+			scale        float64
+			values       []float64
+		}{{"tcp-1", "throughput", 1e9, tcp[name]}, {"rtt-idle", "p50", 1e-6, rtt[name]}} {
+			if c.values == nil {
+				continue
+			}
+			s := Series{Environment: wire, Case: c.name, Rival: name}
+			for _, v := range c.values {
+				s.Samples = append(s.Samples, Figures{c.figure: v * c.scale, "retransmits": 7})
+			}
+			r.Series = append(r.Series, s)
+		}
+	}
+	return r
+}
+
+func TestSpread(t *testing.T) {
+	for _, c := range []struct {
+		values []float64
+		want   Spread
+	}{
+		{nil, Spread{}},
+		{[]float64{3}, Spread{3, 3, 3, 1}},
+		{[]float64{5, 1, 3}, Spread{3, 1, 5, 3}},
+		{[]float64{4, 1, 2, 9}, Spread{3, 1, 9, 4}},
+	} {
+		if got := spreadOf(c.values); got != c.want {
+			t.Errorf("%v: %+v, want %+v", c.values, got, c.want)
+		}
+	}
+}
+
+// A ratio is taken round by round: here the machine was half as fast in the second round, for both.
+func TestRatioIsWithinTheRound(t *testing.T) {
+	r := made(map[string][]float64{"vxlan": {4, 2, 4}, "weftd": {8, 4, 6}}, nil)
+	got := r.find(wire, "tcp-1", "weftd").ratio(r.find(wire, "tcp-1", "vxlan"), "throughput")
+	if want := (Spread{2, 1.5, 2, 3}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}
+
+func TestNumber(t *testing.T) {
+	for v, want := range map[float64]string{0: "0.00", 0.0123: "0.012", 0.5: "0.50", 3.14159: "3.14", 31.4159: "31.4", 314.159: "314"} {
+		if got := number(v); got != want {
+			t.Errorf("%v is written %s, want %s", v, got, want)
+		}
+	}
+}
+
+func TestMarkdown(t *testing.T) {
+	r := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}},
+		map[string][]float64{"vxlan": {40, 40, 40}, "weftd": {20, 20, 30}})
+	r.Skipped = []Skip{{"wire 1500", "", "ipip", "no\ndriver"}}
+	var b strings.Builder
+	if err := r.Markdown(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| underlay wire, MTU 1500 | none | vxlan | weftd |\n|---|---|---|---|\n",
+		"| TCP, 1 stream, Gbit/s | 10.0 (10.0-11.0) **2.00** | 5.00 (5.00-5.00) | 6.00 (5.50-6.50) **1.20** |\n",
+		"| round trip, idle p50, us | - | 40.0 (40.0-40.0) | 20.0 (20.0-30.0) **0.50** |\n",
+		"- wire 1500 ipip : no; driver\n",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("want %q in:\n%s", want, b.String())
+		}
+	}
+}
+
+func TestHTML(t *testing.T) {
+	r := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}}, nil)
+	r.Abilities = []Abilities{{wire, "weftd", []string{"udp-gso"}, []string{"tun-uso"}}}
+	var b bytes.Buffer
+	if err := r.HTML(&b); err != nil {
+		t.Fatal(err)
+	}
+	text := b.String()
+	for _, want := range []string{"a &lt;CPU&gt;", "width:54.55%", "left:50.00%;width:9.09%", "× 1.20", "prefers-color-scheme: dark",
+		`class="bar ours"`, `class="bar reference"`, "retransmits", "udp-gso", "not: tun-uso", "what weftd is", "rx-gro"} {
+		if !strings.Contains(text, want) {
+			t.Errorf("the page lacks %q", want)
+		}
+	}
+	// Nothing is fetched from elsewhere, nothing was refused by the template's checks.
+	for _, bad := range []string{"http:", "https:", "src=", "@import", "ZgotmplZ", "<script"} {
+		if strings.Contains(text, bad) {
+			t.Errorf("the page holds %q", bad)
+		}
+	}
+	// Every element that is opened is closed.
+	d := xml.NewDecoder(strings.NewReader(text))
+	d.Entity = xml.HTMLEntity
+	for {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestResultSurvivesItsFile(t *testing.T) {
+	r := made(map[string][]float64{"vxlan": {5, 6, 7}}, nil)
+	var b bytes.Buffer
+	if err := r.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	again, err := ReadResult(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := again.find(wire, "tcp-1", "vxlan").spread("throughput"); got != (Spread{6e9, 5e9, 7e9, 3}) || again.Facts.CPU != r.Facts.CPU {
+		t.Errorf("read back %+v, %+v", got, again.Facts)
+	}
+	for _, bad := range []string{"", "{}", `{"schema":1}`, `{"schema":99,"series":[{}]}`} {
+		if _, err := ReadResult(strings.NewReader(bad)); err == nil {
+			t.Errorf("%q is taken for a result", bad)
+		}
+	}
+}
+
+func TestChanges(t *testing.T) {
+	old := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5.1}, "weftd": {6, 5.9, 6.1}},
+		map[string][]float64{"vxlan": {40, 41, 42}, "weftd": {50, 51, 52}})
+	for _, c := range []struct {
+		name               string
+		now                *Result
+		rival, figure      string
+		real, better, rela bool
+	}{
+		{"the same", old, "weftd", "throughput", false, false, true},
+		{"a machine twice as fast", made(map[string][]float64{"vxlan": {10, 10, 10.2}, "weftd": {12, 11.8, 12.2}}, nil), "weftd", "throughput", false, false, true},
+		{"better in all rounds", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {7, 7.2, 7.1}}, nil), "weftd", "throughput", true, true, true},
+		{"worse in all rounds", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {4, 4.2, 4.1}}, nil), "weftd", "throughput", true, false, true},
+		{"ranges overlap", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {7, 5.9, 7}}, nil), "weftd", "throughput", false, false, true},
+		{"less time is better", made(nil, map[string][]float64{"vxlan": {40, 41, 42}, "weftd": {30, 31, 32}}), "weftd", "p50", true, true, true},
+		{"the reference itself", made(map[string][]float64{"vxlan": {9, 9, 9}}, nil), "vxlan", "throughput", true, true, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			for _, change := range Changes(old, c.now) {
+				if change.Rival != c.rival || change.Figure != c.figure {
+					continue
+				}
+				if change.Real() != c.real || change.Real() && change.Better() != c.better || change.Relative != c.rela {
+					t.Errorf("%+v: real %v, better %v", change, change.Real(), change.Better())
+				}
+				return
+			}
+			t.Error("not compared")
+		})
+	}
+}
+
+func TestCompare(t *testing.T) {
+	old := made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {6, 6, 6}}, nil)
+	now := made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {3, 3, 3}}, nil)
+	now.Facts.Kernel = "6.12"
+	var b strings.Builder
+	if err := Compare(&b, old, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"not the same: kernel: 6.1, then 6.12\n", "worse  wire 1500  weftd  tcp-1 throughput  1.20 -> 0.60 x vxlan", "-50 %",
+		"1 of 2 figures are the same"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("want %q in:\n%s", want, b.String())
+		}
+	}
+}
+
+func TestSelectCases(t *testing.T) {
+	for _, c := range []struct{ given, want string }{
+		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256"}, {"rtt,rtt-idle", "rtt-idle rtt-bulk"}, {"tcp", "tcp-1 tcp-4 tcp-16"},
+	} {
+		chosen, err := SelectCases(strings.Split(c.given, ","))
+		var names []string
+		for _, x := range chosen {
+			names = append(names, x.Name)
+		}
+		if got := strings.Join(names, " "); err != nil || got != c.want {
+			t.Errorf("%s: %s, %v, want %s", c.given, got, err, c.want)
+		}
+	}
+	if _, err := SelectCases([]string{"quic"}); err == nil {
+		t.Error("a workload that does not exist is found")
+	}
+	for _, c := range Cases() {
+		for _, name := range c.Headlines {
+			if figureInfo(name).Unit == "" {
+				t.Errorf("%s: figure %s is not explained", c.Name, name)
+			}
+		}
+	}
+}
+
+func TestKernelCounters(t *testing.T) {
+	d, err := parseDatagrams([]byte("Ip: a b\nIp: 1 2\nUdp: InDatagrams NoPorts InErrors OutDatagrams RcvbufErrors\nUdp: 11 2 3 14 5\nUdpLite: InDatagrams\nUdpLite: 9\n"))
+	if err != nil || d != (datagrams{11, 14, 5}) {
+		t.Errorf("%+v, %v", d, err)
+	}
+	if _, err := parseDatagrams([]byte("Tcp: a\nTcp: 1\n")); err == nil {
+		t.Error("finds UDP counters where there are none")
+	}
+	cpu, err := parseMachineCPU([]byte("cpu  100 1 10 5000 50 2 3 4 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"))
+	if want := 1200 * time.Millisecond; err != nil || cpu != want {
+		t.Errorf("%v, %v, want %v", cpu, err, want)
+	}
+	if _, err := parseMachineCPU([]byte("cpu 1 2")); err == nil {
+		t.Error("reads a line that is too short")
+	}
+}
+
+// What a measurement cost is per byte and packet that arrived, and only of the time in between.
+func TestFigures(t *testing.T) {
+	o := &overlay{daemons: make([]*lab.Process, 2)}
+	at := func(cpu time.Duration, packets, calls float64) usage {
+		u := usage{daemons: cpu, machine: 2 * cpu, nodes: make([]nodeUsage, 2)}
+		u.nodes[0] = nodeUsage{carried: packets, datagrams: datagrams{out: calls}, tunnel: lab.Counters{TxPackets: uint64(calls)}}
+		u.nodes[1] = nodeUsage{carriedIn: packets, datagrams: datagrams{in: calls, refused: 1}, tunnel: lab.Counters{RxPackets: uint64(calls)}, dropped: packets / 100}
+		return u
+	}
+	f := o.figures(at(time.Second, 1000, 100), at(3*time.Second, 5000, 300), 4e9, 2e6)
+	wanted := Figures{"daemon_cpu_per_gb": 0.5, "machine_cpu_per_gb": 1, "daemon_cpu_per_mpkt": 1, "packets_per_send": 20,
+		"packets_per_receive": 20, "packets_per_tun_read": 20, "packets_per_tun_write": 20, "daemon_drops": 40, "socket_drops": 0}
+	for name, want := range wanted {
+		if got, ok := f[name]; !ok || math.Abs(got-want) > 1e-9 {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	if _, ok := (&overlay{}).figures(at(0, 0, 0), at(0, 0, 0), 1e9, 0)["daemon_cpu_per_gb"]; ok {
+		t.Error("a rival without daemons has daemons' processor time")
+	}
+}
+
+func TestSummarize(t *testing.T) {
+	var samples []time.Duration
+	for i := 1000; i > 0; i-- {
+		samples = append(samples, time.Duration(i))
+	}
+	want := Latency{Samples: 1000, Lost: 2, P50: 501, P99: 991, P999: 1000, Max: 1000}
+	if got := summarize(samples, 2); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	none := Latency{Lost: 3}
+	if got := summarize(nil, 3); got != none {
+		t.Errorf("%+v", got)
+	}
+}
