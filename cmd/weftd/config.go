@@ -25,6 +25,8 @@ type config struct {
 	plainMasq    bool // --ip-masq-fully-random-disable
 	resync       int  // seconds, --iptables-resync
 	forwardRules bool // --iptables-forward-rules
+	keepSource   choice
+	noTrack      bool // --notrack
 	blackhole    bool // --ip-blackhole-route
 	healthzIP    string
 	healthzPort  int // 0: no health server
@@ -41,6 +43,21 @@ type config struct {
 	workers      int                 // 0: one for each CPU
 	profile      bool                // --pprof
 	showVersion  bool
+}
+
+// choice is what a flag says that need not be decided.
+type choice int
+
+const (
+	undecided choice = iota
+	chosen
+	declined
+)
+
+// keepsSource says whether pods' source addresses are protected from others'
+// rules: as --keep-source says, else along with --ip-masq.
+func (c *config) keepsSource() bool {
+	return c.keepSource == chosen || c.keepSource == undecided && c.ipMasq
 }
 
 // etcdConfig is how to reach etcd.

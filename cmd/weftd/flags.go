@@ -217,6 +217,12 @@ func ownOptions(c *config) []option {
 			value: parsed(&c.engine, dataplane.ParseMode, dataplane.ModeAuto.String())},
 		{name: "engine-without", takes: "a comma-separated list of " + featureNames(), own: true,
 			usage: "abilities of the kernel not to use", value: parsed(&c.without, parseFeatures, "")},
+		{name: "keep-source", takes: "true, false or auto", own: true,
+			usage: "keep pods' source addresses between nodes where others' rules, such as dockerd's, would rewrite them; " +
+				"auto is as --ip-masq", value: autoOrYesNo(&c.keepSource)},
+		{name: "notrack", takes: yesOrNo, own: true,
+			usage: "keep the packets of the udp and vxlan backends out of connection tracking, where the host can",
+			value: yesNo(&c.noTrack, true)},
 		{name: "workers", takes: "a whole number from 0 to 256", own: true,
 			usage: "packet workers; 0 is one for each CPU", value: number(&c.workers, 0, 0, maxWorkers)},
 		{name: "log-format", takes: "text or json", own: true, usage: "format of the log on stderr",

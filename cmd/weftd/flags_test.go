@@ -34,6 +34,7 @@ func defaults() config {
 		renewMargin:  60,
 		resync:       5,
 		forwardRules: true,
+		noTrack:      true,
 		healthzIP:    "0.0.0.0",
 		logFormat:    "text",
 		sourceCheck:  dataplane.CheckKnown,
@@ -88,6 +89,10 @@ var flagTests = []struct {
 	{"engine-without", string(dataplane.FeatureGRO) + ", " + string(dataplane.FeatureTSO), func(c *config) {
 		c.without = []dataplane.Feature{dataplane.FeatureGRO, dataplane.FeatureTSO}
 	}},
+	{"keep-source", "true", func(c *config) { c.keepSource = chosen }},
+	{"keep-source", "F", func(c *config) { c.keepSource = declined }},
+	{"keep-source", "auto", func(*config) {}},
+	{"notrack", "false", func(c *config) { c.noTrack = false }},
 	{"workers", "256", func(c *config) { c.workers = 256 }},
 	{"log-format", "json", func(c *config) { c.logFormat = "json" }},
 }
@@ -261,6 +266,7 @@ var refusals = []struct {
 	{args: []string{"--engine=fast"}, want: `--engine: "fast" is not allowed, it takes auto, offload or portable`},
 	{args: []string{"--engine-without=gro,"}, want: `--engine-without: "gro," is not allowed, it takes a comma-separated list of ` + featureNames()},
 	{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
+	{args: []string{"--keep-source=no"}, want: `--keep-source: "no" is not allowed, it takes true, false or auto`},
 	{args: []string{"--workers=257"}, want: `--workers: "257" is not allowed, it takes a whole number from 0 to 256`},
 	{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: only one of them may be given`},
 	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},

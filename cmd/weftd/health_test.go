@@ -150,6 +150,10 @@ func TestRulesCondition(t *testing.T) {
 		{false, true, netfilter.Status{}, condition{Reason: "not set yet"}},
 		{false, false, netfilter.Status{Err: other}, condition{OK: true}},
 	}
+	insists := &config{keepSource: chosen}
+	if got := rulesCondition(insists, netfilter.Status{Err: none}); got.OK {
+		t.Error("--keep-source=true is content without a packet filter")
+	}
 	for _, test := range tests {
 		test.want.Name = "rules"
 		got := rulesCondition(&config{ipMasq: test.masq, forwardRules: test.forward}, test.status)

@@ -14,11 +14,15 @@ func newLogger(c *config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// noteIdleFlags says which flags were accepted for flannel's sake only.
-func noteIdleFlags(c *config, log *slog.Logger) {
+// noteFlags says which flags were accepted for flannel's sake only, and what others
+// give up.
+func noteFlags(c *config, log *slog.Logger) {
 	for _, f := range []struct{ name, val string }{{"vmodule", c.vmodule}, {"log_backtrace_at", c.backtraceAt}} {
 		if f.val != "" {
 			log.Warn("flag has no effect", "flag", "--"+f.name)
 		}
+	}
+	for _, note := range ruleNotes(c) {
+		log.Info("packet filter", "note", note)
 	}
 }

@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return printed(err)
 	}
 	log := newLogger(cfg, stderr)
-	noteIdleFlags(cfg, log)
+	noteFlags(cfg, log)
 	if err := serve(ctx, cfg, log); err != nil {
 		log.Error("weftd stops", "err", err)
 		return 1

@@ -204,18 +204,18 @@ func (n *node) replan() {
 	n.nodes = nodeStatuses(peers, why)
 	n.reconciler.Set(plan)
 	// Setting rules that are set already would have them all looked up again.
-	if d := n.desiredRules(); !reflect.DeepEqual(d, n.wanted) {
+	if d := n.desiredRules(plan); !reflect.DeepEqual(d, n.wanted) {
 		n.rules.Set(d)
 		n.wanted = d
 	}
 }
 
-// desiredRules are the packet filter rules that the flags ask for.
-func (n *node) desiredRules() netfilter.Desired {
+// desiredRules are the packet filter rules that the flags ask for, to go with plan.
+func (n *node) desiredRules(plan ctrl.State) netfilter.Desired {
 	d := netfilter.Desired{
 		Masquerade: n.cfg.ipMasq,
 		PlainPorts: n.cfg.plainMasq,
-		KeepSource: n.cfg.ipMasq,
+		KeepSource: n.cfg.keepsSource(),
 		Forward:    n.cfg.forwardRules,
 		NFTables:   n.network.EnableNFTables,
 	}
@@ -227,7 +227,27 @@ func (n *node) desiredRules() netfilter.Desired {
 			d.Nets = append(d.Nets, f)
 		}
 	}
+	if n.cfg.noTrack {
+		d.NoTrack = tunnelEnds(n.host.Iface, n.backend.Spec(), plan)
+	}
 	return d
+}
+
+// tunnelEnds are our own addresses and UDP ports that other nodes send pods' packets to.
+func tunnelEnds(i ctrl.Iface, spec ctrl.Spec, plan ctrl.State) []netip.AddrPort {
+	var ends []netip.AddrPort
+	if spec.Userspace {
+		ends = append(ends, bindAddress(i, spec))
+	}
+	for _, p := range plan.FOU {
+		ends = append(ends, netip.AddrPortFrom(i.Addr, uint16(p.Port)))
+	}
+	for _, l := range plan.Links {
+		if l.Kind == ctrl.KindVXLAN {
+			ends = append(ends, netip.AddrPortFrom(l.VXLAN.Local, uint16(l.VXLAN.Port)))
+		}
+	}
+	return ends
 }
 
 // peers are the leases of other nodes. One that overlaps ours, as when ours has

@@ -68,22 +68,72 @@ func TestBindAddress(t *testing.T) {
 
 func TestDesiredRules(t *testing.T) {
 	n := &node{
-		weftd:   &weftd{cfg: &config{ipMasq: true, plainMasq: true}},
+		weftd:   &weftd{cfg: &config{ipMasq: true, plainMasq: true, keepSource: declined}},
 		network: lease.Network{Network: prefix("10.5.0.0/16"), IPv6Network: prefix("fd00::/48"), EnableNFTables: true},
 		self:    testLease("me", "10.5.1.0/24", "192.0.2.1"),
 	}
 	want := netfilter.Desired{
 		Nets:       []netfilter.Net{{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.1.0/24")}},
-		Masquerade: true, PlainPorts: true, KeepSource: true, NFTables: true,
+		Masquerade: true, PlainPorts: true, NFTables: true,
 	}
-	if got := n.desiredRules(); !reflect.DeepEqual(got, want) {
+	if got := n.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	n.cfg, n.network.EnableNFTables = &config{forwardRules: true}, false
 	n.self.Subnet6 = prefix("fd00:0:0:1::/64")
 	want = netfilter.Desired{Nets: append(want.Nets, netfilter.Net{Network: prefix("fd00::/48"), Subnet: n.self.Subnet6}), Forward: true}
-	if got := n.desiredRules(); !reflect.DeepEqual(got, want) {
+	if got := n.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	n.cfg, n.network.Backend.Type = &config{noTrack: true}, "udp"
+	n.host.Iface = ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("192.0.2.1")}
+	if err := n.prepare(n.host.Iface); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.desiredRules(ctrl.State{}).NoTrack; !slices.Equal(got, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
+		t.Errorf("left untracked: %v", got)
+	}
+}
+
+func TestSourcesAreKeptAlongWithMasquerade(t *testing.T) {
+	for _, masq := range []bool{false, true} {
+		for keep, want := range map[choice]bool{undecided: masq, chosen: true, declined: false} {
+			if got := (&config{ipMasq: masq, keepSource: keep}).keepsSource(); got != want {
+				t.Errorf("--ip-masq=%t, --keep-source=%v: %t", masq, keep, got)
+			}
+		}
+	}
+}
+
+func TestTunnelEnds(t *testing.T) {
+	i := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Addr6: addr("fd00::1"),
+		Public: addr("10.0.0.1"), Public6: addr("fd00::1")}
+	self := testLease("me", "10.5.1.0/24", "10.0.0.1")
+	self.Subnet6 = prefix("fd01:1::/64")
+	for _, test := range []struct {
+		backend, ipv6, want string
+	}{
+		{`{"Type": "udp", "Port": 1}`, ``, "10.0.0.1:1"},
+		{`{"Type": "udp", "Carrier": "kernel"}`, ``, "10.0.0.1:8285"},
+		{`{"Type": "vxlan"}`, ``, "10.0.0.1:8472"},
+		{`{"Type": "vxlan", "Port": 4789}`, `"EnableIPv6": true, "IPv6Network": "fd01::/16",`, "10.0.0.1:4789 [fd00::1]:4789"},
+		{`{"Type": "host-gw"}`, ``, ""},
+	} {
+		network, err := lease.ParseNetwork([]byte(`{"Network": "10.5.0.0/16", ` + test.ipv6 + ` "Backend": ` + test.backend + `}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := ctrl.NewBackend(network, ctrl.Self{Iface: i, FOU: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, end := range tunnelEnds(i, b.Spec(), b.Plan(self, nil)) {
+			got = append(got, end.String())
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%s: %q, want %q", test.backend, got, test.want)
+		}
 	}
 }
 

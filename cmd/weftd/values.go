@@ -76,6 +76,22 @@ func yesNo(into *bool, def bool) value {
 	return v
 }
 
+// autoOrYesNo is yes, no, or what the rest of the command line suggests.
+func autoOrYesNo(into *choice) value {
+	v := parsed(into, func(s string) (choice, error) {
+		if s == "auto" {
+			return undecided, nil
+		}
+		yes, err := strconv.ParseBool(s)
+		if yes {
+			return chosen, err
+		}
+		return declined, err
+	}, "auto")
+	v.flag = true
+	return v
+}
+
 // number takes what flannel's integer flags take, 0x10 and 1_000 included.
 func number(into *int, def, low, high int) value {
 	return parsed(into, func(s string) (int, error) {

@@ -121,9 +121,9 @@ func (v *view) kernelCondition() condition {
 }
 
 // rulesCondition is about the packet filter. A host without any does not need
-// forwarded packets to be accepted, so only --ip-masq insists on one.
+// forwarded packets to be accepted, so only --ip-masq and --keep-source insist on one.
 func rulesCondition(c *config, s netfilter.Status) condition {
-	needless := !c.ipMasq && (!c.forwardRules || errors.Is(s.Err, netfilter.ErrUnsupported))
+	needless := !c.ipMasq && c.keepSource != chosen && (!c.forwardRules || errors.Is(s.Err, netfilter.ErrUnsupported))
 	r := condition{Name: "rules", OK: s.InPlace || needless}
 	switch {
 	case r.OK:
@@ -133,6 +133,14 @@ func rulesCondition(c *config, s netfilter.Status) condition {
 		r.Reason = "not set yet"
 	}
 	return r
+}
+
+// ruleNotes are what a flag gives up, for as long as it does.
+func ruleNotes(c *config) []string {
+	if c.noTrack {
+		return nil
+	}
+	return []string{"--notrack is off: packets between nodes go through connection tracking"}
 }
 
 func (v *view) fileCondition() condition {
@@ -179,7 +187,8 @@ func (d *weftd) status() status {
 	k := v.reconciler.Status()
 	s.Kernel = kernelStatus{Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err), Repairs: k.Repairs}
 	r := v.rules.Status()
-	s.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err), Notes: r.Notes, Repairs: r.Repairs}
+	s.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
+		Notes: append(ruleNotes(d.cfg), r.Notes...), Repairs: r.Repairs}
 	if v.engine != nil {
 		s.Traffic = traffic(v.engine.Stats(), v.engine.Status())
 	}
