@@ -1,0 +1,202 @@
+package kubernetes_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
+
+	"weft/bench/lab/kubebox"
+)
+
+var update = flag.Bool("update", false, "write weft.yml anew")
+
+// header is what weft.yml begins with.
+const header = `# Weft for a Kubernetes cluster, with the udp backend. The cluster has to give its nodes pod CIDRs
+# (kube-controller-manager --allocate-node-cidrs, kubeadm init --pod-network-cidr=10.244.0.0/16).
+#
+# This is overlays/udp as one file; go test ./deploy/kubernetes -run TestWeftYML -update writes it.
+`
+
+// kustomize renders a folder beside this file.
+func kustomize(t testing.TB, dir string) []byte {
+	t.Helper()
+	binary := os.Getenv(kubebox.Variable)
+	if binary == "" {
+		t.Skipf("NOT TESTED: the rendering of %s: %v", dir, kubebox.ErrNoBinary)
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(binary, "kustomize", dir)
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("render %s: %v\n%s", dir, err, &stderr)
+	}
+	return out
+}
+
+// overlays are the backends that there is an overlay for.
+func overlays() []string { return []string{"udp", "vxlan", "host-gw"} }
+
+func TestWeftYMLIsTheUDPOverlay(t *testing.T) {
+	want := append([]byte(header), kustomize(t, "overlays/udp")...)
+	if *update {
+		if err := os.WriteFile("weft.yml", want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile("weft.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("weft.yml is not what overlays/udp makes; -update writes it")
+	}
+}
+
+// object is one manifest of a file.
+type object struct {
+	text       []byte // JSON
+	APIVersion string
+	Kind       string
+	Metadata   struct{ Name, Namespace string }
+}
+
+// split takes the objects of a file apart.
+func split(t testing.TB, manifests []byte) []object {
+	t.Helper()
+	var objects []object
+	for _, text := range strings.Split(string(manifests), "\n---\n") {
+		b, err := yaml.YAMLToJSONStrict([]byte(text))
+		if err != nil {
+			t.Fatalf("%v in\n%s", err, text)
+		}
+		o := object{text: b}
+		if err := json.Unmarshal(b, &o); err != nil {
+			t.Fatal(err)
+		}
+		objects = append(objects, o)
+	}
+	return objects
+}
+
+// path is where the API server has the object.
+func (o object) path(t testing.TB) string {
+	t.Helper()
+	resources := map[string]string{
+		"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "DaemonSet": "daemonsets",
+		"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Pod": "pods",
+	}
+	resource, ok := resources[o.Kind]
+	if !ok {
+		t.Fatalf("no path is known for a %s", o.Kind)
+	}
+	base := "/apis/" + o.APIVersion
+	if !strings.Contains(o.APIVersion, "/") {
+		base = "/api/" + o.APIVersion
+	}
+	if o.Metadata.Namespace != "" {
+		base += "/namespaces/" + o.Metadata.Namespace
+	}
+	return base + "/" + resource + "/" + o.Metadata.Name
+}
+
+// apply makes the API server have the manifests, or only check them.
+func apply(t testing.TB, c *kubebox.Cluster, manifests []byte, dry bool) {
+	t.Helper()
+	for _, o := range split(t, manifests) {
+		// What lies in a namespace cannot be checked before that is there.
+		if err := c.Apply(t.Context(), o.path(t), o.text, dry && o.Kind != "Namespace"); err != nil {
+			t.Errorf("%s %s: %v", o.Kind, o.Metadata.Name, err)
+		}
+	}
+}
+
+// daemonSet finds the daemon set among manifests. Fields that Kubernetes does not know are errors.
+func daemonSet(t testing.TB, manifests []byte) appsv1.DaemonSet {
+	t.Helper()
+	for _, o := range split(t, manifests) {
+		if o.Kind != "DaemonSet" {
+			continue
+		}
+		var d appsv1.DaemonSet
+		if err := yaml.UnmarshalStrict(o.text, &d); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	t.Fatal("no DaemonSet")
+	return appsv1.DaemonSet{}
+}
+
+// configMap returns the files of the config map among manifests.
+func configMap(t testing.TB, manifests []byte) map[string]string {
+	t.Helper()
+	for _, o := range split(t, manifests) {
+		var m corev1.ConfigMap
+		if o.Kind == "ConfigMap" {
+			if err := yaml.UnmarshalStrict(o.text, &m); err != nil {
+				t.Fatal(err)
+			}
+			return m.Data
+		}
+	}
+	t.Fatal("no ConfigMap")
+	return nil
+}
+
+// TestDaemonSetAsPromised holds what the README promises of the pods, in every overlay.
+func TestDaemonSetAsPromised(t *testing.T) {
+	for _, overlay := range overlays() {
+		t.Run(overlay, func(t *testing.T) {
+			d := daemonSet(t, kustomize(t, filepath.Join("overlays", overlay)))
+			spec := d.Spec.Template.Spec
+			if u := d.Spec.UpdateStrategy; u.Type != appsv1.RollingUpdateDaemonSetStrategyType || u.RollingUpdate.MaxUnavailable.IntValue() != 1 {
+				t.Errorf("update strategy %+v", u)
+			}
+			if !spec.HostNetwork || spec.PriorityClassName != "system-node-critical" {
+				t.Errorf("host network %v, priority class %q", spec.HostNetwork, spec.PriorityClassName)
+			}
+			if spec.SecurityContext.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault {
+				t.Errorf("seccomp %+v", spec.SecurityContext)
+			}
+			for _, c := range append(spec.InitContainers, spec.Containers...) {
+				s := c.SecurityContext
+				if s.Privileged != nil && *s.Privileged || *s.AllowPrivilegeEscalation || !*s.ReadOnlyRootFilesystem {
+					t.Errorf("%s: %+v", c.Name, s)
+				}
+				want := ""
+				if c.Name == "weft" {
+					want = "[NET_ADMIN NET_RAW]"
+				} else if len(s.Capabilities.Add) == 0 {
+					want = "[]"
+				}
+				if fmt.Sprint(s.Capabilities.Drop) != "[ALL]" || fmt.Sprint(s.Capabilities.Add) != want {
+					t.Errorf("%s: capabilities %+v", c.Name, s.Capabilities)
+				}
+			}
+			if tun := hostPath(spec, "/dev/net/tun"); (tun != nil) != (overlay == "udp") {
+				t.Errorf("/dev/net/tun is mounted: %v", tun != nil)
+			}
+		})
+	}
+}
+
+// hostPath finds the volume of a path of the host.
+func hostPath(spec corev1.PodSpec, path string) *corev1.Volume {
+	for i, v := range spec.Volumes {
+		if v.HostPath != nil && v.HostPath.Path == path {
+			return &spec.Volumes[i]
+		}
+	}
+	return nil
+}
