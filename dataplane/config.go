@@ -16,6 +16,9 @@ type Config struct {
 	MTU         int            // of the TUN, in bytes: the underlay's MTU less encap.OverheadUDP4
 	Workers     int            // goroutines, each with its own queue and socket; 0 is one a CPU
 	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
+	SourcePort  uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
+	ECN         bool           // carry congestion marks between inner and outer header (RFC 6040); all nodes must
+	DSCP        bool           // copy the inner DSCP to the outer header
 	SourceCheck SourceCheck    // what is asked of inbound packets
 	Mode        Mode           // which engine
 	Without     []Feature      // features that are not to be used even if the kernel has them
@@ -40,6 +43,8 @@ func (c Config) complete() (Config, error) {
 		return c, errors.New("no address to bind")
 	case c.Workers < 0:
 		return c, fmt.Errorf("%d workers", c.Workers)
+	case int(c.SourcePort)+c.Workers > 65536:
+		return c, fmt.Errorf("no %d source ports from %d on", c.Workers, c.SourcePort)
 	}
 	for _, f := range c.Without {
 		if !slices.Contains(Features(), f) {

@@ -17,6 +17,7 @@ const (
 	DropSpoofedInnerSource // inbound: the inner source is leased to another node, or to us
 	DropUnleasedSource     // inbound, strict only: the inner source is in no lease
 	DropNotForUs           // inbound: the inner destination is not in our subnet
+	DropCongestion         // inbound: marked as met by congestion, and the sender would not understand the mark
 	DropBadFrame           // outbound: a super-frame that its header does not describe
 	DropNeighbourMessage   // outbound: IPv6 neighbour or router discovery, of which a TUN has none
 	DropMulticast          // outbound: to a group; the overlay joins single hosts
@@ -38,6 +39,7 @@ var dropNames = [numDrops]string{
 	DropSpoofedInnerSource: "spoofed_inner_source",
 	DropUnleasedSource:     "unleased_inner_source",
 	DropNotForUs:           "not_for_us",
+	DropCongestion:         "congestion",
 	DropBadFrame:           "bad_frame",
 	DropNeighbourMessage:   "neighbour_message",
 	DropMulticast:          "multicast",

@@ -56,6 +56,7 @@ type innerPort interface {
 type outerPort interface {
 	outerSocket
 	FD() int
+	SendFD() int
 	Overflows() (uint64, error)
 	io.Closer
 }
@@ -75,6 +76,11 @@ func Open(c Config) (*Engine, error) {
 	e.mu.Unlock()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
+	}
+	for _, s := range e.Status() {
+		if !s.Used {
+			e.log.Info("the dataplane does without a feature", "feature", s.Feature, "reason", s.Why)
+		}
 	}
 	return e, nil
 }

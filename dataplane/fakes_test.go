@@ -153,6 +153,7 @@ func (s *fakeSocket) Receive() ([]udp.Message, error) {
 }
 
 func (s *fakeSocket) FD() int                    { return -1 }
+func (s *fakeSocket) SendFD() int                { return -1 }
 func (s *fakeSocket) Overflows() (uint64, error) { return 0, nil }
 func (s *fakeSocket) Close() error               { return nil }
 
@@ -173,9 +174,12 @@ type bench struct {
 	clock  time.Time
 }
 
-func newBench(t testing.TB) *bench {
+func newBench(t testing.TB) *bench { return newBenchWith(t, Config{}) }
+
+func newBenchWith(t testing.TB, c Config) *bench {
 	t.Helper()
-	e, err := newEngine(Config{Device: "test0", Bind: netip.MustParseAddrPort("192.0.2.1:8285"), Workers: 1})
+	c.Device, c.Bind, c.Workers = "test0", netip.MustParseAddrPort("192.0.2.1:8285"), 1
+	e, err := newEngine(c)
 	if err != nil {
 		t.Fatal(err)
 	}

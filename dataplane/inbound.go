@@ -54,12 +54,17 @@ func (w *worker) take(m *udp.Message) {
 	var admitted Traffic
 	for from := 0; ; {
 		n := min(m.Segment, len(m.Data)-from)
-		if d := w.admit(m.Data[from:from+n], m.From.Addr(), check); d != dropNone {
-			w.drop(d)
-		} else {
+		pkt := m.Data[from : from+n]
+		d := w.admit(pkt, m.From.Addr(), check)
+		if d == dropNone && m.TOS&encap.MaskECN != 0 {
+			d = passMark(pkt, m.TOS)
+		}
+		if d == dropNone {
 			admitted.Packets++
 			admitted.Bytes += uint64(n)
 			w.merger.Add(from, n)
+		} else {
+			w.drop(d)
 		}
 		if from += n; from >= len(m.Data) {
 			break
@@ -69,6 +74,19 @@ func (w *worker) take(m *udp.Message) {
 		p.received.Add(admitted.Packets)
 		p.receivedBytes.Add(admitted.Bytes)
 	}
+}
+
+// passMark carries the congestion mark of the outer header over to the inner packet.
+func passMark(pkt []byte, outer uint8) Drop {
+	inner := encap.TOS(pkt)
+	tos, ok := encap.DecapTOS(inner, outer)
+	if !ok {
+		return DropCongestion
+	}
+	if tos != inner {
+		encap.SetTOS(pkt, tos)
+	}
+	return dropNone
 }
 
 // sender returns the node with the outer address, or nil.

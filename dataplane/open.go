@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"slices"
 
@@ -22,11 +21,12 @@ const (
 	FeatureGSO        = Feature(udp.FeatureGSO)
 	FeatureGRO        = Feature(udp.FeatureGRO)
 	FeatureSteering   = Feature(udp.FeatureSteering)
+	FeatureBuffers    = Feature(udp.FeatureBuffers)
 )
 
 // Features returns every feature.
 func Features() []Feature {
-	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO, FeatureSteering}
+	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO, FeatureSteering, FeatureBuffers}
 }
 
 // FeatureStatus says whether a feature is in use.
@@ -106,7 +106,9 @@ func (e *Engine) openSockets() error {
 	group, err := e.openUDP(udp.Config{
 		Bind:       e.bind,
 		Sockets:    len(e.workers),
+		SourcePort: e.config.SourcePort,
 		Buffer:     e.config.Buffer,
+		ReadTOS:    e.config.ECN,
 		Takeover:   e.bound == e.bind,
 		NoGSO:      e.without(FeatureGSO),
 		NoGRO:      e.without(FeatureGRO),
@@ -142,31 +144,27 @@ func (e *Engine) openSockets() error {
 
 // openUDP opens the kind of sockets that the mode asks for.
 func (e *Engine) openUDP(c udp.Config) ([]outerPort, error) {
-	var all []outerPort
 	if e.config.Mode == ModePortable {
-		group, err := udp.OpenPortable(c)
-		for _, s := range group {
-			all = append(all, s)
-		}
-		for _, f := range []Feature{FeatureGSO, FeatureGRO, FeatureSteering} {
-			e.features[f] = errPortable
-		}
-		return all, err
+		return takeGroup(e, func() (*udp.Group[*udp.Portable], error) { return udp.OpenPortable(c) })
 	}
-	group, err := udp.OpenOffload(c)
+	return takeGroup(e, func() (*udp.Group[*udp.Offload], error) { return udp.OpenOffload(c) })
+}
+
+// takeGroup opens a group of sockets of either kind and notes its features.
+func takeGroup[S outerPort](e *Engine, open func() (*udp.Group[S], error)) ([]outerPort, error) {
+	group, err := open()
 	if err != nil {
 		return nil, err
 	}
 	for f, lack := range group.Features() {
 		e.features[Feature(f)] = lack
 	}
+	var all []outerPort
 	for _, s := range group.Sockets {
 		all = append(all, s)
 	}
 	return all, nil
 }
-
-var errPortable = fmt.Errorf("the %s engine is in use", ModePortable)
 
 func closeAll[C io.Closer](all []C) error {
 	var errs []error

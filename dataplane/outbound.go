@@ -70,7 +70,7 @@ func (w *worker) forward(frame tun.Frame) {
 		return
 	}
 	p := w.view.peers[i]
-	lane := udp.Lane{To: p.to, Share: uint8(encap.FlowSocket(pkt, w.shares))}
+	lane := udp.Lane{To: p.to, TOS: in.TOS & w.tosMask, Share: uint8(encap.FlowSocket(pkt, w.shares))}
 	if limit := w.limit(p); segments.MaxLen() > limit {
 		w.sendLong(p, lane, &segments, limit)
 		return

@@ -9,6 +9,7 @@ import (
 
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
+	"weft/encap"
 	"weft/encap/offload"
 )
 
@@ -50,7 +51,8 @@ type outer struct {
 // completion. Only the fields marked so are touched by others.
 type worker struct {
 	id       int
-	shares   int // into how many shares flows are split: the workers, here and most likely at the other end
+	tosMask  uint8 // what of the inner TOS goes into the outer header
+	shares   int   // into how many shares flows are split: the workers, here and most likely at the other end
 	engine   *Engine
 	counters counters // others read
 
@@ -67,13 +69,13 @@ type worker struct {
 	pathMTU func(*peer) (int, error) // asks the kernel
 	limiter limiter
 
-	polls       [3]unix.PollFd
+	polls       [4]unix.PollFd
 	ready       struct{ inner, outer bool } // which end may have something
-	blocked     bool            // the socket has no room: nothing more is read from the TUN until it has
-	refused     udp.Undelivered // undelivered, bound once: a method value allocates
-	sent        Traffic         // reserved since the last complete flush, less what was refused
-	scratch     []byte          // for ICMP errors and fragments
-	segment     []byte          // for one that is too long for its path
+	blocked     bool                        // the socket has no room: nothing more is read from the TUN until it has
+	refused     udp.Undelivered             // undelivered, bound once: a method value allocates
+	sent        Traffic                     // reserved since the last complete flush, less what was refused
+	scratch     []byte                      // for ICMP errors and fragments
+	segment     []byte                      // for one that is too long for its path
 	checkedFrom checkedSender
 }
 
@@ -96,6 +98,12 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment: make([]byte, scratchSize),
 	}
 	w.refused = w.undelivered
+	if e.config.ECN {
+		w.tosMask |= encap.MaskECN
+	}
+	if e.config.DSCP {
+		w.tosMask |= encap.MaskDSCP
+	}
 	return w, nil
 }
 
@@ -159,7 +167,7 @@ func (w *worker) loseOuter() {
 // wait blocks until there is something to do, and notes what.
 func (w *worker) wait() error {
 	const none = -1 // poll passes over negative descriptors
-	w.polls = [3]unix.PollFd{{Fd: int32(w.wake.fd), Events: unix.POLLIN}, {Fd: none}, {Fd: none}}
+	w.polls = [4]unix.PollFd{{Fd: int32(w.wake.fd), Events: unix.POLLIN}, {Fd: none}, {Fd: none}, {Fd: none}}
 	if w.inner != nil {
 		// While the socket is blocked only the loss of the device is of interest, which poll always reports.
 		w.polls[1] = unix.PollFd{Fd: int32(w.inner.FD()), Events: unix.POLLIN}
@@ -170,7 +178,7 @@ func (w *worker) wait() error {
 	if w.outer != nil {
 		w.polls[2] = unix.PollFd{Fd: int32(w.outer.FD()), Events: unix.POLLIN}
 		if w.blocked {
-			w.polls[2].Events |= unix.POLLOUT
+			w.polls[3] = unix.PollFd{Fd: int32(w.outer.SendFD()), Events: unix.POLLOUT}
 		}
 	}
 	if _, err := unix.Poll(w.polls[:], -1); err != nil && err != unix.EINTR {
@@ -184,8 +192,8 @@ func (w *worker) wait() error {
 	if w.polls[1].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
 		w.loseInner()
 	}
-	w.ready.inner = w.polls[1].Revents != 0 || w.polls[2].Revents&unix.POLLOUT != 0
-	w.ready.outer = w.polls[2].Revents&^unix.POLLOUT != 0
+	w.ready.inner = w.polls[1].Revents|w.polls[3].Revents != 0
+	w.ready.outer = w.polls[2].Revents != 0
 	return nil
 }
 

@@ -13,6 +13,7 @@ import (
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
+	"weft/encap"
 	"weft/encap/checksum"
 	"weft/encap/offload"
 )
@@ -208,6 +209,45 @@ func TestNodesChangeBetweenMessages(t *testing.T) {
 	}
 }
 
+func TestTOSGoesOut(t *testing.T) {
+	const dscp, ect0 = 46 << 2, 2
+	for _, c := range []struct {
+		ecn, dscp bool
+		want      uint8
+	}{{false, false, 0}, {true, false, ect0}, {false, true, dscp}, {true, true, dscp | ect0}} {
+		b := newBenchWith(t, Config{ECN: c.ecn, DSCP: c.dscp})
+		four, six := packetBetween("10.5.1.2", "10.5.2.2"), packetBetween("fd00:5:1::2", "fd00:5:2::2")
+		encap.SetTOS(four, dscp|ect0)
+		encap.SetTOS(six, dscp|ect0)
+		b.leave(four, six)
+		for _, d := range b.socket.sent {
+			if d.lane.TOS != c.want {
+				t.Errorf("ECN %v, DSCP %v: %#x", c.ecn, c.dscp, d.lane.TOS)
+			}
+		}
+		if len(b.socket.sent) != 2 {
+			t.Errorf("drops %v", b.drops())
+		}
+	}
+}
+
+func TestCongestionMarkComesIn(t *testing.T) {
+	for _, addrs := range [][2]string{{"10.5.2.2", "10.5.1.2"}, {"fd00:5:2::2", "fd00:5:1::2"}} {
+		b := newBench(t)
+		pkt := packetBetween(addrs[0], addrs[1])
+		encap.SetTOS(pkt, 46<<2|2)
+		m := message("192.0.2.2", len(pkt), pkt)
+		m.TOS = 8<<2 | 3
+		b.socket.in = [][]udp.Message{{m}}
+		b.round()
+		want := slices.Clone(pkt)
+		encap.SetTOS(want, 46<<2|3)
+		if got := b.queue.packets(t); len(got) != 1 || !bytes.Equal(got[0], want) {
+			t.Errorf("got %x, want %x; drops %v", got, want, b.drops())
+		}
+	}
+}
+
 // TestEveryDrop reaches every reason, and no other one with it.
 func TestEveryDrop(t *testing.T) {
 	good := udp4("10.5.1.2", "10.5.2.2", 0, 10, 0)
@@ -231,6 +271,12 @@ func TestEveryDrop(t *testing.T) {
 		DropTruncated: func(b *bench) {
 			m := message("192.0.2.2", len(inbound), inbound)
 			m.Truncated = true
+			b.socket.in = [][]udp.Message{{m}}
+			b.round()
+		},
+		DropCongestion: func(b *bench) {
+			m := message("192.0.2.2", len(inbound), inbound)
+			m.TOS = 3
 			b.socket.in = [][]udp.Message{{m}}
 			b.round()
 		},

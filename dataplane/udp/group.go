@@ -3,8 +3,8 @@ package udp
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
-	"sync"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,67 +13,147 @@ import (
 // ErrInUse says that another process, or another part of this one, receives on the wanted address and port.
 var ErrInUse = errors.New("address and port are in use")
 
-// claim fails if anybody else has a socket on bind. The sockets of a group are bound with SO_REUSEPORT, which
-// would let a second daemon of the same user join the group in silence and take part of the packets.
-func claim(bind netip.AddrPort) error {
-	fd, err := unix.Socket(family(bind.Addr()), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("create socket: %w", err)
+// Group is a group of sockets that share one address and port.
+type Group[S io.Closer] struct {
+	Sockets []S
+	lacks   map[Feature]error
+}
+
+// Features returns all features; each with the reason for which the group is without it, nil if it has it.
+func (g *Group[S]) Features() map[Feature]error {
+	all := make(map[Feature]error)
+	for _, f := range []Feature{FeatureGSO, FeatureGRO, FeatureSteering, FeatureBuffers} {
+		all[f] = g.lacks[f]
 	}
-	defer unix.Close(fd)
-	err = unix.Bind(fd, sockaddr(bind))
-	if errors.Is(err, unix.EADDRINUSE) {
-		return fmt.Errorf("bind udp %s: %w", bind, ErrInUse)
+	return all
+}
+
+// Close closes all sockets of the group.
+func (g *Group[S]) Close() error {
+	var errs []error
+	for _, s := range g.Sockets {
+		errs = append(errs, s.Close())
 	}
-	if err != nil {
-		return fmt.Errorf("bind udp %s: %w", bind, err)
+	return errors.Join(errs...)
+}
+
+// claim fails if anybody else has a socket on one of the addresses that the group is going to bind. Its sockets
+// are bound with SO_REUSEPORT, which would let a second daemon of the same user join the group in silence and
+// take part of the packets.
+func (c Config) claim() error {
+	if c.Takeover {
+		return nil
+	}
+	addrs := []netip.AddrPort{c.Bind}
+	if c.SourcePort != 0 {
+		for i := range c.Sockets {
+			addrs = append(addrs, c.source(i))
+		}
+	}
+	for _, a := range addrs {
+		if err := tryBind(a); err != nil {
+			return fmt.Errorf("bind udp %s: %w", a, err)
+		}
 	}
 	return nil
 }
 
-// open opens one socket of the group, non-blocking and bound.
-func open(c Config) (fd int, err error) {
-	fd, err = unix.Socket(family(c.Bind.Addr()), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+// source is where the i-th socket sends from.
+func (c Config) source(i int) netip.AddrPort {
+	if c.SourcePort == 0 {
+		return c.Bind
+	}
+	return netip.AddrPortFrom(c.Bind.Addr(), c.SourcePort+uint16(i))
+}
+
+func tryBind(a netip.AddrPort) error {
+	fd, err := unix.Socket(family(a.Addr()), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("create socket: %w", err)
+	}
+	defer unix.Close(fd)
+	if err = unix.Bind(fd, sockaddr(a)); errors.Is(err, unix.EADDRINUSE) {
+		return ErrInUse
+	}
+	return err
+}
+
+// open opens one socket of the group on the address, non-blocking.
+func (c Config) open(at netip.AddrPort) (fd int, err error) {
+	fd, err = unix.Socket(family(at.Addr()), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return 0, fmt.Errorf("create socket: %w", err)
 	}
-	err = prepare(fd, c)
+	err = c.prepare(fd)
 	if err == nil {
-		err = unix.Bind(fd, sockaddr(c.Bind))
+		err = unix.Bind(fd, sockaddr(at))
 	}
 	if err != nil {
-		return 0, errors.Join(fmt.Errorf("open udp %s: %w", c.Bind, err), unix.Close(fd))
+		return 0, errors.Join(fmt.Errorf("open udp %s: %w", at, err), unix.Close(fd))
 	}
 	return fd, nil
 }
 
+// openPair opens the socket that receives and the one that sends, which are the same unless there are source ports.
+func (c Config) openPair(i int) (fd, sendFD int, err error) {
+	fd, err = c.open(c.Bind)
+	if err != nil || c.SourcePort == 0 {
+		return fd, fd, err
+	}
+	sendFD, err = c.open(c.source(i))
+	if err != nil {
+		return 0, 0, errors.Join(err, unix.Close(fd))
+	}
+	return fd, sendFD, nil
+}
+
 // prepare sets what every socket of the group needs before it is bound.
-func prepare(fd int, c Config) error {
+func (c Config) prepare(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return fmt.Errorf("set SO_REUSEPORT: %w", err)
 	}
 	// Outer packets are never fragmented: a piece lost would cost all of them, and reassembly memory is a
 	// target. The kernel answers EMSGSIZE instead and the inner sender is told.
-	level, option, value := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO
+	level, discover, always, readTOS := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, unix.IP_RECVTOS
 	if !c.Bind.Addr().Is4() {
-		level, option, value = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO
+		level, discover, always, readTOS = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_RECVTCLASS
 	}
-	if err := unix.SetsockoptInt(fd, level, option, value); err != nil {
+	if err := unix.SetsockoptInt(fd, level, discover, always); err != nil {
 		return fmt.Errorf("forbid outer fragments: %w", err)
 	}
-	if c.Buffer > 0 {
-		setBuffer(fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, c.Buffer)
-		setBuffer(fd, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, c.Buffer)
+	if c.ReadTOS {
+		if err := unix.SetsockoptInt(fd, level, readTOS, 1); err != nil {
+			return fmt.Errorf("ask for the TOS of what is received: %w", err)
+		}
 	}
 	return nil
 }
 
-// setBuffer asks for a buffer above the system's limit, which needs CAP_NET_ADMIN in the first user namespace,
-// and else for as much as the limit allows. Buffers reports what came of it.
-func setBuffer(fd, force, plain, size int) {
-	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, force, size) != nil {
-		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, plain, size) // cannot fail: the kernel cuts it to its limit
+// sizeBuffers sets the buffers of a socket, and says why one is smaller than wanted. The kernel's limit can be
+// passed only with CAP_NET_ADMIN in the first user namespace.
+func (c Config) sizeBuffers(fd int) error {
+	if c.Buffer == 0 {
+		return nil
 	}
+	var errs []error
+	for _, b := range []struct {
+		name         string
+		force, plain int
+	}{{"rmem", unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {"wmem", unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
+		forceErr := unix.SetsockoptInt(fd, unix.SOL_SOCKET, b.force, c.Buffer)
+		if forceErr == nil {
+			continue
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, b.plain, c.Buffer); err != nil {
+			errs = append(errs, fmt.Errorf("set socket buffer: %w", err))
+		}
+		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, b.plain)
+		if got /= 2; err != nil || got < c.Buffer { // the kernel doubles what is set, for its own use (socket(7))
+			errs = append(errs, fmt.Errorf("%d bytes instead of %d: net.core.%s_max is lower, and without CAP_NET_ADMIN "+
+				"in the first user namespace it binds (%w)", got, c.Buffer, b.name, forceErr))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func family(a netip.Addr) int {
@@ -102,49 +182,4 @@ func overflows(fd int) (uint64, error) {
 		return 0, fmt.Errorf("read socket overflow counter: %w", errno)
 	}
 	return uint64(info[drops]), nil
-}
-
-// Prober asks the kernel for the MTU of a path. Its methods may be called by many goroutines.
-type Prober struct {
-	mu     sync.Mutex
-	fd     int
-	family int
-}
-
-// NewProber opens a prober for paths from the address of bind.
-func NewProber(bind netip.Addr) (*Prober, error) {
-	fd, err := unix.Socket(family(bind), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("create path MTU socket: %w", err)
-	}
-	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(bind, 0))); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind path MTU socket to %s: %w", bind, err), unix.Close(fd))
-	}
-	return &Prober{fd: fd, family: family(bind)}, nil
-}
-
-// PathMTU returns the MTU in bytes, outer headers included, that the kernel knows for the path to the node: the
-// route's, or a smaller one that a router has told. No packet is sent.
-func (p *Prober) PathMTU(to netip.AddrPort) (int, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := unix.Connect(p.fd, sockaddr(to)); err != nil {
-		return 0, fmt.Errorf("find the route to %s: %w", to, err)
-	}
-	level, option := unix.IPPROTO_IP, unix.IP_MTU
-	if p.family == unix.AF_INET6 {
-		level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU
-	}
-	mtu, err := unix.GetsockoptInt(p.fd, level, option)
-	if err != nil {
-		return 0, fmt.Errorf("read the path MTU to %s: %w", to, err)
-	}
-	return mtu, nil
-}
-
-// Close closes the prober's socket.
-func (p *Prober) Close() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return unix.Close(p.fd)
 }

@@ -10,22 +10,6 @@ import (
 	"weft/encap"
 )
 
-// Feature is an ability of a socket that not every kernel has, by its name in status and metrics.
-type Feature string
-
-// All features of a socket.
-const (
-	FeatureGSO Feature = "udp-gso" // many datagrams in one message to the kernel
-	FeatureGRO Feature = "udp-gro" // and from it
-
-	// FeatureSteering gives each inner flow to one socket of the group, the same in both directions, instead
-	// of each pair of nodes.
-	FeatureSteering Feature = "flow-steering"
-)
-
-// errSwitchedOff is the reason for which a socket is without a feature that its Config refused.
-var errSwitchedOff = errors.New("switched off")
-
 // Offload is a socket that moves trains of datagrams with UDP_SEGMENT and UDP_GRO through raw sendmmsg and
 // recvmmsg, out of and into memory that is all allocated when it is opened: 4 MiB to send, of which bulk traffic
 // touches one, and 1 MiB to receive.
@@ -36,41 +20,23 @@ type Offload struct {
 	receiver
 }
 
-// Group is a group of sockets that share one port.
-type Group struct {
-	Sockets []*Offload
-	lacks   map[Feature]error
-}
-
-// Features returns all features; each with the reason for which the group is without it, nil if it has it.
-func (g *Group) Features() map[Feature]error {
-	all := make(map[Feature]error, len(g.lacks))
-	for _, f := range []Feature{FeatureGSO, FeatureGRO, FeatureSteering} {
-		all[f] = g.lacks[f]
+// OpenOffload opens a group of offload sockets. What the kernel cannot do, or does wrong, is left out: Features
+// says what and why.
+func OpenOffload(c Config) (*Group[*Offload], error) {
+	if err := c.claim(); err != nil {
+		return nil, err
 	}
-	return all
-}
-
-// OpenOffload opens a group of offload sockets. What the kernel cannot do is left out: see Features.
-func OpenOffload(c Config) (*Group, error) {
-	if !c.Takeover {
-		if err := claim(c.Bind); err != nil {
-			return nil, err
-		}
-	}
-	g := &Group{lacks: make(map[Feature]error)}
-	if c.NoGSO {
-		g.lacks[FeatureGSO] = errSwitchedOff
-	}
-	if c.NoGRO {
-		g.lacks[FeatureGRO] = errSwitchedOff
-	}
-	for range c.Sockets {
-		s, err := g.open(c)
+	can := probe(c)
+	g := &Group[*Offload]{lacks: can.lacks}
+	for i := range c.Sockets {
+		s, err := openOffload(c, i, can)
 		if err != nil {
 			return nil, errors.Join(err, g.Close())
 		}
 		g.Sockets = append(g.Sockets, s)
+		if err := c.sizeBuffers(s.fd); err != nil {
+			g.lacks[FeatureBuffers] = err
+		}
 	}
 	if c.NoSteering {
 		g.lacks[FeatureSteering] = errSwitchedOff
@@ -78,6 +44,22 @@ func OpenOffload(c Config) (*Group, error) {
 		g.lacks[FeatureSteering] = err
 	}
 	return g, nil
+}
+
+func openOffload(c Config, i int, can abilities) (*Offload, error) {
+	fd, sendFD, err := c.openPair(i)
+	if err != nil {
+		return nil, err
+	}
+	s := &Offload{fd: fd, trains: newTrains(maxTrains, can.segments)}
+	s.sender = newSender(sendFD, !c.Bind.Addr().Is4(), can.lacks[FeatureGSO] == nil)
+	s.receiver = newReceiver(fd)
+	if can.lacks[FeatureGRO] == nil {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
+			return nil, errors.Join(fmt.Errorf("set UDP_GRO: %w", err), s.Close())
+		}
+	}
+	return s, nil
 }
 
 // steer has the kernel choose the socket of the group by the inner flow. One of its sockets speaks for all.
@@ -98,39 +80,11 @@ func steer(fd, sockets int) error {
 	return nil
 }
 
-// Close closes all sockets of the group.
-func (g *Group) Close() error {
-	var errs []error
-	for _, s := range g.Sockets {
-		errs = append(errs, s.Close())
-	}
-	return errors.Join(errs...)
-}
-
-func (g *Group) open(c Config) (*Offload, error) {
-	fd, err := open(c)
-	if err != nil {
-		return nil, err
-	}
-	s := &Offload{fd: fd, trains: newTrains()}
-	if g.lacks[FeatureGSO] == nil {
-		// 0 changes nothing: it only asks whether the kernel knows the option (Linux 4.18).
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 0); err != nil {
-			g.lacks[FeatureGSO] = fmt.Errorf("set UDP_SEGMENT: %w", err)
-		}
-	}
-	if g.lacks[FeatureGRO] == nil {
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
-			g.lacks[FeatureGRO] = fmt.Errorf("set UDP_GRO: %w", err)
-		}
-	}
-	s.sender = newSender(fd, !c.Bind.Addr().Is4(), g.lacks[FeatureGSO] == nil)
-	s.receiver = newReceiver(fd)
-	return s, nil
-}
-
-// FD returns the descriptor to poll; it stays the socket's own.
+// FD returns the descriptor to poll for what is received; it stays the socket's own.
 func (s *Offload) FD() int { return s.fd }
+
+// SendFD returns the descriptor to poll for room to send.
+func (s *Offload) SendFD() int { return s.sender.fd }
 
 // Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
 // here. It returns nil when a Flush must come first.
@@ -152,7 +106,7 @@ func (s *Offload) Flush(failed Undelivered) bool {
 
 // Send sends one datagram at once, past what is reserved.
 func (s *Offload) Send(to *Destination, datagram []byte) error {
-	return sendOne(s.fd, to, datagram)
+	return sendOne(s.sender.fd, to, datagram)
 }
 
 func sendOne(fd int, to *Destination, datagram []byte) error {
@@ -168,7 +122,15 @@ func sendOne(fd int, to *Destination, datagram []byte) error {
 func (s *Offload) Overflows() (uint64, error) { return overflows(s.fd) }
 
 // Close closes the socket.
-func (s *Offload) Close() error { return unix.Close(s.fd) }
+func (s *Offload) Close() error { return closePair(s.fd, s.sender.fd) }
+
+func closePair(fd, sendFD int) error {
+	err := unix.Close(fd)
+	if sendFD != fd {
+		err = errors.Join(err, unix.Close(sendFD))
+	}
+	return err
+}
 
 // plainAge is how long trains to a destination go out one by one after GSO has failed on its path. The cause may
 // go away (a route moved to another device, a policy removed), and a further failure costs one replay.

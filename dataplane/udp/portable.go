@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"unsafe"
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
@@ -21,77 +22,105 @@ const (
 // Portable is a socket that moves one datagram a message through x/net's batches. It asks nothing of the
 // kernel but recvmmsg and sendmmsg (3.0), and is the twin that the offload socket is compared with.
 type Portable struct {
-	fd       int // of conn; for poll and socket options only
-	conn     *net.UDPConn
-	batch    *ipv4.PacketConn
+	receiver *batches
+	sender   *batches // the same unless there are source ports
 	in       []ipv4.Message
 	received []Message
 	out      []ipv4.Message
 	to       []*Destination // of each message in out
 	addrs    []net.UDPAddr  // what out's messages point to
-	queued   int            // messages of out in use
-	sent     int            // of those, how many the kernel has taken or refused
+	control  []control      // of each message in out
+	tos      tosOption
+	queued   int // messages of out in use
+	sent     int // of those, how many the kernel has taken or refused
 }
 
 // OpenPortable opens a group of portable sockets.
-func OpenPortable(c Config) ([]*Portable, error) {
-	if !c.Takeover {
-		if err := claim(c.Bind); err != nil {
-			return nil, err
-		}
+func OpenPortable(c Config) (*Group[*Portable], error) {
+	if err := c.claim(); err != nil {
+		return nil, err
 	}
-	var group []*Portable
-	for range c.Sockets {
-		s, err := openPortable(c)
+	g := &Group[*Portable]{lacks: map[Feature]error{
+		FeatureGSO: errPlain, FeatureGRO: errPlain, FeatureSteering: errPlain,
+	}}
+	for i := range c.Sockets {
+		s, err := openPortable(c, i)
 		if err != nil {
-			for _, s := range group {
-				err = errors.Join(err, s.Close())
-			}
-			return nil, err
+			return nil, errors.Join(err, g.Close())
 		}
-		group = append(group, s)
+		g.Sockets = append(g.Sockets, s)
+		if err := c.sizeBuffers(s.FD()); err != nil {
+			g.lacks[FeatureBuffers] = err
+		}
 	}
-	return group, nil
+	return g, nil
 }
 
-func openPortable(c Config) (*Portable, error) {
-	fd, err := open(c)
+// errPlain is the reason for which a group of OpenPortable is without what only offload sockets have.
+var errPlain = errors.New("the portable socket moves one datagram a message")
+
+func openPortable(c Config, i int) (*Portable, error) {
+	fd, sendFD, err := c.openPair(i)
 	if err != nil {
 		return nil, err
 	}
-	file := os.NewFile(uintptr(fd), "udp "+c.Bind.String())
-	defer file.Close() // FilePacketConn makes its own
-	conn, err := net.FilePacketConn(file)
-	if err != nil {
-		return nil, fmt.Errorf("open udp %s: %w", c.Bind, err)
+	s := &Portable{
+		in:       make([]ipv4.Message, portableBatch),
+		received: make([]Message, portableBatch),
+		out:      make([]ipv4.Message, portableBatch),
+		to:       make([]*Destination, portableBatch),
+		addrs:    make([]net.UDPAddr, portableBatch),
+		control:  make([]control, portableBatch),
+		tos:      newTOSOption(!c.Bind.Addr().Is4()),
 	}
-	s := &Portable{conn: conn.(*net.UDPConn), batch: ipv4.NewPacketConn(conn)}
-	if err := s.findFD(); err != nil {
-		return nil, errors.Join(fmt.Errorf("open udp %s: %w", c.Bind, err), conn.Close())
-	}
-	s.in = make([]ipv4.Message, portableBatch)
-	s.received = make([]Message, portableBatch)
-	s.out = make([]ipv4.Message, portableBatch)
-	s.to = make([]*Destination, portableBatch)
-	s.addrs = make([]net.UDPAddr, portableBatch)
 	for i := range portableBatch {
 		s.in[i].Buffers = [][]byte{make([]byte, maxDatagram)}
+		s.in[i].OOB = make([]byte, unsafe.Sizeof(control{}))
 		s.out[i].Buffers = [][]byte{make([]byte, maxDatagram)}
 		s.out[i].Addr = &s.addrs[i]
+	}
+	var sendErr error
+	s.receiver, err = newBatches(fd)
+	s.sender = s.receiver
+	if sendFD != fd {
+		s.sender, sendErr = newBatches(sendFD)
+	}
+	if err = errors.Join(err, sendErr); err != nil {
+		return nil, errors.Join(fmt.Errorf("open udp %s: %w", c.Bind, err), s.Close())
 	}
 	return s, nil
 }
 
-func (s *Portable) findFD() error {
-	raw, err := s.conn.SyscallConn()
-	if err != nil {
-		return err
-	}
-	return raw.Control(func(fd uintptr) { s.fd = int(fd) })
+// batches is a socket in the hands of x/net.
+type batches struct {
+	*ipv4.PacketConn
+	fd int // for poll and socket options only
 }
 
-// FD returns the descriptor to poll; it stays the socket's own.
-func (s *Portable) FD() int { return s.fd }
+// newBatches takes over the descriptor fd, also if it fails.
+func newBatches(fd int) (*batches, error) {
+	file := os.NewFile(uintptr(fd), "udp")
+	defer file.Close() // FilePacketConn makes a descriptor of its own
+	conn, err := net.FilePacketConn(file)
+	if err != nil {
+		return nil, err
+	}
+	b := &batches{PacketConn: ipv4.NewPacketConn(conn)}
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err == nil {
+		err = raw.Control(func(fd uintptr) { b.fd = int(fd) })
+	}
+	if err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return b, nil
+}
+
+// FD returns the descriptor to poll for what is received; it stays the socket's own.
+func (s *Portable) FD() int { return s.receiver.fd }
+
+// SendFD returns the descriptor to poll for room to send.
+func (s *Portable) SendFD() int { return s.sender.fd }
 
 // Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
 // here. It returns nil when a Flush must come first.
@@ -106,6 +135,10 @@ func (s *Portable) Reserve(lane Lane, n int) []byte {
 	if lane.To.Addr.Addr().Is4() {
 		s.addrs[i].IP = lane.To.ip[12:]
 	}
+	s.out[i].OOB = nil
+	if size := s.tos.put(&s.control[i], 0, lane.TOS); size > 0 {
+		s.out[i].OOB = s.control[i].bytes(size)
+	}
 	s.out[i].Buffers[0] = s.out[i].Buffers[0][:n]
 	return s.out[i].Buffers[0]
 }
@@ -115,7 +148,7 @@ func (s *Portable) Reserve(lane Lane, n int) []byte {
 // more.
 func (s *Portable) Flush(failed Undelivered) bool {
 	for s.sent < s.queued {
-		n, err := s.batch.WriteBatch(s.out[s.sent:s.queued], unix.MSG_DONTWAIT)
+		n, err := s.sender.WriteBatch(s.out[s.sent:s.queued], unix.MSG_DONTWAIT)
 		for range max(n, 0) {
 			s.to[s.sent].sent(1, len(s.out[s.sent].Buffers[0]))
 			s.sent++
@@ -134,11 +167,14 @@ func (s *Portable) Flush(failed Undelivered) bool {
 }
 
 // Send sends one datagram at once, past what is reserved.
-func (s *Portable) Send(to *Destination, datagram []byte) error { return sendOne(s.fd, to, datagram) }
+func (s *Portable) Send(to *Destination, datagram []byte) error {
+	return sendOne(s.SendFD(), to, datagram)
+}
 
-// Receive returns what has arrived, nothing if nothing has. The messages are the caller's until the next call.
+// Receive returns what has arrived, nothing if nothing has. The messages are the caller's until the next call; if
+// they fill their slice to its capacity, there may be more.
 func (s *Portable) Receive() ([]Message, error) {
-	n, err := s.batch.ReadBatch(s.in, unix.MSG_DONTWAIT)
+	n, err := s.receiver.ReadBatch(s.in, unix.MSG_DONTWAIT)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 		return nil, nil
 	}
@@ -151,17 +187,28 @@ func (s *Portable) Receive() ([]Message, error) {
 			from = a.AddrPort()
 		}
 		s.received[i] = Message{
-			From:    netip.AddrPortFrom(from.Addr().Unmap(), from.Port()),
-			Data:    m.Buffers[0][:m.N],
-			Segment: m.N,
+			From:      netip.AddrPortFrom(from.Addr().Unmap(), from.Port()),
+			Data:      m.Buffers[0][:m.N],
+			Segment:   m.N,
+			Truncated: m.Flags&unix.MSG_TRUNC != 0,
 		}
+		readControl(m.OOB[:m.NN], &s.received[i])
 	}
 	return s.received[:n], nil
 }
 
 // Overflows returns how many datagrams the kernel dropped because the receive buffer was full. It may be called
 // by any goroutine until Close.
-func (s *Portable) Overflows() (uint64, error) { return overflows(s.fd) }
+func (s *Portable) Overflows() (uint64, error) { return overflows(s.FD()) }
 
 // Close closes the socket.
-func (s *Portable) Close() error { return s.conn.Close() }
+func (s *Portable) Close() error {
+	var errs []error
+	if s.receiver != nil {
+		errs = append(errs, s.receiver.Close())
+	}
+	if s.sender != nil && s.sender != s.receiver {
+		errs = append(errs, s.sender.Close())
+	}
+	return errors.Join(errs...)
+}

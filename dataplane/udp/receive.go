@@ -57,7 +57,8 @@ func (r *receiver) prepare(i int) {
 }
 
 // Receive returns what has arrived, nothing if nothing has. The messages are the caller's until the next call, and
-// so is the memory behind each one's data up to its capacity.
+// so is the memory behind each one's data up to its capacity. If they fill their slice to its capacity, there may
+// be more.
 func (r *receiver) Receive() ([]Message, error) {
 	n, errno := recvmmsg(r.fd, r.messages)
 	switch errno {
@@ -85,30 +86,7 @@ func (r *receiver) read(i int) {
 		Segment:   length,
 		Truncated: hdr.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0,
 	}
-	readControl(unsafe.Slice((*byte)(unsafe.Pointer(&r.control[i])), int(hdr.Controllen)), m)
-}
-
-// readControl reads the size of the datagrams and the TOS from control messages b, which must be aligned.
-func readControl(b []byte, m *Message) {
-	for len(b) >= unix.SizeofCmsghdr {
-		header := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
-		size := uint64(header.Len)
-		if size < unix.SizeofCmsghdr || size > uint64(len(b)) {
-			return
-		}
-		data := b[unix.CmsgLen(0):max(int(size), unix.CmsgLen(0))]
-		switch {
-		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_GRO && len(data) >= 4:
-			if n := *(*int32)(unsafe.Pointer(&data[0])); n > 0 { // an int, not the uint16 of UDP_SEGMENT
-				m.Segment = int(n)
-			}
-		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_TOS && len(data) >= 1:
-			m.TOS = data[0]
-		case header.Level == unix.IPPROTO_IPV6 && header.Type == unix.IPV6_TCLASS && len(data) >= 4:
-			m.TOS = uint8(*(*int32)(unsafe.Pointer(&data[0])))
-		}
-		b = b[min(unix.CmsgSpace(len(data)), len(b)):]
-	}
+	readControl(r.control[i].bytes(int(hdr.Controllen)), m)
 }
 
 // recvmmsg takes what has arrived without blocking, and returns how many messages, or why not even one.

@@ -13,10 +13,9 @@ const maxMessages = 1024
 // sender turns trains into messages and gives them to the kernel. It remembers how far it got, so that a full
 // kernel buffer only interrupts it.
 type sender struct {
-	fd       int
-	gso      bool  // trains may be messages
-	tosLevel int32 // of the control message that sets the outer TOS
-	tosType  int32
+	fd  int
+	gso bool // trains may be messages
+	tos tosOption
 
 	send func(fd int, messages []unix.Mmsghdr) (int, unix.Errno) // sendmmsg, for tests to script
 	now  func() time.Time
@@ -34,15 +33,11 @@ type part struct {
 	train, from, to int
 }
 
-// control has room for a segment size and a TOS, aligned as the kernel's struct cmsghdr wants it.
-type control [8]uint64
-
 func newSender(fd int, v6, gso bool) sender {
-	s := sender{
+	return sender{
 		fd:       fd,
 		gso:      gso,
-		tosLevel: unix.IPPROTO_IP,
-		tosType:  unix.IP_TOS,
+		tos:      newTOSOption(v6),
 		send:     sendmmsg,
 		now:      time.Now,
 		messages: make([]unix.Mmsghdr, 0, maxMessages),
@@ -50,10 +45,6 @@ func newSender(fd int, v6, gso bool) sender {
 		iovecs:   make([]unix.Iovec, maxMessages),
 		control:  make([]control, maxTrains),
 	}
-	if v6 {
-		s.tosLevel, s.tosType = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
-	}
-	return s
 }
 
 // run sends all trains from where it was interrupted on, and reports whether all have gone.
@@ -132,36 +123,20 @@ func (s *sender) add(t *train, p part) bool {
 	hdr.Iov = &s.iovecs[i]
 	hdr.SetIovlen(1)
 	hdr.Control = nil
-	hdr.SetControllen(s.putControl(&s.control[p.train], t, p))
-	if p.to-p.from > 1 || t.lane.TOS != 0 {
-		hdr.Control = (*byte)(unsafe.Pointer(&s.control[p.train]))
+	size := s.putControl(&s.control[p.train], t, p)
+	hdr.SetControllen(size)
+	if size > 0 {
+		hdr.Control = &s.control[p.train].bytes(size)[0]
 	}
 	return true
 }
 
 // putControl writes the control messages of a part and returns their length.
-func (s *sender) putControl(c *control, t *train, p part) int {
-	n := 0
+func (s *sender) putControl(c *control, t *train, p part) (n int) {
 	if p.to-p.from > 1 {
-		data := c.put(&n, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)
-		*(*uint16)(data) = uint16(t.segment)
+		n = c.putSegment(n, t.segment)
 	}
-	if t.lane.TOS != 0 {
-		data := c.put(&n, s.tosLevel, s.tosType, 4)
-		*(*int32)(data) = int32(t.lane.TOS)
-	}
-	return n
-}
-
-// put begins a control message at offset n, moves n behind it, and returns where its size bytes of data go.
-func (c *control) put(n *int, level, kind int32, size int) unsafe.Pointer {
-	base := unsafe.Pointer(c)
-	header := (*unix.Cmsghdr)(unsafe.Add(base, *n))
-	header.Level, header.Type = level, kind
-	header.SetLen(unix.CmsgLen(size))
-	data := unsafe.Add(base, *n+unix.CmsgLen(0))
-	*n += unix.CmsgSpace(size)
-	return data
+	return s.tos.put(c, n, t.lane.TOS)
 }
 
 // delivered counts the next message as sent.

@@ -100,7 +100,7 @@ type scripted struct {
 
 func newScripted(t *testing.T, gso bool) *scripted {
 	s := &scripted{kernel: &kernel{t: t}}
-	s.trains = newTrains()
+	s.trains = newTrains(maxTrains, maxSegments)
 	s.sender = newSender(-1, false, gso)
 	s.sender.send = s.kernel.sendmmsg
 	return s
@@ -504,7 +504,7 @@ func BenchmarkReserveAndFlush(b *testing.B) {
 	for _, nodes := range []int{1, 10, 100} {
 		b.Run(fmt.Sprint("nodes=", nodes), func(b *testing.B) {
 			s := &scripted{}
-			s.trains = newTrains()
+			s.trains = newTrains(maxTrains, maxSegments)
 			s.sender = newSender(-1, false, true)
 			s.sender.send = func(_ int, m []unix.Mmsghdr) (int, unix.Errno) { return len(m), 0 }
 			lanes := make([]Lane, nodes)

@@ -21,38 +21,44 @@ type socket interface {
 	Receive() ([]Message, error)
 	Overflows() (uint64, error)
 	FD() int
+	SendFD() int
 	Close() error
 }
 
-func openBoth(t *testing.T, c Config) map[string][]socket {
+// kinds opens a group of either kind and closes it with the test.
+var kinds = map[string]func(t *testing.T, c Config) []socket{
+	"offload": func(t *testing.T, c Config) []socket {
+		g, err := OpenOffload(c)
+		return opened(t, g, err)
+	},
+	"portable": func(t *testing.T, c Config) []socket {
+		g, err := OpenPortable(c)
+		return opened(t, g, err)
+	},
+}
+
+func opened[S socket](t *testing.T, g *Group[S], err error) (all []socket) {
 	t.Helper()
-	all := map[string][]socket{}
-	group, err := OpenOffload(c)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, s := range group.Sockets {
-		all["offload"] = append(all["offload"], s)
-	}
-	other := c
-	other.Bind = netip.AddrPortFrom(c.Bind.Addr(), c.Bind.Port()+1)
-	plain, err := OpenPortable(other)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, s := range plain {
-		all["portable"] = append(all["portable"], s)
 	}
 	t.Cleanup(func() {
-		for _, group := range all {
-			for _, s := range group {
-				if err := s.Close(); err != nil {
-					t.Error(err)
-				}
-			}
+		if err := g.Close(); err != nil {
+			t.Error(err)
 		}
 	})
+	for _, s := range g.Sockets {
+		all = append(all, s)
+	}
 	return all
+}
+
+// openBoth opens a group of each kind, on two ports.
+func openBoth(t *testing.T, c Config) map[string][]socket {
+	t.Helper()
+	other := c
+	other.Bind = netip.AddrPortFrom(c.Bind.Addr(), c.Bind.Port()+1)
+	return map[string][]socket{"offload": kinds["offload"](t, c), "portable": kinds["portable"](t, other)}
 }
 
 // freePort returns a port that, with the next one, nobody uses on the address.
@@ -89,12 +95,8 @@ func take(t *testing.T, s socket, n int) (all [][]byte, from netip.AddrPort) {
 				t.Error("truncated")
 			}
 			from = m.From
-			for rest := m.Data; ; {
-				d := rest[:min(m.Segment, len(rest))]
+			for d := range m.All() {
 				all = append(all, bytes.Clone(d))
-				if rest = rest[len(d):]; len(rest) == 0 {
-					break
-				}
 			}
 			for i := range m.Data[:cap(m.Data)] {
 				m.Data[:cap(m.Data)][i] = 0xdd // the memory is the receiver's
@@ -141,7 +143,7 @@ func exchange(t *testing.T, name string, from, to socket) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lane := Lane{To: NewDestination(addrOf(local))}
+	lane := Lane{To: NewDestination(addrPortOf(local))}
 	sizes := []int{1, 20, 20, 1400, 1400, 1400, 700, 1400, 65, 65, 65, 65, 0, 30_000, 9000, 9000, 9000}
 	for i, n := range sizes {
 		b := from.Reserve(lane, n)
@@ -166,22 +168,12 @@ func exchange(t *testing.T, name string, from, to socket) {
 			t.Errorf("%s: datagram %d has %d bytes, want %d", name, i, len(got[i]), n)
 		}
 	}
-	if local, err := unix.Getsockname(from.FD()); err != nil || sender != addrOf(local) {
-		t.Errorf("%s: from %v, want %v", name, sender, addrOf(local))
+	if local, err := unix.Getsockname(from.FD()); err != nil || sender != addrPortOf(local) {
+		t.Errorf("%s: from %v, want %v", name, sender, addrPortOf(local))
 	}
 	if n := lane.To.Packets.Load(); n != uint64(len(sizes)+1) {
 		t.Errorf("%s: counted %d", name, n)
 	}
-}
-
-func addrOf(sa unix.Sockaddr) netip.AddrPort {
-	switch a := sa.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
 }
 
 // TestTrainsReallyTravel makes sure that GSO and GRO are used: a silent fall-back would pass every other test.
@@ -204,7 +196,7 @@ func TestTrainsReallyTravel(t *testing.T) {
 	messages := 0
 	send := s.sender.send
 	s.sender.send = func(fd int, m []unix.Mmsghdr) (int, unix.Errno) { messages += len(m); return send(fd, m) }
-	lane := Lane{To: NewDestination(addrOf(local))}
+	lane := Lane{To: NewDestination(addrPortOf(local))}
 	for i := range 40 {
 		copy(s.Reserve(lane, 1400), payload(i, 1400))
 	}
@@ -234,7 +226,7 @@ func TestLongestTrain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lane := Lane{To: NewDestination(addrOf(local))}
+		lane := Lane{To: NewDestination(addrPortOf(local))}
 		const size = 1424 // 46 of them leave room for no more than 3 bytes
 		n := 0
 		for s.trains.n < 2 {
@@ -289,7 +281,7 @@ func TestOverflows(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		to := NewDestination(addrOf(local))
+		to := NewDestination(addrPortOf(local))
 		for range 200 {
 			if err := s.Send(to, make([]byte, 1000)); err != nil {
 				t.Fatal(err)
@@ -388,7 +380,7 @@ func TestReceivingAllocatesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lane := Lane{To: NewDestination(addrOf(local))}
+	lane := Lane{To: NewDestination(addrPortOf(local))}
 	failed := refuseNone(t)
 	received := 0
 	if n := testing.AllocsPerRun(100, func() {

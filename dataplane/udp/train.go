@@ -20,9 +20,10 @@ const (
 	// before it is cut, IPv6's own header included.
 	maxTrain4 = encap.MaxUDPPayload4
 	maxTrain6 = 65535 - encap.OverheadUDP6
-	// maxSegments is how many datagrams a train has at most: UDP_MAX_SEGMENTS of include/linux/udp.h up to
-	// Linux 6.8; from 6.9 on it is 128.
-	maxSegments = 64
+	// maxSegments and moreSegments are how many datagrams a train may have: UDP_MAX_SEGMENTS of
+	// include/linux/udp.h up to Linux 6.8, and from 6.9 on. Which of them holds is probed.
+	maxSegments  = 64
+	moreSegments = 128
 )
 
 // train is one being filled or waiting to be sent.
@@ -50,9 +51,9 @@ type trains struct {
 // laneHashes is twice maxTrains, so that finding a lane's train takes as long with many nodes as with one.
 const laneHashes = 2 * maxTrains
 
-func newTrains() trains {
-	t := trains{all: make([]train, maxTrains), segments: maxSegments}
-	memory := make([]byte, maxTrains*trainSize)
+func newTrains(n, segments int) trains {
+	t := trains{all: make([]train, n), segments: segments}
+	memory := make([]byte, n*trainSize)
 	for i := range t.all {
 		t.all[i].buf = memory[i*trainSize:][:trainSize:trainSize]
 	}

@@ -16,6 +16,7 @@ package udp
 
 import (
 	"encoding/binary"
+	"iter"
 	"net/netip"
 	"sync/atomic"
 	"unsafe"
@@ -27,13 +28,25 @@ import (
 type Config struct {
 	Bind       netip.AddrPort // the address and port that all sockets of the group share
 	Sockets    int            // how many, at least 1
+	SourcePort uint16         // the i-th socket sends from this port plus i; 0 is from that of Bind
 	Buffer     int            // wanted size of each socket's receive and send buffer in bytes; 0 leaves the kernel's default
-	Takeover   bool           // the port may be in use by a group of this process that is about to be closed
 	ReadTOS    bool           // Message.TOS is wanted
+	Takeover   bool           // the ports may be in use by a group of this process that is about to be closed
 	NoGSO      bool           // OpenOffload: every datagram is a message of its own
 	NoGRO      bool           // OpenOffload: the same for what is received
 	NoSteering bool           // OpenOffload: the kernel chooses the socket by the outer addresses and ports
 }
+
+// Feature is an ability of a socket that not every kernel has, by its name in status and metrics.
+type Feature string
+
+// All features of a socket.
+const (
+	FeatureGSO      Feature = "udp-gso"        // many datagrams in one message to the kernel
+	FeatureGRO      Feature = "udp-gro"        // and from it
+	FeatureSteering Feature = "flow-steering"  // each inner flow to one socket of the group, the same in both directions
+	FeatureBuffers  Feature = "socket-buffers" // as large as wanted
+)
 
 // Destination is a node to send to. It is shared by all workers and must not be copied.
 type Destination struct {
@@ -93,6 +106,18 @@ func (m *Message) Datagrams() int {
 		return 1
 	}
 	return (len(m.Data) + m.Segment - 1) / m.Segment
+}
+
+// All gives the datagrams of the message one by one.
+func (m *Message) All() iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		for i := range m.Datagrams() {
+			from := i * m.Segment
+			if !yield(m.Data[from:min(from+m.Segment, len(m.Data))]) {
+				return
+			}
+		}
+	}
 }
 
 // Undelivered is told of each datagram that the kernel refused, while the sending call runs. The datagram is
