@@ -35,9 +35,9 @@ func FigureInfos() []FigureInfo {
 	return []FigureInfo{
 		{"throughput", "throughput", "Gbit/s", 1e9, false},
 		{"rate", "received at < 0.1 % loss", "kpps", 1e3, false},
-		{"p50", "p50", "us", 1e-6, true},
-		{"p99", "p99", "us", 1e-6, true},
-		{"p999", "p99.9", "us", 1e-6, true},
+		{"p50", "p50", "µs", 1e-6, true},
+		{"p99", "p99", "µs", 1e-6, true},
+		{"p999", "p99.9", "µs", 1e-6, true},
 		{"connections", "connections", "1/s", 1, false},
 
 		{"flood_rate", "received of a flood", "kpps", 1e3, false},

@@ -83,7 +83,7 @@ func TestMarkdown(t *testing.T) {
 	for _, want := range []string{
 		"| underlay wire, MTU 1500 | none | vxlan | weftd |\n|---|---|---|---|\n",
 		"| TCP, 1 stream, Gbit/s | 10.0 (10.0-11.0) **2.00** | 5.00 (5.00-5.00) | 6.00 (5.50-6.50) **1.20** |\n",
-		"| round trip, idle p50, us | - | 40.0 (40.0-40.0) | 20.0 (20.0-30.0) **0.50** |\n",
+		"| round trip, idle p50, µs | - | 40.0 (40.0-40.0) | 20.0 (20.0-30.0) **0.50** |\n",
 		"- wire 1500 ipip : no; driver\n",
 	} {
 		if !strings.Contains(b.String(), want) {

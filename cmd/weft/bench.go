@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -152,7 +153,7 @@ func measureInside(f benchFlags) int {
 	if err != nil {
 		return fail(os.Stderr, err)
 	}
-	result, err := bench.Run(ctx, plan, bench.GatherFacts(version, commit, os.Args[1:]), os.Stdout)
+	result, err := bench.Run(ctx, plan, bench.GatherFacts(cmp.Or(version, "unknown"), cmp.Or(commit, "unknown"), os.Args[1:]), os.Stdout)
 	if err == nil {
 		err = writeFile(f.out, result.Write)
 	}
@@ -215,7 +216,7 @@ func (f benchFlags) rivalList(ctx context.Context) ([]bench.Rival, error) {
 			return nil, fmt.Errorf("--ablation: %w", err)
 		}
 		for _, name := range names {
-			list = append(list, bench.Weftd("without-"+name, "our daemon with --engine-without="+name, f.weftd, "--engine-without="+name))
+			list = append(list, bench.Weftd("no-"+name, "our daemon with --engine-without="+name, f.weftd, "--engine-without="+name))
 		}
 	}
 	for _, text := range f.others {

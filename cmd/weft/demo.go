@@ -277,7 +277,7 @@ func (d *demonstration) ping(ctx context.Context, from, to *lab.Pod) error {
 	if r.Received != pingCount {
 		return fmt.Errorf("%d of %d answers", r.Received, pingCount)
 	}
-	d.say("ping", "%s -> %s  %d of %d answers, median %.0f us", from.Name, to.Name, r.Received, r.Sent,
+	d.say("ping", "%s -> %s  %d of %d answers, median %.0f µs", from.Name, to.Name, r.Received, r.Sent,
 		float64(r.RTTMedian())/float64(time.Microsecond))
 	return nil
 }
