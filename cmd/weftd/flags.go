@@ -263,7 +263,8 @@ const maxWorkers = 256
 func printUsage(w io.Writer) error {
 	var c config
 	var b strings.Builder
-	b.WriteString("weftd carries pod traffic between the nodes of a cluster. Usage: weftd [flags]\n\n" +
+	b.WriteString("weftd carries pod traffic between the nodes of a cluster. Usage: weftd [flags]\n" +
+		"       weftd cleanup   removes the devices, routes and rules that a stopped weftd has left in the kernel\n\n" +
 		"Each flag can be given as -x or --x, -x=v or -x v, or as an environment variable: WEFTD_X,\n" +
 		"then FLANNELD_X for the flags that flannel has. The command line wins.\n")
 	title := "\nFlags of flannel:\n"

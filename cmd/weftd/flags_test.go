@@ -267,6 +267,10 @@ var refusals = []struct {
 	{args: []string{"--engine-without=gro,"}, want: `--engine-without: "gro," is not allowed, it takes a comma-separated list of ` + featureNames()},
 	{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
 	{args: []string{"--keep-source=no"}, want: `--keep-source: "no" is not allowed, it takes true, false or auto`},
+	{args: []string{"clean"}, want: `argument "clean": only flags are taken; weftd -h lists them`},
+	{args: []string{"--ip-masq", "cleanup"}, want: `argument "cleanup": only flags are taken; weftd -h lists them`},
+	{args: []string{"cleanup", "--ip-masq"}, want: `cleanup: argument "--ip-masq": it takes none`},
+	{args: []string{"cleanup", "all"}, want: `cleanup: argument "all": it takes none`},
 	{args: []string{"--workers=257"}, want: `--workers: "257" is not allowed, it takes a whole number from 0 to 256`},
 	{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: only one of them may be given`},
 	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
@@ -298,7 +302,12 @@ func TestHelpAndVersion(t *testing.T) {
 		}
 	}
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), []string{"--version"}, noEnv, &stdout, &stderr)
+	code := run(t.Context(), []string{"cleanup", "-h"}, noEnv, &stdout, &stderr)
+	if code != 0 || stderr.Len() > 0 || !strings.Contains(stdout.String(), "weftd cleanup ") {
+		t.Errorf("cleanup -h: exit %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
+	}
+	stdout.Reset()
+	code = run(t.Context(), []string{"--version"}, noEnv, &stdout, &stderr)
 	form := regexp.MustCompile(`^weftd \S+ commit \S+ go\d\S*\n$`)
 	if code != 0 || stderr.Len() > 0 || !form.MatchString(stdout.String()) {
 		t.Errorf("--version: exit %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())

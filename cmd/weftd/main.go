@@ -42,6 +42,9 @@ func untilSignal() context.Context {
 // run is the program with everything it takes from the process as arguments. It
 // returns the exit code: 0 when ctx ended it, 1 when it could not start or go on.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == cleanupCommand {
+		return cleanup(ctx, args[1:], stdout, stderr)
+	}
 	cfg, err := parse(args, getenv)
 	switch {
 	case errors.Is(err, errHelp):

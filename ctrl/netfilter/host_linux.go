@@ -82,61 +82,77 @@ func netsOf(f family, nets []Net) []Net {
 	return some
 }
 
-// sweep implements host. What iptables-nft keeps is removed over netlink, which needs no program; what the kernel's own
-// iptables keeps can only be removed by one.
+// sweep implements host.
 func (machine) sweep(ctx context.Context, chosen applier) error {
+	_, err := remove(ctx, chosen)
+	return err
+}
+
+// remove takes our rules away from wherever the chosen applier does not look, and says in words what those were. What
+// iptables-nft keeps is removed over netlink, which needs no program; what the kernel's own iptables keeps can only be
+// removed by one.
+func remove(ctx context.Context, chosen applier) (removed []string, err error) {
 	pair, _ := chosen.(iptablesPair)
 	_, byNFT := chosen.(*nft)
 	var errs []error
+	note := func(what []string, err error) {
+		removed, errs = append(removed, what...), append(errs, err)
+	}
 	for _, f := range families() {
 		x := pair[f]
 		if !byNFT {
-			errs = append(errs, removeNFT(f))
+			note(removeNFT(f))
 		}
 		if x == nil || x.legacy {
-			errs = append(errs, removeXtablesNFT(f))
+			note(removeXtablesNFT(f))
 		}
 		if x == nil || !x.legacy {
-			errs = append(errs, removeLegacy(ctx, f))
+			note(removeLegacy(ctx, f))
 		}
 	}
-	return errors.Join(errs...)
+	return removed, errors.Join(errs...)
 }
 
 // removeNFT removes our table.
-func removeNFT(f family) error {
-	_, err := applyNFT(f, nil)
+func removeNFT(f family) (removed []string, err error) {
+	r, err := applyNFT(f, nil)
 	if noNFTables(err) {
-		return nil
+		return nil, nil
 	}
 	if err != nil {
-		return fmt.Errorf("remove nftables %s: %w", tableName(f), err)
+		return nil, fmt.Errorf("remove nftables %s: %w", tableName(f), err)
 	}
-	return nil
+	if len(r.changes) > 0 {
+		removed = []string{fmt.Sprintf("%s nftables table %s", f, tableName(f))}
+	}
+	return removed, nil
 }
 
 // removeLegacy removes our rules from the kernel's own iptables, if that holds any table they could be in.
-func removeLegacy(ctx context.Context, f family) error {
+func removeLegacy(ctx context.Context, f family) (removed []string, err error) {
 	held := false
 	for _, l := range layouts() {
 		held = held || legacyTable(f, l.table)
 	}
 	if !held {
-		return nil
+		return nil, nil
 	}
 	var errs []error
 	for _, variant := range []string{"-legacy", ""} {
 		x, err := findXtables(ctx, f, variant)
 		if err == nil && x.legacy {
-			_, err = x.apply(ctx, nil, nil)
-			return err
+			r, err := x.apply(ctx, nil, nil)
+			for _, change := range r.changes {
+				removed = append(removed, x.program+" "+change)
+			}
+			return removed, err
 		}
 		errs = append(errs, err)
 	}
-	return fmt.Errorf("the kernel holds %s tables of legacy iptables, and there is no program to look into them: %w",
+	return nil, fmt.Errorf("the kernel holds %s tables of legacy iptables, and there is no program to look into them: %w",
 		f, errors.Join(errs...))
 }
 
 // Cleanup removes every rule that a Manager or flannel may have left in this network namespace, in all the places where
-// they could be. It goes on after an error and returns all of them.
-func Cleanup(ctx context.Context) error { return machine{}.sweep(ctx, nil) }
+// they could be, and says in words what those were. It goes on after an error and returns all of them.
+func Cleanup(ctx context.Context) (removed []string, err error) { return remove(ctx, nil) }

@@ -422,7 +422,13 @@ filter -A FORWARD -j REJECT --reject-with icmp-host-prohibited
 			if !strings.Contains(all, want) {
 				t.Errorf("the closing rule shuts pods out:%s", all)
 			}
-			do(t, ns, func() error { return Cleanup(t.Context()) })
+			do(t, ns, func() error {
+				removed, err := Cleanup(t.Context())
+				if err == nil && len(removed) == 0 {
+					err = errors.New("nothing was removed")
+				}
+				return err
+			})
 			if got := w.rulesOf(t, ns, ipv4); got != before {
 				t.Errorf("after cleanup: got%s\nwant%s", got, before)
 			}
@@ -588,8 +594,8 @@ func TestNetnsRunHeals(t *testing.T) {
 	if !nftTable(ipv4, tableName(ipv4)) {
 		t.Error("the rules did not stay when the manager stopped")
 	}
-	if err := Cleanup(t.Context()); err != nil {
-		t.Error(err)
+	if removed, err := Cleanup(t.Context()); err != nil || len(removed) != 2 {
+		t.Errorf("removed %q, %v", removed, err)
 	}
 	if nftTable(ipv4, tableName(ipv4)) || nftTable(ipv6, tableName(ipv6)) {
 		t.Error("a table is left after Cleanup")

@@ -10,32 +10,37 @@ import (
 )
 
 // removeXtablesNFT removes our rules and chains from the tables that iptables-nft keeps in nftables. The rest of those
-// tables is not touched, nor understood.
-func removeXtablesNFT(f family) error {
+// tables is not touched, nor understood. It returns what it removed, in words.
+func removeXtablesNFT(f family) (removed []string, err error) {
 	conn, err := dial()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	for _, l := range layouts() {
 		t := &nftables.Table{Name: l.table, Family: kernelFamily(f)}
-		if err := queueRemoval(conn, t, l); noNFTables(err) {
+		n, err := queueRemoval(conn, t, l)
+		if noNFTables(err) {
 			continue
-		} else if err != nil {
-			return fmt.Errorf("remove rules from table %s of iptables-nft: %w", l.table, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("remove rules from table %s of iptables-nft: %w", l.table, err)
+		}
+		if n > 0 {
+			removed = append(removed, fmt.Sprintf("%s iptables-nft table %s: %d rules and chains", f, l.table, n))
 		}
 	}
 	if err := flush(conn); err != nil {
-		return fmt.Errorf("remove rules from the tables of iptables-nft: %w", err)
+		return nil, fmt.Errorf("remove rules from the tables of iptables-nft: %w", err)
 	}
-	return nil
+	return removed, nil
 }
 
 // queueRemoval puts into conn's next transaction what empties one table of ours: first the rules that jump to our chains,
-// then those.
-func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) error {
+// then those. It returns how many rules and chains that are.
+func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) (n int, err error) {
 	chains, _, err := chainsOf(conn, t)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	for _, c := range chains {
 		if !slices.Contains(l.hooks, c.Name) {
@@ -43,7 +48,7 @@ func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) error {
 		}
 		rules, err := conn.GetRules(t, c)
 		if err != nil {
-			return err
+			return n, err
 		}
 		for _, r := range rules {
 			if !oursByNFT(l, r) {
@@ -51,17 +56,19 @@ func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) error {
 			}
 			r.Table, r.Chain = t, c
 			if err := conn.DelRule(r); err != nil {
-				return err
+				return n, err
 			}
+			n++
 		}
 	}
 	for _, c := range chains {
 		if slices.Contains(l.own, c.Name) {
 			conn.FlushChain(c)
 			conn.DelChain(c)
+			n++
 		}
 	}
-	return nil
+	return n, nil
 }
 
 // oursByNFT is ours for a rule in the kernel's form.
