@@ -1,0 +1,183 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/bench/lab"
+)
+
+// filters are network configs' words for the packet filter, with the programs that show its rules.
+func filters() []filter {
+	return []filter{
+		{name: "iptables", config: "false", shows: [][]string{{"iptables-save"}, {"ip6tables-save"}}},
+		{name: "nftables", config: "true", shows: [][]string{{"nft", "list", "ruleset"}}},
+	}
+}
+
+type filter struct {
+	name, config string // config is EnableNFTables
+	shows        [][]string
+}
+
+// need skips visibly where the programs are missing.
+func (f filter) need(t *testing.T) {
+	t.Helper()
+	for _, argv := range f.shows {
+		if _, err := exec.LookPath(argv[0]); err != nil {
+			t.Skipf("NOT TESTED with %s: %v", f.name, err)
+		}
+	}
+}
+
+// network is a network config with this filter.
+func (f filter) network(backend string) string {
+	return fmt.Sprintf(`{"Network":"10.5.0.0/16","EnableNFTables":%s,"Backend":%s}`, f.config, backend)
+}
+
+// inNode runs a program in a node's network namespace and returns what it prints.
+func inNode(t *testing.T, n *lab.Node, argv ...string) string {
+	t.Helper()
+	var out, stderr bytes.Buffer
+	err := n.Do(func() error {
+		cmd := exec.CommandContext(t.Context(), argv[0], argv[1:]...)
+		cmd.Stdout, cmd.Stderr = &out, &stderr
+		return cmd.Run()
+	})
+	if err != nil {
+		t.Fatalf("%s: %s: %v: %s", n.Name, strings.Join(argv, " "), err, &stderr)
+	}
+	return out.String()
+}
+
+// traces lists what a daemon could leave on a node: devices and their addresses, routes, rules and chains.
+func traces(t *testing.T, n *lab.Node, shows ...[]string) []string {
+	t.Helper()
+	var lines []string
+	err := n.Do(func() error {
+		devices, err := net.Interfaces()
+		for _, d := range devices {
+			addrs, err := d.Addrs()
+			if err != nil {
+				return err
+			}
+			lines = append(lines, fmt.Sprintf("device %s %v", d.Name, addrs))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	routes, err := n.Routes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range routes {
+		lines = append(lines, fmt.Sprintf("route %+v", r))
+	}
+	for _, argv := range shows {
+		for line := range strings.Lines(inNode(t, n, argv...)) {
+			line = strings.TrimSpace(line)
+			rule := strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":") && strings.Contains(line, " - [") // chains that are not built in
+			if rule || argv[0] == "nft" && line != "" {
+				lines = append(lines, argv[0]+": "+line)
+			}
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
+// cleanUp runs `weftd cleanup` on a node and returns its exit code and output.
+func cleanUp(t *testing.T, n *lab.Node, env ...string) (code int, output string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := n.Start([]string{self, "cleanup"}, append(env, asDaemon+"=1")...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	code, err = p.Wait(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return code, p.Log()
+}
+
+// TestNetnsCleanup stops daemons, whose kernel state stays, and cleans up: nothing is left then.
+func TestNetnsCleanup(t *testing.T) {
+	for _, f := range filters() {
+		t.Run(f.name, func(t *testing.T) {
+			f.need(t)
+			c := newCluster(t, lab.Options{PodsPerNode: -1}, f.network(`{"Type":"vxlan"}`))
+			n := c.Nodes[0]
+			before := traces(t, n, f.shows...)
+			a, b := c.start(n, "--ip-masq", "--keep-source"), c.start(c.Nodes[1])
+			a.awaitReady()
+			b.awaitReady()
+			other := b.env().Subnet.Masked()
+			await(t, patience, "route to the other node", func() error { return hasRoute(n, "flannel.1", other.String()) })
+			up := traces(t, n, f.shows...)
+			a.stop()
+			if left := traces(t, n, f.shows...); !slices.Equal(left, up) {
+				t.Errorf("the stop changed the kernel:\n%s\nbefore it:\n%s", strings.Join(left, "\n"), strings.Join(up, "\n"))
+			}
+			code, output := cleanUp(t, n)
+			if code != 0 || !strings.Contains(output, "removed device flannel.1 ") || !strings.Contains(output, f.name) {
+				t.Errorf("exit %d, output\n%s", code, output)
+			}
+			if after := traces(t, n, f.shows...); !slices.Equal(after, before) {
+				t.Errorf("left:\n%s\nat first:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+			}
+			if code, output := cleanUp(t, n); code != 0 || output != "nothing to remove\n" {
+				t.Errorf("again: exit %d, output %q", code, output)
+			}
+		})
+	}
+}
+
+func hasRoute(n *lab.Node, device, dst string) error {
+	routes, err := n.Routes()
+	if err == nil && !slices.ContainsFunc(routes, func(r lab.Route) bool { return r.Device == device && r.Dst.String() == dst }) {
+		err = fmt.Errorf("no route to %s on %s", dst, device)
+	}
+	return err
+}
+
+// TestNetnsCleanupThatCannot leaves rules behind that no program is there to remove.
+func TestNetnsCleanupThatCannot(t *testing.T) {
+	if _, err := exec.LookPath("iptables-legacy"); err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	l := lab.Start(t, lab.Options{PodsPerNode: -1})
+	n := l.Nodes[0]
+	err := n.Do(func() error {
+		out, err := exec.CommandContext(t.Context(), "iptables-legacy", "-t", "nat", "-N", "FLANNEL-POSTRTG").CombinedOutput()
+		if err != nil {
+			err = errors.Join(err, errors.New(string(out)))
+		}
+		return err
+	})
+	if err != nil {
+		t.Skipf("NOT TESTED: iptables-legacy does not work here: %v", err)
+	}
+	code, output := cleanUp(t, n, "PATH=/nowhere")
+	if code != 1 || strings.Count(output, "\n") != 1 || !strings.HasPrefix(output, "weftd: cleanup: the kernel holds IPv4 tables of legacy iptables") {
+		t.Errorf("exit %d, output %q", code, output)
+	}
+	if code, output := cleanUp(t, n); code != 0 || !strings.Contains(output, "FLANNEL-POSTRTG") {
+		t.Errorf("exit %d, output %q", code, output)
+	}
+}
