@@ -4,12 +4,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"weft/bench/lab"
 	"weft/bench/lab/kubebox"
@@ -315,19 +320,28 @@ func TestNetnsChangedConfigMap(t *testing.T) {
 	c.reach(t)
 }
 
-// TestNetnsConditionFollowsForwarding breaks what the daemon cannot mend.
+// TestNetnsConditionFollowsForwarding puts another's route where the daemon's must be, which it may not remove.
 func TestNetnsConditionFollowsForwarding(t *testing.T) {
 	c := newCluster(t, "host-gw", lab.Options{Nodes: 2})
 	c.up(t)
-	m := c.nodes["node1"]
-	c.checkCondition(t, m, "False", "FlannelIsUp")
-	if err := m.SetUp("eth0", false); err != nil {
+	m, peer := c.nodes["node1"], netip.MustParsePrefix(c.node(t, "node2").Spec.PodCIDR)
+	up := c.checkCondition(t, m, "False", "FlannelIsUp")
+	err := m.Do(func() error {
+		dst := &net.IPNet{IP: peer.Addr().AsSlice(), Mask: net.CIDRMask(peer.Bits(), 32)}
+		return netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: c.Root.Addr.AsSlice(), Protocol: unix.RTPROT_STATIC})
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	await(t, "readiness to go", func() error {
-		if !strings.Contains(m.daemon.Log(), "not ready any more") {
-			return errors.New("the daemon thinks that it is ready")
-		}
-		return nil
-	})
+	down := c.checkCondition(t, m, "True", "WeftCannotForward")
+	if !strings.Contains(down.Message, peer.String()) {
+		t.Errorf("the condition does not say why: %q", down.Message)
+	}
+	if !down.LastTransitionTime.After(up.LastTransitionTime) {
+		t.Errorf("transitions at %v and %v", up.LastTransitionTime, down.LastTransitionTime)
+	}
+	if err := m.DeleteRoute(peer); err != nil {
+		t.Fatal(err)
+	}
+	c.checkCondition(t, m, "False", "FlannelIsUp")
 }
