@@ -1,0 +1,171 @@
+package main
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/bench/lab"
+)
+
+// TestNetnsSources looks at the source address under which pods are seen by pods and by the host of another node, with
+// each backend, with and without --ip-masq, in each packet filter, with and without a dockerd's rule in it.
+func TestNetnsSources(t *testing.T) {
+	for _, backend := range []string{"udp", "vxlan", "host-gw"} {
+		t.Run(backend, func(t *testing.T) {
+			c := newCluster(t, lab.Options{}, clusterNetwork)
+			for _, f := range filters() {
+				for _, masq := range []bool{false, true} {
+					for _, docker := range []bool{false, true} {
+						t.Run(fmt.Sprintf("%s,masquerade=%t,docker=%t", f.name, masq, docker), func(t *testing.T) {
+							f.need(t)
+							c.in(t).checkSources(f, backend, masq, docker)
+						})
+					}
+				}
+			}
+		})
+	}
+}
+
+// in is the cluster for a subtest.
+func (c *cluster) in(t *testing.T) *cluster {
+	s := *c
+	s.t = t
+	return &s
+}
+
+// checkSources starts the daemons anew for one combination. The addresses of pods are kept pod to pod and towards hosts
+// inside the network; what leaves it is masqueraded by --ip-masq, or by dockerd.
+func (c *cluster) checkSources(f filter, backend string, masq, docker bool) {
+	c.t.Helper()
+	if docker {
+		c.dockerRule("-I")
+		defer c.dockerRule("-D")
+	}
+	c.put(clusterPrefix+"/config", f.network(`{"Type":"`+backend+`"}`))
+	ds := c.again(fmt.Sprintf("--ip-masq=%t", masq), "--keep-source")
+	for i, d := range ds {
+		c.checkMode(d, f, docker)
+		from, to := d.node.Pods[0], c.Nodes[1-i]
+		world := from.Addr
+		if masq || docker {
+			world = d.node.Addr
+		}
+		for _, seen := range []struct {
+			by   *lab.NS
+			at   netip.Addr
+			want netip.Addr
+		}{
+			{to.Pods[0].NS, to.Pods[0].Addr, from.Addr},
+			{to.NS, ds[1-i].env().Subnet.Addr(), from.Addr},
+			{to.NS, to.Addr, world},
+		} {
+			if got, err := sourceSeen(from.NS, seen.by, seen.at); err != nil || got != seen.want {
+				c.t.Errorf("%s sees %s at %s as %v, %v; want %s", seen.by.Name, from.Name, seen.at, got, err, seen.want)
+			}
+		}
+	}
+	for _, d := range ds {
+		d.stop()
+	}
+}
+
+// again starts the daemons of all nodes, whose pods stay as they are if they are attached already.
+func (c *cluster) again(flags ...string) []*member {
+	c.t.Helper()
+	var ds []*member
+	for _, n := range c.Nodes {
+		d := c.start(n, flags...)
+		c.t.Cleanup(d.Kill)
+		ds = append(ds, d)
+	}
+	for _, d := range ds {
+		d.awaitReady()
+		if !d.node.Pods[0].Addr.IsValid() {
+			d.attach()
+		}
+	}
+	c.awaitMesh()
+	return ds
+}
+
+// checkMode looks at what the daemon says of its rules.
+func (c *cluster) checkMode(d *member, f filter, docker bool) {
+	c.t.Helper()
+	r := d.status().Rules
+	if r.Mode != f.name || !r.InPlace {
+		c.t.Errorf("%s: rules %+v", d.node.Name, r)
+	}
+	noted := slices.ContainsFunc(r.Notes, func(n string) bool {
+		return strings.Contains(n, "MASQUERADE") && strings.Contains(n, "; our rules before it keep them")
+	})
+	// Those of iptables cannot be looked at while nftables is asked for and iptables is not kept there.
+	if f.name == "iptables" && noted != docker {
+		c.t.Errorf("%s: notes %q", d.node.Name, r.Notes)
+	}
+}
+
+// dockerRule adds or deletes, on every node, the rule by which dockerd masquerades what leaves by another device than
+// its bridge. It needs the nodes' subnets, so a cluster without is started once.
+func (c *cluster) dockerRule(how string) {
+	c.t.Helper()
+	if _, err := exec.LookPath("iptables"); err != nil {
+		c.t.Skipf("NOT TESTED: dockerd's rule without iptables: %v", err)
+	}
+	for _, n := range c.Nodes {
+		env, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env"))
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		inNode(c.t, n, "iptables", "-t", "nat", how, "POSTROUTING", "-s", env.Subnet.Masked().String(), "!", "-o", "cni0", "-j", "MASQUERADE")
+	}
+}
+
+// sourceSeen connects to a namespace and returns the address that it is seen under there.
+func sourceSeen(from, to *lab.NS, at netip.Addr) (netip.Addr, error) {
+	l, err := to.Listen(at, 0)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer l.Close()
+	conn, err := from.Dial("tcp", l.Addr().(*net.TCPAddr).AddrPort())
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer conn.Close()
+	accepted, err := l.Accept()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	defer accepted.Close()
+	return accepted.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), nil
+}
+
+// TestNetnsSourcesAreLeftAlone has a dockerd's rule and no --ip-masq: as with flannel, nobody interferes, but it is said.
+func TestNetnsSourcesAreLeftAlone(t *testing.T) {
+	f := filters()[0]
+	f.need(t)
+	c := newCluster(t, lab.Options{}, f.network(`{"Type":"vxlan"}`))
+	for _, d := range c.again() {
+		d.stop()
+	}
+	c.dockerRule("-I")
+	ds := c.again()
+	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	got, err := sourceSeen(from.NS, to.NS, to.Addr)
+	if err != nil || got == from.Addr {
+		t.Errorf("seen as %v, %v; the rule has no effect", got, err)
+	}
+	note := strings.Join(ds[0].status().Rules.Notes, "\n")
+	if !strings.HasSuffix(note, "MASQUERADE\" in nat POSTROUTING would rewrite pods' sources between nodes") {
+		t.Errorf("notes %q", note)
+	}
+	if n := ds[0].logged("would rewrite pods' sources"); n != 1 {
+		t.Errorf("logged %d times", n)
+	}
+}
