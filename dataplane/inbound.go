@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"encoding/binary"
 	"errors"
 	"net/netip"
 
@@ -31,6 +32,7 @@ func (w *worker) inbound() bool {
 	if w.merger == nil {
 		return false // there has never been a device
 	}
+	w.counters.messages.Add(uint64(len(messages)))
 	for i := range messages {
 		w.take(&messages[i])
 	}
@@ -52,10 +54,16 @@ func (w *worker) take(m *udp.Message) {
 	}
 	w.merger.Train(m.Data[:cap(m.Data)])
 	var admitted Traffic
+	var passed addresses
 	for from := 0; ; {
 		n := min(m.Segment, len(m.Data)-from)
 		pkt := m.Data[from : from+n]
-		d := w.admit(pkt, m.From.Addr(), check)
+		d := dropNone
+		if !passed.covers(pkt) {
+			if d = w.admit(pkt, m.From.Addr(), check); d == dropNone {
+				passed.note(pkt)
+			}
+		}
 		if d == dropNone && m.TOS&encap.MaskECN != 0 {
 			d = passMark(pkt, m.TOS)
 		}
@@ -87,6 +95,35 @@ func passMark(pkt []byte, outer uint8) Drop {
 		encap.SetTOS(pkt, tos)
 	}
 	return dropNone
+}
+
+// addresses are those of a packet that was admitted. Most that follow in a train have the same, and then only
+// their length is left to be checked.
+type addresses struct {
+	v4         uint64 // both, as they lie in the packet
+	v6         [32]byte
+	has4, has6 bool
+}
+
+// note remembers the addresses of pkt.
+func (a *addresses) note(pkt []byte) {
+	if pkt[0]>>4 == 4 {
+		a.v4, a.has4 = binary.BigEndian.Uint64(pkt[12:]), true
+	} else {
+		copy(a.v6[:], pkt[8:40])
+		a.has6 = true
+	}
+}
+
+// covers reports whether pkt is sane and has these addresses. What is out of the ordinary it leaves to admit.
+func (a *addresses) covers(pkt []byte) bool {
+	switch {
+	case len(pkt) >= 20 && pkt[0] == 0x45:
+		return a.has4 && a.v4 == binary.BigEndian.Uint64(pkt[12:]) && int(binary.BigEndian.Uint16(pkt[2:])) == len(pkt)
+	case len(pkt) >= 40 && pkt[0]>>4 == 6 && (pkt[6] == encap.ProtoTCP || pkt[6] == encap.ProtoUDP):
+		return a.has6 && string(a.v6[:]) == string(pkt[8:40]) && int(binary.BigEndian.Uint16(pkt[4:]))+40 == len(pkt)
+	}
+	return false
 }
 
 // sender returns the node with the outer address, or nil.
@@ -134,6 +171,7 @@ func (w *worker) write(h offload.Header, pkt []byte) {
 	err := w.inner.Write(tun.Frame{Header: h, Packet: pkt})
 	if err == nil {
 		n := packetsIn(h, pkt)
+		w.counters.framesWritten.Add(1)
 		w.counters.received.add(n, len(pkt)+(n-1)*int(h.HeaderLen))
 		return
 	}

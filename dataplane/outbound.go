@@ -27,17 +27,19 @@ func (w *worker) outbound() bool {
 	if w.outer == nil || w.blocked && !w.flush() {
 		return false
 	}
-	more := true
-	for n := 0; more && n < outboundBudget && w.inner != nil && !w.blocked; n++ {
+	more, n := true, 0
+	for ; more && n < outboundBudget && w.inner != nil && !w.blocked; n++ {
 		frame, err := w.inner.Read()
 		if err != nil {
 			w.loseInner() // whatever it is, a queue that cannot be read is of no use
 			break
 		}
-		if more = frame.Packet != nil; more {
-			w.forward(frame)
+		if more = frame.Packet != nil; !more {
+			break
 		}
+		w.forward(frame)
 	}
+	w.counters.framesRead.Add(uint64(n))
 	w.flush()
 	return more && w.inner != nil && !w.blocked
 }

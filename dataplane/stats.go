@@ -20,9 +20,16 @@ type NodeTraffic struct {
 
 // Stats is a snapshot of all counters. Except Nodes they only grow while the Engine lives.
 type Stats struct {
-	Sent               Traffic // from the TUN to other nodes: what the kernel accepted to send
-	Received           Traffic // from other nodes to the TUN: what the kernel took
-	Drops              map[Drop]uint64
+	Sent     Traffic // from the TUN to other nodes: what the kernel accepted to send
+	Received Traffic // from other nodes to the TUN: what the kernel took
+	Drops    map[Drop]uint64
+
+	// How much one call into the kernel moves: Sent.Packets over FramesRead, Received.Packets over the others. A
+	// ratio near 1 under load means that an offload is not at work.
+	FramesRead       uint64 // from the TUN
+	FramesWritten    uint64 // to the TUN
+	MessagesReceived uint64 // from the sockets: trains and single datagrams
+
 	ICMPSent           uint64 // errors told to inner senders
 	ICMPSuppressed     uint64 // errors not told because of the rate limit
 	SuperFramesRefused uint64 // by the TUN, and written as single packets instead
@@ -40,6 +47,9 @@ type counters struct {
 	sent           traffic
 	received       traffic
 	drops          [numDrops]atomic.Uint64
+	framesRead     atomic.Uint64
+	framesWritten  atomic.Uint64
+	messages       atomic.Uint64
 	icmpSent       atomic.Uint64
 	icmpSuppressed atomic.Uint64
 
@@ -67,6 +77,9 @@ func (c *counters) addTo(s *Stats) {
 	for _, d := range Drops() {
 		s.Drops[d] += c.drops[d].Load()
 	}
+	s.FramesRead += c.framesRead.Load()
+	s.FramesWritten += c.framesWritten.Load()
+	s.MessagesReceived += c.messages.Load()
 	s.ICMPSent += c.icmpSent.Load()
 	s.ICMPSuppressed += c.icmpSuppressed.Load()
 	s.SuperFramesRefused += c.superFramesRefused.Load()

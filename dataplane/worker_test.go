@@ -3,6 +3,8 @@ package dataplane
 import (
 	"bytes"
 	"encoding/binary"
+	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -171,6 +173,45 @@ func TestSourceCheck(t *testing.T) {
 				}
 			} else if len(b.queue.out) != 1 || !bytes.Equal(b.queue.out[0].Packet, pkt) {
 				t.Errorf("%s, %v: written %d, drops %v", c.name, check, len(b.queue.out), b.drops())
+			}
+		}
+	}
+}
+
+// TestTrainIsCheckedPacketByPacket compares what passes of a train with what passes of its packets alone.
+func TestTrainIsCheckedPacketByPacket(t *testing.T) {
+	rng := rand.New(rand.NewPCG(8, 9))
+	addrs := [][2]string{
+		{"10.5.2.2", "10.5.1.2"}, {"10.5.2.2", "10.5.1.3"}, {"10.5.3.2", "10.5.1.2"}, {"10.5.2.2", "10.5.9.9"}, {"0.0.0.0", "0.0.0.0"},
+		{"fd00:5:2::2", "fd00:5:1::2"}, {"fd00:5:3::2", "fd00:5:1::2"}, {"::", "::"}, {"8.8.8.8", "10.5.1.2"},
+	}
+	for _, check := range []SourceCheck{CheckKnown, CheckStrict} {
+		for range 300 {
+			const size = 60
+			var train []byte
+			alone, together := newBench(t), newBench(t)
+			alone.engine.config.SourceCheck, together.engine.config.SourceCheck = check, check
+			for range 1 + rng.IntN(20) {
+				a := addrs[rng.IntN(len(addrs))]
+				if rng.IntN(2) > 0 {
+					a = addrs[0]
+				}
+				var pkt []byte
+				if netip.MustParseAddr(a[0]).Is4() {
+					pkt = ip4(a[0], a[1], 17, 0, make([]byte, size-20))
+				} else {
+					pkt = ip6(a[0], a[1], 17, make([]byte, size-40))
+				}
+				if rng.IntN(6) == 0 {
+					pkt[rng.IntN(8)] ^= 1 << rng.IntN(8) // version, header length or length
+				}
+				train = append(train, pkt...)
+				alone.arrive("192.0.2.2", pkt)
+			}
+			together.socket.in = [][]udp.Message{{message("192.0.2.2", size, train)}}
+			together.round()
+			if !maps.Equal(alone.drops(), together.drops()) || len(alone.queue.packets(t)) != len(together.queue.packets(t)) {
+				t.Fatalf("%v: alone %v, together %v, of %x", check, alone.drops(), together.drops(), train)
 			}
 		}
 	}

@@ -1,0 +1,401 @@
+package dataplane
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/bench/lab"
+	"weft/dataplane/fib"
+	"weft/dataplane/tun"
+	"weft/encap"
+	"weft/encap/checksum"
+	"weft/encap/offload"
+)
+
+// TestNetnsTwin sends one seeded mix of traffic through engines of every kind and with every feature switched off in
+// turn, and compares what comes out byte for byte, in order for each flow, with what went in.
+//
+// Two TUN devices stand in for the pods: what the test writes to the first is forwarded by the kernel of node 1 to its
+// engine's device, and what the second engine writes is forwarded by the kernel of node 2 to the second, where the
+// kernel cuts every super-frame again.
+func TestNetnsTwin(t *testing.T) {
+	configs := map[string][2]Config{
+		"offload":                {{}, {}},
+		"offload, one worker":    {{Workers: 1}, {Workers: 1}},
+		"portable":               {{Mode: ModePortable}, {Mode: ModePortable}},
+		"portable to offload":    {{Mode: ModePortable}, {}},
+		"offload to portable":    {{}, {Mode: ModePortable}},
+		"ECN and DSCP":           {{ECN: true, DSCP: true}, {ECN: true, DSCP: true}},
+		"ECN, portable":          {{ECN: true, Mode: ModePortable}, {ECN: true, Mode: ModePortable}},
+		"source ports":           {{SourcePort: 20_000}, {SourcePort: 20_000}},
+		"source ports, portable": {{SourcePort: 20_000, Mode: ModePortable}, {SourcePort: 20_000, Mode: ModePortable}},
+	}
+	for _, f := range Features() {
+		off := Config{Without: []Feature{f}}
+		configs["without "+string(f)] = [2]Config{off, off}
+	}
+	for name, c := range configs {
+		t.Run(name, func(t *testing.T) {
+			ov := startOverlay(t, lab.Options{PodsPerNode: -1}, c[0], c[1])
+			w := newWire(t, ov)
+			for seed := range uint64(3) {
+				w.run(t, newMix(seed))
+			}
+			checkEngaged(t, ov, c)
+			for i, e := range ov.engines {
+				for d, n := range e.Stats().Drops {
+					if n != 0 && d != DropNeighbourMessage && d != DropMulticast {
+						t.Errorf("node %d dropped %d: %v", i+1, n, d)
+					}
+				}
+			}
+		})
+	}
+}
+
+// checkEngaged makes sure that what should be at work was: a fall-back in silence would pass the comparison.
+func checkEngaged(t *testing.T, ov *overlay, c [2]Config) {
+	t.Helper()
+	from, to := ov.engines[0].Stats(), ov.engines[1].Stats()
+	off := func(i int, f Feature) bool { return c[i].Mode == ModePortable || slices.Contains(c[i].Without, f) }
+	tsoOut := off(0, FeatureVnetHeader) || off(0, FeatureTSO) && off(0, FeatureUSO)
+	if few := from.FramesRead < from.Sent.Packets*3/4; few == tsoOut {
+		t.Errorf("node 1 read %d frames for %d packets", from.FramesRead, from.Sent.Packets)
+	}
+	if few := to.MessagesReceived < to.Received.Packets*3/4; few == (off(0, FeatureGSO) || off(1, FeatureGRO)) {
+		t.Errorf("node 2 received %d messages for %d packets", to.MessagesReceived, to.Received.Packets)
+	}
+	tsoIn := off(1, FeatureVnetHeader) || off(1, FeatureTSO) && off(1, FeatureUSO)
+	if few := to.FramesWritten < to.Received.Packets*3/4; few == tsoIn {
+		t.Errorf("node 2 wrote %d frames for %d packets", to.FramesWritten, to.Received.Packets)
+	}
+}
+
+// wire is the way through the overlay of a lab: frames go into one end and packets come out of the other.
+type wire struct {
+	in, out *tun.Queue
+}
+
+func newWire(t *testing.T, ov *overlay) *wire {
+	t.Helper()
+	six := []netip.Prefix{netip.MustParsePrefix("fd00:5:1::/64"), netip.MustParsePrefix("fd00:5:2::/64")}
+	var ends [2]*tun.Queue
+	for i, e := range ov.engines {
+		must(t, e.node.Sysctl("ipv6/conf/all/forwarding", "1"))
+		must(t, e.node.AddRoute(six[1-i], netip.Addr{}, e.Device()))
+		open := tun.OpenOffload
+		if i == 1 {
+			open = tun.OpenPortable
+		}
+		must(t, e.node.Do(func() error {
+			d, err := open(tun.Config{Name: "pods", Queues: 1, MTU: 1472})
+			if err == nil {
+				ends[i] = d.Queues()[0]
+				t.Cleanup(func() { must(t, d.Close()) })
+			}
+			return err
+		}))
+		must(t, e.node.SetUp("pods", true))
+		must(t, e.node.AddRoute(subnetOf(i), netip.Addr{}, "pods"))
+		must(t, e.node.AddRoute(six[i], netip.Addr{}, "pods"))
+	}
+	a, b := ov.engines[0].asNode(), ov.engines[1].asNode()
+	a.Prefixes, b.Prefixes = append(a.Prefixes, six[0]), append(b.Prefixes, six[1])
+	ov.engines[0].SetNodes(a, []fib.Node{b})
+	ov.engines[1].SetNodes(b, []fib.Node{a})
+	return &wire{in: ends[0], out: ends[1]}
+}
+
+// run sends the mix in portions that every queue on the way can hold, and compares what arrives.
+func (w *wire) run(t *testing.T, m *mix) {
+	t.Helper()
+	want := map[flowKey][][]byte{}
+	sent := 0
+	for range 12 {
+		portion := 0
+		for portion < 150 {
+			f := m.frame()
+			must(t, w.in.Write(f))
+			for _, pkt := range packetsOf(t, f) {
+				k := keyOf(pkt)
+				want[k] = append(want[k], forwardedTwice(pkt))
+				portion++
+			}
+		}
+		sent += portion
+		for range portion {
+			pkt := w.next(t)
+			k := keyOf(pkt)
+			normalise(pkt)
+			if len(want[k]) == 0 {
+				t.Fatalf("a packet too many of flow %v: %x", k, pkt)
+			}
+			if !bytes.Equal(pkt, want[k][0]) {
+				i := slices.IndexFunc(want[k], func(b []byte) bool { return bytes.Equal(b, pkt) })
+				t.Fatalf("flow %v: got %d bytes, which are number %d of those expected\n got %x\nwant %x", k, len(pkt), i, pkt, want[k][0])
+			}
+			want[k] = want[k][1:]
+		}
+	}
+	if sent < 1500 {
+		t.Errorf("only %d packets", sent)
+	}
+}
+
+// next waits for a packet at the far end.
+func (w *wire) next(t *testing.T) []byte {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for {
+		f, err := w.out.Read()
+		must(t, err)
+		// The kernel of node 2 has things of its own to say on a new device.
+		if in, err := encap.ParseInner(f.Packet); err == nil && (in.IsNeighbourMessage(f.Packet) || in.IsGroup()) {
+			continue
+		}
+		if f.Packet != nil {
+			return slices.Clone(f.Packet)
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			t.Fatal("a packet is missing")
+		}
+		fds := []unix.PollFd{{Fd: int32(w.out.FD()), Events: unix.POLLIN}}
+		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// packetsOf returns the packets that a frame stands for.
+func packetsOf(t *testing.T, f tun.Frame) (all [][]byte) {
+	t.Helper()
+	s, err := offload.Split(f.Header, f.Packet)
+	must(t, err)
+	for n := s.NextLen(); n > 0; n = s.NextLen() {
+		b := make([]byte, n)
+		s.Next(b)
+		all = append(all, b)
+	}
+	return all
+}
+
+// forwardedTwice is pkt as it leaves the second of two routers.
+func forwardedTwice(pkt []byte) []byte {
+	b := slices.Clone(pkt)
+	if b[0]>>4 == 6 {
+		b[7] -= 2
+	} else {
+		b[8] -= 2
+	}
+	normalise(b)
+	return b
+}
+
+// normalise takes away what may differ: the identification of an IPv4 packet that is never fragmented (RFC 6864), which
+// a super-frame cannot keep from counting up.
+func normalise(b []byte) {
+	if b[0]>>4 != 4 {
+		return
+	}
+	if binary.BigEndian.Uint16(b[6:]) == dontFragment {
+		b[4], b[5] = 0, 0
+	}
+	header := int(b[0]&15) * 4
+	b[10], b[11] = 0, 0
+	binary.BigEndian.PutUint16(b[10:], ^checksum.Sum(b[:header], 0))
+}
+
+// flowKey names a flow: addresses, protocol and ports, without the ports for what has none or is a fragment.
+type flowKey struct {
+	src, dst netip.Addr
+	proto    uint8
+	ports    uint32
+}
+
+func keyOf(pkt []byte) flowKey {
+	in, err := encap.ParseInner(pkt)
+	if err != nil {
+		return flowKey{}
+	}
+	k := flowKey{src: in.Src, dst: in.Dst, proto: in.Proto}
+	if (in.Proto == 6 || in.Proto == 17) && !in.Fragment {
+		k.ports = binary.BigEndian.Uint32(pkt[in.HeaderLen:])
+	}
+	if in.Fragment {
+		k.proto = 0
+	}
+	return k
+}
+
+// mix is a seeded source of frames of some flows.
+type mix struct {
+	rng   *rand.Rand
+	flows []mixFlow
+}
+
+type mixFlow struct {
+	v6      bool
+	proto   uint8
+	src     int
+	port    uint16
+	seq     uint32
+	id      uint16
+	options []byte // TCP
+	df      uint16
+}
+
+func newMix(seed uint64) *mix {
+	m := &mix{rng: rand.New(rand.NewPCG(seed, 11))}
+	for i := range 12 {
+		f := mixFlow{v6: i%3 == 2, proto: []uint8{6, 17}[i%2], src: 2 + i%4, port: uint16(40_000 + int(seed)*100 + i), seq: m.rng.Uint32()}
+		if i%4 < 2 {
+			f.options = []byte{1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 3, byte(i)}
+		}
+		if f.proto == 6 || i%4 == 3 {
+			f.df = dontFragment
+		}
+		m.flows = append(m.flows, f)
+	}
+	return m
+}
+
+// frame returns the next frame of the mix.
+func (m *mix) frame() tun.Frame {
+	f := &m.flows[m.rng.IntN(len(m.flows))]
+	switch m.rng.IntN(12) {
+	case 0:
+		return tun.Frame{Packet: m.odd()}
+	case 1, 2, 3:
+		return m.superFrame(f)
+	case 4: // nothing but a header
+		if f.proto == 6 {
+			return tun.Frame{Packet: m.packet(f, []uint8{0x10, 0x02, 0x11, 0x14, 0xd0}[m.rng.IntN(5)], 0)}
+		}
+	}
+	sizes := []int{1, 7, 64, 64, 64, 536, 1200, 1200, 1348, 1388}
+	return tun.Frame{Packet: m.packet(f, 0x10, sizes[m.rng.IntN(len(sizes))])}
+}
+
+// superFrame returns a run of segments of a flow under one header.
+func (m *mix) superFrame(f *mixFlow) tun.Frame {
+	segment := []int{100, 536, 1200, 1348}[m.rng.IntN(4)]
+	n := segment + 1 + m.rng.IntN(40*segment)
+	n = min(n, 60_000, 40*segment)
+	b := m.packet(f, []uint8{0x10, 0x18, 0x50}[m.rng.IntN(3)], n)
+	ip, l4 := 20, 8
+	h := offload.Header{Flags: offload.NeedsChecksum, GSO: offload.GSOUDP, SegmentSize: uint16(segment), ChecksumOffset: 6}
+	if f.v6 {
+		ip = 40
+	}
+	if f.proto == 6 {
+		l4 = 20 + len(f.options)
+		h.GSO, h.ChecksumOffset = offload.GSOTCPv4, 16
+		if f.v6 {
+			h.GSO = offload.GSOTCPv6
+		}
+	}
+	h.HeaderLen, h.ChecksumStart = uint16(ip+l4), uint16(ip)
+	addrs := b[ip-8 : ip]
+	if f.v6 {
+		addrs = b[8:40]
+	}
+	binary.BigEndian.PutUint16(b[ip+int(h.ChecksumOffset):], checksum.Pseudo(addrs, f.proto, len(b)-ip))
+	f.id += uint16((n+segment-1)/segment) - 1 // one is counted already
+	return tun.Frame{Header: h, Packet: b}
+}
+
+// packet returns the next packet of a flow with n bytes of payload.
+func (m *mix) packet(f *mixFlow, flags uint8, n int) []byte {
+	src, dst := fmt.Sprintf("10.5.1.%d", f.src), "10.5.2.2"
+	if f.v6 {
+		src, dst = fmt.Sprintf("fd00:5:1::%d", f.src), "fd00:5:2::2"
+	}
+	l4 := make([]byte, 8, 80+n)
+	check := 6
+	binary.BigEndian.PutUint16(l4, f.port)
+	binary.BigEndian.PutUint16(l4[2:], 80)
+	if f.proto == 6 {
+		check = 16
+		binary.BigEndian.PutUint32(l4[4:], f.seq)
+		l4 = append(l4, 0, 0, 0, 9, uint8(5+len(f.options)/4)<<4, flags, 2, 0, 0, 0, 0, 0)
+		l4 = append(l4, f.options...)
+		f.seq += uint32(n)
+	} else {
+		binary.BigEndian.PutUint16(l4[4:], uint16(8+n))
+	}
+	start := len(l4)
+	l4 = l4[:start+n]
+	for i := range l4[start:] {
+		l4[start+i] = byte(f.seq) + byte(i)*3 + byte(i>>8)
+	}
+	f.seq++ // and UDP payloads differ
+	if f.proto == 6 {
+		f.seq--
+	}
+	var b, addrs []byte
+	if f.v6 {
+		b = ip6(src, dst, f.proto, l4)
+		addrs = b[8:40]
+	} else {
+		b = ip4(src, dst, f.proto, f.df, l4)
+		setID(b, f.id)
+		f.id++
+		addrs = b[12:20]
+	}
+	u := b[len(b)-len(l4):]
+	binary.BigEndian.PutUint16(u[check:], ^checksum.Sum(u, checksum.Pseudo(addrs, f.proto, len(u))))
+	return b
+}
+
+// odd returns a packet that is not of a usual flow, or not in a usual shape.
+func (m *mix) odd() []byte {
+	f := &m.flows[m.rng.IntN(len(m.flows))]
+	src4, src6 := fmt.Sprintf("10.5.1.%d", f.src), fmt.Sprintf("fd00:5:1::%d", f.src)
+	payload := make([]byte, 8+8*m.rng.IntN(100))
+	for i := range payload {
+		payload[i] = byte(m.rng.Uint32())
+	}
+	switch m.rng.IntN(9) {
+	case 0: // first and only fragment seen
+		return ip4(src4, "10.5.2.2", 17, 0x2000, payload)
+	case 1: // a later one
+		return ip4(src4, "10.5.2.2", 17, uint16(1+m.rng.IntN(100)), payload)
+	case 2: // echo request
+		payload[0], payload[1], payload[2], payload[3] = 8, 0, 0, 0
+		binary.BigEndian.PutUint16(payload[2:], ^checksum.Sum(payload, 0))
+		return ip4(src4, "10.5.2.2", 1, 0, payload)
+	case 3: // some other protocol
+		return ip4(src4, "10.5.2.3", 47, dontFragment, payload)
+	case 4: // options: none that a router acts on
+		b := ip4(src4, "10.5.2.2", 17, 0, append([]byte{1, 1, 1, 0}, payload...))
+		b[0] = 0x46
+		normalise(b)
+		return b
+	case 5: // UDP without a checksum, and one with a wrong one
+		f.proto, f.v6 = 17, false
+		b := m.packet(f, 0, 100)
+		if m.rng.IntN(2) == 0 {
+			b[26], b[27] = 0, 0
+		} else {
+			b[26] ^= 1
+		}
+		return b
+	case 6: // IPv6 extension header
+		ext := append([]byte{17, 0, 1, 4, 0, 0, 0, 0}, payload...)
+		return ip6(src6, "fd00:5:2::2", 60, ext)
+	case 7: // IPv6 fragment
+		frag := append([]byte{17, 0, 0, 1, 0, 0, 0, byte(m.rng.Uint32())}, payload...)
+		return ip6(src6, "fd00:5:2::2", 44, frag)
+	}
+	return ip6(src6, "fd00:5:2::2", 59, payload) // no next header
+}
