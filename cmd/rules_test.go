@@ -47,6 +47,8 @@ var mayImport = map[string][]string{
 	"bench/lab/etcdserver": {},
 	"bench/lab/kubebox":    {},
 
+	"deploy/install-conf": {},
+
 	"cmd/weft": {"bench", "bench/lab", "bench/lab/etcdserver"},
 	"cmd/weftd": {"ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "encap", "lease", "lease/etcd", "lease/file",
 		"lease/kube", "metrics"},
