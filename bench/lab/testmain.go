@@ -91,3 +91,22 @@ func listTests() ([]string, error) {
 	}
 	return names, nil
 }
+
+// skipper is what [SkipWithoutTUN] needs of a *testing.T.
+type skipper interface {
+	Skip(...any)
+	Fatal(...any)
+}
+
+// SkipWithoutTUN skips a test, saying why, where this user may not make TUN devices; with WEFT_REQUIRE_NETNS=1 it fails
+// the test instead.
+func SkipWithoutTUN(t skipper) {
+	err := NeedTUN()
+	switch {
+	case err == nil:
+	case os.Getenv(requireVariable) == "1":
+		t.Fatal(err)
+	default:
+		t.Skip("NOT TESTED: ", err)
+	}
+}

@@ -29,9 +29,7 @@ func buildDaemon(t *testing.T) string {
 }
 
 func TestNetnsDemo(t *testing.T) {
-	if err := lab.NeedTUN(); err != nil {
-		t.Fatal(err)
-	}
+	lab.SkipWithoutTUN(t)
 	daemon := buildDaemon(t)
 	var out bytes.Buffer
 	begin := time.Now()
@@ -50,9 +48,7 @@ func TestNetnsDemo(t *testing.T) {
 
 // A daemon that fails is named with its step and what it said.
 func TestNetnsDemoBlamesADaemon(t *testing.T) {
-	if err := lab.NeedTUN(); err != nil {
-		t.Fatal(err)
-	}
+	lab.SkipWithoutTUN(t)
 	broken := filepath.Join(t.TempDir(), "weftd")
 	script := "#!/bin/sh\ncase \"$(cat /proc/sys/kernel/hostname)\" in node2) echo the dog ate my lease; exit 3;; esac\nwhile :; do sleep 1; done\n"
 	if err := os.WriteFile(broken, []byte(script), 0o755); err != nil {

@@ -51,9 +51,7 @@ type member struct {
 // newCluster builds a lab whose etcd holds the network config.
 func newCluster(t *testing.T, o lab.Options, network string) *cluster {
 	t.Helper()
-	if err := lab.NeedTUN(); err != nil {
-		t.Fatal(err)
-	}
+	lab.SkipWithoutTUN(t)
 	c := &cluster{Lab: lab.Start(t, o), t: t}
 	var err error
 	c.etcd, err = etcdserver.Start(etcdserver.Config{

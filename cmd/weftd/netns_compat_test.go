@@ -40,6 +40,7 @@ func TestNetnsTwoNodesAreExactlyFlannels(t *testing.T) {
 // TestNetnsOldEtcdServer does the same with a server that is another program, such as Debian's 3.4.
 func TestNetnsOldEtcdServer(t *testing.T) {
 	server := otherProgram(t, etcdVariable, "a real etcd server")
+	lab.SkipWithoutTUN(t)
 	c := &cluster{Lab: lab.Start(t, lab.Options{}), t: t}
 	_, err := c.Root.Start([]string{server, "--data-dir", "/run/etcd", "--listen-client-urls", c.endpoint(),
 		"--advertise-client-urls", c.endpoint(), "--listen-peer-urls", "http://127.0.0.1:2380"})

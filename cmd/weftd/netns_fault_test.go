@@ -439,10 +439,8 @@ func TestNetnsNothingPilesUp(t *testing.T) {
 
 // TestNetnsFileInsteadOfStore is an overlay of two nodes that share nothing but a file, until a third is added to it.
 func TestNetnsFileInsteadOfStore(t *testing.T) {
+	lab.SkipWithoutTUN(t)
 	c := &cluster{Lab: lab.Start(t, lab.Options{Nodes: 3}), t: t}
-	if err := lab.NeedTUN(); err != nil {
-		t.Fatal(err)
-	}
 	list := func(nodes int) {
 		var b strings.Builder
 		b.WriteString("network:\n  Network: 10.5.0.0/16\n  Backend: {Type: udp}\nnodes:\n")
