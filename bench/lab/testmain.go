@@ -107,6 +107,6 @@ func SkipWithoutTUN(t skipper) {
 	case os.Getenv(requireVariable) == "1":
 		t.Fatal(err)
 	default:
-		t.Skip("NOT TESTED: ", err)
+		t.Skip("NOT TESTED:", err)
 	}
 }
