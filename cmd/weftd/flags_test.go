@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"flag"
 	"io"
@@ -279,9 +280,12 @@ var refusals = []struct {
 }
 
 func TestRefusals(t *testing.T) {
+	// A daemon that starts all the same is to end at once.
+	ended, end := context.WithCancel(t.Context())
+	end()
 	for _, test := range refusals {
 		var stdout, stderr bytes.Buffer
-		code := run(t.Context(), test.args, env(test.env), &stdout, &stderr)
+		code := run(ended, test.args, env(test.env), &stdout, &stderr)
 		if want := "weftd: " + test.want + "\n"; code != 1 || stderr.String() != want || stdout.Len() > 0 {
 			t.Errorf("%q %v: exit %d\n got %q\nwant %q", test.args, test.env, code, stderr.String(), want)
 		}
