@@ -220,7 +220,6 @@ func (s *Store) claimed(ctx context.Context, c *claim) lease.Lease {
 	for _, e := range append(slices.Clone(c.drop), c.entry) {
 		s.revokeEmpty(ctx, e.grant)
 	}
-	s.revokeEmpty(ctx, c.was.grant)
 	return c.lease
 }
 

@@ -200,6 +200,9 @@ func TestWatchSurvivesARestartOrSaysSo(t *testing.T) {
 	if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err == nil {
 		t.Error("a watch of a stopped server ended without an error")
 	}
+	if _, _, err := s.open(t.Context(), 1); err == nil {
+		t.Error("a stopped server answered a watch")
+	}
 	if _, err := s.Claim(t.Context(), request(parseNetwork(t, onlyV4), 0)); err == nil {
 		t.Error("a claim from a stopped server succeeded")
 	} else {
@@ -255,6 +258,9 @@ func TestOwnerKeyComesBack(t *testing.T) {
 	if got := c.all(t, "/weft/owners/"); got[formatKey(l)] == "" {
 		t.Errorf("owner keys: %v", got)
 	}
+	if err := s.beat(t.Context()); err != nil {
+		t.Errorf("the new owner key is not kept alive: %v", err)
+	}
 	// But not over another daemon that has taken it meanwhile.
 	s = open(t, c.config(1))
 	l = mustClaim(t, s, request(c.network, 1))
@@ -263,6 +269,28 @@ func TestOwnerKeyComesBack(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	startWatch(t, s).next(t) // said once; the list is delivered all the same
+}
+
+func TestOwnerKeyIsNotPutOverAChange(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	key := formatKey(l)
+	c.delete(t, "/weft/owners/"+key)
+	v, err := s.list(t.Context()) // puts it again
+	if err != nil {
+		t.Fatal(err)
+	}
+	const hers = `{"id":"hers","node":"alice"}`
+	c.put(t, "/weft/owners/"+key, hers)
+	if err := s.own(t.Context(), s.holding(), v.entries[key], owner{}); err == nil || c.all(t, "/weft/owners/")[key] != hers {
+		t.Errorf("put over an owner: %v", err)
+	}
+	c.delete(t, "/weft/owners/"+key)
+	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 5).Attrs})
+	if err := s.own(t.Context(), s.holding(), v.entries[key], owner{}); err == nil || len(c.all(t, "/weft/owners/")) != 0 {
+		t.Errorf("owns the lease of another node: %v", err)
+	}
 }
 
 // pipe is a connection to a server that can be cut without a word, as a dead firewall does.

@@ -223,3 +223,17 @@ func TestClaimByNameThenByAddress(t *testing.T) {
 		t.Error("opened no path")
 	}
 }
+
+func TestRenewOfAMovedSubnetIsLost(t *testing.T) {
+	f := &listing{path: filepath.Join(t.TempDir(), "leases.yaml"), nodes: []lease.Lease{nodeNumber(0)}}
+	f.write(t)
+	s := open(t, f.path)
+	if l, err := s.Renew(t.Context(), nodeNumber(0)); err != nil || !l.Equal(nodeNumber(0)) {
+		t.Errorf("got %+v, %v", l, err)
+	}
+	moved := nodeNumber(0)
+	moved.Subnet = nodeNumber(7).Subnet
+	if _, err := s.Renew(t.Context(), moved); !errors.Is(err, lease.ErrLost) {
+		t.Errorf("got %v", err)
+	}
+}
