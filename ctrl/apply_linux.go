@@ -11,10 +11,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apply performs the operations in order and returns an error for each, nil where it worked. Deleting what is not
+// apply performs the operations in order and returns an error for each, nil where it worked. Deleting what is not
 // there works. Runs of routes, neighbours and forwarding entries go to the kernel in batches, and so do runs of
 // WireGuard peers.
-func (k *Kernel) Apply(ops []Op) []error {
+func (k *Kernel) apply(ops []op) []error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	errs := make([]error, 0, len(ops))
@@ -40,7 +40,7 @@ func (k *Kernel) Apply(ops []Op) []error {
 }
 
 // run is how many of the first operations are alike.
-func run(ops []Op, alike func(Op) bool) int {
+func run(ops []op, alike func(op) bool) int {
 	n := 1
 	for n < len(ops) && alike(ops[n]) {
 		n++
@@ -48,38 +48,38 @@ func run(ops []Op, alike func(Op) bool) int {
 	return n
 }
 
-func isPeer(o Op) bool {
-	_, ok := o.Object.(Peer)
+func isPeer(o op) bool {
+	_, ok := o.object.(Peer)
 	return ok
 }
 
 // applyOne performs the first operation.
-func (k *Kernel) applyOne(ops []Op) []error {
+func (k *Kernel) applyOne(ops []op) []error {
 	o := ops[0]
 	return []error{again(func() error {
-		switch x := o.Object.(type) {
+		switch x := o.object.(type) {
 		case Link:
-			return k.applyLink(o.Verb, x)
+			return k.applyLink(o.verb, x)
 		case Addr:
-			return k.applyAddr(o.Verb, x)
+			return k.applyAddr(o.verb, x)
 		case FOUPort:
-			return k.applyFOU(o.Verb, x)
+			return k.applyFOU(o.verb, x)
 		case Tunnel:
 			return k.wg.setTunnel(x)
 		case Command:
-			return k.applyCommand(o.Verb, x)
+			return k.applyCommand(o.verb, x)
 		}
-		return fmt.Errorf("%w: %T", errors.ErrUnsupported, o.Object)
+		return fmt.Errorf("%w: %T", errors.ErrUnsupported, o.object)
 	})}
 }
 
-func (k *Kernel) applyAddr(v Verb, a Addr) error {
+func (k *Kernel) applyAddr(v verb, a Addr) error {
 	l, err := k.h.LinkByName(a.Dev)
 	if err != nil {
 		return err
 	}
 	n := &netlink.Addr{IPNet: ipNet(a.Prefix)}
-	if v == Delete {
+	if v == doDelete {
 		if err := k.h.AddrDel(l, n); !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return err
 		}
@@ -88,19 +88,19 @@ func (k *Kernel) applyAddr(v Verb, a Addr) error {
 	return k.h.AddrReplace(l, n)
 }
 
-func (k *Kernel) applyFOU(v Verb, p FOUPort) error {
+func (k *Kernel) applyFOU(v verb, p FOUPort) error {
 	f := netlink.Fou{Family: unix.AF_INET, Port: p.Port, Protocol: unix.IPPROTO_IPIP, EncapType: netlink.FOU_ENCAP_DIRECT}
-	if v == Delete {
+	if v == doDelete {
 		return k.h.FouDel(f)
 	}
 	return k.h.FouAdd(f)
 }
 
-func (k *Kernel) applyLink(v Verb, x Link) error {
-	if v == Delete {
+func (k *Kernel) applyLink(v verb, x Link) error {
+	if v == doDelete {
 		return k.deleteLink(x)
 	}
-	if v == Create {
+	if v == doCreate {
 		if err := k.createLink(x); err != nil {
 			return err
 		}
@@ -214,15 +214,15 @@ func (k *Kernel) ignoreRA(dev string) error {
 }
 
 // applyCommand runs a command of the extension backend and remembers that it has been run.
-func (k *Kernel) applyCommand(v Verb, c Command) error {
+func (k *Kernel) applyCommand(v verb, c Command) error {
 	line := c.Add
-	if v == Delete {
+	if v == doDelete {
 		line = c.Remove
 	}
 	if _, err := runCommand(line, c.Env, c.Stdin); err != nil {
 		return err
 	}
-	if v == Delete {
+	if v == doDelete {
 		delete(k.ran, c.ID)
 	} else {
 		k.ran[c.ID] = c

@@ -24,11 +24,11 @@ func TestNetnsVXLAN(t *testing.T) {
 	c.heals(a, b, []breakage{
 		{"route deleted", deleteRoute("10.5.2.0/24")},
 		{"route changed", changeRoute("10.5.2.0/24", "eth0")},
-		{"neighbour deleted", func(k *Kernel) error { return first(k.Apply(deletes(k, isNeighbour))) }},
+		{"neighbour deleted", func(k *Kernel) error { return first(k.apply(deletes(k, isNeighbour))) }},
 		{"neighbour changed", func(k *Kernel) error {
 			return change(k, isNeighbour, func(o object) object { n := o.(Neighbour); n.MAC = macA; return n })
 		}},
-		{"forwarding entry deleted", func(k *Kernel) error { return first(k.Apply(deletes(k, isFDB))) }},
+		{"forwarding entry deleted", func(k *Kernel) error { return first(k.apply(deletes(k, isFDB))) }},
 		{"forwarding entry changed", func(k *Kernel) error {
 			return change(k, isFDB, func(o object) object { f := o.(FDBEntry); f.Dst = addr("172.31.0.99"); return f })
 		}},
@@ -142,7 +142,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	c := startCluster(t, `{"Type":"host-gw"}`, lab.Options{})
 	a := c.Nodes[0]
 	static := Route{Dst: prefix("10.5.2.0/24"), Via: c.Root.Addr, Dev: "eth0", Protocol: unix.RTPROT_STATIC}
-	c.on(a, func(k *Kernel) error { return first(k.Apply([]Op{{Replace, static}})) })
+	c.on(a, func(k *Kernel) error { return first(k.apply([]op{{doReplace, static}})) })
 	c.must(lab.Await(t.Context(), patience(3*time.Second), "the conflict", func() error {
 		r, err := c.report(0)
 		if err == nil && r.Err == "" {
@@ -153,7 +153,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	if !slices.Contains(c.state(a).Routes, static) {
 		t.Errorf("the foreign route is gone: %v", c.state(a).Routes)
 	}
-	c.on(a, func(k *Kernel) error { return first(k.Apply([]Op{{Delete, static}})) })
+	c.on(a, func(k *Kernel) error { return first(k.apply([]op{{doDelete, static}})) })
 	c.must(lab.Await(t.Context(), patience(3*time.Second), "the repair", func() error {
 		r, err := c.report(0)
 		if err == nil && !r.Synced {

@@ -109,7 +109,7 @@ func BenchmarkNetns5000(b *testing.B) {
 		}
 		b.ReportMetric(float64((cpuTime(b)-start).Milliseconds())/float64(b.N), "cpu-ms/op")
 	})
-	have, err := k.Read(overlayName)
+	have, err := k.read(overlayName)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -121,13 +121,13 @@ func BenchmarkNetns5000(b *testing.B) {
 		}
 	})
 	b.Run("neighbours and routes lost", func(b *testing.B) {
-		ops := make([]Op, 0, 2*len(want.Routes))
+		ops := make([]op, 0, 2*len(want.Routes))
 		for i := range want.Routes {
-			ops = append(ops, Op{Delete, want.Routes[i]}, Op{Delete, want.Neighbours[i]})
+			ops = append(ops, op{doDelete, want.Routes[i]}, op{doDelete, want.Neighbours[i]})
 		}
 		for b.Loop() {
 			b.StopTimer()
-			k.Apply(ops)
+			k.apply(ops)
 			b.StartTimer()
 			bring()
 		}

@@ -34,8 +34,8 @@ func openBulk() (*nl.NetlinkSocket, error) {
 }
 
 // bulky says whether applyBulk can perform the operation.
-func bulky(o Op) bool {
-	switch o.Object.(type) {
+func bulky(o op) bool {
+	switch o.object.(type) {
 	case Route, Neighbour, FDBEntry:
 		return true
 	}
@@ -43,7 +43,7 @@ func bulky(o Op) bool {
 }
 
 // applyBulk performs operations that are all bulky, many to a message.
-func (k *Kernel) applyBulk(ops []Op) []error {
+func (k *Kernel) applyBulk(ops []op) []error {
 	errs := make([]error, len(ops))
 	index := map[string]int{"": 0}
 	for start := 0; start < len(ops); start += bulkSize {
@@ -54,11 +54,11 @@ func (k *Kernel) applyBulk(ops []Op) []error {
 }
 
 // applyMessage sends one message. Only its last part asks for an answer; the others answer if they fail.
-func (k *Kernel) applyMessage(ops []Op, errs []error, index map[string]int) {
+func (k *Kernel) applyMessage(ops []op, errs []error, index map[string]int) {
 	var msg []byte
 	first := k.seq + 1
 	for i, o := range ops {
-		dev := o.Object.device()
+		dev := o.object.device()
 		if _, known := index[dev]; !known {
 			l, err := k.h.LinkByName(dev)
 			if err != nil {
@@ -92,7 +92,7 @@ func fill(errs []error, err error) {
 }
 
 // answers collects the errors until the answer to the last part arrives.
-func (k *Kernel) answers(ops []Op, errs []error, first uint32) {
+func (k *Kernel) answers(ops []op, errs []error, first uint32) {
 	for {
 		var msgs []syscall.NetlinkMessage
 		err := again(func() (err error) {
@@ -111,7 +111,7 @@ func (k *Kernel) answers(ops []Op, errs []error, first uint32) {
 			if i == uint32(len(ops)) {
 				return
 			}
-			if err := answer(m); err != nil && !(ops[i].Verb == Delete && absent(err)) {
+			if err := answer(m); err != nil && !(ops[i].verb == doDelete && absent(err)) {
 				errs[i] = err
 			}
 		}
@@ -156,14 +156,14 @@ func answer(m syscall.NetlinkMessage) error {
 }
 
 // request is the netlink form of a bulky operation on the device with that index.
-func request(o Op, index int) *nl.NetlinkRequest {
-	switch x := o.Object.(type) {
+func request(o op, index int) *nl.NetlinkRequest {
+	switch x := o.object.(type) {
 	case Route:
-		return routeRequest(o.Verb, x, index)
+		return routeRequest(o.verb, x, index)
 	case Neighbour:
-		return neighRequest(o.Verb, family4or6(x.IP), 0, index, x.IP, x.MAC)
+		return neighRequest(o.verb, family4or6(x.IP), 0, index, x.IP, x.MAC)
 	case FDBEntry:
-		return neighRequest(o.Verb, unix.AF_BRIDGE, netlink.NTF_SELF, index, x.Dst, x.MAC)
+		return neighRequest(o.verb, unix.AF_BRIDGE, netlink.NTF_SELF, index, x.Dst, x.MAC)
 	}
 	panic("not a bulky operation")
 }
@@ -175,9 +175,9 @@ func family4or6(a netip.Addr) uint8 {
 	return unix.AF_INET6
 }
 
-func routeRequest(v Verb, r Route, index int) *nl.NetlinkRequest {
+func routeRequest(v verb, r Route, index int) *nl.NetlinkRequest {
 	typ, flags := unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_REPLACE
-	if v == Delete {
+	if v == doDelete {
 		typ, flags = unix.RTM_DELROUTE, 0
 	}
 	req := nl.NewNetlinkRequest(typ, flags)
@@ -207,9 +207,9 @@ func routeRequest(v Verb, r Route, index int) *nl.NetlinkRequest {
 	return req
 }
 
-func neighRequest(v Verb, family, ntf uint8, index int, dst netip.Addr, m MAC) *nl.NetlinkRequest {
+func neighRequest(v verb, family, ntf uint8, index int, dst netip.Addr, m MAC) *nl.NetlinkRequest {
 	typ, flags := unix.RTM_NEWNEIGH, unix.NLM_F_CREATE|unix.NLM_F_REPLACE
-	if v == Delete {
+	if v == doDelete {
 		typ, flags = unix.RTM_DELNEIGH, 0
 	}
 	req := nl.NewNetlinkRequest(typ, flags)

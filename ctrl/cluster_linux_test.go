@@ -228,7 +228,7 @@ func (c *cluster) state(n *lab.Node) State {
 	c.t.Helper()
 	var s State
 	c.on(n, func(k *Kernel) (err error) {
-		s, err = k.Read(overlayName)
+		s, err = k.read(overlayName)
 		return err
 	})
 	return s

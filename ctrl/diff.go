@@ -6,19 +6,19 @@ import (
 	"strings"
 )
 
-// Verb says what to do with an object.
-type Verb int
+// verb says what to do with an object.
+type verb int
 
-// The verbs of an Op.
+// The verbs of an op.
 const (
-	Create  Verb = iota // make a device
-	Change              // set what is non-zero in a device's value
-	Replace             // add, or put in the place of what has the same key
-	Delete
+	doCreate  verb = iota // make a device
+	doChange              // set what is non-zero in a device's value
+	doReplace             // add, or put in the place of what has the same key
+	doDelete
 )
 
 // String is the verb as a word for logs.
-func (v Verb) String() string {
+func (v verb) String() string {
 	return [...]string{"create", "change", "replace", "delete"}[v]
 }
 
@@ -38,18 +38,18 @@ func (t Tunnel) device() string    { return t.Dev }
 func (p Peer) device() string      { return p.Dev }
 func (Command) device() string     { return "" }
 
-// Op is one operation on the kernel.
-type Op struct {
-	Verb   Verb
-	Object object
+// op is one operation on the kernel.
+type op struct {
+	verb   verb
+	object object
 }
 
 // String is the operation for logs and errors.
-func (o Op) String() string { return o.Verb.String() + " " + o.Object.String() }
+func (o op) String() string { return o.verb.String() + " " + o.object.String() }
 
 // changes is the result of diff.
 type changes struct {
-	ops       []Op     // in an order that works when each waits for the one before
+	ops       []op     // in an order that works when each waits for the one before
 	waiting   []string // devices that are not there, or not up, and not ours to make so
 	conflicts []string // what stands in the way and is not ours to remove
 }
@@ -87,12 +87,12 @@ type differ struct {
 	present    map[string]Link // the devices the kernel has, by name
 	absent     map[string]bool // devices whose dependants have to wait
 
-	stage              [stages][]Op
+	stage              [stages][]op
 	waiting, conflicts []string
 }
 
-func (d *differ) op(stage int, v Verb, o object) {
-	d.stage[stage] = append(d.stage[stage], Op{v, o})
+func (d *differ) add(stage int, v verb, o object) {
+	d.stage[stage] = append(d.stage[stage], op{v, o})
 }
 
 // links settles the devices: wanted ones are made, made anew or changed; ours that are not wanted go.
@@ -117,12 +117,12 @@ func (d *differ) links() {
 		switch {
 		case ok:
 			if c, differs := linkChange(h, w); differs {
-				d.op(stageDevices, Change, c)
+				d.add(stageDevices, doChange, c)
 			}
 		case w.Foreign:
 			d.wait(w.Name)
 		default:
-			d.op(stageDevices, Create, w)
+			d.add(stageDevices, doCreate, w)
 			d.present[w.Name] = w
 		}
 	}
@@ -142,7 +142,7 @@ func (l Link) removable() bool {
 
 // remove deletes a device, and with it what the kernel has on it.
 func (d *differ) remove(l Link) {
-	d.op(stageFree, Delete, Link{Name: l.Name, Kind: l.Kind})
+	d.add(stageFree, doDelete, Link{Name: l.Name, Kind: l.Kind})
 	delete(d.present, l.Name)
 	d.have.Addrs = notOn(d.have.Addrs, l.Name)
 	d.have.Routes = notOn(d.have.Routes, l.Name)
@@ -178,7 +178,7 @@ func (d *differ) tunnels() {
 	have := setOf(d.have.Tunnels)
 	for _, t := range d.want.Tunnels {
 		if d.ready(t.Dev) && !have[t] {
-			d.op(stageDevices, Replace, t)
+			d.add(stageDevices, doReplace, t)
 		}
 	}
 }
@@ -207,13 +207,13 @@ func (d *differ) fou() {
 	have, want := setOf(d.have.FOU), setOf(d.want.FOU)
 	for _, p := range slices.Concat(d.want.NoFOU, d.claims.staleFOU) {
 		if have[p] && !want[p] {
-			d.op(stageFree, Delete, p)
+			d.add(stageFree, doDelete, p)
 			delete(have, p)
 		}
 	}
 	for _, p := range d.want.FOU {
 		if !have[p] {
-			d.op(stageDevices, Replace, p)
+			d.add(stageDevices, doReplace, p)
 		}
 	}
 }
@@ -222,12 +222,12 @@ func (d *differ) addrs() {
 	have, want := setOf(d.have.Addrs), setOf(d.want.Addrs)
 	for _, a := range d.want.Addrs {
 		if d.ready(a.Dev) && !have[a] {
-			d.op(stageAddrs, Replace, a)
+			d.add(stageAddrs, doReplace, a)
 		}
 	}
 	for _, a := range d.have.Addrs {
 		if !want[a] && d.claims.wanted[a.Dev] && d.claims.inside(hostPrefix(a.Prefix.Addr())) {
-			d.op(stageClear, Delete, a)
+			d.add(stageClear, doDelete, a)
 		}
 	}
 }
@@ -252,12 +252,12 @@ func settle[T interface {
 	for _, w := range want {
 		wanted[key(w)] = true
 		if d.ready(w.device()) && !there[w] {
-			d.op(stageEntries, Replace, w)
+			d.add(stageEntries, doReplace, w)
 		}
 	}
 	for _, h := range have {
 		if !wanted[key(h)] && d.claims.wanted[h.device()] {
-			d.op(stageClear, Delete, h)
+			d.add(stageClear, doDelete, h)
 		}
 	}
 }
@@ -283,7 +283,7 @@ func (d *differ) routes() {
 		if k := r.key(); wanted[k] {
 			have[k] = append(have[k], r)
 		} else if d.claims.route(r) {
-			d.op(stageRoutes, Delete, r)
+			d.add(stageRoutes, doDelete, r)
 		}
 	}
 	for _, r := range d.want.Routes {
@@ -304,7 +304,7 @@ func (d *differ) route(w Route, have []Route) {
 		case h == w:
 		case d.claims.route(h):
 			if len(have) > 1 {
-				d.op(stageRoutes, Delete, h)
+				d.add(stageRoutes, doDelete, h)
 			}
 		case h.Protocol == protocolBoot && d.claims.inside(h.Dst):
 			// In the place where flannel would have put its own.
@@ -315,7 +315,7 @@ func (d *differ) route(w Route, have []Route) {
 			return
 		}
 	}
-	d.op(stageRoutes, Replace, w)
+	d.add(stageRoutes, doReplace, w)
 }
 
 // commands runs what is newly wanted, and the removal of what is not wanted any more or not in that form.
@@ -323,12 +323,12 @@ func (d *differ) commands() {
 	have, want := setOf(d.have.Commands), setOf(d.want.Commands)
 	for _, c := range d.have.Commands {
 		if !want[c] {
-			d.op(stageCommands, Delete, c)
+			d.add(stageCommands, doDelete, c)
 		}
 	}
 	for _, c := range d.want.Commands {
 		if !have[c] {
-			d.op(stageCommands, Replace, c)
+			d.add(stageCommands, doReplace, c)
 		}
 	}
 }

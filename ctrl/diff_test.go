@@ -12,7 +12,7 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 
 // texts are operations as strings, for comparison.
-func texts(ops []Op) []string {
+func texts(ops []op) []string {
 	var s []string
 	for _, o := range ops {
 		s = append(s, o.String())
@@ -314,15 +314,15 @@ func TestDiffWireGuardAndCommands(t *testing.T) {
 	have.Tunnels = []Tunnel{{Dev: "flannel-wg", PrivateKey: Key{9}, ListenPort: 1}}
 	have.Peers = []Peer{gone}
 	have.Commands = []Command{changed}
-	wantOps := []Op{{Replace, tunnel}, {Replace, peer}, {Delete, gone}, {Delete, changed}, {Replace, cmd}}
+	wantOps := []op{{doReplace, tunnel}, {doReplace, peer}, {doDelete, gone}, {doDelete, changed}, {doReplace, cmd}}
 	if got := diff(have, want).ops; !slices.Equal(got, wantOps) {
 		t.Errorf("got %v\nwant %v", got, wantOps)
 	}
 	if got := diff(want, want).ops; len(got) != 0 {
 		t.Errorf("in place, yet %v", got)
 	}
-	for _, o := range append(wantOps, Op{Create, link}, Op{Replace, FOUPort{1}}) {
-		if dev, want := o.Object.device(), map[bool]string{true: "", false: "flannel-wg"}[isOnNone(o)]; dev != want {
+	for _, o := range append(wantOps, op{doCreate, link}, op{doReplace, FOUPort{1}}) {
+		if dev, want := o.object.device(), map[bool]string{true: "", false: "flannel-wg"}[isOnNone(o)]; dev != want {
 			t.Errorf("%v is on %q", o, dev)
 		}
 		if s := o.String(); strings.Contains(s, tunnel.PrivateKey.Base64()) {
@@ -332,8 +332,8 @@ func TestDiffWireGuardAndCommands(t *testing.T) {
 }
 
 // isOnNone says whether the object lives on no device.
-func isOnNone(o Op) bool {
-	switch o.Object.(type) {
+func isOnNone(o op) bool {
+	switch o.object.(type) {
 	case FOUPort, Command:
 		return true
 	}

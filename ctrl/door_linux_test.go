@@ -67,7 +67,7 @@ func bridge(name string, addrs ...string) (netlink.Link, error) {
 func TestNetnsApplyErrors(t *testing.T) {
 	addBridge(t, "under0", "172.20.0.1/24")
 	k := open(t)
-	var ops []Op
+	var ops []op
 	bad := map[int]string{}
 	for i := range 3 * bulkSize {
 		r := Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), Via: addr("172.20.0.2"), Dev: "under0", Protocol: RouteProtocol}
@@ -77,9 +77,9 @@ func TestNetnsApplyErrors(t *testing.T) {
 		case 5:
 			r.Dev, bad[i] = "none0", "Link not found"
 		}
-		ops = append(ops, Op{Replace, r})
+		ops = append(ops, op{doReplace, r})
 	}
-	for i, err := range k.Apply(ops) {
+	for i, err := range k.apply(ops) {
 		switch want := bad[i]; {
 		case want == "" && err != nil:
 			t.Errorf("operation %d: %v", i, err)
@@ -87,16 +87,16 @@ func TestNetnsApplyErrors(t *testing.T) {
 			t.Errorf("operation %d: got %v, want %q", i, err, want)
 		}
 	}
-	s, err := k.Read(func(string) bool { return false })
+	s, err := k.read(func(string) bool { return false })
 	if err != nil {
 		t.Fatal(err)
 	}
 	ours := 0
 	for i := range ops {
-		ops[i].Verb = Delete
-		r, _ := ops[i].Object.(Route)
+		ops[i].verb = doDelete
+		r, _ := ops[i].object.(Route)
 		r.Dev = "under0"
-		ops[i].Object = r
+		ops[i].object = r
 		if slices.Contains(s.Routes, r) {
 			ours++
 		}
@@ -106,17 +106,17 @@ func TestNetnsApplyErrors(t *testing.T) {
 	}
 	// Deleting all, also what never was, is fine, and so is doing it again.
 	for range 2 {
-		if err := errors.Join(k.Apply(ops)...); err != nil {
+		if err := errors.Join(k.apply(ops)...); err != nil {
 			t.Errorf("delete: %v", err)
 		}
 	}
-	if err := errors.Join(k.Apply([]Op{{Delete, Link{Name: "none0"}}, {Delete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
+	if err := errors.Join(k.apply([]op{{doDelete, Link{Name: "none0"}}, {doDelete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
 		t.Errorf("delete what is not there: %v", err)
 	}
-	if errs := k.Apply([]Op{{Create, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0], errors.ErrUnsupported) {
+	if errs := k.apply([]op{{doCreate, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0], errors.ErrUnsupported) {
 		t.Errorf("a device of a strange type: %v", errs)
 	}
-	if errs := k.Apply([]Op{{Create, vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil || !strings.Contains(errs[0].Error(), "underlay device none0") {
+	if errs := k.apply([]op{{doCreate, vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil || !strings.Contains(errs[0].Error(), "underlay device none0") {
 		t.Errorf("a VXLAN on nothing: %v", errs)
 	}
 }
@@ -140,7 +140,7 @@ func TestNetnsReadBack(t *testing.T) {
 	if err := ApplyOnce(k, want); err != nil {
 		t.Fatal(err)
 	}
-	have, err := k.Read(overlayName)
+	have, err := k.read(overlayName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -154,7 +154,7 @@ func TestNetnsReadBack(t *testing.T) {
 	}}); err != nil {
 		t.Fatal(err)
 	}
-	have, err = k.Read(overlayName)
+	have, err = k.read(overlayName)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +186,7 @@ func TestNetnsWatchOverflow(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := k.Watch(ctx, relevant, func() { signs.Add(1) }); !errors.Is(err, context.Canceled) {
+		if err := k.watch(ctx, relevant, func() { signs.Add(1) }); !errors.Is(err, context.Canceled) {
 			t.Errorf("ended with %v", err)
 		}
 	})
@@ -273,10 +273,10 @@ func TestNetnsChooseIface(t *testing.T) {
 	addBridge(t, "wan0", "192.0.2.1/24", "2001:db8::1/64")
 	addBridge(t, "wan1", "198.51.100.7/24")
 	k := open(t)
-	if err := errors.Join(k.Apply([]Op{
-		{Replace, Route{Dst: prefix("0.0.0.0/0"), Via: addr("198.51.100.1"), Dev: "wan1", Metric: 50}},
-		{Replace, Route{Dst: prefix("0.0.0.0/0"), Via: addr("192.0.2.254"), Dev: "wan0", Metric: 10}},
-		{Replace, Route{Dst: prefix("::/0"), Via: addr("2001:db8::2"), Dev: "wan0"}},
+	if err := errors.Join(k.apply([]op{
+		{doReplace, Route{Dst: prefix("0.0.0.0/0"), Via: addr("198.51.100.1"), Dev: "wan1", Metric: 50}},
+		{doReplace, Route{Dst: prefix("0.0.0.0/0"), Via: addr("192.0.2.254"), Dev: "wan0", Metric: 10}},
+		{doReplace, Route{Dst: prefix("::/0"), Via: addr("2001:db8::2"), Dev: "wan0"}},
 	})...); err != nil {
 		t.Fatal(err)
 	}
@@ -324,13 +324,13 @@ func TestNetnsSelf(t *testing.T) {
 	if s := self(`{"Type":"vxlan"}`); s.VTEP != (MAC{}) || s.Iface != i || !s.Blackhole {
 		t.Errorf("without devices: %+v", s)
 	}
-	if err := errors.Join(k.Apply([]Op{{Create, vx(func(l *Link) { l.MAC = macB })}})...); err != nil {
+	if err := errors.Join(k.apply([]op{{doCreate, vx(func(l *Link) { l.MAC = macB })}})...); err != nil {
 		t.Fatal(err)
 	}
 	if s := self(`{"Type":"vxlan"}`); s.VTEP != macB || s.VTEP6 != (MAC{}) {
 		t.Errorf("with a device: %+v", s)
 	}
-	if err := errors.Join(k.Apply([]Op{{Delete, vx(nil)}})...); err != nil {
+	if err := errors.Join(k.apply([]op{{doDelete, vx(nil)}})...); err != nil {
 		t.Fatal(err)
 	}
 	first := self(`{"Type":"wireguard"}`).PrivateKey

@@ -11,22 +11,22 @@ type fakeKernel struct {
 	mu      sync.Mutex
 	state   State
 	reads   int
-	applied []Op
-	fail    func(Op) error
+	applied []op
+	fail    func(op) error
 	readErr error
 	changed func() // the sign to whoever watches
 	watchEr error  // breaks the next Watch
 	watches int
 }
 
-func (f *fakeKernel) Read(func(string) bool) (State, error) {
+func (f *fakeKernel) read(func(string) bool) (State, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reads++
 	return f.state, f.readErr
 }
 
-func (f *fakeKernel) Apply(ops []Op) []error {
+func (f *fakeKernel) apply(ops []op) []error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs []error
@@ -44,7 +44,7 @@ func (f *fakeKernel) Apply(ops []Op) []error {
 	return errs
 }
 
-func (f *fakeKernel) Watch(ctx context.Context, _ func(event) bool, changed func()) error {
+func (f *fakeKernel) watch(ctx context.Context, _ func(event) bool, changed func()) error {
 	f.mu.Lock()
 	f.changed = changed
 	f.watches++
@@ -88,45 +88,45 @@ func (f *fakeKernel) take() []string {
 }
 
 // applied is the state after one operation; s is left alone.
-func applied(s State, o Op) State {
-	switch x := o.Object.(type) {
+func applied(s State, o op) State {
+	switch x := o.object.(type) {
 	case Link:
-		return appliedLink(s, o.Verb, x)
+		return appliedLink(s, o.verb, x)
 	case Addr:
-		s.Addrs = put(s.Addrs, o.Verb, x, func(a Addr) any { return a })
+		s.Addrs = put(s.Addrs, o.verb, x, func(a Addr) any { return a })
 	case Route:
 		same := func(r Route) any { return r.key() }
-		if o.Verb == Delete {
+		if o.verb == doDelete {
 			same = func(r Route) any { return r }
 		}
-		s.Routes = put(s.Routes, o.Verb, x, same)
+		s.Routes = put(s.Routes, o.verb, x, same)
 	case Neighbour:
-		s.Neighbours = put(s.Neighbours, o.Verb, x, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
+		s.Neighbours = put(s.Neighbours, o.verb, x, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
 	case FDBEntry:
-		s.FDB = put(s.FDB, o.Verb, x, func(e FDBEntry) any { return FDBEntry{Dev: e.Dev, MAC: e.MAC} })
+		s.FDB = put(s.FDB, o.verb, x, func(e FDBEntry) any { return FDBEntry{Dev: e.Dev, MAC: e.MAC} })
 	case FOUPort:
-		s.FOU = put(s.FOU, o.Verb, x, func(p FOUPort) any { return p })
+		s.FOU = put(s.FOU, o.verb, x, func(p FOUPort) any { return p })
 	case Tunnel:
-		s.Tunnels = put(s.Tunnels, o.Verb, x, func(t Tunnel) any { return t.Dev })
+		s.Tunnels = put(s.Tunnels, o.verb, x, func(t Tunnel) any { return t.Dev })
 	case Peer:
-		s.Peers = put(s.Peers, o.Verb, x, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
+		s.Peers = put(s.Peers, o.verb, x, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
 	case Command:
-		s.Commands = put(s.Commands, o.Verb, x, func(c Command) any { return c.ID })
+		s.Commands = put(s.Commands, o.verb, x, func(c Command) any { return c.ID })
 	}
 	return s
 }
 
-func put[T any](set []T, v Verb, x T, key func(T) any) []T {
+func put[T any](set []T, v verb, x T, key func(T) any) []T {
 	out := slices.DeleteFunc(slices.Clone(set), func(y T) bool { return key(y) == key(x) })
-	if v != Delete {
+	if v != doDelete {
 		out = append(out, x)
 	}
 	return out
 }
 
-func appliedLink(s State, v Verb, x Link) State {
+func appliedLink(s State, v verb, x Link) State {
 	byName := func(l Link) any { return l.Name }
-	if v == Change {
+	if v == doChange {
 		for _, l := range s.Links {
 			if l.Name != x.Name {
 				continue
@@ -146,7 +146,7 @@ func appliedLink(s State, v Verb, x Link) State {
 		}
 	}
 	s.Links = put(s.Links, v, x, byName)
-	if v == Delete {
+	if v == doDelete {
 		s.Addrs, s.Routes = notOn(s.Addrs, x.Name), notOn(s.Routes, x.Name)
 		s.Neighbours, s.FDB = notOn(s.Neighbours, x.Name), notOn(s.FDB, x.Name)
 		s.Tunnels, s.Peers = notOn(s.Tunnels, x.Name), notOn(s.Peers, x.Name)

@@ -25,7 +25,7 @@ func isFDB(o object) bool       { _, ok := o.(FDBEntry); return ok && o.(FDBEntr
 
 // objects lists what the overlay devices have.
 func objects(k *Kernel, which func(object) bool) []object {
-	s, err := k.Read(overlayName)
+	s, err := k.read(overlayName)
 	if err != nil {
 		panic(err)
 	}
@@ -47,29 +47,29 @@ func objects(k *Kernel, which func(object) bool) []object {
 }
 
 // deletes are the operations that delete them.
-func deletes(k *Kernel, which func(object) bool) []Op {
-	var ops []Op
+func deletes(k *Kernel, which func(object) bool) []op {
+	var ops []op
 	for _, o := range objects(k, which) {
-		ops = append(ops, Op{Delete, o})
+		ops = append(ops, op{doDelete, o})
 	}
 	return ops
 }
 
 // change replaces each by another.
 func change(k *Kernel, which func(object) bool, by func(object) object) error {
-	var ops []Op
+	var ops []op
 	for _, o := range objects(k, which) {
-		ops = append(ops, Op{Replace, by(o)})
+		ops = append(ops, op{doReplace, by(o)})
 	}
 	if len(ops) == 0 {
 		return errors.New("nothing there to change")
 	}
-	return first(k.Apply(ops))
+	return first(k.apply(ops))
 }
 
 // ourRoute finds our route to a prefix.
 func ourRoute(k *Kernel, dst string) (Route, error) {
-	s, err := k.Read(func(string) bool { return false })
+	s, err := k.read(func(string) bool { return false })
 	if err != nil {
 		return Route{}, err
 	}
@@ -87,7 +87,7 @@ func deleteRoute(dst string) func(*Kernel) error {
 		if err != nil {
 			return err
 		}
-		return first(k.Apply([]Op{{Delete, r}}))
+		return first(k.apply([]op{{doDelete, r}}))
 	}
 }
 
@@ -99,7 +99,7 @@ func changeRoute(dst, dev string) func(*Kernel) error {
 			return err
 		}
 		r.Dev, r.OnLink = dev, true
-		return first(k.Apply([]Op{{Replace, r}}))
+		return first(k.apply([]op{{doReplace, r}}))
 	}
 }
 

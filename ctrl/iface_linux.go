@@ -22,7 +22,7 @@ func ChooseIface(o IfaceOptions, k *Kernel) (Iface, error) {
 
 // view reads what the choice is made from.
 func (k *Kernel) view() (netView, error) {
-	s, err := k.Read(func(string) bool { return false })
+	s, err := k.read(func(string) bool { return false })
 	if err != nil {
 		return netView{}, err
 	}
@@ -74,7 +74,7 @@ func WatchIface(ctx context.Context, o IfaceOptions, changed func(Iface)) error 
 	}
 	defer k.Close()
 	w := ifaceWatch{options: o, changed: changed, choose: func(o IfaceOptions) (Iface, error) { return ChooseIface(o, k) }}
-	watch := func(ctx context.Context, changed func()) error { return k.Watch(ctx, underlayEvent, changed) }
+	watch := func(ctx context.Context, changed func()) error { return k.watch(ctx, underlayEvent, changed) }
 	return w.run(ctx, watch, ifaceTimer)
 }
 

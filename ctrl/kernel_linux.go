@@ -17,7 +17,7 @@ import (
 // concurrent use, until Close.
 type Kernel struct {
 	h     *netlink.Handle
-	mu    sync.Mutex        // one Read, Apply or Self at a time; guards what follows
+	mu    sync.Mutex        // one read, apply or Self at a time; guards what follows
 	bulk  *nl.NetlinkSocket // for many operations in one message
 	seq   uint32            // of the last message on bulk
 	wg    wireGuards
@@ -51,7 +51,7 @@ func OpenKernel() (*Kernel, error) {
 // LogTo says where a WireGuard that runs in this process may complain; without it, it is silent.
 func (k *Kernel) LogTo(log *slog.Logger) { k.wg.log = log }
 
-// Close ends the connection and a WireGuard that runs in this process. What is in the kernel stays. A Watch is not ended
+// Close ends the connection and a WireGuard that runs in this process. What is in the kernel stays. A watch is not ended
 // by it.
 func (k *Kernel) Close() {
 	k.wg.close()

@@ -55,7 +55,7 @@ func (g *rig) eventually(what string, ok func() bool) time.Duration {
 
 // inPlace says whether the kernel has all that is wanted.
 func (g *rig) inPlace(want State) bool {
-	have, err := g.k.Read(func(string) bool { return true })
+	have, err := g.k.read(func(string) bool { return true })
 	if err != nil {
 		g.t.Fatal(err)
 	}

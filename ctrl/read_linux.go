@@ -13,10 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Read lists what the kernel has: all devices and addresses, the unicast and blackhole routes of the main table, FOU
+// read lists what the kernel has: all devices and addresses, the unicast and blackhole routes of the main table, FOU
 // ports, and for the devices that detail names their permanent neighbours and forwarding entries, or WireGuard peers. A
 // command that was run counts as kernel state.
-func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
+func (k *Kernel) read(detail func(dev string) bool) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s, names, err := k.readLinks(detail)

@@ -14,12 +14,12 @@ import (
 
 // kernel is what the reconciler needs of one; Kernel is the real one.
 type kernel interface {
-	// Read lists what there is; of the devices that detail names also what lives on them.
-	Read(detail func(dev string) bool) (State, error)
-	// Apply performs the operations in order and returns one error for each.
-	Apply(ops []Op) []error
-	// Watch calls changed at the start and after each relevant change until ctx ends or it breaks.
-	Watch(ctx context.Context, relevant func(event) bool, changed func()) error
+	// read lists what there is; of the devices that detail names also what lives on them.
+	read(detail func(dev string) bool) (State, error)
+	// apply performs the operations in order and returns one error for each.
+	apply(ops []op) []error
+	// watch calls changed at the start and after each relevant change until ctx ends or it breaks.
+	watch(ctx context.Context, relevant func(event) bool, changed func()) error
 }
 
 // ReconcilerOptions tune a Reconciler; the zero value is ready for use.
@@ -104,7 +104,7 @@ func (r *Reconciler) Status() Status {
 
 // Run applies the wanted state until ctx ends, whose error it returns. The kernel's state stays as it is then.
 func (r *Reconciler) Run(ctx context.Context) error {
-	signs, wait := pokes(ctx, func(ctx context.Context, changed func()) error { return r.k.Watch(ctx, r.relevant, changed) })
+	signs, wait := pokes(ctx, func(ctx context.Context, changed func()) error { return r.k.watch(ctx, r.relevant, changed) })
 	defer wait()
 	var retry, took time.Duration
 	timer := time.NewTimer(r.resync)
@@ -174,7 +174,7 @@ func (r *Reconciler) once() bool {
 
 // outcome is what one comparison came to.
 type outcome struct {
-	done    []Op // that worked
+	done    []op // that worked
 	waiting []string
 	err     error
 }
@@ -185,7 +185,7 @@ func bringAbout(k kernel, want State) outcome {
 	for _, l := range want.Links {
 		wanted[l.Name] = true
 	}
-	have, err := k.Read(func(dev string) bool { return wanted[dev] })
+	have, err := k.read(func(dev string) bool { return wanted[dev] })
 	if err != nil {
 		return outcome{err: fmt.Errorf("read kernel state: %w", err)}
 	}
@@ -201,7 +201,7 @@ func bringAbout(k kernel, want State) outcome {
 }
 
 // apply performs the operations; what is on a device that could not be made or changed is left for the next round.
-func apply(k kernel, ops []Op) (done []Op, errs []error) {
+func apply(k kernel, ops []op) (done []op, errs []error) {
 	broken := map[string]bool{}
 	for len(ops) > 0 {
 		n := 1
@@ -210,16 +210,16 @@ func apply(k kernel, ops []Op) (done []Op, errs []error) {
 				n++
 			}
 		}
-		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o Op) bool { return broken[o.Object.device()] })
+		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o op) bool { return broken[o.object.device()] })
 		ops = ops[n:]
-		for i, err := range k.Apply(batch) {
+		for i, err := range k.apply(batch) {
 			if err == nil {
 				done = append(done, batch[i])
 				continue
 			}
 			errs = append(errs, err)
 			if onDevice(batch[i]) {
-				broken[batch[i].Object.device()] = true
+				broken[batch[i].object.device()] = true
 			}
 		}
 	}
@@ -227,8 +227,8 @@ func apply(k kernel, ops []Op) (done []Op, errs []error) {
 }
 
 // onDevice says whether the operation is about a device as such.
-func onDevice(o Op) bool {
-	switch o.Object.(type) {
+func onDevice(o op) bool {
+	switch o.object.(type) {
 	case Link, Tunnel:
 		return true
 	}
@@ -293,7 +293,7 @@ func Cleanup(k kernel, networks []netip.Prefix) (removed []string, err error) {
 	}
 	out := bringAbout(k, State{Networks: networks})
 	for _, o := range out.done {
-		removed = append(removed, o.Object.String())
+		removed = append(removed, o.object.String())
 	}
 	return removed, out.err
 }

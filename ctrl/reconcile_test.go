@@ -102,8 +102,8 @@ func TestReconcilerNewStateIsNoRepair(t *testing.T) {
 func TestReconcilerRetries(t *testing.T) {
 	refused := errors.New("refused")
 	f := &fakeKernel{state: State{Links: []Link{eth0}}}
-	f.fail = func(o Op) error {
-		if _, isLink := o.Object.(Link); isLink {
+	f.fail = func(o op) error {
+		if _, isLink := o.object.(Link); isLink {
 			return refused
 		}
 		return nil
@@ -282,7 +282,7 @@ func TestApplyOnceAndCleanup(t *testing.T) {
 	if want := []string{"device flannel.1 type vxlan", "route 192.168.9.0/24 via 172.31.0.9 dev eth0 proto 157"}; err != nil || !slices.Equal(removed, want) {
 		t.Errorf("in all networks: removed %q, %v; want %q", removed, err, want)
 	}
-	f.fail = func(Op) error { return errors.New("refused") }
+	f.fail = func(op) error { return errors.New("refused") }
 	f.state = vxlanHave()
 	if removed, err := Cleanup(f, nets); err == nil || len(removed) != 0 {
 		t.Errorf("removed %q, %v", removed, err)

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls changed at the start, after each change that relevant accepts, and after messages were lost (ENOBUFS),
+// watch calls changed at the start, after each change that relevant accepts, and after messages were lost (ENOBUFS),
 // which is as good as a change of everything. It blocks until ctx ends or the subscription breaks. It works in the
 // network namespace of the calling thread.
-func (k *Kernel) Watch(ctx context.Context, relevant func(event) bool, changed func()) error {
+func (k *Kernel) watch(ctx context.Context, relevant func(event) bool, changed func()) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
 	if err != nil {
@@ -52,7 +52,7 @@ func (k *Kernel) Watch(ctx context.Context, relevant func(event) bool, changed f
 	}
 }
 
-// linkNames gives the devices' names by index. It has a socket of its own, as Watch runs beside Read.
+// linkNames gives the devices' names by index. It has a socket of its own, as watch runs beside read.
 func (k *Kernel) linkNames() (map[int]string, error) {
 	links, err := dump("devices", netlink.LinkList)
 	if err != nil {

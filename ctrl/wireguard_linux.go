@@ -104,11 +104,11 @@ func (w *wireGuards) setTunnel(t Tunnel) error {
 }
 
 // applyPeers performs operations on peers, all those of one device at once. They share its error.
-func (w *wireGuards) applyPeers(ops []Op) []error {
+func (w *wireGuards) applyPeers(ops []op) []error {
 	errs := make([]error, len(ops))
 	for start := 0; start < len(ops); {
-		dev := ops[start].Object.device()
-		end := start + run(ops[start:], func(o Op) bool { return o.Object.device() == dev })
+		dev := ops[start].object.device()
+		end := start + run(ops[start:], func(o op) bool { return o.object.device() == dev })
 		var c wgtypes.Config
 		for _, o := range ops[start:end] {
 			c.Peers = append(c.Peers, peerConfig(o))
@@ -116,7 +116,7 @@ func (w *wireGuards) applyPeers(ops []Op) []error {
 		err := w.configure(dev, c)
 		for i, o := range ops[start:end] {
 			errs[start+i] = err
-			if p, ok := o.Object.(Peer); ok && err == nil {
+			if p, ok := o.object.(Peer); ok && err == nil {
 				w.given[peerKey{dev, p.PublicKey}] = p.Endpoint
 			}
 		}
@@ -125,9 +125,9 @@ func (w *wireGuards) applyPeers(ops []Op) []error {
 	return errs
 }
 
-func peerConfig(o Op) wgtypes.PeerConfig {
-	p, _ := o.Object.(Peer) // applyPeers gets no others
-	if o.Verb == Delete {
+func peerConfig(o op) wgtypes.PeerConfig {
+	p, _ := o.object.(Peer) // applyPeers gets no others
+	if o.verb == doDelete {
 		return wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.PublicKey), Remove: true}
 	}
 	psk := wgtypes.Key(p.PSK)
