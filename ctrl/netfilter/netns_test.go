@@ -648,6 +648,11 @@ func TestNetnsNotes(t *testing.T) {
 			if s := resync(t, ns, m); !slices.Equal(s.Notes, want) {
 				t.Errorf("notes\n%s\nwant\n%s", strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
 			}
+			d.KeepSource = false
+			want[0] = strings.TrimSuffix(rewrites, "; "+outcome)
+			if s := set(t, ns, m, d); !slices.Equal(s.Notes, want) {
+				t.Errorf("without KeepSource: notes\n%s\nwant\n%s", strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
+			}
 		})
 	}
 }

@@ -100,7 +100,7 @@ type onlooker struct {
 func (o onlooker) look(want []rule) (notes []string) {
 	guarded := slices.ContainsFunc(want, func(r rule) bool { return r.verdict == keepSource })
 	forwards := slices.ContainsFunc(want, func(r rule) bool { return r.verdict == accept })
-	if !guarded && !forwards {
+	if len(want) == 0 {
 		return nil
 	}
 	conn, err := dial()
@@ -116,10 +116,14 @@ func (o onlooker) look(want []rule) (notes []string) {
 			if forwards && dropsForwarded(c) {
 				notes = append(notes, name(c)+" drops what it does not accept itself; no rule of another table can change that")
 			}
-			if err == nil && guarded && kf != nftables.TableFamilyINet {
+			if err == nil && kf != nftables.TableFamilyINet {
 				var caught bool
 				if caught, err = o.catches(conn, c); caught {
-					notes = append(notes, name(c)+" would rewrite pods' sources between nodes; "+o.outcome)
+					note := name(c) + " would rewrite pods' sources between nodes"
+					if guarded {
+						note += "; " + o.outcome
+					}
+					notes = append(notes, note)
 				}
 			}
 		}

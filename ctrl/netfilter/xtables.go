@@ -121,7 +121,7 @@ func read(t tables, l layout) (listing, error) {
 }
 
 // unprotected leaves the protection of sources out of want where nobody rewrites them, so that a host without such a rule
-// holds flannel's rules and no others.
+// holds flannel's rules and no others. A rule that does is named even where no protection is wanted.
 func unprotected(l layout, want []rule, have listing, nets []Net) (rest []rule, notes []string) {
 	for _, line := range have[hookPostrouting] {
 		p, ok := parse(l.table, line)
@@ -133,7 +133,7 @@ func unprotected(l layout, want []rule, have listing, nets []Net) (rest []rule, 
 	isGuard := func(r rule) bool { return r.comment == commentKeepSource }
 	switch {
 	case !slices.ContainsFunc(want, isGuard):
-		return want, nil
+		return want, notes
 	case len(notes) == 0:
 		return slices.DeleteFunc(slices.Clone(want), isGuard), nil
 	}
