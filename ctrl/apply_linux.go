@@ -1,6 +1,7 @@
 package ctrl
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,7 +15,7 @@ import (
 // apply performs the operations in order and returns an error for each, nil where it worked. Deleting what is not
 // there works. Runs of routes, neighbours and forwarding entries go to the kernel in batches, and so do runs of
 // WireGuard peers.
-func (k *Kernel) apply(ops []op) []error {
+func (k *Kernel) apply(ctx context.Context, ops []op) []error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	errs := make([]error, 0, len(ops))
@@ -26,7 +27,7 @@ func (k *Kernel) apply(ops []op) []error {
 		case isPeer(ops[0]):
 			n, apply = run(ops, isPeer), k.wg.applyPeers
 		default:
-			apply = k.applyOne
+			apply = func(ops []op) []error { return []error{again(func() error { return k.applyOne(ctx, ops[0]) })} }
 		}
 		for i, err := range apply(ops[:n]) {
 			if err != nil {
@@ -53,24 +54,21 @@ func isPeer(o op) bool {
 	return ok
 }
 
-// applyOne performs the first operation.
-func (k *Kernel) applyOne(ops []op) []error {
-	o := ops[0]
-	return []error{again(func() error {
-		switch x := o.object.(type) {
-		case Link:
-			return k.applyLink(o.verb, x)
-		case Addr:
-			return k.applyAddr(o.verb, x)
-		case FOUPort:
-			return k.applyFOU(o.verb, x)
-		case Tunnel:
-			return k.wg.setTunnel(x)
-		case Command:
-			return k.applyCommand(o.verb, x)
-		}
-		return fmt.Errorf("%w: %T", errors.ErrUnsupported, o.object)
-	})}
+// applyOne performs an operation that goes to the kernel alone.
+func (k *Kernel) applyOne(ctx context.Context, o op) error {
+	switch x := o.object.(type) {
+	case Link:
+		return k.applyLink(o.verb, x)
+	case Addr:
+		return k.applyAddr(o.verb, x)
+	case FOUPort:
+		return k.applyFOU(o.verb, x)
+	case Tunnel:
+		return k.wg.setTunnel(x)
+	case Command:
+		return k.applyCommand(ctx, o.verb, x)
+	}
+	return fmt.Errorf("%w: %T", errors.ErrUnsupported, o.object)
 }
 
 func (k *Kernel) applyAddr(v verb, a Addr) error {
@@ -214,12 +212,12 @@ func (k *Kernel) ignoreRA(dev string) error {
 }
 
 // applyCommand runs a command of the extension backend and remembers that it has been run.
-func (k *Kernel) applyCommand(v verb, c Command) error {
+func (k *Kernel) applyCommand(ctx context.Context, v verb, c Command) error {
 	line := c.Add
 	if v == doDelete {
 		line = c.Remove
 	}
-	if _, err := runCommand(line, c.Env, c.Stdin); err != nil {
+	if _, err := runCommand(ctx, line, c.Env, c.Stdin); err != nil {
 		return err
 	}
 	if v == doDelete {

@@ -1,7 +1,10 @@
 package ctrl
 
 import (
+	"context"
+	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -24,11 +27,11 @@ func TestNetnsVXLAN(t *testing.T) {
 	c.heals(a, b, []breakage{
 		{"route deleted", deleteRoute("10.5.2.0/24")},
 		{"route changed", changeRoute("10.5.2.0/24", "eth0")},
-		{"neighbour deleted", func(k *Kernel) error { return first(k.apply(deletes(k, isNeighbour))) }},
+		{"neighbour deleted", func(k *Kernel) error { return first(k.apply(context.Background(), deletes(k, isNeighbour))) }},
 		{"neighbour changed", func(k *Kernel) error {
 			return change(k, isNeighbour, func(o object) object { n := o.(Neighbour); n.MAC = macA; return n })
 		}},
-		{"forwarding entry deleted", func(k *Kernel) error { return first(k.apply(deletes(k, isFDB))) }},
+		{"forwarding entry deleted", func(k *Kernel) error { return first(k.apply(context.Background(), deletes(k, isFDB))) }},
 		{"forwarding entry changed", func(k *Kernel) error {
 			return change(k, isFDB, func(o object) object { f := o.(FDBEntry); f.Dst = addr("172.31.0.99"); return f })
 		}},
@@ -142,7 +145,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	c := startCluster(t, `{"Type":"host-gw"}`, lab.Options{})
 	a := c.Nodes[0]
 	static := Route{Dst: prefix("10.5.2.0/24"), Via: c.Root.Addr, Dev: "eth0", Protocol: unix.RTPROT_STATIC}
-	c.on(a, func(k *Kernel) error { return first(k.apply([]op{{doReplace, static}})) })
+	c.on(a, func(k *Kernel) error { return first(k.apply(context.Background(), []op{{doReplace, static}})) })
 	c.must(lab.Await(t.Context(), patience(3*time.Second), "the conflict", func() error {
 		r, err := c.report(0)
 		if err == nil && r.Err == "" {
@@ -153,7 +156,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	if !slices.Contains(c.state(a).Routes, static) {
 		t.Errorf("the foreign route is gone: %v", c.state(a).Routes)
 	}
-	c.on(a, func(k *Kernel) error { return first(k.apply([]op{{doDelete, static}})) })
+	c.on(a, func(k *Kernel) error { return first(k.apply(context.Background(), []op{{doDelete, static}})) })
 	c.must(lab.Await(t.Context(), patience(3*time.Second), "the repair", func() error {
 		r, err := c.report(0)
 		if err == nil && !r.Synced {
@@ -239,4 +242,37 @@ func kinds(s State) string {
 		}
 	}
 	return strings.Join(out, " ")
+}
+
+// TestNetnsExtension replays what flannel documents for the backend: commands for nodes that come and go, with their
+// variables and input. One that hangs does not hold up the end of the daemon.
+func TestNetnsExtension(t *testing.T) {
+	c := startCluster(t, `{"Type":"extension","PreStartupCommand":"echo from $HOSTNAME node",
+		"PostStartupCommand":"sh -c 'echo $SUBNET of $NETWORK >/run/post'",
+		"SubnetAddCommand":"sh -c 'read x; echo \"$0 $PUBLIC_IP $x\" >>/run/added' $SUBNET",
+		"SubnetRemoveCommand":"sh -c 'echo $SUBNET >>/run/removed'"}`, lab.Options{})
+	read := func(name, want string) {
+		t.Helper()
+		c.must(lab.Await(t.Context(), patience(3*time.Second), name, func() error {
+			b, err := os.ReadFile(c.Nodes[0].Path(name))
+			if err == nil && string(b) != want {
+				err = fmt.Errorf("%s holds %q, want %q", name, b, want)
+			}
+			return err
+		}))
+	}
+	read("post", "10.5.1.0/24 of 10.5.0.0/16\n")
+	read("added", "10.5.2.0/24 "+c.Nodes[1].Addr.String()+" from node\n")
+	c.await(0, c.order(0, c.leases[:1]), true)
+	read("removed", "10.5.2.0/24\n")
+	c.await(0, c.order(0, c.leases), true)
+	read("added", strings.Repeat("10.5.2.0/24 "+c.Nodes[1].Addr.String()+" from node\n", 2))
+	c.network = `{"Network":"10.5.0.0/16","Backend":{"Type":"extension","SubnetAddCommand":"sh -c 'touch /run/hangs; exec sleep 3600'"}}`
+	for i, n := range c.Nodes {
+		c.order(i, c.leases)
+		await(t, "the command that hangs", func() bool {
+			_, err := os.Stat(n.Path("hangs"))
+			return err == nil
+		})
+	}
 }

@@ -1,6 +1,7 @@
 package ctrl
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/netip"
@@ -127,7 +128,7 @@ func BenchmarkNetns5000(b *testing.B) {
 		}
 		for b.Loop() {
 			b.StopTimer()
-			k.apply(ops)
+			k.apply(context.Background(), ops)
 			b.StartTimer()
 			bring()
 		}

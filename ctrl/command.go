@@ -16,7 +16,7 @@ const commandTimeout = time.Minute
 
 // runCommand runs a command line of the extension backend with the variables of env, NAME=value lines, added to ours,
 // and gives what it printed, trimmed. stdin gets a newline at its end, as flannel does it.
-func runCommand(line, env, stdin string) (string, error) {
+func runCommand(ctx context.Context, line, env, stdin string) (string, error) {
 	vars := map[string]string{}
 	for l := range strings.Lines(env) {
 		if name, value, ok := strings.Cut(strings.TrimSuffix(l, "\n"), "="); ok {
@@ -32,7 +32,7 @@ func runCommand(line, env, stdin string) (string, error) {
 	if err != nil || len(words) == 0 {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeoutCause(context.Background(), commandTimeout, fmt.Errorf("no end after %v", commandTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout, fmt.Errorf("no end after %v", commandTimeout))
 	defer cancel()
 	c := exec.CommandContext(ctx, words[0], words[1:]...)
 	c.Env = os.Environ()

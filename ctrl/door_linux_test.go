@@ -79,7 +79,7 @@ func TestNetnsApplyErrors(t *testing.T) {
 		}
 		ops = append(ops, op{doReplace, r})
 	}
-	for i, err := range k.apply(ops) {
+	for i, err := range k.apply(context.Background(), ops) {
 		switch want := bad[i]; {
 		case want == "" && err != nil:
 			t.Errorf("operation %d: %v", i, err)
@@ -106,17 +106,17 @@ func TestNetnsApplyErrors(t *testing.T) {
 	}
 	// Deleting all, also what never was, is fine, and so is doing it again.
 	for range 2 {
-		if err := errors.Join(k.apply(ops)...); err != nil {
+		if err := errors.Join(k.apply(context.Background(), ops)...); err != nil {
 			t.Errorf("delete: %v", err)
 		}
 	}
-	if err := errors.Join(k.apply([]op{{doDelete, Link{Name: "none0"}}, {doDelete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
+	if err := errors.Join(k.apply(context.Background(), []op{{doDelete, Link{Name: "none0"}}, {doDelete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
 		t.Errorf("delete what is not there: %v", err)
 	}
-	if errs := k.apply([]op{{doCreate, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0], errors.ErrUnsupported) {
+	if errs := k.apply(context.Background(), []op{{doCreate, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0], errors.ErrUnsupported) {
 		t.Errorf("a device of a strange type: %v", errs)
 	}
-	if errs := k.apply([]op{{doCreate, vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil || !strings.Contains(errs[0].Error(), "underlay device none0") {
+	if errs := k.apply(context.Background(), []op{{doCreate, vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil || !strings.Contains(errs[0].Error(), "underlay device none0") {
 		t.Errorf("a VXLAN on nothing: %v", errs)
 	}
 }
@@ -273,7 +273,7 @@ func TestNetnsChooseIface(t *testing.T) {
 	addBridge(t, "wan0", "192.0.2.1/24", "2001:db8::1/64")
 	addBridge(t, "wan1", "198.51.100.7/24")
 	k := open(t)
-	if err := errors.Join(k.apply([]op{
+	if err := errors.Join(k.apply(context.Background(), []op{
 		{doReplace, Route{Dst: prefix("0.0.0.0/0"), Via: addr("198.51.100.1"), Dev: "wan1", Metric: 50}},
 		{doReplace, Route{Dst: prefix("0.0.0.0/0"), Via: addr("192.0.2.254"), Dev: "wan0", Metric: 10}},
 		{doReplace, Route{Dst: prefix("::/0"), Via: addr("2001:db8::2"), Dev: "wan0"}},
@@ -324,13 +324,13 @@ func TestNetnsSelf(t *testing.T) {
 	if s := self(`{"Type":"vxlan"}`); s.VTEP != (MAC{}) || s.Iface != i || !s.Blackhole {
 		t.Errorf("without devices: %+v", s)
 	}
-	if err := errors.Join(k.apply([]op{{doCreate, vx(func(l *Link) { l.MAC = macB })}})...); err != nil {
+	if err := errors.Join(k.apply(context.Background(), []op{{doCreate, vx(func(l *Link) { l.MAC = macB })}})...); err != nil {
 		t.Fatal(err)
 	}
 	if s := self(`{"Type":"vxlan"}`); s.VTEP != macB || s.VTEP6 != (MAC{}) {
 		t.Errorf("with a device: %+v", s)
 	}
-	if err := errors.Join(k.apply([]op{{doDelete, vx(nil)}})...); err != nil {
+	if err := errors.Join(k.apply(context.Background(), []op{{doDelete, vx(nil)}})...); err != nil {
 		t.Fatal(err)
 	}
 	first := self(`{"Type":"wireguard"}`).PrivateKey

@@ -98,23 +98,23 @@ func TestSplitCommandAsShell(t *testing.T) {
 }
 
 func TestRunCommand(t *testing.T) {
-	out, err := runCommand(`sh -c 'read x; echo "  $SUBNET $x $1"; echo noise >&2' - "$SUBNET"`, "SUBNET=10.5.2.0/24\nOTHER=1", "from stdin")
+	out, err := runCommand(t.Context(), `sh -c 'read x; echo "  $SUBNET $x $1"; echo noise >&2' - "$SUBNET"`, "SUBNET=10.5.2.0/24\nOTHER=1", "from stdin")
 	if want := "10.5.2.0/24 from stdin 10.5.2.0/24"; err != nil || out != want {
 		t.Errorf("got %q, %v; want %q", out, err, want)
 	}
-	if out, err := runCommand("", "", ""); out != "" || err != nil {
+	if out, err := runCommand(t.Context(), "", "", ""); out != "" || err != nil {
 		t.Errorf("no command: got %q, %v", out, err)
 	}
-	if _, err := runCommand("sh -c 'echo reason >&2; exit 3'", "", ""); err == nil || !strings.Contains(err.Error(), "exit status 3: reason") {
+	if _, err := runCommand(t.Context(), "sh -c 'echo reason >&2; exit 3'", "", ""); err == nil || !strings.Contains(err.Error(), "exit status 3: reason") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := runCommand("'open", "", ""); err == nil {
+	if _, err := runCommand(t.Context(), "'open", "", ""); err == nil {
 		t.Error("an open quotation ran")
 	}
 	// Variables of our own environment count too, as flannel documents PATH and the like.
 	t.Setenv("WEFT_TEST", "from outside")
 	f := filepath.Join(t.TempDir(), "out")
-	if _, err := runCommand(`sh -c 'echo "$WEFT_TEST $1" >$2' - "$WEFT_TEST" `+f, "", ""); err != nil {
+	if _, err := runCommand(t.Context(), `sh -c 'echo "$WEFT_TEST $1" >$2' - "$WEFT_TEST" `+f, "", ""); err != nil {
 		t.Fatal(err)
 	}
 	if b, err := os.ReadFile(f); err != nil || string(b) != "from outside from outside\n" {

@@ -26,7 +26,7 @@ func (f *fakeKernel) read(func(string) bool) (State, error) {
 	return f.state, f.readErr
 }
 
-func (f *fakeKernel) apply(ops []op) []error {
+func (f *fakeKernel) apply(_ context.Context, ops []op) []error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs []error

@@ -1,6 +1,7 @@
 package ctrl
 
 import (
+	"context"
 	"errors"
 	"testing"
 
@@ -64,7 +65,7 @@ func change(k *Kernel, which func(object) bool, by func(object) object) error {
 	if len(ops) == 0 {
 		return errors.New("nothing there to change")
 	}
-	return first(k.apply(ops))
+	return first(k.apply(context.Background(), ops))
 }
 
 // ourRoute finds our route to a prefix.
@@ -87,7 +88,7 @@ func deleteRoute(dst string) func(*Kernel) error {
 		if err != nil {
 			return err
 		}
-		return first(k.apply([]op{{doDelete, r}}))
+		return first(k.apply(context.Background(), []op{{doDelete, r}}))
 	}
 }
 
@@ -99,7 +100,7 @@ func changeRoute(dst, dev string) func(*Kernel) error {
 			return err
 		}
 		r.Dev, r.OnLink = dev, true
-		return first(k.apply([]op{{doReplace, r}}))
+		return first(k.apply(context.Background(), []op{{doReplace, r}}))
 	}
 }
 

@@ -69,9 +69,14 @@ func newPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.Le
 		}
 		for _, f := range families(n, l) {
 			p := path{f, l}
-			s.Former = append(s.Former, Former{f.subnet.Masked(), f.public})
+			if f.public.IsValid() {
+				s.Former = append(s.Former, Former{f.subnet.Masked(), f.public})
+			}
 			switch {
 			case !has[f.v6]:
+			case !claims{networks: s.Networks}.inside(f.subnet):
+				// Of a former config, or of somebody who should not have a lease. What is ours has to be inside.
+				s.unreachable(p, fmt.Errorf("%v is not inside the network %v", f.subnet, f.network))
 			case l.BackendType != leaseType:
 				s.unreachable(p, fmt.Errorf("its backend is %s, ours is %s", typeName(l.BackendType), typeName(leaseType)))
 			case !f.public.IsValid():

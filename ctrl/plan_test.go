@@ -195,7 +195,7 @@ func TestPlan(t *testing.T) {
 			want: State{
 				Networks: nets[:1], Links: []Link{vxlanLink}, Addrs: on("flannel.1", lo),
 				Former: []Former{{prefix("10.5.2.0/24"), addr("172.31.0.2")}, {prefix("10.5.3.0/24"), addr("172.31.0.3")}, {prefix("10.5.4.0/24"), addr("172.31.0.4")},
-					{prefix("10.5.5.0/24"), addr("172.31.0.5")}, {prefix("10.5.6.0/24"), addr("172.31.0.6")}, {prefix("10.5.7.0/24"), netip.Addr{}}, {prefix("10.5.8.0/24"), addr("172.31.0.8")}},
+					{prefix("10.5.5.0/24"), addr("172.31.0.5")}, {prefix("10.5.6.0/24"), addr("172.31.0.6")}, {prefix("10.5.8.0/24"), addr("172.31.0.8")}},
 				Unreachable: []Unreachable{
 					{"n2", prefix("10.5.2.0/24"), "its backend is host-gw, ours is vxlan"},
 					{"n7", prefix("10.5.7.0/24"), "its lease has no public address of this family"},
@@ -325,6 +325,11 @@ func TestPlan(t *testing.T) {
 				{ID: "startup", Add: "post", Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=\nPUBLIC_IP=\nPUBLIC_IPV6="}}},
 		},
 		{
+			name: "a subnet of another network", network: only4(network(t, `{"Type":"host-gw"}`)), peers: []lease.Lease{elsewhere(node(2, "host-gw", "", ""))},
+			want: State{Networks: nets[:1], Former: []Former{{prefix("10.99.2.0/24"), addr("172.31.0.2")}},
+				Unreachable: []Unreachable{{"n2", prefix("10.99.2.0/24"), "10.99.2.0/24 is not inside the network 10.5.0.0/16"}}},
+		},
+		{
 			name: "a node without a name", network: only4(network(t, `{"Type":"host-gw"}`)), peers: []lease.Lease{noName(node(2, "", "", ""))},
 			want: State{Networks: nets[:1], Former: former4(2), Unreachable: []Unreachable{{"172.31.0.2", prefix("10.5.2.0/24"), "its backend is udp, ours is host-gw"}}},
 		},
@@ -372,6 +377,7 @@ func dumpState(s State) string {
 }
 
 func withType(l lease.Lease, typ string) lease.Lease { l.BackendType = typ; return l }
+func elsewhere(l lease.Lease) lease.Lease            { l.Subnet = prefix("10.99.2.0/24"); return l }
 func noName(l lease.Lease) lease.Lease               { l.Node = ""; return l }
 func noPublic(l lease.Lease) lease.Lease             { l.PublicIP = netip.Addr{}; return l }
 func noPublic6(l lease.Lease) lease.Lease            { l.PublicIPv6 = netip.Addr{}; return l }

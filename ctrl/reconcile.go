@@ -16,8 +16,8 @@ import (
 type kernel interface {
 	// read lists what there is; of the devices that detail names also what lives on them.
 	read(detail func(dev string) bool) (State, error)
-	// apply performs the operations in order and returns one error for each.
-	apply(ops []op) []error
+	// apply performs the operations in order and returns one error for each. ctx ends what takes long.
+	apply(ctx context.Context, ops []op) []error
 	// watch calls changed at the start and after each relevant change until ctx ends or it breaks.
 	watch(ctx context.Context, relevant func(event) bool, changed func()) error
 }
@@ -119,7 +119,7 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		start := time.Now()
-		if r.once() {
+		if r.once(ctx) {
 			retry = 0
 			timer.Reset(r.resync)
 		} else {
@@ -156,14 +156,14 @@ func (r *Reconciler) relevant(e event) bool {
 }
 
 // once compares and applies; it reports whether nothing is left to be tried again.
-func (r *Reconciler) once() bool {
+func (r *Reconciler) once(ctx context.Context) bool {
 	r.mu.Lock()
 	want, age, synced := r.want, r.age, r.synced
 	r.mu.Unlock()
 	if age == 0 {
 		return true
 	}
-	out := bringAbout(r.k, want)
+	out := bringAbout(ctx, r.k, want)
 	repairs := 0
 	if synced == age {
 		repairs = len(out.done)
@@ -180,7 +180,7 @@ type outcome struct {
 }
 
 // bringAbout compares the kernel's state with want and applies the difference.
-func bringAbout(k kernel, want State) outcome {
+func bringAbout(ctx context.Context, k kernel, want State) outcome {
 	wanted := map[string]bool{}
 	for _, l := range want.Links {
 		wanted[l.Name] = true
@@ -192,7 +192,7 @@ func bringAbout(k kernel, want State) outcome {
 	c := diff(have, want)
 	out := outcome{waiting: c.waiting}
 	var errs []error
-	out.done, errs = apply(k, c.ops)
+	out.done, errs = apply(ctx, k, c.ops)
 	if len(c.conflicts) > 0 {
 		errs = append(errs, conflictError(c.conflicts))
 	}
@@ -201,7 +201,7 @@ func bringAbout(k kernel, want State) outcome {
 }
 
 // apply performs the operations; what is on a device that could not be made or changed is left for the next round.
-func apply(k kernel, ops []op) (done []op, errs []error) {
+func apply(ctx context.Context, k kernel, ops []op) (done []op, errs []error) {
 	broken := map[string]bool{}
 	for len(ops) > 0 {
 		n := 1
@@ -212,7 +212,7 @@ func apply(k kernel, ops []op) (done []op, errs []error) {
 		}
 		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o op) bool { return broken[o.object.device()] })
 		ops = ops[n:]
-		for i, err := range k.apply(batch) {
+		for i, err := range k.apply(ctx, batch) {
 			if err == nil {
 				done = append(done, batch[i])
 				continue
@@ -283,7 +283,7 @@ func joinFew(errs []error) error {
 
 // ApplyOnce brings about the wanted state without a Reconciler: before the packet engine starts, so that it finds its
 // device name and port free of what an earlier backend left. Devices that are awaited are no error.
-func ApplyOnce(k kernel, want State) error { return bringAbout(k, want).err }
+func ApplyOnce(k kernel, want State) error { return bringAbout(context.Background(), k, want).err }
 
 // Cleanup removes what carries our mark, or flannel's names, inside the networks, and says what that was. Without
 // networks it removes it in all networks, so of all daemons of this host.
@@ -291,7 +291,7 @@ func Cleanup(k kernel, networks []netip.Prefix) (removed []string, err error) {
 	if len(networks) == 0 {
 		networks = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	}
-	out := bringAbout(k, State{Networks: networks})
+	out := bringAbout(context.Background(), k, State{Networks: networks})
 	for _, o := range out.done {
 		removed = append(removed, o.object.String())
 	}

@@ -1,6 +1,7 @@
 package ctrl
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -143,7 +144,7 @@ func startup(n lease.Network, s Self) (string, error) {
 		return "", err
 	}
 	e, _ := b.(*extension) // newExtension makes no other
-	out, err := runCommand(e.PreStartupCommand, "", "")
+	out, err := runCommand(context.Background(), e.PreStartupCommand, "", "")
 	if err != nil {
 		return "", fmt.Errorf("PreStartupCommand: %w", err)
 	}
