@@ -1,0 +1,125 @@
+package main
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/bench/lab"
+)
+
+// TestNetnsSubnetsWithRouter has nodes 1 and 3 on one underlay subnet and node 2 on another, with a router between them.
+func TestNetnsSubnetsWithRouter(t *testing.T) {
+	c := newCluster(t, lab.Options{Nodes: 3, Underlay: []netip.Prefix{
+		netip.MustParsePrefix("172.31.1.0/24"), netip.MustParsePrefix("172.31.2.0/24")}}, clusterNetwork)
+	t.Run("vxlan", func(t *testing.T) {
+		c.in(t).checkPaths(`{"Type":"vxlan","DirectRouting":true}`, "flannel.1", "")
+	})
+	t.Run("host-gw", func(t *testing.T) {
+		c.in(t).checkPaths(`{"Type":"host-gw"}`, "", "is not on the link of eth0 (")
+	})
+}
+
+// checkPaths starts the daemons and looks at the way from each node to each other: straight on one link, else by the
+// tunnel device, or none and a reason if that is empty.
+func (c *cluster) checkPaths(backend, tunnel, reason string) {
+	c.t.Helper()
+	c.put(clusterPrefix+"/config", `{"Network":"10.5.0.0/16","Backend":`+backend+`}`)
+	var ds []*member
+	for _, n := range c.Nodes {
+		d := c.start(n)
+		c.t.Cleanup(d.Kill)
+		ds = append(ds, d)
+	}
+	for _, d := range ds {
+		d.awaitReady()
+		d.attach() // anew, as the MTU is another with each backend
+	}
+	for _, d := range ds {
+		without := 0
+		for _, peer := range ds {
+			switch onLink := d.node.Addr.As4()[2] == peer.node.Addr.As4()[2]; {
+			case d == peer:
+			case onLink:
+				c.checkPath(d, peer, "eth0")
+			case tunnel != "":
+				c.checkPath(d, peer, tunnel)
+			default:
+				without++
+				c.checkNoPath(d, peer, reason)
+			}
+		}
+		d.awaitMetric(patience, "weft_nodes_unreachable", func(v float64) bool { return v == float64(without) })
+	}
+	for _, d := range ds {
+		d.stop()
+	}
+}
+
+// checkPath looks at the route and at the traffic.
+func (c *cluster) checkPath(from, to *member, device string) {
+	c.t.Helper()
+	subnet := to.env().Subnet.Masked()
+	await(c.t, patience, from.node.Name+" to "+to.node.Name, func() error { return hasRoute(from.node, device, subnet.String()) })
+	a, b := from.node.Pods[0], to.node.Pods[0]
+	c.awaitAnswer(patience, a, b)
+	mtu := from.env().MTU
+	r, err := a.Ping(c.t.Context(), b.Addr, lab.Ping{Count: 3, Size: mtu, DontFragment: true})
+	if err != nil || r.Received != 3 {
+		c.t.Errorf("pings of %d bytes from %s to %s: %+v, %v", mtu, a.Name, b.Name, r, err)
+	}
+}
+
+// checkNoPath looks for the reason in the status, and that nothing is routed into the void.
+func (c *cluster) checkNoPath(from, to *member, reason string) {
+	c.t.Helper()
+	subnet := to.env().Subnet.Masked()
+	await(c.t, patience, from.node.Name+" says that "+to.node.Name+" cannot be reached", func() error {
+		for _, n := range from.status().Nodes {
+			if n.Subnet == subnet && n.Public == to.node.Addr && n.Name != "" && strings.Contains(n.Unreachable, reason) {
+				return nil
+			}
+		}
+		return fmt.Errorf("nodes %+v", from.status().Nodes)
+	})
+	routes, err := from.node.Routes()
+	if err != nil || slices.ContainsFunc(routes, func(r lab.Route) bool { return r.Dst == subnet }) {
+		c.t.Errorf("%s: routes %+v, %v; want none to %s", from.node.Name, routes, err, subnet)
+	}
+}
+
+// TestNetnsBackendChanges starts each backend on a clean node, and then one after the other: what the kernel has is the
+// same both times, so nothing of the former backend is left.
+func TestNetnsBackendChanges(t *testing.T) {
+	f := filters()[0]
+	f.need(t)
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	clean := map[string][]string{}
+	for _, backend := range []string{"udp", "host-gw", "vxlan"} {
+		clean[backend] = c.tracesOf(f, backend)
+		for _, n := range c.Nodes {
+			if code, output := cleanUp(t, n); code != 0 {
+				t.Fatalf("cleanup: exit %d: %s", code, output)
+			}
+		}
+	}
+	for _, backend := range []string{"udp", "vxlan", "host-gw", "vxlan", "udp", "host-gw", "udp"} {
+		if got := c.tracesOf(f, backend); !slices.Equal(got, clean[backend]) {
+			t.Errorf("%s: got\n%s\non a clean node\n%s", backend, strings.Join(got, "\n"), strings.Join(clean[backend], "\n"))
+		}
+	}
+}
+
+// tracesOf starts the daemons with a backend, waits until pods reach each other, and lists what the first node has then.
+func (c *cluster) tracesOf(f filter, backend string) []string {
+	c.t.Helper()
+	c.put(clusterPrefix+"/config", f.network(`{"Type":"`+backend+`"}`))
+	ds := c.again("--ip-masq")
+	found := traces(c.t, c.Nodes[0], f.shows...)
+	for _, d := range ds {
+		d.stop()
+	}
+	return found
+}
