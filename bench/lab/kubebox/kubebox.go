@@ -47,7 +47,8 @@ type Cluster struct {
 	listen      netip.AddrPort
 	etcdURL     string
 	etcd, api   *process
-	ipam        *process // nil: not started
+	ipam        *process     // nil: not started
+	http        *http.Client // nil: not made yet
 }
 
 // Start runs a control plane on an address, with its data and logs in dir, and returns when it takes requests. The caller
@@ -79,6 +80,16 @@ func Start(listen netip.Addr, dir string) (*Cluster, error) {
 	return c, nil
 }
 
+// auditPolicy has the API server note what service accounts ask of it.
+const auditPolicy = `apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [ResponseComplete]
+rules:
+- level: Metadata
+  userGroups: ["system:serviceaccounts"]
+- level: None
+`
+
 // writeFiles writes what the API server and its clients read.
 func (c *Cluster) writeFiles() error {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
@@ -95,6 +106,7 @@ current-context: admin
 `, c.URL, c.CA, AdminToken)
 	for name, content := range map[string][]byte{
 		"sa.key":     private,
+		"audit.yml":  []byte(auditPolicy),
 		"tokens.csv": []byte(AdminToken + ",admin,admin,system:masters\n"),
 		"kubeconfig": []byte(kubeconfig),
 	} {
@@ -114,7 +126,8 @@ func (c *Cluster) StartAPI() error {
 		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		"--token-auth-file="+filepath.Join(c.dir, "tokens.csv"), "--authorization-mode=RBAC",
-		"--endpoint-reconciler-type=none", "--profiling=false")
+		"--endpoint-reconciler-type=none", "--profiling=false",
+		"--audit-policy-file="+filepath.Join(c.dir, "audit.yml"), "--audit-log-path="+filepath.Join(c.dir, "audit.log"))
 	if err != nil {
 		return err
 	}
@@ -139,6 +152,7 @@ func (c *Cluster) StartAPI() error {
 
 // StopAPI ends the API server: with notice, or at once as a power cut does. etcd goes on.
 func (c *Cluster) StopAPI(notice bool) error {
+	c.hangUp()
 	if notice {
 		return c.api.stop(syscall.SIGTERM)
 	}
@@ -155,6 +169,7 @@ func (c *Cluster) AllocateCIDRs(ranges string) error {
 
 // Close ends all processes, the API server before its etcd, without which it does not end.
 func (c *Cluster) Close() error {
+	c.hangUp()
 	var errs []error
 	for _, p := range []*process{c.ipam, c.api, c.etcd} {
 		if p != nil {
@@ -162,6 +177,13 @@ func (c *Cluster) Close() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// hangUp closes the connections to a server that is to end.
+func (c *Cluster) hangUp() {
+	if c.http != nil {
+		c.http.CloseIdleConnections()
+	}
 }
 
 // process is one started subcommand.

@@ -2,6 +2,8 @@ package kubebox
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"net/http"
 	"time"
 )
@@ -31,6 +33,13 @@ type Spec struct {
 // Status is a Node's.
 type Status struct {
 	Conditions []Condition `json:"conditions,omitempty"`
+	Images     []Image     `json:"images,omitempty"`
+}
+
+// Image is one that a kubelet has; most of a Node's size is due to them.
+type Image struct {
+	Names     []string `json:"names"`
+	SizeBytes int64    `json:"sizeBytes"`
 }
 
 // Condition is one of a Node's.
@@ -43,6 +52,9 @@ type Condition struct {
 }
 
 const nodes = "/api/v1/nodes"
+
+// kubeletImages is how many images a kubelet lists at most (--node-status-max-images).
+const kubeletImages = 50
 
 // AddNode creates a Node with these pod CIDRs, or none.
 func (c *Cluster) AddNode(ctx context.Context, name string, podCIDRs ...string) error {
@@ -81,4 +93,21 @@ func (n Node) Condition(typ string) (Condition, bool) {
 		}
 	}
 	return Condition{}, false
+}
+
+// AddLease creates a Node that publishes a lease as a daemon of the udp backend does, or with more and other annotations.
+// Their names are given without the prefix flannel.alpha.coreos.com/. The Node lists as many images as a kubelet would.
+func (c *Cluster) AddLease(ctx context.Context, name, podCIDR, publicIP string, more map[string]string) error {
+	n := Node{APIVersion: "v1", Kind: "Node", Metadata: Metadata{Name: name}, Spec: Spec{PodCIDR: podCIDR, PodCIDRs: []string{podCIDR}}}
+	for i := range kubeletImages {
+		digest := fmt.Sprintf("registry.example.com/team/application-%d@sha256:%064d", i, i)
+		n.Status.Images = append(n.Status.Images, Image{Names: []string{digest, "registry.example.com/team/application:v1"}, SizeBytes: 1 << 28})
+	}
+	n.Metadata.Annotations = map[string]string{}
+	said := map[string]string{"backend-type": "", "backend-data": "null", "public-ip": publicIP, "kube-subnet-manager": "true"}
+	maps.Copy(said, more)
+	for annotation, text := range said {
+		n.Metadata.Annotations["flannel.alpha.coreos.com/"+annotation] = text
+	}
+	return c.Must(ctx, Request{Method: http.MethodPost, Path: nodes, Body: n}, nil)
 }

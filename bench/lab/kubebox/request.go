@@ -39,7 +39,6 @@ func (c *Cluster) Do(ctx context.Context, r Request) (int, []byte, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	defer client.CloseIdleConnections()
 	q, err := http.NewRequestWithContext(ctx, r.Method, c.URL+r.Path, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
@@ -55,8 +54,11 @@ func (c *Cluster) Do(ctx context.Context, r Request) (int, []byte, error) {
 	return answer.StatusCode, b, err
 }
 
-// client trusts the certificate that the server has made for itself.
+// client trusts the certificate that the server has made for itself. It is made once and hung up by StopAPI and Close.
 func (c *Cluster) client() (*http.Client, error) {
+	if c.http != nil {
+		return c.http, nil
+	}
 	b, err := os.ReadFile(c.CA)
 	if err != nil {
 		return nil, err
@@ -65,7 +67,8 @@ func (c *Cluster) client() (*http.Client, error) {
 	if !pool.AppendCertsFromPEM(b) {
 		return nil, fmt.Errorf("no certificate in %s", c.CA)
 	}
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}, nil
+	c.http = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}}
+	return c.http, nil
 }
 
 // Must is Do as an administrator, with an error for every answer that is no success. It decodes the answer into a value
