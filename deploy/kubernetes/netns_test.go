@@ -199,12 +199,7 @@ func TestNetnsNodeObjectIsMadeAnew(t *testing.T) {
 	c.checkCondition(t, m, "False", "FlannelIsUp")
 	c.reach(t)
 
-	if err := c.api.DeleteNode(t.Context(), m.Name); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.api.AddNode(t.Context(), m.Name, "10.244.200.0/24"); err != nil {
-		t.Fatal(err)
-	}
+	c.renumber(t, m, "10.244.200.0/24")
 	await(t, "the new subnet in subnet.env", func() error {
 		env, err := lab.ReadSubnetEnv(m.Path("flannel/subnet.env"))
 		if err == nil && env.Subnet.String() != "10.244.200.1/24" {
