@@ -192,7 +192,7 @@ func processOptions(c *config) []option {
 			value: host(&c.healthzIP, "0.0.0.0")},
 		{name: "healthz-port", takes: "a port from 1 to 65535, or 0 for none", usage: "port of the health and metrics server",
 			value: number(&c.healthzPort, 0, 0, math.MaxUint16)},
-		{name: "version", takes: yesOrNo, usage: "print the version and exit", value: yesNo(&c.showVersion, false), cli: true},
+		{name: "version", takes: yesOrNo, usage: "print version, commit and Go version on stdout and exit", value: yesNo(&c.showVersion, false), cli: true},
 		{name: "v", takes: "a whole number from 0; above 0 shows debug messages", usage: "log level",
 			value: number(&c.verbosity, 0, 0, math.MaxInt32)},
 		{name: "vmodule", takes: "any text", usage: "has no effect", value: text(&c.vmodule, "")},
