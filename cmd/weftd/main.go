@@ -4,7 +4,8 @@
 // Flags, environment, files and ports are flannel's. This package is the wiring
 // and nothing else: flags become a config (flags.go, env.go, values.go), a config
 // becomes the running parts (run.go, the only place where the packages of the
-// module meet), and what they say becomes subnet.env, /readyz and /metrics.
+// module meet), and what they say becomes subnet.env, /readyz and /metrics. The
+// command cleanup (cleanup.go) removes what a stopped daemon leaves in the kernel.
 package main
 
 import (

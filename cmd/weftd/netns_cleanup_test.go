@@ -132,6 +132,12 @@ func TestNetnsCleanup(t *testing.T) {
 			other := b.env().Subnet.Masked()
 			await(t, patience, "route to the other node", func() error { return hasRoute(n, "flannel.1", other.String()) })
 			up := traces(t, n, f.shows...)
+			untracked := func(line string) bool {
+				return strings.Contains(line, n.Addr.String()) && strings.Contains(line, "dport 8472") && strings.Contains(line, "notrack")
+			}
+			if !slices.ContainsFunc(up, untracked) {
+				t.Errorf("our own packets are tracked:\n%s", strings.Join(up, "\n"))
+			}
 			a.stop()
 			if left := traces(t, n, f.shows...); !slices.Equal(left, up) {
 				t.Errorf("the stop changed the kernel:\n%s\nbefore it:\n%s", strings.Join(left, "\n"), strings.Join(up, "\n"))
