@@ -51,3 +51,12 @@ func newAnnotations(prefix string) (annotations, error) {
 		},
 	}, nil
 }
+
+// all lists every name.
+func (a annotations) all() []string {
+	names := []string{a.backendType, a.managed}
+	for _, f := range []familyAnnotations{a.v4, a.v6} {
+		names = append(names, f.data, f.publicIP, f.overwrite, f.nodePublicIP)
+	}
+	return names
+}
