@@ -193,16 +193,21 @@ func projectConfigMap(t testing.TB, dir string, files map[string]string) {
 // run starts one of the pod's containers on a node.
 func (c *cluster) run(t testing.TB, m *machine, name string) *lab.Process {
 	t.Helper()
-	api := netip.MustParseAddrPort(strings.TrimPrefix(c.api.URL, "https://"))
 	for _, spec := range c.daemons.Spec.Template.Spec.Containers {
 		if spec.Name != name {
 			continue
 		}
-		return describe(t, spec, m.Name, buildImage(t), m.volumes).start(t, m.Node, c.account,
-			"KUBERNETES_SERVICE_HOST="+api.Addr().String(), fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", api.Port()))
+		fields := map[string]string{"spec.nodeName": m.Name}
+		return describe(t, spec, fields, buildImage(t), m.volumes).start(t, m.Node, c.account, c.apiEnv()...)
 	}
 	t.Fatalf("the manifest has no container %s", name)
 	return nil
+}
+
+// apiEnv is how a pod finds the API server.
+func (c *cluster) apiEnv() []string {
+	api := netip.MustParseAddrPort(strings.TrimPrefix(c.api.URL, "https://"))
+	return []string{"KUBERNETES_SERVICE_HOST=" + api.Addr().String(), fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", api.Port())}
 }
 
 // start runs the pod on a node.

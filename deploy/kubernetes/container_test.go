@@ -45,27 +45,27 @@ type mount struct {
 	ReadOnly       bool
 }
 
-// describe turns a container of the manifest into one that runs on a lab's node. volumes are the node's paths of the pod's
-// volumes by their names.
-func describe(t testing.TB, c corev1.Container, node, root string, volumes map[string]string) container {
+// describe turns a container of a manifest into one that runs on a lab's node, as root, which the image leaves it. fields
+// are what the pod's own fields hold, volumes the node's paths of the pod's volumes by their names.
+func describe(t testing.TB, c corev1.Container, fields map[string]string, root string, volumes map[string]string) container {
 	t.Helper()
-	s := c.SecurityContext
-	if s.RunAsUser == nil || *s.RunAsUser != 0 || fmt.Sprint(s.Capabilities.Drop) != "[ALL]" {
-		t.Fatalf("%s: this runtime knows only root with named capabilities", c.Name)
-	}
-	r := container{
-		Root: root, ReadOnlyRoot: *s.ReadOnlyRootFilesystem, NoNewPrivs: !*s.AllowPrivilegeEscalation,
-		Argv: slices.Concat(c.Command, c.Args), Env: []string{"PATH=/bin"},
-	}
-	for _, a := range s.Capabilities.Add {
-		r.Capabilities = append(r.Capabilities, string(a))
+	r := container{Root: root, Argv: slices.Concat(c.Command, c.Args), Env: []string{"PATH=/bin"}, Capabilities: defaultCapabilities()}
+	if s := c.SecurityContext; s != nil {
+		r.ReadOnlyRoot = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem
+		r.NoNewPrivs = s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation
+		if fmt.Sprint(s.Capabilities.Drop) == "[ALL]" {
+			r.Capabilities = nil
+		}
+		for _, a := range s.Capabilities.Add {
+			r.Capabilities = append(r.Capabilities, string(a))
+		}
 	}
 	for _, e := range c.Env {
 		switch {
 		case e.ValueFrom == nil:
 			r.Env = append(r.Env, e.Name+"="+e.Value)
-		case e.ValueFrom.FieldRef != nil && e.ValueFrom.FieldRef.FieldPath == "spec.nodeName":
-			r.Env = append(r.Env, e.Name+"="+node)
+		case e.ValueFrom.FieldRef != nil && fields[e.ValueFrom.FieldRef.FieldPath] != "":
+			r.Env = append(r.Env, e.Name+"="+fields[e.ValueFrom.FieldRef.FieldPath])
 		default:
 			t.Fatalf("%s: variable %s is of an unknown kind", c.Name, e.Name)
 		}
@@ -193,7 +193,18 @@ func (m mount) make(root string) error {
 
 // capabilities by the names that manifests use (linux/capability.h).
 func capabilities() map[string]int {
-	return map[string]int{"NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW}
+	return map[string]int{
+		"AUDIT_WRITE": unix.CAP_AUDIT_WRITE, "CHOWN": unix.CAP_CHOWN, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "FOWNER": unix.CAP_FOWNER,
+		"FSETID": unix.CAP_FSETID, "KILL": unix.CAP_KILL, "MKNOD": unix.CAP_MKNOD, "NET_ADMIN": unix.CAP_NET_ADMIN,
+		"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "NET_RAW": unix.CAP_NET_RAW, "SETFCAP": unix.CAP_SETFCAP, "SETGID": unix.CAP_SETGID,
+		"SETPCAP": unix.CAP_SETPCAP, "SETUID": unix.CAP_SETUID, "SYS_CHROOT": unix.CAP_SYS_CHROOT,
+	}
+}
+
+// defaultCapabilities are those that containerd and docker leave a container.
+func defaultCapabilities() []string {
+	return []string{"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP",
+		"SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}
 }
 
 // confine takes away what the container does not have.
