@@ -1,6 +1,7 @@
 package ctrl
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,9 +83,16 @@ func (c *cluster) stop(i int) {
 		return
 	}
 	c.daemons[i] = nil
+	// The test's own context has ended when this is a cleanup.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.t.Context()), patience(10*time.Second))
+	defer cancel()
 	start := time.Now()
-	status, err := p.Stop(c.t.Context())
-	if err != nil && c.t.Context().Err() == nil || status != 0 {
+	status, err := p.Stop(ctx)
+	if err != nil {
+		c.t.Log(p.Signal(syscall.SIGQUIT)) // so that its log says what it does
+		<-p.Done()
+	}
+	if err != nil || status != 0 {
 		c.t.Errorf("daemon %d ended with %d, %v", i, status, err)
 	}
 	if took := time.Since(start); took > patience(2*time.Second) {

@@ -92,7 +92,8 @@ type testDaemon struct {
 	network json.RawMessage // that self was made for
 	self    Self
 	engine  *dataplane.Engine // of the udp backend, if the kernel does not carry it
-	group   *sync.WaitGroup
+	ended   chan struct{}     // the engine's Run has returned
+	cancel  func()            // ends it
 }
 
 func daemon() error {
@@ -108,7 +109,7 @@ func daemon() error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	// Repairs must come from the kernel's signs, not from the timer.
-	d := testDaemon{k: k, r: NewReconciler(k, ReconcilerOptions{Log: log, Resync: time.Minute}), group: &wg}
+	d := testDaemon{k: k, r: NewReconciler(k, ReconcilerOptions{Log: log, Resync: time.Minute})}
 	defer d.stopEngine()
 	changes := make(chan Iface)
 	wg.Go(func() {
@@ -221,12 +222,14 @@ func (d *testDaemon) engineFor(ctx context.Context, n lease.Network, b Backend) 
 		if err != nil {
 			return nil, err
 		}
-		d.engine = e
-		d.group.Go(func() {
-			if err := e.Run(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		ctx, d.cancel = context.WithCancel(ctx)
+		d.engine, d.ended = e, make(chan struct{})
+		go func() {
+			defer close(d.ended)
+			if err := e.Run(ctx); err != nil {
 				fmt.Fprintln(os.Stderr, "engine ended:", err)
 			}
-		})
+		}()
 	}
 	var others []fib.Node
 	for _, l := range d.order.All {
@@ -245,6 +248,8 @@ func fibNode(l lease.Lease, sp Spec) fib.Node {
 
 func (d *testDaemon) stopEngine() {
 	if d.engine != nil {
+		d.cancel()
+		<-d.ended
 		if err := d.engine.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "close engine:", err)
 		}
