@@ -27,6 +27,7 @@ type weftd struct {
 	build metrics.Build
 	name  string               // of this node
 	seen  atomic.Pointer[view] // what status is made from; nil before the first
+	pulse pulse                // of the loop
 
 	start   kube.Start            // what the cluster says to this node; zero without one
 	refused atomic.Pointer[error] // why the changed network config is not in force; nil: it did not change
@@ -72,6 +73,7 @@ const upkeep = 200 * time.Millisecond
 func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-chan ctrl.Iface) {
 	tick := time.NewTicker(upkeep)
 	defer tick.Stop()
+	defer n.pulse.rest()
 	n.publish()
 	for {
 		select {
@@ -83,11 +85,11 @@ func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-cha
 			n.ifaceChanged(i)
 		case <-tick.C:
 		}
-		n.deviceChanged()
 		n.writeSubnetFile()
 		n.publish()
 		n.announce()
 		n.tellCluster()
+		n.pulse.beat()
 	}
 }
 
@@ -155,18 +157,6 @@ func (n *node) ifaceChanged(i ctrl.Iface) {
 	if a := attrs(i, spec); !a.Equal(n.attrs) {
 		n.attrs = a
 		n.manager.SetAttrs(a)
-	}
-	n.replan()
-}
-
-// deviceChanged follows a device that the engine had to make again under another name.
-func (n *node) deviceChanged() {
-	if n.engine == nil || n.engine.Device() == n.host.Device {
-		return
-	}
-	if err := n.prepare(n.host.Iface); err != nil {
-		n.log.Error("cannot follow the device", "err", err)
-		return
 	}
 	n.replan()
 }

@@ -32,6 +32,10 @@ func serve(ctx context.Context, cfg *config, log *slog.Logger) error {
 	}
 	group.Go(func() error { return d.runOn(running) })
 	group.Go(func() error {
+		d.watchdog(running)
+		return nil
+	})
+	group.Go(func() error {
 		<-running.Done()
 		notify(log, systemd.SdNotifyStopping)
 		return nil
