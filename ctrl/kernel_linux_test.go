@@ -96,6 +96,7 @@ func testUDP(t *testing.T) (Backend, lease.Lease) {
 
 // TestNetnsUDPRepairs breaks the udp backend's kernel state in every way and waits for the repair.
 func TestNetnsUDPRepairs(t *testing.T) {
+	needTUN(t)
 	g := newRig(t)
 	b, self := testUDP(t)
 	want := b.Plan(self, nil)
