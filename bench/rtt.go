@@ -26,12 +26,10 @@ const (
 	rttPayload = 64
 	// rttPatience is when an answer counts as lost.
 	rttPatience = 200 * time.Millisecond
-	// rttPause lies between an answer and the next request, so that an idle network is idle and one under load is not
-	// measured by a second load.
-	rttPause = 100 * time.Microsecond
 )
 
-// RTT sends one datagram after the other and waits for the answer to each, for d.
+// RTT sends one datagram after the other, each as soon as the one before is answered, for d. This is what sockperf's
+// ping-pong does, and what its --full-rtt reports.
 func RTT(ctx context.Context, from, to End, d time.Duration) (Latency, error) {
 	l, err := runRTT(ctx, from, to, d)
 	if err != nil {
@@ -73,9 +71,6 @@ func runRTT(ctx context.Context, from, to End, d time.Duration) (Latency, error)
 func exchange(ctx context.Context, fd int, d time.Duration) (samples []time.Duration, lost int, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, 1, 0, 0, 0); err != nil {
-		return nil, 0, fmt.Errorf("set timer slack: %w", err)
-	}
 	message, answer := make([]byte, rttPayload), make([]byte, rttPayload)
 	// The first round trips find the way; they do not count.
 	warm := time.Now().Add(warmUp)
@@ -97,7 +92,6 @@ func exchange(ctx context.Context, fd int, d time.Duration) (samples []time.Dura
 		default:
 			samples = append(samples, took)
 		}
-		pause(rttPause)
 	}
 	return samples, lost, ctx.Err()
 }
