@@ -11,9 +11,12 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 
 	"weft/ctrl/netfilter"
 	"weft/metrics"
@@ -164,6 +167,7 @@ func TestRulesCondition(t *testing.T) {
 }
 
 func TestHealthServerStopsInTime(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	c := &config{healthzIP: "127.0.0.1"}
@@ -201,6 +205,12 @@ func TestHealthServerStopsInTime(t *testing.T) {
 	}
 	if took := time.Since(start); took > 2*healthStop {
 		t.Errorf("stopped after %v", took)
+	}
+	if err := slow.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadAll(slow); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is left open")
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -195,8 +196,9 @@ func (n *node) replan() {
 	n.reconciler.Set(plan)
 	// Setting rules that are set already would have them all looked up again.
 	if d := n.desiredRules(plan); !reflect.DeepEqual(d, n.wanted) {
-		n.rules.Set(d)
 		n.wanted = d
+		d.Nets = slices.Clone(d.Nets) // the manager's from now on
+		n.rules.Set(d)
 	}
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -162,6 +164,30 @@ func TestLostSubnetIsExplained(t *testing.T) {
 				t.Errorf("the lease is not taken over: %+v since %v", n.self, n.since)
 			}
 		})
+	}
+}
+
+func TestNothingIsPromisedBeforeItIsThere(t *testing.T) {
+	log, _ := testLog()
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	n := &node{
+		weftd:      &weftd{cfg: &config{subnetFile: path}, log: log},
+		reconciler: ctrl.NewReconciler(nil, ctrl.ReconcilerOptions{}), // has brought nothing about yet
+		rules:      netfilter.New(netfilter.Options{}),
+	}
+	self := testLease("me", "10.5.1.0/24", "192.0.2.1")
+	n.leaseChanged(lease.State{Self: self})
+	if !n.since.IsZero() || n.self.Subnet.IsValid() {
+		t.Errorf("a lease that is not held is taken over: %+v since %v", n.self, n.since)
+	}
+	var err error
+	if n.backend, err = ctrl.NewBackend(lease.Network{Backend: lease.Backend{Type: "alloc"}}, ctrl.Self{}); err != nil {
+		t.Fatal(err)
+	}
+	n.leaseHeld(lease.State{Self: self, Held: true})
+	n.writeSubnetFile()
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the subnet file is written before the kernel is set up")
 	}
 }
 

@@ -229,6 +229,7 @@ func TestNetnsLifeOfADaemon(t *testing.T) {
 }
 
 func TestNetnsReadinessFollowsTheLease(t *testing.T) {
+	told := notifySocket(t)
 	f := newFixture(t, "{")
 	s := f.start(t)
 	awaitReady(t, 503, f.leases)
@@ -256,6 +257,11 @@ func TestNetnsReadinessFollowsTheLease(t *testing.T) {
 		t.Error("the change was not logged")
 	}
 	s.stop(t)
+	for _, want := range []string{"READY=1", "STOPPING=1"} { // once each, however often it was ready
+		if got := <-told; got != want {
+			t.Errorf("systemd was told %q, want %q", got, want)
+		}
+	}
 }
 
 func TestNetnsDeviceIsMadeAgain(t *testing.T) {
@@ -466,7 +472,8 @@ func process(t *testing.T, f fixture) (cmd *exec.Cmd, told <-chan string) {
 	}
 	told = notifySocket(t)
 	cmd = exec.Command(self, f.args()...)
-	cmd.Env = append(os.Environ(), asDaemon+"=1")
+	// The race detector would sleep for a second at the end.
+	cmd.Env = append(os.Environ(), asDaemon+"=1", "GORACE=atexit_sleep_ms=0")
 	var log lockedBuffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
