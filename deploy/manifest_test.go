@@ -1,4 +1,4 @@
-package kubernetes_test
+package deploy_test
 
 import (
 	"bytes"
@@ -24,7 +24,7 @@ var update = flag.Bool("update", false, "write weft.yml anew")
 const header = `# Weft for a Kubernetes cluster, with the udp backend. The cluster has to give its nodes pod CIDRs
 # (kube-controller-manager --allocate-node-cidrs, kubeadm init --pod-network-cidr=10.244.0.0/16).
 #
-# This is overlays/udp as one file; go test ./deploy/kubernetes -run TestWeftYML -update writes it.
+# This is overlays/udp as one file; go test ./deploy -run TestWeftYML -update writes it.
 `
 
 // kustomize renders a folder beside this file.
@@ -48,13 +48,13 @@ func kustomize(t testing.TB, dir string) []byte {
 func overlays() []string { return []string{"udp", "vxlan", "host-gw"} }
 
 func TestWeftYMLIsTheUDPOverlay(t *testing.T) {
-	want := append([]byte(header), kustomize(t, "overlays/udp")...)
+	want := append([]byte(header), kustomize(t, "kubernetes/overlays/udp")...)
 	if *update {
-		if err := os.WriteFile("weft.yml", want, 0o644); err != nil {
+		if err := os.WriteFile("kubernetes/weft.yml", want, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := os.ReadFile("weft.yml")
+	got, err := os.ReadFile("kubernetes/weft.yml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -158,7 +158,7 @@ func configMap(t testing.TB, manifests []byte) map[string]string {
 func TestDaemonSetAsPromised(t *testing.T) {
 	for _, overlay := range overlays() {
 		t.Run(overlay, func(t *testing.T) {
-			d := daemonSet(t, kustomize(t, filepath.Join("overlays", overlay)))
+			d := daemonSet(t, kustomize(t, filepath.Join("kubernetes", "overlays", overlay)))
 			spec := d.Spec.Template.Spec
 			if u := d.Spec.UpdateStrategy; u.Type != appsv1.RollingUpdateDaemonSetStrategyType || u.RollingUpdate.MaxUnavailable.IntValue() != 1 {
 				t.Errorf("update strategy %+v", u)

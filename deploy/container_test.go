@@ -1,4 +1,4 @@
-package kubernetes_test
+package deploy_test
 
 import (
 	"encoding/json"

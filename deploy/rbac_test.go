@@ -1,4 +1,4 @@
-package kubernetes_test
+package deploy_test
 
 import (
 	"encoding/json"
@@ -17,7 +17,7 @@ import (
 func TestManifestsAreAccepted(t *testing.T) {
 	c := startAPI(t, netip.MustParseAddr("127.0.0.1"))
 	for _, overlay := range overlays() {
-		manifests := kustomize(t, "overlays/"+overlay)
+		manifests := kustomize(t, "kubernetes/overlays/"+overlay)
 		apply(t, c, manifests, true)
 		apply(t, c, manifests, false)
 		d := daemonSet(t, manifests)
@@ -34,7 +34,7 @@ func TestManifestsAreAccepted(t *testing.T) {
 		}
 	}
 	// The checks are real ones.
-	broken := strings.Replace(string(kustomize(t, "overlays/udp")), "hostNetwork: true", "hostNetwerk: true", 1)
+	broken := strings.Replace(string(kustomize(t, "kubernetes/overlays/udp")), "hostNetwork: true", "hostNetwerk: true", 1)
 	for _, o := range split(t, []byte(broken)) {
 		if o.Kind == "DaemonSet" {
 			if err := c.Apply(t.Context(), o.path(t), o.text, true); err == nil {
@@ -75,7 +75,7 @@ func rulesOf(t *testing.T, c *kubebox.Cluster, token string) []string {
 // may, and tries some of it.
 func TestServiceAccountMayDoNoMore(t *testing.T) {
 	c := startAPI(t, netip.MustParseAddr("127.0.0.1"))
-	manifests := kustomize(t, "overlays/udp")
+	manifests := kustomize(t, "kubernetes/overlays/udp")
 	apply(t, c, manifests, false)
 	d := daemonSet(t, manifests)
 	nobody := object{}

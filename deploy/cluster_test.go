@@ -1,4 +1,4 @@
-package kubernetes_test
+package deploy_test
 
 import (
 	"context"
@@ -95,7 +95,7 @@ func newCluster(t testing.TB, overlay string, o lab.Options) *cluster {
 	if err := lab.NeedTUN(); err != nil && overlay == "udp" {
 		t.Skipf("NOT TESTED: %v", err)
 	}
-	c := &cluster{Lab: lab.Start(t, o), manifests: kustomize(t, filepath.Join("overlays", overlay)), nodes: map[string]*machine{}}
+	c := &cluster{Lab: lab.Start(t, o), manifests: kustomize(t, filepath.Join("kubernetes", "overlays", overlay)), nodes: map[string]*machine{}}
 	c.api = startAPI(t, c.Root.Addr)
 	apply(t, c.api, c.manifests, false)
 	c.daemons = daemonSet(t, c.manifests)

@@ -1,0 +1,191 @@
+package deploy_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+	"weft/bench/lab/etcdserver"
+)
+
+// settings reads a file of KEY=value lines, as systemd and supervisord have them. A key may come more than once.
+func settings(t *testing.T, path string) map[string][]string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := map[string][]string{}
+	for line := range strings.Lines(string(b)) {
+		line = strings.TrimSpace(line)
+		if key, value, ok := strings.Cut(line, "="); ok && !strings.ContainsAny(line[:1], "#;") {
+			s[key] = append(s[key], value)
+		}
+	}
+	return s
+}
+
+// startEtcd runs an etcd with a network config on a node's loopback.
+func startEtcd(t *testing.T, n *lab.Node) *etcdserver.Server {
+	t.Helper()
+	var server *etcdserver.Server
+	err := n.Do(func() (err error) {
+		server, err = etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("127.0.0.1:2379")})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(server.Close)
+	if err := server.Put("/coreos.com/network/config", `{"Network": "10.5.0.0/16"}`); err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
+// hostRoot is a folder with the daemon where packages put it.
+func hostRoot(t *testing.T) string {
+	t.Helper()
+	root := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(root, "usr", "local", "bin"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Link(filepath.Join(buildImage(t), "opt", "bin", "flanneld"), filepath.Join(root, "usr", "local", "bin", "weftd")); err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
+// TestNetnsSystemdUnit runs the unit's command line with the rights that the unit leaves it, and plays systemd's part.
+func TestNetnsSystemdUnit(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	unit := settings(t, "systemd/weftd.service")
+	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
+	startEtcd(t, n)
+	if err := os.MkdirAll(n.Path("flannel"), 0o755); err != nil { // RuntimeDirectory
+		t.Fatal(err)
+	}
+	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: n.Path("flannel/notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	c := container{Root: hostRoot(t), Argv: strings.Fields(unit["ExecStart"][0])}
+	c.ReadOnlyRoot, c.NoNewPrivs = unit["ProtectSystem"][0] == "strict", unit["NoNewPrivileges"][0] == "yes"
+	for name := range strings.FieldsSeq(unit["CapabilityBoundingSet"][0]) {
+		c.Capabilities = append(c.Capabilities, strings.TrimPrefix(name, "CAP_"))
+	}
+	c.Mounts = []mount{{"/run/" + unit["RuntimeDirectory"][0], "/run/" + unit["RuntimeDirectory"][0], false}}
+	for _, device := range unit["DeviceAllow"] {
+		path, _, _ := strings.Cut(device, " ")
+		c.Mounts = append(c.Mounts, mount{path, path, false})
+	}
+	const limit = 2 * time.Second // in place of the unit's WatchdogSec, so that the test need not wait
+	c.Env = append(strings.Fields(unit["Environment"][0]), "NOTIFY_SOCKET=/run/flannel/notify", fmt.Sprintf("WATCHDOG_USEC=%d", limit.Microseconds()))
+	p := c.start(t, n, t.TempDir())
+
+	began := map[string]time.Time{}
+	for beats := 0; beats < 5 || began["READY=1"].IsZero(); {
+		message := notified(t, socket, patience)
+		if _, seen := began[message]; !seen {
+			began[message] = time.Now()
+		}
+		switch message {
+		case "READY=1":
+			if _, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env")); err != nil {
+				t.Errorf("ready without subnet.env: %v", err)
+			}
+		case "WATCHDOG=1":
+			beats++
+		default:
+			t.Errorf("systemd was told %q", message)
+		}
+	}
+	stopped := time.Now()
+	if code, err := p.Stop(t.Context()); err != nil || code != 0 {
+		t.Errorf("ended with %d, %v", code, err)
+	}
+	if took := time.Since(stopped); took > 10*time.Second {
+		t.Errorf("it took %v to end", took)
+	}
+	for message := ""; message != "STOPPING=1"; {
+		message = notified(t, socket, time.Second)
+	}
+	if _, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env")); err != nil {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+// notified reads what the daemon tells systemd.
+func notified(t *testing.T, socket *net.UnixConn, limit time.Duration) string {
+	t.Helper()
+	if err := socket.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 256)
+	n, err := socket.Read(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b[:n])
+}
+
+// TestSystemdAcceptsTheUnit has systemd's own tools read the unit. The exposure is theirs, in tenths; 27 when written.
+func TestSystemdAcceptsTheUnit(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	b, err := os.ReadFile("systemd/weftd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	unit := filepath.Join(t.TempDir(), "weftd.service")
+	writeFile(t, unit, strings.Replace(string(b), "/usr/local/bin/weftd", "/bin/true", 1))
+	for _, args := range [][]string{{"verify", "--man=no", unit}, {"security", "--offline=true", "--threshold=30", unit}} {
+		cmd := exec.Command(analyze, args...)
+		out, err := cmd.CombinedOutput()
+		if err != nil || args[0] == "verify" && len(out) > 0 {
+			t.Errorf("systemd-analyze %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
+// TestNetnsSupervisorProgram runs the supervisor example's command.
+func TestNetnsSupervisorProgram(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	program := settings(t, "supervisor/weftd.conf")
+	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
+	startEtcd(t, n)
+	argv := strings.Fields(program["command"][0])
+	argv[0] = filepath.Join(hostRoot(t), argv[0])
+	p, err := n.Start(argv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "subnet.env", func() error {
+		if !p.Running() {
+			t.Fatal("the daemon has ended")
+		}
+		_, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env"))
+		return err
+	})
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Second, errors.New("longer than stopwaitsecs"))
+	defer cancel()
+	if code, err := p.Stop(ctx); err != nil || code != 0 {
+		t.Errorf("ended with %d, %v", code, err)
+	}
+}
