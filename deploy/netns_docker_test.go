@@ -1,0 +1,401 @@
+package deploy_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"sigs.k8s.io/yaml"
+
+	"weft/bench/lab"
+	"weft/bench/lab/etcdserver"
+)
+
+// dockerArg makes the test binary start dockerd in a lab's node.
+const dockerArg = "weft-test-dockerd"
+
+// enterDocker shows the cgroups of the machine, which a node's own /sys hides, and becomes dockerd.
+func enterDocker(argv []string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if err := unix.Mount("cgroup", "/sys/fs/cgroup", "tmpfs", 0, "mode=0755"); err != nil {
+		return fmt.Errorf("mount /sys/fs/cgroup: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		left, right, _ := strings.Cut(line, " - ")
+		at, what := strings.Fields(left)[4], strings.Fields(right)
+		if !strings.HasPrefix(what[0], "cgroup") || !strings.HasPrefix(at, "/sys/fs/cgroup") {
+			continue
+		}
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			return err
+		}
+		options := strings.TrimPrefix(strings.TrimPrefix(what[2], "rw"), ",")
+		if err := unix.Mount(what[0], at, what[0], 0, options); err != nil {
+			return fmt.Errorf("mount %s: %w", at, err)
+		}
+	}
+	return syscall.Exec(argv[0], argv, os.Environ())
+}
+
+// docker is a dockerd in a node of a lab.
+type docker struct {
+	node   *lab.Node
+	daemon *lab.Process
+}
+
+// startDocker runs a dockerd with some flags until the test ends, or skips the test.
+func startDocker(t *testing.T, n *lab.Node, flags ...string) *docker {
+	t.Helper()
+	program, err := exec.LookPath("dockerd")
+	if err != nil {
+		t.Skipf("NOT TESTED with docker: %v", err)
+	}
+	if _, err := exec.LookPath("docker"); err != nil {
+		t.Skipf("NOT TESTED with docker: %v", err)
+	}
+	if b, err := os.ReadFile("/proc/self/uid_map"); err != nil || strings.Fields(string(b))[2] == "1" {
+		t.Skipf("NOT TESTED with docker: a dockerd needs to be root, which this user is only inside (%v)", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	argv := append([]string{self, dockerArg, program, "--data-root=" + t.TempDir(), "--host=unix:///run/docker.sock",
+		"--exec-root=/run/docker", "--pidfile=/run/docker.pid"}, flags...)
+	d := &docker{node: n}
+	if d.daemon, err = n.Start(argv); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(d.stop)
+	await(t, n.Name+"'s dockerd", func() error {
+		if !d.daemon.Running() {
+			t.Fatalf("dockerd has ended\n%s", strings.Join(d.daemon.Tail(10), "\n"))
+		}
+		_, err := d.do("version")
+		return err
+	})
+	return d
+}
+
+// stop ends the dockerd and with it its containers, whose cgroups are the machine's.
+func (d *docker) stop() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	// What is left is ended with the lab.
+	_, _ = d.daemon.Stop(ctx)
+}
+
+// do runs the docker program.
+func (d *docker) do(args ...string) (string, error) {
+	cmd := exec.Command("docker", append([]string{"--host=unix://" + d.node.Path("docker.sock")}, args...)...)
+	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0", "DOCKER_CONFIG="+os.TempDir())
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, &stderr)
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+func (d *docker) must(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := d.do(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// buildDockerImage builds the image in the way that build-image does.
+func (d *docker) buildDockerImage(t *testing.T) {
+	t.Helper()
+	d.must(t, "build", "-q", "-t", "weft:dev", "-f", "docker/Dockerfile", buildImage(t))
+}
+
+// pid is the number of a container's process.
+func (d *docker) pid(t *testing.T, name string) int {
+	t.Helper()
+	pid, err := strconv.Atoi(d.must(t, "inspect", "-f", "{{.State.Pid}}", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// inContainer runs f in the network of a container. A socket that f opens stays there.
+func (d *docker) inContainer(t *testing.T, name string, f func() error) error {
+	t.Helper()
+	path := fmt.Sprintf("/proc/%d/ns/net", d.pid(t, name))
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread is thrown away
+		file, err := os.Open(path)
+		if err != nil {
+			done <- err
+			return
+		}
+		defer file.Close()
+		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("enter %s: %w", path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}
+
+// port is where containers listen to each other.
+const port = 7777
+
+// reachesContainer connects from one container to an address of another, and says under which address it was seen there.
+func reachesContainer(t *testing.T, d *docker, from string, peer *docker, to string, at netip.Addr) (seen netip.Addr, err error) {
+	t.Helper()
+	var l net.Listener
+	err = peer.inContainer(t, to, func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(at, port).String())
+		return err
+	})
+	if err != nil {
+		return seen, err
+	}
+	defer l.Close()
+	accepted := make(chan netip.AddrPort, 1)
+	go func() {
+		defer close(accepted)
+		if c, err := l.Accept(); err == nil {
+			accepted <- c.RemoteAddr().(*net.TCPAddr).AddrPort()
+			_ = c.Close() // nothing was sent
+		}
+	}()
+	err = d.inContainer(t, from, func() error {
+		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(at, port).String(), 500*time.Millisecond)
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	})
+	if err != nil {
+		return seen, errors.Join(err, l.Close())
+	}
+	return (<-accepted).Addr(), nil
+}
+
+// service is the compose file's.
+type service struct {
+	Image, Restart string
+	Command        []string
+	ReadOnly       bool     `json:"read_only"`
+	NetworkMode    string   `json:"network_mode"`
+	CapDrop        []string `json:"cap_drop"`
+	CapAdd         []string `json:"cap_add"`
+	SecurityOpt    []string `json:"security_opt"`
+	Devices        []string
+	Volumes        []string
+}
+
+// runFlags are docker run's for the service, without its network and its volumes.
+func (s service) runFlags() []string {
+	flags := []string{"--restart=" + s.Restart, fmt.Sprintf("--read-only=%v", s.ReadOnly)}
+	for flag, values := range map[string][]string{"cap-drop": s.CapDrop, "cap-add": s.CapAdd, "security-opt": s.SecurityOpt, "device": s.Devices} {
+		for _, v := range values {
+			flags = append(flags, "--"+flag+"="+v)
+		}
+	}
+	return flags
+}
+
+// composeService reads the compose file strictly.
+func composeService(t *testing.T) service {
+	t.Helper()
+	b, err := os.ReadFile("docker/compose.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct{ Services map[string]service }
+	if err := yaml.UnmarshalStrict(b, &file); err != nil {
+		t.Fatal(err)
+	}
+	return file.Services["weft"]
+}
+
+// TestNetnsImageUnderDocker runs the compose file's container as two nodes on a network of docker's, stops and starts one,
+// and pauses it for a minute.
+func TestNetnsImageUnderDocker(t *testing.T) {
+	n := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
+	d := startDocker(t, n)
+	d.buildDockerImage(t)
+	d.must(t, "network", "create", "--subnet=172.30.0.0/24", "--gateway=172.30.0.1", "nodes")
+	var etcd *etcdserver.Server
+	err := n.Do(func() (err error) {
+		etcd, err = etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(etcd.Close)
+	if err := etcd.Put("/coreos.com/network/config", `{"Network": "10.5.0.0/16"}`); err != nil {
+		t.Fatal(err)
+	}
+	names := []string{"node-a", "node-b"}
+	s := composeService(t)
+	for i, name := range names {
+		run := append([]string{"run", "-d", "--name=" + name, "--network=nodes", fmt.Sprintf("--ip=172.30.0.%d", 11+i)}, s.runFlags()...)
+		for _, v := range s.Volumes {
+			_, inside, _ := strings.Cut(v, ":")
+			run = append(run, "--volume="+name+":"+inside)
+		}
+		run = append(run, s.Image)
+		for _, arg := range s.Command {
+			run = append(run, strings.ReplaceAll(arg, "${ETCD:-http://127.0.0.1:2379}", etcd.Endpoint()))
+		}
+		d.must(t, run...)
+	}
+	address := func(i int) netip.Addr {
+		t.Helper()
+		var subnet netip.Prefix
+		await(t, names[i]+" to be ready", func() (err error) {
+			subnet, err = leasedByContainer(n, fmt.Sprintf("172.30.0.%d:8081", 11+i))
+			if err != nil {
+				logs, _ := d.do("logs", "--tail=3", names[i])
+				err = fmt.Errorf("%w\n%s", err, logs)
+			}
+			return err
+		})
+		return subnet.Addr()
+	}
+	for _, name := range names {
+		// 2 stands for a filter (proc_pid_status(5)): docker's own, which the daemon gets by with.
+		if got := processStatus(t, d.pid(t, name), "Seccomp"); got != "2" {
+			t.Errorf("%s: seccomp mode %s", name, got)
+		}
+	}
+	a, b := address(0), address(1)
+	both := func(what string) {
+		t.Helper()
+		await(t, what, func() error {
+			_, err := reachesContainer(t, d, "node-a", d, "node-b", b)
+			_, back := reachesContainer(t, d, "node-b", d, "node-a", a)
+			return errors.Join(err, back)
+		})
+	}
+	both("traffic")
+	d.must(t, "stop", "node-b")
+	d.must(t, "start", "node-b")
+	if again := address(1); again != b {
+		t.Errorf("node-b had %s and has %s after a restart", b, again)
+	}
+	both("traffic after a restart")
+	pause := time.Minute
+	if testing.Short() {
+		pause = 5 * time.Second
+	}
+	d.must(t, "pause", "node-b")
+	time.Sleep(pause) // the length of the outage is what is tested
+	d.must(t, "unpause", "node-b")
+	both("traffic after a pause")
+	if again := address(1); again != b {
+		t.Errorf("node-b had %s and has %s after a pause", b, again)
+	}
+}
+
+// leasedByContainer asks a ready daemon for its subnet.
+func leasedByContainer(n *lab.Node, at string) (netip.Prefix, error) {
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return n.Dial("tcp", netip.MustParseAddrPort(at))
+		},
+	}}
+	answer, err := client.Get("http://" + at + "/status")
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	defer answer.Body.Close()
+	var s struct {
+		Ready      bool
+		Conditions any
+		Lease      struct{ Subnet netip.Prefix }
+	}
+	if err := json.NewDecoder(answer.Body).Decode(&s); err != nil {
+		return netip.Prefix{}, err
+	}
+	if !s.Ready {
+		return netip.Prefix{}, fmt.Errorf("not ready: %v", s.Conditions)
+	}
+	return s.Lease.Subnet, nil
+}
+
+// TestNetnsDockerOnTheLeasedSubnet starts dockerd on two nodes with what weft docker-opts writes. Containers reach each other
+// and are seen under their own addresses.
+func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Skipf("NOT TESTED: %v", err)
+	}
+	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: -1})
+	etcd, err := etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(etcd.Close)
+	if err := etcd.Put("/coreos.com/network/config", `{"Network": "10.5.0.0/16"}`); err != nil {
+		t.Fatal(err)
+	}
+	tool := filepath.Join(t.TempDir(), "weft")
+	if out, err := exec.Command("go", "build", "-o", tool, "weft/cmd/weft").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	dockers, addresses := make([]*docker, 2), make([]netip.Addr, 2)
+	for i, n := range l.Nodes {
+		if _, err := n.Start([]string{filepath.Join(buildImage(t), "opt/bin/flanneld"), "--etcd-endpoints=" + etcd.Endpoint(), "--ip-masq"}); err != nil {
+			t.Fatal(err)
+		}
+		env := n.Path("flannel/subnet.env")
+		await(t, "subnet.env", func() error {
+			_, err := lab.ReadSubnetEnv(env)
+			return err
+		})
+		options := n.Path("docker_opts.env")
+		if out, err := exec.Command(tool, "docker-opts", "-f", env, "-d", options).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		words := strings.Fields(strings.Trim(settings(t, options)["DOCKER_OPTS"][0], `" `))
+		d := startDocker(t, n, words...)
+		d.buildDockerImage(t)
+		d.must(t, "run", "-d", "--name=pod", "--entrypoint=/opt/bin/install-conf", "weft:dev", "--ready=http://127.0.0.1:1/", "a", "b")
+		address, err := netip.ParseAddr(d.must(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pod"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		dockers[i], addresses[i] = d, address
+	}
+	for i, d := range dockers {
+		peer := 1 - i
+		await(t, "containers to reach each other", func() error {
+			seen, err := reachesContainer(t, d, "pod", dockers[peer], "pod", addresses[peer])
+			if err == nil && seen != addresses[i] {
+				err = fmt.Errorf("container %s is seen as %s", addresses[i], seen)
+			}
+			return err
+		})
+	}
+}
