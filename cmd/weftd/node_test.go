@@ -189,6 +189,17 @@ func TestNothingIsPromisedBeforeItIsThere(t *testing.T) {
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the subnet file is written before the kernel is set up")
 	}
+	n.state = lease.State{Self: self, Held: true}
+	n.publish()
+	var missing []string
+	for _, c := range n.conditions() {
+		if !c.OK {
+			missing = append(missing, c.Name+": "+c.Reason)
+		}
+	}
+	if want := []string{"kernel: not set up yet", "subnet-file: " + path + " is written when all else is in place"}; !slices.Equal(missing, want) {
+		t.Errorf("missing are %q, want %q", missing, want)
+	}
 }
 
 func TestChangedSubnetIsLoud(t *testing.T) {

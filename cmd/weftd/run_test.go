@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"weft/bench/lab"
 )
@@ -290,6 +291,43 @@ func TestNetnsDeviceIsMadeAgain(t *testing.T) {
 		t.Errorf("the metric does not count it: %v", err)
 	}
 	s.stop(t)
+}
+
+func TestNetnsUnderlayMTUIsFollowed(t *testing.T) {
+	lo, err := net.InterfaceByName("lo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { setMTU(t, "lo", lo.MTU) })
+	f := newFixture(t, leaseFile("udp", ourNode))
+	s := f.start(t)
+	awaitReady(t, 200, "")
+	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
+	setMTU(t, "lo", 1500)
+	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "65508", "1472", 1))
+	if i, err := net.InterfaceByName("flannel0"); err != nil || i.MTU != 1472 {
+		t.Errorf("the device is %+v, %v", i, err)
+	}
+	awaitReady(t, 200, "")
+	s.stop(t)
+}
+
+// setMTU changes a device of this network namespace.
+func setMTU(t *testing.T, device string, mtu int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetUint32(uint32(mtu))
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestNetnsSubnetFileIsTriedAgain(t *testing.T) {
