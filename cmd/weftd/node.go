@@ -4,8 +4,6 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
-	"reflect"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -51,9 +49,8 @@ type node struct {
 	backend ctrl.Backend
 	attrs   lease.Attrs // as last published
 	state   lease.State
-	self    lease.Lease       // the last lease held
-	since   time.Time         // when it was got; zero: none so far
-	wanted  netfilter.Desired // as last set
+	self    lease.Lease // the last lease held
+	since   time.Time   // when it was got; zero: none so far
 
 	nodes []nodeStatus // the other nodes of the last plan
 
@@ -85,8 +82,10 @@ func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-cha
 		case i := <-ifaces:
 			n.ifaceChanged(i)
 		case <-tick.C:
+			// Only here: right after a new plan the reconciler still says how it
+			// stands with the one before.
+			n.writeSubnetFile()
 		}
-		n.writeSubnetFile()
 		n.publish()
 		n.announce()
 		n.tellCluster()
@@ -194,12 +193,7 @@ func (n *node) replan() {
 	}
 	n.nodes = nodeStatuses(peers, why)
 	n.reconciler.Set(plan)
-	// Setting rules that are set already would have them all looked up again.
-	if d := n.desiredRules(plan); !reflect.DeepEqual(d, n.wanted) {
-		n.wanted = d
-		d.Nets = slices.Clone(d.Nets) // the manager's from now on
-		n.rules.Set(d)
-	}
+	n.rules.Set(n.desiredRules(plan))
 }
 
 // desiredRules are the packet filter rules that the flags ask for, to go with plan.

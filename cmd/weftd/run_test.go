@@ -305,8 +305,15 @@ func TestNetnsUnderlayMTUIsFollowed(t *testing.T) {
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
 	setMTU(t, "lo", 1500)
 	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "65508", "1472", 1))
-	if i, err := net.InterfaceByName("flannel0"); err != nil || i.MTU != 1472 {
-		t.Errorf("the device is %+v, %v", i, err)
+	err = lab.Await(t.Context(), patience, "the device's MTU", func() error {
+		i, err := net.InterfaceByName("flannel0")
+		if err == nil && i.MTU != 1472 {
+			err = fmt.Errorf("it is %d", i.MTU)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 	awaitReady(t, 200, "")
 	s.stop(t)
