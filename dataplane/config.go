@@ -17,6 +17,7 @@ type Config struct {
 	Workers     int            // goroutines, each with its own queue and socket; 0 is one a CPU
 	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
 	SourcePort  uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
+	Spin        bool           // look for packets a little longer before sleeping, where CPUs are idle; not on one CPU
 	ECN         bool           // carry congestion marks between inner and outer header (RFC 6040); all nodes must
 	DSCP        bool           // copy the inner DSCP to the outer header
 	SourceCheck SourceCheck    // what is asked of inbound packets
@@ -30,6 +31,7 @@ func (c Config) complete() (Config, error) {
 	if c.Workers == 0 {
 		c.Workers = runtime.GOMAXPROCS(0)
 	}
+	c.Spin = c.Spin && runtime.NumCPU() > 1
 	if c.Buffer == 0 {
 		c.Buffer = defaultBuffer
 	}

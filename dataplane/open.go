@@ -103,11 +103,15 @@ func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
 
 // openSockets opens a group of sockets on e.bind and hands each worker its own. e.mu is held.
 func (e *Engine) openSockets() error {
+	buffer := e.config.Buffer
+	if e.without(FeatureBuffers) {
+		buffer = 0
+	}
 	group, err := e.openUDP(udp.Config{
 		Bind:       e.bind,
 		Sockets:    len(e.workers),
 		SourcePort: e.config.SourcePort,
-		Buffer:     e.config.Buffer,
+		Buffer:     buffer,
 		ReadTOS:    e.config.ECN,
 		Takeover:   e.bound == e.bind,
 		NoGSO:      e.without(FeatureGSO),

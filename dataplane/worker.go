@@ -69,6 +69,7 @@ type worker struct {
 	pathMTU func(*peer) (int, error) // asks the kernel
 	limiter limiter
 
+	spin        spinner
 	polls       [4]unix.PollFd
 	ready       struct{ inner, outer bool } // which end may have something
 	blocked     bool                        // the socket has no room: nothing more is read from the TUN until it has
@@ -98,6 +99,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment: make([]byte, scratchSize),
 	}
 	w.refused = w.undelivered
+	w.spin.allowed = e.config.Spin
 	if e.config.ECN {
 		w.tosMask |= encap.MaskECN
 	}
@@ -181,8 +183,8 @@ func (w *worker) wait() error {
 			w.polls[3] = unix.PollFd{Fd: int32(w.outer.SendFD()), Events: unix.POLLOUT}
 		}
 	}
-	if _, err := unix.Poll(w.polls[:], -1); err != nil && err != unix.EINTR {
-		return fmt.Errorf("poll: %w", err)
+	if err := w.spin.poll(w.polls[:], w.now); err != nil {
+		return err
 	}
 	if w.polls[0].Revents != 0 {
 		w.wake.clear()

@@ -133,7 +133,7 @@ func (c Config) prepare(fd int) error {
 // passed only with CAP_NET_ADMIN in the first user namespace.
 func (c Config) sizeBuffers(fd int) error {
 	if c.Buffer == 0 {
-		return nil
+		return errSwitchedOff
 	}
 	var errs []error
 	for _, b := range []struct {

@@ -83,7 +83,7 @@ func TestSelfTestFindsBrokenKernels(t *testing.T) {
 }
 
 func TestSwitchedOffFeatures(t *testing.T) {
-	g, err := OpenOffload(Config{Bind: freePort(t, "127.0.0.1"), Sockets: 2, NoGSO: true, NoGRO: true, NoSteering: true})
+	g, err := OpenOffload(Config{Bind: freePort(t, "127.0.0.1"), Sockets: 2, Buffer: 10_000, NoGSO: true, NoGRO: true, NoSteering: true})
 	if err != nil {
 		t.Fatal(err)
 	}
