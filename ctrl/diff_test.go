@@ -247,6 +247,11 @@ func TestDiff(t *testing.T) {
 			},
 		},
 		{
+			name: "a wider route that begins where our network does stays",
+			want: func(s *State) { *s = State{Networks: []netip.Prefix{prefix("10.0.0.0/16")}} },
+			have: func(s *State) { s.Routes = append(s.Routes, ours("10.0.0.0/8", "172.31.0.9", "eth0")) },
+		},
+		{
 			name: "a port that the engine binds is freed",
 			want: func(s *State) { s.NoFOU = []FOUPort{{8285}} },
 			have: func(s *State) { s.FOU = []FOUPort{{8285}, {8286}} },

@@ -83,6 +83,8 @@ func TestChoose(t *testing.T) {
 		{name: "by IPv6 address", o: IfaceOptions{IPv4: true, IPv6: true, Iface: []string{"2a00::1"}}, want: "eth0 10.0.0.5 2a00::1 10.0.0.5 2a00::1"},
 		{name: "by address nobody has", o: IfaceOptions{IPv4: true, Iface: []string{"1.2.3.4"}}, err: "--iface=1.2.3.4 (no interface has this address)"},
 		{name: "IPv6 address order", o: IfaceOptions{IPv6: true, Iface: []string{"eth0"}}, want: "eth0 - 2a00::99 - 2a00::99"},
+		{name: "IPv6 address order, without a permanent one", o: IfaceOptions{IPv6: true, Iface: []string{"eth0"}},
+			v: func(v *netView) { v.addrs[5].addr = addr("10.9.9.9") }, want: "eth0 - 2a00::1 - 2a00::1"},
 		{name: "only link-local", o: IfaceOptions{IPv6: true, Iface: []string{"ll0"}}, want: "ll0 - fe80::6 - fe80::6"},
 		{name: "names are not patterns", o: IfaceOptions{IPv4: true, Iface: []string{"eth"}}, err: "--iface=eth (no such interface)"},
 		{name: "no MTU", o: IfaceOptions{IPv4: true, Iface: []string{"bad0"}}, err: "interface bad0 has no MTU"},

@@ -191,11 +191,15 @@ func TestPlan(t *testing.T) {
 				node(2, "host-gw", "", ""), node(3, "vxlan", `junk`, ""), node(4, "vxlan", `{"VNI":1,"VtepMAC":"zz"}`, ""),
 				node(5, "vxlan", `{"VNI":9,"VtepMAC":"02:00:00:00:00:05"}`, ""), node(6, "vxlan", `{"VtepMAC":"02:00:00:00:00:0a"}`, ""),
 				noPublic(node(7, "vxlan", vxlanData2, "")), node(8, "vxlan", `{"VNI":1,"VtepMAC":"02:00:00:00:00:00:00:01"}`, ""),
+				node(2, "vxlan", vxlanData2, ""), node(3, "vxlan", vxlanData2, ""),
 			},
 			want: State{
 				Networks: nets[:1], Links: []Link{vxlanLink}, Addrs: on("flannel.1", lo),
 				Former: []Former{{prefix("10.5.2.0/24"), addr("172.31.0.2")}, {prefix("10.5.3.0/24"), addr("172.31.0.3")}, {prefix("10.5.4.0/24"), addr("172.31.0.4")},
-					{prefix("10.5.5.0/24"), addr("172.31.0.5")}, {prefix("10.5.6.0/24"), addr("172.31.0.6")}, {prefix("10.5.8.0/24"), addr("172.31.0.8")}},
+					{prefix("10.5.5.0/24"), addr("172.31.0.5")}, {prefix("10.5.6.0/24"), addr("172.31.0.6")}, {prefix("10.5.8.0/24"), addr("172.31.0.8")},
+					{prefix("10.5.2.0/24"), addr("172.31.0.2")}, {prefix("10.5.3.0/24"), addr("172.31.0.3")}},
+				Neighbours: []Neighbour{{"flannel.1", addr("10.5.2.0"), macB}}, FDB: []FDBEntry{{"flannel.1", macB, addr("172.31.0.2")}},
+				Routes: []Route{route("10.5.2.0/24", "10.5.2.0", "flannel.1", true)},
 				Unreachable: []Unreachable{
 					{"n2", prefix("10.5.2.0/24"), "its backend is host-gw, ours is vxlan"},
 					{"n7", prefix("10.5.7.0/24"), "its lease has no public address of this family"},
@@ -204,6 +208,7 @@ func TestPlan(t *testing.T) {
 					{"n5", prefix("10.5.5.0/24"), "its VNI is 9, ours is 1"},
 					{"n6", prefix("10.5.6.0/24"), "its VtepMAC 02:00:00:00:00:0a is also that of this node"},
 					{"n8", prefix("10.5.8.0/24"), `its lease has no usable VtepMAC: "02:00:00:00:00:00:00:01" is not an Ethernet address`},
+					{"n3", prefix("10.5.3.0/24"), "its VtepMAC 02:00:00:00:00:0b is also that of n2"},
 				},
 			},
 		},
@@ -268,6 +273,29 @@ func TestPlan(t *testing.T) {
 					{Dev: "flannel-wg", PublicKey: Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:6000"), Allowed: prefix("10.5.2.0/24"), Allowed6: prefix("fd10:5:0:2::/64")},
 					{Dev: "flannel-wg", PublicKey: Key{3}, Endpoint: netip.MustParseAddrPort("[fd31::3]:6001"), Allowed6: prefix("fd10:5:0:3::/64")},
 				},
+			},
+		},
+		{
+			name: "wireguard, one device, over IPv6 only at our end: flannel listens on the port of its IPv4 data", network: network(t, `{"Type":"wireguard","Mode":"ipv6"}`),
+			lease: func(l *lease.Lease) { l.Subnet = netip.Prefix{} },
+			peers: []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 51821))},
+			want: State{
+				Networks: nets, Former: former(vxlanPeer),
+				Links:   []Link{{Name: "flannel-wg", Kind: KindWireGuard, MTU: 1420, Up: true}},
+				Tunnels: []Tunnel{{"flannel-wg", Key{1}, 51820}}, Addrs: on("flannel-wg", lo6), Routes: []Route{ours("fd10:5::/48", "", "flannel-wg")},
+				Peers: []Peer{{Dev: "flannel-wg", PublicKey: Key{2}, Endpoint: netip.MustParseAddrPort("[fd31::2]:6000"), Allowed6: prefix("fd10:5:0:2::/64")}},
+			},
+		},
+		{
+			name: "wireguard, one device, two nodes with one key", network: network(t, `{"Type":"wireguard","Mode":"auto"}`),
+			peers: []lease.Lease{withoutV6(node(2, "wireguard", wgData(2, 1), "")), withoutV4(node(3, "wireguard", "", wgData(2, 1)))},
+			want: State{
+				Networks: nets, Former: []Former{{prefix("10.5.2.0/24"), addr("172.31.0.2")}, {prefix("fd10:5:0:3::/64"), addr("fd31::3")}},
+				Links:   []Link{{Name: "flannel-wg", Kind: KindWireGuard, MTU: 1420, Up: true}},
+				Tunnels: []Tunnel{{"flannel-wg", Key{1}, 51820}}, Addrs: on("flannel-wg", lo, lo6),
+				Routes:      []Route{linkScope, ours("fd10:5::/48", "", "flannel-wg")},
+				Peers:       []Peer{{Dev: "flannel-wg", PublicKey: Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:1"), Allowed: prefix("10.5.2.0/24")}},
+				Unreachable: []Unreachable{{"n3", prefix("fd10:5:0:3::/64"), "its PublicKey is also that of another node"}},
 			},
 		},
 		{
@@ -383,6 +411,10 @@ func noPublic(l lease.Lease) lease.Lease             { l.PublicIP = netip.Addr{}
 func noPublic6(l lease.Lease) lease.Lease            { l.PublicIPv6 = netip.Addr{}; return l }
 func withoutV4(l lease.Lease) lease.Lease {
 	l.Subnet, l.PublicIP = netip.Prefix{}, netip.Addr{}
+	return l
+}
+func withoutV6(l lease.Lease) lease.Lease {
+	l.Subnet6, l.PublicIPv6 = netip.Prefix{}, netip.Addr{}
 	return l
 }
 func farVNI(l lease.Lease, vni int) lease.Lease {

@@ -104,7 +104,8 @@ func (r *Reconciler) Status() Status {
 
 // Run applies the wanted state until ctx ends, whose error it returns. The kernel's state stays as it is then.
 func (r *Reconciler) Run(ctx context.Context) error {
-	signs, wait := pokes(ctx, func(ctx context.Context, changed func()) error { return r.k.watch(ctx, r.relevant, changed) })
+	watch := func(ctx context.Context, changed func()) error { return r.k.watch(ctx, r.relevant, changed) }
+	signs, wait := pokes(ctx, watch, func(err error) { r.log.Warn("watching the kernel broke off, trying again", "error", err) })
 	defer wait()
 	var retry, took time.Duration
 	timer := time.NewTimer(r.resync)

@@ -37,9 +37,10 @@ func settleAfter(took time.Duration) time.Duration { return min(max(settleTime, 
 // watchFunc calls changed at the start and on each change; it blocks until ctx ends or the subscription breaks.
 type watchFunc func(ctx context.Context, changed func()) error
 
-// pokes runs watch in a goroutine of its own and passes its signs on as a channel of one pending sign. A broken
-// subscription is opened again after a second. The returned wait blocks until the goroutine has ended.
-func pokes(ctx context.Context, watch watchFunc) (signs <-chan struct{}, wait func()) {
+// pokes runs watch in a goroutine of its own and passes its signs on as a channel of one pending sign. A subscription
+// that breaks is reported and opened again after a second, which gives a sign, so that what was missed is found. The
+// returned wait blocks until the goroutine has ended.
+func pokes(ctx context.Context, watch watchFunc, broke func(error)) (signs <-chan struct{}, wait func()) {
 	c, done := make(chan struct{}, 1), make(chan struct{})
 	poke := func() {
 		select {
@@ -50,8 +51,8 @@ func pokes(ctx context.Context, watch watchFunc) (signs <-chan struct{}, wait fu
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if err := watch(ctx, poke); err != nil {
-				poke() // what was lost in between is found by looking
+			if err := watch(ctx, poke); err != nil && ctx.Err() == nil {
+				broke(err)
 			}
 			pause(ctx, time.Second)
 		}
@@ -79,7 +80,7 @@ type ifaceWatch struct {
 
 // run looks at the start, after each burst of signs and every period.
 func (w *ifaceWatch) run(ctx context.Context, watch watchFunc, period time.Duration) error {
-	signs, wait := pokes(ctx, watch)
+	signs, wait := pokes(ctx, watch, func(error) {}) // the timer stands in
 	defer wait()
 	t := time.NewTicker(period)
 	defer t.Stop()
