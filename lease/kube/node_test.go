@@ -106,6 +106,7 @@ func TestLeaseOfANode(t *testing.T) {
 		}(), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
 		{"podCIDR elsewhere", netConf, says(v4, "10.9.1.0/24"), "", "not inside the network"},
 		{"podCIDR wider than the network", netConf, says(v4, "10.0.0.0/8"), "", "not inside the network"},
+		{"podCIDR wider than the network, written with an address of it", netConf, says(v4, "10.244.0.0/12"), "", "not inside the network"},
 		{"podCIDR with host bits", netConf, says(v4, "10.244.1.7/24"), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
 		{"no address", netConf, says(with(v4, "public-ip", ""), cidr), "", "holds an address"},
 		{"IPv6 address as the IPv4 one", netConf, says(with(v4, "public-ip", "2001:db8::1"), cidr), "", "not an IPv4 address"},
