@@ -1,0 +1,272 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/bench/lab"
+)
+
+// asDaemon in the environment makes the test binary the daemon itself, for the
+// tests that send it signals.
+const asDaemon = "WEFTD_TEST_AS_DAEMON"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asDaemon) != "" {
+		main()
+	}
+	os.Exit(lab.Main(m))
+}
+
+// The tests below run the whole program in a network namespace whose only
+// interface is lo, with leases from a file. There it may make devices and rules.
+
+const healthAddress = "127.0.0.1:18085"
+
+// patience is how long anything may take on a slow machine.
+const patience = 20 * time.Second
+
+// fixture is a folder for the daemon's files.
+type fixture struct {
+	leases, env string
+}
+
+func newFixture(t *testing.T, leases string) fixture {
+	t.Helper()
+	f := fixture{leases: filepath.Join(t.TempDir(), "leases.yml"), env: filepath.Join(t.TempDir(), "subnet.env")}
+	f.write(t, leases)
+	return f
+}
+
+func (f fixture) write(t *testing.T, leases string) {
+	t.Helper()
+	next := f.leases + ".next"
+	if err := os.WriteFile(next, []byte(leases), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(next, f.leases); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (f fixture) args(more ...string) []string {
+	host, port, _ := net.SplitHostPort(healthAddress)
+	return append([]string{
+		"--lease-file=" + f.leases, "--subnet-file=" + f.env, "--node-name=n1", "--iface=127.0.0.1",
+		"--healthz-ip=" + host, "--healthz-port=" + port, "--iptables-forward-rules=false", "--workers=2",
+	}, more...)
+}
+
+// leaseFile returns a lease file for a backend; node is the line of our own node.
+func leaseFile(backend, node string) string {
+	return `{"network": {"Network": "10.5.0.0/16", "Backend": {"Type": "` + backend + `"}}, "nodes": [` + node +
+		`{"name": "n2", "subnet": "10.5.2.0/24", "publicIP": "127.0.0.2"}]}`
+}
+
+const ourNode = `{"name": "n1", "subnet": "10.5.1.0/24", "publicIP": "127.0.0.1"},`
+
+// started is a daemon in this process.
+type started struct {
+	cancel context.CancelFunc
+	log    *lockedBuffer
+	code   chan int
+}
+
+func (f fixture) start(t *testing.T, more ...string) started {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	s := started{cancel: cancel, log: &lockedBuffer{}, code: make(chan int, 1)}
+	go func() { s.code <- run(ctx, f.args(more...), noEnv, io.Discard, s.log) }()
+	t.Cleanup(func() {
+		cancel()
+		if t.Failed() {
+			t.Logf("the daemon logged:\n%s", s.log)
+		}
+	})
+	return s
+}
+
+// stop ends the daemon and checks how.
+func (s started) stop(t *testing.T) {
+	t.Helper()
+	begin := time.Now()
+	s.cancel()
+	select {
+	case code := <-s.code:
+		if took := time.Since(begin); code != 0 || took > 2*time.Second {
+			t.Errorf("exit %d after %v", code, took)
+		}
+	case <-time.After(patience):
+		t.Fatal("does not stop")
+	}
+}
+
+// lockedBuffer is a log that is read while it is written.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// fetch gets a path of the health server over a connection of its own.
+func fetch(path string) (code int, body string, err error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
+	res, err := client.Get("http://" + healthAddress + path)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close()
+	b, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(b), err
+}
+
+// awaitReady waits until /readyz answers code with a body that holds text.
+func awaitReady(t *testing.T, code int, text string) {
+	t.Helper()
+	err := lab.Await(t.Context(), patience, fmt.Sprintf("/readyz %d with %q", code, text), func() error {
+		got, body, err := fetch("/readyz")
+		if err == nil && (got != code || !strings.Contains(body, text)) {
+			err = fmt.Errorf("%d %s", got, body)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// awaitFile waits until the file says want.
+func awaitFile(t *testing.T, path, want string) {
+	t.Helper()
+	err := lab.Await(t.Context(), patience, path, func() error {
+		got, err := os.ReadFile(path)
+		if err == nil && string(got) != want {
+			err = fmt.Errorf("it says %q, want %q", got, want)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// subnetEnvOf is subnet.env for a subnet on lo, whose MTU is 65536 bytes.
+func subnetEnvOf(address string) string {
+	return "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=" + address + "\nFLANNEL_MTU=65508\nFLANNEL_IPMASQ=false\n"
+}
+
+// process starts the test binary as the daemon. told gets what it tells systemd.
+func process(t *testing.T, f fixture) (cmd *exec.Cmd, told <-chan string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	told = notifySocket(t)
+	cmd = exec.Command(self, f.args()...)
+	// The race detector would sleep for a second at the end.
+	cmd.Env = append(os.Environ(), asDaemon+"=1", "GORACE=atexit_sleep_ms=0")
+	var log lockedBuffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if cmd.ProcessState == nil {
+			if err := cmd.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			t.Log(cmd.Wait())
+		}
+		if t.Failed() {
+			t.Logf("the daemon logged:\n%s", &log)
+		}
+	})
+	return cmd, told
+}
+
+// notifySocket stands in for systemd until the test ends.
+func notifySocket(t *testing.T) <-chan string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "notify")
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("NOTIFY_SOCKET", path)
+	told := make(chan string, 16)
+	go func() {
+		defer close(told)
+		buffer := make([]byte, 1024)
+		for {
+			n, err := c.Read(buffer)
+			if err != nil {
+				return
+			}
+			told <- string(buffer[:n])
+		}
+	}()
+	t.Cleanup(func() { c.Close() })
+	return told
+}
+
+func openFDs(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// setMTU changes a device of this network namespace.
+func setMTU(t *testing.T, device string, mtu int) {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	r, err := unix.NewIfreq(device)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.SetUint32(uint32(mtu))
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFMTU, r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func remove(args []string, one string) []string {
+	var rest []string
+	for _, a := range args {
+		if a != one {
+			rest = append(rest, a)
+		}
+	}
+	return rest
+}
