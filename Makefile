@@ -32,6 +32,9 @@ demo: build ## three nodes on this machine, pods that reach each other (KEEP=1 l
 bench: build ## measure against the rivals this kernel has
 	./bin/weft bench $(BENCHFLAGS)
 
+image: ## the container image for amd64 and arm64 (needs docker)
+	GO=$(GO) VERSION=$(VERSION) COMMIT=$(COMMIT) deploy/docker/build-image
+
 fuzz: ## every fuzz target for FUZZTIME
 	@set -e; for pkg in $$($(GO) list ./...); do for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 		echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
@@ -42,4 +45,4 @@ cross: ## build for every supported architecture, without cgo
 		GOOS=linux GOARCH=$$arch CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/weft; \
 		GOOS=linux GOARCH=$$arch CGO_ENABLED=0 $(GO) vet ./...; done
 
-.PHONY: help build test check demo bench fuzz cross
+.PHONY: help build test check demo bench image fuzz cross
