@@ -47,7 +47,8 @@ type Reconciler struct {
 	devices map[string]bool // that want is about
 	age     int             // how often want was set
 	status  Status
-	synced  int // the age that was in place last
+	synced  int       // the age that was in place last
+	told    time.Time // when a repair was last logged
 }
 
 // Status is how the last comparison of kernel and wanted state ended.
@@ -253,7 +254,7 @@ func (r *Reconciler) report(out outcome, age, repairs int) {
 	r.mu.Unlock()
 	switch {
 	case repairs > 0:
-		r.log.Warn("someone else changed our kernel state, repaired", "operations", repairs, "first", out.done[0].String())
+		r.tellRepair(repairs, out.done[0])
 	case !changed:
 	case s.Err != nil:
 		r.log.Error("kernel state is not as wanted", "error", s.Err)
@@ -262,6 +263,17 @@ func (r *Reconciler) report(out outcome, age, repairs int) {
 	default:
 		r.log.Info("kernel state is in place")
 	}
+}
+
+// tellEvery is how often a repair is logged: someone who fights with us over a setting must not fill the disk.
+const tellEvery = time.Minute
+
+func (r *Reconciler) tellRepair(repairs int, first op) {
+	level := slog.LevelDebug
+	if r.told.IsZero() || time.Since(r.told) >= tellEvery {
+		level, r.told = slog.LevelWarn, time.Now()
+	}
+	r.log.Log(context.Background(), level, "someone else changed our kernel state, repaired", "operations", repairs, "first", first.String())
 }
 
 // message is what a Status says, for comparison.

@@ -15,11 +15,11 @@ import (
 	"time"
 )
 
-// reconciling runs a reconciler on f in a synctest bubble while body does its work.
-func reconciling(t *testing.T, f *fakeKernel, body func(r *Reconciler)) {
+// reconciling runs a reconciler on f in a synctest bubble while body does its work, and returns its log.
+func reconciling(t *testing.T, f *fakeKernel, body func(r *Reconciler)) string {
 	t.Helper()
+	var log bytes.Buffer
 	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
 		r := NewReconciler(f, ReconcilerOptions{Log: slog.New(slog.NewTextHandler(&log, nil))})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
@@ -32,6 +32,7 @@ func reconciling(t *testing.T, f *fakeKernel, body func(r *Reconciler)) {
 		}
 		t.Log(log.String())
 	})
+	return log.String()
 }
 
 // after lets d of the bubble's time pass.
@@ -182,6 +183,25 @@ func TestReconcilerWaitsAndConflicts(t *testing.T) {
 			t.Errorf("status %+v", s)
 		}
 	})
+}
+
+// TestReconcilerTellsNowAndThen: someone who takes a route away again and again is logged once a minute.
+func TestReconcilerTellsNowAndThen(t *testing.T) {
+	f := &fakeKernel{state: vxlanHave()}
+	log := reconciling(t, f, func(r *Reconciler) {
+		r.Set(vxlanWant())
+		synctest.Wait()
+		for range 125 {
+			f.set(func(s *State) { s.FDB = nil })
+			after(time.Second)
+		}
+		if s := r.Status(); s.Repairs != 125 {
+			t.Errorf("%d repairs", s.Repairs)
+		}
+	})
+	if n := strings.Count(log, "someone else"); n != 3 {
+		t.Errorf("told %d times in 125 s", n)
+	}
 }
 
 // TestReconcilerWatchBreaks: a subscription that breaks is opened again, and what was missed is found.
