@@ -206,7 +206,7 @@ func TestHealthServerStopsInTime(t *testing.T) {
 	if took := time.Since(start); took > 2*healthStop {
 		t.Errorf("stopped after %v", took)
 	}
-	if err := slow.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := slow.SetReadDeadline(time.Now().Add(slowestHeader / 2)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadAll(slow); errors.Is(err, os.ErrDeadlineExceeded) {
