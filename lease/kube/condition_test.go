@@ -123,6 +123,10 @@ func TestConditionSaysThatTheNodeCannotForward(t *testing.T) {
 		synctest.Wait()
 		s.SetForwarding(false, "no device")
 		time.Sleep(downAfter / 2)
+		synctest.Wait()
+		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionFalse {
+			t.Errorf("in a blink: %+v", c)
+		}
 		s.SetForwarding(true, "")
 		time.Sleep(time.Minute)
 		synctest.Wait()

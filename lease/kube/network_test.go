@@ -112,7 +112,6 @@ func TestRosterFollowsTheNetwork(t *testing.T) {
 	inside := says(map[string]string{"kube-subnet-manager": "true", "public-ip": "192.0.2.1"}, "10.244.1.0/24")
 	outside := says(map[string]string{"kube-subnet-manager": "true", "public-ip": "192.0.2.2"}, "10.245.1.0/24")
 	inside.Name, outside.Name = "inside", "outside"
-	r.ownSeen = nil
 	if err := r.Replace([]any{inside, outside}, "7"); err != nil {
 		t.Fatal(err)
 	}
@@ -122,5 +121,26 @@ func TestRosterFollowsTheNetwork(t *testing.T) {
 	r.setNetwork(network(t, `{"Network": "10.244.0.0/15"}`))
 	if got := r.look().snapshot.Leases; len(got) != 2 || got[1].Subnet != netip.MustParsePrefix("10.245.1.0/24") {
 		t.Errorf("got %+v", got)
+	}
+}
+
+// TestRosterTakesListsWhole holds what a list after a long outage says without a word: what is not in it is gone.
+func TestRosterTakesListsWhole(t *testing.T) {
+	r := newRoster(defaultNames(t), slog.New(slog.DiscardHandler), nil)
+	r.setNetwork(network(t, netConf))
+	a := says(map[string]string{"kube-subnet-manager": "true", "public-ip": "192.0.2.1"}, "10.244.1.0/24")
+	b := says(map[string]string{"kube-subnet-manager": "true", "public-ip": "192.0.2.2"}, "10.244.2.0/24")
+	a.Name, b.Name = "a", "b"
+	for _, list := range [][]any{{a, b}, {b}, {}, {a}} {
+		if err := r.Replace(list, "7"); err != nil {
+			t.Fatal(err)
+		}
+		got := r.look()
+		if !got.synced || len(got.snapshot.Leases) != len(list) || got.snapshot.Revision != 7 {
+			t.Errorf("after a list of %d: %+v", len(list), got.snapshot)
+		}
+	}
+	if err := r.Replace([]any{"no node"}, "8"); err == nil {
+		t.Error("a list of something else was taken")
 	}
 }
