@@ -395,3 +395,24 @@ func TestManyChangesAreTakenInWithoutAQueue(t *testing.T) {
 		t.Errorf("%d deliveries of %d changes that came while the caller was busy", deliveries, peers)
 	}
 }
+
+func TestRenewOfOtherPodCIDRs(t *testing.T) {
+	client := newFake()
+	b := bench{client: client}
+	b.create(t, newNode("n", "10.244.7.0/24"))
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
+	l, err := s.Claim(t.Context(), requestOf(t, netConf))
+	if err != nil {
+		t.Fatal(err)
+	}
+	setCIDRs(t, client, "n", "10.244.9.0/24")
+	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) || !strings.Contains(err.Error(), "10.244.9.0/24") {
+		t.Errorf("with another podCIDR: %v", err)
+	}
+	if err := client.Nodes().Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
+		t.Errorf("without a node: %v", err)
+	}
+}
