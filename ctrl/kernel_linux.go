@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/mdlayher/genetlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -88,9 +89,17 @@ func dump[T any](what string, f func() ([]T, error)) ([]T, error) {
 
 // hasFOU says whether the kernel has foo over UDP. It asks once, as each question makes the kernel look for a module.
 func (k *Kernel) hasFOU() bool {
-	k.fou.Do(func() {
-		_, err := netlink.FouFamilyId()
-		k.isFOU = err == nil
-	})
+	k.fou.Do(func() { k.isFOU = askFOU() == nil })
 	return k.isFOU
+}
+
+// askFOU asks the kernel for the generic netlink family of foo over UDP. netlink.FouFamilyId would do it too, but its
+// request reads two bytes beyond its own header (nl.Genlmsg.Serialize of v1.3.1), which are another goroutine's.
+func askFOU() error {
+	c, err := genetlink.Dial(nil)
+	if err != nil {
+		return fmt.Errorf("open generic netlink: %w", err)
+	}
+	_, err = c.GetFamily(netlink.FOU_GENL_NAME)
+	return errors.Join(err, c.Close())
 }

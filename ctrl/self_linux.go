@@ -119,7 +119,7 @@ func (k *Kernel) probeFOU(n lease.Network) (ok bool, why string, err error) {
 	}
 	if !k.hasFOU() {
 		modprobe := exec.Command("modprobe", "fou").Run()
-		if _, err := netlink.FouFamilyId(); err != nil {
+		if err := askFOU(); err != nil {
 			return false, fmt.Sprintf("no foo over UDP (module fou): %v; modprobe: %v", err, modprobe), nil
 		}
 		k.isFOU = true
