@@ -257,54 +257,31 @@ func TestNetnsImageUnderDocker(t *testing.T) {
 		t.Fatal(err)
 	}
 	names := []string{"node-a", "node-b"}
-	s := composeService(t)
 	for i, name := range names {
-		run := append([]string{"run", "-d", "--name=" + name, "--network=nodes", fmt.Sprintf("--ip=172.30.0.%d", 11+i)}, s.runFlags()...)
-		for _, v := range s.Volumes {
-			_, inside, _ := strings.Cut(v, ":")
-			run = append(run, "--volume="+name+":"+inside)
-		}
-		run = append(run, s.Image)
-		for _, arg := range s.Command {
-			run = append(run, strings.ReplaceAll(arg, "${ETCD:-http://127.0.0.1:2379}", etcd.Endpoint()))
-		}
-		d.must(t, run...)
+		d.runNode(t, name, nodeAddress(i), etcd.Endpoint())
 	}
-	address := func(i int) netip.Addr {
-		t.Helper()
-		var subnet netip.Prefix
-		await(t, names[i]+" to be ready", func() (err error) {
-			subnet, err = leasedByContainer(n, fmt.Sprintf("172.30.0.%d:8081", 11+i))
-			if err != nil {
-				logs, _ := d.do("logs", "--tail=3", names[i])
-				err = fmt.Errorf("%w\n%s", err, logs)
-			}
-			return err
-		})
-		return subnet.Addr()
-	}
+	a, b := d.subnet(t, names, 0), d.subnet(t, names, 1)
 	for _, name := range names {
 		// 2 stands for a filter (proc_pid_status(5)): docker's own, which the daemon gets by with.
 		if got := processStatus(t, d.pid(t, name), "Seccomp"); got != "2" {
 			t.Errorf("%s: seccomp mode %s", name, got)
 		}
 	}
-	a, b := address(0), address(1)
-	both := func(what string) {
+	both := func(when string) {
 		t.Helper()
-		await(t, what, func() error {
+		if again := d.subnet(t, names, 1); again != b {
+			t.Errorf("%s: node-b had %s and has %s", when, b, again)
+		}
+		await(t, "traffic "+when, func() error {
 			_, err := reachesContainer(t, d, "node-a", d, "node-b", b)
 			_, back := reachesContainer(t, d, "node-b", d, "node-a", a)
 			return errors.Join(err, back)
 		})
 	}
-	both("traffic")
+	both("at first")
 	d.must(t, "stop", "node-b")
 	d.must(t, "start", "node-b")
-	if again := address(1); again != b {
-		t.Errorf("node-b had %s and has %s after a restart", b, again)
-	}
-	both("traffic after a restart")
+	both("after a restart")
 	pause := time.Minute
 	if testing.Short() {
 		pause = 5 * time.Second
@@ -312,10 +289,41 @@ func TestNetnsImageUnderDocker(t *testing.T) {
 	d.must(t, "pause", "node-b")
 	time.Sleep(pause) // the length of the outage is what is tested
 	d.must(t, "unpause", "node-b")
-	both("traffic after a pause")
-	if again := address(1); again != b {
-		t.Errorf("node-b had %s and has %s after a pause", b, again)
+	both("after a pause")
+}
+
+// nodeAddress is the i-th container's on the network of docker's.
+func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 30, 0, byte(11 + i)}) }
+
+// runNode runs the compose file's service on the network of docker's, with a volume of its own for what the host would keep.
+func (d *docker) runNode(t *testing.T, name string, at netip.Addr, etcd string) {
+	t.Helper()
+	s := composeService(t)
+	run := append([]string{"run", "-d", "--name=" + name, "--network=nodes", "--ip=" + at.String()}, s.runFlags()...)
+	for _, v := range s.Volumes {
+		_, inside, _ := strings.Cut(v, ":")
+		run = append(run, "--volume="+name+":"+inside)
 	}
+	run = append(run, s.Image)
+	for _, arg := range s.Command {
+		run = append(run, strings.ReplaceAll(arg, "${ETCD:-http://127.0.0.1:2379}", etcd))
+	}
+	d.must(t, run...)
+}
+
+// subnet waits until the i-th container is ready and returns the first address of its subnet, which is its device's.
+func (d *docker) subnet(t *testing.T, names []string, i int) netip.Addr {
+	t.Helper()
+	var subnet netip.Prefix
+	await(t, names[i]+" to be ready", func() (err error) {
+		subnet, err = leasedByContainer(d.node, netip.AddrPortFrom(nodeAddress(i), 8081).String())
+		if err != nil {
+			logs, _ := d.do("logs", "--tail=3", names[i])
+			err = fmt.Errorf("%w\n%s", err, logs)
+		}
+		return err
+	})
+	return subnet.Addr()
 }
 
 // leasedByContainer asks a ready daemon for its subnet.

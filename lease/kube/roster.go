@@ -274,8 +274,8 @@ func asNode(obj any) (*corev1.Node, error) {
 	return nil, errors.New("the API server's list of nodes holds something that is no Node")
 }
 
-// revisionOf is a resource version as a number. Kubernetes orders those of one resource type as numbers (KEP-5504); 0
-// stands for one that is none, so that it is taken for the newest.
+// revisionOf is a resource version as a number. Kubernetes orders those of one resource type as numbers (KEP-5504). 0 stands
+// for one that is none: where all are so, each is taken for the newest.
 func revisionOf(resourceVersion string) int64 {
 	n, err := strconv.ParseInt(resourceVersion, 10, 64)
 	if err != nil {
