@@ -25,6 +25,7 @@ type fakeQueue struct {
 	writeErr error
 	keep     bool // Read gives the first frame of in for ever, and Write counts only: for allocation tests
 	writes   int
+	fd       int // to poll
 }
 
 func (q *fakeQueue) Read() (tun.Frame, error) {
@@ -56,7 +57,7 @@ func (q *fakeQueue) Write(f tun.Frame) error {
 	return nil
 }
 
-func (q *fakeQueue) FD() int      { return -1 }
+func (q *fakeQueue) FD() int      { return q.fd }
 func (q *fakeQueue) Close() error { return nil }
 
 // packets returns what was written as the packets that the kernel would make of it.
@@ -189,7 +190,7 @@ func newBenchWith(t testing.TB, c Config) *bench {
 		}
 	})
 	e.SetNodes(selfNode, []fib.Node{node2, node3})
-	b := &bench{worker: e.workers[0], queue: &fakeQueue{}, socket: newFakeSocket(), clock: time.Unix(1_700_000_000, 0)}
+	b := &bench{worker: e.workers[0], queue: &fakeQueue{fd: -1}, socket: newFakeSocket(), clock: time.Unix(1_700_000_000, 0)}
 	b.now = func() time.Time { return b.clock }
 	b.nextInner.Store(&inner{innerPort: b.queue, limits: offload.Limits{TCP: true, UDP: true}})
 	b.nextOuter.Store(&outer{outerPort: b.socket})

@@ -242,6 +242,7 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 			ov.expectPing(t, 0, 1)
 			e := ov.engines[0]
 			name := e.Device()
+			queues := tunDescriptors(t)
 			for i := range 3 {
 				must(t, e.node.DeleteLink(name))
 				must(t, lab.Await(t.Context(), 5*time.Second, "the device", func() error {
@@ -257,6 +258,12 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 				ov.expectPing(t, 0, 1)
 				ov.expectPing(t, 1, 0)
 			}
+			must(t, lab.Await(t.Context(), time.Second, "the old queues to be closed", func() error {
+				if n := tunDescriptors(t); n != queues {
+					return fmt.Errorf("%d queues are open, were %d", n, queues)
+				}
+				return nil
+			}))
 			if e.Device() != name {
 				t.Errorf("the device is now called %s", e.Device())
 			}
@@ -265,6 +272,19 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// tunDescriptors counts the queues that this process has open.
+func tunDescriptors(t *testing.T) (n int) {
+	t.Helper()
+	all, err := descriptors()
+	must(t, err)
+	for _, d := range all {
+		if strings.HasSuffix(d, "/dev/net/tun") {
+			n++
+		}
+	}
+	return n
 }
 
 // TestNetnsLostDeviceCostsNothing deletes the device where it cannot be made again, and looks at the CPU time.

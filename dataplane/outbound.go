@@ -24,7 +24,7 @@ const (
 
 // outbound moves frames from the TUN to the nodes and reports whether there may be more.
 func (w *worker) outbound() bool {
-	if w.outer == nil || w.blocked && !w.flush() {
+	if w.outer == nil {
 		return false
 	}
 	more, n := true, 0

@@ -633,6 +633,22 @@ func TestLostQueueAndSocket(t *testing.T) {
 	}
 }
 
+// TestQueueGoneWhileBlocked: a worker that waits for room to send reads nothing, and still notices the loss.
+func TestQueueGoneWhileBlocked(t *testing.T) {
+	var pipe [2]int
+	must(t, unix.Pipe2(pipe[:], unix.O_CLOEXEC))
+	must(t, unix.Close(pipe[0]))
+	defer unix.Close(pipe[1])
+	b := newBench(t)
+	b.queue.fd = pipe[1] // poll reports an error on a pipe that nobody reads
+	b.socket.full = 1000
+	b.leave(packetBetween("10.5.1.2", "10.5.2.2"))
+	must(t, b.wait())
+	if !b.blocked || b.inner != nil {
+		t.Errorf("blocked %v, queue %v", b.blocked, b.inner)
+	}
+}
+
 // TestQueueGoneWhileWriting loses the device in the middle of a batch.
 func TestQueueGoneWhileWriting(t *testing.T) {
 	b := newBench(t)

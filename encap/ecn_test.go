@@ -26,6 +26,16 @@ func TestDecapTOS(t *testing.T) {
 }
 
 func TestSetTOS(t *testing.T) {
+	for id := range 1 << 16 { // every checksum there is
+		v4 := packet4("10.5.1.2", "10.5.2.3", ProtoUDP, flagDF, nil, nil)
+		v4[4], v4[5], v4[10], v4[11] = byte(id>>8), byte(id), 0, 0
+		sum := ^slowSum(v4[:20])
+		v4[10], v4[11] = byte(sum>>8), byte(sum)
+		SetTOS(v4, 3)
+		if slowSum(v4[:20]) != 0xffff {
+			t.Fatalf("identification %#x: %x", id, v4)
+		}
+	}
 	for tos := range 256 {
 		for was := range 256 {
 			v4 := packet4("10.5.1.2", "10.5.2.3", ProtoUDP, flagDF, nil, nil)

@@ -36,7 +36,6 @@ func New(nodes []Node) *Table {
 			if !p.IsValid() {
 				continue
 			}
-			p = p.Masked()
 			if _, taken := t.inner.Get(p); !taken {
 				t.inner.Insert(p, int32(i))
 			}

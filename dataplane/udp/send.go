@@ -97,10 +97,9 @@ func (s *sender) load(t *trains) bool {
 	return len(s.messages) > 0
 }
 
-// whole reports whether a train goes out as one message. A single datagram needs no help: some drivers are
-// known to lose those that come with a segment size.
+// whole reports whether a train goes out as one message.
 func (s *sender) whole(t *train) bool {
-	if !s.gso || t.count == 1 || t.refusedBy != 0 {
+	if !s.gso || t.refusedBy != 0 {
 		return false
 	}
 	until := t.lane.To.plain.Load()
@@ -131,7 +130,8 @@ func (s *sender) add(t *train, p part) bool {
 	return true
 }
 
-// putControl writes the control messages of a part and returns their length.
+// putControl writes the control messages of a part and returns their length. A datagram alone gets no segment size:
+// it needs none, and some stacks lose those that have one.
 func (s *sender) putControl(c *control, t *train, p part) (n int) {
 	if p.to-p.from > 1 {
 		n = c.putSegment(n, t.segment)

@@ -486,6 +486,30 @@ func inOrder(t *testing.T, seed uint64, want, got []datagram) {
 	}
 }
 
+// TestFullKernelInterrupts: with no room Flush comes back at once, and goes on where it was the next time.
+func TestFullKernelInterrupts(t *testing.T) {
+	s := newScripted(t, true)
+	lanes := []Lane{{To: dest(1)}, {To: dest(2)}, {To: dest(3)}}
+	for i := range 30 {
+		s.put(lanes[i%3], payload(i, 100))
+	}
+	room := []int{2, 0, 0, 1}
+	s.kernel.room = func(call int) int { return room[call-1] }
+	for i, want := range []bool{false, false, true} {
+		if got := s.Flush(s.failed); got != want {
+			t.Errorf("flush %d: %v", i, got)
+		}
+	}
+	if s.kernel.calls != len(room) {
+		t.Errorf("%d calls", s.kernel.calls)
+	}
+	s.compare(t, "interrupted", func(yield func(Lane, []byte)) {
+		for i := range 30 {
+			yield(lanes[i%3], payload(i, 100))
+		}
+	})
+}
+
 func TestSendingAllocatesNothing(t *testing.T) {
 	s := newScripted(t, true)
 	s.sender.send = func(_ int, m []unix.Mmsghdr) (int, unix.Errno) { return len(m), 0 }
