@@ -30,7 +30,12 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "dockerd:", enterDocker(os.Args[2:]))
 		os.Exit(125)
 	}
-	os.Exit(lab.Main(m))
+	status := lab.Main(m)
+	if err := os.RemoveAll(image.dir); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
 }
 
 // container is what a runtime makes of a pod's container: the test's own, so that the manifest is followed to the letter.
