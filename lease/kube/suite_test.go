@@ -65,10 +65,11 @@ func real(t testing.TB) *kubebox.Cluster {
 }
 
 func (s *apiServer) close() error {
-	if s.cluster == nil {
-		return nil
+	var err error
+	if s.cluster != nil {
+		err = s.cluster.Close()
 	}
-	return errors.Join(s.cluster.Close(), os.RemoveAll(s.dir))
+	return errors.Join(err, os.RemoveAll(s.dir))
 }
 
 const netConf = `{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}`
