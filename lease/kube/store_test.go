@@ -242,7 +242,6 @@ type outage struct {
 	mu      sync.Mutex
 	away    bool
 	watches []*cut
-	lists   int
 }
 
 func (o *outage) Nodes() typed.NodeInterface { return outageNodes{o.fakeAPI.Nodes(), o} }
@@ -252,38 +251,32 @@ type outageNodes struct {
 	o *outage
 }
 
-func (n outageNodes) err() error {
-	n.o.mu.Lock()
-	defer n.o.mu.Unlock()
-	if n.o.away {
-		return apierrors.NewServiceUnavailable("away")
-	}
-	return nil
-}
+var errAway = apierrors.NewServiceUnavailable("away")
 
 func (n outageNodes) List(ctx context.Context, o metav1.ListOptions) (*corev1.NodeList, error) {
-	if err := n.err(); err != nil {
-		return nil, err
-	}
 	n.o.mu.Lock()
-	n.o.lists++
+	away := n.o.away
 	n.o.mu.Unlock()
+	if away {
+		return nil, errAway
+	}
 	return n.NodeInterface.List(ctx, o)
 }
 
 func (n outageNodes) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-	if err := n.err(); err != nil {
-		return nil, err
-	}
 	w, err := n.NodeInterface.Watch(ctx, o)
 	if err != nil {
 		return nil, err
 	}
+	n.o.mu.Lock()
+	defer n.o.mu.Unlock()
+	if n.o.away {
+		w.Stop()
+		return nil, errAway
+	}
 	c := &cut{Interface: w, out: make(chan watch.Event), stop: make(chan struct{})}
 	go c.run()
-	n.o.mu.Lock()
 	n.o.watches = append(n.o.watches, c)
-	n.o.mu.Unlock()
 	return c, nil
 }
 
