@@ -173,6 +173,7 @@ type bench struct {
 	queue  *fakeQueue
 	socket *fakeSocket
 	clock  time.Time
+	more   bool // what the last round said about the TUN
 }
 
 func newBench(t testing.TB) *bench { return newBenchWith(t, Config{}) }
@@ -202,7 +203,7 @@ func newBenchWith(t testing.TB, c Config) *bench {
 func (b *bench) round() {
 	b.adopt()
 	b.view = b.engine.view.Load()
-	b.outbound()
+	b.more = b.outbound()
 	b.inbound()
 }
 

@@ -274,6 +274,25 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 	}
 }
 
+// TestNetnsQueuesNobodyTook: what is replaced before a worker has seen it is closed, too.
+func TestNetnsQueuesNobodyTook(t *testing.T) {
+	node := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
+	before := tunDescriptors(t)
+	must(t, node.Do(func() error {
+		e, err := Open(Config{Device: "flannel%d", Bind: netip.AddrPortFrom(node.Addr, 8285), MTU: 1472, Workers: 2})
+		if err != nil {
+			return err
+		}
+		e.mu.Lock()
+		err = errors.Join(e.openDevice(), e.openSockets())
+		e.mu.Unlock()
+		if n := tunDescriptors(t) - before; n != 2 {
+			t.Errorf("%d queues are open for 2 workers", n)
+		}
+		return errors.Join(err, e.Close())
+	}))
+}
+
 // tunDescriptors counts the queues that this process has open.
 func tunDescriptors(t *testing.T) (n int) {
 	t.Helper()

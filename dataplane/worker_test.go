@@ -537,8 +537,8 @@ func TestFullSocketHoldsTheTUN(t *testing.T) {
 	}
 	b.round()
 	left := len(b.queue.in)
-	if !b.blocked || left != 200-outboundBudget {
-		t.Fatalf("blocked %v, %d frames left in the TUN", b.blocked, left)
+	if !b.blocked || b.more || left != 200-outboundBudget {
+		t.Fatalf("blocked %v, goes on %v, %d frames left in the TUN", b.blocked, b.more, left)
 	}
 	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
 	if len(b.queue.in) != left || len(b.queue.out) != 1 {
