@@ -52,6 +52,9 @@ func runRTT(ctx context.Context, from, to End, d time.Duration) (Latency, error)
 	if err := unix.Connect(client, sockaddr(at)); err != nil {
 		return Latency{}, fmt.Errorf("connect to %s: %w", at, err)
 	}
+	if err := setNap(server); err != nil {
+		return Latency{}, err
+	}
 	patience := unix.NsecToTimeval(int64(rttPatience))
 	if err := unix.SetsockoptTimeval(client, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
 		return Latency{}, fmt.Errorf("set timeout: %w", err)
@@ -98,11 +101,11 @@ func exchange(ctx context.Context, fd int, d time.Duration) (samples []time.Dura
 
 // roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost, are passed over.
 func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, error) {
-	if _, err := unix.Write(fd, message); err != nil && !transient(err) {
+	if _, err := write(fd, message); err != nil && !transient(err) {
 		return 0, fmt.Errorf("send: %w", err)
 	}
 	for {
-		n, err := unix.Read(fd, answer)
+		n, err := read(fd, answer)
 		took := time.Since(start)
 		switch {
 		case errors.Is(err, unix.EAGAIN), took > rttPatience:
@@ -121,19 +124,28 @@ func transient(err error) bool {
 		errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }
 
-// answerAll sends every datagram back, until the socket is hung up.
+// answerAll sends every datagram of the first client back, until the socket is hung up.
 func answerAll(fd int) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	b := make([]byte, rttPayload)
+	known := false
 	for {
-		n, peer, err := unix.Recvfrom(fd, b, 0)
-		if err != nil && !transient(err) || err == nil && n == 0 {
-			return
+		var n int
+		var client unix.Sockaddr
+		var err error
+		if known {
+			n, err = read(fd, b)
+		} else if n, client, err = unix.Recvfrom(fd, b, 0); err == nil && n > 0 {
+			known = unix.Connect(fd, client) == nil // and then its datagrams are all that is read
 		}
-		if err == nil {
+		switch {
+		case again(err), err != nil && transient(err):
+		case err != nil, n == 0:
+			return
+		default:
 			// The client notices what is missing.
-			_ = unix.Sendto(fd, b[:n], 0, peer)
+			_, _ = write(fd, b[:n])
 		}
 	}
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -91,6 +93,43 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 	}
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
+}
+
+// MostThreads is how many generators may wait in the kernel at a time without Go's scheduler knowing: two ends of sixteen
+// streams. GOMAXPROCS must be higher by the CPUs that everything else is to have.
+const MostThreads = 2 * 16
+
+// socketNap is how long a read or write of the generators blocks at most before it looks again. A socket with a time
+// limit is one whose calls a signal interrupts (net/core/sock.c, sock_intr_errno), and by signals Go's runtime stops
+// threads for the garbage collector.
+const socketNap = time.Second
+
+// setNap bounds the socket's reads and writes by socketNap: EAGAIN then.
+func setNap(fd int) error {
+	nap := unix.NsecToTimeval(int64(socketNap))
+	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &nap); err != nil {
+			return fmt.Errorf("set timeout: %w", err)
+		}
+	}
+	return nil
+}
+
+// again says whether a read or write with a time limit is to be repeated.
+func again(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) }
+
+// read and write are read(2) and write(2) behind the back of Go's scheduler, which else has its monitor thread look
+// after every call that blocks for 20 us: up to 7 % of two CPUs, which no generator written in C would cost. The caller
+// is locked to its thread, its socket has a time limit, and GOMAXPROCS exceeds the number of such callers.
+func read(fd int, b []byte) (int, error)  { return rawIO(unix.SYS_READ, fd, b) }
+func write(fd int, b []byte) (int, error) { return rawIO(unix.SYS_WRITE, fd, b) }
+
+func rawIO(number uintptr, fd int, b []byte) (int, error) {
+	n, _, errno := unix.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
 
 // hangUp wakes whoever is blocked on the socket, for good. It may be unconnected, which shutdown reports after waking.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -123,6 +124,9 @@ func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
 			return dialed, accepted, fmt.Errorf("accept: %w", err)
 		}
 		accepted = append(accepted, peer)
+		if err := errors.Join(setNap(fd), setNap(peer)); err != nil {
+			return dialed, accepted, err
+		}
 	}
 	return dialed, accepted, nil
 }
@@ -132,10 +136,12 @@ const stuckAfter = 5 * time.Second
 
 // pour writes until the socket is hung up.
 func pour(fd int) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	block := make([]byte, tcpBlock)
 	for {
-		_, err := unix.Write(fd, block)
-		if err != nil && !errors.Is(err, unix.EINTR) {
+		_, err := write(fd, block)
+		if err != nil && !again(err) {
 			return fmt.Errorf("send: %w", err)
 		}
 	}
@@ -143,10 +149,12 @@ func pour(fd int) error {
 
 // drain reads until the socket is hung up.
 func drain(fd int, received *atomic.Int64) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	block := make([]byte, tcpBlock)
 	for {
-		n, err := unix.Read(fd, block)
-		if errors.Is(err, unix.EINTR) {
+		n, err := read(fd, block)
+		if again(err) {
 			continue
 		}
 		if err == nil && n == 0 {

@@ -154,12 +154,11 @@ func (e *Engine) SetMTU(mtu int) { e.mtu.Store(int32(mtu)) }
 
 // Run forwards packets until ctx is done, and returns nil then; it returns within 100 ms. It may be called once.
 //
-// It raises GOMAXPROCS above the number of workers if need be. With fewer, Go's monitor thread takes the share of
-// every worker that waits in poll away after 20 us (runtime.retake) and wakes another thread for it: round trips
-// took half as long again and more (27 to 50 us one way instead of 17, best of twelve on two CPUs).
+// It raises GOMAXPROCS above the number of workers if need be: a worker has a thread to itself and may keep its P while
+// it waits for packets (see quietWait), and everybody else needs some, too.
 func (e *Engine) Run(ctx context.Context) error {
-	if procs := runtime.GOMAXPROCS(0); procs <= len(e.workers) {
-		runtime.GOMAXPROCS(len(e.workers) + 1)
+	if procs := runtime.GOMAXPROCS(0); procs <= len(e.workers)+1 {
+		runtime.GOMAXPROCS(len(e.workers) + 2)
 		defer runtime.GOMAXPROCS(procs)
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -168,6 +167,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	failed := make(chan error, len(e.workers))
 	for _, w := range e.workers {
 		all.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
 			if err := w.run(); err != nil {
 				failed <- err
 				cancel()

@@ -37,7 +37,7 @@ func (w *worker) inbound() bool {
 		w.take(&messages[i])
 	}
 	w.merger.Flush()
-	return len(messages) == cap(messages)
+	return len(messages) > 0 && len(messages) == cap(messages)
 }
 
 // take hands one train of datagrams to the merger, less what must not pass.

@@ -7,17 +7,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// spinClock is a clock that advances by step with every look at it.
-type spinClock struct {
-	now  time.Time
-	step time.Duration
-}
-
-func (c *spinClock) read() time.Time {
-	c.now = c.now.Add(c.step)
-	return c.now
-}
-
 // readable returns a descriptor to poll that has something, and its other end.
 func readable(t *testing.T) (fds []unix.PollFd, wake *wakeup) {
 	t.Helper()
@@ -28,55 +17,38 @@ func readable(t *testing.T) (fds []unix.PollFd, wake *wakeup) {
 	return []unix.PollFd{{Fd: int32(wake.fd), Events: unix.POLLIN}}, wake
 }
 
+// TestSpinsOnlyWhilePacketsKeepComing counts the looks at the clock: two for every wait, and one for every look at the
+// descriptors.
 func TestSpinsOnlyWhilePacketsKeepComing(t *testing.T) {
-	s := spinner{allowed: true}
+	fds, _ := readable(t)
 	now := time.Unix(1_700_000_000, 0)
-	if s.worthwhile(now) {
+	spins := func(s *spinner) bool {
+		clocked := 0
+		must(t, s.poll(fds, func() time.Time { clocked++; return now }))
+		return clocked > 2
+	}
+	s := spinner{allowed: true}
+	if spins(&s) {
 		t.Error("spins before anything is known")
 	}
 	for range spinScore {
 		s.waited(spinLimit / 2)
 	}
-	if !s.worthwhile(now) {
+	if !spins(&s) {
 		t.Error("does not spin after short waits")
 	}
 	for range spinScoreMax {
 		s.waited(time.Millisecond)
 	}
-	if s.worthwhile(now) {
+	if spins(&s) {
 		t.Error("spins after long waits")
 	}
 	s.allowed = false
 	for range spinScoreMax {
 		s.waited(0)
 	}
-	if s.worthwhile(now) {
+	if spins(&s) {
 		t.Error("spins where it must not")
-	}
-}
-
-func TestSpinRestsWhenOthersWantTheCPU(t *testing.T) {
-	fds, wake := readable(t)
-	clock := &spinClock{now: time.Unix(1_700_000_000, 0), step: 2 * spinGap}
-	s := spinner{allowed: true, score: spinScoreMax}
-	for i, want := range []time.Duration{spinRest, 2 * spinRest, 4 * spinRest} {
-		wake.clear()
-		s.notTill, s.score = clock.now.Add(-time.Millisecond), spinScoreMax
-		time.AfterFunc(5*time.Millisecond, wake.signal)
-		must(t, s.poll(fds, clock.read))
-		if s.rest != want || !s.notTill.After(clock.now) {
-			t.Errorf("gap %d: rests %v till %v", i, s.rest, s.notTill)
-		}
-	}
-	for range 20 {
-		s.disturbed(clock.now)
-	}
-	if s.rest != spinRestMax {
-		t.Errorf("rests %v at most", s.rest)
-	}
-	s.disturbed(clock.now.Add(time.Hour))
-	if s.rest != spinRest {
-		t.Errorf("after an hour of peace: rests %v", s.rest)
 	}
 }
 

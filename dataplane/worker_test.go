@@ -525,6 +525,15 @@ func TestUselessPathMTU(t *testing.T) {
 	}
 }
 
+// TestNothingReceivedIsTheEnd: a worker that found nothing sleeps.
+func TestNothingReceivedIsTheEnd(t *testing.T) {
+	b := newBench(t)
+	b.round()
+	if b.inbound() {
+		t.Error("there may be more behind nothing")
+	}
+}
+
 // TestFullSocketHoldsTheTUN: while the kernel has no room nothing is read, nothing is lost, and the order stays.
 func TestFullSocketHoldsTheTUN(t *testing.T) {
 	b := newBench(t)

@@ -143,7 +143,7 @@ func findDaemon(path *string) error {
 func measureInside(f benchFlags) int {
 	// A generator that comes back from a system call must not wait for a place to run in: the kernel alone deals out the
 	// CPUs here, as it would between processes.
-	runtime.GOMAXPROCS(max(4*runtime.NumCPU(), 16))
+	runtime.GOMAXPROCS(runtime.NumCPU() + bench.MostThreads)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := lab.NeedTUN(); err != nil {

@@ -41,7 +41,11 @@ type config struct {
 	engine       dataplane.Mode
 	without      []dataplane.Feature // --engine-without
 	workers      int                 // 0: one for each CPU
-	profile      bool                // --pprof
+	spin         bool
+	sourcePort   int // of the first worker; 0: the backend's port
+	outerECN     bool
+	outerDSCP    bool
+	profile      bool // --pprof
 	showVersion  bool
 }
 

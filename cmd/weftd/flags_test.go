@@ -36,6 +36,7 @@ func defaults() config {
 		resync:       5,
 		forwardRules: true,
 		noTrack:      true,
+		spin:         true,
 		healthzIP:    "0.0.0.0",
 		logFormat:    "text",
 		sourceCheck:  dataplane.CheckKnown,
@@ -95,6 +96,10 @@ var flagTests = []struct {
 	{"keep-source", "auto", func(*config) {}},
 	{"notrack", "false", func(c *config) { c.noTrack = false }},
 	{"workers", "256", func(c *config) { c.workers = 256 }},
+	{"spin", "false", func(c *config) { c.spin = false }},
+	{"source-port", "65535", func(c *config) { c.sourcePort = 65535 }},
+	{"outer-ecn", "true", func(c *config) { c.outerECN = true }},
+	{"outer-dscp", "true", func(c *config) { c.outerDSCP = true }},
 	{"log-format", "json", func(c *config) { c.logFormat = "json" }},
 }
 
