@@ -3,6 +3,7 @@ package dataplane
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -749,6 +750,34 @@ func BenchmarkOutbound(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				w.round()
+			}
+		})
+	}
+}
+
+// BenchmarkSourceCheck has each packet come from another node than the one before, as in the worst case.
+func BenchmarkSourceCheck(b *testing.B) {
+	for _, nodes := range []int{1, 100, 10_000} {
+		b.Run(fmt.Sprint(nodes), func(b *testing.B) {
+			w := newBench(b)
+			others := make([]fib.Node, nodes)
+			packets := make([][]byte, nodes)
+			for i := range others {
+				others[i] = fib.Node{
+					Name:     fmt.Sprint(i),
+					Endpoint: netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 1, byte(i >> 8), byte(i)}), 8285),
+					Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24)},
+				}
+				packets[i] = packetBetween(fmt.Sprintf("11.%d.%d.2", i>>8, i&255), "10.5.1.2")
+			}
+			w.engine.SetNodes(selfNode, others)
+			w.view = w.engine.view.Load()
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				from := others[i%nodes].Endpoint.Addr()
+				if w.sender(from) == nil || w.admit(packets[i%nodes], from, CheckKnown) != dropNone {
+					b.Fatal("refused")
+				}
 			}
 		})
 	}
