@@ -22,7 +22,8 @@ type Facts struct {
 	MemoryMiB  int64     `json:"memory_mib"`
 	Governor   string    `json:"governor,omitempty"`
 	Hypervisor bool      `json:"hypervisor"`
-	Load       string    `json:"load"` // averages at the start, 1, 5 and 15 minutes
+	Congestion string    `json:"congestion,omitempty"` // TCP's congestion control in a new network namespace
+	Load       string    `json:"load"`                 // averages at the start, 1, 5 and 15 minutes
 	Go         string    `json:"go"`
 	Args       []string  `json:"args"`
 	// Underlay lists the offload features that are on at a node's underlay device, by mode.
@@ -43,6 +44,7 @@ func GatherFacts(version, commit string, args []string) Facts {
 	}
 	f.CPU, f.Hypervisor = cpuModel("/proc/cpuinfo")
 	f.Governor = firstLine("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+	f.Congestion = firstLine("/proc/sys/net/ipv4/tcp_congestion_control")
 	if load := strings.Fields(firstLine("/proc/loadavg")); len(load) >= 3 {
 		f.Load = strings.Join(load[:3], " ")
 	}
