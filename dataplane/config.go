@@ -47,6 +47,10 @@ func (c Config) complete() (Config, error) {
 		return c, fmt.Errorf("%d workers", c.Workers)
 	case int(c.SourcePort)+c.Workers > 65536:
 		return c, fmt.Errorf("no %d source ports from %d on", c.Workers, c.SourcePort)
+	case c.SourcePort != 0 && c.SourcePort <= c.Bind.Port() && int(c.Bind.Port()) < int(c.SourcePort)+c.Workers:
+		// A socket that only sends would share that port with those that receive, and take a part of what arrives.
+		return c, fmt.Errorf("source ports %d to %d include %d, on which packets are received",
+			c.SourcePort, int(c.SourcePort)+c.Workers-1, c.Bind.Port())
 	}
 	for _, f := range c.Without {
 		if !slices.Contains(Features(), f) {

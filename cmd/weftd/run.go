@@ -211,7 +211,15 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 const devicePattern = "flannel%d"
 
 func (d *weftd) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine, error) {
-	e, err := dataplane.Open(dataplane.Config{
+	e, err := dataplane.Open(d.engineConfig(iface, spec))
+	if err != nil {
+		return nil, fmt.Errorf("%s backend on port %d: %w", spec.Type, spec.Port, err)
+	}
+	return e, nil
+}
+
+func (d *weftd) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config {
+	return dataplane.Config{
 		Device:      devicePattern,
 		Bind:        bindAddress(iface, spec),
 		MTU:         spec.MTU,
@@ -224,11 +232,7 @@ func (d *weftd) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine,
 		Mode:        d.cfg.engine,
 		Without:     d.cfg.without,
 		Log:         d.log,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("%s backend on port %d: %w", spec.Type, spec.Port, err)
 	}
-	return e, nil
 }
 
 // connect makes the manager that will hold this node's lease in the store.
