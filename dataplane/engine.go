@@ -154,8 +154,8 @@ func (e *Engine) SetMTU(mtu int) { e.mtu.Store(int32(mtu)) }
 
 // Run forwards packets until ctx is done, and returns nil then; it returns within 100 ms. It may be called once.
 //
-// It raises GOMAXPROCS above the number of workers if need be: a worker has a thread to itself and may keep its P while
-// it waits for packets (see quietWait), and everybody else needs some, too.
+// It raises GOMAXPROCS above the number of workers if need be: a worker keeps its P while it waits for packets that come
+// soon (see quietWait), and everybody else needs some, too.
 func (e *Engine) Run(ctx context.Context) error {
 	if procs := runtime.GOMAXPROCS(0); procs <= len(e.workers)+1 {
 		runtime.GOMAXPROCS(len(e.workers) + 2)
@@ -167,8 +167,6 @@ func (e *Engine) Run(ctx context.Context) error {
 	failed := make(chan error, len(e.workers))
 	for _, w := range e.workers {
 		all.Go(func() {
-			runtime.LockOSThread()
-			defer runtime.UnlockOSThread()
 			if err := w.run(); err != nil {
 				failed <- err
 				cancel()
@@ -206,7 +204,7 @@ func (e *Engine) Close() error {
 		errs = append(errs, e.prober.Close())
 	}
 	for _, w := range e.workers {
-		errs = append(errs, w.wake.Close())
+		errs = append(errs, w.wake.Close(), w.waiter.sleep.Close())
 	}
 	return errors.Join(errs...)
 }

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -69,7 +70,7 @@ type worker struct {
 	pathMTU func(*peer) (int, error) // asks the kernel
 	limiter limiter
 
-	spin        spinner
+	waiter      waiter
 	polls       [4]unix.PollFd
 	ready       struct{ inner, outer bool } // which end may have something
 	blocked     bool                        // the socket has no room: nothing more is read from the TUN until it has
@@ -88,6 +89,10 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
+	sleep, err := newSleeper()
+	if err != nil {
+		return nil, errors.Join(err, wake.Close())
+	}
 	w := &worker{
 		id:      id,
 		shares:  min(e.config.Workers, maxShares),
@@ -99,7 +104,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment: make([]byte, scratchSize),
 	}
 	w.refused = w.undelivered
-	w.spin.allowed = e.config.Spin
+	w.waiter = waiter{sleep: sleep, spin: e.config.Spin}
 	if e.config.ECN {
 		w.tosMask |= encap.MaskECN
 	}
@@ -183,7 +188,7 @@ func (w *worker) wait() error {
 			w.polls[3] = unix.PollFd{Fd: int32(w.outer.SendFD()), Events: unix.POLLOUT}
 		}
 	}
-	if err := w.spin.poll(w.polls[:], w.now); err != nil {
+	if err := w.waiter.poll(w.polls[:], w.now); err != nil {
 		return err
 	}
 	if w.polls[0].Revents != 0 {

@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// spinLimit is how long a worker looks again and again before it sleeps: longer than a round trip through an
+	// spinLimit is how long a worker looks again and again: longer than a round trip through an
 	// idle network takes, shorter than anybody would notice in the load. With it round trips between two nodes took
 	// 0.93 and 0.70 of kernel VXLAN's time (median; frames cut to the MTU, and not), without 2.15 and 1.68 (two CPUs for
 	// both nodes and both programs, five interleaved rounds); throughput did not suffer.
@@ -18,35 +18,37 @@ const (
 	// not it takes to stop.
 	spinScore    = 4
 	spinScoreMax = 8
-	// quietWait is how long a worker sleeps in the kernel without Go's scheduler knowing. While traffic goes on waits
-	// are shorter, and so the worker keeps its thread and its P: told of every wait, Go's monitor thread takes the P
-	// away after 20 us (runtime.retake) and the worker needs another thread's help to go on. With it one and four TCP
-	// streams were 5 to 20 % faster in all four pairs of medians (two CPUs, four rounds).
+	// quietWait is how long a worker then waits in the kernel without Go's scheduler knowing. While traffic goes on
+	// waits are shorter, and so the worker keeps its thread and its P and is awake as soon as the kernel says so. With
+	// it one and four TCP streams were 5 to 20 % faster in all four pairs of medians (two CPUs, four rounds).
 	quietWait = 5 * time.Millisecond
 )
 
-// spinner decides whether a worker spins before it sleeps. Sleeping costs two context switches and, on an idle CPU,
-// the time it takes to wake that up, of which the sender pays a part; spinning costs CPU time that nobody else wants:
-// a worker spins only while packets keep coming within spinLimit, and yields after every look.
-type spinner struct {
-	allowed bool
-	score   int // rises with each wait that was shorter than spinLimit, falls with each other
+// waiter is how a worker waits for packets: it looks again and again, then waits in the kernel, then sleeps.
+//
+// Waiting in the kernel costs two context switches and, on an idle CPU, the time it takes to wake that up, of which the
+// sender pays a part; looking costs CPU time that nobody else wants: a worker spins only while packets keep coming within
+// spinLimit, and yields after every look.
+type waiter struct {
+	sleep *sleeper
+	spin  bool // spinning is allowed
+	score int  // rises with each wait that was shorter than spinLimit, falls with each other
 }
 
 // waited learns from a wait that took so long, asleep or not.
-func (s *spinner) waited(d time.Duration) {
+func (w *waiter) waited(d time.Duration) {
 	if d < spinLimit {
-		s.score = min(s.score+1, spinScoreMax)
+		w.score = min(w.score+1, spinScoreMax)
 	} else {
-		s.score = max(s.score-1, 0)
+		w.score = max(w.score-1, 0)
 	}
 }
 
 // poll waits until one of fds is ready.
-func (s *spinner) poll(fds []unix.PollFd, clock func() time.Time) error {
+func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	start := clock()
-	defer func() { s.waited(clock().Sub(start)) }()
-	if s.allowed && s.score >= spinScore {
+	defer func() { w.waited(clock().Sub(start)) }()
+	if w.spin && w.score >= spinScore {
 		for clock().Sub(start) < spinLimit {
 			if n, err := look(fds, 0); err != nil || n > 0 {
 				return err
@@ -57,10 +59,7 @@ func (s *spinner) poll(fds []unix.PollFd, clock func() time.Time) error {
 	if n, err := look(fds, quietWait); err != nil || n > 0 {
 		return err
 	}
-	if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
-		return fmt.Errorf("poll: %w", err)
-	}
-	return nil
+	return w.sleep.until(fds)
 }
 
 // look is poll for d at most, without Go's scheduler knowing. A signal ends it early, so the runtime can still stop the

@@ -8,7 +8,7 @@ import (
 )
 
 // readable returns a descriptor to poll that has something, and its other end.
-func readable(t *testing.T) (fds []unix.PollFd, wake *wakeup) {
+func readable(t testing.TB) (fds []unix.PollFd, wake *wakeup) {
 	t.Helper()
 	wake, err := newWakeup()
 	must(t, err)
@@ -17,45 +17,53 @@ func readable(t *testing.T) (fds []unix.PollFd, wake *wakeup) {
 	return []unix.PollFd{{Fd: int32(wake.fd), Events: unix.POLLIN}}, wake
 }
 
+func newTestWaiter(t testing.TB, score int) *waiter {
+	t.Helper()
+	sleep, err := newSleeper()
+	must(t, err)
+	t.Cleanup(func() { must(t, sleep.Close()) })
+	return &waiter{sleep: sleep, spin: true, score: score}
+}
+
 // TestSpinsOnlyWhilePacketsKeepComing counts the looks at the clock: two for every wait, and one for every look at the
 // descriptors.
 func TestSpinsOnlyWhilePacketsKeepComing(t *testing.T) {
 	fds, _ := readable(t)
 	now := time.Unix(1_700_000_000, 0)
-	spins := func(s *spinner) bool {
+	spins := func(w *waiter) bool {
 		clocked := 0
-		must(t, s.poll(fds, func() time.Time { clocked++; return now }))
+		must(t, w.poll(fds, func() time.Time { clocked++; return now }))
 		return clocked > 2
 	}
-	s := spinner{allowed: true}
-	if spins(&s) {
+	w := newTestWaiter(t, 0)
+	if spins(w) {
 		t.Error("spins before anything is known")
 	}
 	for range spinScore {
-		s.waited(spinLimit / 2)
+		w.waited(spinLimit / 2)
 	}
-	if !spins(&s) {
+	if !spins(w) {
 		t.Error("does not spin after short waits")
 	}
 	for range spinScoreMax {
-		s.waited(time.Millisecond)
+		w.waited(time.Millisecond)
 	}
-	if spins(&s) {
+	if spins(w) {
 		t.Error("spins after long waits")
 	}
-	s.allowed = false
+	w.spin = false
 	for range spinScoreMax {
-		s.waited(0)
+		w.waited(0)
 	}
-	if spins(&s) {
+	if spins(w) {
 		t.Error("spins where it must not")
 	}
 }
 
 func TestSpinFindsWhatIsThere(t *testing.T) {
 	fds, wake := readable(t)
-	s := spinner{allowed: true, score: spinScoreMax}
-	must(t, s.poll(fds, time.Now))
+	w := newTestWaiter(t, spinScoreMax)
+	must(t, w.poll(fds, time.Now))
 	if fds[0].Revents == 0 {
 		t.Error("came back with nothing")
 	}
@@ -64,7 +72,7 @@ func TestSpinFindsWhatIsThere(t *testing.T) {
 	fds[0].Revents = 0
 	time.AfterFunc(20*time.Millisecond, wake.signal)
 	start := time.Now()
-	must(t, s.poll(fds, time.Now))
+	must(t, w.poll(fds, time.Now))
 	if fds[0].Revents == 0 || time.Since(start) < 15*time.Millisecond {
 		t.Errorf("revents %x after %v", fds[0].Revents, time.Since(start))
 	}
@@ -72,9 +80,9 @@ func TestSpinFindsWhatIsThere(t *testing.T) {
 
 func TestWaitingAllocatesNothing(t *testing.T) {
 	fds, _ := readable(t)
-	s := spinner{allowed: true, score: spinScoreMax}
+	w := newTestWaiter(t, spinScoreMax)
 	if n := testing.AllocsPerRun(100, func() {
-		if err := s.poll(fds, time.Now); err != nil {
+		if err := w.poll(fds, time.Now); err != nil {
 			t.Error(err)
 		}
 	}); n != 0 {

@@ -1,0 +1,66 @@
+package dataplane
+
+import (
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestSleepEndsWhenSomethingComes has a descriptor twice, as a socket that is blocked is, and an absent one.
+func TestSleepEndsWhenSomethingComes(t *testing.T) {
+	fds, wake := readable(t)
+	fds = append(fds, unix.PollFd{Fd: -1}, unix.PollFd{Fd: fds[0].Fd})
+	s := newTestWaiter(t, 0).sleep
+	must(t, s.until(fds)) // what is there already
+	for range 3 {
+		wake.clear()
+		time.AfterFunc(5*time.Millisecond, wake.signal)
+		fds[0].Revents = 0
+		must(t, s.until(fds))
+		if fds[0].Revents != unix.POLLIN {
+			t.Fatalf("revents %x", fds[0].Revents)
+		}
+		// Left in the epoll instance it would wake a thread with every packet.
+		event := unix.EpollEvent{Events: unix.EPOLLIN}
+		must(t, unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, wake.fd, &event))
+		must(t, unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, wake.fd, &event))
+	}
+}
+
+func TestSleepWaitsForRoomToo(t *testing.T) {
+	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
+	must(t, err)
+	defer unix.Close(ends[0])
+	defer unix.Close(ends[1])
+	for err == nil {
+		_, err = unix.Write(ends[0], make([]byte, 1000))
+	}
+	if err != unix.EAGAIN {
+		t.Fatal(err)
+	}
+	emptied := make(chan error, 1)
+	time.AfterFunc(5*time.Millisecond, func() {
+		var err error
+		for ; err == nil; _, err = unix.Read(ends[1], make([]byte, 1000)) {
+		}
+		emptied <- err
+	})
+	fds := []unix.PollFd{{Fd: int32(ends[0]), Events: unix.POLLIN}, {Fd: int32(ends[0]), Events: unix.POLLOUT}}
+	must(t, newTestWaiter(t, 0).sleep.until(fds))
+	if fds[0].Revents != 0 || fds[1].Revents != unix.POLLOUT {
+		t.Errorf("revents %x and %x", fds[0].Revents, fds[1].Revents)
+	}
+	if err := <-emptied; err != unix.EAGAIN {
+		t.Error(err)
+	}
+}
+
+func TestSleepSaysWhatItCannotWatch(t *testing.T) {
+	fds, wake := readable(t)
+	wake.clear()
+	fds[0].Fd = 1 << 20
+	if err := newTestWaiter(t, 0).sleep.until(fds); err == nil {
+		t.Error("no error for a descriptor that is none")
+	}
+}
