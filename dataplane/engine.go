@@ -25,6 +25,7 @@ type Engine struct {
 	mtu     atomic.Int32 // of the TUN, in bytes
 
 	kick       chan struct{} // wakes the supervisor; holds one
+	relay      chan struct{} // to relayPolling; holds one
 	lostDevice atomic.Uint64 // the newest deviceAge that a worker found gone
 	lostSocket atomic.Uint64 // the newest socketAge that a worker found broken
 
@@ -96,6 +97,7 @@ func newEngine(c Config) (*Engine, error) {
 		config:   c,
 		log:      c.Log,
 		kick:     make(chan struct{}, 1),
+		relay:    make(chan struct{}, 1),
 		device:   c.Device,
 		bind:     c.Bind,
 		open:     make(map[io.Closer]struct{}),
@@ -163,7 +165,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var all sync.WaitGroup
+	var relaying, all sync.WaitGroup
+	relaying.Go(func() { relayPolling(e.relay) })
+	defer relaying.Wait()
+	defer close(e.relay)
 	failed := make(chan error, len(e.workers))
 	for _, w := range e.workers {
 		all.Go(func() {

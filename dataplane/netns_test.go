@@ -127,7 +127,7 @@ func (r *running) configureDevice(t *testing.T) {
 	must(t, r.node.AddRoute(overlayNetwork, netip.Addr{}, r.Device()))
 }
 
-func must(t testing.TB, err error) {
+func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

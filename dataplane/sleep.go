@@ -19,12 +19,15 @@ type sleeper struct {
 	file  *os.File        // the same
 	conn  syscall.RawConn // of file
 	awake func(uintptr) bool
+	took  bool            // the thread that polled for the scheduler, by waking up on it
+	relay chan<- struct{} // makes another thread do so
 
 	fds []unix.PollFd // those of this sleep
 	err error         // and what has ended it too early
 }
 
-func newSleeper() (*sleeper, error) {
+// newSleeper returns a sleeper that needs relayPolling to run at the other end of relay, which has room for one.
+func newSleeper(relay chan<- struct{}) (*sleeper, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("create epoll instance: %w", err)
@@ -33,7 +36,7 @@ func newSleeper() (*sleeper, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, errors.Join(fmt.Errorf("make the epoll instance non-blocking: %w", err), unix.Close(fd))
 	}
-	s := &sleeper{epoll: fd, file: os.NewFile(uintptr(fd), "epoll")}
+	s := &sleeper{epoll: fd, file: os.NewFile(uintptr(fd), "epoll"), relay: relay}
 	s.awake = s.ready // bound once: a method value allocates
 	if s.conn, err = s.file.SyscallConn(); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -48,8 +51,30 @@ func (s *sleeper) until(fds []unix.PollFd) error {
 	err := s.watch(unix.EPOLL_CTL_ADD)
 	if err == nil {
 		err = errors.Join(s.conn.Read(s.awake), s.err)
+		s.took = true
 	}
 	return errors.Join(err, s.watch(unix.EPOLL_CTL_DEL))
+}
+
+// stayAwake is to be called before the goroutine, woken, goes on for longer than it takes to move a few packets. The
+// thread it was woken on is the one that polled for the whole process, and the scheduler expects it back soon: until then
+// it might not notice that others in its poller, another worker say, have become ready. So another thread has to step in.
+func (s *sleeper) stayAwake() {
+	if !s.took {
+		return
+	}
+	s.took = false
+	select {
+	case s.relay <- struct{}{}:
+	default: // one is about to
+	}
+}
+
+// relayPolling runs until relay is closed. A goroutine that becomes runnable gets a thread, and a thread that has run out
+// of goroutines polls.
+func relayPolling(relay <-chan struct{}) {
+	for range relay {
+	}
 }
 
 // ready is asked before the goroutine is parked and whenever the scheduler wakes it.

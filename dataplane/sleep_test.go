@@ -1,6 +1,9 @@
 package dataplane
 
 import (
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -63,4 +66,42 @@ func TestSleepSaysWhatItCannotWatch(t *testing.T) {
 	if err := newTestWaiter(t, 0).sleep.until(fds); err == nil {
 		t.Error("no error for a descriptor that is none")
 	}
+}
+
+// TestOneAwakeOthersAreWoken has one sleeper wake up and then not let go of its thread, as a worker in dense traffic
+// does, while another sleeps. Only a thread that polls for Go's scheduler can tell that one.
+func TestOneAwakeOthersAreWoken(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
+	first, second := newTestWaiter(t, 0).sleep, newTestWaiter(t, 0).sleep
+	soon, later := expiring(t, 20*time.Millisecond), expiring(t, 40*time.Millisecond)
+	var over atomic.Bool
+	var busy sync.WaitGroup
+	busy.Go(func() {
+		if err := first.until(soon); err != nil {
+			t.Error(err)
+		}
+		first.stayAwake()
+		for !over.Load() {
+			yield()
+		}
+	})
+	start := time.Now()
+	err := second.until(later)
+	took := time.Since(start)
+	over.Store(true)
+	busy.Wait()
+	must(t, err)
+	if took > 500*time.Millisecond {
+		t.Errorf("woken after %v", took)
+	}
+}
+
+// expiring returns a descriptor to poll that the kernel makes readable after d, with no help of Go's timers.
+func expiring(t *testing.T, d time.Duration) []unix.PollFd {
+	t.Helper()
+	fd, err := unix.TimerfdCreate(unix.CLOCK_MONOTONIC, unix.TFD_NONBLOCK|unix.TFD_CLOEXEC)
+	must(t, err)
+	t.Cleanup(func() { must(t, unix.Close(fd)) })
+	must(t, unix.TimerfdSettime(fd, 0, &unix.ItimerSpec{Value: unix.NsecToTimespec(int64(d))}, nil))
+	return []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 }

@@ -9,46 +9,62 @@ import (
 )
 
 const (
-	// spinLimit is how long a worker looks again and again: longer than a round trip through an
-	// idle network takes, shorter than anybody would notice in the load. With it round trips between two nodes took
-	// 0.93 and 0.70 of kernel VXLAN's time (median; frames cut to the MTU, and not), without 2.15 and 1.68 (two CPUs for
-	// both nodes and both programs, five interleaved rounds); throughput did not suffer.
+	// spinLimit is how long a worker looks again and again: longer than a round trip through an idle network takes,
+	// shorter than anybody would notice in the load. With it round trips between two nodes took 0.93 and 0.70 of kernel
+	// VXLAN's time (median; frames cut to the MTU, and not), without 2.15 and 1.68 (two CPUs for both nodes and both
+	// programs, five interleaved rounds); throughput did not suffer.
 	spinLimit = 200 * time.Microsecond
-	// spinScore is how many waits in a row must have been worth spinning for, and spinScoreMax how many that were
-	// not it takes to stop.
-	spinScore    = 4
-	spinScoreMax = 8
-	// quietWait is how long a worker then waits in the kernel without Go's scheduler knowing. While traffic goes on
-	// waits are shorter, and so the worker keeps its thread and its P and is awake as soon as the kernel says so. With
-	// it one and four TCP streams were 5 to 20 % faster in all four pairs of medians (two CPUs, four rounds).
+	// quietWait is how long a worker waits in the kernel without Go's scheduler knowing: it keeps its thread and its P
+	// and is awake as soon as the kernel says so. With it one and four TCP streams were 5 to 20 % faster in all four
+	// pairs of medians (two CPUs, four rounds).
 	quietWait = 5 * time.Millisecond
+	// habitual is how many waits in a row must have been short for the next to be taken for short as well, and
+	// habitMax how many that were not it takes to unlearn that.
+	habitual = 4
+	habitMax = 8
 )
 
-// waiter is how a worker waits for packets: it looks again and again, then waits in the kernel, then sleeps.
+// waiter is how a worker waits for packets. While they keep coming it stays awake: it looks again and again, then waits
+// in the kernel. Else it sleeps.
 //
 // Waiting in the kernel costs two context switches and, on an idle CPU, the time it takes to wake that up, of which the
 // sender pays a part; looking costs CPU time that nobody else wants: a worker spins only while packets keep coming within
 // spinLimit, and yields after every look.
 type waiter struct {
-	sleep *sleeper
-	spin  bool // spinning is allowed
-	score int  // rises with each wait that was shorter than spinLimit, falls with each other
+	sleep  *sleeper
+	spin   bool  // spinning is allowed
+	soon   habit // packets come within spinLimit
+	steady habit // and within quietWait
 }
+
+// habit rises with each wait that was short, and falls with each other.
+type habit int
+
+func (h *habit) learn(short bool) {
+	if short {
+		*h = min(*h+1, habitMax)
+	} else {
+		*h = max(*h-1, 0)
+	}
+}
+
+func (h habit) holds() bool { return h >= habitual }
 
 // waited learns from a wait that took so long, asleep or not.
 func (w *waiter) waited(d time.Duration) {
-	if d < spinLimit {
-		w.score = min(w.score+1, spinScoreMax)
-	} else {
-		w.score = max(w.score-1, 0)
-	}
+	w.soon.learn(d < spinLimit)
+	w.steady.learn(d < quietWait)
 }
 
 // poll waits until one of fds is ready.
 func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	start := clock()
 	defer func() { w.waited(clock().Sub(start)) }()
-	if w.spin && w.score >= spinScore {
+	if !w.steady.holds() {
+		return w.sleep.until(fds)
+	}
+	w.sleep.stayAwake()
+	if w.spin && w.soon.holds() {
 		for clock().Sub(start) < spinLimit {
 			if n, err := look(fds, 0); err != nil || n > 0 {
 				return err

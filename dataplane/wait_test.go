@@ -8,7 +8,7 @@ import (
 )
 
 // readable returns a descriptor to poll that has something, and its other end.
-func readable(t testing.TB) (fds []unix.PollFd, wake *wakeup) {
+func readable(t *testing.T) (fds []unix.PollFd, wake *wakeup) {
 	t.Helper()
 	wake, err := newWakeup()
 	must(t, err)
@@ -17,12 +17,22 @@ func readable(t testing.TB) (fds []unix.PollFd, wake *wakeup) {
 	return []unix.PollFd{{Fd: int32(wake.fd), Events: unix.POLLIN}}, wake
 }
 
-func newTestWaiter(t testing.TB, score int) *waiter {
+// newTestWaiter returns a waiter that may spin and has seen so many short waits.
+func newTestWaiter(t *testing.T, short int) *waiter {
 	t.Helper()
-	sleep, err := newSleeper()
+	relay := make(chan struct{}, 1)
+	sleep, err := newSleeper(relay)
 	must(t, err)
-	t.Cleanup(func() { must(t, sleep.Close()) })
-	return &waiter{sleep: sleep, spin: true, score: score}
+	go relayPolling(relay)
+	t.Cleanup(func() {
+		close(relay)
+		must(t, sleep.Close())
+	})
+	w := &waiter{sleep: sleep, spin: true}
+	for range short {
+		w.waited(0)
+	}
+	return w
 }
 
 // TestSpinsOnlyWhilePacketsKeepComing counts the looks at the clock: two for every wait, and one for every look at the
@@ -39,20 +49,20 @@ func TestSpinsOnlyWhilePacketsKeepComing(t *testing.T) {
 	if spins(w) {
 		t.Error("spins before anything is known")
 	}
-	for range spinScore {
+	for range habitual {
 		w.waited(spinLimit / 2)
 	}
 	if !spins(w) {
 		t.Error("does not spin after short waits")
 	}
-	for range spinScoreMax {
+	for range habitMax {
 		w.waited(time.Millisecond)
 	}
 	if spins(w) {
 		t.Error("spins after long waits")
 	}
 	w.spin = false
-	for range spinScoreMax {
+	for range habitMax {
 		w.waited(0)
 	}
 	if spins(w) {
@@ -62,7 +72,7 @@ func TestSpinsOnlyWhilePacketsKeepComing(t *testing.T) {
 
 func TestSpinFindsWhatIsThere(t *testing.T) {
 	fds, wake := readable(t)
-	w := newTestWaiter(t, spinScoreMax)
+	w := newTestWaiter(t, habitMax)
 	must(t, w.poll(fds, time.Now))
 	if fds[0].Revents == 0 {
 		t.Error("came back with nothing")
@@ -80,7 +90,7 @@ func TestSpinFindsWhatIsThere(t *testing.T) {
 
 func TestWaitingAllocatesNothing(t *testing.T) {
 	fds, _ := readable(t)
-	w := newTestWaiter(t, spinScoreMax)
+	w := newTestWaiter(t, habitMax)
 	if n := testing.AllocsPerRun(100, func() {
 		if err := w.poll(fds, time.Now); err != nil {
 			t.Error(err)

@@ -89,7 +89,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	sleep, err := newSleeper()
+	sleep, err := newSleeper(e.relay)
 	if err != nil {
 		return nil, errors.Join(err, wake.Close())
 	}
@@ -128,6 +128,7 @@ func (w *worker) run() error {
 		}
 		if more {
 			w.ready.inner, w.ready.outer = true, true
+			w.waiter.sleep.stayAwake()
 			continue
 		}
 		if err := w.wait(); err != nil {
