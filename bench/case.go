@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -95,6 +96,8 @@ const (
 	smallUDP, largeUDP = 64, 1400 // bytes of payload
 	manyFlows          = 256
 	connectWorkers     = 4
+
+	lonePause = 20 * time.Millisecond // long enough for every CPU and daemon to fall asleep
 )
 
 // Cases lists the workloads.
@@ -108,8 +111,9 @@ func Cases() []Case {
 		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(smallUDP, manyFlows)},
 		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(largeUDP, 1)},
 		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(largeUDP, manyFlows)},
-		{"rtt-idle", "round trip, idle", rtt, 2, rttCase(false)},
-		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttCase(true)},
+		{"rtt-idle", "round trip, idle", rtt, 2, rttCase(0)},
+		{"rtt-lone", "round trip, 50 a second", []string{"p50", "p99", "daemon_cpu_per_mpkt"}, 2, rttCase(lonePause)},
+		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttUnderLoad},
 		{"connect", "TCP connections", []string{"connections"}, 2, connectCase},
 		{"fan-out-64", "UDP 64 B to 100 nodes", []string{"rate"}, fanNodes, fanCase(smallUDP)},
 		{"fan-out-1400", "UDP 1,400 B to 100 nodes", []string{"rate"}, fanNodes, fanCase(largeUDP)},
@@ -144,15 +148,12 @@ func (o *overlay) ends() (from, to End) {
 
 // spent wraps a measurement with two looks at the counters. measure returns its figures and what the receiver got.
 func (o *overlay) spent(measure func() (f Figures, bytes, packets float64, err error)) (Figures, error) {
-	before, err := o.look()
-	if err != nil {
-		return nil, err
-	}
-	f, bytes, packets, err := measure()
-	if err != nil {
-		return nil, err
-	}
-	after, err := o.look()
+	var f Figures
+	var bytes, packets float64
+	before, after, err := o.spend(func() (err error) {
+		f, bytes, packets, err = measure()
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -235,31 +236,33 @@ func (o *overlay) carried(load UDPLoad, s Seconds, before Figures, send func(UDP
 	return f, nil
 }
 
-func rttCase(bulk bool) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+// rttCase measures round trips, with a pause before each.
+func rttCase(pause time.Duration) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
 	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 		return o.spent(func() (Figures, float64, float64, error) {
 			from, to := o.ends()
-			var load Throughput
-			var loadErr error
-			done := make(chan struct{})
-			go func() {
-				defer close(done)
-				if bulk {
-					load, loadErr = TCP(ctx, from, to, 1, s.measure())
-				}
-			}()
-			l, err := RTT(ctx, from, to, s.measure())
-			<-done
-			if err == nil {
-				err = loadErr
-			}
-			f := Figures{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
-			if bulk {
-				f["bulk"] = load.BitsPerSecond
-			}
-			return f, 0, 0, err
+			l, err := RTT(ctx, from, to, pause, s.measure())
+			return l.figures(), 0, 2 * float64(l.Requests), err // as each is answered
 		})
 	}
+}
+
+func rttUnderLoad(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
+	return o.spent(func() (Figures, float64, float64, error) {
+		from, to := o.ends()
+		var load Throughput
+		var loadErr error
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			load, loadErr = TCP(ctx, from, to, 1, s.measure())
+		}()
+		l, err := RTT(ctx, from, to, 0, s.measure())
+		<-done
+		f := l.figures()
+		f["bulk"] = load.BitsPerSecond
+		return f, 0, 0, cmp.Or(err, loadErr)
+	})
 }
 
 func connectCase(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {

@@ -72,13 +72,18 @@ func TestNetnsUDP(t *testing.T) {
 
 func TestNetnsRTT(t *testing.T) {
 	from, to := ends(t)
-	l, err := bench.RTT(t.Context(), from, to, 300*time.Millisecond)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%+v", l)
-	if l.Samples < 10 || l.P50 <= 0 || l.P50 > l.P99 || l.P99 > l.P999 || l.P999 > l.Max || l.P50 > 100*time.Millisecond {
-		t.Errorf("%+v", l)
+	for _, pause := range []time.Duration{0, 10 * time.Millisecond} {
+		l, err := bench.RTT(t.Context(), from, to, pause, 300*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Logf("%+v", l)
+		if pause > 0 && l.Requests > 45 { // 0.4 s with the warm-up
+			t.Errorf("%d requests with a pause of %v before each", l.Requests, pause)
+		}
+		if l.Samples < 10 || l.Requests < l.Samples || l.P50 <= 0 || l.P50 > l.P99 || l.P99 > l.P999 || l.P999 > l.Max || l.P50 > 100*time.Millisecond {
+			t.Errorf("%+v", l)
+		}
 	}
 }
 

@@ -194,7 +194,7 @@ func TestCompare(t *testing.T) {
 
 func TestSelectCases(t *testing.T) {
 	for _, c := range []struct{ given, want string }{
-		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256"}, {"rtt,rtt-idle", "rtt-idle rtt-bulk"}, {"tcp", "tcp-1 tcp-4 tcp-16"},
+		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256"}, {"rtt,rtt-idle", "rtt-idle rtt-lone rtt-bulk"}, {"tcp", "tcp-1 tcp-4 tcp-16"},
 	} {
 		chosen, err := SelectCases(strings.Split(c.given, ","))
 		var names []string
@@ -238,7 +238,7 @@ func TestKernelCounters(t *testing.T) {
 func TestFigures(t *testing.T) {
 	o := &overlay{daemons: make([]*lab.Process, 2)}
 	at := func(cpu time.Duration, packets, calls float64) usage {
-		u := usage{daemons: cpu, machine: 2 * cpu, nodes: make([]nodeUsage, 2)}
+		u := usage{cpu: cpuTime{daemons: cpu, machine: 2 * cpu}, nodes: make([]nodeUsage, 2)}
 		u.nodes[0] = nodeUsage{carried: packets, datagrams: datagrams{out: calls}, tunnel: lab.Counters{TxPackets: uint64(calls)}}
 		u.nodes[1] = nodeUsage{carriedIn: packets, datagrams: datagrams{in: calls, refused: 1}, tunnel: lab.Counters{RxPackets: uint64(calls)}, dropped: packets / 100}
 		return u
@@ -261,12 +261,12 @@ func TestSummarize(t *testing.T) {
 	for i := 1000; i > 0; i-- {
 		samples = append(samples, time.Duration(i))
 	}
-	want := Latency{Samples: 1000, Lost: 2, P50: 501, P99: 991, P999: 1000, Max: 1000}
-	if got := summarize(samples, 2); got != want {
+	got, want := Latency{Lost: 2}, Latency{Samples: 1000, Lost: 2, P50: 501, P99: 991, P999: 1000, Max: 1000}
+	if got.summarize(samples); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	none := Latency{Lost: 3}
-	if got := summarize(nil, 3); got != none {
+	got, want = Latency{Lost: 3}, Latency{Lost: 3}
+	if got.summarize(nil); got != want {
 		t.Errorf("%+v", got)
 	}
 }

@@ -17,6 +17,7 @@ import (
 type Latency struct {
 	Samples        int
 	Lost           int
+	Requests       int // with the warm-up
 	P50, P99, P999 time.Duration
 	Max            time.Duration
 }
@@ -28,17 +29,22 @@ const (
 	rttPatience = 200 * time.Millisecond
 )
 
-// RTT sends one datagram after the other, each as soon as the one before is answered, for d. This is what sockperf's
-// ping-pong does, and what its --full-rtt reports.
-func RTT(ctx context.Context, from, to End, d time.Duration) (Latency, error) {
-	l, err := runRTT(ctx, from, to, d)
+// figures are those of a result.
+func (l Latency) figures() Figures {
+	return Figures{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
+}
+
+// RTT sends one datagram after the other, each after a pause that follows the answer to the one before, for d. Without a
+// pause this is what sockperf's ping-pong does, and what its --full-rtt reports.
+func RTT(ctx context.Context, from, to End, between, d time.Duration) (Latency, error) {
+	l, err := runRTT(ctx, from, to, between, d)
 	if err != nil {
 		return l, fmt.Errorf("round trips from %s to %s: %w", from.NS.Name, to.NS.Name, err)
 	}
 	return l, nil
 }
 
-func runRTT(ctx context.Context, from, to End, d time.Duration) (Latency, error) {
+func runRTT(ctx context.Context, from, to End, between, d time.Duration) (Latency, error) {
 	server, at, err := to.bound(unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return Latency{}, err
@@ -61,17 +67,18 @@ func runRTT(ctx context.Context, from, to End, d time.Duration) (Latency, error)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { answerAll(server) })
-	samples, lost, err := exchange(ctx, client, d)
+	samples, l, err := exchange(ctx, client, between, d)
 	hangUp(server)
 	wg.Wait()
 	if err == nil && len(samples) == 0 {
-		err = fmt.Errorf("%d requests and no answer", lost)
+		err = fmt.Errorf("%d requests and no answer", l.Lost)
 	}
-	return summarize(samples, lost), err
+	l.summarize(samples)
+	return l, err
 }
 
-// exchange sends requests for d and times the answers.
-func exchange(ctx context.Context, fd int, d time.Duration) (samples []time.Duration, lost int, err error) {
+// exchange sends requests for d, with a pause before each, and times the answers.
+func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []time.Duration, l Latency, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	message, answer := make([]byte, rttPayload), make([]byte, rttPayload)
@@ -80,23 +87,27 @@ func exchange(ctx context.Context, fd int, d time.Duration) (samples []time.Dura
 	end := warm.Add(d)
 	samples = make([]time.Duration, 0, 1<<16)
 	for number := uint64(1); ctx.Err() == nil; number++ {
+		if between > 0 {
+			pause(between)
+		}
 		start := time.Now()
 		if start.After(end) {
-			return samples, lost, nil
+			return samples, l, nil
 		}
 		binary.BigEndian.PutUint64(message, number)
 		took, err := roundTrip(fd, message, answer, start)
+		l.Requests++
 		switch {
 		case err != nil:
-			return samples, lost, err
+			return samples, l, err
 		case start.Before(warm):
 		case took == 0:
-			lost++
+			l.Lost++
 		default:
 			samples = append(samples, took)
 		}
 	}
-	return samples, lost, ctx.Err()
+	return samples, l, ctx.Err()
 }
 
 // roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost, are passed over.
@@ -150,13 +161,13 @@ func answerAll(fd int) {
 	}
 }
 
-func summarize(samples []time.Duration, lost int) Latency {
-	l := Latency{Samples: len(samples), Lost: lost}
+// summarize fills in what the samples say, and sorts them.
+func (l *Latency) summarize(samples []time.Duration) {
+	l.Samples = len(samples)
 	if len(samples) == 0 {
-		return l
+		return
 	}
 	slices.Sort(samples)
 	at := func(q float64) time.Duration { return samples[min(len(samples)-1, int(q*float64(len(samples))))] }
 	l.P50, l.P99, l.P999, l.Max = at(0.50), at(0.99), at(0.999), samples[len(samples)-1]
-	return l
 }

@@ -13,10 +13,14 @@ import (
 
 // usage is what an overlay and the machine have used up so far.
 type usage struct {
-	daemons  time.Duration // processor time of the daemons
-	machine  time.Duration // processor time of everybody, interrupts included
-	nodes    []nodeUsage
-	measured time.Time
+	cpu   cpuTime
+	nodes []nodeUsage
+}
+
+// cpuTime is processor time.
+type cpuTime struct {
+	daemons time.Duration
+	machine time.Duration // everybody's, interrupts included
 }
 
 // nodeUsage counts what one node's kernel and daemon have handled.
@@ -31,23 +35,46 @@ type nodeUsage struct {
 // datagrams are the UDP datagrams of a namespace. A train that leaves or arrives whole counts once.
 type datagrams struct{ in, out, refused float64 }
 
-// look reads all counters of an overlay.
-func (o *overlay) look() (usage, error) {
-	u := usage{measured: time.Now()}
-	var errs []error
+// spend reads all counters before and after it does the work. Processor time is read closest to the work: reading the
+// rest costs the daemons some.
+func (o *overlay) spend(work func() error) (before, after usage, err error) {
+	steps := []func() error{
+		func() error { return o.readNodes(&before) },
+		func() error { return o.readCPU(&before.cpu) },
+		work,
+		func() error { return o.readCPU(&after.cpu) },
+		func() error { return o.readNodes(&after) },
+	}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return before, after, err
+		}
+	}
+	return before, after, nil
+}
+
+func (o *overlay) readCPU(c *cpuTime) error {
 	for _, p := range o.daemons {
 		cpu, err := p.CPU()
-		u.daemons += cpu
-		errs = append(errs, err)
+		if err != nil {
+			return err
+		}
+		c.daemons += cpu
 	}
 	var err error
-	u.machine, err = machineCPU()
-	errs = append(errs, err)
+	c.machine, err = machineCPU()
+	return err
+}
+
+func (o *overlay) readNodes(u *usage) error {
 	for _, n := range o.lab.Nodes {
 		nu, err := o.lookAt(n)
-		u.nodes, errs = append(u.nodes, nu), append(errs, err)
+		if err != nil {
+			return err
+		}
+		u.nodes = append(u.nodes, nu)
 	}
-	return u, errors.Join(errs...)
+	return nil
 }
 
 func (o *overlay) lookAt(n *lab.Node) (u nodeUsage, err error) {
@@ -152,9 +179,9 @@ func (o *overlay) figures(before, after usage, bytes, packets float64) Figures {
 		}
 	}
 	if len(o.daemons) > 0 {
-		perUnit("daemon_cpu", after.daemons-before.daemons)
+		perUnit("daemon_cpu", after.cpu.daemons-before.cpu.daemons)
 	}
-	perUnit("machine_cpu", after.machine-before.machine)
+	perUnit("machine_cpu", after.cpu.machine-before.cpu.machine)
 	sender, receiver := 0, len(after.nodes)-1
 	ratio := func(name string, packets, calls float64) {
 		if packets > 0 && calls > 0 {

@@ -158,30 +158,14 @@ func (p *Process) Memory() (int64, error) {
 	return kib << 10, nil
 }
 
-// userHz is the unit of the kernel's processor times: 100 a second on every architecture that Go runs on (USER_HZ).
-const userHz = 100
-
-// CPU is the processor time that the process has used, in steps of 10 ms.
+// CPU is the processor time that the process has used.
 func (p *Process) CPU() (time.Duration, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID()))
-	if err != nil {
+	const schedClock = 2 // CPUCLOCK_SCHED of include/linux/posix-timers.h, which also has how the number is made
+	var used unix.Timespec
+	if err := unix.ClockGettime(int32(^p.PID()<<3|schedClock), &used); err != nil {
 		return 0, fmt.Errorf("read processor time of %s on %s: %w", p.Name, p.Node, err)
 	}
-	// The second field, the name in parentheses, may hold blanks. utime and stime are fields 14 and 15 (proc(5)).
-	_, rest, _ := bytes.Cut(b, []byte(") "))
-	fields := bytes.Fields(rest)
-	var ticks int64
-	for _, i := range []int{14 - 3, 15 - 3} {
-		if i >= len(fields) {
-			return 0, fmt.Errorf("read processor time of %s on %s: %q", p.Name, p.Node, b)
-		}
-		n, err := strconv.ParseInt(string(fields[i]), 10, 64)
-		if err != nil {
-			return 0, fmt.Errorf("read processor time of %s on %s: %w", p.Name, p.Node, err)
-		}
-		ticks += n
-	}
-	return time.Duration(ticks) * (time.Second / userHz), nil
+	return time.Duration(used.Nano()), nil
 }
 
 // logLimit bounds what is kept of one process's output, in bytes.
