@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -90,9 +91,9 @@ func TestSpinFindsWhatIsThere(t *testing.T) {
 
 func TestWaitingAllocatesNothing(t *testing.T) {
 	fds, _ := readable(t)
-	w := newTestWaiter(t, habitMax)
+	spins, sleeps := newTestWaiter(t, habitMax), newTestWaiter(t, 0)
 	if n := testing.AllocsPerRun(100, func() {
-		if err := w.poll(fds, time.Now); err != nil {
+		if err := errors.Join(spins.poll(fds, time.Now), sleeps.sleep.until(fds)); err != nil {
 			t.Error(err)
 		}
 	}); n != 0 {
