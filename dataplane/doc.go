@@ -12,7 +12,7 @@
 // A worker is one goroutine that owns one TUN queue and one socket and moves every packet to its end before it
 // takes the next: no channel, no pool, no lock and no log on the path. All it shares is one atomic pointer to
 // the view of the overlay (which nodes there are, which subnets they have), loaded once a round. When neither
-// end has anything it polls both, and an eventfd by which others wake it.
+// end has anything it waits for both, and for an eventfd by which others wake it (wait.go).
 //
 // Nothing here knows leases or netlink: SetNodes says who is there, and the TUN's address, route and state are
 // somebody else's business. What is lost under the workers - the device deleted, a socket aborted - is made again
