@@ -1,8 +1,8 @@
 package bench
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -261,7 +261,7 @@ func rttUnderLoad(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figure
 		<-done
 		f := l.figures()
 		f["bulk"] = load.BitsPerSecond
-		return f, 0, 0, cmp.Or(err, loadErr)
+		return f, 0, 0, errors.Join(err, loadErr)
 	})
 }
 

@@ -15,12 +15,12 @@ import (
 // around every 20 us for a while (runtime.sysmon): a ping every 20 ms cost the two daemons 2,000 us of CPU time and took
 // 340 us, with the scheduler's poller 550 us and 290 us.
 type sleeper struct {
-	epoll int             // an epoll instance, which is watched by the scheduler's own
-	file  *os.File        // the same
-	conn  syscall.RawConn // of file
-	awake func(uintptr) bool
-	took  bool            // the thread that polled for the scheduler, by waking up on it
-	relay chan<- struct{} // makes another thread do so
+	epoll int                // an epoll instance, which is watched by the scheduler's own
+	file  *os.File           // the same
+	conn  syscall.RawConn    // of file
+	awake func(uintptr) bool // ready, bound once: a method value allocates
+	took  bool               // the thread that polled for the scheduler, by waking up on it
+	relay chan<- struct{}    // makes another thread do so
 
 	fds []unix.PollFd // those of this sleep
 	err error         // and what has ended it too early
@@ -37,7 +37,7 @@ func newSleeper(relay chan<- struct{}) (*sleeper, error) {
 		return nil, errors.Join(fmt.Errorf("make the epoll instance non-blocking: %w", err), unix.Close(fd))
 	}
 	s := &sleeper{epoll: fd, file: os.NewFile(uintptr(fd), "epoll"), relay: relay}
-	s.awake = s.ready // bound once: a method value allocates
+	s.awake = s.ready
 	if s.conn, err = s.file.SyscallConn(); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}

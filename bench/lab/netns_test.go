@@ -281,3 +281,32 @@ func TestNetnsCloseLeavesNothing(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestNetnsProcessorTime waits until a process that works has used some, and then looks at one that sleeps meanwhile.
+func TestNetnsProcessorTime(t *testing.T) {
+	l := lab.Start(t, lab.Options{PodsPerNode: -1})
+	start := func(script string) *lab.Process {
+		p, err := l.Nodes[0].Start([]string{"/bin/sh", "-c", script})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	cpu := func(p *lab.Process) time.Duration {
+		used, err := p.CPU()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return used
+	}
+	idle, busy := start("exec sleep 60"), start("while :; do :; done")
+	const enough = 300 * time.Millisecond
+	for end := time.Now().Add(10 * time.Second); cpu(busy) < enough; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("a loop has used %v in 10 s", cpu(busy))
+		}
+	}
+	if used := cpu(idle); used <= 0 || used >= enough {
+		t.Errorf("a sleeping process has used %v", used)
+	}
+}
