@@ -22,8 +22,9 @@ type sleeper struct {
 	took  bool               // the thread that polled for the scheduler, by waking up on it
 	relay chan<- struct{}    // makes another thread do so
 
-	fds []unix.PollFd // those of this sleep
-	err error         // and what has ended it too early
+	fds     []unix.PollFd // those of this sleep
+	err     error         // and what has ended it too early
+	watched []unix.PollFd // what the epoll instance has: that of the last sleep, until stayAwake
 }
 
 // newSleeper returns a sleeper that needs relayPolling to run at the other end of relay, which has room for one.
@@ -47,27 +48,40 @@ func newSleeper(relay chan<- struct{}) (*sleeper, error) {
 // until sleeps until one of fds is ready, and sets what is ready of each.
 func (s *sleeper) until(fds []unix.PollFd) error {
 	s.fds, s.err = fds, nil
-	// They are watched only now: else every packet of a busy time would wake a thread of the scheduler.
-	err := s.watch(unix.EPOLL_CTL_ADD)
-	if err == nil {
-		err = errors.Join(s.conn.Read(s.awake), s.err)
-		s.took = true
+	// Packets that come one by one find everything as the last one left it.
+	if !slices.EqualFunc(fds, s.watched, sameInterest) {
+		if err := errors.Join(s.unwatch(), s.watch()); err != nil {
+			return err
+		}
 	}
-	return errors.Join(err, s.watch(unix.EPOLL_CTL_DEL))
+	err := errors.Join(s.conn.Read(s.awake), s.err)
+	s.took = true
+	return err
 }
+
+func sameInterest(a, b unix.PollFd) bool { return a.Fd == b.Fd && a.Events == b.Events }
 
 // stayAwake is to be called before the goroutine, woken, goes on for longer than it takes to move a few packets. The
 // thread it was woken on is the one that polled for the whole process, and the scheduler expects it back soon: until then
-// it might not notice that others in its poller, another worker say, have become ready. So another thread has to step in.
-func (s *sleeper) stayAwake() {
+// it might not notice that others in its poller, another worker say, have become ready. So another thread has to step in,
+// which must not be woken by every packet of a busy time.
+func (s *sleeper) stayAwake() error {
 	if !s.took {
-		return
+		return nil
 	}
 	s.took = false
+	err := s.unwatch()
 	select {
 	case s.relay <- struct{}{}:
 	default: // one is about to
 	}
+	return err
+}
+
+// forget is to be called before fd is closed. The kernel takes it out of the epoll instance then, and another that gets
+// its number must not be taken for it.
+func (s *sleeper) forget(fd int) {
+	s.watched = slices.DeleteFunc(s.watched, func(p unix.PollFd) bool { return p.Fd == int32(fd) })
 }
 
 // relayPolling runs until relay is closed. A goroutine that becomes runnable gets a thread, and a thread that has run out
@@ -84,21 +98,40 @@ func (s *sleeper) ready(uintptr) bool {
 	return n > 0 || err != nil
 }
 
-// watch adds the descriptors to the epoll instance, or takes them out. One may stand among them twice.
-func (s *sleeper) watch(op int) error {
-	for i, p := range s.fds {
-		same := func(q unix.PollFd) bool { return q.Fd == p.Fd }
-		if p.Fd < 0 || slices.ContainsFunc(s.fds[:i], same) {
-			continue
-		}
+// watch adds the descriptors of this sleep to the epoll instance, which has none. One may stand among them twice.
+func (s *sleeper) watch() error {
+	for _, p := range s.fds {
 		event := unix.EpollEvent{Fd: p.Fd}
-		for _, q := range s.fds[i:] {
-			if same(q) {
+		for _, q := range s.fds {
+			if q.Fd == p.Fd {
 				event.Events |= uint32(q.Events)
 			}
 		}
-		if err := unix.EpollCtl(s.epoll, op, int(p.Fd), &event); err != nil {
-			return fmt.Errorf("watch descriptors: %w", err)
+		if !s.watches(p.Fd) {
+			if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, int(p.Fd), &event); err != nil {
+				return fmt.Errorf("watch a descriptor: %w", err)
+			}
+		}
+		s.watched = append(s.watched, p)
+	}
+	return nil
+}
+
+// watches reports whether the epoll instance has the descriptor. A negative one is nobody's business.
+func (s *sleeper) watches(fd int32) bool {
+	return fd < 0 || slices.ContainsFunc(s.watched, func(p unix.PollFd) bool { return p.Fd == fd })
+}
+
+// unwatch takes all descriptors out of the epoll instance.
+func (s *sleeper) unwatch() error {
+	for len(s.watched) > 0 {
+		last := s.watched[len(s.watched)-1]
+		s.watched = s.watched[:len(s.watched)-1]
+		if s.watches(last.Fd) {
+			continue
+		}
+		if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, int(last.Fd), nil); err != nil {
+			return fmt.Errorf("watch a descriptor no longer: %w", err)
 		}
 	}
 	return nil

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -24,38 +25,73 @@ func TestSleepEndsWhenSomethingComes(t *testing.T) {
 		if fds[0].Revents != unix.POLLIN {
 			t.Fatalf("revents %x", fds[0].Revents)
 		}
-		// Left in the epoll instance it would wake a thread with every packet.
-		event := unix.EpollEvent{Events: unix.EPOLLIN}
-		must(t, unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, wake.fd, &event))
-		must(t, unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, wake.fd, &event))
 	}
+	// In a busy time it would wake a thread with every packet.
+	must(t, s.stayAwake())
+	event := unix.EpollEvent{Events: unix.EPOLLIN}
+	must(t, unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, wake.fd, &event))
+}
+
+// TestSleepFollowsWhatIsAsked changes the descriptors between sleeps: what is watched, and for what, and a new one that
+// got the number of one that was closed.
+func TestSleepFollowsWhatIsAsked(t *testing.T) {
+	s := newTestWaiter(t, 0).sleep
+	sleeps := func(p unix.PollFd, end func()) {
+		t.Helper()
+		fds := []unix.PollFd{p}
+		time.AfterFunc(5*time.Millisecond, end)
+		must(t, s.until(fds))
+		if fds[0].Revents != p.Events {
+			t.Fatalf("revents %x", fds[0].Revents)
+		}
+	}
+	full, empty := fullSocket(t)
+	sleeps(unix.PollFd{Fd: full, Events: unix.POLLOUT}, empty)
+
+	old, oldWake := readable(t)
+	oldWake.clear()
+	sleeps(old[0], oldWake.signal)
+	s.forget(oldWake.fd)
+	new, newWake := readable(t)
+	newWake.clear()
+	must(t, unix.Dup3(newWake.fd, oldWake.fd, unix.O_CLOEXEC)) // which closes the old one
+	new[0].Fd = old[0].Fd
+	sleeps(new[0], newWake.signal)
 }
 
 func TestSleepWaitsForRoomToo(t *testing.T) {
+	fd, empty := fullSocket(t)
+	time.AfterFunc(5*time.Millisecond, empty)
+	fds := []unix.PollFd{{Fd: fd, Events: unix.POLLIN}, {Fd: fd, Events: unix.POLLOUT}}
+	must(t, newTestWaiter(t, 0).sleep.until(fds))
+	if fds[0].Revents != 0 || fds[1].Revents != unix.POLLOUT {
+		t.Errorf("revents %x and %x", fds[0].Revents, fds[1].Revents)
+	}
+}
+
+// fullSocket returns a socket that has no room to send until empty is called, which has to be done.
+func fullSocket(t *testing.T) (fd int32, empty func()) {
+	t.Helper()
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
 	must(t, err)
-	defer unix.Close(ends[0])
-	defer unix.Close(ends[1])
 	for err == nil {
 		_, err = unix.Write(ends[0], make([]byte, 1000))
 	}
 	if err != unix.EAGAIN {
 		t.Fatal(err)
 	}
-	emptied := make(chan error, 1)
-	time.AfterFunc(5*time.Millisecond, func() {
+	emptied := make(chan error)
+	t.Cleanup(func() {
+		if err := <-emptied; err != unix.EAGAIN {
+			t.Error(err)
+		}
+		must(t, errors.Join(unix.Close(ends[0]), unix.Close(ends[1])))
+	})
+	return int32(ends[0]), func() {
 		var err error
 		for ; err == nil; _, err = unix.Read(ends[1], make([]byte, 1000)) {
 		}
 		emptied <- err
-	})
-	fds := []unix.PollFd{{Fd: int32(ends[0]), Events: unix.POLLIN}, {Fd: int32(ends[0]), Events: unix.POLLOUT}}
-	must(t, newTestWaiter(t, 0).sleep.until(fds))
-	if fds[0].Revents != 0 || fds[1].Revents != unix.POLLOUT {
-		t.Errorf("revents %x and %x", fds[0].Revents, fds[1].Revents)
-	}
-	if err := <-emptied; err != unix.EAGAIN {
-		t.Error(err)
 	}
 }
 
@@ -80,7 +116,9 @@ func TestOneAwakeOthersAreWoken(t *testing.T) {
 		if err := first.until(soon); err != nil {
 			t.Error(err)
 		}
-		first.stayAwake()
+		if err := first.stayAwake(); err != nil {
+			t.Error(err)
+		}
 		for !over.Load() {
 			yield()
 		}

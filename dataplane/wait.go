@@ -63,7 +63,9 @@ func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	if !w.steady.holds() {
 		return w.sleep.until(fds)
 	}
-	w.sleep.stayAwake()
+	if err := w.sleep.stayAwake(); err != nil {
+		return err
+	}
 	if w.spin && w.soon.holds() {
 		for clock().Sub(start) < spinLimit {
 			if n, err := look(fds, 0); err != nil || n > 0 {

@@ -119,37 +119,36 @@ func (w *worker) run() error {
 	for !w.stop.Load() {
 		w.adopt()
 		w.view = w.engine.view.Load()
-		more := false
-		if w.ready.inner && w.outbound() {
-			more = true
-		}
-		if w.ready.outer && w.inbound() {
-			more = true
-		}
-		if more {
-			w.ready.inner, w.ready.outer = true, true
-			w.waiter.sleep.stayAwake()
-			continue
-		}
-		if err := w.wait(); err != nil {
+		more := w.ready.inner && w.outbound()
+		more = w.ready.outer && w.inbound() || more
+		if err := w.next(more); err != nil {
 			return fmt.Errorf("worker %d: %w", w.id, err)
 		}
 	}
 	return nil
 }
 
+// next says which ends to look at in the next round: both if there is more to do, else those that wait finds.
+func (w *worker) next(more bool) error {
+	if !more {
+		return w.wait()
+	}
+	w.ready.inner, w.ready.outer = true, true
+	return w.waiter.sleep.stayAwake()
+}
+
 // adopt takes over the queue and the socket that the supervisor may have left.
 func (w *worker) adopt() {
 	if next := w.nextInner.Swap(nil); next != nil {
 		if w.inner != nil {
-			w.engine.retire(w.inner.innerPort)
+			w.retireInner()
 		}
 		w.inner = next
 		w.merger = offload.NewMerger(next.limits, w.write)
 	}
 	if next := w.nextOuter.Swap(nil); next != nil {
 		if w.outer != nil {
-			w.engine.retire(w.outer.outerPort)
+			w.retireOuter()
 		}
 		w.outer = next
 		w.blocked, w.sent = false, Traffic{}
@@ -159,17 +158,28 @@ func (w *worker) adopt() {
 // loseInner puts the queue away: the worker goes on without until it gets a new one.
 func (w *worker) loseInner() {
 	w.engine.lostDevice.Store(w.inner.age)
+	w.retireInner()
+	w.engine.wakeSupervisor()
+}
+
+func (w *worker) retireInner() {
+	w.waiter.sleep.forget(w.inner.FD())
 	w.engine.retire(w.inner.innerPort)
 	w.inner = nil
-	w.engine.wakeSupervisor()
 }
 
 // loseOuter puts the socket away.
 func (w *worker) loseOuter() {
 	w.engine.lostSocket.Store(w.outer.age)
+	w.retireOuter()
+	w.engine.wakeSupervisor()
+}
+
+func (w *worker) retireOuter() {
+	w.waiter.sleep.forget(w.outer.FD())
+	w.waiter.sleep.forget(w.outer.SendFD())
 	w.engine.retire(w.outer.outerPort)
 	w.outer = nil
-	w.engine.wakeSupervisor()
 }
 
 // wait blocks until there is something to do, and notes what.
