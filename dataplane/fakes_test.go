@@ -170,10 +170,11 @@ var (
 // bench is a worker between two fakes.
 type bench struct {
 	*worker
-	queue  *fakeQueue
+	queue  *fakeQueue // of sparse flows
+	bulk   *fakeQueue // of bulk flows
 	socket *fakeSocket
 	clock  time.Time
-	more   bool // what the last round said about the TUN
+	more   bool // what the last round said
 }
 
 func newBench(t testing.TB) *bench { return newBenchWith(t, Config{}) }
@@ -191,9 +192,9 @@ func newBenchWith(t testing.TB, c Config) *bench {
 		}
 	})
 	e.SetNodes(selfNode, []fib.Node{node2, node3})
-	b := &bench{worker: e.workers[0], queue: &fakeQueue{fd: -1}, socket: newFakeSocket(), clock: time.Unix(1_700_000_000, 0)}
+	b := &bench{worker: e.workers[0], queue: &fakeQueue{fd: -1}, bulk: &fakeQueue{fd: -1}, socket: newFakeSocket(), clock: time.Unix(1_700_000_000, 0)}
 	b.now = func() time.Time { return b.clock }
-	b.nextInner.Store(&inner{innerPort: b.queue, limits: offload.Limits{TCP: true, UDP: true}})
+	b.nextInner.Store(&inner{queues: [classes]innerPort{b.queue, b.bulk}, limits: offload.Limits{TCP: true, UDP: true}})
 	b.nextOuter.Store(&outer{outerPort: b.socket})
 	b.adopt()
 	return b
@@ -202,9 +203,8 @@ func newBenchWith(t testing.TB, c Config) *bench {
 // round is what run does without waiting.
 func (b *bench) round() {
 	b.adopt()
-	b.view = b.engine.view.Load()
-	b.more = b.outbound()
-	b.inbound()
+	b.ready = ready{queues: [classes]bool{true, true}, outer: true}
+	b.more = b.worker.round()
 }
 
 // leave has packets come out of the TUN.

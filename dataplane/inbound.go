@@ -168,7 +168,8 @@ func (w *worker) write(h offload.Header, pkt []byte) {
 		w.dropAtTUN(tun.ErrGone)
 		return
 	}
-	err := w.inner.Write(tun.Frame{Header: h, Packet: pkt})
+	flow, _ := encap.FlowHash(pkt)
+	err := w.inner.queues[w.flows.arrives(flow)].Write(tun.Frame{Header: h, Packet: pkt})
 	if err == nil {
 		n := packetsIn(h, pkt)
 		w.counters.framesWritten.Add(1)

@@ -286,7 +286,7 @@ func TestNetnsQueuesNobodyTook(t *testing.T) {
 		e.mu.Lock()
 		err = errors.Join(e.openDevice(), e.openSockets())
 		e.mu.Unlock()
-		if n := tunDescriptors(t) - before; n != 2 {
+		if n := tunDescriptors(t) - before; n != 2*classes {
 			t.Errorf("%d queues are open for 2 workers", n)
 		}
 		return errors.Join(err, e.Close())

@@ -54,11 +54,11 @@ func (e *Engine) Status() []FeatureStatus {
 // without reports whether the configuration refuses the feature.
 func (e *Engine) without(f Feature) bool { return slices.Contains(e.config.Without, f) }
 
-// openDevice makes the device, or attaches to it, and hands each worker its queue. e.mu is held.
+// openDevice makes the device, or attaches to it, and hands each worker its queues. e.mu is held.
 func (e *Engine) openDevice() error {
 	d, err := e.openTUN(tun.Config{
 		Name:   e.device,
-		Queues: len(e.workers),
+		Queues: classes * len(e.workers),
 		MTU:    int(e.mtu.Load()),
 		NoTCP:  e.without(FeatureTSO),
 		NoUDP:  e.without(FeatureUSO),
@@ -73,13 +73,19 @@ func (e *Engine) openDevice() error {
 	var errs []error
 	e.device = d.Name()
 	e.deviceAge++
-	for i, q := range d.Queues() {
-		e.open[q] = struct{}{}
-		next := &inner{innerPort: q, age: e.deviceAge, limits: limits}
-		if unused := e.workers[i].nextInner.Swap(next); unused != nil {
-			errs = append(errs, e.end(unused.innerPort))
+	for i, w := range e.workers {
+		next := &inner{age: e.deviceAge, limits: limits}
+		for c := range next.queues {
+			q := d.Queues()[i*classes+c]
+			e.open[q] = struct{}{}
+			next.queues[c] = q
 		}
-		e.workers[i].wake.signal()
+		if unused := w.nextInner.Swap(next); unused != nil {
+			for _, q := range unused.queues {
+				errs = append(errs, e.end(q))
+			}
+		}
+		w.wake.signal()
 	}
 	return errors.Join(errs...)
 }

@@ -12,9 +12,12 @@ import (
 )
 
 const (
-	// outboundBudget is how many frames a worker reads before it looks at the socket again, so that neither
-	// direction starves the other.
-	outboundBudget = 64
+	// quantumFrames and quantumBytes are how much a worker reads from a queue before it looks at the others, so that
+	// no queue and no direction starves another. One super-frame of any MTU up to 9000 fills the bytes.
+	quantumFrames = 64
+	quantumBytes  = 60_000
+	// longestQueue is how many frames can wait in a TUN queue: what the device's owner sets, and more.
+	longestQueue = 10_000
 	// scratchSize holds the largest inner packet, and with it every fragment and ICMP error.
 	scratchSize = 65536
 	// outerOverhead4 and outerOverhead6 turn a path MTU into the longest inner packet.
@@ -27,21 +30,33 @@ func (w *worker) outbound() bool {
 	if w.outer == nil {
 		return false
 	}
-	more, n := true, 0
-	for ; more && n < outboundBudget && w.inner != nil && !w.blocked; n++ {
-		frame, err := w.inner.Read()
-		if err != nil {
-			w.loseInner() // whatever it is, a queue that cannot be read is of no use
-			break
-		}
-		if more = frame.Packet != nil; !more {
-			break
-		}
-		w.forward(frame)
+	more := w.drain(sparse)
+	if w.flows.caughtUp() {
+		more = w.drain(bulk) || more
 	}
-	w.counters.framesRead.Add(uint64(n))
 	w.flush()
 	return more && w.inner != nil && !w.blocked
+}
+
+// drain forwards a quantum of what is in the queue and reports whether there may be more.
+func (w *worker) drain(c class) bool {
+	n, bytes, empty := 0, 0, !w.ready.queues[c]
+	for !empty && n < quantumFrames && bytes < quantumBytes && w.inner != nil && !w.blocked {
+		frame, err := w.inner.queues[c].Read()
+		switch {
+		case err != nil:
+			w.loseInner() // whatever it is, a queue that cannot be read is of no use
+		case frame.Packet == nil:
+			empty = true
+		default:
+			n++
+			bytes += len(frame.Packet)
+			w.forward(frame)
+		}
+	}
+	w.counters.framesRead.Add(uint64(n))
+	w.flows.drained(c, n, empty)
+	return !empty
 }
 
 // forward sends one frame to the node that has its destination.
@@ -60,6 +75,8 @@ func (w *worker) forward(frame tun.Frame) {
 		w.drop(DropMulticast)
 		return
 	}
+	flow, _ := encap.FlowHash(pkt) // 0 where there is none
+	w.flows.leaves(flow, len(pkt))
 	i, ok := w.view.table.Lookup(in.Dst)
 	if !ok {
 		w.drop(DropNoNode)
@@ -72,7 +89,7 @@ func (w *worker) forward(frame tun.Frame) {
 		return
 	}
 	p := w.view.peers[i]
-	lane := udp.Lane{To: p.to, TOS: in.TOS & w.tosMask, Share: uint8(encap.FlowSocket(pkt, w.shares))}
+	lane := udp.Lane{To: p.to, TOS: in.TOS & w.tosMask, Share: uint8(flow % uint32(w.shares))}
 	if limit := w.limit(p); segments.MaxLen() > limit {
 		w.sendLong(p, lane, &segments, limit)
 		return
@@ -208,7 +225,7 @@ func (w *worker) tell(msg []byte) {
 		w.counters.icmpSuppressed.Add(1)
 		return
 	}
-	if err := w.inner.Write(tun.Frame{Packet: msg}); err != nil {
+	if err := w.inner.queues[sparse].Write(tun.Frame{Packet: msg}); err != nil {
 		w.dropAtTUN(err)
 		return
 	}

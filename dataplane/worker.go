@@ -38,7 +38,7 @@ type outerSocket interface {
 
 // inner and outer are a worker's two ends with the age that tells a late report of a loss from a new one.
 type inner struct {
-	innerPort
+	queues [classes]innerPort
 	age    uint64
 	limits offload.Limits // which super-frames it takes
 }
@@ -64,6 +64,7 @@ type worker struct {
 
 	inner   *inner // nil while the device is lost
 	outer   *outer // nil while the socket is lost
+	flows   flowClasses
 	merger  *offload.Merger
 	view    *view // of this round
 	now     func() time.Time
@@ -71,15 +72,29 @@ type worker struct {
 	limiter limiter
 
 	waiter      waiter
-	polls       [4]unix.PollFd
-	ready       struct{ inner, outer bool } // which end may have something
-	blocked     bool                        // the socket has no room: nothing more is read from the TUN until it has
-	refused     udp.Undelivered             // undelivered, bound once: a method value allocates
-	sent        Traffic                     // reserved since the last complete flush, less what was refused
-	scratch     []byte                      // for ICMP errors and fragments
-	segment     []byte                      // for one that is too long for its path
+	polls       [polled]unix.PollFd
+	ready       ready
+	blocked     bool            // the socket has no room: nothing more is read from the TUN until it has
+	refused     udp.Undelivered // undelivered, bound once: a method value allocates
+	sent        Traffic         // reserved since the last complete flush, less what was refused
+	scratch     []byte          // for ICMP errors and fragments
+	segment     []byte          // for one that is too long for its path
 	checkedFrom checkedSender
 }
+
+// ready says which ends may have something.
+type ready struct {
+	queues [classes]bool
+	outer  bool
+}
+
+// Indices of worker.polls; what is absent has a negative descriptor, which poll passes over. The TUN queues come first.
+const (
+	pollWake = classes + iota
+	pollReceive
+	pollSend
+	polled
+)
 
 // maxShares is how many shares of the flows udp.Lane can tell apart.
 const maxShares = 256
@@ -118,14 +133,19 @@ func newWorker(id int, e *Engine) (*worker, error) {
 func (w *worker) run() error {
 	for !w.stop.Load() {
 		w.adopt()
-		w.view = w.engine.view.Load()
-		more := w.ready.inner && w.outbound()
-		more = w.ready.outer && w.inbound() || more
-		if err := w.next(more); err != nil {
+		if err := w.next(w.round()); err != nil {
 			return fmt.Errorf("worker %d: %w", w.id, err)
 		}
 	}
 	return nil
+}
+
+// round moves some packets in both directions and reports whether there may be more.
+func (w *worker) round() bool {
+	w.view = w.engine.view.Load()
+	w.flows.now = tickOf(w.now())
+	more := w.outbound()
+	return w.ready.outer && w.inbound() || more
 }
 
 // next says which ends to look at in the next round: both if there is more to do, else those that wait finds.
@@ -133,7 +153,7 @@ func (w *worker) next(more bool) error {
 	if !more {
 		return w.wait()
 	}
-	w.ready.inner, w.ready.outer = true, true
+	w.ready = ready{queues: [classes]bool{true, true}, outer: true}
 	return w.waiter.sleep.stayAwake()
 }
 
@@ -163,8 +183,10 @@ func (w *worker) loseInner() {
 }
 
 func (w *worker) retireInner() {
-	w.waiter.sleep.forget(w.inner.FD())
-	w.engine.retire(w.inner.innerPort)
+	for _, q := range w.inner.queues {
+		w.waiter.sleep.forget(q.FD())
+		w.engine.retire(q)
+	}
 	w.inner = nil
 }
 
@@ -184,35 +206,51 @@ func (w *worker) retireOuter() {
 
 // wait blocks until there is something to do, and notes what.
 func (w *worker) wait() error {
-	const none = -1 // poll passes over negative descriptors
-	w.polls = [4]unix.PollFd{{Fd: int32(w.wake.fd), Events: unix.POLLIN}, {Fd: none}, {Fd: none}, {Fd: none}}
-	if w.inner != nil {
-		// While the socket is blocked only the loss of the device is of interest, which poll always reports.
-		w.polls[1] = unix.PollFd{Fd: int32(w.inner.FD()), Events: unix.POLLIN}
-		if w.blocked || w.outer == nil {
-			w.polls[1].Events = 0
-		}
-	}
-	if w.outer != nil {
-		w.polls[2] = unix.PollFd{Fd: int32(w.outer.FD()), Events: unix.POLLIN}
-		if w.blocked {
-			w.polls[3] = unix.PollFd{Fd: int32(w.outer.SendFD()), Events: unix.POLLOUT}
-		}
-	}
+	w.setPolls()
 	if err := w.waiter.poll(w.polls[:], w.now); err != nil {
 		return err
 	}
-	if w.polls[0].Revents != 0 {
+	if w.polls[pollWake].Revents != 0 {
 		w.wake.clear()
 	}
-	// A TUN queue reports POLLERR once its device is deleted (drivers/net/tun.c, tun_chr_poll), and without
-	// POLLIN, so that a reader alone would not notice.
-	if w.polls[1].Revents&(unix.POLLERR|unix.POLLNVAL) != 0 {
+	room := w.polls[pollSend].Revents != 0
+	w.ready.outer = w.polls[pollReceive].Revents != 0
+	gone := false
+	for c := range w.ready.queues {
+		revents := w.polls[c].Revents
+		w.ready.queues[c] = revents != 0 || room
+		// A TUN queue reports POLLERR once its device is deleted (drivers/net/tun.c, tun_chr_poll), and without
+		// POLLIN, so that a reader alone would not notice.
+		gone = gone || revents&(unix.POLLERR|unix.POLLNVAL) != 0
+	}
+	if gone {
 		w.loseInner()
 	}
-	w.ready.inner = w.polls[1].Revents|w.polls[3].Revents != 0
-	w.ready.outer = w.polls[2].Revents != 0
 	return nil
+}
+
+// setPolls says what wait has to wait for.
+func (w *worker) setPolls() {
+	for i := range w.polls {
+		w.polls[i] = unix.PollFd{Fd: -1}
+	}
+	w.polls[pollWake] = unix.PollFd{Fd: int32(w.wake.fd), Events: unix.POLLIN}
+	if w.inner != nil {
+		// While the socket is blocked only the loss of the device is of interest, which poll always reports.
+		events := int16(unix.POLLIN)
+		if w.blocked || w.outer == nil {
+			events = 0
+		}
+		for c, q := range w.inner.queues {
+			w.polls[c] = unix.PollFd{Fd: int32(q.FD()), Events: events}
+		}
+	}
+	if w.outer != nil {
+		w.polls[pollReceive] = unix.PollFd{Fd: int32(w.outer.FD()), Events: unix.POLLIN}
+		if w.blocked {
+			w.polls[pollSend] = unix.PollFd{Fd: int32(w.outer.SendFD()), Events: unix.POLLOUT}
+		}
+	}
 }
 
 func (w *worker) drop(d Drop) { w.counters.drops[d].Add(1) }

@@ -122,7 +122,7 @@ func setID(pkt []byte, id uint16) {
 func TestRefusedSuperFrameIsWrittenAsSegments(t *testing.T) {
 	b := newBench(t)
 	queue := &pickyQueue{fakeQueue: b.queue}
-	b.inner.innerPort = queue
+	b.inner.queues[sparse] = queue
 	one, two := tcp4("10.5.2.2", "10.5.1.2", 0, 1000), tcp4("10.5.2.2", "10.5.1.2", 1000, 500)
 	setID(two, 1)
 	b.socket.in = [][]udp.Message{{message("192.0.2.2", 1040, append(slices.Clone(one), two...))}}
@@ -547,7 +547,7 @@ func TestFullSocketHoldsTheTUN(t *testing.T) {
 	}
 	b.round()
 	left := len(b.queue.in)
-	if !b.blocked || b.more || left != 200-outboundBudget {
+	if !b.blocked || b.more || left != 200-quantumFrames {
 		t.Fatalf("blocked %v, goes on %v, %d frames left in the TUN", b.blocked, b.more, left)
 	}
 	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
@@ -633,7 +633,7 @@ func TestLostQueueAndSocket(t *testing.T) {
 	b.round() // with neither
 
 	queue, socket := &fakeQueue{}, newFakeSocket()
-	b.nextInner.Store(&inner{innerPort: queue})
+	b.nextInner.Store(&inner{queues: [classes]innerPort{queue, &fakeQueue{}}})
 	b.nextOuter.Store(&outer{outerPort: socket})
 	b.queue, b.socket = queue, socket
 	b.leave(packetBetween("10.5.1.2", "10.5.2.2"))
@@ -686,7 +686,7 @@ func TestNothingIsAllocatedPerPacket(t *testing.T) {
 			copy(slot.Data, train) // joining has moved the payloads
 			b.round()
 		}); n != 0 {
-			t.Errorf("%s: %v allocations a round of %d frames", name, n, outboundBudget)
+			t.Errorf("%s: %v allocations a round of %d frames", name, n, quantumFrames)
 		}
 		if b.queue.writes == 0 {
 			t.Errorf("%s: nothing came in, drops %v", name, b.drops())
@@ -747,7 +747,7 @@ func BenchmarkOutbound(b *testing.B) {
 			w.queue.keep, w.socket.keep = true, true
 			w.queue.in = []tun.Frame{frame}
 			w.socket.buf = make([]byte, 65536)
-			b.SetBytes(int64(outboundBudget * len(frame.Packet)))
+			b.SetBytes(int64(quantumFrames * len(frame.Packet)))
 			b.ReportAllocs()
 			for b.Loop() {
 				w.round()

@@ -130,14 +130,20 @@ func TestNetnsPacketsPass(t *testing.T) {
 			if !bytes.Equal(f.Packet[28:], []byte("outwards")) || !validUDP(f.Packet) {
 				t.Errorf("%+v %x", f.Header, f.Packet)
 			}
-			// Inwards: the same packet with its ends exchanged, by each queue.
-			for _, q := range d.Queues() {
+			// Inwards: the same packet with its ends exchanged, by each queue; and the queue is where the flow comes
+			// out from then on.
+			for i, q := range d.Queues() {
 				must(t, q.Write(Frame{Packet: turnRound(f.Packet)}))
 				buf := make([]byte, 100)
 				must(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 				n, from, err := conn.ReadFrom(buf)
 				if err != nil || string(buf[:n]) != "outwards" || from.String() != "10.9.0.2:5000" {
 					t.Errorf("%q from %v: %v", buf[:n], from, err)
+				}
+				_, err = conn.WriteTo([]byte("outwards"), peer)
+				must(t, err)
+				if _, at := next(t, d); at != i {
+					t.Errorf("written to queue %d, the flow comes out of queue %d", i, at)
 				}
 			}
 		})

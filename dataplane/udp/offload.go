@@ -12,7 +12,7 @@ import (
 
 // Offload is a socket that moves trains of datagrams with UDP_SEGMENT and UDP_GRO through raw sendmmsg and
 // recvmmsg, out of and into memory that is all allocated when it is opened: 4 MiB to send, of which bulk traffic
-// touches one, and 1 MiB to receive.
+// touches a quarter of one, and 1 MiB to receive.
 type Offload struct {
 	fd     int
 	trains trains

@@ -9,13 +9,10 @@ import (
 )
 
 const (
-	// maxTrains is how many trains one flush holds at most. Every one has memory for the longest train, but
-	// with flushBytes only the first sixteen or so are ever used under bulk traffic and stay in the cache.
+	// maxTrains is how many trains one flush holds at most: as many nodes as a round of small packets may be for. Every
+	// one has memory for the longest train, but the few of bulk traffic are always the first and stay in the cache.
 	maxTrains = 64
-	// flushBytes is how many bytes one flush carries at most, but for the train that exceeds it: sixteen full
-	// trains, which measured better than 2, 4, 8, 32 and 64.
-	flushBytes = 16 * trainSize
-	trainSize  = 65536
+	trainSize = 65536
 	// maxTrain4 and maxTrain6 are the longest trains in bytes. The kernel checks the length of the packet
 	// before it is cut, IPv6's own header included.
 	maxTrain4 = encap.MaxUDPPayload4
@@ -43,7 +40,6 @@ type train struct {
 type trains struct {
 	all      []train // maxTrains long; the first n are in use
 	n        int
-	bytes    int              // of all in use
 	segments int              // most datagrams a train may have
 	last     [laneHashes]int8 // the last train of the lanes with each hash; -1: none
 }
@@ -76,20 +72,18 @@ func (t *trains) reserve(lane Lane, n int) []byte {
 	for i := t.last[hash]; i >= 0; i = t.all[i].before {
 		if last := &t.all[i]; last.lane == lane {
 			if last.takes(n, t.segments) {
-				t.bytes += n
 				return last.grow(n)
 			}
 			break // an earlier train of the lane would change the order
 		}
 	}
-	if t.n == len(t.all) || t.bytes >= flushBytes || n > trainSize {
+	if t.n == len(t.all) || n > trainSize {
 		return nil
 	}
 	next := &t.all[t.n]
 	*next = train{lane: lane, before: t.last[hash], segment: n, buf: next.buf}
 	t.last[hash] = int8(t.n)
 	t.n++
-	t.bytes += n
 	return next.grow(n)
 }
 
@@ -121,5 +115,5 @@ func (t *trains) reset() {
 		t.last[t.all[i].lane.hash()] = -1
 		t.all[i].lane = Lane{} // lets go of the destination
 	}
-	t.n, t.bytes = 0, 0
+	t.n = 0
 }

@@ -1,0 +1,130 @@
+package dataplane
+
+import (
+	"encoding/binary"
+	"slices"
+	"testing"
+	"time"
+
+	"weft/dataplane/tun"
+)
+
+func TestFlowClasses(t *testing.T) {
+	const flow, other = 7, 8
+	c := flowClasses{now: tickOf(time.Unix(1_700_000_000, 0))}
+	is := func(want class, when string) {
+		t.Helper()
+		if got := c.arrives(flow); got != want {
+			t.Errorf("%s: class %d", when, got)
+		}
+	}
+	is(sparse, "before anything")
+	c.leaves(flow, bulkFrame-1)
+	is(sparse, "after a short frame")
+	c.leaves(flow, bulkFrame)
+	is(bulk, "after a long frame")
+	if c.arrives(other) != sparse {
+		t.Error("another flow has become a bulk flow")
+	}
+	for range 5 { // each keeps it alive
+		c.now++
+		c.leaves(flow, 100)
+		c.now++
+		is(bulk, "while packets keep coming")
+	}
+	c.now += 2
+	is(sparse, "after a silence")
+	c.leaves(flow, 100)
+	is(sparse, "after a short frame that followed a silence")
+}
+
+// TestSparseFlowsPassBulkFlows has a packet come while a bulk flow's queue is long.
+func TestSparseFlowsPassBulkFlows(t *testing.T) {
+	b := newBench(t)
+	for range 10 {
+		b.bulk.in = append(b.bulk.in, superTCP("10.5.1.3", "10.5.2.2", 62_000, 1348))
+	}
+	b.round()
+	ping := packetBetween("10.5.1.2", "10.5.2.2")
+	b.leave(ping)
+	if len(b.bulk.in) != 8 {
+		t.Errorf("%d of 10 super-frames left after two rounds", len(b.bulk.in))
+	}
+	if !slices.ContainsFunc(b.socket.sent, func(d sentTo) bool { return string(d.data) == string(ping) }) {
+		t.Error("the packet has to wait")
+	}
+}
+
+// TestFlowMovesInOrder: what a flow left in the queue of sparse flows goes before what comes through the other.
+func TestFlowMovesInOrder(t *testing.T) {
+	b := newBench(t)
+	seq := uint32(0)
+	segments := func(n int) (all []tun.Frame) {
+		for range n {
+			all = append(all, tun.Frame{Packet: tcp4("10.5.1.2", "10.5.2.2", seq, 100)})
+			seq += 100
+		}
+		return all
+	}
+	first := superTCP("10.5.1.2", "10.5.2.2", 20_000, 1000)
+	binary.BigEndian.PutUint32(first.Packet[24:], 0)
+	seq = 20_000
+	b.queue.in = append([]tun.Frame{first}, segments(4*quantumFrames)...)
+	ack := tcp4("10.5.2.2", "10.5.1.2", 0, 0)
+	copy(ack[20:], []byte{5001 >> 8, 5001 & 0xff, 4000 >> 8, 4000 & 0xff})
+	b.arrive("192.0.2.2", ack)
+	if len(b.bulk.out) != 1 || len(b.queue.out) != 0 {
+		t.Fatalf("the acknowledgement went to the queue of sparse flows")
+	}
+	b.bulk.in = segments(2 * quantumFrames)
+	b.round()
+	b.queue.in = append(b.queue.in, tun.Frame{Packet: packetBetween("10.5.1.9", "10.5.2.9")}) // and does not hold it up for ever
+	for range 10 {
+		b.round()
+	}
+	next := uint32(0)
+	for _, d := range b.socket.sent {
+		if d.data[9] != 6 {
+			continue
+		}
+		if got := binary.BigEndian.Uint32(d.data[24:]); got != next {
+			t.Fatalf("sequence number %d where %d is due", got, next)
+		}
+		next += uint32(len(d.data) - 40)
+	}
+	if next != seq {
+		t.Errorf("the last of %d bytes is missing: %d", seq, next)
+	}
+}
+
+// TestOverloadedQueueDoesNotStarveBulkFlows has a flow move while packets of others come faster than they can be sent.
+func TestOverloadedQueueDoesNotStarveBulkFlows(t *testing.T) {
+	b := newBench(t)
+	b.flows.catchUp = longestQueue
+	b.queue.keep, b.queue.in = true, []tun.Frame{{Packet: packetBetween("10.5.1.2", "10.5.2.2")}}
+	b.bulk.in = []tun.Frame{superTCP("10.5.1.3", "10.5.2.2", 62_000, 1348)}
+	rounds := 0
+	for ; len(b.bulk.in) > 0 && rounds <= longestQueue; rounds++ {
+		b.round()
+		b.socket.sent = nil
+	}
+	if want := (longestQueue + quantumFrames - 1) / quantumFrames; rounds != want {
+		t.Errorf("%d rounds, want %d", rounds, want)
+	}
+}
+
+// TestRoundSaysWhatIsLeft: of either queue, and looks only where there is something.
+func TestRoundSaysWhatIsLeft(t *testing.T) {
+	for c := range classes {
+		b := newBench(t)
+		queues := []*fakeQueue{b.queue, b.bulk}
+		for range quantumFrames + 1 {
+			queues[c].in = append(queues[c].in, tun.Frame{Packet: packetBetween("10.5.1.2", "10.5.2.2")})
+		}
+		queues[1-c].readErr = errRefused // the queue is lost if it is read
+		b.ready.queues[c] = true
+		if !b.worker.round() || b.inner == nil {
+			t.Errorf("class %d: nothing is left, or the other queue was read", c)
+		}
+	}
+}
