@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+
+	"weft/dataplane/tun"
 )
 
 // Config is what an Engine is opened with. Device, Bind and MTU are required.
@@ -14,7 +16,7 @@ type Config struct {
 	Device      string         // name of the TUN device, or a pattern such as "flannel%d" that the kernel fills in
 	Bind        netip.AddrPort // the outer address and port to send from and to receive on
 	MTU         int            // of the TUN, in bytes: the underlay's MTU less encap.OverheadUDP4
-	Workers     int            // goroutines, each with its own queue and socket; 0 is one a CPU
+	Workers     int            // goroutines, each with its own queues and socket, up to MaxWorkers; 0 is one a CPU
 	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
 	SourcePort  uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
 	Spin        bool           // look for packets a little longer before sleeping, where CPUs are idle; not on one CPU
@@ -26,10 +28,13 @@ type Config struct {
 	Log         *slog.Logger   // told once of what an operator must know; nil is silence
 }
 
+// MaxWorkers is how many the queues of one TUN device suffice for.
+const MaxWorkers = tun.MaxQueues / classes
+
 // complete fills in the defaults and refuses what cannot work.
 func (c Config) complete() (Config, error) {
 	if c.Workers == 0 {
-		c.Workers = runtime.GOMAXPROCS(0)
+		c.Workers = min(runtime.GOMAXPROCS(0), MaxWorkers)
 	}
 	c.Spin = c.Spin && runtime.NumCPU() > 1
 	if c.Buffer == 0 {
@@ -43,8 +48,8 @@ func (c Config) complete() (Config, error) {
 		return c, errors.New("no name for the TUN device")
 	case !c.Bind.IsValid():
 		return c, errors.New("no address to bind")
-	case c.Workers < 0:
-		return c, fmt.Errorf("%d workers", c.Workers)
+	case c.Workers < 0, c.Workers > MaxWorkers:
+		return c, fmt.Errorf("%d workers, 0 to %d are possible", c.Workers, MaxWorkers)
 	case int(c.SourcePort)+c.Workers > 65536:
 		return c, fmt.Errorf("no %d source ports from %d on", c.Workers, c.SourcePort)
 	case c.SourcePort != 0 && c.SourcePort <= c.Bind.Port() && int(c.Bind.Port()) < int(c.SourcePort)+c.Workers:

@@ -16,8 +16,6 @@ const (
 	// no queue and no direction starves another. One super-frame of any MTU up to 9000 fills the bytes.
 	quantumFrames = 64
 	quantumBytes  = 60_000
-	// longestQueue is how many frames can wait in a TUN queue: what the device's owner sets, and more.
-	longestQueue = 10_000
 	// scratchSize holds the largest inner packet, and with it every fragment and ICMP error.
 	scratchSize = 65536
 	// outerOverhead4 and outerOverhead6 turn a path MTU into the longest inner packet.

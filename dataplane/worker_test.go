@@ -728,6 +728,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"no device":       {Bind: bind},
 		"no address":      {Device: "x"},
 		"few workers":     {Device: "x", Bind: bind, Workers: -1},
+		"many workers":    {Device: "x", Bind: bind, Workers: MaxWorkers + 1},
 		"its own port":    {Device: "x", Bind: bind, Workers: 2, SourcePort: bind.Port() - 1},
 		"unknown feature": {Device: "x", Bind: bind, Without: []Feature{"warp"}},
 	} {

@@ -223,8 +223,8 @@ func ownOptions(c *config) []option {
 		{name: "notrack", takes: yesOrNo, own: true,
 			usage: "keep the packets of the udp and vxlan backends out of connection tracking, where the host can",
 			value: yesNo(&c.noTrack, true)},
-		{name: "workers", takes: "a whole number from 0 to 256", own: true,
-			usage: "packet workers; 0 is one for each CPU", value: number(&c.workers, 0, 0, maxWorkers)},
+		{name: "workers", takes: "a whole number from 0 to 127", own: true,
+			usage: "packet workers; 0 is one for each CPU", value: number(&c.workers, 0, 0, dataplane.MaxWorkers)},
 		{name: "spin", takes: yesOrNo, own: true,
 			usage: "let a packet worker look for the next packet a little longer before it sleeps, while traffic goes on; " +
 				"never on one CPU", value: yesNo(&c.spin, true)},
@@ -265,10 +265,6 @@ func parseFeatures(s string) ([]dataplane.Feature, error) {
 	}
 	return list, nil
 }
-
-// maxWorkers is how many queues one TUN device can have (MAX_TAP_QUEUES in the
-// kernel's drivers/net/tun.c).
-const maxWorkers = 256
 
 // printUsage writes one line a flag.
 func printUsage(w io.Writer) error {

@@ -27,10 +27,14 @@ var (
 	ErrSuperFrame = errors.New("the kernel refuses the super-frame")
 )
 
+// MaxQueues is how many queues a device can have: the kernel's 256 (MAX_TAP_QUEUES of drivers/net/tun.c) less the one by
+// which OpenPortable holds the device meanwhile.
+const MaxQueues = 255
+
 // Config is what Open needs to know.
 type Config struct {
 	Name   string // a name, or a pattern such as "flannel%d" that the kernel fills in
-	Queues int    // how many queues, at least 1
+	Queues int    // how many queues, 1 to MaxQueues
 	MTU    int    // to be set on the device, in bytes; 0 leaves the kernel's default
 	NoTCP  bool   // OpenOffload: no TCP super-frames
 	NoUDP  bool   // OpenOffload: no UDP super-frames

@@ -132,8 +132,9 @@ func TestNetnsPacketsPass(t *testing.T) {
 			}
 			// Inwards: the same packet with its ends exchanged, by each queue; and the queue is where the flow comes
 			// out from then on.
+			reply := turnRound(f.Packet)
 			for i, q := range d.Queues() {
-				must(t, q.Write(Frame{Packet: turnRound(f.Packet)}))
+				must(t, q.Write(Frame{Packet: reply}))
 				buf := make([]byte, 100)
 				must(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 				n, from, err := conn.ReadFrom(buf)
@@ -321,6 +322,12 @@ func TestNetnsNamesAreChecked(t *testing.T) {
 			t.Errorf("%s: set an MTU that no device has", how)
 			must(t, d.Close())
 		}
+	}
+}
+
+func TestNetnsMostQueues(t *testing.T) {
+	for how := range openers {
+		t.Run(how, func(t *testing.T) { open(t, how, Config{Name: "weft%d", Queues: MaxQueues}) })
 	}
 }
 
