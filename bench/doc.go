@@ -3,6 +3,7 @@
 //
 //	Case     what traffic, over which underlay            (case.go)
 //	Rival    what carries it: no tunnel, kernel VXLAN, weftd with one engine or another, ...   (rival.go)
+//	         or the system calls of a userspace tunnel alone, as the limit of what one can reach   (bare.go)
 //	round    every rival once on one case, in turn, so that a slow minute of the machine hits all of them
 //	Result   medians, spread, ratios within the run, machine facts   (result.go)
 //	report   one HTML page, a Markdown table, a comparison of two results   (report.go, compare.go)

@@ -30,6 +30,7 @@ type overlay struct {
 	lab     *lab.Lab
 	daemons []*lab.Process
 	etcd    *etcdserver.Server
+	bare    []*bareEnd
 	device  string // of the daemon, in every node; empty if there is none to look at
 	weftd   bool   // the daemons have our pages
 }
@@ -59,27 +60,32 @@ func KernelRivals() []Rival {
 	}
 }
 
-// kernelRival joins every node to every other one by join and attaches the pods.
-func kernelRival(join func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (int, error)) func(context.Context, *overlay) error {
-	return func(_ context.Context, o *overlay) error {
-		for i, n := range o.lab.Nodes {
-			var peers []lab.Peer
-			for j, other := range o.lab.Nodes {
-				if i != j {
-					peers = append(peers, lab.Peer{Node: other, Subnet: podSubnet(j)})
-				}
-			}
-			mtu, err := join(n, podSubnet(i), peers)
-			if err != nil {
-				return err
-			}
-			gateway := netip.PrefixFrom(podSubnet(i).Addr().Next(), podSubnet(i).Bits())
-			if err := n.Attach(lab.SubnetEnv{Subnet: gateway, MTU: mtu}); err != nil {
-				return err
+// joiner gives a node a way to the subnets of its peers and returns the MTU for pods.
+type joiner func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (mtu int, err error)
+
+func kernelRival(join joiner) func(context.Context, *overlay) error {
+	return func(_ context.Context, o *overlay) error { return o.join(join) }
+}
+
+// join joins every node to every other one and attaches the pods.
+func (o *overlay) join(join joiner) error {
+	for i, n := range o.lab.Nodes {
+		var peers []lab.Peer
+		for j, other := range o.lab.Nodes {
+			if i != j {
+				peers = append(peers, lab.Peer{Node: other, Subnet: podSubnet(j)})
 			}
 		}
-		return nil
+		mtu, err := join(n, podSubnet(i), peers)
+		if err != nil {
+			return err
+		}
+		gateway := netip.PrefixFrom(podSubnet(i).Addr().Next(), podSubnet(i).Bits())
+		if err := n.Attach(lab.SubnetEnv{Subnet: gateway, MTU: mtu}); err != nil {
+			return err
+		}
 	}
+	return nil
 }
 
 // Weftd is our daemon with some flags; its leases come from a file.
@@ -280,8 +286,11 @@ func (o *overlay) awaitPods(ctx context.Context) error {
 
 func (o *overlay) close() error {
 	var err error
+	for _, e := range o.bare {
+		err = errors.Join(err, e.close())
+	}
 	if o.lab != nil {
-		err = o.lab.Close()
+		err = errors.Join(err, o.lab.Close())
 	}
 	if o.etcd != nil {
 		o.etcd.Close()

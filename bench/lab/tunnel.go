@@ -90,6 +90,24 @@ func (n *Node) TunnelIPIP(own netip.Prefix, peers []Peer) (mtu int, err error) {
 	return mtu, nil
 }
 
+// TunnelThrough sends the peers' subnets into a device that is there already and adds so many bytes to each packet. It
+// returns the MTU for pods, which is the device's from then on.
+func (n *Node) TunnelThrough(device string, overhead int, own netip.Prefix, peers []Peer) (mtu int, err error) {
+	mtu = n.lab.options.MTU - overhead
+	if err := n.SetMTU(device, mtu); err != nil {
+		return 0, err
+	}
+	if err := n.raise(device, own); err != nil {
+		return 0, err
+	}
+	for _, p := range peers {
+		if err := n.AddRoute(p.Subnet, netip.Addr{}, device); err != nil {
+			return 0, err
+		}
+	}
+	return mtu, nil
+}
+
 // HasDriver says whether the kernel knows a kind of device ("wireguard"), by trying to make one.
 func (ns *NS) HasDriver(kind string) bool {
 	attrs := netlink.NewLinkAttrs()
@@ -103,12 +121,17 @@ func (ns *NS) HasDriver(kind string) bool {
 	return !errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// addTunnel makes a device that is up, with the first address of the node's own subnet.
+// addTunnel makes a device and raises it.
 func (n *Node) addTunnel(device netlink.Link, own netip.Prefix) error {
 	name := device.Attrs().Name
 	if err := n.links.LinkAdd(device); err != nil {
 		return fmt.Errorf("%s: add device %s: %w", n.Name, name, err)
 	}
+	return n.raise(name, own)
+}
+
+// raise gives a device the first address of the node's own subnet and sets it up.
+func (n *Node) raise(name string, own netip.Prefix) error {
 	if err := n.AddAddr(name, netip.PrefixFrom(own.Masked().Addr(), own.Addr().BitLen())); err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (l *listFlag) Set(v string) error {
 // What is measured without flags, by --quick and by --full.
 const (
 	defaultCases, quickCases = "tcp,udp,rtt,connect", "tcp-1,tcp-4,udp-64-1,rtt-idle"
-	defaultRivals            = "none,vxlan,ipip,wireguard,weftd,portable"
+	defaultRivals            = "none,vxlan,ipip,wireguard,weftd,portable,bare"
 	quickRivals              = "none,vxlan,weftd,portable"
 	fullCases, fullMTUs      = "tcp,udp,rtt,connect,fan-out", "1500,9000"
 
@@ -197,7 +197,7 @@ func (f benchFlags) plan(ctx context.Context) (bench.Plan, error) {
 func (f benchFlags) rivalList(ctx context.Context) ([]bench.Rival, error) {
 	known := append(bench.KernelRivals(), bench.WireGuard(f.weftd),
 		bench.Weftd("weftd", "our daemon as it comes", f.weftd),
-		bench.Weftd("portable", "our daemon with --engine=portable", f.weftd, "--engine=portable"))
+		bench.Weftd("portable", "our daemon with --engine=portable", f.weftd, "--engine=portable"), bench.Bare())
 	var list []bench.Rival
 	for _, name := range strings.Split(f.rivals, ",") {
 		found := false

@@ -1,0 +1,91 @@
+package bench
+
+import (
+	"bytes"
+	"encoding/binary"
+	"runtime"
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+)
+
+// Super-frames pass the bare tunnel whole, in both modes of the underlay, and it ends when it is told to.
+func TestNetnsBare(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + MostThreads)) // as weft bench does
+	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
+		o, err := begin(t.Context(), Bare(), lab.Options{Name: string(mode) + "-", Direct: true, Mode: mode})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := o.close(); err != nil {
+				t.Error(err)
+			}
+		}()
+		from, to := o.ends()
+		r, err := TCP(t.Context(), from, to, 1, 300*time.Millisecond)
+		if err != nil {
+			t.Fatal(err)
+		}
+		link, err := o.lab.Nodes[1].Link(bareDevice)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := link.Counters
+		t.Logf("%s: %.1f Gbit/s, %d retransmits, %d frames of %d bytes", mode, r.BitsPerSecond/1e9, r.Retransmits, c.RxPackets, c.RxBytes/c.RxPackets)
+		if c.RxBytes/c.RxPackets < 8<<10 {
+			t.Errorf("%s: %d bytes in %d frames, want long ones", mode, c.RxBytes, c.RxPackets)
+		}
+	}
+}
+
+func TestNetnsBareJoinsTwoNodes(t *testing.T) {
+	if o, err := begin(t.Context(), Bare(), lab.Options{Nodes: 3}); err == nil {
+		t.Error("it joined three nodes", o.close())
+	}
+}
+
+// pack puts frames into a message as outward does.
+func pack(frames ...[]byte) (message []byte) {
+	for _, f := range frames {
+		message = binary.BigEndian.AppendUint32(message, bareMark)
+		message = binary.BigEndian.AppendUint32(message, uint32(len(f)))
+		message = append(message, f...)
+	}
+	return message
+}
+
+// What unpack leaves of one piece of a message goes before the next one, wherever it was cut.
+func FuzzUnpack(f *testing.F) {
+	f.Add([]byte("a frame"), []byte("another"), uint(11))
+	f.Add([]byte{}, []byte("cut in its length"), uint(13))
+	f.Add(pack([]byte("inside")), []byte{0xba, 0x5e, 0xf4, 0xa3, 0xff, 0xff, 0xff, 0xff}, uint(20))
+	f.Fuzz(func(t *testing.T, a, b []byte, cut uint) {
+		frames := [][]byte{a, b}
+		if len(a) > longestBareFrame || len(b) > longestBareFrame {
+			frames = nil // nothing may come of it but an end
+		}
+		message := pack(a, b)
+		cut %= uint(len(message) + 1)
+		var got [][]byte
+		keep := func(frame []byte) { got = append(got, bytes.Clone(frame)) }
+		rest := unpack(message[:cut], keep)
+		if !bytes.HasSuffix(message[:cut], rest) {
+			t.Fatalf("%d bytes are left of %d, and not the last ones", len(rest), cut)
+		}
+		unpack(append(bytes.Clone(rest), message[cut:]...), keep)
+		unpack(a, func([]byte) {}) // whatever it is
+		if frames == nil {
+			return
+		}
+		if len(got) != len(frames) {
+			t.Fatalf("%d frames, want %d; cut at %d of %d", len(got), len(frames), cut, len(message))
+		}
+		for i := range frames {
+			if !bytes.Equal(got[i], frames[i]) {
+				t.Errorf("frame %d differs", i)
+			}
+		}
+	})
+}
