@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -17,22 +19,39 @@ import (
 // Bare is the system calls of a userspace tunnel and next to nothing else: frames go whole from a TUN into a UDP socket
 // and back. Nobody looks at them, cuts or joins them or computes a checksum. What it reaches in bulk TCP, no daemon that
 // moves packets between a TUN and a socket can be expected to exceed on this machine; in small packets one that joins
-// them can. It understands nobody but itself and joins two nodes.
-func Bare() Rival {
-	return Rival{"bare", "frames whole through a TUN and a UDP socket: the system calls of a userspace tunnel alone", func(_ context.Context, o *overlay) error {
+// them can. It understands nobody but itself and joins two nodes. argv is a program that calls RunBare with the arguments
+// that follow.
+func Bare(argv ...string) Rival {
+	return Rival{"bare", "frames whole through a TUN and a UDP socket: the system calls of a userspace tunnel alone", func(ctx context.Context, o *overlay) error {
 		if n := len(o.lab.Nodes); n != 2 {
 			return fmt.Errorf("it joins two nodes, not %d", n)
 		}
 		return o.join(func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (mtu int, err error) {
-			e, err := openBare(n.NS, n.Addr, peers[0].Node.Addr)
+			err = o.startDaemon(n, append(slices.Clone(argv), n.Addr.String(), peers[0].Node.Addr.String()))
+			if err == nil {
+				err = o.awaitBare(ctx, n)
+			}
 			if err != nil {
 				return 0, err
 			}
-			o.bare = append(o.bare, e)
-			go e.run()
 			return n.TunnelThrough(bareDevice, bareOverhead, own, peers)
 		})
 	}}
+}
+
+// awaitBare waits until the daemon that was started last has made its device.
+func (o *overlay) awaitBare(ctx context.Context, n *lab.Node) error {
+	p := o.daemons[len(o.daemons)-1]
+	err := lab.Await(ctx, startTimeout, n.Name+": "+bareDevice, func() error {
+		if p.Running() && !n.HasLink(bareDevice) {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	if err == nil && !p.Running() {
+		err = fmt.Errorf("%s: it has ended: %s", n.Name, strings.Join(p.Tail(5), "\n"))
+	}
+	return err
 }
 
 const (
@@ -56,36 +75,42 @@ const (
 
 // bareEnd is a node's end of the bare tunnel.
 type bareEnd struct {
-	tun, socket, stop int // descriptors; stop is an eventfd
+	tun, socket int // descriptors
 
 	out  []byte // what has been read from the TUN
 	in   []byte // what has been received
 	kept int    // bytes in it of a frame whose rest is still to come
-	done chan error
 }
 
-// openBare makes the TUN and the socket in a node. The path MTU is that of the route to the peer.
-func openBare(ns *lab.NS, own, peer netip.Addr) (*bareEnd, error) {
-	e := &bareEnd{tun: -1, socket: -1, stop: -1, done: make(chan error, 1)}
-	e.out = make([]byte, bareQuantum+barePrefix+longestBareFrame)
-	e.in = make([]byte, barePrefix+longestBareFrame+longestMessage)
-	err := ns.Do(func() (err error) {
-		if e.stop, err = unix.Eventfd(0, unix.EFD_CLOEXEC); err != nil {
-			return fmt.Errorf("make an eventfd: %w", err)
-		}
-		if e.tun, err = openBareTUN(); err != nil {
-			return fmt.Errorf("open %s: %w", bareDevice, err)
-		}
-		if e.socket, err = openBareSocket(own, peer); err != nil {
-			return fmt.Errorf("open socket: %w", err)
-		}
-		return nil
-	})
-	if err != nil {
-		e.release()
-		return nil, err
+// RunBare is an end of the bare tunnel in the node that it is called in, until the process is ended. Its arguments are
+// the addresses of this node and of the other one.
+func RunBare(args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("%q: want the addresses of this node and of the other one", args)
 	}
-	return e, nil
+	own, err := netip.ParseAddr(args[0])
+	if err != nil {
+		return err
+	}
+	peer, err := netip.ParseAddr(args[1])
+	if err != nil {
+		return err
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	e := &bareEnd{
+		out: make([]byte, bareQuantum+barePrefix+longestBareFrame),
+		in:  make([]byte, barePrefix+longestBareFrame+longestMessage),
+	}
+	if e.socket, err = openBareSocket(own, peer); err != nil {
+		return fmt.Errorf("open socket: %w", err)
+	}
+	defer unix.Close(e.socket)
+	if e.tun, err = openBareTUN(); err != nil {
+		return fmt.Errorf("open %s: %w", bareDevice, err)
+	}
+	defer unix.Close(e.tun)
+	return e.run()
 }
 
 func openBareTUN() (int, error) {
@@ -112,33 +137,36 @@ func openBareSocket(own, peer netip.Addr) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(own, barePort))); err == nil {
-		err = unix.Connect(fd, sockaddr(netip.AddrPortFrom(peer, barePort)))
-	}
-	if err == nil {
-		err = bigBuffers(fd)
-	}
-	if err == nil {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
-	}
-	var mtu int
-	if err == nil {
-		mtu, err = unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
-	}
-	if err == nil {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, mtu-bareOverhead)
-	}
-	if err != nil {
+	if err := joinBareSocket(fd, own, peer); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }
 
-// run moves frames until close.
-func (e *bareEnd) run() {
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	fds := []unix.PollFd{{Fd: int32(e.tun), Events: unix.POLLIN}, {Fd: int32(e.socket), Events: unix.POLLIN}, {Fd: int32(e.stop), Events: unix.POLLIN}}
+// joinBareSocket connects the socket to the peer's, and has the kernel cut and join what passes.
+func joinBareSocket(fd int, own, peer netip.Addr) error {
+	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(own, barePort))); err != nil {
+		return err
+	}
+	if err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(peer, barePort))); err != nil {
+		return err
+	}
+	if err := bigBuffers(fd); err != nil {
+		return err
+	}
+	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
+	if err != nil {
+		return err
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, mtu-bareOverhead); err != nil {
+		return err
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+}
+
+// run moves frames until the kernel cannot poll.
+func (e *bareEnd) run() error {
+	fds := []unix.PollFd{{Fd: int32(e.tun), Events: unix.POLLIN}, {Fd: int32(e.socket), Events: unix.POLLIN}}
 	for last := time.Now(); ; {
 		out, in := e.outward(), e.inward()
 		switch {
@@ -148,13 +176,8 @@ func (e *bareEnd) run() {
 			_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // it cannot fail
 		default:
 			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
-				e.done <- fmt.Errorf("poll: %w", err)
-				return
+				return fmt.Errorf("poll: %w", err)
 			}
-		}
-		if fds[2].Revents != 0 {
-			e.done <- nil
-			return
 		}
 	}
 }
@@ -223,16 +246,3 @@ func unpack(b []byte, emit func(frame []byte)) (rest []byte) {
 	}
 	return b
 }
-
-// close ends run.
-func (e *bareEnd) close() error {
-	one := [8]byte{1} // any 64-bit number but 0 and the highest, in either byte order
-	_, err := unix.Write(e.stop, one[:])
-	if err == nil {
-		err = <-e.done
-	}
-	e.release()
-	return err
-}
-
-func (e *bareEnd) release() { closeAll([]int{e.tun, e.socket, e.stop}) }

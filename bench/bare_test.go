@@ -3,18 +3,18 @@ package bench
 import (
 	"bytes"
 	"encoding/binary"
-	"runtime"
+	"os"
+	"strings"
 	"testing"
 	"time"
 
 	"weft/bench/lab"
 )
 
-// Super-frames pass the bare tunnel whole, in both modes of the underlay, and it ends when it is told to.
+// Super-frames pass the bare tunnel whole, in both modes of the underlay.
 func TestNetnsBare(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + MostThreads)) // as weft bench does
 	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
-		o, err := begin(t.Context(), Bare(), lab.Options{Name: string(mode) + "-", Direct: true, Mode: mode})
+		o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{Name: string(mode) + "-", Direct: true, Mode: mode})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,8 +40,18 @@ func TestNetnsBare(t *testing.T) {
 	}
 }
 
+func TestNetnsBareSaysWhyItEnded(t *testing.T) {
+	o, err := begin(t.Context(), Bare(os.Args[0], "bare", "not an address"), lab.Options{Direct: true})
+	if err == nil {
+		t.Fatal("it began", o.close())
+	}
+	if !strings.Contains(err.Error(), "has ended: ") {
+		t.Errorf("%v, want that it has ended, and its last words", err)
+	}
+}
+
 func TestNetnsBareJoinsTwoNodes(t *testing.T) {
-	if o, err := begin(t.Context(), Bare(), lab.Options{Nodes: 3}); err == nil {
+	if o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{Nodes: 3}); err == nil {
 		t.Error("it joined three nodes", o.close())
 	}
 }

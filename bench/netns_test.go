@@ -1,6 +1,7 @@
 package bench_test
 
 import (
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,7 +15,14 @@ import (
 	"weft/bench/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
+// TestMain lets the test program be an end of the bare tunnel, too.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "bare" {
+		fmt.Fprintln(os.Stderr, bench.RunBare(os.Args[2:]))
+		os.Exit(1)
+	}
+	os.Exit(lab.Main(m))
+}
 
 // ends are two nodes without a tunnel in between, and 256 addresses for the flows.
 func ends(t *testing.T) (from, to bench.End) {

@@ -30,7 +30,6 @@ type overlay struct {
 	lab     *lab.Lab
 	daemons []*lab.Process
 	etcd    *etcdserver.Server
-	bare    []*bareEnd
 	device  string // of the daemon, in every node; empty if there is none to look at
 	weftd   bool   // the daemons have our pages
 }
@@ -286,11 +285,8 @@ func (o *overlay) awaitPods(ctx context.Context) error {
 
 func (o *overlay) close() error {
 	var err error
-	for _, e := range o.bare {
-		err = errors.Join(err, e.close())
-	}
 	if o.lab != nil {
-		err = errors.Join(err, o.lab.Close())
+		err = o.lab.Close()
 	}
 	if o.etcd != nil {
 		o.etcd.Close()

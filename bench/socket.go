@@ -96,8 +96,8 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 }
 
 // MostThreads is how many generators may wait in the kernel at a time without Go's scheduler knowing: two ends of sixteen
-// streams, and of the bare tunnel. GOMAXPROCS must be higher by the CPUs that everything else is to have.
-const MostThreads = 2*16 + 2
+// streams. GOMAXPROCS must be higher by the CPUs that everything else is to have.
+const MostThreads = 2 * 16
 
 // socketNap is how long a read or write of the generators blocks at most before it looks again. A socket with a time
 // limit is one whose calls a signal interrupts (net/core/sock.c, sock_intr_errno), and by signals Go's runtime stops

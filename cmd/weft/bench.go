@@ -61,6 +61,8 @@ func measure(args []string) int {
 			return report(args[1:])
 		case "compare":
 			return compare(args[1:])
+		case "bare": // what the rival of that name starts
+			return fail(os.Stderr, bench.RunBare(args[1:]))
 		}
 	}
 	f := benchFlags{}
@@ -195,9 +197,13 @@ func (f benchFlags) plan(ctx context.Context) (bench.Plan, error) {
 
 // rivalList makes the rivals that the flags name.
 func (f benchFlags) rivalList(ctx context.Context) ([]bench.Rival, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
 	known := append(bench.KernelRivals(), bench.WireGuard(f.weftd),
 		bench.Weftd("weftd", "our daemon as it comes", f.weftd),
-		bench.Weftd("portable", "our daemon with --engine=portable", f.weftd, "--engine=portable"), bench.Bare())
+		bench.Weftd("portable", "our daemon with --engine=portable", f.weftd, "--engine=portable"), bench.Bare(self, "bench", "bare"))
 	var list []bench.Rival
 	for _, name := range strings.Split(f.rivals, ",") {
 		found := false
