@@ -46,6 +46,7 @@ func FigureInfos() []FigureInfo {
 		{"bulk", "bulk beside it", "Gbit/s", 1e9, false},
 		{"retransmits", "retransmits", "", 1, true},
 		{"reordered", "reordered packets", "", 1, true},
+		{"resets", "connections reset by the other end", "", 1, true},
 		{"lost", "requests without an answer", "", 1, true},
 		{"generator_bound", "the sender was the limit", "", 1, true},
 		{"daemon_cpu_per_gb", "daemons' CPU per GB", "s", 1, true},
@@ -268,7 +269,7 @@ func rttUnderLoad(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figure
 func connectCase(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 	return o.spent(func() (Figures, float64, float64, error) {
 		from, to := o.ends()
-		rate, err := Connections(ctx, from, to, connectWorkers, s.measure())
-		return Figures{"connections": rate}, 0, 0, err
+		c, err := Connections(ctx, from, to, connectWorkers, s.measure())
+		return Figures{"connections": c.PerSecond, "resets": float64(c.Resets)}, 0, 0, err
 	})
 }

@@ -12,36 +12,44 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Connections opens TCP connections one after the other on so many workers for d: connect, one byte there, one byte
-// back, reset. It returns how many a second went through.
-func Connections(ctx context.Context, from, to End, workers int, d time.Duration) (perSecond float64, err error) {
-	perSecond, err = runConnections(ctx, from, to, workers, d)
-	if err != nil {
-		return perSecond, fmt.Errorf("connections from %s to %s: %w", from.NS.Name, to.NS.Name, err)
-	}
-	return perSecond, nil
+// Connected is what became of many connections.
+type Connected struct {
+	PerSecond float64 // that went through
+	// Resets counts those that the other end's kernel reset, with the warm-up: thousands a second from one address now
+	// and then are, without a tunnel too.
+	Resets int64
 }
 
-func runConnections(ctx context.Context, from, to End, workers int, d time.Duration) (float64, error) {
+// Connections opens TCP connections one after the other on so many workers for d: connect, one byte there, one byte
+// back, reset.
+func Connections(ctx context.Context, from, to End, workers int, d time.Duration) (Connected, error) {
+	c, err := runConnections(ctx, from, to, workers, d)
+	if err != nil {
+		return c, fmt.Errorf("connections from %s to %s: %w", from.NS.Name, to.NS.Name, err)
+	}
+	return c, nil
+}
+
+func runConnections(ctx context.Context, from, to End, workers int, d time.Duration) (c Connected, err error) {
 	listener, at, err := to.bound(unix.SOCK_STREAM, 0)
 	if err != nil {
-		return 0, err
+		return c, err
 	}
 	defer unix.Close(listener)
 	if err := unix.Listen(listener, workers); err != nil {
-		return 0, fmt.Errorf("listen: %w", err)
+		return c, fmt.Errorf("listen: %w", err)
 	}
 	var servers, clients sync.WaitGroup
 	for range workers {
 		servers.Go(func() { serveOne(listener) })
 	}
 	errs := make(chan error, workers) // one for each client
-	done := make([]atomic.Int64, 1)
+	done, resets := make([]atomic.Int64, 1), atomic.Int64{}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	for range workers {
 		clients.Go(func() {
-			err := from.NS.Do(func() error { return connectMany(ctx, at, &done[0]) })
+			err := from.NS.Do(func() error { return connectMany(ctx, at, &done[0], &resets) })
 			if err != nil {
 				errs <- err
 			}
@@ -52,11 +60,12 @@ func runConnections(ctx context.Context, from, to End, workers int, d time.Durat
 	clients.Wait()
 	hangUp(listener)
 	servers.Wait()
-	return float64(after[0]-before[0]) / elapsed.Seconds(), err
+	return Connected{PerSecond: float64(after[0]-before[0]) / elapsed.Seconds(), Resets: resets.Load()}, err
 }
 
-// connectMany makes connections until ctx ends, in the calling thread's namespace.
-func connectMany(ctx context.Context, to netip.AddrPort, done *atomic.Int64) error {
+// connectMany makes connections until ctx ends, in the calling thread's namespace, and counts those that went through and
+// those that were reset.
+func connectMany(ctx context.Context, to netip.AddrPort, done, resets *atomic.Int64) error {
 	family, peer := unix.AF_INET, sockaddr(to)
 	if to.Addr().Is6() {
 		family = unix.AF_INET6
@@ -66,10 +75,14 @@ func connectMany(ctx context.Context, to netip.AddrPort, done *atomic.Int64) err
 		if err != nil {
 			return fmt.Errorf("open socket: %w", err)
 		}
-		if err := connectOnce(fd, peer); err != nil {
+		switch err := connectOnce(fd, peer); {
+		case err == nil:
+			done.Add(1)
+		case errors.Is(err, unix.ECONNRESET):
+			resets.Add(1)
+		default:
 			return err
 		}
-		done.Add(1)
 	}
 	return nil
 }

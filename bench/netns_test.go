@@ -97,13 +97,13 @@ func TestNetnsRTT(t *testing.T) {
 
 func TestNetnsConnections(t *testing.T) {
 	from, to := ends(t)
-	rate, err := bench.Connections(t.Context(), from, to, 4, 300*time.Millisecond)
+	c, err := bench.Connections(t.Context(), from, to, 4, 300*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("%.0f connections a second", rate)
-	if rate < 50 {
-		t.Errorf("%.0f connections a second", rate)
+	t.Logf("%+v", c)
+	if c.PerSecond < 50 || float64(c.Resets) > c.PerSecond/10 {
+		t.Errorf("%+v", c)
 	}
 }
 
