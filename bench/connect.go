@@ -104,8 +104,12 @@ func connectOnce(fd int, to unix.Sockaddr) error {
 	if err := retryInterrupted(func() error { _, err := unix.Write(fd, b[:]); return err }); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
-	if err := retryInterrupted(func() error { _, err := unix.Read(fd, b[:]); return err }); err != nil {
+	n, err := readByte(fd, &b)
+	if err != nil {
 		return fmt.Errorf("receive: %w", err)
+	}
+	if n == 0 {
+		return fmt.Errorf("no answer: %w", unix.ECONNRESET)
 	}
 	return nil
 }
@@ -121,12 +125,19 @@ func serveOne(listener int) {
 		if err != nil {
 			return
 		}
-		// What goes wrong here, the client sees.
-		if n, err := unix.Read(fd, b[:]); err == nil && n == 1 {
+		// What goes wrong here, the client sees. One that was reset while the server was not never sends its byte.
+		_ = setNap(fd)
+		if n, err := readByte(fd, &b); err == nil && n == 1 {
 			_, _ = unix.Write(fd, b[:])
 		}
 		_ = unix.Close(fd)
 	}
+}
+
+// readByte returns how many bytes it has read: none at the end of the connection.
+func readByte(fd int, b *[1]byte) (n int, err error) {
+	err = retryInterrupted(func() (err error) { n, err = unix.Read(fd, b[:]); return err })
+	return n, err
 }
 
 func retryInterrupted(f func() error) error {
