@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -49,7 +48,7 @@ func (o *overlay) awaitBare(ctx context.Context, n *lab.Node) error {
 		return nil
 	})
 	if err == nil && !p.Running() {
-		err = fmt.Errorf("%s: it has ended: %s", n.Name, strings.Join(p.Tail(5), "\n"))
+		err = ended(p)
 	}
 	return err
 }
@@ -164,7 +163,7 @@ func joinBareSocket(fd int, own, peer netip.Addr) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 }
 
-// run moves frames until the kernel cannot poll.
+// run moves frames until the device is gone or the kernel cannot poll.
 func (e *bareEnd) run() error {
 	fds := []unix.PollFd{{Fd: int32(e.tun), Events: unix.POLLIN}, {Fd: int32(e.socket), Events: unix.POLLIN}}
 	for last := time.Now(); ; {
@@ -178,6 +177,10 @@ func (e *bareEnd) run() error {
 			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 				return fmt.Errorf("poll: %w", err)
 			}
+			// So a TUN queue tells that its device was deleted (drivers/net/tun.c, tun_chr_poll).
+			if fds[0].Revents&unix.POLLERR != 0 {
+				return fmt.Errorf("%s is gone", bareDevice)
+			}
 		}
 	}
 }
@@ -188,7 +191,7 @@ func (e *bareEnd) outward() bool {
 	for n < bareQuantum {
 		k, err := read(e.tun, e.out[n+barePrefix:])
 		if err != nil {
-			break // empty, or deleted, and then the measurement fails
+			break // empty, or gone, of which poll tells
 		}
 		binary.BigEndian.PutUint32(e.out[n:], bareMark)
 		binary.BigEndian.PutUint32(e.out[n+4:], uint32(k))

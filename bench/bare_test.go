@@ -51,8 +51,29 @@ func TestNetnsBareSaysWhyItEnded(t *testing.T) {
 }
 
 func TestNetnsBareJoinsTwoNodes(t *testing.T) {
-	if o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{Nodes: 3}); err == nil {
-		t.Error("it joined three nodes", o.close())
+	o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{Nodes: 3})
+	if err == nil {
+		t.Fatal("it joined three nodes", o.close())
+	}
+	if !strings.Contains(err.Error(), "joins two nodes, not 3") {
+		t.Error(err)
+	}
+}
+
+func TestNetnsBareEndsWithItsDevice(t *testing.T) {
+	o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{Direct: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	if err := o.lab.Nodes[0].DeleteLink(bareDevice); err != nil {
+		t.Fatal(err)
+	}
+	if status, err := o.daemons[0].Wait(t.Context()); status != 1 || err != nil {
+		t.Errorf("ended with %d, %v", status, err)
+	}
+	if err := ended(o.daemons[0]); !strings.Contains(err.Error(), "bare0 is gone") {
+		t.Error(err)
 	}
 }
 

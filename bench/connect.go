@@ -15,8 +15,8 @@ import (
 // Connected is what became of many connections.
 type Connected struct {
 	PerSecond float64 // that went through
-	// Resets counts those that the other end's kernel reset, with the warm-up: thousands a second from one address now
-	// and then are, without a tunnel too.
+	// Resets counts those that were reset, or closed without an answer, with the warm-up. Of thousands a second from one
+	// address one is now and then, without a tunnel too.
 	Resets int64
 }
 

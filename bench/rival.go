@@ -200,7 +200,7 @@ func (o *overlay) attachAll(ctx context.Context) error {
 			return err
 		})
 		if err == nil && env.MTU == 0 {
-			err = fmt.Errorf("%s: the daemon has ended: %s", n.Name, strings.Join(o.daemons[i].Tail(5), "\n"))
+			err = ended(o.daemons[i])
 		}
 		if err == nil {
 			err = n.Attach(env)
@@ -210,6 +210,11 @@ func (o *overlay) attachAll(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// ended says that a daemon has ended, and its last words.
+func ended(p *lab.Process) error {
+	return fmt.Errorf("%s: the daemon has ended: %s", p.Node, strings.Join(p.Tail(5), "\n"))
 }
 
 // metrics are our daemon's numbers on a node, nil if it is not our daemon.
