@@ -18,11 +18,12 @@ import (
 // Engine is the udp backend's dataplane: one TUN device, one group of sockets and the workers between them.
 // Its methods may be called from many goroutines. It forwards only while Run runs.
 type Engine struct {
-	config  Config
-	log     *slog.Logger
-	workers []*worker
-	view    atomic.Pointer[view]
-	mtu     atomic.Int32 // of the TUN, in bytes
+	config   Config
+	log      *slog.Logger
+	workers  []*worker
+	view     atomic.Pointer[view]
+	priority priority     // of the workers
+	mtu      atomic.Int32 // of the TUN, in bytes
 
 	kick       chan struct{} // wakes the supervisor; holds one
 	relay      chan struct{} // to relayPolling; holds one
@@ -104,6 +105,7 @@ func newEngine(c Config) (*Engine, error) {
 		features: make(map[Feature]error),
 	}
 	e.mtu.Store(int32(c.MTU))
+	e.choosePriority()
 	e.view.Store(newView(&view{}, fib.Node{}, nil))
 	for i := range c.Workers {
 		w, err := newWorker(i, e)

@@ -22,11 +22,15 @@ const (
 	FeatureGRO        = Feature(udp.FeatureGRO)
 	FeatureSteering   = Feature(udp.FeatureSteering)
 	FeatureBuffers    = Feature(udp.FeatureBuffers)
+
+	// FeaturePriority is that workers go before other programs while they move packets.
+	FeaturePriority Feature = "priority"
 )
 
 // Features returns every feature.
 func Features() []Feature {
-	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO, FeatureSteering, FeatureBuffers}
+	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO, FeatureSteering, FeatureBuffers,
+		FeaturePriority}
 }
 
 // FeatureStatus says whether a feature is in use.
@@ -51,8 +55,20 @@ func (e *Engine) Status() []FeatureStatus {
 	return all
 }
 
+// errSwitchedOff is the reason for which an engine is without a feature that its Config refused.
+var errSwitchedOff = errors.New("switched off")
+
 // without reports whether the configuration refuses the feature.
 func (e *Engine) without(f Feature) bool { return slices.Contains(e.config.Without, f) }
+
+// choosePriority sets the priority of the workers that are made next.
+func (e *Engine) choosePriority() {
+	if e.without(FeaturePriority) {
+		e.features[FeaturePriority] = errSwitchedOff
+		return
+	}
+	e.priority, e.features[FeaturePriority] = findPriority()
+}
 
 // openDevice makes the device, or attaches to it, and hands each worker its queues. e.mu is held.
 func (e *Engine) openDevice() error {

@@ -104,7 +104,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	sleep, err := newSleeper(e.relay)
+	sleep, err := newSleeper(e.relay, e.priority)
 	if err != nil {
 		return nil, errors.Join(err, wake.Close())
 	}
@@ -129,13 +129,14 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	return w, nil
 }
 
-// run moves packets until stop is set. It fails only if the kernel cannot poll.
-func (w *worker) run() error {
-	for !w.stop.Load() {
+// run moves packets until stop is set. It fails only if the kernel can neither poll nor change a priority.
+func (w *worker) run() (err error) {
+	for err == nil && !w.stop.Load() {
 		w.adopt()
-		if err := w.next(w.round()); err != nil {
-			return fmt.Errorf("worker %d: %w", w.id, err)
-		}
+		err = w.next(w.round())
+	}
+	if err = errors.Join(err, w.waiter.sleep.thread.release()); err != nil {
+		return fmt.Errorf("worker %d: %w", w.id, err)
 	}
 	return nil
 }
