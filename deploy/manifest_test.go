@@ -176,7 +176,7 @@ func TestDaemonSetAsPromised(t *testing.T) {
 				}
 				want := ""
 				if c.Name == "weft" {
-					want = "[NET_ADMIN NET_RAW]"
+					want = fmt.Sprint(rights(overlay))
 				} else if len(s.Capabilities.Add) == 0 {
 					want = "[]"
 				}
@@ -189,6 +189,14 @@ func TestDaemonSetAsPromised(t *testing.T) {
 			}
 		})
 	}
+}
+
+// rights are the capabilities that the daemon has in an overlay.
+func rights(overlay string) []string {
+	if overlay == "udp" {
+		return []string{"NET_ADMIN", "NET_RAW", "SYS_NICE"}
+	}
+	return []string{"NET_ADMIN", "NET_RAW"}
 }
 
 // hostPath finds the volume of a path of the host.

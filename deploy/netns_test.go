@@ -105,7 +105,10 @@ func (c *cluster) checkCondition(t *testing.T, m *machine, status, reason string
 // checkContainer holds that the daemon really runs with no more than the manifest gives it.
 func (c *cluster) checkContainer(t *testing.T, m *machine) {
 	t.Helper()
-	const want = 1<<12 | 1<<13 // NET_ADMIN, NET_RAW (linux/capability.h)
+	want := 0
+	for _, name := range c.weft().SecurityContext.Capabilities.Add {
+		want |= 1 << capabilities()[string(name)]
+	}
 	for _, key := range []string{"CapEff", "CapPrm", "CapBnd"} {
 		if got := processStatus(t, m.daemon.PID(), key); got != fmt.Sprintf("%016x", want) {
 			t.Errorf("%s: %s is %s", m.Name, key, got)
