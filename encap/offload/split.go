@@ -267,17 +267,19 @@ func (s *Splitter) putNetwork(dst []byte) {
 
 // putTCP fixes sequence number and flags of the segment dst with n payload bytes, and returns their sum.
 func (s *Splitter) putTCP(dst []byte, n int) uint64 {
-	b := dst[s.l4:]
+	// Read from the frame: a word of which dst has just got a part would keep the CPU waiting for dst's cache line.
+	flags := binary.BigEndian.Uint16(s.frame[s.l4+tcpOffset:]) // and the data offset
 	if s.header+s.done+n < len(s.frame) {
-		b[tcpFlags] &^= tcpFIN | tcpPSH
+		flags &^= tcpFIN | tcpPSH
 	}
 	if s.done > 0 && s.firstCWR {
-		b[tcpFlags] &^= tcpCWR
+		flags &^= tcpCWR
 	}
-	seq := s.seq
+	b, seq := dst[s.l4:], s.seq
 	binary.BigEndian.PutUint32(b[tcpSeq:], seq)
+	binary.BigEndian.PutUint16(b[tcpOffset:], flags)
 	s.seq += uint32(n)
-	return uint64(seq>>16) + uint64(seq&0xffff) + uint64(binary.BigEndian.Uint16(b[tcpOffset:]))
+	return uint64(seq>>16) + uint64(seq&0xffff) + uint64(flags)
 }
 
 // Complete finishes, in place, the checksum of a frame that is not cut: what Splitter does for GSONone, for
