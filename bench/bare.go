@@ -68,6 +68,8 @@ const (
 	longestMessage = 65507
 	// bareQuantum is how many bytes one end reads in a row: a super-frame or many small frames.
 	bareQuantum = 48 << 10
+	// bareNice is its nice value, that of our daemon's workers.
+	bareNice = -10
 	// bareSpin is how long an end looks for more before it sleeps, as our daemon does.
 	bareSpin = 200 * time.Microsecond
 )
@@ -97,6 +99,8 @@ func RunBare(args []string) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
+	// Like our daemon it goes before the generators where it may: else it would not be the limit.
+	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, bareNice)
 	e := &bareEnd{
 		out: make([]byte, bareQuantum+barePrefix+longestBareFrame),
 		in:  make([]byte, barePrefix+longestBareFrame+longestMessage),
