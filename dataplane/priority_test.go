@@ -18,36 +18,45 @@ import (
 	"weft/bench/lab"
 )
 
-// TestAwakeWorkerIsRaised looks at the thread: raised where that is allowed, and in any case as it was after it.
-func TestAwakeWorkerIsRaised(t *testing.T) {
+// TestBusyWorkerIsRaised looks at the thread: raised while the worker is awake and busy, where that is allowed, and else as
+// it was.
+func TestBusyWorkerIsRaised(t *testing.T) {
 	usual, err := niceness()
 	must(t, err)
 	p, err := findPriority()
 	if err == nil && p != (priority{usual, max(usual-priorityGain, lowestNice)}) || err != nil && p != (priority{}) {
 		t.Fatalf("%+v (%v), usual is %d", p, err, usual)
 	}
-	w := newTestWaiter(t, 0)
-	w.sleep.thread.priority = p
+	w := newTestWaiter(t, habitMax)
+	w.spin, w.thread.priority = false, p
 	fds, _ := readable(t)
 	runtime.LockOSThread() // so that the same thread is looked at
 	defer runtime.UnlockOSThread()
-	want := func(nice int) {
+	now := time.Unix(1_700_000_000, 0)
+	poll := func(took time.Duration) error {
+		start := now
+		now = now.Add(took)
+		return w.poll(fds, func() time.Time { defer func() { start = now }(); return start })
+	}
+	work := func(d time.Duration) error { now = now.Add(d); return w.goOn(now) }
+	const a = workWindow / 10
+	want := func(nice int, errs ...error) {
 		t.Helper()
+		must(t, errors.Join(errs...))
 		if got, err := niceness(); err != nil || got != nice {
 			t.Errorf("nice value %d (%v), want %d", got, err, nice)
 		}
 	}
-	for range 2 {
-		for range 2 {
-			must(t, w.sleep.stayAwake())
-			want(usual + p.awake - p.asleep)
-		}
-		must(t, w.sleep.until(fds))
-		want(usual)
-	}
-	must(t, w.sleep.thread.hold())
-	must(t, w.sleep.thread.release())
-	want(usual)
+	raised := usual + p.busy - p.usual
+	want(usual, poll(a), work(3*a), poll(a))       // the window has not passed
+	want(raised, work(a), poll(4*a), work(0))      // 4 of 10
+	want(usual, work(2*a), poll(8*a), work(0))     // 2 of 10
+	want(raised, work(a), poll(7*a), work(2*a))    // 3 of 10
+	want(raised, work(a), work(20*a), work(a))     // without any wait
+	want(usual, poll(workWindow), poll(a))         // a whole window's wait
+	want(raised, work(10*a), work(10*a))           // before it sleeps
+	want(usual, w.fallAsleep(fds))                 // for whoever runs on the thread then
+	want(usual, w.stayAwake(), w.thread.release()) // as at the worker's end
 }
 
 // TestPriorityNotAllowed does without the right to raise one, in a process of its own where this one has it.
@@ -66,8 +75,9 @@ func TestPriorityNotAllowed(t *testing.T) {
 	if s.Used || !strings.Contains(s.Why, "CAP_SYS_NICE") || !strings.Contains(s.Why, "RLIMIT_NICE") {
 		t.Errorf("%+v", s)
 	}
-	must(t, b.worker.waiter.sleep.stayAwake())
-	must(t, b.worker.waiter.sleep.thread.release())
+	b.waiter.work.busy = true
+	must(t, b.waiter.stayAwake())
+	must(t, b.waiter.thread.release())
 }
 
 // startWithoutNice starts a program that cannot raise priorities, from a thread that ends with it.
@@ -84,60 +94,52 @@ func startWithoutNice(c *exec.Cmd) error {
 	return <-started
 }
 
-// TestNetnsBusyWorkersGoFirst sends packets from one pod to another until the workers of both nodes have priority, and
-// awaits that they lose it afterwards; it never appears where it is switched off.
+// TestNetnsBusyWorkersGoFirst sends packets from one pod to another until a worker has priority, and awaits that it loses
+// it afterwards; none ever has it where it is switched off.
 func TestNetnsBusyWorkersGoFirst(t *testing.T) {
 	p, err := findPriority()
 	allowed := err == nil
-	flood := func(t *testing.T, ov *overlay, packets int, until func() error) error {
-		conn, err := ov.pod(0).Dial("udp", netip.AddrPortFrom(podAddr(1), 9))
-		must(t, err)
-		defer conn.Close()
-		for err = until(); err != nil && packets > 0; err = until() {
-			for range min(packets, 100) {
+	for name, without := range map[string][]Feature{"on": nil, "off": {FeaturePriority}} {
+		t.Run(name, func(t *testing.T) {
+			ov := startOverlay(t, lab.Options{}, Config{Workers: 1, Without: without})
+			conn, err := ov.pod(0).Dial("udp", netip.AddrPortFrom(podAddr(1), 9))
+			must(t, err)
+			defer conn.Close()
+			raised := 0
+			for sent := 0; raised == 0 && sent < 100_000; sent++ {
+				// Nobody listens there, and the kernel says so now and then.
 				if _, err := conn.Write(make([]byte, 64)); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
-					return err
+					t.Fatal(err)
 				}
-				packets--
+				if sent%100 == 0 {
+					raised = raisedThreads(t, p)
+				}
 			}
-		}
-		return err
+			if (raised > 0) != (allowed && without == nil) {
+				t.Errorf("%d workers with priority", raised)
+			}
+			must(t, lab.Await(t.Context(), 5*time.Second, "quiet", func() error {
+				if n := raisedThreads(t, p); n > 0 {
+					return fmt.Errorf("%d threads with priority", n)
+				}
+				return nil
+			}))
+		})
 	}
-	t.Run("on", func(t *testing.T) {
-		ov := startOverlay(t, lab.Options{}, Config{Workers: 1})
-		err := flood(t, ov, 200_000, func() error { return raisedThreads(p, 2) })
-		if allowed != (err == nil) {
-			t.Errorf("allowed: %v, but %v", allowed, err)
-		}
-		must(t, lab.Await(t.Context(), 5*time.Second, "quiet", func() error { return raisedThreads(p, 0) }))
-	})
-	t.Run("off", func(t *testing.T) {
-		ov := startOverlay(t, lab.Options{}, Config{Workers: 1, Without: []Feature{FeaturePriority}})
-		if err := flood(t, ov, 50_000, func() error { return raisedThreads(p, 1) }); err == nil {
-			t.Error("a thread has priority")
-		}
-	})
 }
 
-// raisedThreads says if not n threads of this process have the priority of a busy worker.
-func raisedThreads(p priority, n int) error {
+// raisedThreads is how many threads of this process have the priority of a busy worker.
+func raisedThreads(t *testing.T, p priority) (n int) {
+	t.Helper()
 	threads, err := os.ReadDir("/proc/self/task")
-	if err != nil {
-		return err
-	}
-	raised := 0
+	must(t, err)
 	for _, thread := range threads {
 		tid, err := strconv.Atoi(thread.Name())
-		if err != nil {
-			return err
-		}
+		must(t, err)
 		// One that has ended meanwhile has none.
-		if got, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err == nil && p.awake != p.asleep && 20-got == p.awake {
-			raised++
+		if got, err := unix.Getpriority(unix.PRIO_PROCESS, tid); err == nil && p.busy != p.usual && 20-got == p.busy {
+			n++
 		}
 	}
-	if raised != n {
-		return fmt.Errorf("%d threads with nice value %d, want %d", raised, p.awake, n)
-	}
-	return nil
+	return n
 }

@@ -22,15 +22,13 @@ type sleeper struct {
 	took  bool               // the thread that polled for the scheduler, by waking up on it
 	relay chan<- struct{}    // makes another thread do so
 
-	thread ownThread // from stayAwake until the next sleep
-
 	fds     []unix.PollFd // those of this sleep
 	err     error         // and what has ended it too early
 	watched []unix.PollFd // what the epoll instance has: that of the last sleep, until stayAwake
 }
 
 // newSleeper returns a sleeper that needs relayPolling to run at the other end of relay, which has room for one.
-func newSleeper(relay chan<- struct{}, p priority) (*sleeper, error) {
+func newSleeper(relay chan<- struct{}) (*sleeper, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("create epoll instance: %w", err)
@@ -39,7 +37,7 @@ func newSleeper(relay chan<- struct{}, p priority) (*sleeper, error) {
 	if err := unix.SetNonblock(fd, true); err != nil {
 		return nil, errors.Join(fmt.Errorf("make the epoll instance non-blocking: %w", err), unix.Close(fd))
 	}
-	s := &sleeper{epoll: fd, file: os.NewFile(uintptr(fd), "epoll"), relay: relay, thread: ownThread{priority: p}}
+	s := &sleeper{epoll: fd, file: os.NewFile(uintptr(fd), "epoll"), relay: relay}
 	s.awake = s.ready
 	if s.conn, err = s.file.SyscallConn(); err != nil {
 		return nil, errors.Join(err, s.Close())
@@ -49,9 +47,6 @@ func newSleeper(relay chan<- struct{}, p priority) (*sleeper, error) {
 
 // until sleeps until one of fds is ready, and sets what is ready of each.
 func (s *sleeper) until(fds []unix.PollFd) error {
-	if err := s.thread.release(); err != nil {
-		return err
-	}
 	s.fds, s.err = fds, nil
 	// Packets that come one by one find everything as the last one left it.
 	if !slices.EqualFunc(fds, s.watched, sameInterest) {
@@ -71,12 +66,11 @@ func sameInterest(a, b unix.PollFd) bool { return a.Fd == b.Fd && a.Events == b.
 // it might not notice that others in its poller, another worker say, have become ready. So another thread has to step in,
 // which must not be woken by every packet of a busy time.
 func (s *sleeper) stayAwake() error {
-	err := s.thread.hold()
 	if !s.took {
-		return err
+		return nil
 	}
 	s.took = false
-	err = errors.Join(err, s.unwatch())
+	err := s.unwatch()
 	select {
 	case s.relay <- struct{}{}:
 	default: // one is about to

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"time"
 	"unsafe"
@@ -22,6 +23,8 @@ const (
 	// habitMax how many that were not it takes to unlearn that.
 	habitual = 4
 	habitMax = 8
+	// workWindow is how long it takes to find out whether a worker is busy: long enough to change its priority seldom.
+	workWindow = 10 * time.Millisecond
 )
 
 // waiter is how a worker waits for packets. While they keep coming it stays awake: it looks again and again, then waits
@@ -32,9 +35,11 @@ const (
 // spinLimit, and yields after every look.
 type waiter struct {
 	sleep  *sleeper
-	spin   bool  // spinning is allowed
-	soon   habit // packets come within spinLimit
-	steady habit // and within quietWait
+	thread ownThread // while awake
+	spin   bool      // spinning is allowed
+	soon   habit     // packets come within spinLimit
+	steady habit     // and within quietWait
+	work   workload
 }
 
 // habit rises with each wait that was short, and falls with each other.
@@ -50,20 +55,61 @@ func (h *habit) learn(short bool) {
 
 func (h habit) holds() bool { return h >= habitual }
 
+// workload says whether a worker is busy: that it has worked for a quarter of the time or more. One that wakes up now and
+// then has nothing to go before others for; a hundred of those with priority keep whoever sends to them from sending.
+type workload struct {
+	since  time.Time // the beginning of the window
+	waited time.Duration
+	busy   bool
+}
+
+// learn notes that it is now, after a wait that took so long.
+func (l *workload) learn(now time.Time, waited time.Duration) {
+	if l.since.IsZero() {
+		l.since = now.Add(-waited)
+	}
+	l.waited += waited
+	if span := now.Sub(l.since); span >= workWindow {
+		l.busy = l.waited <= span/4*3
+		l.since, l.waited = now, 0
+	}
+}
+
 // waited learns from a wait that took so long, asleep or not.
 func (w *waiter) waited(d time.Duration) {
 	w.soon.learn(d < spinLimit)
 	w.steady.learn(d < quietWait)
 }
 
+// goOn is to be called where the worker has more to do and does not wait.
+func (w *waiter) goOn(now time.Time) error {
+	w.work.learn(now, 0)
+	return w.stayAwake()
+}
+
+func (w *waiter) stayAwake() error {
+	return errors.Join(w.thread.hold(w.work.busy), w.sleep.stayAwake())
+}
+
+func (w *waiter) fallAsleep(fds []unix.PollFd) error {
+	if err := w.thread.release(); err != nil {
+		return err
+	}
+	return w.sleep.until(fds)
+}
+
 // poll waits until one of fds is ready.
 func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	start := clock()
-	defer func() { w.waited(clock().Sub(start)) }()
+	defer func() {
+		now := clock()
+		w.waited(now.Sub(start))
+		w.work.learn(now, now.Sub(start))
+	}()
 	if !w.steady.holds() {
-		return w.sleep.until(fds)
+		return w.fallAsleep(fds)
 	}
-	if err := w.sleep.stayAwake(); err != nil {
+	if err := w.stayAwake(); err != nil {
 		return err
 	}
 	if w.spin && w.soon.holds() {
@@ -77,7 +123,7 @@ func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	if n, err := look(fds, quietWait); err != nil || n > 0 {
 		return err
 	}
-	return w.sleep.until(fds)
+	return w.fallAsleep(fds)
 }
 
 // look is poll for d at most, without Go's scheduler knowing. A signal ends it early, so the runtime can still stop the

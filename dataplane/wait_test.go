@@ -22,7 +22,7 @@ func readable(t *testing.T) (fds []unix.PollFd, wake *wakeup) {
 func newTestWaiter(t *testing.T, short int) *waiter {
 	t.Helper()
 	relay := make(chan struct{}, 1)
-	sleep, err := newSleeper(relay, priority{})
+	sleep, err := newSleeper(relay)
 	must(t, err)
 	go relayPolling(relay)
 	t.Cleanup(func() {

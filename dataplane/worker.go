@@ -104,7 +104,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	sleep, err := newSleeper(e.relay, e.priority)
+	sleep, err := newSleeper(e.relay)
 	if err != nil {
 		return nil, errors.Join(err, wake.Close())
 	}
@@ -119,7 +119,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment: make([]byte, scratchSize),
 	}
 	w.refused = w.undelivered
-	w.waiter = waiter{sleep: sleep, spin: e.config.Spin}
+	w.waiter = waiter{sleep: sleep, thread: ownThread{priority: e.priority}, spin: e.config.Spin}
 	if e.config.ECN {
 		w.tosMask |= encap.MaskECN
 	}
@@ -135,7 +135,7 @@ func (w *worker) run() (err error) {
 		w.adopt()
 		err = w.next(w.round())
 	}
-	if err = errors.Join(err, w.waiter.sleep.thread.release()); err != nil {
+	if err = errors.Join(err, w.waiter.thread.release()); err != nil {
 		return fmt.Errorf("worker %d: %w", w.id, err)
 	}
 	return nil
@@ -155,7 +155,7 @@ func (w *worker) next(more bool) error {
 		return w.wait()
 	}
 	w.ready = ready{queues: [classes]bool{true, true}, outer: true}
-	return w.waiter.sleep.stayAwake()
+	return w.waiter.goOn(w.now())
 }
 
 // adopt takes over the queue and the socket that the supervisor may have left.
