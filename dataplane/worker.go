@@ -129,7 +129,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	return w, nil
 }
 
-// run moves packets until stop is set. It fails only if the kernel can neither poll nor change a priority.
+// run moves packets until stop is set. It fails only if the kernel cannot poll, or not change a priority that it could.
 func (w *worker) run() (err error) {
 	for err == nil && !w.stop.Load() {
 		w.adopt()
