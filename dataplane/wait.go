@@ -87,10 +87,12 @@ func (w *waiter) goOn(now time.Time) error {
 	return w.stayAwake()
 }
 
+// stayAwake has the worker keep its thread, with the priority of its work, and others do without that.
 func (w *waiter) stayAwake() error {
 	return errors.Join(w.thread.hold(w.work.busy), w.sleep.stayAwake())
 }
 
+// fallAsleep gives the thread back and sleeps until one of fds is ready.
 func (w *waiter) fallAsleep(fds []unix.PollFd) error {
 	if err := w.thread.release(); err != nil {
 		return err
