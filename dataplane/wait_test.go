@@ -2,6 +2,9 @@ package dataplane
 
 import (
 	"errors"
+	"os/exec"
+	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -31,44 +34,143 @@ func newTestWaiter(t *testing.T, short int) *waiter {
 	})
 	w := &waiter{sleep: sleep, spin: true}
 	for range short {
-		w.waited(0)
+		w.waited(time.Time{}, 0)
 	}
 	return w
 }
 
-// TestSpinsOnlyWhilePacketsKeepComing counts the looks at the clock: two for every wait, and one for every look at the
-// descriptors.
+// TestSpinsOnlyWhilePacketsKeepComing counts the looks at the clock: two for every wait, and one for every yield.
 func TestSpinsOnlyWhilePacketsKeepComing(t *testing.T) {
-	fds, _ := readable(t)
+	fds, wake := readable(t)
 	now := time.Unix(1_700_000_000, 0)
 	spins := func(w *waiter) bool {
+		wake.clear()
+		defer time.AfterFunc(10*time.Millisecond, wake.signal).Stop() // for one that does not spin
 		clocked := 0
-		must(t, w.poll(fds, func() time.Time { clocked++; return now }))
+		must(t, w.poll(fds, func() time.Time {
+			if clocked++; clocked == 3 {
+				wake.signal()
+			}
+			return now
+		}))
 		return clocked > 2
+	}
+	learn := func(w *waiter, short time.Duration) {
+		for range habitMax {
+			w.waited(now, short)
+		}
 	}
 	w := newTestWaiter(t, 0)
 	if spins(w) {
 		t.Error("spins before anything is known")
 	}
-	for range habitual {
-		w.waited(spinLimit / 2)
-	}
+	learn(w, spinLimit/2)
 	if !spins(w) {
 		t.Error("does not spin after short waits")
 	}
-	for range habitMax {
-		w.waited(time.Millisecond)
-	}
+	learn(w, time.Millisecond)
 	if spins(w) {
 		t.Error("spins after long waits")
 	}
-	w.spin = false
-	for range habitMax {
-		w.waited(0)
+	learn(w, 0)
+	w.others.until = now.Add(1)
+	if spins(w) {
+		t.Error("spins on a contended CPU")
 	}
+	learn(w, 0)
+	now = w.others.until
+	if !spins(w) {
+		t.Error("does not try again whether the CPU is contended")
+	}
+	learn(w, 0)
+	w.spin = false
 	if spins(w) {
 		t.Error("spins where it must not")
 	}
+}
+
+// TestContention tells programs that take the CPU for themselves from those that share it.
+func TestContention(t *testing.T) {
+	const slice = 4 * time.Millisecond
+	now := time.Unix(1_700_000_000, 0)
+	var c contention
+	for _, tt := range []struct {
+		name   string
+		yields []time.Duration
+		want   bool
+	}{
+		{"nobody else", slices.Repeat([]time.Duration{time.Microsecond}, 20_000), false},
+		{"one that shares", slices.Repeat([]time.Duration{longYield - 1}, 1000), false},
+		{"one time slice", append([]time.Duration{slice}, slices.Repeat([]time.Duration{100 * time.Microsecond}, 1000)...), false},
+		{"one that does not share", []time.Duration{slice, slice, slice}, true},
+		{"short time slices", slices.Repeat([]time.Duration{longYield}, 20), true},
+	} {
+		now = now.Add(2 * contentionPause)
+		c.yielded(now, 0) // a new window
+		before := now
+		for _, took := range tt.yields {
+			now = now.Add(took)
+			c.yielded(now, took)
+		}
+		if c.holds(now) != tt.want || c.holds(now.Add(contentionPause)) {
+			t.Errorf("%s: %v after %v, %v a second later", tt.name, c.holds(now), now.Sub(before), c.holds(now.Add(contentionPause)))
+		}
+	}
+}
+
+// TestYieldToAProgramThatDoesNotShare has the kernel say how long such a yield takes.
+func TestYieldToAProgramThatDoesNotShare(t *testing.T) {
+	// Both on one CPU: a thread that ends locked is not used again, and a process inherits the CPUs of the thread that
+	// starts it.
+	err := onOneCPU(func() error {
+		program := exec.Command("sh", "-c", "while :; do :; done")
+		program.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+		if err := program.Start(); err != nil {
+			return err
+		}
+		defer func() {
+			if err := program.Process.Kill(); err != nil {
+				t.Error(err)
+			}
+			_ = program.Wait() // says that it was killed
+		}()
+		var c contention
+		begin := time.Now()
+		for last := begin; !c.holds(last); {
+			yield()
+			now := time.Now()
+			c.yielded(now, now.Sub(last))
+			if last = now; now.Sub(begin) > 30*time.Second {
+				return errors.New("a program that does not share its CPU was not noticed")
+			}
+		}
+		return nil
+	})
+	must(t, err)
+}
+
+// onOneCPU calls f on a thread that may run on one CPU only.
+func onOneCPU(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- func() error {
+			var may, one unix.CPUSet
+			if err := unix.SchedGetaffinity(0, &may); err != nil {
+				return err
+			}
+			for cpu := 0; one.Count() == 0; cpu++ {
+				if may.IsSet(cpu) {
+					one.Set(cpu)
+				}
+			}
+			if err := unix.SchedSetaffinity(0, &one); err != nil {
+				return err
+			}
+			return f()
+		}()
+	}()
+	return <-done
 }
 
 func TestSpinFindsWhatIsThere(t *testing.T) {
