@@ -79,8 +79,11 @@ type Case struct {
 	Headlines []string
 	// Nodes that it needs: 2, or a whole fan of them.
 	Nodes int
-	run   func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error)
+	run   workload
 }
+
+// workload measures once; before is what the round before brought.
+type workload func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error)
 
 // Seconds is how long measurements last.
 type Seconds struct {
@@ -108,6 +111,7 @@ func Cases() []Case {
 		{"tcp-1", "TCP, 1 stream", []string{"throughput"}, 2, tcpCase(1)},
 		{"tcp-4", "TCP, 4 streams", []string{"throughput"}, 2, tcpCase(4)},
 		{"tcp-16", "TCP, 16 streams", []string{"throughput"}, 2, tcpCase(16)},
+		{"tcp-busy", "TCP, 1 stream, busy CPUs", []string{"throughput"}, 2, onBusyCPUs(tcpCase(1))},
 		{"udp-64-1", "UDP 64 B, 1 flow", []string{"rate"}, 2, udpCase(smallUDP, 1)},
 		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(smallUDP, manyFlows)},
 		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(largeUDP, 1)},
@@ -115,7 +119,9 @@ func Cases() []Case {
 		{"rtt-idle", "round trip, idle", rtt, 2, rttCase(0)},
 		{"rtt-lone", "round trip, 50 a second", []string{"p50", "p99", "daemon_cpu_per_mpkt"}, 2, rttCase(lonePause)},
 		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttUnderLoad},
+		{"rtt-busy", "round trip, busy CPUs", rtt, 2, onBusyCPUs(rttCase(0))},
 		{"connect", "TCP connections", []string{"connections"}, 2, connectCase},
+		{"connect-busy", "TCP connections, busy CPUs", []string{"connections"}, 2, onBusyCPUs(connectCase)},
 		{"fan-out-64", "UDP 64 B to 100 nodes", []string{"rate"}, fanNodes, fanCase(smallUDP)},
 		{"fan-out-1400", "UDP 1,400 B to 100 nodes", []string{"rate"}, fanNodes, fanCase(largeUDP)},
 	}
@@ -171,7 +177,7 @@ func (o *overlay) spent(measure func() (f Figures, bytes, packets float64, err e
 	return f, nil
 }
 
-func tcpCase(streams int) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+func tcpCase(streams int) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 		return o.spent(func() (Figures, float64, float64, error) {
 			from, to := o.ends()
@@ -182,7 +188,7 @@ func tcpCase(streams int) func(context.Context, *overlay, Seconds, Figures) (Fig
 	}
 }
 
-func udpCase(size, flows int) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+func udpCase(size, flows int) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
 		from, to := o.ends()
 		load := UDPLoad{Size: size, Flows: flows}
@@ -190,7 +196,7 @@ func udpCase(size, flows int) func(context.Context, *overlay, Seconds, Figures) 
 	}
 }
 
-func fanCase(size int) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+func fanCase(size int) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
 		from := PodEnd(o.lab.Nodes[0].Pods[0])
 		var to []End
@@ -238,7 +244,7 @@ func (o *overlay) carried(load UDPLoad, s Seconds, before Figures, send func(UDP
 }
 
 // rttCase measures round trips, with a pause before each.
-func rttCase(pause time.Duration) func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
+func rttCase(pause time.Duration) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 		return o.spent(func() (Figures, float64, float64, error) {
 			from, to := o.ends()
