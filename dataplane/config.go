@@ -19,7 +19,7 @@ type Config struct {
 	Workers     int            // goroutines, each with its own queues and socket, up to MaxWorkers; 0 is one a CPU
 	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
 	SourcePort  uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
-	Spin        bool           // look for packets a little longer before sleeping, where CPUs are idle; not on one CPU
+	Spin        bool           // look for packets a little longer before sleeping, where CPUs are not contended; not on one CPU
 	ECN         bool           // carry congestion marks between inner and outer header (RFC 6040); all nodes must
 	DSCP        bool           // copy the inner DSCP to the outer header
 	SourceCheck SourceCheck    // what is asked of inbound packets

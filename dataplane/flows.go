@@ -44,10 +44,11 @@ type bucket struct {
 	moved bool // its packets have been steered to the bulk queue
 }
 
-// tick counts time in units of a good second, 2^30 ns.
+// tick counts time in units of a good second, 2^30 ns, from the worker's start on. The first two are left out: what was
+// never seen was not seen a moment ago.
 type tick uint32
 
-func tickOf(t time.Time) tick { return tick(t.UnixNano() >> 30) }
+func tickOf(sinceStart time.Duration) tick { return tick(sinceStart>>30) + 2 }
 
 // alive reports whether a bulk flow was seen here a second or two ago, or later.
 func (c *flowClasses) alive(b *bucket) bool { return c.now-b.seen <= 1 }

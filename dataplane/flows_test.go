@@ -11,7 +11,7 @@ import (
 
 func TestFlowClasses(t *testing.T) {
 	const flow, other = 7, 8
-	c := flowClasses{now: tickOf(time.Unix(1_700_000_000, 0))}
+	c := flowClasses{now: tickOf(0)}
 	is := func(want class, when string) {
 		t.Helper()
 		if got := c.arrives(flow); got != want {

@@ -10,11 +10,6 @@ import (
 )
 
 const (
-	// spinLimit is how long a worker looks again and again: longer than a round trip through an idle network takes,
-	// shorter than anybody would notice in the load. With it round trips between two nodes took 0.93 and 0.70 of kernel
-	// VXLAN's time (median; frames cut to the MTU, and not), without 2.15 and 1.68 (two CPUs for both nodes and both
-	// programs, five interleaved rounds); throughput did not suffer.
-	spinLimit = 200 * time.Microsecond
 	// quietWait is how long a worker waits in the kernel without Go's scheduler knowing: it keeps its thread and its P
 	// and is awake as soon as the kernel says so. With it one and four TCP streams were 5 to 20 % faster in all four
 	// pairs of medians (two CPUs, four rounds).
@@ -25,13 +20,6 @@ const (
 	habitMax = 8
 	// workWindow is how long it takes to find out whether a worker is busy: long enough to change its priority seldom.
 	workWindow = 10 * time.Millisecond
-	// longYield is a yield after which another program ran for all of its time slice: 0.7 ms, or more on several CPUs
-	// (kernel/sched/fair.c, sysctl_sched_base_slice).
-	longYield = 700 * time.Microsecond
-	// contentionWindow is how long it takes to find out whether a CPU is contended, and contentionPause how long that
-	// holds.
-	contentionWindow = 10 * time.Millisecond
-	contentionPause  = time.Second
 )
 
 // waiter is how a worker waits for packets. While they keep coming it stays awake: it looks again and again, then waits
@@ -47,7 +35,7 @@ type waiter struct {
 	soon   habit     // packets come within spinLimit
 	steady habit     // and within quietWait
 	work   workload
-	others contention
+	cpu    contention
 }
 
 // habit rises with each wait that was short, and falls with each other.
@@ -82,36 +70,6 @@ func (l *workload) learn(now time.Time, waited time.Duration) {
 		l.since, l.waited = now, 0
 	}
 }
-
-// contention says whether other programs want the CPU for themselves. A worker that yields to such a one is back only after
-// its time slice, whatever arrives meanwhile, while one that is asleep goes before it as soon as a packet wakes it up. With
-// four such programs on two CPUs round trips took 1.9 ms if workers yielded to them, and 37 us if they did not; TCP
-// connections a second were 390 and 2,800 (medians of four interleaved rounds; kernel VXLAN had 11 us and 12,600).
-//
-// Pods and workers that have to share a CPU yield to each other, too, but most often for less than a time slice: of 1,000
-// yields beside one TCP stream at full speed one was long.
-type contention struct {
-	since time.Time     // the beginning of the window
-	away  time.Duration // how much of it long yields took
-	until time.Time     // when to try again
-}
-
-// yielded notes that it is now, after a yield that took so long.
-func (c *contention) yielded(now time.Time, took time.Duration) {
-	if took >= longYield {
-		c.away += took
-	}
-	span := now.Sub(c.since)
-	if span < contentionWindow {
-		return
-	}
-	if c.away > span/2 {
-		c.until = now.Add(contentionPause)
-	}
-	c.since, c.away = now, 0
-}
-
-func (c *contention) holds(now time.Time) bool { return now.Before(c.until) }
 
 // waited learns that it is now, after a wait that took so long, asleep or not.
 func (w *waiter) waited(now time.Time, d time.Duration) {
@@ -152,8 +110,8 @@ func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	if err := w.stayAwake(); err != nil {
 		return err
 	}
-	if w.spin && w.soon.holds() && !w.others.holds(start) {
-		if n, err := w.lookAgainAndAgain(fds, start, clock); err != nil || n > 0 {
+	if w.spin && w.soon.holds() && !w.cpu.contended(start) {
+		if n, err := w.spinning(fds, start, clock); err != nil || n > 0 {
 			return err
 		}
 	}
@@ -161,20 +119,6 @@ func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 		return err
 	}
 	return w.fallAsleep(fds)
-}
-
-// lookAgainAndAgain spins.
-func (w *waiter) lookAgainAndAgain(fds []unix.PollFd, start time.Time, clock func() time.Time) (ready int, err error) {
-	for last := start; last.Sub(start) < spinLimit; {
-		if ready, err = look(fds, 0); err != nil || ready > 0 {
-			return ready, err
-		}
-		yield()
-		now := clock()
-		w.others.yielded(now, now.Sub(last))
-		last = now
-	}
-	return 0, nil
 }
 
 // look is poll for d at most, without Go's scheduler knowing. A signal ends it early, so the runtime can still stop the
@@ -191,6 +135,3 @@ func look(fds []unix.PollFd, d time.Duration) (ready int, err error) {
 	}
 	return 0, fmt.Errorf("poll: %w", errno)
 }
-
-// yield lets every thread run that waits for this CPU; sched_yield(2) always succeeds on Linux.
-func yield() { _, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) }

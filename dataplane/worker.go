@@ -68,6 +68,7 @@ type worker struct {
 	merger  *offload.Merger
 	view    *view // of this round
 	now     func() time.Time
+	start   time.Time                // the beginning of ticks
 	pathMTU func(*peer) (int, error) // asks the kernel
 	limiter limiter
 
@@ -114,6 +115,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		engine:  e,
 		wake:    wake,
 		now:     time.Now,
+		start:   time.Now(),
 		pathMTU: e.pathMTU,
 		scratch: make([]byte, 0, scratchSize),
 		segment: make([]byte, scratchSize),
@@ -144,7 +146,7 @@ func (w *worker) run() (err error) {
 // round moves some packets in both directions and reports whether there may be more.
 func (w *worker) round() bool {
 	w.view = w.engine.view.Load()
-	w.flows.now = tickOf(w.now())
+	w.flows.now = tickOf(w.now().Sub(w.start))
 	more := w.outbound()
 	return w.ready.outer && w.inbound() || more
 }

@@ -1,7 +1,9 @@
 package lease
 
 import (
+	"log/slog"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -170,5 +172,16 @@ func TestWallClockIgnoresSuspend(t *testing.T) {
 	// A time with a monotonic reading differs from itself without; one of the wall clock does not.
 	if now := wallClock(); now != now.Round(0) { //nolint:staticcheck // the comparison of the readings is meant
 		t.Error("wallClock carries a monotonic reading, which stands still while the machine sleeps")
+	}
+}
+
+func TestExpiryInTheLog(t *testing.T) {
+	at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	var b strings.Builder
+	log := slog.New(slog.NewTextHandler(&b, nil))
+	log.Info("never", expiry(Lease{}))
+	log.Info("then", expiry(Lease{Expires: at}))
+	if got := b.String(); strings.Count(got, "expires=") != 1 || !strings.Contains(got, "msg=then expires=2030-01-01") {
+		t.Error(got)
 	}
 }

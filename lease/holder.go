@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 )
 
@@ -119,7 +120,7 @@ func (h *holder) claim(ctx context.Context) {
 	if h.claimed && !l.SameSubnets(h.state.Self) {
 		log = h.m.options.Log.Error // pods of this node keep addresses that are no longer its
 	}
-	log("lease claimed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), "expires", l.Expires,
+	log("lease claimed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l),
 		"before", r.Previous, "before6", r.Previous6)
 	h.held, h.claimed = true, true
 	h.keep(l)
@@ -135,9 +136,17 @@ func (h *holder) renew(ctx context.Context) {
 		return
 	}
 	if h.done(err) {
-		h.m.options.Log.Info("lease renewed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), "expires", l.Expires)
+		h.m.options.Log.Info("lease renewed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l))
 		h.keep(l)
 	}
+}
+
+// expiry is when the lease expires, for the log: nothing where that is never or not known.
+func expiry(l Lease) slog.Attr {
+	if l.Expires.IsZero() {
+		return slog.Attr{}
+	}
+	return slog.Time("expires", l.Expires)
 }
 
 // done notes how a claim or a renewal went, and plans the next try if it failed.

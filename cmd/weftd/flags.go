@@ -227,7 +227,7 @@ func ownOptions(c *config) []option {
 			usage: "packet workers; 0 is one for each CPU", value: number(&c.workers, 0, 0, dataplane.MaxWorkers)},
 		{name: "spin", takes: yesOrNo, own: true,
 			usage: "let a packet worker look for the next packet a little longer before it sleeps, while traffic goes on; " +
-				"never on one CPU", value: yesNo(&c.spin, true)},
+				"never on one CPU, nor on one that other programs want for themselves", value: yesNo(&c.spin, true)},
 		{name: "source-port", takes: "a whole number from 0 to 65535", own: true,
 			usage: "packet worker i sends from this UDP port plus i, for networks that spread by port; 0 is the backend's port",
 			value: number(&c.sourcePort, 0, 0, math.MaxUint16)},
