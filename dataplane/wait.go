@@ -36,6 +36,7 @@ type waiter struct {
 	steady habit     // and within quietWait
 	work   workload
 	cpu    contention
+	over   time.Time // the end of the last wait
 }
 
 // habit rises with each wait that was short, and falls with each other.
@@ -100,9 +101,10 @@ func (w *waiter) fallAsleep(fds []unix.PollFd) error {
 // poll waits until one of fds is ready.
 func (w *waiter) poll(fds []unix.PollFd, clock func() time.Time) error {
 	start := clock()
+	w.cpu.worked(start, start.Sub(w.over))
 	defer func() {
-		now := clock()
-		w.waited(now, now.Sub(start))
+		w.over = clock()
+		w.waited(w.over, w.over.Sub(start))
 	}()
 	if !w.steady.holds() {
 		return w.fallAsleep(fds)
