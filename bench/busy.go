@@ -11,8 +11,8 @@ import (
 // wait leaves no CPU idle.
 const busyPerCPU = 2
 
-// onBusyCPUs is a workload beside threads that take all the CPU time they get, as other programs on a node do: whose packets
-// wait for them? What the whole machine used includes these threads.
+// onBusyCPUs is a workload beside threads that take all the CPU time they get, as other programs on a node do. What
+// the whole machine used includes them.
 func onBusyCPUs(run workload) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
 		var over atomic.Bool

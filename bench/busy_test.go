@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOnBusyCPUs has the workload itself do nothing: the CPU time is that of others, and theirs ends with it.
+// TestOnBusyCPUs has the workload itself do nothing: the CPU time is that of others, and they end with it.
 func TestOnBusyCPUs(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(busyPerCPU*runtime.NumCPU() + 2))
 	used := func() time.Duration {
@@ -19,10 +19,12 @@ func TestOnBusyCPUs(t *testing.T) {
 		}
 		return time.Duration(u.Utime.Nano())
 	}
-	const enough = 300 * time.Millisecond
+	before := runtime.NumGoroutine()
 	f, err := onBusyCPUs(func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
-		begin := time.Now()
-		for before := used(); used()-before < enough; time.Sleep(time.Millisecond) {
+		begin, start := time.Now(), used()
+		for busy := false; !busy; {
+			time.Sleep(100 * time.Millisecond)
+			busy = used()-start > time.Since(begin)/4 // a quarter of one CPU, which the looking does not take
 			if time.Since(begin) > 30*time.Second {
 				t.Fatal("the CPUs are not busy")
 			}
@@ -32,9 +34,11 @@ func TestOnBusyCPUs(t *testing.T) {
 	if err != nil || f["p50"] != 1 {
 		t.Errorf("%v, %v", f, err)
 	}
-	before := used()
-	time.Sleep(enough / busyPerCPU)
-	if after := used(); after-before > enough/10 {
-		t.Errorf("%v of CPU time after the end", after-before)
+	begin := time.Now()
+	for n := runtime.NumGoroutine(); n > before; n = runtime.NumGoroutine() {
+		if time.Since(begin) > 30*time.Second {
+			t.Fatalf("%d of %d goroutines are left", n-before, busyPerCPU*runtime.NumCPU())
+		}
+		runtime.Gosched() // one that is done may not have ended yet
 	}
 }
