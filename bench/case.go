@@ -142,7 +142,11 @@ func SelectCases(names []string) ([]Case, error) {
 			}
 		}
 		if !found {
-			return nil, fmt.Errorf("no workload is called %q", name)
+			var all []string
+			for _, c := range Cases() {
+				all = append(all, c.Name)
+			}
+			return nil, fmt.Errorf("no workload is called %q, nor begins so: there are %s", name, strings.Join(all, ", "))
 		}
 	}
 	return chosen, nil

@@ -205,8 +205,8 @@ func TestSelectCases(t *testing.T) {
 			t.Errorf("%s: %s, %v, want %s", c.given, got, err, c.want)
 		}
 	}
-	if _, err := SelectCases([]string{"quic"}); err == nil {
-		t.Error("a workload that does not exist is found")
+	if _, err := SelectCases([]string{"quic"}); err == nil || !strings.Contains(err.Error(), `"quic"`) || !strings.Contains(err.Error(), "rtt-busy, connect,") {
+		t.Errorf("a workload that does not exist: %v", err)
 	}
 	for _, c := range Cases() {
 		for _, name := range c.Headlines {
