@@ -99,6 +99,7 @@ const (
 
 	smallUDP, largeUDP = 64, 1400 // bytes of payload
 	manyFlows          = 256
+	longRun            = udpBatch // packets of one flow that a program sends at once
 	connectWorkers     = 4
 
 	lonePause = 20 * time.Millisecond // long enough for every CPU and daemon to fall asleep
@@ -112,10 +113,11 @@ func Cases() []Case {
 		{"tcp-4", "TCP, 4 streams", []string{"throughput"}, 2, tcpCase(4)},
 		{"tcp-16", "TCP, 16 streams", []string{"throughput"}, 2, tcpCase(16)},
 		{"tcp-busy", "TCP, 1 stream, busy CPUs", []string{"throughput"}, 2, onBusyCPUs(tcpCase(1))},
-		{"udp-64-1", "UDP 64 B, 1 flow", []string{"rate"}, 2, udpCase(smallUDP, 1)},
-		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(smallUDP, manyFlows)},
-		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(largeUDP, 1)},
-		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(largeUDP, manyFlows)},
+		{"udp-64-1", "UDP 64 B, 1 flow", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: 1})},
+		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: manyFlows})},
+		{"udp-64-runs", "UDP 64 B, 256 flows, 32 in a row", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: manyFlows, Run: longRun})},
+		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(UDPLoad{Size: largeUDP, Flows: 1})},
+		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(UDPLoad{Size: largeUDP, Flows: manyFlows})},
 		{"rtt-idle", "round trip, idle", []string{"p50", "p99", "p999"}, 2, rttCase(0)},
 		{"rtt-lone", "round trip, 50 a second", []string{"p50", "daemon_cpu_per_mpkt"}, 2, rttCase(lonePause)},
 		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttUnderLoad},
@@ -192,10 +194,9 @@ func tcpCase(streams int) workload {
 	}
 }
 
-func udpCase(size, flows int) workload {
+func udpCase(load UDPLoad) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
 		from, to := o.ends()
-		load := UDPLoad{Size: size, Flows: flows}
 		return o.carried(load, s, before, func(load UDPLoad) (UDPResult, error) { return UDP(ctx, from, to, load) })
 	}
 }

@@ -57,22 +57,22 @@ func TestNetnsTCPSaysWhenNothingAnswers(t *testing.T) {
 
 func TestNetnsUDP(t *testing.T) {
 	from, to := ends(t)
-	for _, flows := range []int{1, 3, 256} {
+	for _, load := range []bench.UDPLoad{{Flows: 1}, {Flows: 3}, {Flows: 256}, {Flows: 256, Run: 32}} {
 		for _, rate := range []float64{5000, 0} {
-			load := bench.UDPLoad{Size: 64, Flows: flows, Rate: rate, Duration: 300 * time.Millisecond}
+			load.Size, load.Rate, load.Duration = 64, rate, 300*time.Millisecond
 			r, err := bench.UDP(t.Context(), from, to, load)
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Logf("%d flows at %.0f: %+v", flows, rate, r)
+			t.Logf("%+v: %+v", load, r)
 			if rate > 0 && (r.Received != r.Sent || r.Sent < 1000 || r.Sent > 1510 || r.ReceivedRate < 3000 || r.ReceivedRate > 8000) {
-				t.Errorf("%d flows at %.0f packets a second: %+v", flows, rate, r)
+				t.Errorf("%+v: %+v", load, r)
 			}
 			if rate == 0 && r.ReceivedRate < 2*5000 {
-				t.Errorf("%d flows, a flood: %+v", flows, r)
+				t.Errorf("%+v, a flood: %+v", load, r)
 			}
 			if r.Reordered != 0 {
-				t.Errorf("a link between two devices reorders: %+v", r)
+				t.Errorf("%+v: a link between two devices reorders: %+v", load, r)
 			}
 		}
 	}

@@ -194,7 +194,7 @@ func TestCompare(t *testing.T) {
 
 func TestSelectCases(t *testing.T) {
 	for _, c := range []struct{ given, want string }{
-		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256"}, {"rtt,rtt-idle", "rtt-idle rtt-lone rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
+		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256 udp-64-runs"}, {"rtt,rtt-idle", "rtt-idle rtt-lone rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
 	} {
 		chosen, err := SelectCases(strings.Split(c.given, ","))
 		var names []string

@@ -16,6 +16,7 @@ import (
 type UDPLoad struct {
 	Size  int // of the payload, in bytes: 16 or more
 	Flows int // with different source addresses or ports; at most maxFlows
+	Run   int // packets of one flow in a row, before the next flow's turn; 0 is 1
 	// Rate is the packets per second to offer; 0 offers what the sender can.
 	Rate     float64
 	Duration time.Duration
@@ -149,7 +150,7 @@ func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sou
 	b := s.addBatch(first, flows)
 	for i := range b.messages {
 		if sources != nil {
-			b.setSource(i, sources[i%flows].As4())
+			b.setSource(i, sources[s.flowOf(i, flows)].As4())
 		}
 	}
 	return nil
@@ -167,21 +168,25 @@ func (s *udpSender) addFan(from End, to []netip.AddrPort) error {
 	}
 	b := s.addBatch(0, len(to))
 	for i := range b.messages {
-		b.setDestination(i, to[i%len(to)])
+		b.setDestination(i, to[s.flowOf(i, len(to))])
 	}
 	return nil
 }
 
-// addBatch makes the messages of a socket for flows from first on: a multiple of their number, so that every burst takes
-// up where the last one ended.
+// flowOf returns which of a socket's flows its i-th message is of.
+func (s *udpSender) flowOf(i, flows int) int { return i / max(s.load.Run, 1) % flows }
+
+// addBatch makes the messages of a socket for flows from first on: a run of each, so that every burst takes up where the last
+// one ended, and more turns until a burst can be whole.
 func (s *udpSender) addBatch(first, flows int) *batch {
-	n := flows
+	turn := flows * max(s.load.Run, 1)
+	n := turn
 	for n < udpBatch {
-		n += flows
+		n += turn
 	}
 	b := newBatch(n, s.load.Size)
 	for i := range n {
-		binary.BigEndian.PutUint32(b.payloads[i][flowOffset:], uint32(first+i%flows))
+		binary.BigEndian.PutUint32(b.payloads[i][flowOffset:], uint32(first+s.flowOf(i, flows)))
 	}
 	s.batches = append(s.batches, b)
 	return b
