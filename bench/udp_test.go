@@ -2,8 +2,13 @@ package bench
 
 import (
 	"encoding/binary"
+	"net"
+	"net/netip"
 	"slices"
 	"testing"
+	"time"
+
+	"weft/bench/lab"
 )
 
 // TestRunsOfFlows looks at the order in which a socket's messages are of its flows.
@@ -29,5 +34,54 @@ func TestRunsOfFlows(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestNetnsSourcesOfFlows looks at what arrives: each flow has a source of its own, and comes in runs.
+func TestNetnsSourcesOfFlows(t *testing.T) {
+	const flows, run = 2 * sourcesPerSocket, 4
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	conn, err := to.NS.ListenUDP(to.Addr, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	at := netip.AddrPortFrom(to.Addr, uint16(conn.LocalAddr().(*net.UDPAddr).Port))
+	s, err := newUDPSender(from, []netip.AddrPort{at}, UDPLoad{Size: 64, Flows: flows, Run: run})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(s.sockets)
+	sources := make(map[uint32]netip.AddrPort)
+	payload := make([]byte, 64)
+	if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	for len(sources) < flows {
+		n, err := s.burst(2*run, true)
+		if err != nil || n != 2*run {
+			t.Fatalf("%d packets sent, %v", n, err)
+		}
+		for i := range n {
+			_, source, err := conn.ReadFromUDPAddrPort(payload)
+			if err != nil {
+				t.Fatal(err)
+			}
+			flow := binary.BigEndian.Uint32(payload[flowOffset:])
+			if known, ok := sources[flow]; ok && known != source {
+				t.Fatalf("flow %d comes from %s and %s", flow, known, source)
+			} else if ok != (i%run > 0) {
+				t.Fatalf("packet %d of a burst is of flow %d, seen before: %v", i, flow, ok)
+			}
+			sources[flow] = source
+		}
+	}
+	all := make(map[netip.AddrPort]bool)
+	for _, source := range sources {
+		all[source] = true
+	}
+	if len(all) != flows {
+		t.Errorf("%d sources for %d flows", len(all), flows)
 	}
 }
