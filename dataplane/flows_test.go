@@ -3,8 +3,10 @@ package dataplane
 import (
 	"encoding/binary"
 	"slices"
+	"sync/atomic"
 	"testing"
 
+	"weft/bench/lab"
 	"weft/dataplane/tun"
 )
 
@@ -125,5 +127,57 @@ func TestRoundSaysWhatIsLeft(t *testing.T) {
 		if !b.worker.round() || b.inner == nil {
 			t.Errorf("class %d: nothing is left, or the other queue was read", c)
 		}
+	}
+}
+
+// countingQueue counts the bytes that were read from a queue.
+type countingQueue struct {
+	innerPort
+	read *atomic.Int64
+}
+
+func (q countingQueue) Read() (tun.Frame, error) {
+	f, err := q.innerPort.Read()
+	q.read.Add(int64(len(f.Packet)))
+	return f, err
+}
+
+// countReads has the workers of an engine that does not run yet count what they read from the queues of each class.
+func countReads(e *Engine, read *[classes]atomic.Int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, w := range e.workers {
+		for c, q := range w.nextInner.Load().queues {
+			counting := countingQueue{q, &read[c]}
+			delete(e.open, q)
+			e.open[counting] = struct{}{}
+			w.nextInner.Load().queues[c] = counting
+		}
+	}
+}
+
+// TestNetnsBulkFlowsHaveAQueueOfTheirOwn sends a TCP stream from one pod to another, then small datagrams, and looks through
+// which queues they leave the sender's node.
+func TestNetnsBulkFlowsHaveAQueueOfTheirOwn(t *testing.T) {
+	if err := lab.NeedTUN(); err != nil {
+		t.Skip("NOT TESTED: ", err)
+	}
+	var read [classes]atomic.Int64
+	l := lab.Start(t, lab.Options{})
+	ov := &overlay{lab: l}
+	ov.engines = append(ov.engines,
+		startPrepared(t, l.Nodes[0], subnetOf(0), Config{}, func(e *Engine) { countReads(e, &read) }),
+		startEngine(t, l.Nodes[1], subnetOf(1), Config{}))
+	ov.connect()
+	from, to := ov.pod(0), ov.pod(1)
+	const size = 64 << 20
+	must(t, lab.CheckTCP(t.Context(), from.NS, to.NS, podAddr(1), size))
+	if n := read[bulk].Load(); n < size*9/10 {
+		t.Errorf("%d bytes of a stream of %d left by the queues of bulk flows", n, size)
+	}
+	before := read[sparse].Load()
+	must(t, lab.CheckUDP(t.Context(), from.NS, to.NS, podAddr(1), 1000, 1000, 1000, 1000))
+	if n := read[sparse].Load() - before; n < 3*1000 { // the first may leave by any queue
+		t.Errorf("%d bytes of four datagrams of 1,000 left by the queues of sparse flows", n)
 	}
 }

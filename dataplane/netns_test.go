@@ -93,6 +93,12 @@ func (r *running) asNode() fib.Node {
 
 func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config) *running {
 	t.Helper()
+	return startPrepared(t, node, subnet, c, func(*Engine) {})
+}
+
+// startPrepared is startEngine with a change to the engine before it runs.
+func startPrepared(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, prepare func(*Engine)) *running {
+	t.Helper()
 	r := &running{node: node, subnet: subnet, log: &logBuffer{}}
 	c.Device, c.Bind, c.MTU = "flannel%d", netip.AddrPortFrom(node.Addr, 8285), 1472
 	if c.Workers == 0 {
@@ -103,6 +109,7 @@ func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config) *r
 		r.Engine, err = Open(c)
 		return err
 	}))
+	prepare(r.Engine)
 	r.configureDevice(t)
 	if len(node.Pods) > 0 {
 		must(t, node.Attach(lab.SubnetEnv{Network: overlayNetwork, Subnet: netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()), MTU: 1472}))
