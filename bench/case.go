@@ -99,7 +99,7 @@ const (
 
 	smallUDP, largeUDP = 64, 1400 // bytes of payload
 	manyFlows          = 256
-	longRun            = udpBatch // packets of one flow that a program sends at once
+	longRun            = 32 // packets of one flow that a program sends at once
 	connectWorkers     = 4
 
 	lonePause = 20 * time.Millisecond // long enough for every CPU and daemon to fall asleep

@@ -62,13 +62,18 @@ func podAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 5, byte(i + 
 // startOverlay builds a lab and starts an engine in every node, the i-th with configs[i], or the last.
 func startOverlay(t *testing.T, o lab.Options, configs ...Config) *overlay {
 	t.Helper()
-	if err := lab.NeedTUN(); err != nil {
-		t.Skip("NOT TESTED: ", err)
-	}
+	return startPrepared(t, o, func(int, *Engine) {}, configs...)
+}
+
+// startPrepared is startOverlay with a change to the engine of each node, which are counted from 0, before it runs.
+func startPrepared(t *testing.T, o lab.Options, prepare func(node int, e *Engine), configs ...Config) *overlay {
+	t.Helper()
+	lab.SkipWithoutTUN(t)
 	l := lab.Start(t, o)
 	ov := &overlay{lab: l}
 	for i, node := range l.Nodes {
-		ov.engines = append(ov.engines, startEngine(t, node, subnetOf(i), configs[min(i, len(configs)-1)]))
+		ov.engines = append(ov.engines, startEngine(t, node, subnetOf(i), configs[min(i, len(configs)-1)],
+			func(e *Engine) { prepare(i, e) }))
 	}
 	ov.connect()
 	return ov
@@ -91,13 +96,7 @@ func (r *running) asNode() fib.Node {
 	return fib.Node{Name: r.node.Name, Prefixes: []netip.Prefix{r.subnet}, Endpoint: netip.AddrPortFrom(r.node.Addr, 8285)}
 }
 
-func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config) *running {
-	t.Helper()
-	return startPrepared(t, node, subnet, c, func(*Engine) {})
-}
-
-// startPrepared is startEngine with a change to the engine before it runs.
-func startPrepared(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, prepare func(*Engine)) *running {
+func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, prepare func(*Engine)) *running {
 	t.Helper()
 	r := &running{node: node, subnet: subnet, log: &logBuffer{}}
 	c.Device, c.Bind, c.MTU = "flannel%d", netip.AddrPortFrom(node.Addr, 8285), 1472
