@@ -178,7 +178,7 @@ func TestNetnsIPIP(t *testing.T) {
 
 // TestNetnsWireGuard runs in the kernel, or where that has no WireGuard, in the daemon's process.
 func TestNetnsWireGuard(t *testing.T) {
-	needTUN(t)
+	lab.SkipWithoutTUN(t)
 	c := startCluster(t, `{"Type":"wireguard","PSK":"`+Key{7}.Base64()+`","PersistentKeepaliveInterval":1}`, bothFamilies)
 	c.attach()
 	a, b := c.Nodes[0], c.Nodes[1]
@@ -195,7 +195,7 @@ func TestNetnsWireGuard(t *testing.T) {
 
 // TestNetnsUDP is the udp backend with the packet engine, which owns the device.
 func TestNetnsUDP(t *testing.T) {
-	needTUN(t)
+	lab.SkipWithoutTUN(t)
 	c := startCluster(t, `{"Type":"udp"}`, lab.Options{})
 	c.attach()
 	a, b := c.Nodes[0], c.Nodes[1]

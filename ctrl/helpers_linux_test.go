@@ -7,8 +7,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-
-	"weft/bench/lab"
 )
 
 var errSoFar = errors.New("not so far")
@@ -115,14 +113,6 @@ func deviceBreakages(dev string) []breakage {
 		{"address deleted", func(k *Kernel) error {
 			return k.h.AddrDel(must(k.h.LinkByName(dev)), &netlink.Addr{IPNet: ipNet(prefix("10.5.1.0/32"))})
 		}},
-	}
-}
-
-// needTUN skips the test where we may not make TUN devices.
-func needTUN(t *testing.T) {
-	t.Helper()
-	if err := lab.NeedTUN(); err != nil {
-		t.Skipf("NOT TESTED: %v", err)
 	}
 }
 

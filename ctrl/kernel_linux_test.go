@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"weft/bench/lab"
 	"weft/lease"
 )
 
@@ -96,7 +98,7 @@ func testUDP(t *testing.T) (Backend, lease.Lease) {
 
 // TestNetnsUDPRepairs breaks the udp backend's kernel state in every way and waits for the repair.
 func TestNetnsUDPRepairs(t *testing.T) {
-	needTUN(t)
+	lab.SkipWithoutTUN(t)
 	g := newRig(t)
 	b, self := testUDP(t)
 	want := b.Plan(self, nil)

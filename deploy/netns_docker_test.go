@@ -356,9 +356,7 @@ func leasedByContainer(n *lab.Node, at string) (netip.Prefix, error) {
 // TestNetnsDockerOnTheLeasedSubnet starts dockerd on two nodes with what weft docker-opts writes. Containers reach each other
 // and are seen under their own addresses.
 func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
-	if err := lab.NeedTUN(); err != nil {
-		t.Skipf("NOT TESTED: %v", err)
-	}
+	lab.SkipWithoutTUN(t)
 	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: -1})
 	etcd, err := etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
 	if err != nil {

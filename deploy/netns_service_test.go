@@ -67,9 +67,7 @@ func hostRoot(t *testing.T) string {
 
 // TestNetnsSystemdUnit runs the unit's command line with the rights that the unit leaves it, and plays systemd's part.
 func TestNetnsSystemdUnit(t *testing.T) {
-	if err := lab.NeedTUN(); err != nil {
-		t.Skipf("NOT TESTED: %v", err)
-	}
+	lab.SkipWithoutTUN(t)
 	unit := settings(t, "systemd/weftd.service")
 	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
 	startEtcd(t, n)
@@ -164,9 +162,7 @@ func TestSystemdAcceptsTheUnit(t *testing.T) {
 
 // TestNetnsSupervisorProgram runs the supervisor example's command.
 func TestNetnsSupervisorProgram(t *testing.T) {
-	if err := lab.NeedTUN(); err != nil {
-		t.Skipf("NOT TESTED: %v", err)
-	}
+	lab.SkipWithoutTUN(t)
 	program := settings(t, "supervisor/weftd.conf")
 	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
 	startEtcd(t, n)

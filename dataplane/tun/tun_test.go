@@ -59,9 +59,7 @@ var openers = map[string]func(Config) (*Device, error){"portable": OpenPortable,
 // open makes a device with an address in a namespace of its own.
 func open(t *testing.T, how string, c Config) (*Device, *lab.NS) {
 	t.Helper()
-	if err := lab.NeedTUN(); err != nil {
-		t.Skip("NOT TESTED: ", err)
-	}
+	lab.SkipWithoutTUN(t)
 	ns, err := lab.NewNS("tun-" + how)
 	must(t, err)
 	t.Cleanup(func() { must(t, ns.Close()) })
