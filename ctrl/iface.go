@@ -210,7 +210,7 @@ func (c *chooser) byRegex(re *regexp.Regexp) (Iface, error) {
 		}
 		var fixed []netip.Addr
 		for _, a := range c.ordered(l.Name) {
-			if re.MatchString(a.String()) {
+			if c.usable(a) && re.MatchString(a.String()) {
 				fixed = append(fixed, a)
 			}
 		}
@@ -293,19 +293,27 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 	i := Iface{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: l.MTU}
 	for _, a := range append(slices.Clone(fixed), c.ordered(dev)...) {
 		switch {
-		case a.Is4() && c.o.IPv4 && !i.Addr.IsValid():
+		case !c.usable(a):
+		case a.Is4() && !i.Addr.IsValid():
 			i.Addr = a
-		case a.Is6() && c.o.IPv6 && !i.Addr6.IsValid():
+		case a.Is6() && !i.Addr6.IsValid():
 			i.Addr6 = a
 		}
 	}
 	switch {
 	case c.o.IPv4 && !i.Addr.IsValid():
-		return Iface{}, fmt.Errorf("%s has no IPv4 address", dev)
+		return Iface{}, fmt.Errorf("%s has no IPv4 address that other nodes could reach", dev)
 	case c.o.IPv6 && !i.Addr6.IsValid():
-		return Iface{}, fmt.Errorf("%s has no IPv6 address", dev)
+		return Iface{}, fmt.Errorf("%s has no IPv6 address that other nodes could reach", dev)
 	}
 	return i, nil
+}
+
+// usable reports whether an address is of a family that is wanted, and of a kind that other nodes could reach: as flannel
+// (pkg/ip/iface.go), not one of the loopback network.
+func (c *chooser) usable(a netip.Addr) bool {
+	wanted := a.Is4() && c.o.IPv4 || a.Is6() && c.o.IPv6
+	return wanted && (a.IsGlobalUnicast() || a.IsLinkLocalUnicast())
 }
 
 // ordered lists a device's addresses, best first: global before link-local, permanent before dynamic, plain before

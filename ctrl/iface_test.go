@@ -77,7 +77,7 @@ func TestChoose(t *testing.T) {
 		{name: "by name", o: IfaceOptions{IPv4: true, Iface: []string{"eth1"}}, want: "eth1 192.168.7.1 - 192.168.7.1 -", because: "--iface=eth1"},
 		{
 			name: "by name, the first that fits", o: IfaceOptions{IPv4: true, Iface: []string{"eth9", "ll0", "eth1"}}, want: "eth1 192.168.7.1 - 192.168.7.1 -",
-			because: "--iface=eth1 (after --iface=eth9 (no such interface), --iface=ll0 (ll0 has no IPv4 address))",
+			because: "--iface=eth1 (after --iface=eth9 (no such interface), --iface=ll0 (ll0 has no IPv4 address that other nodes could reach))",
 		},
 		{name: "by address, which becomes ours", o: IfaceOptions{IPv4: true, IPv6: true, Iface: []string{"192.168.7.2"}}, want: "eth1 192.168.7.2 fd07::1 192.168.7.2 fd07::1"},
 		{name: "by IPv6 address", o: IfaceOptions{IPv4: true, IPv6: true, Iface: []string{"2a00::1"}}, want: "eth0 10.0.0.5 2a00::1 10.0.0.5 2a00::1"},
@@ -94,7 +94,11 @@ func TestChoose(t *testing.T) {
 		{name: "regex passes over overlay devices", o: IfaceOptions{IPv4: true, Regex: re(`192\.168\.99`, "flannel")}, err: "(matches no address and no name)"},
 		{name: "regex in order", o: IfaceOptions{IPv4: true, Regex: re("nothing", "eth1", "eth0")}, want: "eth1 192.168.7.1 - 192.168.7.1 -"},
 		{name: "iface before regex", o: IfaceOptions{IPv4: true, Regex: re("eth1"), Iface: []string{"eth0"}}, want: "eth0 10.0.0.5 - 10.0.0.5 -"},
-		{name: "regex on an address without the needed family", o: IfaceOptions{IPv4: true, Regex: re("fe80::6")}, err: "ll0 has no IPv4 address"},
+		{name: "regex on an address of a family that is off", o: IfaceOptions{IPv4: true, Regex: re("fe80::6")}, err: "matches no address and no name"},
+		{name: "regex on a name, and on an address of a family that is off", o: IfaceOptions{IPv4: true, Regex: re("^2|h1$")}, want: "eth1 192.168.7.1 - 192.168.7.1 -"},
+		{name: "regex on everything passes over loopback", o: IfaceOptions{IPv4: true, Regex: re(".*")}, want: "eth0 10.0.0.5 - 10.0.0.5 -"},
+		{name: "loopback by name", o: IfaceOptions{IPv4: true, Iface: []string{"lo"}}, err: "lo has no IPv4 address that other nodes could reach"},
+		{name: "loopback by address", o: IfaceOptions{IPv4: true, Iface: []string{"127.0.0.1"}}, err: "lo has no IPv4 address that other nodes could reach"},
 		{name: "regex on a name without the needed family", o: IfaceOptions{IPv4: true, Regex: re("^ll0")}, err: "ll0 has no IPv4 address"},
 
 		{name: "can reach", o: IfaceOptions{IPv4: true, CanReach: addr("192.168.0.9")}, want: "eth1 192.168.7.2 - 192.168.7.2 -", because: "--iface-can-reach=192.168.0.9"},
