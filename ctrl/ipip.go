@@ -23,7 +23,7 @@ func newIPIP(n lease.Network, s Self) (Backend, error) {
 	if err := decode(n, &c); err != nil {
 		return nil, err
 	}
-	mtu, err := deviceMTU(s, 0, encap.OverheadIPIP)
+	mtu, err := deviceMTU(n, s, 0, encap.OverheadIPIP)
 	if err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"weft/encap"
 	"weft/lease"
 )
 
@@ -142,18 +143,20 @@ func inRange(key string, v, low, high int) error {
 	return nil
 }
 
-// minDeviceMTU is the smallest MTU that IPv4 may have (RFC 791), bytes.
-const minDeviceMTU = 68
-
 // deviceMTU is what is left of the underlay's MTU for an overlay device. The config may name one below the
-// interface's, for a path that carries less; a larger one could not leave the interface.
-func deviceMTU(s Self, configured, overhead int) (int, error) {
+// interface's, for a path that carries less; a larger one could not leave the interface. One that is too small for IPv6
+// the kernel gives no IPv6 address.
+func deviceMTU(n lease.Network, s Self, configured, overhead int) (int, error) {
 	mtu, of := s.Iface.MTU, "of interface "+s.Iface.Name
 	if configured != 0 && configured < mtu {
 		mtu, of = configured, "of the config"
 	}
-	if mtu-overhead < minDeviceMTU {
-		return 0, fmt.Errorf("MTU %d %s leaves less than %d bytes after %d of overhead", mtu, of, minDeviceMTU, overhead)
+	least, version := encap.MinMTU4, 4
+	if n.IPv6Network.IsValid() {
+		least, version = encap.MinMTU6, 6
+	}
+	if mtu-overhead < least {
+		return 0, fmt.Errorf("MTU %d %s leaves less than the %d bytes that IPv%d needs, after %d of overhead", mtu, of, least, version, overhead)
 	}
 	return mtu - overhead, nil
 }

@@ -54,7 +54,11 @@ func newUDP(n lease.Network, s Self) (Backend, error) {
 	if err := inRange("Port", c.Port, 1, 65535); err != nil {
 		return nil, err
 	}
-	mtu, err := deviceMTU(s, 0, encap.OverheadUDP4)
+	overhead := encap.OverheadUDP4
+	if !s.Iface.Addr.IsValid() {
+		overhead = encap.OverheadUDP6
+	}
+	mtu, err := deviceMTU(n, s, 0, overhead)
 	if err != nil {
 		return nil, err
 	}

@@ -52,10 +52,10 @@ func newVXLAN(n lease.Network, s Self) (Backend, error) {
 	}
 	v := &vxlan{network: n, self: s, vni: c.VNI, port: c.Port, gbp: c.GBP, learning: c.Learning, directRouting: c.DirectRouting}
 	var err error
-	if v.mtu4, err = deviceMTU(s, c.MTU, encap.OverheadVXLAN4); err != nil {
+	if v.mtu4, err = deviceMTU(n, s, c.MTU, encap.OverheadVXLAN4); err != nil {
 		return nil, err
 	}
-	if v.mtu6, err = deviceMTU(s, c.MTU, encap.OverheadVXLAN6); err != nil {
+	if v.mtu6, err = deviceMTU(n, s, c.MTU, encap.OverheadVXLAN6); err != nil {
 		return nil, err
 	}
 	v.vtep, v.data = v.end(s.VTEP, s.Iface.Public.String())

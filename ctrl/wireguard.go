@@ -68,7 +68,7 @@ func newWireGuard(n lease.Network, s Self) (Backend, error) {
 	if w.publicKey, err = s.PrivateKey.public(); err != nil {
 		return nil, err
 	}
-	w.mtu, err = deviceMTU(s, c.MTU, encap.OverheadWireGuard)
+	w.mtu, err = deviceMTU(n, s, c.MTU, encap.OverheadWireGuard)
 	return w, err
 }
 
