@@ -41,7 +41,7 @@ func TestSetTOS(t *testing.T) {
 			v4 := packet4("10.5.1.2", "10.5.2.3", ProtoUDP, flagDF, nil, nil)
 			SetTOS(v4, uint8(was))
 			SetTOS(v4, uint8(tos))
-			if slowSum(v4[:20]) != 0xffff || v4[1] != uint8(tos) {
+			if slowSum(v4[:20]) != 0xffff || v4[1] != uint8(tos) || TOS(v4) != uint8(tos) {
 				t.Fatalf("%#x to %#x: %x", was, tos, v4)
 			}
 		}
@@ -49,7 +49,7 @@ func TestSetTOS(t *testing.T) {
 		v6[1] |= 5 // the flow label's first bits
 		want := bytes.Clone(v6)
 		SetTOS(v6, uint8(tos))
-		if in := mustParse(t, v6); in.TOS != uint8(tos) || v6[1]&0x0f != 5 {
+		if in := mustParse(t, v6); in.TOS != uint8(tos) || TOS(v6) != uint8(tos) || v6[1]&0x0f != 5 {
 			t.Fatalf("%#x: %x", tos, v6[:4])
 		}
 		SetTOS(v6, 0)

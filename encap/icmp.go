@@ -46,10 +46,12 @@ func AppendUnreachable(dst []byte, pkt []byte, in *Inner) []byte {
 }
 
 // AppendTooBig appends the ICMP message "fragmentation needed" (IPv6: "packet too big") with the MTU in bytes
-// that the inner sender should use, under the same rules as AppendUnreachable.
+// that the inner sender should use, under the same rules as AppendUnreachable. IPv6 is told no less than MinMTU6, below
+// which Linux does not listen (net/ipv6/route.c, __ip6_rt_update_pmtu): what carries less has to cut the packets itself
+// (RFC 2473 section 7.1).
 func AppendTooBig(dst []byte, pkt []byte, in *Inner, mtu int) []byte {
 	if in.Version == 6 {
-		return appendICMP(dst, pkt, in, icmp6TooBig, 0, uint32(mtu))
+		return appendICMP(dst, pkt, in, icmp6TooBig, 0, uint32(max(mtu, MinMTU6)))
 	}
 	return appendICMP(dst, pkt, in, icmp4Unreachable, icmp4FragNeeded, uint32(min(mtu, 0xffff)))
 }

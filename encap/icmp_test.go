@@ -31,6 +31,20 @@ func TestUnreachableGolden(t *testing.T) {
 	}
 }
 
+// TestUnreachableGolden6 has an odd number of bytes and room that was used before.
+func TestUnreachableGolden6(t *testing.T) {
+	pkt := packet6("fd00::1", "fd00::2", ProtoUDP, []byte{0x13, 0x88, 0x13, 0x89, 0, 9, 0xbe, 0xef, 0x5a})
+	used := bytes.Repeat([]byte{0xaa}, MaxICMP)
+	got := hex.EncodeToString(AppendUnreachable(used[:0], pkt, mustParse(t, pkt)))
+	addrs := "fd000000000000000000000000000001" + "fd000000000000000000000000000002"
+	want := "6c000000" + "00393a40" + addrs[32:] + addrs[:32] + // hop limit 64, from the destination
+		"01005930" + "00000000" + // no route
+		hex.EncodeToString(pkt)
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
 // verify4 checks the checksums and the length of an ICMP message over IPv4, by the slow sum.
 func verify4(t *testing.T, msg []byte) {
 	t.Helper()
@@ -86,10 +100,24 @@ func TestTooBig(t *testing.T) {
 	}
 }
 
+// IPv6 does not listen to less than 1280 bytes, and IPv4's field has 16 bits.
+func TestTooBigSaysWhatIsHeard(t *testing.T) {
+	v4, v6 := packet4("10.5.1.2", "10.5.2.2", ProtoUDP, flagDF, nil, nil), packet6("fd00::1", "fd00::2", ProtoUDP, nil)
+	for _, c := range []struct {
+		pkt       []byte
+		at        int
+		mtu, want uint32
+	}{{v6, 44, 1252, 1280}, {v6, 44, 1281, 1281}, {v6, 44, 70000, 70000}, {v4, 24, 1252, 1252}, {v4, 24, 70000, 65535}} {
+		if got := binary.BigEndian.Uint32(AppendTooBig(nil, c.pkt, mustParse(t, c.pkt), int(c.mtu))[c.at:]); got != c.want {
+			t.Errorf("IPv%d, %d bytes: told %d, want %d", c.pkt[0]>>4, c.mtu, got, c.want)
+		}
+	}
+}
+
 // TestShortPacketsAreQuotedWhole guards against reading behind a packet that is shorter than its header and 8 bytes.
 func TestShortPacketsAreQuotedWhole(t *testing.T) {
 	for n := range 9 {
-		backing := append(packet4("10.5.1.2", "10.5.9.9", ProtoUDP, 0, nil, make([]byte, n)), 0xaa, 0xbb, 0xcc)
+		backing := append(packet4("10.5.1.2", "10.5.9.9", ProtoUDP, 0, nil, bytes.Repeat([]byte{0x5a}, n)), 0xaa, 0xbb, 0xcc)
 		pkt := backing[:20+n]
 		msg := AppendUnreachable(nil, pkt, mustParse(t, pkt))
 		verify4(t, msg)

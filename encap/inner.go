@@ -38,7 +38,6 @@ type Inner struct {
 	Proto     uint8 // of the upper layer
 	TOS       uint8 // DSCP and ECN: IPv4's TOS, IPv6's traffic class
 	DF        bool  // must not be fragmented on the way: the flag in IPv4, always so in IPv6
-	Fragment  bool  // a piece of a larger packet, first or later
 	Later     bool  // a fragment other than the first: it has no upper-layer header
 }
 
@@ -79,7 +78,6 @@ func parse4(b []byte) (Inner, error) {
 		Proto:     b[9],
 		TOS:       b[1],
 		DF:        flags&flagDF != 0,
-		Fragment:  flags&(flagMF|maskOffset) != 0,
 		Later:     flags&maskOffset != 0,
 	}, nil
 }
@@ -128,7 +126,6 @@ func (in *Inner) skipExtensions(b []byte) error {
 				return ErrTooShort
 			}
 			size = 8
-			in.Fragment = true
 			in.Later = binary.BigEndian.Uint16(rest[2:])&^7 != 0
 		default:
 			return nil

@@ -61,13 +61,6 @@ func Pseudo(addrs []byte, proto uint8, length int) uint16 {
 	return Sum(addrs, Fold(n>>16+n&0xffff+uint64(proto)))
 }
 
-// Update returns the checksum field of a message in which one 16-bit word changed
-// from old to new; check is the field as it was (RFC 1624, equation 3). A UDP
-// checksum of zero means "none" and must not be updated.
-func Update(check, old, new uint16) uint16 {
-	return ^Add(Add(^check, ^old), new)
-}
-
 // sumPlain is Sum in plain Go.
 func sumPlain(b []byte, initial uint16) uint16 {
 	return finish(addPlain(start(initial), b))

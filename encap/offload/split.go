@@ -281,22 +281,3 @@ func (s *Splitter) putTCP(dst []byte, n int) uint64 {
 	s.seq += uint32(n)
 	return uint64(seq>>16) + uint64(seq&0xffff) + uint64(flags)
 }
-
-// Complete finishes, in place, the checksum of a frame that is not cut: what Splitter does for GSONone, for
-// callers that send the frame from where it lies. Without NeedsChecksum it does nothing. The error is
-// ErrGSOType or ErrChecksumPlace.
-func Complete(h Header, frame []byte) error {
-	if h.GSO != GSONone {
-		return ErrGSOType
-	}
-	if h.Flags&NeedsChecksum == 0 {
-		return nil
-	}
-	start := int(h.ChecksumStart)
-	place := start + int(h.ChecksumOffset)
-	if place == 0 || place+2 > len(frame) {
-		return ErrChecksumPlace
-	}
-	putChecksum(frame[place:], checksum.Sum(frame[start:], 0))
-	return nil
-}

@@ -145,7 +145,7 @@ func TestSplitZeroChecksum(t *testing.T) {
 	}
 }
 
-// TestSingle holds Split and Complete on frames that are not cut against the complete packet.
+// TestSingle holds Split on frames that are not cut against the complete packet.
 func TestSingle(t *testing.T) {
 	for i, p := range superFrames(3, 200) {
 		want := p.encode()
@@ -157,13 +157,6 @@ func TestSingle(t *testing.T) {
 		if got := splitAll(t, h, frame); len(got) != 1 || !bytes.Equal(got[0], want) {
 			t.Fatalf("frame %d through Split: other bytes", i)
 		}
-		if err := Complete(h, frame); err != nil || !bytes.Equal(frame, want) {
-			t.Fatalf("frame %d through Complete: %v, other bytes", i, err)
-		}
-	}
-	plain := []byte{1, 2, 3}
-	if err := Complete(Header{Flags: DataValid}, plain); err != nil || !bytes.Equal(plain, []byte{1, 2, 3}) {
-		t.Errorf("Complete without NeedsChecksum: %v, %v", err, plain)
 	}
 }
 
@@ -229,15 +222,7 @@ func TestSplitErrors(t *testing.T) {
 			if _, err := Split(h, b); !errors.Is(err, tt.want) {
 				t.Errorf("Split: %v, want %v", err, tt.want)
 			}
-			if h.GSO == GSONone && h.Flags != 0 {
-				if err := Complete(h, b); !errors.Is(err, tt.want) {
-					t.Errorf("Complete: %v, want %v", err, tt.want)
-				}
-			}
 		})
-	}
-	if err := Complete(Header{GSO: GSOTCPv4}, nil); !errors.Is(err, ErrGSOType) {
-		t.Errorf("Complete of a GSO frame: %v, want %v", err, ErrGSOType)
 	}
 }
 
