@@ -252,6 +252,19 @@ func TestMergeBadChecksums(t *testing.T) {
 }
 
 // TestMergeTinyLimits runs into every bound: nothing may be lost, doubled or put out of order.
+// TestMergeLongest joins to the last byte that an IP length field can say.
+func TestMergeLongest(t *testing.T) {
+	for i, p := range newTraffic(1, 4).flows {
+		payload := 65535 - len(p.encode())
+		p.payload = strings.Repeat("\xff", payload)
+		h, frame := p.superFrame((payload + 59) / 60)
+		out := write(everything(), splitAll(t, h, frame)...)
+		if len(out) != 1 || !bytes.Equal(out[0].frame, frame) {
+			t.Errorf("flow %d: %d frames, want the one of %d bytes", i, len(out), len(frame))
+		}
+	}
+}
+
 func TestMergeTinyLimits(t *testing.T) {
 	for _, l := range []Limits{
 		{TCP: true, UDP: true, Flows: 1, Trains: 1, Pieces: 1},
