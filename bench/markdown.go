@@ -44,7 +44,7 @@ func (r *Result) rivalsIn(e Environment) []string {
 func (r *Result) Markdown(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	f := r.Facts
-	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest); in bold the ratio to %s in the same round, median.\n",
+	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest), ≥ where the sender was the limit; in bold the ratio to %s in the same round, median.\n",
 		f.Time.Format("2006-01-02"), f.Kernel, f.CPUs, f.CPU, f.Arch, f.Version, f.Commit, r.Rounds, reference)
 	for _, e := range r.environments() {
 		r.markdownTable(b, e)
@@ -66,8 +66,7 @@ func (r *Result) markdownTable(b io.Writer, e Environment) {
 			info := figureInfo(name)
 			fmt.Fprintf(b, "| %s%s |", c.Title, headlineSuffix(c, info))
 			for _, rival := range rivals {
-				s := r.find(e, c.Name, rival)
-				fmt.Fprintf(b, " %s |", cell(s.spread(name), s.ratio(r.find(e, c.Name, to), name), info, rival == to))
+				fmt.Fprintf(b, " %s |", cell(r.find(e, c.Name, rival), r.find(e, c.Name, to), info))
 			}
 			fmt.Fprintln(b)
 		}
@@ -82,15 +81,17 @@ func headlineSuffix(c Case, info FigureInfo) string {
 	return " " + info.Title + ", " + info.Unit
 }
 
-func cell(s, ratio Spread, info FigureInfo, isReference bool) string {
-	if s.N == 0 {
+// cell is what a table says about a figure of one series.
+func cell(s, to *Series, info FigureInfo) string {
+	spread, ratio := s.spread(info.Name), s.ratio(to, info.Name)
+	if spread.N == 0 {
 		return "-"
 	}
-	text := number(s.Median / info.Scale)
-	if s.N > 1 {
-		text += fmt.Sprintf(" (%s-%s)", number(s.Min/info.Scale), number(s.Max/info.Scale))
+	text := s.median(info)
+	if spread.N > 1 {
+		text += fmt.Sprintf(" (%s-%s)", number(spread.Min/info.Scale), number(spread.Max/info.Scale))
 	}
-	if ratio.N > 0 && !isReference {
+	if ratio.N > 0 && s != to {
 		text += fmt.Sprintf(" **%s**", number(ratio.Median))
 	}
 	return text

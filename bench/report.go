@@ -117,7 +117,7 @@ func (r *Result) card(e Environment, c Case, info FigureInfo) card {
 		if s.N == 0 {
 			continue
 		}
-		b := bar{Rival: rival, Value: number(s.Median / info.Scale), Kind: kindOf(rival, to),
+		b := bar{Rival: rival, Value: series.median(info), Kind: kindOf(rival, to),
 			Range: number(s.Min/info.Scale) + " to " + number(s.Max/info.Scale),
 			Width: 100 * s.Median / longest, From: 100 * s.Min / longest, Length: 100 * (s.Max - s.Min) / longest}
 		if ratio := series.ratio(r.find(e, c.Name, to), info.Name); ratio.N > 0 && rival != to {

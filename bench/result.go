@@ -142,6 +142,15 @@ func (s *Series) values(figure string) []float64 {
 // spread summarizes a figure.
 func (s *Series) spread(figure string) Spread { return spreadOf(s.values(figure)) }
 
+// median writes the middle of a figure, with "≥" where the sender was the limit in most rounds: the rival may carry more.
+func (s *Series) median(info FigureInfo) string {
+	text := number(s.spread(info.Name).Median / info.Scale)
+	if info.Name == "rate" && s.spread("generator_bound").Median == 1 {
+		return "≥" + text
+	}
+	return text
+}
+
 // ratio compares a figure with another series, round by round: what slows the machine down for a minute hits both.
 func (s *Series) ratio(to *Series, figure string) Spread {
 	if s == nil || to == nil {

@@ -3,6 +3,7 @@ package bench
 import (
 	"bytes"
 	"encoding/xml"
+	"errors"
 	"io"
 	"math"
 	"strings"
@@ -88,6 +89,32 @@ func TestMarkdown(t *testing.T) {
 	} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("want %q in:\n%s", want, b.String())
+		}
+	}
+}
+
+// Where the sender was the limit in most rounds, the rate is a lower bound and says so.
+func TestLowerBounds(t *testing.T) {
+	r := made(nil, nil)
+	for rival, bound := range map[string][]float64{"vxlan": {0, 1, 0}, "weftd": {1, 0, 1}} {
+		s := Series{Environment: wire, Case: "udp-64-1", Rival: rival}
+		for _, b := range bound {
+			s.Samples = append(s.Samples, Figures{"rate": 309e3, "generator_bound": b})
+		}
+		r.Series = append(r.Series, s)
+	}
+	var markdown, page strings.Builder
+	if err := errors.Join(r.Markdown(&markdown), r.HTML(&page)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{" | 309 (309-309) | ≥309 (309-309) **1.00** |\n", "≥ where the sender was the limit"} {
+		if !strings.Contains(markdown.String(), want) {
+			t.Errorf("want %q in:\n%s", want, markdown.String())
+		}
+	}
+	for _, want := range []string{`<span class="value">309</span>`, `<span class="value">≥309</span>`, "“≥” says that the sender was the limit"} {
+		if !strings.Contains(page.String(), want) {
+			t.Errorf("the page lacks %q", want)
 		}
 	}
 }
