@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"text/tabwriter"
 )
@@ -17,9 +18,9 @@ type Change struct {
 	Environment
 	Case, Rival, Figure string
 	Old, New            Spread
-	// Relative says that Old and New are ratios to the reference rival within their runs, which cancel out how fast the
-	// machine was. It is so wherever both results have that rival.
-	Relative bool
+	// Reference is the rival to which Old and New are ratios within their runs, which cancel out how fast the machine was.
+	// It is empty where the two results have no such rival, and for that rival itself.
+	Reference string
 }
 
 // Factor is new over old.
@@ -39,7 +40,7 @@ func (c Change) Better() bool { return (c.Factor() > 1) != figureInfo(c.Figure).
 func Changes(old, now *Result) []Change {
 	var list []Change
 	for _, e := range now.environments() {
-		to := now.referenceIn(e)
+		to := commonReference(old, now, e)
 		for _, c := range now.cases(e) {
 			for _, rival := range now.rivalsIn(e) {
 				a, b := old.find(e, c.Name, rival), now.find(e, c.Name, rival)
@@ -50,7 +51,7 @@ func Changes(old, now *Result) []Change {
 				for _, figure := range c.Headlines {
 					change := Change{Environment: e, Case: c.Name, Rival: rival, Figure: figure, Old: a.spread(figure), New: b.spread(figure)}
 					if refA != nil && refB != nil && rival != to {
-						change.Old, change.New, change.Relative = a.ratio(refA, figure), b.ratio(refB, figure), true
+						change.Old, change.New, change.Reference = a.ratio(refA, figure), b.ratio(refB, figure), to
 					}
 					if change.Old.N > 0 && change.New.N > 0 && change.Old.Median > 0 {
 						list = append(list, change)
@@ -60,6 +61,12 @@ func Changes(old, now *Result) []Change {
 		}
 	}
 	return list
+}
+
+// commonReference chooses the reference among the rivals that both results have in an environment.
+func commonReference(old, now *Result, e Environment) string {
+	earlier := old.rivalsIn(e)
+	return referenceAmong(slices.DeleteFunc(now.rivalsIn(e), func(name string) bool { return !slices.Contains(earlier, name) }))
 }
 
 // Compare writes what changed beyond the noise, and how much did not.
@@ -86,8 +93,8 @@ func Compare(w io.Writer, old, now *Result) error {
 		}
 		info := figureInfo(c.Figure)
 		scale, unit := info.Scale, info.Unit
-		if c.Relative {
-			scale, unit = 1, "x "+reference
+		if c.Reference != "" {
+			scale, unit = 1, "x "+c.Reference
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s %s\t%s -> %s %s\t(%s to %s -> %s to %s)\t%+.0f %%\n", word, c.Environment, c.Rival, c.Case, info.Title,
 			number(c.Old.Median/scale), number(c.New.Median/scale), unit, number(c.Old.Min/scale), number(c.Old.Max/scale),

@@ -8,24 +8,18 @@ import (
 	"strings"
 )
 
-// reference is the rival that ratios are taken to.
+// reference is the rival that ratios are taken to wherever it was measured.
 const reference = "vxlan"
 
-// referenceIn is the name of the rival to compare with in an environment: the kernel's VXLAN, else the first one.
-func (r *Result) referenceIn(e Environment) string {
-	first := ""
-	for _, s := range r.Series {
-		if s.Environment != e {
-			continue
-		}
-		if s.Rival == reference {
-			return reference
-		}
-		if first == "" {
-			first = s.Rival
-		}
+// referenceIn is the name of the rival to compare with in an environment.
+func (r *Result) referenceIn(e Environment) string { return referenceAmong(r.rivalsIn(e)) }
+
+// referenceAmong chooses the kernel's VXLAN, else the first one.
+func referenceAmong(rivals []string) string {
+	if len(rivals) == 0 || slices.Contains(rivals, reference) {
+		return reference
 	}
-	return first
+	return rivals[0]
 }
 
 // rivalsIn lists who was measured in an environment, in the order of the run.
@@ -44,8 +38,8 @@ func (r *Result) rivalsIn(e Environment) []string {
 func (r *Result) Markdown(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	f := r.Facts
-	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest), ≥ where the sender was the limit; in bold the ratio to %s in the same round, median.\n",
-		f.Time.Format("2006-01-02"), f.Kernel, f.CPUs, f.CPU, f.Arch, f.Version, f.Commit, r.Rounds, reference)
+	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest), ≥ where the sender was the limit.\n",
+		f.Time.Format("2006-01-02"), f.Kernel, f.CPUs, f.CPU, f.Arch, f.Version, f.Commit, r.Rounds)
 	for _, e := range r.environments() {
 		r.markdownTable(b, e)
 	}
@@ -60,6 +54,7 @@ func (r *Result) Markdown(w io.Writer) error {
 
 func (r *Result) markdownTable(b io.Writer, e Environment) {
 	rivals, to := r.rivalsIn(e), r.referenceIn(e)
+	fmt.Fprintf(b, "\nIn bold the ratio to %s in the same round, median.\n", to)
 	fmt.Fprintf(b, "\n| underlay %s, MTU %d | %s |\n|---|%s\n", e.Mode, e.MTU, strings.Join(rivals, " | "), strings.Repeat("---|", len(rivals)))
 	for _, c := range r.cases(e) {
 		for _, name := range c.Headlines {

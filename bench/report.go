@@ -14,19 +14,19 @@ var pageTemplate string
 
 // page is what the template shows.
 type page struct {
-	Facts     Facts
-	Rounds    int
-	Seconds   Seconds
-	Reference string
-	Rivals    []Rival
-	Sections  []section
-	Skipped   []Skip
-	Underlay  []underlayFact
+	Facts    Facts
+	Rounds   int
+	Seconds  Seconds
+	Rivals   []Rival
+	Sections []section
+	Skipped  []Skip
+	Underlay []underlayFact
 }
 
 // section is one environment.
 type section struct {
 	Title     string
+	Reference string
 	Cards     []card
 	Small     []smallTable
 	Abilities []Abilities
@@ -66,7 +66,7 @@ func (r *Result) HTML(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("parse page: %w", err)
 	}
-	p := page{Facts: r.Facts, Rounds: r.Rounds, Seconds: r.Seconds, Reference: reference, Rivals: r.Rivals, Skipped: r.Skipped}
+	p := page{Facts: r.Facts, Rounds: r.Rounds, Seconds: r.Seconds, Rivals: r.Rivals, Skipped: r.Skipped}
 	for _, e := range r.environments() {
 		p.Sections = append(p.Sections, r.section(e))
 	}
@@ -81,7 +81,7 @@ func (r *Result) HTML(w io.Writer) error {
 }
 
 func (r *Result) section(e Environment) section {
-	s := section{Title: fmt.Sprintf("Underlay %s, MTU %d", e.Mode, e.MTU)}
+	s := section{Title: fmt.Sprintf("Underlay %s, MTU %d", e.Mode, e.MTU), Reference: r.referenceIn(e)}
 	for _, c := range r.cases(e) {
 		for _, name := range c.Headlines {
 			s.Cards = append(s.Cards, r.card(e, c, figureInfo(name)))

@@ -119,6 +119,43 @@ func TestLowerBounds(t *testing.T) {
 	}
 }
 
+// Where nobody measured VXLAN, ratios are to another rival, whose name stands beside them; each environment has its own.
+func TestReferenceIsNamed(t *testing.T) {
+	r := made(map[string][]float64{"none": {10, 10, 10}, "weftd": {6, 6, 6}}, nil)
+	other := Environment{lab.ModeOff, 9000}
+	for _, s := range made(map[string][]float64{"none": {10, 10, 10}, "vxlan": {8, 8, 8}}, nil).Series {
+		s.Environment = other
+		r.Series = append(r.Series, s)
+	}
+	var markdown, page, changes strings.Builder
+	now := made(map[string][]float64{"none": {10, 10, 10}, "weftd": {3, 3, 3}}, nil)
+	if err := errors.Join(r.Markdown(&markdown), r.HTML(&page), Compare(&changes, r, now)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ text, want string }{
+		{markdown.String(), "In bold the ratio to none in the same round, median.\n\n| underlay wire, MTU 1500 | none | weftd |\n"},
+		{markdown.String(), "In bold the ratio to vxlan in the same round, median.\n\n| underlay off, MTU 9000 | none | vxlan |\n"},
+		{page.String(), "Underlay wire, MTU 1500</h2>\n<p>“×” is the median ratio to none in the same round.</p>"},
+		{page.String(), "Underlay off, MTU 9000</h2>\n<p>“×” is the median ratio to vxlan in the same round.</p>"},
+		{changes.String(), "tcp-1 throughput  0.60 -> 0.30 x none"},
+	} {
+		if !strings.Contains(c.text, c.want) {
+			t.Errorf("want %q in:\n%s", c.want, c.text)
+		}
+	}
+}
+
+// A rival that only one result has is no reference for both.
+func TestReferenceIsInBothResults(t *testing.T) {
+	old := made(map[string][]float64{"none": {10, 10, 10}, "weftd": {6, 6, 6}}, nil)
+	now := made(map[string][]float64{"none": {20, 20, 20}, "vxlan": {10, 10, 10}, "weftd": {12, 12, 12}}, nil)
+	for _, change := range Changes(old, now) {
+		if change.Rival == "weftd" && (change.Reference != "none" || change.Real()) {
+			t.Errorf("%+v, want the same ratio to none", change)
+		}
+	}
+}
+
 func TestHTML(t *testing.T) {
 	r := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}}, nil)
 	r.Abilities = []Abilities{{wire, "weftd", []string{"udp-gso"}, []string{"tun-uso"}}}
@@ -175,25 +212,26 @@ func TestChanges(t *testing.T) {
 	old := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5.1}, "weftd": {6, 5.9, 6.1}},
 		map[string][]float64{"vxlan": {40, 41, 42}, "weftd": {50, 51, 52}})
 	for _, c := range []struct {
-		name               string
-		now                *Result
-		rival, figure      string
-		real, better, rela bool
+		name          string
+		now           *Result
+		rival, figure string
+		real, better  bool
+		reference     string
 	}{
-		{"the same", old, "weftd", "throughput", false, false, true},
-		{"a machine twice as fast", made(map[string][]float64{"vxlan": {10, 10, 10.2}, "weftd": {12, 11.8, 12.2}}, nil), "weftd", "throughput", false, false, true},
-		{"better in all rounds", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {7, 7.2, 7.1}}, nil), "weftd", "throughput", true, true, true},
-		{"worse in all rounds", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {4, 4.2, 4.1}}, nil), "weftd", "throughput", true, false, true},
-		{"ranges overlap", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {7, 5.9, 7}}, nil), "weftd", "throughput", false, false, true},
-		{"less time is better", made(nil, map[string][]float64{"vxlan": {40, 41, 42}, "weftd": {30, 31, 32}}), "weftd", "p50", true, true, true},
-		{"the reference itself", made(map[string][]float64{"vxlan": {9, 9, 9}}, nil), "vxlan", "throughput", true, true, false},
+		{"the same", old, "weftd", "throughput", false, false, "vxlan"},
+		{"a machine twice as fast", made(map[string][]float64{"vxlan": {10, 10, 10.2}, "weftd": {12, 11.8, 12.2}}, nil), "weftd", "throughput", false, false, "vxlan"},
+		{"better in all rounds", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {7, 7.2, 7.1}}, nil), "weftd", "throughput", true, true, "vxlan"},
+		{"worse in all rounds", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {4, 4.2, 4.1}}, nil), "weftd", "throughput", true, false, "vxlan"},
+		{"ranges overlap", made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {7, 5.9, 7}}, nil), "weftd", "throughput", false, false, "vxlan"},
+		{"less time is better", made(nil, map[string][]float64{"vxlan": {40, 41, 42}, "weftd": {30, 31, 32}}), "weftd", "p50", true, true, "vxlan"},
+		{"the reference itself", made(map[string][]float64{"vxlan": {9, 9, 9}}, nil), "vxlan", "throughput", true, true, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for _, change := range Changes(old, c.now) {
 				if change.Rival != c.rival || change.Figure != c.figure {
 					continue
 				}
-				if change.Real() != c.real || change.Real() && change.Better() != c.better || change.Relative != c.rela {
+				if change.Real() != c.real || change.Real() && change.Better() != c.better || change.Reference != c.reference {
 					t.Errorf("%+v: real %v, better %v", change, change.Real(), change.Better())
 				}
 				return
