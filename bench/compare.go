@@ -43,17 +43,9 @@ func Changes(old, now *Result) []Change {
 		to := commonReference(old, now, e)
 		for _, c := range now.cases(e) {
 			for _, rival := range now.rivalsIn(e) {
-				a, b := old.find(e, c.Name, rival), now.find(e, c.Name, rival)
-				if a == nil || b == nil {
-					continue
-				}
-				refA, refB := old.find(e, c.Name, to), now.find(e, c.Name, to)
 				for _, figure := range c.Headlines {
-					change := Change{Environment: e, Case: c.Name, Rival: rival, Figure: figure, Old: a.spread(figure), New: b.spread(figure)}
-					if refA != nil && refB != nil && rival != to {
-						change.Old, change.New, change.Reference = a.ratio(refA, figure), b.ratio(refB, figure), to
-					}
-					if change.Old.N > 0 && change.New.N > 0 && change.Old.Median > 0 {
+					change := Change{Environment: e, Case: c.Name, Rival: rival, Figure: figure}
+					if change.measure(old, now, to); change.Old.N > 0 && change.New.N > 0 {
 						list = append(list, change)
 					}
 				}
@@ -61,6 +53,15 @@ func Changes(old, now *Result) []Change {
 		}
 	}
 	return list
+}
+
+// measure fills in what the two results say: ratios where both have them, else the figures themselves.
+func (c *Change) measure(old, now *Result, to string) {
+	a, b := old.find(c.Environment, c.Case, c.Rival), now.find(c.Environment, c.Case, c.Rival)
+	c.Old, c.New, c.Reference = a.ratio(old.find(c.Environment, c.Case, to), c.Figure), b.ratio(now.find(c.Environment, c.Case, to), c.Figure), to
+	if c.Old.N == 0 || c.New.N == 0 || c.Rival == to {
+		c.Old, c.New, c.Reference = a.spread(c.Figure), b.spread(c.Figure), ""
+	}
 }
 
 // commonReference chooses the reference among the rivals that both results have in an environment.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -239,6 +240,28 @@ func TestChanges(t *testing.T) {
 			t.Error("not compared")
 		})
 	}
+}
+
+// A figure that the reference lacks, as the kernel's VXLAN lacks daemons' processor time, is compared by itself.
+func TestFigureThatTheReferenceLacks(t *testing.T) {
+	lone := func(cpu float64) *Result {
+		r := made(nil, nil)
+		for _, s := range []Series{{Rival: "vxlan", Samples: []Figures{{"p50": 1}, {"p50": 1}, {"p50": 1}}},
+			{Rival: "weftd", Samples: slices.Repeat([]Figures{{"p50": 1, "daemon_cpu_per_mpkt": cpu}}, 3)}} {
+			s.Environment, s.Case = wire, "rtt-lone"
+			r.Series = append(r.Series, s)
+		}
+		return r
+	}
+	for _, change := range Changes(lone(80), lone(40)) {
+		if change.Rival == "weftd" && change.Figure == "daemon_cpu_per_mpkt" {
+			if change.Reference != "" || !change.Real() || !change.Better() || change.Factor() != 0.5 {
+				t.Errorf("%.1f times as much, to %q", change.Factor(), change.Reference)
+			}
+			return
+		}
+	}
+	t.Error("not compared")
 }
 
 func TestCompare(t *testing.T) {
