@@ -23,7 +23,7 @@ type Change struct {
 	Reference string
 }
 
-// Factor is new over old.
+// Factor is new over old, infinite where there was nothing.
 func (c Change) Factor() float64 { return c.New.Median / c.Old.Median }
 
 // Real says whether the change is beyond the noise: no round of one result is within the range of the other's rounds.
@@ -70,11 +70,17 @@ func commonReference(old, now *Result, e Environment) string {
 	return referenceAmong(slices.DeleteFunc(now.rivalsIn(e), func(name string) bool { return !slices.Contains(earlier, name) }))
 }
 
-// Compare writes what changed beyond the noise, and how much did not.
+// Compare writes what only one result has, what changed beyond the noise, and how much did not.
 func Compare(w io.Writer, old, now *Result) error {
 	b := bufio.NewWriter(w)
 	for _, d := range factDifferences(old.Facts, now.Facts) {
 		fmt.Fprintln(b, "not the same:", d)
+	}
+	for _, d := range old.lackedBy(now) {
+		fmt.Fprintln(b, "only in the first result:", d)
+	}
+	for _, d := range now.lackedBy(old) {
+		fmt.Fprintln(b, "only in the second result:", d)
 	}
 	changes := Changes(old, now)
 	if len(changes) == 0 {
@@ -88,24 +94,63 @@ func Compare(w io.Writer, old, now *Result) error {
 			noise++
 			continue
 		}
-		word := "worse"
-		if c.Better() {
-			word = "better"
-		}
-		info := figureInfo(c.Figure)
-		scale, unit := info.Scale, info.Unit
-		if c.Reference != "" {
-			scale, unit = 1, "x "+c.Reference
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s %s\t%s -> %s %s\t(%s to %s -> %s to %s)\t%+.0f %%\n", word, c.Environment, c.Rival, c.Case, info.Title,
-			number(c.Old.Median/scale), number(c.New.Median/scale), unit, number(c.Old.Min/scale), number(c.Old.Max/scale),
-			number(c.New.Min/scale), number(c.New.Max/scale), 100*(c.Factor()-1))
+		c.write(t)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	fmt.Fprintf(b, "%d of %d figures are the same within the noise of their rounds\n", noise, len(changes))
 	return b.Flush()
+}
+
+// lackedBy lists what another result does not have, a line for each rival of an environment, and why if that one says so.
+func (r *Result) lackedBy(other *Result) []string {
+	var list []string
+	for _, e := range r.environments() {
+		for _, rival := range r.rivalsIn(e) {
+			var names []string
+			for _, c := range r.cases(e) {
+				if r.find(e, c.Name, rival) != nil && other.find(e, c.Name, rival) == nil {
+					names = append(names, c.Name)
+				}
+			}
+			if len(names) > 0 {
+				list = append(list, fmt.Sprintf("%s %s: %s%s", e, rival, strings.Join(names, ", "), other.excuse(e, rival, names)))
+			}
+		}
+	}
+	return list
+}
+
+// excuse says why a rival was left out of some cases of an environment, if it was.
+func (r *Result) excuse(e Environment, rival string, cases []string) string {
+	text := ""
+	for _, s := range r.Skipped {
+		if s.Environment == e.String() && s.Rival == rival && (s.Case == "" || slices.Contains(cases, s.Case)) {
+			text += fmt.Sprintf(" (the other left it out: %s)", strings.ReplaceAll(s.Why, "\n", "; "))
+		}
+	}
+	return text
+}
+
+// write writes the change as a line of a table.
+func (c Change) write(w io.Writer) {
+	word := "worse"
+	if c.Better() {
+		word = "better"
+	}
+	info := figureInfo(c.Figure)
+	scale, unit := info.Scale, info.Unit
+	if c.Reference != "" {
+		scale, unit = 1, "x "+c.Reference
+	}
+	amount := fmt.Sprintf("%+.0f %%", 100*(c.Factor()-1))
+	if c.Old.Median == 0 {
+		amount = "from nothing"
+	}
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s %s\t%s -> %s %s\t(%s to %s -> %s to %s)\t%s\n", word, c.Environment, c.Rival, c.Case, info.Title,
+		number(c.Old.Median/scale), number(c.New.Median/scale), unit, number(c.Old.Min/scale), number(c.Old.Max/scale),
+		number(c.New.Min/scale), number(c.New.Max/scale), amount)
 }
 
 // factDifferences lists what makes absolute figures hard to compare.

@@ -280,6 +280,44 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// What only one result has is named, with the reason that the other gives.
+func TestCompareNamesWhatIsMissing(t *testing.T) {
+	old := made(map[string][]float64{"none": {9, 9, 9}, "vxlan": {5, 5, 5}}, map[string][]float64{"none": {20, 20, 20}, "vxlan": {40, 40, 40}})
+	now := made(map[string][]float64{"vxlan": {5, 5, 5}, "weftd": {6, 6, 6}}, nil)
+	now.Skipped = []Skip{{"wire 1500", "", "none", "no\nroute"}, {"off 1500", "", "none", "elsewhere"}, {"wire 1500", "rtt-idle", "vxlan", "too slow"}}
+	var b strings.Builder
+	if err := Compare(&b, old, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"only in the first result: wire 1500 none: tcp-1, rtt-idle (the other left it out: no; route)\n",
+		"only in the first result: wire 1500 vxlan: rtt-idle (the other left it out: too slow)\n",
+		"only in the second result: wire 1500 weftd: tcp-1\n"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("want %q in:\n%s", want, b.String())
+		}
+	}
+}
+
+// A rate that was 0 has no percentage, but it is no secret that it is more now.
+func TestCompareFromNothing(t *testing.T) {
+	for _, c := range []struct {
+		old, now []float64
+		want     string
+	}{
+		{[]float64{0, 0, 0}, []float64{4, 5, 6}, "better  wire 1500  weftd  tcp-1 throughput  0.00 -> 5.00 Gbit/s  (0.00 to 0.00 -> 4.00 to 6.00)  from nothing\n"},
+		{[]float64{4, 5, 6}, []float64{0, 0, 0}, "worse  wire 1500  weftd  tcp-1 throughput  5.00 -> 0.00 Gbit/s  (4.00 to 6.00 -> 0.00 to 0.00)  -100 %\n"},
+		{[]float64{0, 0, 0}, []float64{0, 0, 0}, "1 of 1 figures are the same"},
+	} {
+		var b strings.Builder
+		if err := Compare(&b, made(map[string][]float64{"weftd": c.old}, nil), made(map[string][]float64{"weftd": c.now}, nil)); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(b.String(), c.want) {
+			t.Errorf("want %q in:\n%s", c.want, b.String())
+		}
+	}
+}
+
 func TestSelectCases(t *testing.T) {
 	for _, c := range []struct{ given, want string }{
 		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256 udp-64-runs"}, {"rtt,rtt-idle", "rtt-idle rtt-lone rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
