@@ -26,11 +26,28 @@ type Change struct {
 // Factor is new over old, infinite where there was nothing.
 func (c Change) Factor() float64 { return c.New.Median / c.Old.Median }
 
-// Real says whether the change is beyond the noise: no round of one result is within the range of the other's rounds.
-// With five rounds each this happens by chance about once in 126 comparisons, with three once in 10.
+// Real says whether the change is beyond the noise: no round of one result is within the range of the other's rounds, and
+// there are enough rounds for that to mean something. It still happens by chance, see [Change.Chance].
 func (c Change) Real() bool {
 	apart := c.New.Min > c.Old.Max || c.New.Max < c.Old.Min
-	return apart && math.Abs(c.Factor()-1) >= noticeable
+	return c.enough() && apart && math.Abs(c.Factor()-1) >= noticeable
+}
+
+// fewestRounds is what each result must have. Of two rounds each, every third pair is apart by chance.
+const fewestRounds = 3
+
+func (c Change) enough() bool { return min(c.Old.N, c.New.N) >= fewestRounds }
+
+// Chance is how likely the two ranges are apart although nothing has changed. The rounds of both are then in any order,
+// all equally likely, and two of the ways to deal them out keep those of one result together at an end: 1 in 10 with three
+// rounds each, 1 in 126 with five. A machine that was slower throughout one of the runs is no chance in this sense; it is
+// why ratios are compared wherever there are some.
+func (c Change) Chance() float64 {
+	p := 2.0
+	for i := 1; i <= c.New.N; i++ {
+		p *= float64(i) / float64(c.Old.N+i)
+	}
+	return p
 }
 
 // Better says whether the change is for the better.
@@ -87,20 +104,39 @@ func Compare(w io.Writer, old, now *Result) error {
 		fmt.Fprintln(b, "the two results have no measurement in common")
 		return b.Flush()
 	}
-	noise := 0
 	t := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
 	for _, c := range changes {
-		if !c.Real() {
-			noise++
-			continue
+		if c.Real() {
+			c.write(t)
 		}
-		c.write(t)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(b, "%d of %d figures are the same within the noise of their rounds\n", noise, len(changes))
+	summarize(b, changes)
 	return b.Flush()
+}
+
+// summarize says how much did not change, and how much would look changed if nothing were.
+func summarize(w io.Writer, changes []Change) {
+	same, few, chance := 0, 0, 0.0
+	for _, c := range changes {
+		switch {
+		case !c.enough():
+			few++
+			continue
+		case !c.Real():
+			same++
+		}
+		chance += c.Chance()
+	}
+	if few > 0 {
+		fmt.Fprintf(w, "%d of %d figures have fewer than %d rounds in one of the results, too few to tell a change from noise\n", few, len(changes), fewestRounds)
+	}
+	if enough := len(changes) - few; enough > 0 {
+		fmt.Fprintf(w, "%d of %d figures are the same within the noise of their rounds; chance alone makes about %s of %d figures look changed\n",
+			same, len(changes), number(chance), enough)
+	}
 }
 
 // lackedBy lists what another result does not have, a line for each rival of an environment, and why if that one says so.

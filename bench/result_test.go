@@ -280,6 +280,29 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+// One or two rounds cannot tell a change from noise, and of many figures some look changed by chance.
+func TestCompareSaysWhatChanceDoes(t *testing.T) {
+	for _, c := range []struct {
+		old, now []float64
+		want     string
+	}{
+		{[]float64{5}, []float64{9}, "1 of 1 figures have fewer than 3 rounds in one of the results, too few to tell a change from noise\n"},
+		{[]float64{5, 5, 5}, []float64{9, 9}, "1 of 1 figures have fewer than 3 rounds in one of the results, too few to tell a change from noise\n"},
+		{[]float64{5, 5, 5}, []float64{9, 9, 9}, "chance alone makes about 0.10 of 1 figures look changed\n"},
+		{[]float64{5, 5, 5, 5, 5}, []float64{5, 5, 5, 5, 5}, "chance alone makes about 0.0079 of 1 figures look changed\n"},
+		{[]float64{5, 5, 5, 5}, []float64{5, 5, 5}, "chance alone makes about 0.057 of 1 figures look changed\n"},
+	} {
+		var b strings.Builder
+		if err := Compare(&b, made(map[string][]float64{"weftd": c.old}, nil), made(map[string][]float64{"weftd": c.now}, nil)); err != nil {
+			t.Fatal(err)
+		}
+		few := min(len(c.old), len(c.now)) < 3
+		if !strings.Contains(b.String(), c.want) || strings.Contains(b.String(), "chance alone") == few || few && strings.Contains(b.String(), "better") {
+			t.Errorf("%v, then %v: want %q in:\n%s", c.old, c.now, c.want, b.String())
+		}
+	}
+}
+
 // What only one result has is named, with the reason that the other gives.
 func TestCompareNamesWhatIsMissing(t *testing.T) {
 	old := made(map[string][]float64{"none": {9, 9, 9}, "vxlan": {5, 5, 5}}, map[string][]float64{"none": {20, 20, 20}, "vxlan": {40, 40, 40}})
