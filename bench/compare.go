@@ -2,8 +2,10 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -83,14 +85,14 @@ func (c *Change) measure(old, now *Result, to string) {
 
 // commonReference chooses the reference among the rivals that both results have in an environment.
 func commonReference(old, now *Result, e Environment) string {
-	earlier := old.rivalsIn(e)
-	return referenceAmong(slices.DeleteFunc(now.rivalsIn(e), func(name string) bool { return !slices.Contains(earlier, name) }))
+	mine := now.rivalsIn(e)
+	return referenceAmong(without(mine, without(mine, old.rivalsIn(e))))
 }
 
 // Compare writes what only one result has, what changed beyond the noise, and how much did not.
 func Compare(w io.Writer, old, now *Result) error {
 	b := bufio.NewWriter(w)
-	for _, d := range factDifferences(old.Facts, now.Facts) {
+	for _, d := range differences(old, now) {
 		fmt.Fprintln(b, "not the same:", d)
 	}
 	for _, d := range old.lackedBy(now) {
@@ -189,18 +191,55 @@ func (c Change) write(w io.Writer) {
 		number(c.New.Min/scale), number(c.New.Max/scale), amount)
 }
 
-// factDifferences lists what makes absolute figures hard to compare.
-func factDifferences(a, b Facts) []string {
+// differences lists what makes absolute figures hard to compare.
+func differences(old, now *Result) []string {
 	var list []string
+	a, b := old.Facts, now.Facts
+	seconds := func(r *Result) string { return fmt.Sprintf("%v and %v", r.Seconds.Measure, r.Seconds.Probe) }
 	for _, f := range []struct{ name, old, now string }{
 		{"kernel", a.Kernel, b.Kernel}, {"CPU", a.CPU, b.CPU}, {"architecture", a.Arch, b.Arch},
-		{"number of CPUs", fmt.Sprint(a.CPUs), fmt.Sprint(b.CPUs)}, {"Go", a.Go, b.Go},
-		{"load at the start", a.Load, b.Load}, {"commit", a.Commit, b.Commit},
+		{"number of CPUs", fmt.Sprint(a.CPUs), fmt.Sprint(b.CPUs)}, {"virtual", fmt.Sprint(a.Hypervisor), fmt.Sprint(b.Hypervisor)},
+		{"governor", a.Governor, b.Governor}, {"load at the start", a.Load, b.Load}, {"rights", a.Rights, b.Rights},
+		{"TCP's congestion control", a.Congestion, b.Congestion}, {"Go", a.Go, b.Go}, {"commit", a.Commit, b.Commit},
 		{"arguments", strings.Join(a.Args, " "), strings.Join(b.Args, " ")},
+		{"rounds", fmt.Sprint(old.Rounds), fmt.Sprint(now.Rounds)},
+		{"seconds of a measurement and of a probe", seconds(old), seconds(now)},
 	} {
 		if f.old != f.now {
-			list = append(list, fmt.Sprintf("%s: %s, then %s", f.name, f.old, f.now))
+			list = append(list, fmt.Sprintf("%s: %s, then %s", f.name, cmp.Or(f.old, "unknown"), cmp.Or(f.now, "unknown")))
+		}
+	}
+	for _, mode := range slices.Sorted(maps.Keys(b.Underlay)) {
+		if features, both := a.Underlay[mode]; both {
+			list = append(list, onlyEach("underlay "+mode, features, b.Underlay[mode])...)
+		}
+	}
+	for _, x := range now.Abilities {
+		for _, y := range old.Abilities {
+			if x.Environment == y.Environment && x.Rival == y.Rival {
+				list = append(list, onlyEach(fmt.Sprintf("abilities of %s, %s", x.Rival, x.Environment), y.Used, x.Used)...)
+			}
 		}
 	}
 	return list
+}
+
+// onlyEach says in one line how two lists differ, in none if they do not.
+func onlyEach(what string, first, second []string) []string {
+	var parts []string
+	if only := without(first, second); len(only) > 0 {
+		parts = append(parts, "only the first has "+strings.Join(only, ", "))
+	}
+	if only := without(second, first); len(only) > 0 {
+		parts = append(parts, "only the second has "+strings.Join(only, ", "))
+	}
+	if len(parts) == 0 {
+		return nil
+	}
+	return []string{what + ": " + strings.Join(parts, "; ")}
+}
+
+// without returns what is in list and not in other.
+func without(list, other []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return slices.Contains(other, x) })
 }

@@ -2,8 +2,10 @@ package bench
 
 import (
 	"bufio"
+	"errors"
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"time"
 
@@ -22,6 +24,7 @@ type Facts struct {
 	MemoryMiB  int64     `json:"memory_mib"`
 	Governor   string    `json:"governor,omitempty"`
 	Hypervisor bool      `json:"hypervisor"`
+	Rights     string    `json:"rights,omitempty"`     // "root" or "limited", which is less, as without root or in a container
 	Congestion string    `json:"congestion,omitempty"` // TCP's congestion control in a new network namespace
 	Load       string    `json:"load"`                 // averages at the start, 1, 5 and 15 minutes
 	Go         string    `json:"go"`
@@ -42,6 +45,7 @@ func GatherFacts(version, commit string, args []string) Facts {
 	if err := unix.Sysinfo(&s); err == nil {
 		f.MemoryMiB = int64(uint64(s.Totalram) * uint64(s.Unit) >> 20)
 	}
+	f.Rights = rights()
 	f.CPU, f.Hypervisor = cpuModel("/proc/cpuinfo")
 	f.Governor = firstLine("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
 	f.Congestion = firstLine("/proc/sys/net/ipv4/tcp_congestion_control")
@@ -49,6 +53,23 @@ func GatherFacts(version, commit string, args []string) Facts {
 		f.Load = strings.Join(load[:3], " ")
 	}
 	return f
+}
+
+// rights are "root" for a process in the first user namespace, which always has the same number, with every capability. The
+// kernel refuses others the large buffers and high priorities that our daemon asks for.
+func rights() string {
+	const firstNamespace = "user:[4026531837]" // PROC_USER_INIT_INO of include/linux/proc_ns.h
+	var have [2]unix.CapUserData
+	namespace, err := os.Readlink("/proc/self/ns/user")
+	last, lastErr := strconv.Atoi(firstLine("/proc/sys/kernel/cap_last_cap"))
+	capErr := unix.Capget(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &have[0])
+	if errors.Join(err, lastErr, capErr) != nil {
+		return ""
+	}
+	if namespace == firstNamespace && uint64(have[1].Effective)<<32|uint64(have[0].Effective) == 1<<(last+1)-1 {
+		return "root"
+	}
+	return "limited"
 }
 
 // cpuModel reads the model and whether the CPU says that it is a virtual one.

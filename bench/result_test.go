@@ -280,6 +280,32 @@ func TestCompare(t *testing.T) {
 	}
 }
 
+func TestCompareNamesOtherConditions(t *testing.T) {
+	old, now := made(map[string][]float64{"weftd": {5}}, nil), made(map[string][]float64{"weftd": {5}}, nil)
+	old.Abilities = []Abilities{{wire, "weftd", []string{"udp-gro", "udp-gso"}, nil}}
+	now.Abilities = []Abilities{{wire, "weftd", []string{"tun-uso", "udp-gso"}, nil}}
+	now.Rounds, now.Seconds = 5, Seconds{2, 0.5}
+	now.Facts.Congestion, now.Facts.Governor, now.Facts.Hypervisor, now.Facts.Rights = "bbr", "powersave", true, "root"
+	now.Facts.Underlay = map[string][]string{"wire": {"rx-gro", "tx-gso"}, "off": {"rx-gro"}}
+	var b strings.Builder
+	if err := Compare(&b, old, now); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"TCP's congestion control: unknown, then bbr", "governor: unknown, then powersave", "virtual: false, then true",
+		"rights: unknown, then root", "rounds: 3, then 5", "seconds of a measurement and of a probe: 0 and 0, then 2 and 0.5",
+		"underlay wire: only the second has tx-gso", "abilities of weftd, wire 1500: only the first has udp-gro; only the second has tun-uso"} {
+		if !strings.Contains(b.String(), "not the same: "+want+"\n") {
+			t.Errorf("want %q in:\n%s", want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), "underlay off") {
+		t.Errorf("compares an underlay that the first result does not have:\n%s", b.String())
+	}
+	if got := differences(old, old); len(got) > 0 {
+		t.Errorf("a result differs from itself: %v", got)
+	}
+}
+
 // One or two rounds cannot tell a change from noise, and of many figures some look changed by chance.
 func TestCompareSaysWhatChanceDoes(t *testing.T) {
 	for _, c := range []struct {
