@@ -39,23 +39,32 @@ func (r *Result) Markdown(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	f := r.Facts
 	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest), ≥ where the sender was the limit.\n",
-		f.Time.Format("2006-01-02"), f.Kernel, f.CPUs, f.CPU, f.Arch, f.Version, f.Commit, r.Rounds)
+		f.Time.Format("2006-01-02"), escape(f.Kernel), f.CPUs, escape(f.CPU), escape(f.Arch), escape(f.Version), escape(f.Commit), r.Rounds)
 	for _, e := range r.environments() {
 		r.markdownTable(b, e)
 	}
 	if len(r.Skipped) > 0 {
 		fmt.Fprint(b, "\nLeft out:\n\n")
 		for _, s := range r.Skipped {
-			fmt.Fprintf(b, "- %s %s %s: %s\n", s.Environment, s.Rival, s.Case, strings.ReplaceAll(s.Why, "\n", "; "))
+			fmt.Fprintf(b, "- %s\n", escape(s))
 		}
 	}
 	return b.Flush()
 }
 
+// escape writes a value so that Markdown neither ends a cell nor begins HTML with it.
+func escape(v any) string {
+	return strings.NewReplacer("|", `\|`, "<", "&lt;", "\n", "; ").Replace(fmt.Sprint(v))
+}
+
 func (r *Result) markdownTable(b io.Writer, e Environment) {
 	rivals, to := r.rivalsIn(e), r.referenceIn(e)
-	fmt.Fprintf(b, "\nIn bold the ratio to %s in the same round, median.\n", to)
-	fmt.Fprintf(b, "\n| underlay %s, MTU %d | %s |\n|---|%s\n", e.Mode, e.MTU, strings.Join(rivals, " | "), strings.Repeat("---|", len(rivals)))
+	var names []string
+	for _, rival := range rivals {
+		names = append(names, escape(rival))
+	}
+	fmt.Fprintf(b, "\nIn bold the ratio to %s in the same round, median.\n", escape(to))
+	fmt.Fprintf(b, "\n| underlay %s, MTU %d | %s |\n|---|%s\n", escape(e.Mode), e.MTU, strings.Join(names, " | "), strings.Repeat("---|", len(rivals)))
 	for _, c := range r.cases(e) {
 		for _, name := range c.Headlines {
 			info := figureInfo(name)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // schema is the version of the result file's form.
@@ -31,6 +32,12 @@ type Skip struct {
 	Case        string `json:"case,omitempty"`
 	Rival       string `json:"rival"`
 	Why         string `json:"why"`
+}
+
+// String is a line such as "wire 1500 ipip tcp-1: why".
+func (s Skip) String() string {
+	what := slices.DeleteFunc([]string{s.Environment, s.Rival, s.Case}, func(x string) bool { return x == "" })
+	return strings.Join(what, " ") + ": " + strings.ReplaceAll(s.Why, "\n", "; ")
 }
 
 // Series is one rival on one case in one environment.
@@ -62,16 +69,63 @@ func (r *Result) Write(w io.Writer) error {
 // ReadResult reads what Write has written.
 func ReadResult(r io.Reader) (*Result, error) {
 	var result Result
-	if err := json.NewDecoder(r).Decode(&result); err != nil {
+	d := json.NewDecoder(r)
+	err := d.Decode(&result)
+	if errors.Is(err, io.EOF) {
+		err = errors.New("the file is empty")
+	}
+	if err == nil {
+		if _, end := d.Token(); end != io.EOF {
+			err = errors.New("more follows the result")
+		}
+	}
+	if err == nil {
+		err = result.check()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read result: %w", err)
 	}
-	if result.Schema != schema {
-		return nil, fmt.Errorf("read result: schema %d, want %d", result.Schema, schema)
-	}
-	if len(result.Series) == 0 {
-		return nil, errors.New("read result: nothing was measured")
-	}
 	return &result, nil
+}
+
+// check says what in the result could not be shown, or would be shown as something else.
+func (r *Result) check() error {
+	if r.Schema != schema {
+		return fmt.Errorf("schema %d, want %d", r.Schema, schema)
+	}
+	if len(r.Series) == 0 {
+		return errors.New("nothing was measured")
+	}
+	for i, rival := range r.Rivals {
+		if rival.Name == "" {
+			return errors.New("a rival has no name")
+		}
+		if slices.ContainsFunc(r.Rivals[:i], func(x Rival) bool { return x.Name == rival.Name }) {
+			return fmt.Errorf("two rivals are called %q", rival.Name)
+		}
+	}
+	for i := range r.Series {
+		if err := r.checkSeries(&r.Series[i]); err != nil {
+			return fmt.Errorf("series %d: %w", i+1, err)
+		}
+	}
+	return nil
+}
+
+func (r *Result) checkSeries(s *Series) error {
+	switch {
+	case !slices.ContainsFunc(Cases(), func(c Case) bool { return c.Name == s.Case }):
+		return fmt.Errorf("no workload is called %q", s.Case)
+	case !slices.ContainsFunc(r.Rivals, func(x Rival) bool { return x.Name == s.Rival }):
+		return fmt.Errorf("rival %q is not among the result's rivals", s.Rival)
+	case s.Mode == "" || s.MTU <= 0:
+		return fmt.Errorf("an underlay of mode %q and MTU %d", s.Mode, s.MTU)
+	case len(s.Samples) == 0:
+		return errors.New("no samples")
+	case r.find(s.Environment, s.Case, s.Rival) != s:
+		return fmt.Errorf("%s, %s of %s stands there twice", s.Environment, s.Case, s.Rival)
+	}
+	return nil
 }
 
 // find returns the series of a rival, nil if it was not measured.

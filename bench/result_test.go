@@ -77,7 +77,7 @@ func TestNumber(t *testing.T) {
 func TestMarkdown(t *testing.T) {
 	r := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}},
 		map[string][]float64{"vxlan": {40, 40, 40}, "weftd": {20, 20, 30}})
-	r.Skipped = []Skip{{"wire 1500", "", "ipip", "no\ndriver"}}
+	r.Skipped = []Skip{{"wire 1500", "", "ipip", "no\ndriver"}, {"wire 1500", "tcp-1", "a|b", "<gone>"}}
 	var b strings.Builder
 	if err := r.Markdown(&b); err != nil {
 		t.Fatal(err)
@@ -86,8 +86,24 @@ func TestMarkdown(t *testing.T) {
 		"| underlay wire, MTU 1500 | none | vxlan | weftd |\n|---|---|---|---|\n",
 		"| TCP, 1 stream, Gbit/s | 10.0 (10.0-11.0) **2.00** | 5.00 (5.00-5.00) | 6.00 (5.50-6.50) **1.20** |\n",
 		"| round trip, idle p50, µs | - | 40.0 (40.0-40.0) | 20.0 (20.0-30.0) **0.50** |\n",
-		"- wire 1500 ipip : no; driver\n",
+		"- wire 1500 ipip: no; driver\n",
+		"- wire 1500 a\\|b tcp-1: &lt;gone>\n",
 	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("want %q in:\n%s", want, b.String())
+		}
+	}
+}
+
+// Names in a file from elsewhere do not break the table.
+func TestMarkdownEscapes(t *testing.T) {
+	r := made(map[string][]float64{"vxlan": {5}}, nil)
+	r.Rivals[1].Name, r.Series[0].Rival = "a|<b>\nc", "a|<b>\nc"
+	var b strings.Builder
+	if err := r.Markdown(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"(a &lt;CPU>)", "In bold the ratio to a\\|&lt;b>; c in", "MTU 1500 | a\\|&lt;b>; c |\n"} {
 		if !strings.Contains(b.String(), want) {
 			t.Errorf("want %q in:\n%s", want, b.String())
 		}
@@ -160,13 +176,15 @@ func TestReferenceIsInBothResults(t *testing.T) {
 func TestHTML(t *testing.T) {
 	r := made(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}}, nil)
 	r.Abilities = []Abilities{{wire, "weftd", []string{"udp-gso"}, []string{"tun-uso"}}}
+	r.Skipped = []Skip{{"wire 1500", "", "ipip", "no\ndriver"}}
 	var b bytes.Buffer
 	if err := r.HTML(&b); err != nil {
 		t.Fatal(err)
 	}
 	text := b.String()
 	for _, want := range []string{"a &lt;CPU&gt;", "width:54.55%", "left:50.00%;width:9.09%", "× 1.20", "prefers-color-scheme: dark",
-		`class="bar ours"`, `class="bar reference"`, "retransmits", "udp-gso", "not: tun-uso", "what weftd is", "rx-gro"} {
+		`class="bar ours"`, `class="bar reference"`, "retransmits", "udp-gso", "not: tun-uso", "what weftd is", "rx-gro",
+		"<li>wire 1500 ipip: no; driver</li>", ".bars span, p, dt, dd, li, td, th { overflow-wrap: anywhere; }"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q", want)
 		}
@@ -202,9 +220,35 @@ func TestResultSurvivesItsFile(t *testing.T) {
 	if got := again.find(wire, "tcp-1", "vxlan").spread("throughput"); got != (Spread{6e9, 5e9, 7e9, 3}) || again.Facts.CPU != r.Facts.CPU {
 		t.Errorf("read back %+v, %+v", got, again.Facts)
 	}
-	for _, bad := range []string{"", "{}", `{"schema":1}`, `{"schema":99,"series":[{}]}`} {
-		if _, err := ReadResult(strings.NewReader(bad)); err == nil {
-			t.Errorf("%q is taken for a result", bad)
+}
+
+// A file that is not a whole result is refused with what is wrong in it.
+func TestReadResultChecks(t *testing.T) {
+	const rivals, sample = `{"schema":1,"rivals":[{"name":"none"}],"series":[`, `"samples":[{"throughput":1}]`
+	for _, c := range []struct{ text, want string }{
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",` + sample + "}]}\n", ""},
+		{"", "the file is empty"},
+		{"{}", "schema 0, want 1"},
+		{`{"schema":1}`, "nothing was measured"},
+		{`{"schema":99,"series":[{}]}`, "schema 99, want 1"},
+		{rivals + `{}]}`, `no workload is called ""`},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",` + sample + "}]} x", "more follows the result"},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",` + sample + "}]}{}", "more follows the result"},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp","rival":"none",` + sample + "}]}", `no workload is called "tcp"`},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"vxlan",` + sample + "}]}", `rival "vxlan" is not among the result's rivals`},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"",` + sample + "}]}", `rival "" is not among the result's rivals`},
+		{rivals + `{"mode":"wire","mtu":0,"case":"tcp-1","rival":"none",` + sample + "}]}", "MTU 0"},
+		{rivals + `{"mode":"","mtu":1500,"case":"tcp-1","rival":"none",` + sample + "}]}", `mode ""`},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none","samples":[]}]}`, "no samples"},
+		{rivals + `{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",` + sample + `},{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",` + sample + "}]}",
+			"twice"},
+		{`{"schema":1,"rivals":[{"name":"none"},{"name":"none"}],"series":[{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",` + sample + "}]}",
+			`two rivals are called "none"`},
+		{`{"schema":1,"rivals":[{"name":""}],"series":[{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"",` + sample + "}]}", "no name"},
+	} {
+		_, err := ReadResult(strings.NewReader(c.text))
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%s: %v, want %q", c.text, err, c.want)
 		}
 	}
 }
