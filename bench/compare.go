@@ -95,11 +95,16 @@ func Compare(w io.Writer, old, now *Result) error {
 	for _, d := range differences(old, now) {
 		fmt.Fprintln(b, "not the same:", d)
 	}
-	for _, d := range old.lackedBy(now) {
-		fmt.Fprintln(b, "only in the first result:", d)
-	}
-	for _, d := range now.lackedBy(old) {
-		fmt.Fprintln(b, "only in the second result:", d)
+	for _, x := range []struct {
+		name        string
+		this, other *Result
+	}{{"first", old, now}, {"second", now, old}} {
+		if x.this.Incomplete != "" {
+			fmt.Fprintf(b, "the %s run ended early: %s\n", x.name, x.this.Incomplete)
+		}
+		for _, d := range x.this.lackedBy(x.other) {
+			fmt.Fprintf(b, "only in the %s result: %s\n", x.name, d)
+		}
 	}
 	changes := Changes(old, now)
 	if len(changes) == 0 {

@@ -40,6 +40,9 @@ func (r *Result) Markdown(w io.Writer) error {
 	f := r.Facts
 	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s; medians of %d interleaved rounds (lowest to highest), ≥ where the sender was the limit.\n",
 		f.Time.Format("2006-01-02"), escape(f.Kernel), f.CPUs, escape(f.CPU), escape(f.Arch), escape(f.Version), escape(f.Commit), r.Rounds)
+	if r.Incomplete != "" {
+		fmt.Fprintf(b, "\nThe run ended early: %s\n", escape(r.Incomplete))
+	}
 	for _, e := range r.environments() {
 		r.markdownTable(b, e)
 	}

@@ -15,6 +15,7 @@ var pageTemplate string
 // page is what the template shows.
 type page struct {
 	Facts    Facts
+	Ended    string // early, and why
 	Rounds   int
 	Seconds  Seconds
 	Rivals   []Rival
@@ -66,7 +67,7 @@ func (r *Result) HTML(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("parse page: %w", err)
 	}
-	p := page{Facts: r.Facts, Rounds: r.Rounds, Seconds: r.Seconds, Rivals: r.Rivals, Skipped: r.Skipped}
+	p := page{Facts: r.Facts, Ended: r.Incomplete, Rounds: r.Rounds, Seconds: r.Seconds, Rivals: r.Rivals, Skipped: r.Skipped}
 	for _, e := range r.environments() {
 		p.Sections = append(p.Sections, r.section(e))
 	}

@@ -24,6 +24,8 @@ type Result struct {
 	Series  []Series `json:"series"`
 	// Abilities says what our daemons used of the kernel in each environment, by rival.
 	Abilities []Abilities `json:"abilities,omitempty"`
+	// Incomplete says why the run ended before everything was measured; it is empty after a whole run.
+	Incomplete string `json:"incomplete,omitempty"`
 }
 
 // Skip says what was not measured.

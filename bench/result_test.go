@@ -95,6 +95,32 @@ func TestMarkdown(t *testing.T) {
 	}
 }
 
+// A result of a run that ended early says so wherever it is shown.
+func TestIncomplete(t *testing.T) {
+	r := made(map[string][]float64{"vxlan": {5}}, nil)
+	r.Incomplete = "interrupted"
+	var file bytes.Buffer
+	if err := r.Write(&file); err != nil {
+		t.Fatal(err)
+	}
+	r, err := ReadResult(&file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var markdown, page, changes strings.Builder
+	if err := errors.Join(r.Markdown(&markdown), r.HTML(&page), Compare(&changes, made(map[string][]float64{"vxlan": {5}}, nil), r)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ text, want string }{
+		{markdown.String(), "The run ended early: interrupted\n"}, {page.String(), "The run ended early: interrupted<"},
+		{changes.String(), "the second run ended early: interrupted\n"},
+	} {
+		if !strings.Contains(c.text, c.want) {
+			t.Errorf("want %q in:\n%s", c.want, c.text)
+		}
+	}
+}
+
 // Names in a file from elsewhere do not break the table.
 func TestMarkdownEscapes(t *testing.T) {
 	r := made(map[string][]float64{"vxlan": {5}}, nil)
