@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -29,6 +31,10 @@ type benchFlags struct {
 	seconds             bench.Seconds
 	quick, full, ablate bool
 	out                 string
+
+	// What prepare makes of them.
+	plan bench.Plan
+	file *os.File // to write the result to
 }
 
 // listFlag is a flag that may be given several times.
@@ -65,7 +71,22 @@ func measure(args []string) int {
 			return fail(os.Stderr, bench.RunBare(args[1:]))
 		}
 	}
-	f := benchFlags{}
+	f, status, done := parseBench(args)
+	if done {
+		return status
+	}
+	if err := f.prepare(); err != nil {
+		return fail(os.Stderr, err)
+	}
+	status, err := lab.Run(func() int { return measureInside(f) })
+	if err != nil {
+		return fail(os.Stderr, err)
+	}
+	return status
+}
+
+// parseBench reads the flags; done means that there is nothing to measure.
+func parseBench(args []string) (f benchFlags, status int, done bool) {
 	flags := flag.NewFlagSet("weft bench", flag.ContinueOnError)
 	flags.StringVar(&f.weftd, "weftd", "", "our daemon's `path` (default: beside weft itself)")
 	flags.StringVar(&f.cases, "cases", defaultCases, "`workloads` to measure, by the beginnings of their names")
@@ -79,7 +100,7 @@ func measure(args []string) int {
 	flags.Float64Var(&f.seconds.Probe, "probe", 0.5, "`length` of one probe of the search for the highest UDP rate, in seconds")
 	flags.BoolVar(&f.quick, "quick", false, "few workloads, short and seldom: about two minutes; for a first look, not for publishing")
 	flags.BoolVar(&f.full, "full", false, "everything: fan-out to 100 nodes, MTU 9000, --ablation; takes hours")
-	flags.StringVar(&f.out, "out", "result.json", "`file` for the result")
+	flags.StringVar(&f.out, "out", "result.json", "`file` for the result; - is the standard output")
 	flags.Usage = func() {
 		fmt.Fprintf(flags.Output(), "weft bench measures our daemon against its rivals on this machine. Usage: weft bench [flags]\n"+
 			"       weft bench report [flags] RESULT.json\n       weft bench compare OLD.json NEW.json\n\n")
@@ -90,17 +111,10 @@ func measure(args []string) int {
 		}
 	}
 	if status, done := parseFlags(flags, args); done {
-		return status
+		return f, status, done
 	}
 	f.shorten(flags)
-	if err := findDaemon(&f.weftd); err != nil {
-		return fail(os.Stderr, err)
-	}
-	status, err := lab.Run(func() int { return measureInside(f) })
-	if err != nil {
-		return fail(os.Stderr, err)
-	}
-	return status
+	return f, 0, false
 }
 
 // shorten applies --quick and --full to what was not given by itself.
@@ -148,55 +162,164 @@ func measureInside(f benchFlags) int {
 	runtime.GOMAXPROCS(runtime.NumCPU() + bench.MostThreads)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	if err := lab.NeedTUN(); err != nil {
+	if err := f.run(ctx, f.screen()); err != nil {
 		return fail(os.Stderr, err)
 	}
-	plan, err := f.plan(ctx)
-	if err != nil {
-		return fail(os.Stderr, err)
-	}
-	result, err := bench.Run(ctx, plan, bench.GatherFacts(cmp.Or(version, "unknown"), cmp.Or(commit, "unknown"), os.Args[1:]), os.Stdout)
-	if err == nil {
-		err = writeFile(f.out, result.Write)
-	}
-	if err != nil {
-		return fail(os.Stderr, err)
-	}
-	fmt.Println()
-	if err := result.Markdown(os.Stdout); err != nil {
-		return fail(os.Stderr, err)
-	}
-	fmt.Printf("\nThe result is in %s; weft bench report %s makes a page of it.\n", f.out, f.out)
 	return 0
 }
 
-func (f benchFlags) plan(ctx context.Context) (bench.Plan, error) {
-	p := bench.Plan{Rounds: f.rounds, Seconds: f.seconds}
+// prepare does what can go wrong before the lab is there, and before hours of measuring. The file is opened here since the
+// lab has a /run of its own.
+func (f *benchFlags) prepare() error {
+	if f.ablate || f.names("weftd", "portable", "wireguard") {
+		if err := findDaemon(&f.weftd); err != nil {
+			return err
+		}
+	}
+	if err := f.makePlan(); err != nil {
+		return err
+	}
+	f.file = os.Stdout
+	if f.out == "-" {
+		return nil
+	}
 	var err error
-	if p.Cases, err = bench.SelectCases(strings.Split(f.cases, ",")); err != nil {
-		return p, fmt.Errorf("--cases: %w", err)
+	if f.file, err = os.OpenFile(f.out, os.O_WRONLY|os.O_CREATE, 0o666); err != nil {
+		return fmt.Errorf("--out: %w", err)
 	}
-	for _, text := range strings.Split(f.mtus, ",") {
-		mtu, err := strconv.Atoi(text)
-		if err != nil || mtu < 1280 || mtu > 65535 {
-			return p, fmt.Errorf("--mtus: %q is no MTU from 1280 to 65535", text)
-		}
-		for _, mode := range strings.Split(f.modes, ",") {
-			if mode != string(lab.ModeWire) && mode != string(lab.ModeOff) {
-				return p, fmt.Errorf("--modes: %q is neither %s nor %s", mode, lab.ModeWire, lab.ModeOff)
-			}
-			p.Environments = append(p.Environments, bench.Environment{Mode: lab.Mode(mode), MTU: mtu})
-		}
-	}
-	if f.rounds < 1 || f.seconds.Measure <= 0 || f.seconds.Probe <= 0 {
-		return p, errors.New("--rounds, --seconds and --probe: want more than nothing")
-	}
-	p.Rivals, err = f.rivalList(ctx)
-	return p, err
+	return nil
 }
 
-// rivalList makes the rivals that the flags name.
-func (f benchFlags) rivalList(ctx context.Context) ([]bench.Rival, error) {
+// screen is for people: the standard output, unless that is for the result.
+func (f benchFlags) screen() io.Writer {
+	if f.file == os.Stdout {
+		return os.Stderr
+	}
+	return os.Stdout
+}
+
+// run measures inside a lab, and saves and shows what there is at the end, also when something came in between.
+func (f benchFlags) run(ctx context.Context, screen io.Writer) error {
+	if f.ablate || len(f.others) > 0 || f.names("weftd", "portable", "bare") {
+		if err := lab.NeedTUN(); err != nil {
+			return err
+		}
+	}
+	if err := f.addAblation(ctx); err != nil {
+		return err
+	}
+	result, err := bench.Run(ctx, f.plan, bench.GatherFacts(cmp.Or(version, "unknown"), cmp.Or(commit, "unknown"), os.Args[1:]), screen)
+	if err != nil && ctx.Err() != nil {
+		err = fmt.Errorf("interrupted: %w", err)
+	}
+	if len(result.Series) == 0 {
+		return err
+	}
+	if err != nil {
+		result.Incomplete = err.Error()
+	}
+	saved := f.save(result)
+	fmt.Fprintln(screen)
+	shown := result.Markdown(screen)
+	if saved == nil && f.file != os.Stdout {
+		fmt.Fprintf(screen, "\nThe result is in %s; weft bench report %s makes a page of it.\n", f.out, f.out)
+	}
+	return errors.Join(err, saved, shown)
+}
+
+// save writes the result, in place of what the file held before.
+func (f benchFlags) save(result *bench.Result) error {
+	if f.file == os.Stdout {
+		return result.Write(f.file)
+	}
+	info, err := f.file.Stat()
+	if err == nil && info.Mode().IsRegular() { // devices and pipes have no length
+		err = f.file.Truncate(0)
+	}
+	return errors.Join(err, result.Write(f.file), f.file.Close())
+}
+
+// makePlan checks the flags and makes the plan of them, all but the rivals of --ablation.
+func (f *benchFlags) makePlan() error {
+	f.plan = bench.Plan{Rounds: f.rounds, Seconds: f.seconds}
+	if f.rounds < 1 {
+		return fmt.Errorf("--rounds: %d is less than 1", f.rounds)
+	}
+	if err := errors.Join(checkSeconds("--seconds", f.seconds.Measure), checkSeconds("--probe", f.seconds.Probe)); err != nil {
+		return err
+	}
+	var err error
+	if f.plan.Cases, err = bench.SelectCases(split(f.cases)); err != nil {
+		return fmt.Errorf("--cases: %w", err)
+	}
+	if f.plan.Environments, err = f.environments(); err != nil {
+		return err
+	}
+	if f.plan.Rivals, err = f.rivalList(); err != nil {
+		return err
+	}
+	return distinct(f.plan.Rivals)
+}
+
+// checkSeconds keeps measurements long enough to measure something and short enough to end.
+func checkSeconds(flag string, s float64) error {
+	if s >= 0.01 && s <= 3600 {
+		return nil
+	}
+	return fmt.Errorf("%s: %v is not from 0.01 to 3600", flag, s)
+}
+
+// split cuts a list at its commas; blanks around them do not matter.
+func split(list string) []string {
+	parts := strings.Split(list, ",")
+	for i := range parts {
+		parts[i] = strings.TrimSpace(parts[i])
+	}
+	return parts
+}
+
+// names says whether --rivals names one of these.
+func (f benchFlags) names(any ...string) bool {
+	return slices.ContainsFunc(split(f.rivals), func(name string) bool { return slices.Contains(any, name) })
+}
+
+// environments are all modes with all MTUs.
+func (f benchFlags) environments() ([]bench.Environment, error) {
+	var list []bench.Environment
+	for _, text := range split(f.mtus) {
+		mtu, err := strconv.Atoi(text)
+		if err != nil || mtu < 1280 || mtu > 65535 {
+			return nil, fmt.Errorf("--mtus: %q is no MTU from 1280 to 65535", text)
+		}
+		for _, mode := range split(f.modes) {
+			if mode != string(lab.ModeWire) && mode != string(lab.ModeOff) {
+				return nil, fmt.Errorf("--modes: %q is neither %s nor %s", mode, lab.ModeWire, lab.ModeOff)
+			}
+			e := bench.Environment{Mode: lab.Mode(mode), MTU: mtu}
+			if slices.Contains(list, e) {
+				return nil, fmt.Errorf("--modes, --mtus: %s is given twice", e)
+			}
+			list = append(list, e)
+		}
+	}
+	return list, nil
+}
+
+// distinct refuses two rivals of one name: nobody could tell their figures apart.
+func distinct(rivals []bench.Rival) error {
+	for i, r := range rivals {
+		if slices.ContainsFunc(rivals[:i], func(x bench.Rival) bool { return x.Name == r.Name }) {
+			return fmt.Errorf("--rivals, --rival: two rivals are called %q", r.Name)
+		}
+	}
+	return nil
+}
+
+// rivalName is what the names of other daemons consist of, which stand in tables, pages and on command lines.
+var rivalName = regexp.MustCompile(`^[A-Za-z0-9._-]+$`)
+
+// rivalList makes the rivals that --rivals and --rival name.
+func (f benchFlags) rivalList() ([]bench.Rival, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -205,34 +328,39 @@ func (f benchFlags) rivalList(ctx context.Context) ([]bench.Rival, error) {
 		bench.Weftd("weftd", "our daemon as it comes", f.weftd),
 		bench.Weftd("portable", "our daemon with --engine=portable", f.weftd, "--engine=portable"), bench.Bare(self, "bench", "bare"))
 	var list []bench.Rival
-	for _, name := range strings.Split(f.rivals, ",") {
-		found := false
-		for _, r := range known {
-			if r.Name == name {
-				list, found = append(list, r), true
-			}
+	for _, name := range split(f.rivals) {
+		i := slices.IndexFunc(known, func(r bench.Rival) bool { return r.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("--rivals: no rival is called %q: there are %s", name, defaultRivals)
 		}
-		if !found {
-			return nil, fmt.Errorf("--rivals: no rival is called %q", name)
-		}
-	}
-	if f.ablate {
-		names, err := bench.AbilityNames(ctx, f.weftd)
-		if err != nil {
-			return nil, fmt.Errorf("--ablation: %w", err)
-		}
-		for _, name := range names {
-			list = append(list, bench.Weftd("no-"+name, "our daemon with --engine-without="+name, f.weftd, "--engine-without="+name))
-		}
+		list = append(list, known[i])
 	}
 	for _, text := range f.others {
-		name, argv, ok := strings.Cut(text, "=")
-		if !ok || name == "" || len(strings.Fields(argv)) == 0 {
+		name, argv, _ := strings.Cut(text, "=")
+		if len(strings.Fields(argv)) == 0 {
 			return nil, fmt.Errorf("--rival: %q is not name=program", text)
+		}
+		if !rivalName.MatchString(name) {
+			return nil, fmt.Errorf("--rival: the name %q has other characters than letters, digits and . _ -, or none", name)
 		}
 		list = append(list, bench.Other(name, strings.Fields(argv)...))
 	}
 	return list, nil
+}
+
+// addAblation adds our daemon without each of the abilities that it finds here.
+func (f *benchFlags) addAblation(ctx context.Context) error {
+	if !f.ablate {
+		return nil
+	}
+	names, err := bench.AbilityNames(ctx, f.weftd)
+	if err != nil {
+		return fmt.Errorf("--ablation: %w", err)
+	}
+	for _, name := range names {
+		f.plan.Rivals = append(f.plan.Rivals, bench.Weftd("no-"+name, "our daemon with --engine-without="+name, f.weftd, "--engine-without="+name))
+	}
+	return distinct(f.plan.Rivals)
 }
 
 // writeFile writes a file by way of write; "-" is the standard output.

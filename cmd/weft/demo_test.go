@@ -16,21 +16,21 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
-// buildDaemon builds the daemon from this tree.
-func buildDaemon(t *testing.T) string {
+// build builds a program of this tree.
+func build(t *testing.T, pkg string) string {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "weftd")
-	cmd := exec.Command("go", "build", "-o", path, "weft/cmd/weftd")
+	path := filepath.Join(t.TempDir(), filepath.Base(pkg))
+	cmd := exec.Command("go", "build", "-o", path, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the daemon: %v\n%s", err, out)
+		t.Fatalf("build %s: %v\n%s", pkg, err, out)
 	}
 	return path
 }
 
 func TestNetnsDemo(t *testing.T) {
 	lab.SkipWithoutTUN(t)
-	daemon := buildDaemon(t)
+	daemon := build(t, "weft/cmd/weftd")
 	var out bytes.Buffer
 	begin := time.Now()
 	status := demoInside(demoFlags{weftd: daemon}, &out)
