@@ -68,16 +68,20 @@ func demo(args []string) int {
 	return status
 }
 
-// parseFlags parses a subcommand's flags; done means that it has nothing more to do.
-func parseFlags(flags *flag.FlagSet, args []string) (status int, done bool) {
+// parseFlags parses a subcommand's flags, and looks that its operands follow them; done means that it has nothing more to
+// do.
+func parseFlags(flags *flag.FlagSet, args []string, operands ...string) (status int, done bool) {
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return 0, true
 	case err != nil:
 		return 2, true // flag has printed it
-	case flags.NArg() > 0:
+	case flags.NArg() > 0 && len(operands) == 0:
 		fmt.Fprintf(flags.Output(), "%s: %q: takes flags only\n", flags.Name(), flags.Arg(0))
+		return 2, true
+	case flags.NArg() != len(operands):
+		fmt.Fprintf(flags.Output(), "%s: want %s after the flags, not %d arguments\n", flags.Name(), strings.Join(operands, " "), flags.NArg())
 		return 2, true
 	}
 	return 0, false

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 )
 
 // command is one subcommand. run gets the arguments after its name and returns the exit status.
@@ -26,24 +28,22 @@ func commands() []command {
 	}
 }
 
-func main() {
-	if len(os.Args) < 2 {
+func main() { os.Exit(run(os.Args[1:])) }
+
+// run runs the subcommand that the arguments begin with and returns the exit status.
+func run(args []string) int {
+	if len(args) == 0 || len(args) == 1 && slices.Contains([]string{"-h", "-help", "--help", "help"}, args[0]) {
 		usage(os.Stdout)
-		return
+		return 0
 	}
 	for _, c := range commands() {
-		if c.name == os.Args[1] {
-			os.Exit(c.run(os.Args[2:]))
+		if c.name == args[0] {
+			return c.run(args[1:])
 		}
 	}
-	switch os.Args[1] {
-	case "-h", "-help", "--help", "help":
-		usage(os.Stdout)
-	default:
-		fmt.Fprintf(os.Stderr, "weft: no subcommand %q\n", os.Args[1])
-		usage(os.Stderr)
-		os.Exit(2)
-	}
+	fmt.Fprintf(os.Stderr, "weft: no subcommand %q\n", strings.Join(args, " "))
+	usage(os.Stderr)
+	return 2
 }
 
 func usage(w io.Writer) {

@@ -1,0 +1,106 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// weft runs a subcommand that needs no lab, with a standard input, and returns what it wrote.
+func weft(t *testing.T, input string, args ...string) (status int, stdout, stderr string) {
+	t.Helper()
+	var files [3]*os.File
+	for i := range files {
+		var err error
+		if files[i], err = os.CreateTemp(t.TempDir(), ""); err != nil {
+			t.Fatal(err)
+		}
+		defer files[i].Close()
+	}
+	if err := os.WriteFile(files[0].Name(), []byte(input), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	in, out, problems := os.Stdin, os.Stdout, os.Stderr
+	defer func() { os.Stdin, os.Stdout, os.Stderr = in, out, problems }()
+	os.Stdin, os.Stdout, os.Stderr = files[0], files[1], files[2]
+	status = run(args)
+	var texts [3]string
+	for i, f := range files {
+		b, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		texts[i] = string(b)
+	}
+	return status, texts[1], texts[2]
+}
+
+const someResult = `{"schema":1,"rounds":1,"rivals":[{"name":"none"}],"series":[{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",
+	"samples":[{"throughput":5e9}]}]}`
+
+func TestReport(t *testing.T) {
+	dir := t.TempDir()
+	path, html, markdown := filepath.Join(dir, "result.json"), filepath.Join(dir, "x.html"), filepath.Join(dir, "x.md")
+	if err := os.WriteFile(path, []byte(someResult), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args   []string
+		status int
+		out    string // in the standard output or error
+	}{
+		{[]string{"report", "--html", html, "--markdown", markdown, path}, 0, ""},
+		{[]string{"report", "--html", "-", "-"}, 0, "<!doctype html>"},
+		{[]string{"report", "--html=", "--markdown", "-", "-"}, 0, "| TCP, 1 stream, Gbit/s | 5.00 |"},
+		{[]string{"compare", path, "-"}, 0, "1 of 1 figures have fewer than 3 rounds"},
+		{[]string{"compare", "-", path}, 0, "1 of 1 figures have fewer than 3 rounds"},
+		{[]string{"compare", "-", "-"}, 1, "the standard input holds one result only"},
+		{[]string{"report", "-h"}, 0, "Usage: weft bench report [flags] RESULT.json\n"},
+		{[]string{"compare", "-h"}, 0, "Usage: weft bench compare OLD.json NEW.json\n"},
+		{[]string{"report"}, 2, "weft bench report: want RESULT.json after the flags, not 0 arguments\n"},
+		{[]string{"report", path, path}, 2, "want RESULT.json after the flags, not 2 arguments\n"},
+		{[]string{"compare", path}, 2, "weft bench compare: want OLD.json NEW.json after the flags, not 1 arguments\n"},
+		{[]string{"compare", "--x", path, path}, 2, "-x"},
+		{[]string{"report", "/nonexistent"}, 1, "weft: open /nonexistent: no such file or directory\n"},
+		{[]string{"report", "--html", "/nonexistent/x", path}, 1, "weft: open /nonexistent/x: no such file or directory\n"},
+	} {
+		status, out, problems := weft(t, someResult, append([]string{"bench"}, c.args...)...)
+		if status != c.status || !strings.Contains(out+problems, c.out) {
+			t.Errorf("%q: status %d, want %d and %q in:\n%s%s", c.args, status, c.status, c.out, out, problems)
+		}
+	}
+	for _, file := range []string{html, markdown} {
+		if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "TCP, 1 stream") {
+			t.Errorf("%s: %v, %d bytes", file, err, len(b))
+		}
+	}
+	if status, _, problems := weft(t, "{}", "bench", "report", "-"); status != 1 || !strings.Contains(problems, "weft: standard input: read result: schema 0, want 1") {
+		t.Errorf("status %d: %s", status, problems)
+	}
+}
+
+func TestCommandLine(t *testing.T) {
+	for _, c := range []struct {
+		args   string
+		status int
+		out    string
+	}{
+		{"", 0, "Usage: weft <subcommand>"},
+		{"help", 0, "Usage: weft <subcommand>"},
+		{"--help", 0, "Usage: weft <subcommand>"},
+		{"help xx", 2, `weft: no subcommand "help xx"`},
+		{"xx", 2, `weft: no subcommand "xx"`},
+		{"version", 0, "weft unknown commit unknown go"},
+		{"version junk", 2, `weft version: "junk": takes flags only`},
+		{"version -h", 0, ""},
+		{"demo junk", 2, `weft demo: "junk": takes flags only`},
+		{"bench junk", 2, `weft bench: "junk": takes flags only`},
+		{"bench -h", 0, "weft bench compare OLD.json NEW.json"},
+	} {
+		status, out, problems := weft(t, "", strings.Fields(c.args)...)
+		if status != c.status || !strings.Contains(out+problems, c.out) {
+			t.Errorf("weft %s: status %d, want %d and %q in:\n%s%s", c.args, status, c.status, c.out, out, problems)
+		}
+	}
+}
