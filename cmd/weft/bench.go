@@ -262,11 +262,11 @@ func (f *benchFlags) makePlan() error {
 }
 
 // checkSeconds keeps measurements long enough to measure something and short enough to end.
-func checkSeconds(flag string, s float64) error {
+func checkSeconds(name string, s float64) error {
 	if s >= 0.01 && s <= 3600 {
 		return nil
 	}
-	return fmt.Errorf("%s: %v is not from 0.01 to 3600", flag, s)
+	return fmt.Errorf("%s: %v is not from 0.01 to 3600", name, s)
 }
 
 // split cuts a list at its commas; blanks around them do not matter.
@@ -279,8 +279,8 @@ func split(list string) []string {
 }
 
 // names says whether --rivals names one of these.
-func (f benchFlags) names(any ...string) bool {
-	return slices.ContainsFunc(split(f.rivals), func(name string) bool { return slices.Contains(any, name) })
+func (f benchFlags) names(oneOf ...string) bool {
+	return slices.ContainsFunc(split(f.rivals), func(name string) bool { return slices.Contains(oneOf, name) })
 }
 
 // environments are all modes with all MTUs.
