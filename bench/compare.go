@@ -21,7 +21,7 @@ type Change struct {
 	Case, Rival, Figure string
 	Old, New            Spread
 	// Reference is the rival to which Old and New are ratios within their runs, which cancel out how fast the machine was.
-	// It is empty where the two results have no such rival, and for that rival itself.
+	// It is empty where one of the results has no such ratio, and for that rival itself.
 	Reference string
 }
 
