@@ -216,6 +216,33 @@ func TestNetnsPathMTU(t *testing.T) {
 	}
 }
 
+// TestNetnsPathThatGrowsIsUsed narrows the underlay and widens it again, which the kernel knows at once.
+func TestNetnsPathThatGrowsIsUsed(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			ov := startOverlay(t, lab.Options{}, Config{Mode: mode})
+			ov.expectPing(t, 0, 1)
+			long := lab.Ping{Size: 1400, DontFragment: true, Timeout: 200 * time.Millisecond}
+			must(t, ov.engines[0].node.SetMTU("eth0", 1300))
+			if p, err := ov.pod(0).Ping(t.Context(), podAddr(1), long); err != nil || p.TooBigs != 1 {
+				t.Fatalf("%+v, %v", p, err)
+			}
+			must(t, ov.engines[0].node.SetMTU("eth0", 1500))
+			must(t, lab.Await(t.Context(), 5*time.Second, "a long packet to pass", func() error {
+				// The pod has been told, too, and believes it for longer.
+				if err := ov.pod(0).Sysctl("ipv4/route/flush", "1"); err != nil {
+					return err
+				}
+				p, err := ov.pod(0).Ping(t.Context(), podAddr(1), long)
+				if err == nil && p.Received == 0 {
+					err = fmt.Errorf("%+v", p)
+				}
+				return err
+			}))
+		})
+	}
+}
+
 // TestNetnsRunReturnsAtOnce takes the best of some attempts, since the machine may be busy with something else.
 func TestNetnsRunReturnsAtOnce(t *testing.T) {
 	best := time.Hour

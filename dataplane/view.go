@@ -24,31 +24,36 @@ type peer struct {
 
 	received, receivedBytes atomic.Uint64
 
-	// What the kernel said about the path, until when: unix time in nanoseconds. 0 is nothing learnt.
-	pathMTU atomic.Int32
-	until   atomic.Int64
+	pathMTU atomic.Pointer[learntMTU] // nil is nothing learnt
 }
 
-// pathMTUAge is how long a learnt path MTU is believed: the kernel's own net.ipv4.route.mtu_expires.
-const pathMTUAge = 10 * time.Minute
+// learntMTU is what the kernel said about a path.
+type learntMTU struct {
+	bytes int // outer headers included
+	until time.Time
+}
+
+// pathMTUAge is how long a learnt path MTU is believed. It is the kernel that remembers what routers told it, and forgets
+// it in time (net.ipv4.route.mtu_expires); to ask it again costs one flush that is refused, of which nothing is lost that
+// the path carries in pieces.
+const pathMTUAge = time.Second
 
 // learn keeps a path MTU in bytes, outer headers included.
 func (p *peer) learn(mtu int, now time.Time) {
-	p.until.Store(now.Add(pathMTUAge).UnixNano())
-	p.pathMTU.Store(int32(mtu))
+	p.pathMTU.Store(&learntMTU{bytes: mtu, until: now.Add(pathMTUAge)})
 }
 
 // knownPathMTU returns the path MTU in bytes that was learnt and has not expired, or 0.
 func (p *peer) knownPathMTU(now func() time.Time) int {
-	mtu := p.pathMTU.Load()
-	if mtu == 0 {
+	known := p.pathMTU.Load()
+	if known == nil {
 		return 0
 	}
-	if now().UnixNano() > p.until.Load() {
-		p.pathMTU.Store(0)
+	if now().After(known.until) {
+		p.pathMTU.CompareAndSwap(known, nil)
 		return 0
 	}
-	return int(mtu)
+	return known.bytes
 }
 
 // newView builds the view of self and others. A node that old knows under the same name keeps its counters,

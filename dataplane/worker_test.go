@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -430,7 +431,11 @@ func TestPathMTUIsLearntAndTold(t *testing.T) {
 	if len(b.socket.sent) != 1 || b.drops()[DropTooBig] != 2 || *asked != 1 {
 		t.Fatalf("sent %d, drops %v, the kernel was asked %d times", len(b.socket.sent), b.drops(), *asked)
 	}
-	for _, msg := range b.queue.packets(t) {
+	told := b.queue.packets(t)
+	if len(told) != 2 {
+		t.Errorf("told %d times of 2 packets", len(told))
+	}
+	for _, msg := range told {
 		if msg[20] != 3 || msg[21] != 4 || binary.BigEndian.Uint16(msg[26:]) != 972 {
 			t.Errorf("told %x", msg[20:28])
 		}
@@ -441,6 +446,34 @@ func TestPathMTUIsLearntAndTold(t *testing.T) {
 	if len(b.socket.sent) != 2 {
 		t.Errorf("what was learnt did not expire: drops %v", b.drops())
 	}
+}
+
+// TestPathMTUExpiresByTheMonotonicClock: a wall clock that is set back does not keep a path narrow.
+func TestPathMTUExpiresByTheMonotonicClock(t *testing.T) {
+	b := newBench(t)
+	b.clock = time.Now()
+	b.narrow(1000)
+	long := udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0)
+	b.leave(long)
+	b.socket.refuse = nil
+	b.clock = setBack(t, b.clock.Add(2*pathMTUAge), 24*time.Hour)
+	b.leave(long)
+	if len(b.socket.sent) != 1 {
+		t.Errorf("what was learnt did not expire: drops %v", b.drops())
+	}
+}
+
+// setBack returns what time.Now would say at the time now, had the wall clock been set back: the monotonic clock goes on.
+// The standard library has no way to make such a time; the seconds of the wall clock lie above 30 bits of nanoseconds
+// (time.Time).
+func setBack(t *testing.T, now time.Time, by time.Duration) time.Time {
+	t.Helper()
+	then := now
+	*(*uint64)(unsafe.Pointer(&then)) -= uint64(by/time.Second) << 30
+	if then.Sub(now) != 0 || now.Round(0).Sub(then.Round(0)) != by {
+		t.Fatalf("%v set back by %v is %v", now, by, then)
+	}
+	return then
 }
 
 func TestPathMTUIsPerNode(t *testing.T) {
@@ -503,7 +536,11 @@ func TestLongSegmentsOfASuperFrame(t *testing.T) {
 	if len(b.socket.sent) != 2 || b.drops()[DropTooBig] != 4 {
 		t.Errorf("sent %d, drops %v", len(b.socket.sent), b.drops())
 	}
-	for _, msg := range b.queue.packets(t) {
+	told := b.queue.packets(t)
+	if len(told) != 4 {
+		t.Errorf("told %d times of 4 segments", len(told))
+	}
+	for _, msg := range told {
 		if binary.BigEndian.Uint16(msg[26:]) != 972 {
 			t.Errorf("told %x", msg[20:28])
 		}
