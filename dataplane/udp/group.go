@@ -129,25 +129,25 @@ func (c Config) prepare(fd int) error {
 	return nil
 }
 
-// sizeBuffers sets the buffers of a socket, and says why one is smaller than wanted. The kernel's limit can be
-// passed only with CAP_NET_ADMIN in the first user namespace.
-func (c Config) sizeBuffers(fd int) error {
+// sizeBuffers sets the buffers of the socket that receives and of the one that sends, and says why one is smaller than
+// wanted. The kernel's limit can be passed only with CAP_NET_ADMIN in the first user namespace.
+func (c Config) sizeBuffers(fd, sendFD int) error {
 	if c.Buffer == 0 {
 		return errSwitchedOff
 	}
 	var errs []error
 	for _, b := range []struct {
-		name         string
-		force, plain int
-	}{{"rmem", unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {"wmem", unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
-		forceErr := unix.SetsockoptInt(fd, unix.SOL_SOCKET, b.force, c.Buffer)
+		name             string
+		fd, force, plain int
+	}{{"rmem", fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {"wmem", sendFD, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
+		forceErr := unix.SetsockoptInt(b.fd, unix.SOL_SOCKET, b.force, c.Buffer)
 		if forceErr == nil {
 			continue
 		}
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, b.plain, c.Buffer); err != nil {
+		if err := unix.SetsockoptInt(b.fd, unix.SOL_SOCKET, b.plain, c.Buffer); err != nil {
 			errs = append(errs, fmt.Errorf("set socket buffer: %w", err))
 		}
-		got, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, b.plain)
+		got, err := unix.GetsockoptInt(b.fd, unix.SOL_SOCKET, b.plain)
 		if got /= 2; err != nil || got < c.Buffer { // the kernel doubles what is set, for its own use (socket(7))
 			errs = append(errs, fmt.Errorf("%d bytes instead of %d: net.core.%s_max is lower, and without CAP_NET_ADMIN "+
 				"in the first user namespace it binds (%w)", got, c.Buffer, b.name, forceErr))

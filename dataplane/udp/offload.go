@@ -34,7 +34,7 @@ func OpenOffload(c Config) (*Group[*Offload], error) {
 			return nil, errors.Join(err, g.Close())
 		}
 		g.Sockets = append(g.Sockets, s)
-		if err := c.sizeBuffers(s.fd); err != nil {
+		if err := c.sizeBuffers(s.FD(), s.SendFD()); err != nil {
 			g.lacks[FeatureBuffers] = err
 		}
 	}

@@ -49,7 +49,7 @@ func OpenPortable(c Config) (*Group[*Portable], error) {
 			return nil, errors.Join(err, g.Close())
 		}
 		g.Sockets = append(g.Sockets, s)
-		if err := c.sizeBuffers(s.FD()); err != nil {
+		if err := c.sizeBuffers(s.FD(), s.SendFD()); err != nil {
 			g.lacks[FeatureBuffers] = err
 		}
 	}

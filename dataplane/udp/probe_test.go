@@ -162,6 +162,22 @@ func TestSourcePorts(t *testing.T) {
 	}
 }
 
+// TestBuffersAreSized looks at the socket that receives and at the one that sends, which source ports make another. Without
+// privileges the kernel's limit binds, hence a size below its default of 212,992 bytes.
+func TestBuffersAreSized(t *testing.T) {
+	const want = 50_000
+	for kind, open := range kinds {
+		for _, first := range []uint16{0, freePort(t, "127.0.0.1").Port()} {
+			s := open(t, Config{Bind: freePort(t, "127.0.0.1"), Sockets: 1, SourcePort: first, Buffer: want})[0]
+			in, inErr := unix.GetsockoptInt(s.FD(), unix.SOL_SOCKET, unix.SO_RCVBUF)
+			out, outErr := unix.GetsockoptInt(s.SendFD(), unix.SOL_SOCKET, unix.SO_SNDBUF)
+			if in != 2*want || out != 2*want || inErr != nil || outErr != nil { // the kernel doubles what is set (socket(7))
+				t.Errorf("%s, source port %d: %d bytes to receive (%v) and %d to send (%v)", kind, first, in, inErr, out, outErr)
+			}
+		}
+	}
+}
+
 func TestSourcePortsAreExclusive(t *testing.T) {
 	first := freePort(t, "127.0.0.1")
 	a, err := OpenOffload(Config{Bind: freePort(t, "127.0.0.1"), Sockets: 2, SourcePort: first.Port()})
