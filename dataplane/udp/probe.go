@@ -134,7 +134,7 @@ func (t *selfTest) exchange(s shape) error {
 		}
 		want = append(want, bytes.Clone(b))
 	}
-	t.at.plain.Store(0)
+	t.at.plain.Store(nil)
 	var sendErr error
 	done := t.sender.run(&t.trains, func(_ *Destination, _ []byte, err error) { sendErr = err })
 	t.trains.reset()
@@ -144,7 +144,7 @@ func (t *selfTest) exchange(s shape) error {
 		return fmt.Errorf("send: %w", sendErr)
 	case !done:
 		return errors.New("send: no room")
-	case t.at.plain.Load() != 0:
+	case t.at.plain.Load() != nil:
 		return errors.New("the kernel takes it only one by one")
 	case err != nil:
 		return err

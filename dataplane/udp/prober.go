@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +13,7 @@ import (
 // Prober asks the kernel for the MTU of a path. Its methods may be called by many goroutines.
 type Prober struct {
 	mu     sync.Mutex
-	fd     int
+	fd     int // -1 once closed: the number may be somebody else's then
 	family int
 }
 
@@ -33,6 +34,9 @@ func NewProber(bind netip.Addr) (*Prober, error) {
 func (p *Prober) PathMTU(to netip.AddrPort) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.fd < 0 {
+		return 0, fmt.Errorf("find the route to %s: %w", to, os.ErrClosed)
+	}
 	if err := unix.Connect(p.fd, sockaddr(to)); err != nil {
 		return 0, fmt.Errorf("find the route to %s: %w", to, err)
 	}
@@ -51,5 +55,7 @@ func (p *Prober) PathMTU(to netip.AddrPort) (int, error) {
 func (p *Prober) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return unix.Close(p.fd)
+	fd := p.fd
+	p.fd = -1
+	return unix.Close(fd)
 }

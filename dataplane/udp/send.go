@@ -103,7 +103,7 @@ func (s *sender) whole(t *train) bool {
 		return false
 	}
 	until := t.lane.To.plain.Load()
-	return until == 0 || s.now().UnixNano() > until
+	return until == nil || s.now().After(*until)
 }
 
 // add appends one message, if there is room.
@@ -147,7 +147,8 @@ func (s *sender) delivered(t *trains) {
 	d.lane.To.sent(p.to-p.from, min(p.to*d.segment, d.used)-p.from*d.segment)
 	if d.refusedBy != 0 && p.from == 0 {
 		// The train was refused, and its first datagram alone was not: it is the cutting that fails there.
-		d.lane.To.plain.Store(s.now().Add(plainAge).UnixNano())
+		until := s.now().Add(plainAge)
+		d.lane.To.plain.Store(&until)
 	}
 }
 

@@ -332,6 +332,45 @@ func TestRefusedTrainGoesOutOneByOne(t *testing.T) {
 	}
 }
 
+// TestTrainsAreTriedAgainByTheMonotonicClock: a wall clock that is set back does not keep trains apart.
+func TestTrainsAreTriedAgainByTheMonotonicClock(t *testing.T) {
+	s := newScripted(t, true)
+	now := time.Now()
+	s.sender.now = func() time.Time { return now }
+	lane := Lane{To: dest(1)}
+	s.kernel.fail = func(_ []byte, segment int) unix.Errno {
+		if segment != 0 {
+			return unix.EIO
+		}
+		return 0
+	}
+	send := func() (calls int) {
+		before := s.kernel.calls
+		s.put(lane, payload(1, 100))
+		s.put(lane, payload(2, 100))
+		s.Flush(s.failed)
+		return s.kernel.calls - before
+	}
+	send() // is refused, and remembered
+	now = setBack(t, now.Add(2*plainAge), 24*time.Hour)
+	if n := send(); n != 2 {
+		t.Errorf("%d calls: the train was not tried again", n)
+	}
+}
+
+// setBack returns what time.Now would say at the time now, had the wall clock been set back: the monotonic clock goes on.
+// The standard library has no way to make such a time; the seconds of the wall clock lie above 30 bits of nanoseconds
+// (time.Time).
+func setBack(t *testing.T, now time.Time, by time.Duration) time.Time {
+	t.Helper()
+	then := now
+	*(*uint64)(unsafe.Pointer(&then)) -= uint64(by/time.Second) << 30
+	if then.Sub(now) != 0 || now.Round(0).Sub(then.Round(0)) != by {
+		t.Fatalf("%v set back by %v is %v", now, by, then)
+	}
+	return then
+}
+
 // TestTrainTooLongForThePath: when the datagrams are refused alone, too, it is not GSO that fails.
 func TestTrainTooLongForThePath(t *testing.T) {
 	s := newScripted(t, true)
@@ -356,7 +395,7 @@ func TestTrainTooLongForThePath(t *testing.T) {
 			t.Errorf("refused datagram %d: %v", i, s.errs[i])
 		}
 	}
-	if lane.To.plain.Load() != 0 {
+	if lane.To.plain.Load() != nil {
 		t.Error("the node is taken for one without GSO")
 	}
 }

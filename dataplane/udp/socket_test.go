@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 	"unsafe"
@@ -209,7 +210,7 @@ func TestTrainsReallyTravel(t *testing.T) {
 	if err != nil || len(got) != 1 || got[0].Segment != 1400 || got[0].Datagrams() != 40 || messages != 1 {
 		t.Errorf("%d messages sent; received %d, of %+v datagrams (%v)", messages, len(got), got[0].Datagrams(), err)
 	}
-	if lane.To.plain.Load() != 0 {
+	if lane.To.plain.Load() != nil {
 		t.Error("GSO failed on loopback")
 	}
 }
@@ -240,7 +241,7 @@ func TestLongestTrain(t *testing.T) {
 				t.Errorf("%s: datagram %d differs", addr, i)
 			}
 		}
-		if lane.To.plain.Load() != 0 {
+		if lane.To.plain.Load() != nil {
 			t.Errorf("%s: the longest train was refused", addr)
 		}
 		if err := group.Close(); err != nil {
@@ -320,6 +321,29 @@ func TestProber(t *testing.T) {
 		if err := p.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestClosedProber: who still has it when it is replaced must not touch a descriptor that got its number since.
+func TestClosedProber(t *testing.T) {
+	p, err := NewProber(netip.MustParseAddr("127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	fd := p.fd
+	if err := p.Close(); err != nil {
+		t.Fatal(err)
+	}
+	other, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil || other != fd {
+		t.Fatalf("descriptor %d (%v), want %d", other, err, fd)
+	}
+	defer unix.Close(other)
+	if mtu, err := p.PathMTU(netip.MustParseAddrPort("127.0.0.1:9")); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("a closed prober says %d, %v", mtu, err)
+	}
+	if peer, err := unix.Getpeername(other); err == nil {
+		t.Errorf("somebody else's socket is connected to %v", peer)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"iter"
 	"net/netip"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -54,10 +55,10 @@ type Destination struct {
 	Packets atomic.Uint64 // datagrams that the kernel accepted
 	Bytes   atomic.Uint64 // their payload
 
-	ip      [16]byte     // Addr's address, IPv4 mapped into IPv6
-	name    [28]byte     // Addr as the kernel's struct sockaddr_in or sockaddr_in6
-	nameLen uint32       // of name
-	plain   atomic.Int64 // until then (unix time in nanoseconds) trains are sent one by one: GSO failed on this path
+	ip      [16]byte                  // Addr's address, IPv4 mapped into IPv6
+	name    [28]byte                  // Addr as the kernel's struct sockaddr_in or sockaddr_in6
+	nameLen uint32                    // of name
+	plain   atomic.Pointer[time.Time] // until then trains are sent one by one: GSO failed on this path; nil: never
 }
 
 // NewDestination returns the destination with the address of a node's socket.
