@@ -96,9 +96,10 @@ type fakeSocket struct {
 	lent     []udp.Message
 	keep     bool // Receive gives the first batch for ever: for allocation tests
 	buf      []byte
+	fd       int // to poll
 }
 
-func newFakeSocket() *fakeSocket { return &fakeSocket{room: 1000} }
+func newFakeSocket() *fakeSocket { return &fakeSocket{room: 1000, fd: -1} }
 
 func (s *fakeSocket) Reserve(lane udp.Lane, n int) []byte {
 	if s.keep {
@@ -153,7 +154,7 @@ func (s *fakeSocket) Receive() ([]udp.Message, error) {
 	return s.lent, nil
 }
 
-func (s *fakeSocket) FD() int                    { return -1 }
+func (s *fakeSocket) FD() int                    { return s.fd }
 func (s *fakeSocket) SendFD() int                { return -1 }
 func (s *fakeSocket) Overflows() (uint64, error) { return 0, nil }
 func (s *fakeSocket) Close() error               { return nil }

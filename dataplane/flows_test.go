@@ -56,33 +56,36 @@ func TestSparseFlowsPassBulkFlows(t *testing.T) {
 	}
 }
 
-// TestFlowMovesInOrder: what a flow left in the queue of sparse flows goes before what comes through the other.
-func TestFlowMovesInOrder(t *testing.T) {
-	b := newBench(t)
-	seq := uint32(0)
-	segments := func(n int) (all []tun.Frame) {
-		for range n {
-			all = append(all, tun.Frame{Packet: tcp4("10.5.1.2", "10.5.2.2", seq, 100)})
-			seq += 100
-		}
-		return all
+// stream is TCP segments in order, to come out of the TUN.
+type stream struct{ next uint32 }
+
+func (s *stream) segments(n int) (all []tun.Frame) {
+	for range n {
+		all = append(all, tun.Frame{Packet: tcp4("10.5.1.2", "10.5.2.2", s.next, 100)})
+		s.next += 100
 	}
-	first := superTCP("10.5.1.2", "10.5.2.2", 20_000, 1000)
-	binary.BigEndian.PutUint32(first.Packet[24:], 0)
-	seq = 20_000
-	b.queue.in = append([]tun.Frame{first}, segments(4*quantumFrames)...)
+	return all
+}
+
+// superFrame makes the stream a bulk flow.
+func (s *stream) superFrame() tun.Frame {
+	const n = 20_000
+	f := superTCP("10.5.1.2", "10.5.2.2", n, 1000)
+	binary.BigEndian.PutUint32(f.Packet[24:], s.next)
+	s.next += n
+	return f
+}
+
+// acknowledge has an acknowledgement of a stream come in.
+func (b *bench) acknowledge() {
 	ack := tcp4("10.5.2.2", "10.5.1.2", 0, 0)
 	copy(ack[20:], []byte{5001 >> 8, 5001 & 0xff, 4000 >> 8, 4000 & 0xff})
 	b.arrive("192.0.2.2", ack)
-	if len(b.bulk.out) != 1 || len(b.queue.out) != 0 {
-		t.Fatalf("the acknowledgement went to the queue of sparse flows")
-	}
-	b.bulk.in = segments(2 * quantumFrames)
-	b.round()
-	b.queue.in = append(b.queue.in, tun.Frame{Packet: packetBetween("10.5.1.9", "10.5.2.9")}) // and does not hold it up for ever
-	for range 10 {
-		b.round()
-	}
+}
+
+// leftInOrder checks that all of the stream has left, without gaps.
+func (s *stream) leftInOrder(t *testing.T, b *bench) {
+	t.Helper()
 	next := uint32(0)
 	for _, d := range b.socket.sent {
 		if d.data[9] != 6 {
@@ -93,9 +96,48 @@ func TestFlowMovesInOrder(t *testing.T) {
 		}
 		next += uint32(len(d.data) - 40)
 	}
-	if next != seq {
-		t.Errorf("the last of %d bytes is missing: %d", seq, next)
+	if next != s.next {
+		t.Errorf("the last of %d bytes is missing: %d", s.next, next)
 	}
+}
+
+// TestFlowMovesInOrder: what a flow left in the queue of sparse flows goes before what comes through the other.
+func TestFlowMovesInOrder(t *testing.T) {
+	b, s := newBench(t), &stream{}
+	b.queue.in = append([]tun.Frame{s.superFrame()}, s.segments(4*quantumFrames)...)
+	b.acknowledge()
+	if len(b.bulk.out) != 1 || len(b.queue.out) != 0 {
+		t.Fatalf("the acknowledgement went to the queue of sparse flows")
+	}
+	b.bulk.in = s.segments(2 * quantumFrames)
+	b.round()
+	b.queue.in = append(b.queue.in, tun.Frame{Packet: packetBetween("10.5.1.9", "10.5.2.9")}) // and does not hold it up for ever
+	for range 10 {
+		b.round()
+	}
+	s.leftInOrder(t, b)
+}
+
+// TestBlockedFlowMovesInOrder has the socket without room meanwhile, and the worker woken by what arrives: the queues,
+// which it does not poll then, are not empty.
+func TestBlockedFlowMovesInOrder(t *testing.T) {
+	arrived, _ := readable(t)
+	b, s := newBench(t), &stream{}
+	b.queue.in = append([]tun.Frame{s.superFrame()}, s.segments(4*quantumFrames)...)
+	b.socket.fd, b.socket.full = int(arrived[0].Fd), 2
+	b.acknowledge()
+	if !b.blocked || b.flows.caughtUp() {
+		t.Fatalf("blocked %v, caught up %v", b.blocked, b.flows.caughtUp())
+	}
+	b.bulk.in = s.segments(2 * quantumFrames)
+	must(t, b.wait())
+	if b.worker.round() || !b.blocked {
+		t.Fatal("the socket is not blocked any more")
+	}
+	for range 20 {
+		b.round()
+	}
+	s.leftInOrder(t, b)
 }
 
 // TestOverloadedQueueDoesNotStarveBulkFlows has a flow move while packets of others come faster than they can be sent.

@@ -48,7 +48,7 @@ type outer struct {
 	age uint64
 }
 
-// worker is one goroutine that owns one TUN queue and one socket and moves packets between them, each to
+// worker is one goroutine that owns two TUN queues and one socket and moves packets between them, each to
 // completion. Only the fields marked so are touched by others.
 type worker struct {
 	id       int
@@ -216,12 +216,12 @@ func (w *worker) wait() error {
 	if w.polls[pollWake].Revents != 0 {
 		w.wake.clear()
 	}
-	room := w.polls[pollSend].Revents != 0
 	w.ready.outer = w.polls[pollReceive].Revents != 0
 	gone := false
 	for c := range w.ready.queues {
 		revents := w.polls[c].Revents
-		w.ready.queues[c] = revents != 0 || room
+		// One that was not polled may have something: that it is empty must not be concluded, see flowClasses.drained.
+		w.ready.queues[c] = revents != 0 || w.blocked || w.outer == nil
 		// A TUN queue reports POLLERR once its device is deleted (drivers/net/tun.c, tun_chr_poll), and without
 		// POLLIN, so that a reader alone would not notice.
 		gone = gone || revents&(unix.POLLERR|unix.POLLNVAL) != 0

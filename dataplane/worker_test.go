@@ -696,6 +696,37 @@ func TestQueueGoneWhileBlocked(t *testing.T) {
 	}
 }
 
+// TestQueueIsNotPolledInVain: who cannot send does not wake up because there is something to read.
+func TestQueueIsNotPolledInVain(t *testing.T) {
+	left, _ := readable(t)
+	found := func(b *bench) int {
+		t.Helper()
+		b.queue.fd = int(left[0].Fd)
+		b.setPolls()
+		n, err := look(b.polls[:], 0)
+		must(t, err)
+		return n
+	}
+	b := newBench(t)
+	if n := found(b); n != 1 {
+		t.Errorf("%d descriptors are ready", n)
+	}
+	b.socket.full = 1
+	b.leave(packetBetween("10.5.1.2", "10.5.2.2"))
+	if n := found(b); !b.blocked || n != 0 {
+		t.Errorf("blocked %v: %d descriptors are ready", b.blocked, n)
+	}
+	b.round()
+	if n := found(b); b.blocked || n != 1 {
+		t.Errorf("blocked %v: %d descriptors are ready", b.blocked, n)
+	}
+	b.socket.recvErr = errRefused
+	b.round()
+	if n := found(b); b.outer != nil || n != 0 {
+		t.Errorf("socket %v: %d descriptors are ready", b.outer, n)
+	}
+}
+
 // TestQueueGoneWhileWriting loses the device in the middle of a batch.
 func TestQueueGoneWhileWriting(t *testing.T) {
 	b := newBench(t)
