@@ -18,12 +18,13 @@ const (
 	DropUnleasedSource     // inbound, strict only: the inner source is in no lease
 	DropNotForUs           // inbound: the inner destination is not in our subnet
 	DropCongestion         // inbound: marked as met by congestion, and the sender would not understand the mark
-	DropBadFrame           // outbound: a super-frame that its header does not describe
+	DropBadFrame           // outbound: a super-frame that its header does not describe; how many packets it was nobody knows
 	DropNeighbourMessage   // outbound: IPv6 neighbour or router discovery, of which a TUN has none
 	DropMulticast          // outbound: to a group; the overlay joins single hosts
 	DropNoNode             // outbound: no node has the destination
 	DropTooBig             // outbound: longer than the path carries and not to be cut
-	DropSendError          // outbound: the kernel refused to send it
+	DropNoRoom             // outbound: the socket's buffer was full, and so was the memory before it
+	DropSendError          // outbound: the kernel refused to send it, and not for a path MTU that it knows
 	DropTUNDown            // inbound: the device is administratively down
 	DropTUNError           // inbound: the kernel refused to take it, or the device is just being made again
 	numDrops
@@ -45,6 +46,7 @@ var dropNames = [numDrops]string{
 	DropMulticast:          "multicast",
 	DropNoNode:             "no_node",
 	DropTooBig:             "packet_too_big",
+	DropNoRoom:             "no_room",
 	DropSendError:          "send_error",
 	DropTUNDown:            "tun_down",
 	DropTUNError:           "tun_write_error",

@@ -29,9 +29,6 @@ func (w *worker) inbound() bool {
 		w.loseOuter()
 		return false
 	}
-	if w.merger == nil {
-		return false // there has never been a device
-	}
 	w.counters.messages.Add(uint64(len(messages)))
 	for i := range messages {
 		w.take(&messages[i])
@@ -164,26 +161,26 @@ func (w *worker) admit(pkt []byte, from netip.Addr, check SourceCheck) Drop {
 // write gives a frame of the merger to the TUN. A super-frame that the kernel refuses is written as the segments
 // that it was made of.
 func (w *worker) write(h offload.Header, pkt []byte) {
+	n := h.Segments(len(pkt))
 	if w.inner == nil {
-		w.dropAtTUN(tun.ErrGone)
+		w.dropAtTUN(tun.ErrGone, n)
 		return
 	}
 	flow, _ := encap.FlowHash(pkt)
 	err := w.inner.queues[w.flows.arrives(flow)].Write(tun.Frame{Header: h, Packet: pkt})
 	if err == nil {
-		n := packetsIn(h, pkt)
 		w.counters.framesWritten.Add(1)
 		w.counters.received.add(n, len(pkt)+(n-1)*int(h.HeaderLen))
 		return
 	}
 	if !errors.Is(err, tun.ErrSuperFrame) {
-		w.dropAtTUN(err)
+		w.dropAtTUN(err, n)
 		return
 	}
 	w.counters.superFramesRefused.Add(1)
 	segments, err := offload.Split(h, pkt)
 	if err != nil {
-		w.drop(DropTUNError)
+		w.dropAtTUN(err, n)
 		return
 	}
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
@@ -192,25 +189,14 @@ func (w *worker) write(h offload.Header, pkt []byte) {
 	}
 }
 
-// dropAtTUN counts a packet that the TUN refused.
-func (w *worker) dropAtTUN(err error) {
-	switch {
-	case errors.Is(err, tun.ErrDown):
-		w.drop(DropTUNDown)
-	case errors.Is(err, tun.ErrGone):
-		w.drop(DropTUNError)
-		if w.inner != nil {
-			w.loseInner()
-		}
-	default:
-		w.drop(DropTUNError)
+// dropAtTUN counts n packets that the TUN refused together.
+func (w *worker) dropAtTUN(err error, n int) {
+	why := DropTUNError
+	if errors.Is(err, tun.ErrDown) {
+		why = DropTUNDown
 	}
-}
-
-// packetsIn returns how many packets the frame stands for.
-func packetsIn(h offload.Header, pkt []byte) int {
-	if h.GSO == offload.GSONone {
-		return 1
+	w.counters.drops[why].Add(uint64(n))
+	if errors.Is(err, tun.ErrGone) && w.inner != nil {
+		w.loseInner()
 	}
-	return (len(pkt) - int(h.HeaderLen) + int(h.SegmentSize) - 1) / int(h.SegmentSize)
 }

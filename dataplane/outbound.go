@@ -70,14 +70,14 @@ func (w *worker) forward(frame tun.Frame) {
 		return
 	}
 	if in.IsGroup() {
-		w.drop(DropMulticast)
+		w.dropFrame(DropMulticast, frame)
 		return
 	}
 	flow, _ := encap.FlowHash(pkt) // 0 where there is none
 	w.flows.leaves(flow, len(pkt))
 	i, ok := w.view.table.Lookup(in.Dst)
 	if !ok {
-		w.drop(DropNoNode)
+		w.dropFrame(DropNoNode, frame)
 		w.tell(encap.AppendUnreachable(w.scratch[:0], pkt, &in))
 		return
 	}
@@ -95,9 +95,28 @@ func (w *worker) forward(frame tun.Frame) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		buf := w.reserve(lane, n)
 		if buf == nil {
+			w.dropRest(DropNoRoom, &segments)
 			return
 		}
 		segments.Next(buf)
+	}
+}
+
+// dropFrame drops each packet that a frame stands for.
+func (w *worker) dropFrame(why Drop, frame tun.Frame) {
+	segments, err := offload.Split(frame.Header, frame.Packet)
+	if err != nil {
+		w.drop(DropBadFrame)
+		return
+	}
+	w.dropRest(why, &segments)
+}
+
+// dropRest drops the segments that have not left.
+func (w *worker) dropRest(why Drop, segments *offload.Splitter) {
+	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
+		segments.Next(w.segment[:n])
+		w.drop(why)
 	}
 }
 
@@ -114,19 +133,17 @@ func (w *worker) limit(p *peer) int {
 	}
 }
 
-// reserve returns memory for the next datagram of the lane, n bytes. It returns nil, and counts the drop, if the
-// kernel has no room for what is there already.
+// reserve returns memory for the next datagram of the lane, n bytes, or nil if the kernel has no room for what is
+// there already.
 func (w *worker) reserve(lane udp.Lane, n int) []byte {
 	buf := w.outer.Reserve(lane, n)
 	if buf == nil && w.flush() {
 		buf = w.outer.Reserve(lane, n)
 	}
-	if buf == nil {
-		w.drop(DropSendError)
-		return nil
+	if buf != nil {
+		w.sent.Packets++
+		w.sent.Bytes += uint64(n)
 	}
-	w.sent.Packets++
-	w.sent.Bytes += uint64(n)
 	return buf
 }
 
@@ -182,7 +199,11 @@ func (w *worker) sendLong(p *peer, lane udp.Lane, segments *offload.Splitter, li
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		pkt := w.segment[:segments.Next(w.segment[:n])]
 		if n <= limit {
-			copy(w.reserve(lane, n), pkt)
+			if buf := w.reserve(lane, n); buf == nil {
+				w.drop(DropNoRoom)
+			} else {
+				copy(buf, pkt)
+			}
 			continue
 		}
 		in, err := encap.ParseInner(pkt)
@@ -224,7 +245,7 @@ func (w *worker) tell(msg []byte) {
 		return
 	}
 	if err := w.inner.queues[sparse].Write(tun.Frame{Packet: msg}); err != nil {
-		w.dropAtTUN(err)
+		w.dropAtTUN(err, 1)
 		return
 	}
 	w.counters.icmpSent.Add(1)

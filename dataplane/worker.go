@@ -174,7 +174,6 @@ func (w *worker) adopt() {
 			w.retireOuter()
 		}
 		w.outer = next
-		w.blocked, w.sent = false, Traffic{}
 	}
 }
 
@@ -200,7 +199,10 @@ func (w *worker) loseOuter() {
 	w.engine.wakeSupervisor()
 }
 
+// retireOuter closes the socket, and with it goes what waits for room in it: some of that may have left already.
 func (w *worker) retireOuter() {
+	w.counters.drops[DropNoRoom].Add(w.sent.Packets)
+	w.blocked, w.sent = false, Traffic{}
 	w.waiter.sleep.forget(w.outer.FD())
 	w.waiter.sleep.forget(w.outer.SendFD())
 	w.engine.retire(w.outer.outerPort)

@@ -332,6 +332,10 @@ func TestEveryDrop(t *testing.T) {
 			b.pathMTU = func(*peer) (int, error) { return 60, nil }
 			b.leave(udp4("10.5.1.2", "10.5.2.2", dontFragment, 100, 0))
 		},
+		DropNoRoom: func(b *bench) {
+			b.socket.room, b.socket.full = 1, 1
+			b.leave(good, good)
+		},
 		DropSendError: func(b *bench) {
 			b.socket.refuse = func([]byte) error { return errRefused }
 			b.leave(good)
@@ -604,6 +608,89 @@ func TestFullSocketHoldsTheTUN(t *testing.T) {
 	}
 	if s := b.engine.Stats(); s.Sent.Packets != 200 {
 		t.Errorf("counted %+v, drops %v", s.Sent, b.drops())
+	}
+}
+
+// TestEverySegmentIsSentOrCounted has the socket run out of room in the middle of a super-frame, of which some segments
+// may be too long for the path.
+func TestEverySegmentIsSentOrCounted(t *testing.T) {
+	for name, known := range map[string]int{"any path": 0, "a narrow path": 1000} {
+		b := newBench(t)
+		if known > 0 {
+			b.view = b.engine.view.Load()
+			b.view.peers[0].learn(known, b.clock)
+		}
+		b.socket.room, b.socket.full = 2, 3
+		b.queue.in = []tun.Frame{
+			{Packet: packetBetween("10.5.1.2", "10.5.2.2")},
+			{Packet: packetBetween("10.5.1.2", "10.5.2.2")},
+			superTCP("10.5.1.2", "10.5.2.2", 3000, 980),
+		}
+		for range 5 {
+			b.round()
+		}
+		d := b.drops()
+		if n := len(b.socket.sent) + int(d[DropNoRoom]+d[DropTooBig]); n != 2+4 || d[DropNoRoom] == 0 || len(d) > 2 {
+			t.Errorf("%s: sent %d, drops %v", name, len(b.socket.sent), d)
+		}
+		if s := b.engine.Stats(); s.Sent.Packets != uint64(len(b.socket.sent)) {
+			t.Errorf("%s: sent %d, counted %+v", name, len(b.socket.sent), s.Sent)
+		}
+	}
+}
+
+// TestDroppedSuperFrameCountsItsPackets: on either way, as those that pass do.
+func TestDroppedSuperFrameCountsItsPackets(t *testing.T) {
+	var train []byte
+	for i := range 40 {
+		s := tcp4("10.5.2.2", "10.5.1.2", uint32(i)*1000, 1000)
+		setID(s, uint16(i))
+		train = append(train, s...)
+	}
+	for why, err := range map[Drop]error{DropTUNDown: tun.ErrDown, DropTUNError: tun.ErrGone} {
+		b := newBench(t)
+		b.queue.writeErr = err
+		for range 2 { // ErrGone takes the queue away
+			b.socket.in = [][]udp.Message{{message("192.0.2.2", 1040, slices.Clone(train))}}
+			b.round()
+		}
+		if d := b.drops(); len(d) != 1 || d[why] != 80 {
+			t.Errorf("%v: drops %v", err, d)
+		}
+	}
+	for why, to := range map[Drop]string{DropNoNode: "10.5.9.9", DropMulticast: "224.0.0.251"} {
+		b := newBench(t)
+		b.queue.in = []tun.Frame{superTCP("10.5.1.2", to, 10_000, 1000)}
+		b.round()
+		if d := b.drops(); len(d) != 1 || d[why] != 10 {
+			t.Errorf("to %s: drops %v", to, d)
+		}
+	}
+}
+
+// TestSocketReplacedWhileBlocked: what waits for room in the old one is lost, and counted.
+func TestSocketReplacedWhileBlocked(t *testing.T) {
+	for name, lose := range map[string]func(*bench, *fakeSocket){
+		"moved": func(b *bench, next *fakeSocket) { b.nextOuter.Store(&outer{outerPort: next}) },
+		"lost": func(b *bench, next *fakeSocket) {
+			b.socket.recvErr = errRefused
+			b.round()
+			b.nextOuter.Store(&outer{outerPort: next})
+		},
+	} {
+		b := newBench(t)
+		b.socket.full = 1000
+		pkt := packetBetween("10.5.1.2", "10.5.2.2")
+		b.leave(pkt, pkt)
+		next := newFakeSocket()
+		lose(b, next)
+		b.leave(pkt)
+		if d := b.drops(); len(d) != 1 || d[DropNoRoom] != 2 || len(next.sent) != 1 || b.blocked {
+			t.Errorf("%s: drops %v, sent %d, blocked %v", name, d, len(next.sent), b.blocked)
+		}
+		if s := b.engine.Stats(); s.Sent.Packets != 1 {
+			t.Errorf("%s: counted %+v", name, s.Sent)
+		}
 	}
 }
 
