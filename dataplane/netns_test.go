@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -305,6 +306,30 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestNetnsDeviceDeletedInTheMiddle deletes the device until an attempt to make it again fails. It is tried on, and does not
+// end as what only a kernel without a virtio header gets.
+func TestNetnsDeviceDeletedInTheMiddle(t *testing.T) {
+	ov := startOverlay(t, lab.Options{Nodes: 1, PodsPerNode: -1}, Config{Workers: MaxWorkers})
+	e := ov.engines[0]
+	before, name := e.Status(), e.Device()
+	const failed, fellBack = "could not repair", "one packet a frame"
+	for start := time.Now(); e.log.count(failed) == 0 && e.log.count(fellBack) == 0; {
+		_ = e.node.DeleteLink(name) // most often there is none
+		if time.Since(start) > 20*time.Second {
+			t.Skip("NOT TESTED: the device is always made before it can be deleted")
+		}
+	}
+	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error {
+		if _, err := e.node.Link(name); err != nil {
+			return err
+		}
+		if !slices.Equal(e.Status(), before) {
+			return fmt.Errorf("%+v", e.Status())
+		}
+		return nil
+	}))
 }
 
 // TestNetnsQueuesNobodyTook: what is replaced before a worker has seen it is closed, too.

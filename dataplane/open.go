@@ -106,13 +106,14 @@ func (e *Engine) openDevice() error {
 	return errors.Join(errs...)
 }
 
-// openTUN opens the kind of device that the mode asks for.
+// openTUN opens the kind of device that the mode asks for. Only a kernel that lacks what the fast kind needs makes it the
+// plain one: whatever else fails is tried again.
 func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
 	if e.config.Mode == ModePortable || e.without(FeatureVnetHeader) {
 		return tun.OpenPortable(c)
 	}
 	d, err := tun.OpenOffload(c)
-	if err == nil || e.config.Mode == ModeOffload {
+	if !errors.Is(err, tun.ErrNoHeader) || e.config.Mode == ModeOffload {
 		return d, err
 	}
 	plain, plainErr := tun.OpenPortable(c)

@@ -12,9 +12,12 @@ import (
 // errSwitchedOff is the reason for which a device is without a feature that its Config refused.
 var errSwitchedOff = errors.New("switched off")
 
+// ErrNoHeader says that the kernel cannot put a virtio header before each frame, and never will.
+var ErrNoHeader = errors.New("no virtio header")
+
 // OpenOffload makes the device, or attaches to the one of that name, with a virtio header before each frame and
 // as many kinds of super-frame as the kernel knows and c allows: TCP in both directions since Linux 2.6.27, UDP
-// since 6.2. It fails where the kernel has no virtio header; Features says what else is missing.
+// since 6.2. It fails with ErrNoHeader where the kernel has none; Features says what else is missing.
 func OpenOffload(c Config) (*Device, error) {
 	d := &Device{name: c.Name, lacks: make(map[Feature]error)}
 	for range c.Queues {
@@ -36,13 +39,22 @@ func OpenOffload(c Config) (*Device, error) {
 func openVnet(name string) (*Queue, string, error) {
 	fd, name, err := attach(name, unix.IFF_VNET_HDR)
 	if err != nil {
-		return nil, "", err
+		return nil, "", noHeader(err)
 	}
 	// The size belongs to the device: one that was there before may have another.
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderLen); err != nil {
-		return nil, "", errors.Join(fmt.Errorf("set the size of the virtio header: %w", err), unix.Close(fd))
+		return nil, "", errors.Join(noHeader(fmt.Errorf("set the size of the virtio header: %w", err)), unix.Close(fd))
 	}
 	return newQueue(fd, offload.HeaderLen), name, nil
+}
+
+// noHeader marks an error by which a kernel refuses an ioctl or a flag that it does not know. Others may go away: EBADFD is
+// that of a device which somebody deleted in the middle.
+func noHeader(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errors.ErrUnsupported) {
+		return fmt.Errorf("%w: %w", ErrNoHeader, err)
+	}
+	return err
 }
 
 // attach opens one queue of the named device, which is made if there is none, and returns the device's real name.

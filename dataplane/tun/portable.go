@@ -16,8 +16,8 @@ var errPlain = errors.New("the device was opened without a virtio header")
 // OpenPortable makes the device, or attaches to the one of that name, with one inner packet a frame: it asks
 // nothing of the kernel but multi-queue (3.8).
 func OpenPortable(c Config) (*Device, error) {
-	// A queue of our own comes first and goes last: water does not close its descriptor when it fails, so it is
-	// only called when it will not.
+	// A queue of our own comes first and goes last: water does not close its descriptor when it fails, and with a
+	// device that is there it rarely does. One that is deleted while water sets it up costs a descriptor.
 	holder, name, err := attach(c.Name, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open TUN device %s: %w", c.Name, err)

@@ -332,6 +332,19 @@ func TestNetnsNamesAreChecked(t *testing.T) {
 	}
 }
 
+// TestOnlyAKernelWithoutHeadersIsOne: what may go away must not be taken for a kernel that will never have them.
+func TestOnlyAKernelWithoutHeadersIsOne(t *testing.T) {
+	for err, want := range map[error]bool{
+		unix.EINVAL: true, unix.ENOTTY: true, unix.EOPNOTSUPP: true, unix.ENOSYS: true,
+		unix.EBADFD: false, unix.ENODEV: false, unix.EBUSY: false, unix.EMFILE: false, unix.EPERM: false, unix.ENOENT: false,
+	} {
+		got := noHeader(fmt.Errorf("attach: %w", err))
+		if errors.Is(got, ErrNoHeader) != want || !errors.Is(got, err) {
+			t.Errorf("%v: %v", err, got)
+		}
+	}
+}
+
 func TestNetnsMostQueues(t *testing.T) {
 	for how := range openers {
 		t.Run(how, func(t *testing.T) { open(t, how, Config{Name: "weft%d", Queues: MaxQueues}) })
