@@ -46,11 +46,13 @@ func (l *logBuffer) Write(b []byte) (int, error) {
 	return l.text.Write(b)
 }
 
-func (l *logBuffer) count(s string) int {
+func (l *logBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return strings.Count(l.text.String(), s)
+	return l.text.String()
 }
+
+func (l *logBuffer) count(s string) int { return strings.Count(l.String(), s) }
 
 var overlayNetwork = netip.MustParsePrefix("10.5.0.0/16")
 
@@ -435,6 +437,9 @@ func TestNetnsRebind(t *testing.T) {
 	ov.expectPing(t, 1, 0)
 	if n := a.Stats().SocketReopens; n != 1 {
 		t.Errorf("opened again %d times", n)
+	}
+	if a.log.count("sockets are opened again") != 1 || a.log.count("lost") != 0 {
+		t.Errorf("logged:\n%s", a.log)
 	}
 	must(t, a.Rebind(netip.AddrPortFrom(to, 8285)))
 	if n := a.Stats().SocketReopens; n != 1 {

@@ -33,10 +33,10 @@ type Stats struct {
 	ICMPSent           uint64 // errors told to inner senders
 	ICMPSuppressed     uint64 // errors not told because of the rate limit
 	SuperFramesRefused uint64 // by the TUN, and written as single packets instead
-	SocketOverflows    uint64 // datagrams the kernel dropped at full receive buffers
+	SocketOverflows    uint64 // messages the kernel dropped at full receive buffers: trains and single datagrams
 	TUNOverflows       uint64 // packets the kernel dropped at full TUN queues
 	DeviceReopens      uint64 // the TUN device was made again
-	SocketReopens      uint64 // the sockets were opened again
+	SocketReopens      uint64 // the sockets were opened again: lost, or bound to another address
 	Nodes              []NodeTraffic
 }
 

@@ -124,11 +124,12 @@ func trafficMetrics() []metric {
 				return each(t.Drops, func(d Drop) sample { return sample{float64(d.Packets), []string{d.Reason}} })
 			})},
 		{Info{"weft_queue_overflows_total",
-			"Packets dropped by the kernel because the daemon's receive queue on that side was full.", counter, []string{"queue"}},
+			"What the kernel dropped because the daemon's receive queue on that side was full: packets, or at the socket trains of them.",
+			counter, []string{"queue"}},
 			traffic(func(t *Traffic) []sample {
 				return each(t.Overflows, func(o Overflow) sample { return sample{float64(o.Packets), []string{o.Queue}} })
 			})},
-		{Info{"weft_reopens_total", "Times the device or the sockets were lost and made again.", counter, []string{"what"}},
+		{Info{"weft_reopens_total", "Times the device or the sockets were made again: lost, or the sockets moved to another address.", counter, []string{"what"}},
 			traffic(func(t *Traffic) []sample {
 				return each(t.Reopens, func(r Reopen) sample { return sample{float64(r.Count), []string{r.What}} })
 			})},

@@ -79,13 +79,14 @@ type Drop struct {
 }
 
 // Overflow is how many packets the kernel dropped because a queue of ours was
-// full.
+// full. At the socket a train of them counts once.
 type Overflow struct {
 	Queue   string `json:"queue"` // "socket" or "tun"
 	Packets uint64 `json:"packets"`
 }
 
-// Reopen is how often something of ours was lost and made again.
+// Reopen is how often something of ours was made again: it was lost, or had to
+// move to another address.
 type Reopen struct {
 	What  string `json:"what"` // "device" or "socket"
 	Count uint64 `json:"count"`

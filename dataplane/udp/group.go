@@ -170,8 +170,9 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// overflows returns how many datagrams the kernel dropped because the socket's receive buffer was full: the
-// counter behind SO_RXQ_OVFL, but without a control message on every datagram (SO_MEMINFO, Linux 4.12).
+// overflows returns how many messages the kernel dropped because the socket's receive buffer was full: the counter
+// behind SO_RXQ_OVFL, but without a control message on every datagram (SO_MEMINFO, Linux 4.12). A train that the kernel
+// has joined, or never cut, is one of them.
 func overflows(fd int) (uint64, error) {
 	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h
 	var info [drops + 1]uint32

@@ -117,8 +117,8 @@ func sendOne(fd int, to *Destination, datagram []byte) error {
 	return nil
 }
 
-// Overflows returns how many datagrams the kernel dropped because the receive buffer was full. It may be called
-// by any goroutine until Close.
+// Overflows returns how many messages the kernel dropped because the receive buffer was full. It may be called by any
+// goroutine until Close.
 func (s *Offload) Overflows() (uint64, error) { return overflows(s.fd) }
 
 // Close closes the socket.

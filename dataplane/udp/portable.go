@@ -197,8 +197,8 @@ func (s *Portable) Receive() ([]Message, error) {
 	return s.received[:n], nil
 }
 
-// Overflows returns how many datagrams the kernel dropped because the receive buffer was full. It may be called
-// by any goroutine until Close.
+// Overflows returns how many messages the kernel dropped because the receive buffer was full. It may be called by any
+// goroutine until Close.
 func (s *Portable) Overflows() (uint64, error) { return overflows(s.FD()) }
 
 // Close closes the socket.
