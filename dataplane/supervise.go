@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 )
 
@@ -61,10 +62,12 @@ func (e *Engine) repair() error {
 		errs = append(errs, err)
 	}
 	if e.lostSocket.Load() == e.socketAge || e.bound != e.bind {
+		before := e.bound
 		err := e.openSockets()
 		if err == nil {
 			e.socketReopens++
-			e.log.Warn("the sockets were lost and are opened again", "address", e.bind)
+			// Where the address is another one, they are not lost: it was not there yet when Rebind wanted it.
+			e.log.Warn("the sockets are opened again", "address", e.bound, "before", before)
 		}
 		errs = append(errs, err)
 	}
@@ -94,6 +97,13 @@ func (e *Engine) pathMTU(p *peer) (int, error) {
 	prober := e.prober
 	e.mu.Unlock()
 	return prober.PathMTU(p.to.Addr)
+}
+
+// raise sets age to n unless it is higher: a worker that is slow to notice an old loss does not hide a new one.
+func raise(age *atomic.Uint64, n uint64) {
+	for now := age.Load(); now < n && !age.CompareAndSwap(now, n); {
+		now = age.Load()
+	}
 }
 
 func (e *Engine) wakeSupervisor() {

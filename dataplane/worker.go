@@ -179,7 +179,7 @@ func (w *worker) adopt() {
 
 // loseInner puts the queue away: the worker goes on without until it gets a new one.
 func (w *worker) loseInner() {
-	w.engine.lostDevice.Store(w.inner.age)
+	raise(&w.engine.lostDevice, w.inner.age)
 	w.retireInner()
 	w.engine.wakeSupervisor()
 }
@@ -194,7 +194,7 @@ func (w *worker) retireInner() {
 
 // loseOuter puts the socket away.
 func (w *worker) loseOuter() {
-	w.engine.lostSocket.Store(w.outer.age)
+	raise(&w.engine.lostSocket, w.outer.age)
 	w.retireOuter()
 	w.engine.wakeSupervisor()
 }

@@ -767,6 +767,29 @@ func TestLostQueueAndSocket(t *testing.T) {
 	}
 }
 
+// TestLateReportOfALoss: a worker that notices the loss of old sockets after another has lost the new ones.
+func TestLateReportOfALoss(t *testing.T) {
+	e, err := newEngine(Config{Device: "test0", Bind: netip.MustParseAddrPort("127.0.0.1:0"), Workers: 2})
+	must(t, err)
+	defer func() { must(t, e.Close()) }()
+	e.deviceAge = 1 // nobody loses that
+	must(t, e.repair())
+	quick, slow := e.workers[0], e.workers[1]
+	quick.adopt()
+	slow.adopt()
+	quick.loseOuter()
+	must(t, e.repair())
+	quick.adopt()
+	quick.loseOuter()
+	slow.loseOuter()
+	must(t, e.repair())
+	for i, w := range e.workers {
+		if w.adopt(); w.outer == nil {
+			t.Errorf("worker %d has no socket, and nobody will make one", i)
+		}
+	}
+}
+
 // TestQueueGoneWhileBlocked: a worker that waits for room to send reads nothing, and still notices the loss.
 func TestQueueGoneWhileBlocked(t *testing.T) {
 	var pipe [2]int
