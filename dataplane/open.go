@@ -70,6 +70,16 @@ func (e *Engine) choosePriority() {
 	e.priority, e.features[FeaturePriority] = findPriority()
 }
 
+// losePriority notes why workers do without priority from now on: each finds out for itself, and the first is heard.
+func (e *Engine) losePriority(why error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.features[FeaturePriority] == nil {
+		e.features[FeaturePriority] = why
+		e.log.Warn("the dataplane goes on without a feature", "feature", FeaturePriority, "reason", why)
+	}
+}
+
 // openDevice makes the device, or attaches to it, and hands each worker its queues. e.mu is held.
 func (e *Engine) openDevice() error {
 	d, err := e.openTUN(tun.Config{

@@ -33,8 +33,7 @@ func findPriority() (priority, error) {
 	p := priority{usual: usual, busy: max(usual-priorityGain, lowestNice)}
 	trial := ownThread{priority: p}
 	if err := errors.Join(trial.hold(true), trial.release()); err != nil {
-		return priority{}, fmt.Errorf("%w: it takes CAP_SYS_NICE in the first user namespace, or a limit RLIMIT_NICE of %d",
-			err, 20-p.busy)
+		return priority{}, err
 	}
 	return p, nil
 }
@@ -47,7 +46,8 @@ type ownThread struct {
 	nice     int // of a thread that is held
 }
 
-// hold keeps the calling goroutine on the thread it is on, and raises that for a busy worker.
+// hold keeps the calling goroutine on the thread it is on, and raises that for a busy worker. If it fails, the goroutine
+// is on its own thread all the same.
 func (t *ownThread) hold(busy bool) error {
 	if !t.held {
 		runtime.LockOSThread()
@@ -74,8 +74,11 @@ func (t *ownThread) set(nice int) error {
 	if t.nice == nice {
 		return nil
 	}
+	if err := setNiceness(nice); err != nil {
+		return err
+	}
 	t.nice = nice
-	return setNiceness(nice)
+	return nil
 }
 
 // niceness returns the nice value of the calling thread: the system call has it reversed, to be positive.
@@ -89,7 +92,8 @@ func niceness() (int, error) {
 
 func setNiceness(nice int) error {
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
-		return fmt.Errorf("set nice value %d: %w", nice, err)
+		return fmt.Errorf("set nice value %d: %w: it takes CAP_SYS_NICE in the first user namespace, or a limit RLIMIT_NICE of %d",
+			nice, err, 20-nice)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -78,6 +79,61 @@ func TestPriorityNotAllowed(t *testing.T) {
 	b.waiter.work.busy = true
 	must(t, b.waiter.stayAwake())
 	must(t, b.waiter.thread.release())
+}
+
+// TestRightToPriorityIsTakenAway: a worker that was raised before goes on without, and the engine says so once.
+func TestRightToPriorityIsTakenAway(t *testing.T) {
+	log := &logBuffer{}
+	b := newBenchWith(t, Config{Log: slog.New(slog.NewTextHandler(log, nil))})
+	usual, err := niceness()
+	must(t, err)
+	b.engine.features[FeaturePriority] = nil
+	must(t, withoutNice(func() error {
+		for range 3 {
+			b.waiter.thread.priority = priority{usual: usual, busy: usual - 1}
+			b.waiter.work.busy = true
+			if err := b.waiter.thread.hold(true); err == nil || b.waiter.thread.nice != usual {
+				t.Errorf("raised to %d (%v)", b.waiter.thread.nice, err)
+			}
+			if err := errors.Join(b.waiter.stayAwake(), b.waiter.stayAwake()); err != nil {
+				return err
+			}
+			if nice, err := niceness(); nice != usual || err != nil {
+				t.Errorf("nice value %d (%v), was %d", nice, err, usual)
+			}
+			if err := b.waiter.thread.release(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	i := slices.Index(Features(), FeaturePriority)
+	if s := b.engine.Status()[i]; s.Used || !strings.Contains(s.Why, "CAP_SYS_NICE") {
+		t.Errorf("%+v", s)
+	}
+	if n := log.count("without a feature"); n != 1 {
+		t.Errorf("logged %d times:\n%s", n, log)
+	}
+}
+
+// withoutNice calls f on a thread that cannot raise its priority and ends with it.
+func withoutNice(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var sets [2]unix.CapUserData // the kernel's 64 bits
+		err := unix.Capget(&header, &sets[0])
+		if err == nil {
+			sets[0].Effective &^= 1 << unix.CAP_SYS_NICE
+			err = unix.Capset(&header, &sets[0])
+		}
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	}()
+	return <-done
 }
 
 // startWithoutNice starts a program that cannot raise priorities, from a thread that ends with it.

@@ -30,10 +30,11 @@ const (
 // spinLimit, yields after every look, and does not spin on a contended CPU.
 type waiter struct {
 	sleep  *sleeper
-	thread ownThread // while awake
-	spin   bool      // spinning is allowed
-	soon   habit     // packets come within spinLimit
-	steady habit     // and within quietWait
+	thread ownThread   // while awake
+	denied func(error) // told that the thread cannot be raised any more
+	spin   bool        // spinning is allowed
+	soon   habit       // packets come within spinLimit
+	steady habit       // and within quietWait
 	work   workload
 	cpu    contention
 	over   time.Time // the end of the last wait
@@ -85,9 +86,16 @@ func (w *waiter) goOn(now time.Time) error {
 	return w.stayAwake()
 }
 
-// stayAwake has the worker keep its thread, with the priority of its work, and others do without that.
+// stayAwake has the worker keep its thread, with the priority of its work, and others do without that. The right to raise
+// a thread can be taken away; then the worker goes on as if it was never busy.
 func (w *waiter) stayAwake() error {
-	return errors.Join(w.thread.hold(w.work.busy), w.sleep.stayAwake())
+	err := w.thread.hold(w.work.busy)
+	if err != nil && w.work.busy {
+		w.thread.priority.busy = w.thread.priority.usual
+		w.denied(err)
+		err = nil
+	}
+	return errors.Join(err, w.sleep.stayAwake())
 }
 
 // fallAsleep gives the thread back and sleeps until one of fds is ready.

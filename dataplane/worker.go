@@ -121,7 +121,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment: make([]byte, scratchSize),
 	}
 	w.refused = w.undelivered
-	w.waiter = waiter{sleep: sleep, thread: ownThread{priority: e.priority}, spin: e.config.Spin}
+	w.waiter = waiter{sleep: sleep, thread: ownThread{priority: e.priority}, denied: e.losePriority, spin: e.config.Spin}
 	if e.config.ECN {
 		w.tosMask |= encap.MaskECN
 	}
@@ -131,7 +131,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	return w, nil
 }
 
-// run moves packets until stop is set. It fails only if the kernel cannot poll, or not change a priority that it could.
+// run moves packets until stop is set. It fails only if the kernel cannot poll, or not take a priority back.
 func (w *worker) run() (err error) {
 	for err == nil && !w.stop.Load() {
 		w.adopt()
