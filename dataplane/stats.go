@@ -92,7 +92,12 @@ func (e *Engine) Stats() Stats {
 	for _, w := range e.workers {
 		w.counters.addTo(&s)
 	}
+	listed := make(map[*peer]bool)
 	for _, p := range e.view.Load().peers {
+		if listed[p] {
+			continue
+		}
+		listed[p] = true
 		s.Nodes = append(s.Nodes, NodeTraffic{
 			Name:     p.name,
 			Sent:     Traffic{p.to.Packets.Load(), p.to.Bytes.Load()},

@@ -13,7 +13,7 @@ import (
 // alone carry counters and what was learnt, and live on from view to view.
 type view struct {
 	table *fib.Table
-	peers []*peer        // by the table's index
+	peers []*peer        // by the table's index; a node with several leases has one peer
 	self  []netip.Prefix // our own subnets
 }
 
@@ -65,7 +65,9 @@ func newView(old *view, self fib.Node, others []fib.Node) *view {
 	}
 	v := &view{table: fib.New(others), peers: make([]*peer, 0, len(others))}
 	for _, n := range others {
-		v.peers = append(v.peers, keepPeer(known[n.Name], n))
+		p := keepPeer(known[n.Name], n)
+		known[n.Name] = p
+		v.peers = append(v.peers, p)
 	}
 	for _, prefix := range self.Prefixes {
 		v.self = append(v.self, prefix.Masked())

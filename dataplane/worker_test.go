@@ -739,6 +739,22 @@ func TestCountersOutliveNodes(t *testing.T) {
 	}
 }
 
+// TestNodeWithTwoLeases: a node that holds two subnets has each in an entry of its own, and its traffic is counted once.
+func TestNodeWithTwoLeases(t *testing.T) {
+	b := newBench(t)
+	one := fib.Node{Name: "new", Endpoint: netip.MustParseAddrPort("192.0.2.4:8285"), Prefixes: node2.Prefixes}
+	two := one
+	two.Prefixes = node3.Prefixes
+	for range 2 {
+		b.engine.SetNodes(selfNode, []fib.Node{one, two})
+		b.arrive("192.0.2.4", packetBetween("10.5.2.9", "10.5.1.2"))
+		b.arrive("192.0.2.4", packetBetween("10.5.3.9", "10.5.1.2"))
+	}
+	if n := b.engine.Stats().Nodes; len(n) != 1 || n[0].Received.Packets != 4 {
+		t.Errorf("4 packets received of one node: %+v, drops %v", n, b.drops())
+	}
+}
+
 // TestLostQueueAndSocket: a worker that loses an end goes on with the other, reports the loss once, and takes what
 // the supervisor leaves.
 func TestLostQueueAndSocket(t *testing.T) {
