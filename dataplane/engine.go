@@ -144,8 +144,8 @@ func (e *Engine) Device() string {
 	return e.device
 }
 
-// SetNodes replaces what the workers know of the overlay: the subnets of this node, and all other nodes. The
-// engine keeps others; the caller must not change it afterwards. It takes effect with each worker's next round.
+// SetNodes replaces what the workers know of the overlay: the subnets of this node, and all other nodes. It takes
+// effect with each worker's next round.
 func (e *Engine) SetNodes(self fib.Node, others []fib.Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

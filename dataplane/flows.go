@@ -29,8 +29,9 @@ const (
 // directions. The kernel sends a flow to the TUN queue that the flow's last packet was written to (drivers/net/tun.c,
 // tun_automq_select_queue): by writing to one of its two queues a worker chooses where it will read from.
 //
-// A flow becomes a bulk flow by a long frame and remains one until it has been silent for a while: when nothing of it can
-// be left in a queue. So one flow never moves back while packets of it are under way, and moves on in order: see catchUp.
+// A flow becomes a bulk flow by a long frame and remains one until it has been silent for longer than packets wait in a
+// queue, unless the underlay stands still. So it does not move back while packets of it are under way, and moves on in
+// order: see catchUp.
 type flowClasses struct {
 	buckets [flowBuckets]bucket
 	now     tick

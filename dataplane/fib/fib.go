@@ -24,13 +24,12 @@ type Node struct {
 type Table struct {
 	inner bart.Fast[int32]
 	outer map[netip.Addr]int32
-	nodes []Node
 }
 
-// New builds the table of nodes. The table keeps the slice: the caller must not change it afterwards.
-// Where two nodes hold the same prefix or endpoint address, the first in the list has it.
+// New builds the table of nodes, which it knows by their index. Where two hold the same prefix or endpoint address, the
+// first in the list has it.
 func New(nodes []Node) *Table {
-	t := &Table{outer: make(map[netip.Addr]int32, len(nodes)), nodes: nodes}
+	t := &Table{outer: make(map[netip.Addr]int32, len(nodes))}
 	for i, n := range nodes {
 		for _, p := range n.Prefixes {
 			if !p.IsValid() {
@@ -59,9 +58,3 @@ func (t *Table) ByEndpoint(a netip.Addr) (node int, ok bool) {
 	i, ok := t.outer[a]
 	return int(i), ok
 }
-
-// Node returns the node with the index that Lookup or ByEndpoint gave.
-func (t *Table) Node(i int) *Node { return &t.nodes[i] }
-
-// Len returns the number of nodes.
-func (t *Table) Len() int { return len(t.nodes) }
