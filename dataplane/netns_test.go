@@ -5,17 +5,19 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/netip"
-	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"weft/bench/lab"
 	"weft/dataplane/fib"
 	"weft/dataplane/udp"
+	"weft/encap"
 )
 
 // overlay is a lab whose nodes each run an engine in this process.
@@ -271,180 +273,44 @@ func underlayDevice(n *lab.Node) (string, error) {
 	return name, err
 }
 
-func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
+// TestNetnsCongestionMarkReachesThePod sends the node what another node would, had a router on the way marked it.
+func TestNetnsCongestionMarkReachesThePod(t *testing.T) {
+	const capable, met = 2, 3 // ECT(0) and CE (RFC 3168 section 5)
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
-			ov := startOverlay(t, lab.Options{}, Config{Mode: mode})
-			ov.expectPing(t, 0, 1)
-			e := ov.engines[0]
-			name := e.Device()
-			queues := tunDescriptors(t)
-			for i := range 3 {
-				must(t, e.node.DeleteLink(name))
-				must(t, lab.Await(t.Context(), 5*time.Second, "the device", func() error {
-					if _, err := e.node.Link(name); err != nil {
-						return err
-					}
-					if n := e.Stats().DeviceReopens; n != uint64(i+1) {
-						return fmt.Errorf("made again %d times, want %d", n, i+1)
-					}
-					return nil
-				}))
-				e.configureDevice(t)
-				ov.expectPing(t, 0, 1)
-				ov.expectPing(t, 1, 0)
-			}
-			must(t, lab.Await(t.Context(), time.Second, "the old queues to be closed", func() error {
-				if n := tunDescriptors(t); n != queues {
-					return fmt.Errorf("%d queues are open, were %d", n, queues)
-				}
-				return nil
-			}))
-			if e.Device() != name {
-				t.Errorf("the device is now called %s", e.Device())
-			}
-			if n := e.log.count("TUN device was lost"); n != 3 {
-				t.Errorf("logged %d times", n)
+			ov := startOverlay(t, lab.Options{}, Config{Mode: mode, ECN: true})
+			pod, err := ov.pod(0).ListenUDP(podAddr(0), 5000) // where udp4 sends
+			must(t, err)
+			defer pod.Close()
+			must(t, setIPOption(pod, unix.IP_RECVTOS, 1))
+			node, err := ov.lab.Nodes[1].Dial("udp", netip.AddrPortFrom(ov.engines[0].node.Addr, 8285))
+			must(t, err)
+			defer node.Close()
+			must(t, setIPOption(node.(*net.UDPConn), unix.IP_TOS, met))
+			pkt := packetBetween(podAddr(1).String(), podAddr(0).String())
+			encap.SetTOS(pkt, capable)
+			_, err = node.Write(pkt)
+			must(t, err)
+			must(t, pod.SetReadDeadline(time.Now().Add(5*time.Second)))
+			control := make([]byte, 64)
+			_, n, _, _, err := pod.ReadMsgUDP(make([]byte, 100), control)
+			must(t, err)
+			messages, err := unix.ParseSocketControlMessage(control[:n])
+			if err != nil || len(messages) != 1 || messages[0].Header.Type != unix.IP_TOS || messages[0].Data[0] != met {
+				t.Errorf("received with %+v, %v; drops %v", messages, err, ov.engines[0].Stats().Drops)
 			}
 		})
 	}
 }
 
-// TestNetnsDeviceDeletedInTheMiddle deletes the device until an attempt to make it again fails. It is tried on, and does not
-// end as what only a kernel without a virtio header gets.
-func TestNetnsDeviceDeletedInTheMiddle(t *testing.T) {
-	ov := startOverlay(t, lab.Options{Nodes: 1, PodsPerNode: -1}, Config{Workers: MaxWorkers})
-	e := ov.engines[0]
-	before, name := e.Status(), e.Device()
-	const failed, fellBack = "could not repair", "one packet a frame"
-	for start := time.Now(); e.log.count(failed) == 0 && e.log.count(fellBack) == 0; {
-		_ = e.node.DeleteLink(name) // most often there is none
-		if time.Since(start) > 20*time.Second {
-			t.Skip("NOT TESTED: the device is always made before it can be deleted")
-		}
+// setIPOption sets an option of the level IPPROTO_IP.
+func setIPOption(c *net.UDPConn, option, value int) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
 	}
-	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error {
-		if _, err := e.node.Link(name); err != nil {
-			return err
-		}
-		if !slices.Equal(e.Status(), before) {
-			return fmt.Errorf("%+v", e.Status())
-		}
-		return nil
-	}))
-}
-
-// TestNetnsQueuesNobodyTook: what is replaced before a worker has seen it is closed, too.
-func TestNetnsQueuesNobodyTook(t *testing.T) {
-	node := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
-	before := tunDescriptors(t)
-	must(t, node.Do(func() error {
-		e, err := Open(Config{Device: "flannel%d", Bind: netip.AddrPortFrom(node.Addr, 8285), MTU: 1472, Workers: 2})
-		if err != nil {
-			return err
-		}
-		e.mu.Lock()
-		err = errors.Join(e.openDevice(), e.openSockets())
-		e.mu.Unlock()
-		if n := tunDescriptors(t) - before; n != 2*classes {
-			t.Errorf("%d queues are open for 2 workers", n)
-		}
-		return errors.Join(err, e.Close())
-	}))
-}
-
-// tunDescriptors counts the queues that this process has open.
-func tunDescriptors(t *testing.T) (n int) {
-	t.Helper()
-	all, err := descriptors()
-	must(t, err)
-	for _, d := range all {
-		if strings.HasSuffix(d, "/dev/net/tun") {
-			n++
-		}
-	}
-	return n
-}
-
-// TestNetnsLostDeviceCostsNothing deletes the device where it cannot be made again, and looks at the CPU time.
-func TestNetnsLostDeviceCostsNothing(t *testing.T) {
-	ov := startOverlay(t, lab.Options{}, Config{})
-	e := ov.engines[0]
-	name := e.Device()
-	e.mu.Lock()
-	e.device = "a-name-longer-than-15-bytes" // no attempt succeeds
-	e.mu.Unlock()
-	must(t, e.node.DeleteLink(name))
-	must(t, lab.Await(t.Context(), 5*time.Second, "the loss", func() error {
-		if e.log.count("could not repair") == 0 {
-			return errors.New("not noticed")
-		}
-		return nil
-	}))
-	before := cpuTime(t)
-	time.Sleep(500 * time.Millisecond) // this is what is measured
-	if used := cpuTime(t) - before; used > 100*time.Millisecond {
-		t.Errorf("%v of CPU time in half a second", used)
-	}
-	e.mu.Lock()
-	e.device = name
-	e.mu.Unlock()
-	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error { _, err := e.node.Link(name); return err }))
-	e.configureDevice(t)
-	ov.expectPing(t, 0, 1)
-	if n := e.log.count("could not repair"); n != 1 {
-		t.Errorf("logged %d times", n)
-	}
-}
-
-func TestNetnsDownedDeviceIsCountedAndWorksWhenUp(t *testing.T) {
-	ov := startOverlay(t, lab.Options{}, Config{})
-	e := ov.engines[0]
-	ov.expectPing(t, 1, 0)
-	must(t, e.node.SetUp(e.Device(), false))
-	p, err := ov.pod(1).Ping(t.Context(), podAddr(0), lab.Ping{Count: 5, Interval: time.Millisecond, Timeout: 100 * time.Millisecond})
-	if err != nil || p.Received != 0 {
-		t.Fatalf("%+v, %v", p, err)
-	}
-	if n := e.Stats().Drops[DropTUNDown]; n != 5 {
-		t.Errorf("counted %d", n)
-	}
-	before := cpuTime(t)
-	time.Sleep(300 * time.Millisecond) // this is what is measured
-	if used := cpuTime(t) - before; used > 60*time.Millisecond {
-		t.Errorf("%v of CPU time while the device is down", used)
-	}
-	must(t, e.node.SetUp(e.Device(), true))
-	must(t, e.node.AddRoute(overlayNetwork, netip.Addr{}, e.Device()))
-	ov.expectPing(t, 1, 0)
-	if n := e.Stats().DeviceReopens; n != 0 {
-		t.Errorf("made again %d times", n)
-	}
-}
-
-func TestNetnsRebind(t *testing.T) {
-	ov := startOverlay(t, lab.Options{}, Config{})
-	a := ov.engines[0]
-	to := netip.MustParseAddr("172.31.0.99")
-	// Not there yet: the old sockets stay, and it is tried again without another word.
-	if err := a.node.Do(func() error { return a.Rebind(netip.AddrPortFrom(to, 8285)) }); err == nil {
-		t.Fatal("bound to an address that is not there")
-	}
-	ov.expectPing(t, 0, 1)
-	must(t, a.node.ChangeAddress(to))
-	ov.connect()
-	ov.expectPing(t, 0, 1)
-	ov.expectPing(t, 1, 0)
-	if n := a.Stats().SocketReopens; n != 1 {
-		t.Errorf("opened again %d times", n)
-	}
-	if a.log.count("sockets are opened again") != 1 || a.log.count("lost") != 0 {
-		t.Errorf("logged:\n%s", a.log)
-	}
-	must(t, a.Rebind(netip.AddrPortFrom(to, 8285)))
-	if n := a.Stats().SocketReopens; n != 1 {
-		t.Errorf("the same address again made it %d", n)
-	}
+	ctlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, option, value) })
+	return errors.Join(err, ctlErr)
 }
 
 func TestNetnsPortInUse(t *testing.T) {
@@ -516,19 +382,4 @@ func (r *running) statsIn(t *testing.T) (s Stats) {
 	t.Helper()
 	must(t, r.node.Do(func() error { s = r.Stats(); return nil }))
 	return s
-}
-
-// cpuTime is what this process has used so far.
-func cpuTime(t *testing.T) time.Duration {
-	t.Helper()
-	b, err := os.ReadFile("/proc/self/stat")
-	must(t, err)
-	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')'):]))
-	var ticks [2]time.Duration
-	for i := range ticks {
-		_, err := fmt.Sscan(f[12+i], &ticks[i])
-		must(t, err)
-	}
-	const tick = time.Second / 100 // USER_HZ
-	return (ticks[0] + ticks[1]) * tick
 }

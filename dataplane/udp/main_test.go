@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -9,13 +10,19 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// Go's poller has two for good once it was used.
+	in, out, err := os.Pipe()
+	if err := errors.Join(err, in.Close(), out.Close()); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	before := descriptors()
 	status := m.Run()
 	if err := goleak.Find(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		status = max(status, 1)
 	}
-	if after := descriptors(); len(after) > len(before)+1 { // Go's poller has one, once it is used
+	if after := descriptors(); len(after) > len(before) {
 		fmt.Fprintf(os.Stderr, "descriptors before the tests: %v\nafter: %v\n", before, after)
 		status = max(status, 1)
 	}
@@ -30,7 +37,8 @@ func descriptors() (all []string) {
 		return []string{err.Error()}
 	}
 	for _, e := range entries {
-		if target, err := os.Readlink(dir + "/" + e.Name()); err == nil && target != "anon_inode:[eventpoll]" {
+		if target, err := os.Readlink(dir + "/" + e.Name()); err == nil { // the directory's own is gone by now
+
 			all = append(all, e.Name()+" "+target)
 		}
 	}

@@ -1,0 +1,284 @@
+package dataplane
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/bench/lab"
+)
+
+func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			ov := startOverlay(t, lab.Options{}, Config{Mode: mode})
+			ov.expectPing(t, 0, 1)
+			e := ov.engines[0]
+			name := e.Device()
+			queues := tunDescriptors(t)
+			for i := range 3 {
+				must(t, e.node.DeleteLink(name))
+				must(t, lab.Await(t.Context(), 5*time.Second, "the device", func() error {
+					if _, err := e.node.Link(name); err != nil {
+						return err
+					}
+					if n := e.Stats().DeviceReopens; n != uint64(i+1) {
+						return fmt.Errorf("made again %d times, want %d", n, i+1)
+					}
+					return nil
+				}))
+				e.configureDevice(t)
+				ov.expectPing(t, 0, 1)
+				ov.expectPing(t, 1, 0)
+			}
+			must(t, lab.Await(t.Context(), time.Second, "the old queues to be closed", func() error {
+				if n := tunDescriptors(t); n != queues {
+					return fmt.Errorf("%d queues are open, were %d", n, queues)
+				}
+				return nil
+			}))
+			if e.Device() != name {
+				t.Errorf("the device is now called %s", e.Device())
+			}
+			if n := e.log.count("TUN device was lost"); n != 3 {
+				t.Errorf("logged %d times", n)
+			}
+		})
+	}
+}
+
+// TestNetnsDeviceDeletedInTheMiddle deletes the device until an attempt to make it again fails. It is tried on, and does not
+// end as what only a kernel without a virtio header gets.
+func TestNetnsDeviceDeletedInTheMiddle(t *testing.T) {
+	ov := startOverlay(t, lab.Options{Nodes: 1, PodsPerNode: -1}, Config{Workers: MaxWorkers})
+	e := ov.engines[0]
+	before, name := e.Status(), e.Device()
+	const failed, fellBack = "could not repair", "one packet a frame"
+	for start := time.Now(); e.log.count(failed) == 0 && e.log.count(fellBack) == 0; {
+		_ = e.node.DeleteLink(name) // most often there is none
+		if time.Since(start) > 20*time.Second {
+			t.Skip("NOT TESTED: the device is always made before it can be deleted")
+		}
+	}
+	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error {
+		if _, err := e.node.Link(name); err != nil {
+			return err
+		}
+		if !slices.Equal(e.Status(), before) {
+			return fmt.Errorf("%+v", e.Status())
+		}
+		return nil
+	}))
+}
+
+// TestNetnsQueuesNobodyTook: what is replaced before a worker has seen it is closed, too.
+func TestNetnsQueuesNobodyTook(t *testing.T) {
+	node := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
+	before := tunDescriptors(t)
+	must(t, node.Do(func() error {
+		e, err := Open(Config{Device: "flannel%d", Bind: netip.AddrPortFrom(node.Addr, 8285), MTU: 1472, Workers: 2})
+		if err != nil {
+			return err
+		}
+		opened := countDescriptors(t, "")
+		e.mu.Lock()
+		err = errors.Join(e.openDevice(), e.openSockets())
+		e.mu.Unlock()
+		if n := countDescriptors(t, ""); n != opened {
+			t.Errorf("%d descriptors are open, were %d", n, opened)
+		}
+		if n := tunDescriptors(t) - before; n != 2*classes {
+			t.Errorf("%d queues are open for 2 workers", n)
+		}
+		return errors.Join(err, e.Close())
+	}))
+}
+
+// tunDescriptors counts the queues that this process has open.
+func tunDescriptors(t *testing.T) int {
+	t.Helper()
+	return countDescriptors(t, "/dev/net/tun")
+}
+
+// countDescriptors counts the descriptors that this process has open of what ends in kind.
+func countDescriptors(t *testing.T, kind string) (n int) {
+	t.Helper()
+	all, err := descriptors()
+	must(t, err)
+	for _, d := range all {
+		if strings.HasSuffix(d, kind) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestNetnsLostDeviceCostsNothing deletes the device where it cannot be made again, and looks at the CPU time.
+func TestNetnsLostDeviceCostsNothing(t *testing.T) {
+	ov := startOverlay(t, lab.Options{}, Config{})
+	e := ov.engines[0]
+	name := e.Device()
+	e.mu.Lock()
+	e.device = "a-name-longer-than-15-bytes" // no attempt succeeds
+	e.mu.Unlock()
+	must(t, e.node.DeleteLink(name))
+	must(t, lab.Await(t.Context(), 5*time.Second, "the loss", func() error {
+		if e.log.count("could not repair") == 0 {
+			return errors.New("not noticed")
+		}
+		return nil
+	}))
+	before := cpuTime(t)
+	time.Sleep(500 * time.Millisecond) // this is what is measured
+	if used := cpuTime(t) - before; used > 100*time.Millisecond {
+		t.Errorf("%v of CPU time in half a second", used)
+	}
+	e.mu.Lock()
+	e.device = name
+	e.mu.Unlock()
+	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error { _, err := e.node.Link(name); return err }))
+	e.configureDevice(t)
+	ov.expectPing(t, 0, 1)
+	if n := e.log.count("could not repair"); n != 1 {
+		t.Errorf("logged %d times", n)
+	}
+}
+
+func TestNetnsDownedDeviceIsCountedAndWorksWhenUp(t *testing.T) {
+	ov := startOverlay(t, lab.Options{}, Config{})
+	e := ov.engines[0]
+	ov.expectPing(t, 1, 0)
+	must(t, e.node.SetUp(e.Device(), false))
+	p, err := ov.pod(1).Ping(t.Context(), podAddr(0), lab.Ping{Count: 5, Interval: time.Millisecond, Timeout: 100 * time.Millisecond})
+	if err != nil || p.Received != 0 {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if n := e.Stats().Drops[DropTUNDown]; n != 5 {
+		t.Errorf("counted %d", n)
+	}
+	before := cpuTime(t)
+	time.Sleep(300 * time.Millisecond) // this is what is measured
+	if used := cpuTime(t) - before; used > 60*time.Millisecond {
+		t.Errorf("%v of CPU time while the device is down", used)
+	}
+	must(t, e.node.SetUp(e.Device(), true))
+	must(t, e.node.AddRoute(overlayNetwork, netip.Addr{}, e.Device()))
+	ov.expectPing(t, 1, 0)
+	if n := e.Stats().DeviceReopens; n != 0 {
+		t.Errorf("made again %d times", n)
+	}
+}
+
+func TestNetnsRebind(t *testing.T) {
+	ov := startOverlay(t, lab.Options{}, Config{})
+	a := ov.engines[0]
+	to := netip.MustParseAddr("172.31.0.99")
+	// Not there yet: the old sockets stay, and it is tried again without another word.
+	if err := a.node.Do(func() error { return a.Rebind(netip.AddrPortFrom(to, 8285)) }); err == nil {
+		t.Fatal("bound to an address that is not there")
+	}
+	ov.expectPing(t, 0, 1)
+	must(t, a.node.ChangeAddress(to))
+	ov.connect()
+	ov.expectPing(t, 0, 1)
+	ov.expectPing(t, 1, 0)
+	if n := a.Stats().SocketReopens; n != 1 {
+		t.Errorf("opened again %d times", n)
+	}
+	if a.log.count("sockets are opened again") != 1 || a.log.count("lost") != 0 {
+		t.Errorf("logged:\n%s", a.log)
+	}
+	must(t, a.Rebind(netip.AddrPortFrom(to, 8285)))
+	if n := a.Stats().SocketReopens; n != 1 {
+		t.Errorf("the same address again made it %d", n)
+	}
+}
+
+// TestNetnsAbortedSocketIsOpenedAgain has the kernel abort the socket under the worker, as "ss -K" does.
+func TestNetnsAbortedSocketIsOpenedAgain(t *testing.T) {
+	for _, mode := range modes {
+		t.Run(mode.String(), func(t *testing.T) {
+			ov := startOverlay(t, lab.Options{}, Config{Mode: mode, Workers: 1})
+			ov.expectPing(t, 0, 1)
+			e := ov.engines[0]
+			opened := countDescriptors(t, "")
+			for i := range 3 {
+				err := e.node.Do(func() error { return abortSocket(netip.AddrPortFrom(e.node.Addr, 8285)) })
+				if errors.Is(err, unix.EOPNOTSUPP) {
+					t.Skip("NOT TESTED: this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY)")
+				}
+				must(t, err)
+				must(t, lab.Await(t.Context(), 5*time.Second, "other sockets", func() error {
+					if n := e.Stats().SocketReopens; n != uint64(i+1) {
+						return fmt.Errorf("opened again %d times, want %d", n, i+1)
+					}
+					return nil
+				}))
+				ov.expectPing(t, 0, 1)
+				ov.expectPing(t, 1, 0)
+			}
+			must(t, lab.Await(t.Context(), time.Second, "the old sockets to be closed", func() error {
+				if n := countDescriptors(t, ""); n != opened {
+					return fmt.Errorf("%d descriptors are open, were %d", n, opened)
+				}
+				return nil
+			}))
+			if n := e.log.count("sockets are opened again"); n != 3 {
+				t.Errorf("logged %d times", n)
+			}
+		})
+	}
+}
+
+// abortSocket aborts the UDP socket that is bound to an IPv4 address and port in the network namespace of the calling thread.
+func abortSocket(at netip.AddrPort) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	// struct nlmsghdr and struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h).
+	const sockDestroy, anyState, anyCookie = 21, 0xff, 0xff
+	b := make([]byte, 72)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], sockDestroy)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_ACK)
+	b[16], b[17] = unix.AF_INET, unix.IPPROTO_UDP
+	copy(b[20:24], slices.Repeat([]byte{anyState}, 4))
+	binary.BigEndian.PutUint16(b[24:], at.Port())
+	copy(b[28:], at.Addr().AsSlice())
+	copy(b[64:], slices.Repeat([]byte{anyCookie}, 8))
+	if err := unix.Sendto(fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return err
+	}
+	if n, _, err := unix.Recvfrom(fd, b, 0); err != nil || n < 20 {
+		return fmt.Errorf("%d bytes of an answer: %w", n, err)
+	}
+	if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(b[16:]))); errno != 0 { // struct nlmsgerr
+		return fmt.Errorf("abort the socket: %w", errno)
+	}
+	return nil
+}
+
+// cpuTime is what this process has used so far.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile("/proc/self/stat")
+	must(t, err)
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')'):]))
+	var ticks [2]time.Duration
+	for i := range ticks {
+		_, err := fmt.Sscan(f[12+i], &ticks[i])
+		must(t, err)
+	}
+	const tick = time.Second / 100 // USER_HZ
+	return (ticks[0] + ticks[1]) * tick
+}
