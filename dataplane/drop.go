@@ -23,7 +23,7 @@ const (
 	DropMulticast          // outbound: to a group; the overlay joins single hosts
 	DropNoNode             // outbound: no node has the destination
 	DropTooBig             // outbound: longer than the path carries and not to be cut
-	DropNoRoom             // outbound: the socket's buffer was full, and so was the memory before it
+	DropNoRoom             // outbound: the socket was full, and so was the memory before it; or it was lost while full
 	DropSendError          // outbound: the kernel refused to send it, and not for a path MTU that it knows
 	DropTUNDown            // inbound: the device is administratively down
 	DropTUNError           // inbound: the kernel refused to take it, or the device is just being made again

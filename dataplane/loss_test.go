@@ -24,6 +24,7 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 			e := ov.engines[0]
 			name := e.Device()
 			queues := tunDescriptors(t)
+			e.SetMTU(1400)
 			for i := range 3 {
 				must(t, e.node.DeleteLink(name))
 				must(t, lab.Await(t.Context(), 5*time.Second, "the device", func() error {
@@ -35,6 +36,9 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 					}
 					return nil
 				}))
+				if link, err := e.node.Link(name); err != nil || link.MTU != 1400 {
+					t.Errorf("%+v, %v", link, err)
+				}
 				e.configureDevice(t)
 				ov.expectPing(t, 0, 1)
 				ov.expectPing(t, 1, 0)

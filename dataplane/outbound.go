@@ -180,13 +180,16 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 		return
 	}
 	p := w.view.peers[i]
-	mtu, err := w.pathMTU(p)
-	if err != nil {
-		w.drop(DropSendError)
-		return
-	}
-	p.learn(mtu, w.now())
 	limit := w.limit(p)
+	if len(pkt) <= limit { // else the first that was refused of this flush has asked
+		mtu, err := w.pathMTU(p)
+		if err != nil {
+			w.drop(DropSendError)
+			return
+		}
+		p.learn(mtu, w.now())
+		limit = w.limit(p)
+	}
 	if len(pkt) <= limit {
 		w.drop(DropSendError) // the path would carry it: refused for another reason
 		return

@@ -99,8 +99,8 @@ func (e *Engine) pathMTU(p *peer) (int, error) {
 	return prober.PathMTU(p.to.Addr)
 }
 
-// raise sets age to n unless it is higher: a worker that is slow to notice an old loss does not hide a new one.
-func raise(age *atomic.Uint64, n uint64) {
+// keepNewest sets age to n unless it is higher: a worker that is slow to notice an old loss does not hide a new one.
+func keepNewest(age *atomic.Uint64, n uint64) {
 	for now := age.Load(); now < n && !age.CompareAndSwap(now, n); {
 		now = age.Load()
 	}

@@ -179,7 +179,7 @@ func (w *worker) adopt() {
 
 // loseInner puts the queue away: the worker goes on without until it gets a new one.
 func (w *worker) loseInner() {
-	raise(&w.engine.lostDevice, w.inner.age)
+	keepNewest(&w.engine.lostDevice, w.inner.age)
 	w.retireInner()
 	w.engine.wakeSupervisor()
 }
@@ -194,7 +194,7 @@ func (w *worker) retireInner() {
 
 // loseOuter puts the socket away.
 func (w *worker) loseOuter() {
-	raise(&w.engine.lostSocket, w.outer.age)
+	keepNewest(&w.engine.lostSocket, w.outer.age)
 	w.retireOuter()
 	w.engine.wakeSupervisor()
 }

@@ -429,15 +429,15 @@ func TestPathMTUIsLearntAndTold(t *testing.T) {
 	b := newBench(t)
 	asked := b.narrow(1000)
 	long, fits := udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0), udp4("10.5.1.2", "10.5.2.2", dontFragment, 972-28, 0)
-	b.leave(long)
+	b.leave(long, long) // refused in one flush
 	b.leave(long)
 	b.leave(fits)
-	if len(b.socket.sent) != 1 || b.drops()[DropTooBig] != 2 || *asked != 1 {
+	if len(b.socket.sent) != 1 || b.drops()[DropTooBig] != 3 || *asked != 1 {
 		t.Fatalf("sent %d, drops %v, the kernel was asked %d times", len(b.socket.sent), b.drops(), *asked)
 	}
 	told := b.queue.packets(t)
-	if len(told) != 2 {
-		t.Errorf("told %d times of 2 packets", len(told))
+	if len(told) != 3 {
+		t.Errorf("told %d times of 3 packets", len(told))
 	}
 	for _, msg := range told {
 		if msg[20] != 3 || msg[21] != 4 || binary.BigEndian.Uint16(msg[26:]) != 972 {
