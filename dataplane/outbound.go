@@ -214,27 +214,40 @@ func (w *worker) sendLong(p *peer, lane udp.Lane, segments *offload.Splitter, li
 			w.drop(parseDrop(err))
 			continue
 		}
+		w.flush() // what came before leaves before
 		w.tooLong(p, pkt, &in, limit)
 	}
 }
 
 // tooLong handles a packet that is longer than limit, what the path to the node carries: it is cut if that is
-// allowed, and else dropped and its sender told.
+// allowed, and else dropped and its sender told. A sender of IPv6 that is told makes no packets shorter than every link has
+// to carry: those are left to outer fragments (RFC 2473 section 7.1).
 func (w *worker) tooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
+	if in.Version == 6 && len(pkt) <= encap.MinMTU6 {
+		w.sendPast(p, pkt)
+		return
+	}
 	f, ok := encap.NewFragmenter(pkt, in, limit)
 	if !ok {
 		w.drop(DropTooBig)
 		w.tell(encap.AppendTooBig(w.scratch[:0], pkt, in, limit))
 		return
 	}
-	// Past the queue: this may run while the queue is being sent.
 	for piece := f.Next(w.scratch[:0]); len(piece) > 0; piece = f.Next(w.scratch[:0]) {
-		if err := w.outer.Send(p.to, piece); err != nil {
-			w.drop(DropSendError)
+		if !w.sendPast(p, piece) {
 			return
 		}
-		w.counters.sent.add(1, len(piece))
 	}
+}
+
+// sendPast sends a packet past the queue, which may just be being sent, and reports whether that worked.
+func (w *worker) sendPast(p *peer, pkt []byte) bool {
+	if err := w.outer.Send(p.to, pkt); err != nil {
+		w.drop(DropSendError)
+		return false
+	}
+	w.counters.sent.add(1, len(pkt))
+	return true
 }
 
 // tell writes the ICMP error msg to the TUN, from where it finds the inner sender. An empty one means that the

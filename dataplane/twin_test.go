@@ -255,11 +255,12 @@ func keyOf(pkt []byte) flowKey {
 		return flowKey{}
 	}
 	k := flowKey{src: in.Src, dst: in.Dst, proto: in.Proto}
-	if (in.Proto == 6 || in.Proto == 17) && !in.Fragment {
-		k.ports = binary.BigEndian.Uint32(pkt[in.HeaderLen:])
-	}
-	if in.Fragment {
+	fragment := in.Version == 4 && binary.BigEndian.Uint16(pkt[6:])&0x3fff != 0 || in.Version == 6 && pkt[6] == 44
+	switch {
+	case fragment:
 		k.proto = 0
+	case in.Proto == 6, in.Proto == 17:
+		k.ports = binary.BigEndian.Uint32(pkt[in.HeaderLen:])
 	}
 	return k
 }

@@ -30,7 +30,7 @@ type outerSocket interface {
 	// Flush sends what was reserved and tells of what the kernel refused. False means that the kernel has no
 	// room and the rest is kept.
 	Flush(udp.Undelivered) bool
-	// Send sends one datagram at once.
+	// Send sends one datagram at once, in outer fragments if the path carries no more.
 	Send(to *udp.Destination, datagram []byte) error
 	// Receive returns what has arrived, borrowed until the next Receive.
 	Receive() ([]udp.Message, error)

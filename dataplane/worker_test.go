@@ -529,6 +529,23 @@ func TestLongPacketWithoutDFIsCut(t *testing.T) {
 
 // TestLongSegmentsOfASuperFrame: a flow that does not know of the narrow path yet is told once for each segment
 // that the rate limit allows, and none of its bytes leave.
+// Every link has to carry 1280 bytes of IPv6, and senders that are told of less go on with that.
+func TestIPv6OnAPathThatIsTooNarrowForIt(t *testing.T) {
+	b := newBench(t)
+	b.narrow(1280)
+	b.leave(ip6("fd00:5:1::2", "fd00:5:2::2", 59, make([]byte, encap.MinMTU6+1-40)))
+	if told := b.queue.packets(t); len(told) != 1 || binary.BigEndian.Uint32(told[0][44:]) != encap.MinMTU6 || len(b.socket.sent) != 0 {
+		t.Errorf("told %x, sent %d", told, len(b.socket.sent))
+	}
+	for range 2 { // the limit is known, and not
+		b.leave(ip6("fd00:5:1::2", "fd00:5:2::2", 59, make([]byte, encap.MinMTU6-40)))
+		b.clock = b.clock.Add(pathMTUAge + time.Second)
+	}
+	if len(b.socket.sent) != 2 || b.drops()[DropTooBig] != 1 || len(b.queue.packets(t)) != 1 {
+		t.Errorf("1280 bytes: sent %d, drops %v", len(b.socket.sent), b.drops())
+	}
+}
+
 func TestLongSegmentsOfASuperFrame(t *testing.T) {
 	b := newBench(t)
 	b.narrow(1000)

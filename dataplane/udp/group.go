@@ -112,14 +112,14 @@ func (c Config) prepare(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return fmt.Errorf("set SO_REUSEPORT: %w", err)
 	}
-	// Outer packets are never fragmented: a piece lost would cost all of them, and reassembly memory is a
-	// target. The kernel answers EMSGSIZE instead and the inner sender is told.
-	level, discover, always, readTOS := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DO, unix.IP_RECVTOS
-	if !c.Bind.Addr().Is4() {
-		level, discover, always, readTOS = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DO, unix.IPV6_RECVTCLASS
-	}
-	if err := unix.SetsockoptInt(fd, level, discover, always); err != nil {
+	// Outer packets are not fragmented where the inner sender can be told instead: a piece lost would cost all of them,
+	// and reassembly memory is a target. The kernel answers EMSGSIZE then.
+	if err := discoverPathMTU(fd, c.Bind.Addr().Is4(), unix.IP_PMTUDISC_DO); err != nil {
 		return fmt.Errorf("forbid outer fragments: %w", err)
+	}
+	level, readTOS := unix.IPPROTO_IP, unix.IP_RECVTOS
+	if !c.Bind.Addr().Is4() {
+		level, readTOS = unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS
 	}
 	if c.ReadTOS {
 		if err := unix.SetsockoptInt(fd, level, readTOS, 1); err != nil {
@@ -127,6 +127,15 @@ func (c Config) prepare(fd int) error {
 		}
 	}
 	return nil
+}
+
+// discoverPathMTU sets how a socket treats what is longer than its path carries: IP_PMTUDISC_DO refuses it,
+// IP_PMTUDISC_DONT cuts it. The values are the same in IPv6 (linux/in.h, linux/in6.h).
+func discoverPathMTU(fd int, v4 bool, how int) error {
+	if v4 {
+		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how)
+	}
+	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, how)
 }
 
 // sizeBuffers sets the buffers of the socket that receives and of the one that sends, and says why one is smaller than

@@ -104,12 +104,18 @@ func (s *Offload) Flush(failed Undelivered) bool {
 	return true
 }
 
-// Send sends one datagram at once, past what is reserved.
+// Send sends one datagram at once, past what is reserved, in outer fragments if the path carries no more.
 func (s *Offload) Send(to *Destination, datagram []byte) error {
 	return sendOne(s.sender.fd, to, datagram)
 }
 
-func sendOne(fd int, to *Destination, datagram []byte) error {
+// sendOne allows outer fragments for one datagram.
+func sendOne(fd int, to *Destination, datagram []byte) (err error) {
+	v4 := to.Addr.Addr().Is4()
+	if err := discoverPathMTU(fd, v4, unix.IP_PMTUDISC_DONT); err != nil {
+		return fmt.Errorf("allow outer fragments: %w", err)
+	}
+	defer func() { err = errors.Join(err, discoverPathMTU(fd, v4, unix.IP_PMTUDISC_DO)) }()
 	if err := unix.Sendto(fd, datagram, unix.MSG_DONTWAIT, sockaddr(to.Addr)); err != nil {
 		return fmt.Errorf("send to %s: %w", to.Addr, err)
 	}

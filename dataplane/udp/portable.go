@@ -166,7 +166,7 @@ func (s *Portable) Flush(failed Undelivered) bool {
 	return true
 }
 
-// Send sends one datagram at once, past what is reserved.
+// Send sends one datagram at once, past what is reserved, in outer fragments if the path carries no more.
 func (s *Portable) Send(to *Destination, datagram []byte) error {
 	return sendOne(s.SendFD(), to, datagram)
 }

@@ -1,0 +1,87 @@
+package dataplane
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/bench/lab"
+	"weft/dataplane/udp"
+)
+
+// sender is what both kinds of sockets have.
+type sender interface {
+	Reserve(lane udp.Lane, n int) []byte
+	Flush(udp.Undelivered) bool
+	Send(to *udp.Destination, datagram []byte) error
+}
+
+// TestNetnsSendCutsWhatIsTooLong sends more than the underlay's MTU: past the queue it arrives, by the queue, before and
+// after, it is refused.
+func TestNetnsSendCutsWhatIsTooLong(t *testing.T) {
+	l := lab.Start(t, lab.Options{PodsPerNode: -1, Underlay: []netip.Prefix{netip.MustParsePrefix("172.31.0.0/24")},
+		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
+	must(t, l.Nodes[0].SetMTU("eth0", 1280))
+	for _, end := range []struct{ from, to netip.Addr }{
+		{l.Nodes[0].Addr, l.Nodes[1].Addr}, {l.Nodes[0].Addr6, l.Nodes[1].Addr6},
+	} {
+		for kind, open := range map[string]func(udp.Config) (sender, func() error, error){
+			"offload": func(c udp.Config) (sender, func() error, error) {
+				g, err := udp.OpenOffload(c)
+				if err != nil {
+					return nil, nil, err
+				}
+				return g.Sockets[0], g.Close, nil
+			},
+			"portable": func(c udp.Config) (sender, func() error, error) {
+				g, err := udp.OpenPortable(c)
+				if err != nil {
+					return nil, nil, err
+				}
+				return g.Sockets[0], g.Close, nil
+			},
+		} {
+			t.Run(end.from.String()+" "+kind, func(t *testing.T) {
+				conn, err := l.Nodes[1].ListenUDP(end.to, 0)
+				must(t, err)
+				defer conn.Close()
+				to := udp.NewDestination(netip.AddrPortFrom(end.to, conn.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port()))
+				var s sender
+				var closeSocket func() error
+				must(t, l.Nodes[0].Do(func() (err error) {
+					s, closeSocket, err = open(udp.Config{Bind: netip.AddrPortFrom(end.from, 8285), Sockets: 1})
+					return err
+				}))
+				defer func() { must(t, closeSocket()) }()
+				long := bytes.Repeat([]byte{0x5a}, 1280)
+				expectRefusal(t, s, to, long)
+				must(t, s.Send(to, long))
+				must(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
+				got := make([]byte, 2000)
+				if n, _, err := conn.ReadFrom(got); err != nil || !bytes.Equal(got[:n], long) {
+					t.Errorf("%d bytes arrived, %v", n, err)
+				}
+				expectRefusal(t, s, to, long)
+			})
+		}
+	}
+}
+
+// expectRefusal sends a datagram by the queue.
+func expectRefusal(t *testing.T, s sender, to *udp.Destination, datagram []byte) {
+	t.Helper()
+	copy(s.Reserve(udp.Lane{To: to}, len(datagram)), datagram)
+	refused := 0
+	s.Flush(func(_ *udp.Destination, _ []byte, err error) {
+		if refused++; !errors.Is(err, unix.EMSGSIZE) {
+			t.Error(err)
+		}
+	})
+	if refused != 1 {
+		t.Errorf("%d refused by the queue, want the one", refused)
+	}
+}
