@@ -97,7 +97,7 @@ func runUDP(ctx context.Context, from End, to []End, load UDPLoad) (result UDPRe
 	sinks.start()
 	err = sender.run(ctx)
 	sinks.awaitQuiet(sender.sent)
-	result, serr := sinks.stop()
+	result, serr := sinks.stop(sender.elapsed)
 	result.Sent, result.SentRate = sender.sent, float64(sender.sent)/sender.elapsed.Seconds()
 	return result, errors.Join(err, serr)
 }

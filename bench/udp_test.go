@@ -85,3 +85,28 @@ func TestNetnsSourcesOfFlows(t *testing.T) {
 		t.Errorf("%d sources for %d flows", len(all), flows)
 	}
 }
+
+// A sink that gets no CPU until everything was sent makes no rate higher than that of the sender.
+func TestNetnsLateSink(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	sinks := &udpSinks{}
+	defer sinks.close()
+	if err := sinks.add(to, 1); err != nil {
+		t.Fatal(err)
+	}
+	s, err := newUDPSender(from, sinks.at, UDPLoad{Size: 64, Flows: 1, Rate: 1e3, Duration: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(s.sockets)
+	if err := s.run(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sinks.start()
+	sinks.awaitQuiet(s.sent)
+	r, err := sinks.stop(s.elapsed)
+	if sent := float64(s.sent) / s.elapsed.Seconds(); err != nil || r.Received != s.sent || r.ReceivedRate > 1.001*sent {
+		t.Errorf("%+v, %v; sent %d at %.0f a second", r, err, s.sent, sent)
+	}
+}

@@ -125,8 +125,9 @@ func (s *udpSinks) awaitQuiet(sent uint64) {
 	}
 }
 
-// stop ends the receivers and adds their counts up.
-func (s *udpSinks) stop() (sum UDPResult, err error) {
+// stop ends the receivers and adds their counts up. Packets cannot come faster than they were sent: a receiver that is
+// scheduled late finds them all in its buffer, so the rate is over the time of sending at least.
+func (s *udpSinks) stop(sending time.Duration) (sum UDPResult, err error) {
 	var first, last time.Time
 	for _, r := range s.receivers {
 		hangUp(r.fd)
@@ -145,7 +146,7 @@ func (s *udpSinks) stop() (sum UDPResult, err error) {
 			last = r.last
 		}
 	}
-	if d := last.Sub(first).Seconds(); d > 0 {
+	if d := max(sending, last.Sub(first)).Seconds(); d > 0 {
 		sum.ReceivedRate = float64(sum.Received) / d
 	}
 	return sum, err
