@@ -56,10 +56,10 @@ func TestSearchGoesAboveTheFlood(t *testing.T) {
 	}
 }
 
-// A rate from an earlier round saves the flood and most probes, even when it is somewhat off.
+// A rate from an earlier round saves the flood and most probes, and one that is wrong does no harm.
 func TestSearchNearAKnownRate(t *testing.T) {
-	for _, near := range []float64{70e3, 98e3, 100e3, 140e3} {
-		got, err := search(near, pipe(100e3, 400e3))
+	for near := 1e3; near <= 10e6; near *= 1.07 {
+		got, err := search(near, pipe(100e3, 20e6))
 		if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision || got.FloodRate != 0 || got.Probes > searchProbes {
 			t.Errorf("near %.0f: found %+v, %v", near, got, err)
 		}
@@ -80,10 +80,60 @@ func TestSearchForgivesOneProbe(t *testing.T) {
 	if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision {
 		t.Errorf("found %+v, %v", got, err)
 	}
-	got, err = search(0, func(float64) (UDPResult, error) {
-		return UDPResult{Sent: 100, Received: 50, SentRate: 100, ReceivedRate: 50}, nil
+	for _, near := range []float64{0, 1e3, 10e6} {
+		got, err := search(near, func(rate float64) (UDPResult, error) {
+			if rate == 0 && near > 0 {
+				t.Error("a flood, after a rate that is known")
+			}
+			return UDPResult{Sent: 100, Received: 50, SentRate: 100, ReceivedRate: 50}, nil
+		})
+		if err != nil || got.Received != 0 || got.Probes > 20 {
+			t.Errorf("near %.0f: found %+v, %v on a network that carries nothing well", near, got, err)
+		}
+	}
+}
+
+// A probe in which the sender got little CPU, and so neither lost much nor offered the rate, says nothing.
+func TestSearchForgivesAShortProbe(t *testing.T) {
+	for _, near := range []float64{0, 98e3, 150e3} {
+		steady, probes := pipe(100e3, 400e3), 0
+		got, err := search(near, func(rate float64) (UDPResult, error) {
+			if probes++; probes == 1 {
+				return UDPResult{Sent: 49e3, Received: 49e3, SentRate: 49e3, ReceivedRate: 49e3}, nil
+			}
+			return steady(rate)
+		})
+		if err != nil || got.GeneratorBound || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision {
+			t.Errorf("near %.0f: found %+v, %v", near, got, err)
+		}
+	}
+}
+
+// What counts is the rate that was offered: that at which packets came is over another clock's time.
+func TestSearchKeepsTheHighestOfferedRate(t *testing.T) {
+	steady, probes := pipe(100e3, 400e3), 0
+	got, err := search(50e3, func(rate float64) (UDPResult, error) {
+		r, err := steady(rate)
+		if probes++; probes == 1 {
+			r.ReceivedRate = 300e3
+		}
+		return r, err
 	})
-	if err != nil || got.Received != 0 || got.Probes > searchProbes+2 {
-		t.Errorf("found %+v, %v on a network that carries nothing well", got, err)
+	if err != nil || math.Abs(got.SentRate-100e3) > 100e3*searchPrecision {
+		t.Errorf("found %+v, %v", got, err)
+	}
+}
+
+// Below one packet in a thousand counts as carried, and above it does not.
+func TestSearchAllowsLittleLoss(t *testing.T) {
+	got, err := search(20e3, func(rate float64) (UDPResult, error) {
+		lost := 50.0 // of 100,000
+		if rate > 40e3 {
+			lost = 200
+		}
+		return UDPResult{Sent: 100e3, Received: uint64(100e3 - lost), SentRate: rate, ReceivedRate: rate}, nil
+	})
+	if err != nil || math.Abs(got.SentRate-40e3) > 40e3*searchPrecision {
+		t.Errorf("found %+v, %v", got, err)
 	}
 }
