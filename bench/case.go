@@ -159,6 +159,19 @@ func (o *overlay) ends() (from, to End) {
 	return PodEnd(o.lab.Nodes[0].Pods[0]), PodEnd(o.lab.Nodes[1].Pods[0])
 }
 
+// measure takes one sample of a case. When a daemon has ended, that is the result, whatever the generators made of the
+// silence.
+func (o *overlay) measure(ctx context.Context, c Case, s Seconds, before Figures) (Figures, error) {
+	if err := o.alive(); err != nil {
+		return nil, err
+	}
+	f, err := c.run(ctx, o, s, before)
+	if dead := o.alive(); dead != nil {
+		return nil, dead
+	}
+	return f, err
+}
+
 // spent wraps a measurement with two looks at the counters. measure returns its figures and what the receiver got.
 func (o *overlay) spent(measure func() (f Figures, bytes, packets float64, err error)) (Figures, error) {
 	var f Figures

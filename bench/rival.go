@@ -217,6 +217,16 @@ func ended(p *lab.Process) error {
 	return fmt.Errorf("%s: the daemon has ended: %s", p.Node, strings.Join(p.Tail(5), "\n"))
 }
 
+// alive fails when a daemon has ended.
+func (o *overlay) alive() error {
+	for _, p := range o.daemons {
+		if !p.Running() {
+			return ended(p)
+		}
+	}
+	return nil
+}
+
 // metrics are our daemon's numbers on a node, nil if it is not our daemon.
 func (o *overlay) metrics(n *lab.Node) Metrics {
 	if !o.weftd {
