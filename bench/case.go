@@ -2,7 +2,6 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -267,7 +266,7 @@ func rttCase(pause time.Duration) workload {
 		return o.spent(func() (Figures, float64, float64, error) {
 			from, to := o.ends()
 			l, err := RTT(ctx, from, to, pause, s.measure())
-			return l.figures(), 0, 2 * float64(l.Requests), err // as each is answered
+			return l.figures(), 0, l.packets(), err
 		})
 	}
 }
@@ -275,18 +274,14 @@ func rttCase(pause time.Duration) workload {
 func rttUnderLoad(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 	return o.spent(func() (Figures, float64, float64, error) {
 		from, to := o.ends()
-		var load Throughput
-		var loadErr error
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			load, loadErr = TCP(ctx, from, to, 1, s.measure())
-		}()
-		l, err := RTT(ctx, from, to, 0, s.measure())
-		<-done
+		var l Latency
+		load, err := tcpDuring(ctx, from, to, 1, func(ctx context.Context) (err error) {
+			l, err = RTT(ctx, from, to, 0, s.measure())
+			return err
+		})
 		f := l.figures()
 		f["bulk"] = load.BitsPerSecond
-		return f, 0, 0, errors.Join(err, loadErr)
+		return f, 0, 0, err
 	})
 }
 

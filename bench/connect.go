@@ -43,43 +43,55 @@ func runConnections(ctx context.Context, from, to End, workers int, d time.Durat
 	for range workers {
 		servers.Go(func() { serveOne(listener) })
 	}
-	errs := make(chan error, workers) // one for each client
-	done, resets := make([]atomic.Int64, 1), atomic.Int64{}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	many := connector{to: at, made: make([]atomic.Int64, 1)}
 	for range workers {
 		clients.Go(func() {
-			err := from.NS.Do(func() error { return connectMany(ctx, at, &done[0], &resets) })
-			if err != nil {
-				errs <- err
+			if err := from.NS.Do(func() error { return many.run(ctx) }); err != nil {
+				fail(err)
 			}
 		})
 	}
-	before, after, elapsed, err := countBetween(ctx, done, d, errs)
-	cancel()
+	before, after, elapsed, err := countDuring(ctx, many.made, lasting(d))
+	many.over.Store(true)
 	clients.Wait()
 	hangUp(listener)
 	servers.Wait()
-	return Connected{PerSecond: float64(after[0]-before[0]) / elapsed.Seconds(), Resets: resets.Load()}, err
+	made := after[0] - before[0]
+	switch {
+	case ctx.Err() != nil:
+		err = context.Cause(ctx) // also that of a client whose last connection failed after the count
+	case err == nil && made == 0:
+		err = errors.New("not one went through")
+	}
+	return Connected{PerSecond: float64(made) / elapsed.Seconds(), Resets: many.resets.Load()}, err
 }
 
-// connectMany makes connections until ctx ends, in the calling thread's namespace, and counts those that went through and
-// those that were reset.
-func connectMany(ctx context.Context, to netip.AddrPort, done, resets *atomic.Int64) error {
-	family, peer := unix.AF_INET, sockaddr(to)
-	if to.Addr().Is6() {
+// connector makes connections, on several threads.
+type connector struct {
+	to     netip.AddrPort
+	over   atomic.Bool    // finish what is under way, and begin no other
+	made   []atomic.Int64 // one, as countDuring wants it
+	resets atomic.Int64
+}
+
+// run makes connections one after the other in the calling thread's namespace.
+func (c *connector) run(ctx context.Context) error {
+	family, peer := unix.AF_INET, sockaddr(c.to)
+	if c.to.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	for ctx.Err() == nil {
+	for !c.over.Load() {
 		fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return fmt.Errorf("open socket: %w", err)
 		}
-		switch err := connectOnce(fd, peer); {
+		switch err := connectOnce(ctx, fd, peer); {
 		case err == nil:
-			done.Add(1)
+			c.made[0].Add(1)
 		case errors.Is(err, unix.ECONNRESET):
-			resets.Add(1)
+			c.resets.Add(1)
 		default:
 			return err
 		}
@@ -88,30 +100,45 @@ func connectMany(ctx context.Context, to netip.AddrPort, done, resets *atomic.In
 }
 
 // connectOnce makes one connection, waits for an answer on it and resets it, which leaves no port waiting. It closes fd.
-func connectOnce(fd int, to unix.Sockaddr) error {
+func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return fmt.Errorf("set linger: %w", err)
 	}
-	timeout := unix.NsecToTimeval(int64(stuckAfter))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
-		return fmt.Errorf("set timeout: %w", err)
+	if err := setNap(fd); err != nil {
+		return err
 	}
-	if err := retryInterrupted(func() error { return unix.Connect(fd, to) }); err != nil {
+	if err := patiently(ctx, func() error { return unix.Connect(fd, to) }); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	var b [1]byte
-	if err := retryInterrupted(func() error { _, err := unix.Write(fd, b[:]); return err }); err != nil {
+	if err := patiently(ctx, func() error { _, err := unix.Write(fd, b[:]); return err }); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
-	n, err := readByte(fd, &b)
-	if err != nil {
+	n := 0
+	if err := patiently(ctx, func() (err error) { n, err = unix.Read(fd, b[:]); return err }); err != nil {
 		return fmt.Errorf("receive: %w", err)
 	}
 	if n == 0 {
 		return fmt.Errorf("no answer: %w", unix.ECONNRESET)
 	}
 	return nil
+}
+
+// patiently repeats a call whose socket naps (setNap) until it is done, for as long as a generator is patient.
+func patiently(ctx context.Context, call func() error) error {
+	for start := time.Now(); ; {
+		err := call()
+		switch {
+		// The latter two: the connection is still being made.
+		case !again(err) && !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EALREADY):
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case time.Since(start) > stuckAfter:
+			return unix.ETIMEDOUT
+		}
+	}
 }
 
 // serveOne answers one connection after the other until the listener is hung up.
@@ -136,14 +163,9 @@ func serveOne(listener int) {
 
 // readByte returns how many bytes it has read: none at the end of the connection.
 func readByte(fd int, b *[1]byte) (n int, err error) {
-	err = retryInterrupted(func() (err error) { n, err = unix.Read(fd, b[:]); return err })
-	return n, err
-}
-
-func retryInterrupted(f func() error) error {
 	for {
-		if err := f(); !errors.Is(err, unix.EINTR) {
-			return err
+		if n, err = unix.Read(fd, b[:]); !errors.Is(err, unix.EINTR) {
+			return n, err
 		}
 	}
 }

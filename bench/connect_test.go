@@ -1,8 +1,11 @@
 package bench
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -40,4 +43,31 @@ func TestNetnsServerGivesUp(t *testing.T) {
 	}
 	hangUp(listener)
 	<-done
+}
+
+// Clients that nobody answers say so although the count is over, and end soon when they are told to.
+func TestNetnsConnectionsSayWhenNothingAnswers(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	if err := l.Partition(l.Nodes[0], l.Nodes[1]); err != nil {
+		t.Fatal(err)
+	}
+	if c, err := Connections(t.Context(), from, to, 2, 10*time.Millisecond); !errors.Is(err, unix.ETIMEDOUT) {
+		t.Errorf("%+v, %v", c, err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	c, err := Connections(ctx, from, to, 2, time.Hour)
+	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took > stuckAfter-socketNap {
+		t.Errorf("%+v, %v after %v", c, err, took)
+	}
+}
+
+func TestNetnsNoConnection(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	if c, err := Connections(t.Context(), from, to, 0, time.Millisecond); err == nil {
+		t.Errorf("%+v, without a client", c)
+	}
 }

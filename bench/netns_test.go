@@ -149,6 +149,9 @@ func TestNetnsRun(t *testing.T) {
 				t.Errorf("%s %s: %v", s.Case, s.Rival, s.Samples)
 			}
 		}
+		if s.Case == "rtt-bulk" && s.Samples[0]["bulk"] <= 0 {
+			t.Errorf("%s: nothing beside the round trips: %v", s.Rival, s.Samples)
+		}
 		if s.Case == "tcp-1" && s.Samples[0]["machine_cpu_per_gb"] <= 0 {
 			t.Errorf("%s %s costs nothing: %v", s.Case, s.Rival, s.Samples)
 		}

@@ -34,6 +34,9 @@ func (l Latency) figures() Figures {
 	return Figures{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
 }
 
+// packets is how many went there and back, as each request is answered.
+func (l Latency) packets() float64 { return 2 * float64(l.Requests) }
+
 // RTT sends one datagram after the other, each after a pause that follows the answer to the one before, for d. Without a
 // pause this is what sockperf's ping-pong does, and what its --full-rtt reports.
 func RTT(ctx context.Context, from, to End, between, d time.Duration) (Latency, error) {
@@ -77,21 +80,26 @@ func runRTT(ctx context.Context, from, to End, between, d time.Duration) (Latenc
 	return l, err
 }
 
-// exchange sends requests for d, with a pause before each, and times the answers.
+// exchange sends requests for d, with a pause before each, and times the answers. At least one request counts, however
+// late this thread is scheduled.
 func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []time.Duration, l Latency, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	message, answer := make([]byte, rttPayload), make([]byte, rttPayload)
 	// The first round trips find the way; they do not count.
 	warm := time.Now().Add(warmUp)
-	end := warm.Add(d)
+	var end time.Time // d after the first one that counts
 	samples = make([]time.Duration, 0, 1<<16)
 	for number := uint64(1); ctx.Err() == nil; number++ {
 		if between > 0 {
 			pause(between)
 		}
 		start := time.Now()
-		if start.After(end) {
+		counts := start.After(warm)
+		switch {
+		case counts && end.IsZero():
+			end = start.Add(d)
+		case counts && start.After(end):
 			return samples, l, nil
 		}
 		binary.BigEndian.PutUint64(message, number)
@@ -100,7 +108,7 @@ func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []
 		switch {
 		case err != nil:
 			return samples, l, err
-		case start.Before(warm):
+		case !counts:
 		case took == 0:
 			l.Lost++
 		default:

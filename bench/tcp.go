@@ -13,8 +13,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tcpBlock is what one read or write moves at most, in bytes: as iperf3's default.
-const tcpBlock = 128 << 10
+const (
+	// tcpBlock is what one read or write moves at most, in bytes: as iperf3's default.
+	tcpBlock = 128 << 10
+	// tcpWarmUp leaves slow start and the growth of the buffers behind, hundreds of round trips.
+	tcpWarmUp = 200 * time.Millisecond
+)
 
 // Throughput is what some TCP streams moved together.
 type Throughput struct {
@@ -25,30 +29,35 @@ type Throughput struct {
 	Slowest float64
 }
 
-// TCP sends from one end to the other on so many streams at once, and counts what arrives for d, after a warm-up of a
-// fifth of that.
+// TCP sends from one end to the other on so many streams at once, and counts what arrives for d, after a warm-up.
 func TCP(ctx context.Context, from, to End, streams int, d time.Duration) (Throughput, error) {
-	r, err := runTCP(ctx, from, to, streams, d)
+	return tcpDuring(ctx, from, to, streams, lasting(d))
+}
+
+// tcpDuring is TCP that counts for as long as work takes: the streams are warm before it begins and pour until it ends.
+func tcpDuring(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
+	r, err := runTCP(ctx, from, to, streams, work)
 	if err != nil {
 		return r, fmt.Errorf("TCP from %s to %s: %w", from.NS.Name, to.NS.Name, err)
 	}
 	return r, nil
 }
 
-func runTCP(ctx context.Context, from, to End, streams int, d time.Duration) (Throughput, error) {
+func runTCP(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
 	senders, receivers, err := connectPairs(from, to, streams)
 	defer func() { closeAll(senders); closeAll(receivers) }()
 	if err != nil {
 		return Throughput{}, err
 	}
 	var wg sync.WaitGroup
-	errs := make(chan error, 2*streams) // one for each goroutine
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
 	received := make([]atomic.Int64, streams)
 	for i := range streams {
-		wg.Go(func() { errs <- pour(senders[i]) })
-		wg.Go(func() { errs <- drain(receivers[i], &received[i]) })
+		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", pour(senders[i]))) })
+		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", drain(receivers[i], &received[i]))) })
 	}
-	before, after, elapsed, err := countBetween(ctx, received, d, errs)
+	before, after, elapsed, err := countDuring(ctx, received, work)
 	result := Throughput{}
 	for _, fd := range senders {
 		info, ierr := unix.GetsockoptTCPInfo(fd, unix.IPPROTO_TCP, unix.TCP_INFO)
@@ -72,28 +81,42 @@ func runTCP(ctx context.Context, from, to End, streams int, d time.Duration) (Th
 	return result, err
 }
 
-// countBetween reads the counters after the warm-up and again d later. An error that comes before that ends it.
-func countBetween(ctx context.Context, counters []atomic.Int64, d time.Duration, errs <-chan error) (before, after []int64, elapsed time.Duration, err error) {
-	before, after = make([]int64, len(counters)), make([]int64, len(counters))
-	var start time.Time
-	for _, step := range []struct {
-		wait time.Duration
-		into []int64
-	}{{d / 5, before}, {d, after}} {
-		timer := time.NewTimer(step.wait)
+// countDuring reads the counters before and after work, which begins after a warm-up. When ctx ends, its cause is the
+// error.
+func countDuring(ctx context.Context, counters []atomic.Int64, work func(context.Context) error) (before, after []int64, elapsed time.Duration, err error) {
+	err = lasting(tcpWarmUp)(ctx)
+	before = readAll(counters)
+	start := time.Now()
+	if err == nil {
+		err = work(ctx)
+	}
+	elapsed, after = time.Since(start), readAll(counters)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return before, after, elapsed, err
+}
+
+func readAll(counters []atomic.Int64) []int64 {
+	values := make([]int64, len(counters))
+	for i := range counters {
+		values[i] = counters[i].Load()
+	}
+	return values
+}
+
+// lasting is work that lets d pass.
+func lasting(d time.Duration) func(context.Context) error {
+	return func(ctx context.Context) error {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
 		select {
 		case <-timer.C:
+			return nil
 		case <-ctx.Done():
-			return before, after, d, ctx.Err()
-		case err := <-errs:
-			return before, after, d, fmt.Errorf("a stream ended early: %w", err)
-		}
-		elapsed, start = time.Since(start), time.Now()
-		for i := range counters {
-			step.into[i] = counters[i].Load()
+			return ctx.Err()
 		}
 	}
-	return before, after, elapsed, nil
 }
 
 // connectPairs makes n connections and returns the two ends of each, also of those made before an error.

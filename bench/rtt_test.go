@@ -1,0 +1,42 @@
+package bench
+
+import (
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+)
+
+// The packets of a measurement are those that its network carried, and its warm-up does not count.
+func TestNetnsPacketsOfRTT(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	carried := func() float64 {
+		link, err := from.NS.Link("eth0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return float64(link.Counters.RxPackets + link.Counters.TxPackets)
+	}
+	before := carried()
+	r, err := RTT(t.Context(), from, to, time.Millisecond, 200*time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const others = 20 // ARP and IPv6 neighbours
+	if got := carried() - before; got < r.packets() || got > r.packets()+others {
+		t.Errorf("%.0f packets on the wire, %.0f counted: %+v", got, r.packets(), r)
+	}
+	if r.Requests <= r.Samples+r.Lost {
+		t.Errorf("%+v: no request was for warming up", r)
+	}
+}
+
+// However short, and however late it is scheduled, a measurement has a sample.
+func TestNetnsShortRTT(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	if r, err := RTT(t.Context(), from, to, 2*warmUp, time.Nanosecond); err != nil || r.Samples != 1 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}

@@ -1,0 +1,55 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"weft/bench/lab"
+)
+
+// The streams are warm before the work begins, and pour until it ends.
+func TestNetnsTCPDuring(t *testing.T) {
+	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
+	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	received := func() uint64 {
+		link, err := to.NS.Link("eth0")
+		if err != nil {
+			t.Error(err)
+		}
+		return link.Counters.RxBytes
+	}
+	start := time.Now()
+	r, err := tcpDuring(t.Context(), from, to, 1, func(ctx context.Context) error {
+		if warm := time.Since(start); warm < tcpWarmUp || received() < 1e6 {
+			t.Errorf("%d bytes and %v of warm-up", received(), warm)
+		}
+		// Until far more came than the buffers hold.
+		more := received() + 100e6
+		return lab.Await(ctx, 20*time.Second, "bytes", func() error {
+			if received() < more {
+				return errors.New("few")
+			}
+			return nil
+		})
+	})
+	if err != nil || r.BitsPerSecond <= 0 {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A stream that ends takes the work beside it along, and is the reason.
+func TestCountEndsWithItsStreams(t *testing.T) {
+	ctx, fail := context.WithCancelCause(t.Context())
+	_, _, _, err := countDuring(ctx, make([]atomic.Int64, 1), func(ctx context.Context) error {
+		fail(io.EOF)
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	if !errors.Is(err, io.EOF) {
+		t.Errorf("%v, want what the stream said", err)
+	}
+}
