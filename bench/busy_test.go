@@ -11,7 +11,11 @@ import (
 
 // TestOnBusyCPUs has the workload itself do nothing: the CPU time is that of others, and they end with it.
 func TestOnBusyCPUs(t *testing.T) {
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(busyPerCPU*runtime.NumCPU() + 2))
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
+	RaiseGOMAXPROCS()
+	if free := runtime.GOMAXPROCS(0) - busyPerCPU*runtime.NumCPU(); free < mostThreads+runtime.NumCPU() {
+		t.Errorf("beside the busy threads %d more can run, want every generator and one for each CPU", free)
+	}
 	used := func() time.Duration {
 		var u unix.Rusage
 		if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {

@@ -21,6 +21,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, bench.RunBare(os.Args[2:]))
 		os.Exit(1)
 	}
+	bench.RaiseGOMAXPROCS()
 	os.Exit(lab.Main(m))
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"runtime"
 	"time"
 	"unsafe"
 
@@ -95,9 +96,15 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
-// MostThreads is how many generators may wait in the kernel at a time without Go's scheduler knowing: two ends of sixteen
-// streams. GOMAXPROCS must be higher by the CPUs that everything else is to have.
-const MostThreads = 2 * 16
+// mostThreads is how many generators may wait in the kernel at a time without Go's scheduler knowing: two ends of sixteen
+// streams.
+const mostThreads = 2 * 16
+
+// RaiseGOMAXPROCS has the kernel alone deal out the CPUs, as it would between processes: a generator that comes back from
+// a system call, or is beside threads that keep the CPUs busy, never waits for Go's scheduler.
+func RaiseGOMAXPROCS() {
+	runtime.GOMAXPROCS((1+busyPerCPU)*runtime.NumCPU() + mostThreads)
+}
 
 // socketNap is how long a read or write of the generators blocks at most before it looks again. A socket with a time
 // limit is one whose calls a signal interrupts (net/core/sock.c, sock_intr_errno), and by signals Go's runtime stops
@@ -120,7 +127,8 @@ func again(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err,
 
 // read and write are read(2) and write(2) behind the back of Go's scheduler, which else has its monitor thread look
 // after every call that blocks for 20 us: up to 7 % of two CPUs, which no generator written in C would cost. The caller
-// is locked to its thread, its socket has a time limit, and GOMAXPROCS exceeds the number of such callers.
+// is locked to its thread, its socket has a time limit, and GOMAXPROCS exceeds the number of such callers
+// ([RaiseGOMAXPROCS]).
 func read(fd int, b []byte) (int, error)  { return rawIO(unix.SYS_READ, fd, b) }
 func write(fd int, b []byte) (int, error) { return rawIO(unix.SYS_WRITE, fd, b) }
 

@@ -11,7 +11,6 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -157,10 +156,8 @@ func findDaemon(path *string) error {
 
 // measureInside runs as the lab's first process.
 func measureInside(f benchFlags) int {
-	// A generator that comes back from a system call must not wait for a place to run in: the kernel alone deals out the
-	// CPUs here, as it would between processes.
-	runtime.GOMAXPROCS(runtime.NumCPU() + bench.MostThreads)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	bench.RaiseGOMAXPROCS()
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := f.run(ctx, f.screen()); err != nil {
 		return fail(os.Stderr, err)

@@ -94,6 +94,7 @@ func fail(w io.Writer, err error) int {
 
 // demoInside runs as the lab's first process.
 func demoInside(f demoFlags, out io.Writer) int {
+	bench.RaiseGOMAXPROCS()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	d := &demonstration{flags: f, out: out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
