@@ -48,6 +48,7 @@ func FigureInfos() []FigureInfo {
 		{"resets", "connections reset by the other end", "", 1, true},
 		{"lost", "requests without an answer", "", 1, true},
 		{"generator_bound", "the sender was the limit", "", 1, true},
+		{"receiver_full", "packets that found the receiver full", "", 1, true},
 		{"daemon_cpu_per_gb", "daemons' CPU per GB", "s", 1, true},
 		{"machine_cpu_per_gb", "machine's CPU per GB", "s", 1, true},
 		{"daemon_cpu_per_mpkt", "daemons' CPU per million packets", "s", 1, true},
@@ -236,7 +237,7 @@ func (o *overlay) carried(load UDPLoad, s Seconds, before Figures, send func(UDP
 	if err != nil {
 		return nil, err
 	}
-	f := Figures{"rate": best.ReceivedRate, "reordered": float64(best.Reordered), "generator_bound": 0}
+	f := Figures{"rate": best.ReceivedRate, "reordered": float64(best.Reordered), "generator_bound": 0, "receiver_full": float64(best.ReceiverFull)}
 	if best.GeneratorBound {
 		f["generator_bound"] = 1
 	}

@@ -31,7 +31,7 @@ type overlay struct {
 	daemons []*lab.Process
 	etcd    *etcdserver.Server
 	device  string // of the daemon, in every node; empty if there is none to look at
-	weftd   bool   // the daemons have our pages
+	metered bool   // the daemons have our page of metrics
 }
 
 const (
@@ -90,7 +90,7 @@ func (o *overlay) join(join joiner) error {
 // Weftd is our daemon with some flags; its leases come from a file.
 func Weftd(name, what, path string, flags ...string) Rival {
 	return Rival{name, what, func(ctx context.Context, o *overlay) error {
-		o.weftd, o.device = true, "flannel0"
+		o.device = "flannel0"
 		if err := o.writeLeases(); err != nil {
 			return err
 		}
@@ -101,7 +101,11 @@ func Weftd(name, what, path string, flags ...string) Rival {
 				return err
 			}
 		}
-		return o.attachAll(ctx)
+		if err := o.attachAll(ctx); err != nil {
+			return err
+		}
+		o.meter()
+		return nil
 	}}
 }
 
@@ -227,22 +231,26 @@ func (o *overlay) alive() error {
 	return nil
 }
 
-// metrics are our daemon's numbers on a node, nil if it is not our daemon.
-func (o *overlay) metrics(n *lab.Node) Metrics {
-	if !o.weftd {
-		return nil
+// meter looks whether the daemons have a page of metrics. They serve it before they say that they are up; an older daemon
+// without it is measured all the same.
+func (o *overlay) meter() {
+	o.metered = true
+	_, err := o.metrics(o.lab.Nodes[0])
+	o.metered = err == nil
+}
+
+// metrics are our daemon's numbers on a node, none if it has no page of them.
+func (o *overlay) metrics(n *lab.Node) (Metrics, error) {
+	if !o.metered {
+		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), stuckAfter)
 	defer cancel()
 	at := n.Management
 	if !at.IsValid() {
 		at = n.Addr
 	}
-	m, err := Scrape(ctx, netip.AddrPortFrom(at, benchHealth))
-	if err != nil {
-		return nil // an older daemon without this page is measured all the same
-	}
-	return m
+	return Scrape(ctx, netip.AddrPortFrom(at, benchHealth))
 }
 
 // Capabilities says which abilities of the kernel our daemon uses, and which not.

@@ -227,21 +227,29 @@ func (r *run) abilities(e Environment, o *overlay) {
 	if slices.ContainsFunc(r.result.Abilities, func(a Abilities) bool { return a.Environment == e && a.Rival == o.rival.Name }) {
 		return
 	}
-	m := o.metrics(o.lab.Nodes[0])
-	if m == nil {
-		return
+	m, err := o.metrics(o.lab.Nodes[0])
+	if err != nil || m == nil {
+		return // of a daemon that has ended nothing is known
 	}
 	used, unused := m.Capabilities()
 	r.result.Abilities = append(r.result.Abilities, Abilities{e, o.rival.Name, used, unused})
 }
 
-// AbilityNames asks a daemon which abilities of the kernel it knows, by running it in a lab for a moment.
+// AbilityNames asks a daemon which abilities of the kernel it uses, by running it in a lab for a moment.
 func AbilityNames(ctx context.Context, weftd string) ([]string, error) {
 	o, err := begin(ctx, Weftd("probe", "", weftd), lab.Options{Name: "p-", Direct: true, Management: netip.MustParsePrefix("10.254.255.0/24")})
 	if err != nil {
 		return nil, err
 	}
-	m := o.metrics(o.lab.Nodes[0])
+	names, err := o.abilityNames()
+	return names, errors.Join(err, o.close())
+}
+
+func (o *overlay) abilityNames() ([]string, error) {
+	m, err := o.metrics(o.lab.Nodes[0])
+	if err == nil && m == nil {
+		err = errors.New("the daemon does not tell its abilities: it has no page of metrics")
+	}
 	used, _ := m.Capabilities()
-	return used, o.close()
+	return used, err
 }

@@ -76,10 +76,9 @@ func TestRoundsEndWithTheirContext(t *testing.T) {
 	}
 }
 
-// routed is a rival that routes, and serves the pages of our daemon on each node.
-func routed(t *testing.T, name, page string) Rival {
+// routed is a rival that routes, and serves a page of metrics on each node.
+func routed(t *testing.T, name string, page http.HandlerFunc) Rival {
 	return Rival{name, "routes", func(_ context.Context, o *overlay) error {
-		o.weftd = true
 		for _, n := range o.lab.Nodes {
 			at := n.Management
 			if !at.IsValid() {
@@ -89,14 +88,11 @@ func routed(t *testing.T, name, page string) Rival {
 			if err != nil {
 				return err
 			}
-			server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				if _, err := io.WriteString(w, page); err != nil {
-					t.Error(err)
-				}
-			})}
+			server := &http.Server{Handler: page}
 			go server.Serve(listener)
 			t.Cleanup(func() { _ = server.Close() })
 		}
+		o.meter()
 		return o.join(func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RouteTo(peers) })
 	}}
 }
@@ -104,7 +100,11 @@ func routed(t *testing.T, name, page string) Rival {
 // Rounds interleave whether all rivals have their nodes at once or, with many, each anew. One that fails on many nodes is
 // out of that case alone, and what was used of the kernel is noted once.
 func TestNetnsRunTakesTurns(t *testing.T) {
-	page := "weft_engine_capability{capability=\"x\"} 1\nweft_engine_capability{capability=\"y\"} 0\n"
+	page := func(w http.ResponseWriter, _ *http.Request) {
+		if _, err := io.WriteString(w, "weft_engine_capability{capability=\"x\"} 1\nweft_engine_capability{capability=\"y\"} 0\n"); err != nil {
+			t.Error(err)
+		}
+	}
 	turns := map[string][]string{}
 	fake := func(name string, nodes int) Case {
 		return Case{Name: name, Headlines: []string{"rate"}, Nodes: nodes,

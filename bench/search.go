@@ -26,6 +26,9 @@ type Carried struct {
 	// GeneratorBound says that the sender could not offer more: the network may carry more than this.
 	GeneratorBound bool
 	Probes         int
+	// ReceiverFull counts packets that reached the receiving socket and found it full, in all tries of a rate: if there are
+	// many, the receiver was the limit, not the network.
+	ReceiverFull uint64
 	// FloodRate is what arrived per second of as much as the sender could send, the figure that other benchmarks give.
 	FloodRate float64
 }
@@ -98,6 +101,7 @@ func (c *Carried) try(probe func(float64) (UDPResult, error), rate float64) (ok 
 	for range 2 {
 		r, err := probe(rate)
 		c.Probes++
+		c.ReceiverFull += r.Overflowed
 		if err != nil {
 			return false, err
 		}

@@ -25,7 +25,6 @@ type cpuTime struct {
 
 // nodeUsage counts what one node's kernel and daemon have handled.
 type nodeUsage struct {
-	wire               lab.Counters // of the underlay device: frames as the driver sees them
 	tunnel             lab.Counters // of the daemon's device
 	datagrams          datagrams
 	carriedIn, carried float64 // packets, as the daemon counts them
@@ -78,11 +77,6 @@ func (o *overlay) readNodes(u *usage) error {
 }
 
 func (o *overlay) lookAt(n *lab.Node) (u nodeUsage, err error) {
-	wire, err := n.Link("eth0")
-	if err != nil {
-		return u, err
-	}
-	u.wire = wire.Counters
 	if o.device != "" {
 		tunnel, err := n.Link(o.device)
 		if err != nil {
@@ -93,11 +87,10 @@ func (o *overlay) lookAt(n *lab.Node) (u nodeUsage, err error) {
 	if u.datagrams, err = readDatagrams(n.NS); err != nil {
 		return u, err
 	}
-	if m := o.metrics(n); m != nil {
-		u.carried, u.carriedIn = m[`weft_packets_total{direction="out"}`], m[`weft_packets_total{direction="in"}`]
-		u.dropped = m.Sum("weft_drops_total") + m.Sum("weft_queue_overflows_total")
-	}
-	return u, nil
+	m, err := o.metrics(n) // whose sums are 0 if there is no page
+	u.carried, u.carriedIn = m[`weft_packets_total{direction="out"}`], m[`weft_packets_total{direction="in"}`]
+	u.dropped = m.Sum("weft_drops_total") + m.Sum("weft_queue_overflows_total")
+	return u, err
 }
 
 // readDatagrams reads /proc/net/snmp of a namespace.
@@ -140,7 +133,7 @@ func parseDatagrams(b []byte) (d datagrams, err error) {
 	return d, errors.New("read UDP counters: no such lines")
 }
 
-// machineCPU is the processor time that is not idle time, since the machine's start.
+// machineCPU is the processor time that this machine has used since its start.
 func machineCPU() (time.Duration, error) {
 	b, err := os.ReadFile("/proc/stat")
 	if err != nil {
@@ -149,15 +142,15 @@ func machineCPU() (time.Duration, error) {
 	return parseMachineCPU(b)
 }
 
-// parseMachineCPU adds up user, nice, system, irq, softirq and steal of the first line (proc(5)); guest times are in
-// user's already.
+// parseMachineCPU adds up user, nice, system, irq and softirq of the first line (proc(5)); guest times are in user's
+// already, and what was stolen, others have used.
 func parseMachineCPU(b []byte) (time.Duration, error) {
 	fields := bytes.Fields(bytes.SplitN(b, []byte("\n"), 2)[0])
-	if len(fields) < 9 || string(fields[0]) != "cpu" {
+	if len(fields) < 8 || string(fields[0]) != "cpu" {
 		return 0, fmt.Errorf("read the machine's processor time: %q", b[:min(len(b), 80)])
 	}
 	var ticks int64
-	for _, i := range []int{1, 2, 3, 6, 7, 8} {
+	for _, i := range []int{1, 2, 3, 6, 7} {
 		n, err := strconv.ParseInt(string(fields[i]), 10, 64)
 		if err != nil {
 			return 0, fmt.Errorf("read the machine's processor time: %w", err)
