@@ -3,7 +3,10 @@ package lease
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -45,9 +48,7 @@ func newHolder(m *Manager, report func(State)) *holder {
 func (h *holder) step(ctx context.Context) {
 	now := wallClock()
 	h.judge(now)
-	if h.peers.expire(now) {
-		h.state.All, h.dirty = h.list, true
-	}
+	h.dropPeers(now)
 	if h.held && h.isDue(now) {
 		h.renew(ctx)
 	}
@@ -87,7 +88,7 @@ func (h *holder) tell() {
 // pause is how long Run may wait for an event before the next step.
 func (h *holder) pause(now time.Time) time.Duration {
 	d := clockCheck
-	for _, t := range []time.Time{h.due, h.settled, h.peers.until} {
+	for _, t := range []time.Time{h.due, h.settled, h.peers.until()} {
 		if t.After(now) {
 			d = min(d, t.Sub(now))
 		}
@@ -119,6 +120,7 @@ func (h *holder) claim(ctx context.Context) {
 	log := h.m.options.Log.Info
 	if h.claimed && !l.SameSubnets(h.state.Self) {
 		log = h.m.options.Log.Error // pods of this node keep addresses that are no longer its
+		h.peers.forget(h.state.Self)
 	}
 	log("lease claimed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l),
 		"before", r.Previous, "before6", r.Previous6)
@@ -193,9 +195,8 @@ func (h *holder) take(e event, now time.Time) {
 		}
 		return
 	}
-	if h.listed && h.lostData(e.list, now) {
-		h.m.options.Log.Warn("the store lost data: leases that are missing are kept for a while", "grace", h.m.options.Grace,
-			"revision", e.list.Revision, "before", h.state.Revision, "leases", len(e.list.Leases), "had", len(h.state.All))
+	before, lost := h.state.Revision, h.listed && h.lostData(e.list, now)
+	if lost {
 		if h.held {
 			h.due = now // what the store knows of our expiry is not what we know
 		}
@@ -203,8 +204,64 @@ func (h *holder) take(e event, now time.Time) {
 	}
 	h.watchErr, h.dirty = nil, true
 	h.list, h.listed = e.list.Leases, true
-	h.state.All = h.peers.merge(h.list)
 	h.state.Revision, h.state.Connected = e.list.Revision, true
+	h.mergePeers()
+	if kept := h.peersAmong(h.peers.leases()); lost && len(kept) > 0 {
+		h.m.options.Log.Warn("the store lost leases of peers: they are kept until they or others claim the subnets",
+			"peers", summary(kept), "atMost", h.m.options.Grace, "revision", e.list.Revision, "before", before)
+	}
+}
+
+// mergePeers makes the state's list of the store's and of what is kept.
+func (h *holder) mergePeers() {
+	all, displaced := h.peers.merge(h.list)
+	h.state.All = all
+	if gone := h.peersAmong(displaced); len(gone) > 0 {
+		h.m.options.Log.Warn("dropping peers that the store had lost: other nodes have their subnets now", "peers", summary(gone))
+	}
+}
+
+// dropPeers lets the peers go that were kept for long enough.
+func (h *holder) dropPeers(now time.Time) {
+	over := h.peers.expire(now)
+	if len(over) == 0 {
+		return
+	}
+	h.mergePeers()
+	h.dirty = true
+	if gone := h.peersAmong(over); len(gone) > 0 {
+		h.m.options.Log.Warn("dropping peers that the store had lost: they have not claimed again",
+			"peers", summary(gone), "after", h.m.options.Grace)
+	}
+}
+
+// peersAmong leaves our own lease out.
+func (h *holder) peersAmong(leases []Lease) []Lease {
+	return slices.DeleteFunc(leases, h.state.Self.SameSubnets)
+}
+
+// summary names leases for the log: all of a few, some of many.
+func summary(leases []Lease) string {
+	const most = 10
+	var names []string
+	for _, l := range leases[:min(len(leases), most)] {
+		names = append(names, fmt.Sprintf("%s of %s", subnetsText(l), l.Public()))
+	}
+	if more := len(leases) - most; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(names, ", ")
+}
+
+// subnetsText is what a lease is about.
+func subnetsText(l Lease) string {
+	switch {
+	case !l.Subnet6.IsValid():
+		return l.Subnet.String()
+	case !l.Subnet.IsValid():
+		return l.Subnet6.String()
+	}
+	return l.Subnet.String() + " " + l.Subnet6.String()
 }
 
 // lostData reports whether the list does not continue the ones before it.

@@ -12,8 +12,9 @@ import (
 type Options struct {
 	// Margin is how long before its expiry the lease is renewed. Default 60 minutes, flannel's.
 	Margin time.Duration
-	// Grace is how long peers are kept that are missing from a store whose data was wiped or restored, so that they
-	// can claim again. Default 60 s; negative means not at all.
+	// Grace is how long peers are kept that are missing from a store whose data was wiped or restored, unless they or
+	// others claim their subnets before. Default 24 h, the life of a lease: a flannel claims again no sooner than when
+	// it renews. Negative means not at all.
 	Grace time.Duration
 	// Log is told of every turn, and of each distinct trouble once. Default slog.Default().
 	Log *slog.Logger
@@ -21,7 +22,7 @@ type Options struct {
 
 const (
 	defaultMargin = time.Hour
-	defaultGrace  = time.Minute
+	defaultGrace  = 24 * time.Hour
 )
 
 // State is all that a Manager knows.

@@ -31,6 +31,7 @@ type scripted struct {
 	once     error         // the running Watch fails with it
 	hang     bool          // Claim and Renew wait for their context
 	hidden   bool          // writes do not show in lists
+	gives    netip.Prefix  // Claim gives this subnet if it is set
 
 	claims  []Request
 	writes  []time.Time // of claims and renewals, tried or done
@@ -97,6 +98,9 @@ func (s *scripted) Claim(ctx context.Context, r Request) (Lease, error) {
 	return s.try(ctx, func() (Lease, error) {
 		s.claims = append(s.claims, r)
 		c, err := Choose(r, s.leases, func(int) int { return 0 })
+		if s.gives.IsValid() {
+			c.Subnet = s.gives
+		}
 		return Lease{Node: r.Node, Subnet: c.Subnet, Attrs: r.Attrs}, err
 	})
 }
@@ -460,6 +464,69 @@ func TestWipedStoreKeepsPeersForAWhile(t *testing.T) {
 				t.Errorf("state %d has no leases: %+v", i, s)
 			}
 		}
+	})
+}
+
+// wipe is what an etcd looks like whose data directory was lost.
+func (m *managed) wipe() {
+	m.store.do(func() { m.store.revision, m.store.leases, m.store.once = 0, nil, errors.New("revision went back") })
+	pass(10 * time.Second)
+}
+
+func TestPeersOfAWipedStoreAreKeptForADay(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		pass(time.Minute)
+		m.wipe()
+		pass(23 * time.Hour) // a flannel claims again when it renews
+		m.wantHeld(t, ownSubnet, peer(0), peer(1))
+		m.store.do(func() { m.store.put(peer(1)) })
+		m.wantHeld(t, ownSubnet, peer(0), peer(1))
+		if m.logged("they are kept") != 1 || m.logged("10.5.100.0/24 of 192.0.2.100, 10.5.101.0/24 of 192.0.2.101") != 1 || m.logged("dropping") != 0 {
+			t.Errorf("log:\n%s", m.text())
+		}
+		pass(time.Hour)
+		m.wantHeld(t, ownSubnet, peer(1))
+		if m.logged(`claimed again" peers="10.5.100.0/24 of 192.0.2.100" after=24h`) != 1 {
+			t.Errorf("log:\n%s", m.text())
+		}
+	})
+}
+
+func TestAKeptPeerGivesWayToWhoHasItsSubnet(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		pass(time.Minute)
+		m.wipe()
+		rival := held("10.5.100.0/25", "", "192.0.2.200", "")
+		m.store.do(func() { m.store.put(rival) })
+		m.wantHeld(t, ownSubnet, rival, peer(1))
+		if m.logged(`subnets now" peers="10.5.100.0/24 of 192.0.2.100"`) != 1 {
+			t.Errorf("log:\n%s", m.text())
+		}
+	})
+}
+
+func TestALostKeyOfOursIsNotALossOfData(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		pass(time.Minute)
+		m.store.do(func() { m.store.leases = []Lease{peer(0), peer(1)} })
+		m.wantHeld(t, ownSubnet, peer(0), peer(1))
+		if m.logged("lease lost, claiming again") != 1 || m.logged("the store") != 1 /* "gone from the store" */ {
+			t.Errorf("log:\n%s", m.text())
+		}
+		m.store.do(func() { m.store.leases = slices.DeleteFunc(slices.Clone(m.store.leases), peer(0).SameSubnets) })
+		m.wantHeld(t, ownSubnet, peer(1))
+	})
+}
+
+func TestASubnetThatWasOursIsNotKeptAsAPeers(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		pass(time.Minute)
+		m.store.do(func() { m.store.failing = errors.New("no quorum") })
+		m.wipe()
+		m.SetAttrs(Attrs{PublicIP: addr("198.51.100.5")}) // so that the old lease looks like another node's
+		m.store.do(func() { m.store.failing = nil; m.store.gives = prefix("10.5.77.0/24") })
+		pass(10 * time.Second)
+		m.wantHeld(t, "10.5.77.0/24", m.state(t).Self, peer(0), peer(1))
 	})
 }
 
