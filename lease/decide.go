@@ -41,15 +41,22 @@ func wiped(before State, revision int64, own fate, now time.Time) bool {
 }
 
 // renewAt is when to renew l: a margin before its expiry, or after half of the time that is left if that is no longer
-// than the margin. Zero if l never expires.
+// than the margin. Zero if l never expires. It is a time by both clocks if now is.
 func renewAt(l Lease, now time.Time, margin time.Duration) time.Time {
 	if l.Expires.IsZero() {
 		return time.Time{}
 	}
-	if at := l.Expires.Add(-margin); at.After(now) {
-		return at
+	left := l.Expires.Sub(now)
+	if left > margin {
+		return now.Add(left - margin)
 	}
-	return now.Add(l.Expires.Sub(now) / 2)
+	return now.Add(left / 2)
+}
+
+// passed reports whether t has come by either of the two clocks that t and now carry: the wall clock may be set back,
+// and the monotonic one stands still while the machine sleeps. Too early costs a request, too late the lease.
+func passed(t, now time.Time) bool {
+	return !now.Before(t) || !now.Round(0).Before(t.Round(0))
 }
 
 // Bounds of the pauses between tries: flannel's.

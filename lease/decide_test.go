@@ -170,13 +170,6 @@ func TestSameNode(t *testing.T) {
 	}
 }
 
-func TestWallClockIgnoresSuspend(t *testing.T) {
-	// A time with a monotonic reading differs from itself without; one of the wall clock does not.
-	if now := wallClock(); now != now.Round(0) { //nolint:staticcheck // the comparison of the readings is meant
-		t.Error("wallClock carries a monotonic reading, which stands still while the machine sleeps")
-	}
-}
-
 func TestExpiryInTheLog(t *testing.T) {
 	at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	var b strings.Builder

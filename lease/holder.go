@@ -14,8 +14,8 @@ const (
 	// settle is how old a list may be that arrives after our own write: until then it is not held against us that
 	// the list does not show what we wrote.
 	settle = 2 * time.Second
-	// clockCheck is how often the wall clock is read while waiting for it: a timer stands still while the machine
-	// sleeps.
+	// clockCheck is how often the wall clock is read while waiting for it: a timer knows nothing of it, and stands
+	// still while the machine sleeps.
 	clockCheck = time.Minute
 )
 
@@ -46,7 +46,7 @@ func newHolder(m *Manager, report func(State)) *holder {
 
 // step does what is due, and reports if anything has changed.
 func (h *holder) step(ctx context.Context) {
-	now := wallClock()
+	now := time.Now()
 	h.judge(now)
 	h.dropPeers(now)
 	if h.held && h.isDue(now) {
@@ -104,7 +104,7 @@ func (h *holder) isDue(now time.Time) bool {
 	if h.due.IsZero() {
 		return !h.held
 	}
-	return !now.Before(h.due)
+	return passed(h.due, now)
 }
 
 // claim asks for a lease: the subnet that we had before is the first choice.
@@ -154,7 +154,7 @@ func expiry(l Lease) slog.Attr {
 // done notes how a claim or a renewal went, and plans the next try if it failed.
 func (h *holder) done(err error) bool {
 	if err != nil {
-		h.due = wallClock().Add(h.retry.next())
+		h.due = time.Now().Add(h.retry.next())
 		h.dirty = h.dirty || h.ownErr == nil || h.ownErr.Error() != err.Error()
 		h.ownErr = err
 		return false
@@ -165,7 +165,8 @@ func (h *holder) done(err error) bool {
 
 // keep takes over a lease that was just written.
 func (h *holder) keep(l Lease) {
-	now := wallClock()
+	now := time.Now()
+	l.Expires = l.Expires.Round(0)
 	h.state.Self = l
 	h.due = renewAt(l, now, h.m.options.Margin)
 	h.settled = now.Add(settle)
@@ -181,7 +182,7 @@ func (h *holder) lose(why string) {
 // attrsChanged makes a renewal due if the lease says something else.
 func (h *holder) attrsChanged() {
 	if h.held && !h.state.Self.Attrs.Equal(h.m.wanted().Attrs) {
-		h.due = wallClock()
+		h.due = time.Now()
 	}
 }
 

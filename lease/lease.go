@@ -58,7 +58,7 @@ type Lease struct {
 	Node            string
 	Subnet, Subnet6 netip.Prefix
 	Attrs
-	// Expires is set on our own lease only, as wall-clock time. Zero means never (a reservation) or not known
+	// Expires is set on our own lease only, and is compared as wall-clock time. Zero means never (a reservation) or not known
 	// (the lease of another node).
 	Expires time.Time
 }

@@ -104,14 +104,14 @@ func (m *Manager) Run(ctx context.Context, report func(State)) error {
 			watching = true
 			watcher.Go(func() { m.watch(ctx, events) })
 		}
-		timer.Reset(h.pause(wallClock()))
+		timer.Reset(h.pause(time.Now()))
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.changed:
 			h.attrsChanged()
 		case e := <-events:
-			h.take(e, wallClock())
+			h.take(e, time.Now())
 		case <-timer.C:
 		}
 	}
@@ -155,6 +155,3 @@ func wait(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	}
 }
-
-// wallClock is now without the monotonic reading, which stands still while the machine sleeps. Leases do not.
-func wallClock() time.Time { return time.Now().Round(0) }

@@ -186,7 +186,7 @@ func (c *claim) put(key, value string) clientv3.Op {
 func (s *Store) grants(ctx context.Context, c *claim) error {
 	var err error
 	if c.grant == clientv3.NoLease && !c.reserved {
-		c.until = wallClock().Add(leaseTTL)
+		c.until = time.Now().Add(leaseTTL)
 		if c.grant, err = s.grant(ctx, leaseTTL); err != nil {
 			return err
 		}
@@ -236,6 +236,3 @@ func (s *Store) listed(h *etcdserverpb.ResponseHeader, r []*etcdserverpb.Respons
 	v := newView(s.subnets(), h.ClusterId, h.Revision, r[0].GetResponseRange().Kvs)
 	return v, parseOwners(s.owners(), r[1].GetResponseRange().Kvs)
 }
-
-// wallClock is now without the monotonic reading, which stands still while the machine sleeps. Leases do not.
-func wallClock() time.Time { return time.Now().Round(0) }

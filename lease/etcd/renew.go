@@ -67,7 +67,7 @@ func (s *Store) write(ctx context.Context, l lease.Lease, e entry, o owner, valu
 	l.Node, l.Expires = l.Public().String(), time.Time{}
 	put, grant := clientv3.OpPut(key, value), clientv3.LeaseID(clientv3.NoLease)
 	if e.grant != clientv3.NoLease { // else it is a reservation
-		l.Expires = wallClock().Add(leaseTTL)
+		l.Expires = time.Now().Add(leaseTTL)
 		var err error
 		if grant, err = s.grant(ctx, leaseTTL); err != nil {
 			return lease.Lease{}, false, err

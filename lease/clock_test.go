@@ -1,0 +1,92 @@
+package lease
+
+import (
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+	"unsafe"
+)
+
+// stepped is t as it would have been read had the wall clock been set meanwhile: the monotonic reading stays, which no
+// method of Time can do.
+func stepped(t *testing.T, at time.Time, by time.Duration) time.Time {
+	t.Helper()
+	now := at
+	wall := (*uint64)(unsafe.Pointer(&now)) // time.Time.wall: a flag, 33 bits of seconds, 30 of nanoseconds
+	*wall += uint64(by/time.Second) << 30
+	if now.Sub(at) != 0 || now.Round(0).Sub(at.Round(0)) != by {
+		t.Fatalf("%s was set by %s: %s", at, by, now)
+	}
+	return now
+}
+
+// steppingHolder is a holder of which nothing runs but what the test calls.
+func steppingHolder(s Store, states *[]State) *holder {
+	m := NewManager(s, Request{Attrs: Attrs{PublicIP: addr(ownPublic)}}, Options{Log: slog.New(slog.DiscardHandler)})
+	return newHolder(m, func(s State) { *states = append(*states, s) })
+}
+
+func TestAPauseOutlivesNoClockSetBack(t *testing.T) {
+	var states []State
+	h := steppingHolder(&scripted{failing: errors.New("no quorum")}, &states)
+	h.step(t.Context())
+	back := stepped(t, time.Now().Add(backoffMax), -3*time.Hour)
+	if !h.isDue(back) || h.pause(back) != 0 {
+		t.Errorf("the next try waits for %s", h.pause(back))
+	}
+	if now := time.Now(); h.isDue(now) || h.pause(stepped(t, now, -3*time.Hour)) > backoffMax {
+		t.Errorf("due %v, in %s", h.isDue(now), h.pause(now))
+	}
+}
+
+func TestAClockSetBackDelaysNothing(t *testing.T) {
+	var states []State
+	store := &scripted{ttl: 24 * time.Hour}
+	h := steppingHolder(store, &states)
+	h.m.request.Network = mustParseNetwork(t, `{"Network":"10.5.0.0/16"}`)
+	h.step(t.Context())
+	if !h.held {
+		t.Fatal("no lease")
+	}
+	// The list shows that our lease is gone, once it is no older than our claim.
+	late := stepped(t, time.Now().Add(settle), -3*time.Hour)
+	h.take(event{list: Snapshot{Revision: 1}}, late)
+	if h.judge(late); h.held {
+		t.Error("the loss of the lease waits for the wall clock")
+	}
+	h.peers.keep([]Lease{peer(0)}, time.Now())
+	day := time.Now().Add(24 * time.Hour)
+	if n := h.peers.expired(stepped(t, time.Now(), 48*time.Hour)); n != 0 {
+		t.Error("a clock set forward drops the peers")
+	}
+	if n := h.peers.expired(stepped(t, day, -3*time.Hour)); n != 1 {
+		t.Error("peers are kept for as long as the clock was set back")
+	}
+}
+
+func TestRenewalIsDueByEitherClock(t *testing.T) {
+	var states []State
+	h := steppingHolder(&scripted{ttl: 24 * time.Hour}, &states)
+	h.m.request.Network = mustParseNetwork(t, `{"Network":"10.5.0.0/16"}`)
+	h.step(t.Context())
+	now := time.Now()
+	for _, test := range []struct {
+		name string
+		at   time.Time
+		due  bool
+	}{
+		{"at once", now, false},
+		{"after 22 hours", now.Add(22 * time.Hour), false},
+		{"after 23 hours", now.Add(23 * time.Hour), true},
+		{"after 23 hours, the clock set back", stepped(t, now.Add(23*time.Hour), -3*time.Hour), true},
+		{"after a sleep of 23 hours", stepped(t, now, 23*time.Hour), true},
+	} {
+		if got := h.isDue(test.at); got != test.due {
+			t.Errorf("%s: due %v", test.name, got)
+		}
+	}
+	if h.state.Self.Expires != h.state.Self.Expires.Round(0) { //nolint:staticcheck // the comparison of the readings is meant
+		t.Error("the expiry has a monotonic reading, which knows nothing of sleep")
+	}
+}
