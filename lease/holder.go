@@ -203,6 +203,9 @@ func (h *holder) take(e event, now time.Time) {
 		}
 		h.peers.keep(h.state.All, now)
 	}
+	if h.held && e.list.Overdue && h.ownErr == nil { // a renewal that failed waits out its pause
+		h.due = now
+	}
 	h.watchErr, h.dirty = nil, true
 	h.list, h.listed = e.list.Leases, true
 	h.state.Revision, h.state.Connected = e.list.Revision, true

@@ -31,6 +31,7 @@ type scripted struct {
 	once     error         // the running Watch fails with it
 	hang     bool          // Claim and Renew wait for their context
 	hidden   bool          // writes do not show in lists
+	overdue  bool          // lists say that our lease is to be renewed, until it is
 	gives    netip.Prefix  // Claim gives this subnet if it is set
 
 	claims  []Request
@@ -83,6 +84,7 @@ func (s *scripted) try(ctx context.Context, write func() (Lease, error)) (Lease,
 	if err != nil {
 		return Lease{}, err
 	}
+	s.overdue = false
 	if s.ttl > 0 {
 		l.Expires = time.Now().Add(s.ttl)
 	}
@@ -123,7 +125,7 @@ func (s *scripted) Watch(ctx context.Context, deliver func(Snapshot)) error {
 		if s.changed == nil {
 			s.changed = make(chan struct{})
 		}
-		list, changed, err := Snapshot{s.revision, slices.Clone(s.leases)}, s.changed, s.broken
+		list, changed, err := Snapshot{s.revision, slices.Clone(s.leases), s.overdue}, s.changed, s.broken
 		if err == nil {
 			err, s.once = s.once, nil
 		}
@@ -560,6 +562,26 @@ func TestAnotherOwnerSaidByTheWatch(t *testing.T) {
 		m.store.do(func() { m.store.failing = nil })
 		pass(time.Minute)
 		m.wantHeld(t, ownSubnet, peer(0), peer(1))
+	})
+}
+
+func TestALeaseThatSomebodyShortenedIsRenewedAtOnce(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		m.store.do(func() { m.store.overdue = true })
+		m.wantHeld(t, ownSubnet, peer(0), peer(1))
+		if n := len(m.store.seen().writes); n != 2 || len(m.store.seen().claims) != 1 {
+			t.Errorf("written %d times, claimed %d times", n, len(m.store.seen().claims))
+		}
+		// A renewal that fails is not hastened by each list that says so again.
+		m.store.do(func() { m.store.overdue, m.store.failing = true, errors.New("no quorum") })
+		pass(time.Minute)
+		before := len(m.store.seen().writes)
+		for range 100 {
+			m.store.do(func() {})
+		}
+		if n := len(m.store.seen().writes) - before; n != 0 {
+			t.Errorf("tried %d times more", n)
+		}
 	})
 }
 

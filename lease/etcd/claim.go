@@ -40,7 +40,7 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 		}
 		v, _ = s.listed(got.Header, got.Responses[len(got.Responses)-2:])
 		if rival := c.overlapped(v); rival == "" {
-			return s.claimed(ctx, c), nil
+			return s.claimed(ctx, c, got.Header.Revision), nil
 		}
 		if err := s.takeBack(ctx, c, got.Header.Revision); err != nil {
 			return lease.Lease{}, err
@@ -190,6 +190,7 @@ func (s *Store) grants(ctx context.Context, c *claim) error {
 		if c.grant, err = s.grant(ctx, leaseTTL); err != nil {
 			return err
 		}
+		s.granting(c.grant)
 	}
 	if c.owner == clientv3.NoLease {
 		c.owner, err = s.grant(ctx, s.ownerTTL)
@@ -209,13 +210,15 @@ func (s *Store) takeBack(ctx context.Context, c *claim, revision int64) error {
 	return err
 }
 
-// claimed remembers the lease and cleans up behind it.
-func (s *Store) claimed(ctx context.Context, c *claim) lease.Lease {
-	s.hold(&held{key: c.key, attrs: c.lease.Attrs, node: c.request.Node, owner: c.owner})
+// claimed remembers the lease, which was written at the given revision, and cleans up behind it.
+func (s *Store) claimed(ctx context.Context, c *claim, revision int64) lease.Lease {
+	h := held{key: c.key, attrs: c.lease.Attrs, node: c.request.Node, owner: c.owner, mod: revision}
+	if !c.reserved {
+		h.grant, c.lease.Expires = c.grant, c.until
+	}
+	s.hold(&h)
 	if c.reserved {
 		s.revokeEmpty(ctx, c.grant)
-	} else {
-		c.lease.Expires = c.until
 	}
 	for _, e := range append(slices.Clone(c.drop), c.entry) {
 		s.revokeEmpty(ctx, e.grant)

@@ -72,6 +72,7 @@ func (s *Store) write(ctx context.Context, l lease.Lease, e entry, o owner, valu
 		if grant, err = s.grant(ctx, leaseTTL); err != nil {
 			return lease.Lease{}, false, err
 		}
+		s.granting(grant)
 		put = clientv3.OpPut(key, value, clientv3.WithLease(grant))
 	}
 	got, err := s.txn(ctx, "renew "+key, transaction{
@@ -87,7 +88,7 @@ func (s *Store) write(ctx context.Context, l lease.Lease, e entry, o owner, valu
 	}
 	if h := s.holding(); h != nil && h.key == e.key {
 		now := *h
-		now.attrs = l.Attrs
+		now.attrs, now.grant, now.mod = l.Attrs, grant, got.Header.Revision
 		s.amend(h, &now)
 	}
 	s.revokeEmpty(ctx, e.grant)

@@ -54,7 +54,8 @@ type Store struct {
 	mu      sync.Mutex // guards what is below
 	client  *clientv3.Client
 	held    *held
-	odd     map[string]bool // keys that were complained about
+	granted clientv3.LeaseID // etcd lease on which the key is, or is just being, written
+	odd     map[string]bool  // keys that were complained about
 }
 
 // held is what the store remembers about the lease that this daemon holds. It is replaced, never changed.
@@ -63,6 +64,8 @@ type held struct {
 	attrs lease.Attrs // as last written
 	node  string
 	owner clientv3.LeaseID // etcd lease of the owner key
+	grant clientv3.LeaseID // etcd lease of the key, as last written; none if it is a reservation
+	mod   int64            // revision of that write
 }
 
 // Open checks the config and returns at once; the first request connects.
@@ -316,6 +319,31 @@ func (s *Store) hold(h *held) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.held = h
+}
+
+// granting remembers the etcd lease that the key is about to be put on: the watch may see it there before the answer.
+func (s *Store) granting(id clientv3.LeaseID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.granted = id
+}
+
+// moved reports whether somebody else has put our key on an etcd lease since we wrote it last.
+func (s *Store) moved(v *view) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.held == nil {
+		return false
+	}
+	e := v.entries[s.held.key]
+	return e.mod > s.held.mod && e.grant != clientv3.NoLease && e.grant != s.held.grant && e.grant != s.granted
+}
+
+// snapshot is what Watch delivers.
+func (s *Store) snapshot(v *view) lease.Snapshot {
+	snapshot := v.snapshot()
+	snapshot.Overdue = s.moved(v)
+	return snapshot
 }
 
 // amend replaces what is held unless another claim has done so meanwhile: Watch and Renew run at the same time.

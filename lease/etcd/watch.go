@@ -29,7 +29,7 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 	if err != nil {
 		return err
 	}
-	deliver(v.snapshot())
+	deliver(s.snapshot(v))
 	stream, cancel, err := s.open(ctx, v.revision+1)
 	if err != nil {
 		return err
@@ -52,8 +52,8 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 			if err := r.Err(); err != nil {
 				return fmt.Errorf("etcd: watch: %w", err)
 			}
-			if v.apply(r) {
-				deliver(v.snapshot())
+			if v.apply(r) || s.moved(v) {
+				deliver(s.snapshot(v))
 			}
 			s.complain(v)
 			continue

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -134,6 +135,93 @@ func TestWatchTellsNothingNewOfARenewal(t *testing.T) {
 	}
 	if got := w.next(t); len(got.Leases) != 1 || got.Leases[0].BackendType != "host-gw" || got.Revision <= first.Revision {
 		t.Errorf("list: %+v", got)
+	}
+}
+
+func TestAKeyThatWasMovedToAnotherEtcdLeaseIsRenewedAtOnce(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		reserved bool // by the operator, before
+	}{{"a lease", false}, {"a reservation", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCluster(t, onlyV4)
+			value := `{"PublicIP":"192.0.2.1","PublicIPv6":null}`
+			if test.reserved {
+				c.put(t, "/subnets/10.5.7.0-24", value)
+			}
+			s := open(t, c.config(0))
+			key := "/subnets/" + formatKey(runManager(t, s, request(c.network, 0)))
+			changes := c.Watch(t.Context(), c.prefix+key)
+			short, err := c.Grant(t.Context(), 600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.put(t, key, value, clientv3.WithLease(short.ID))
+			limit := time.After(20 * time.Second)
+			for grant := short.ID; grant == short.ID; {
+				select {
+				case r := <-changes:
+					for _, e := range r.Events {
+						grant = clientv3.LeaseID(e.Kv.Lease)
+					}
+				case <-limit:
+					t.Fatal("the key stays on the operator's etcd lease")
+				}
+			}
+			ttl, err := c.TimeToLive(t.Context(), c.grantOf(t, key))
+			if err != nil || ttl.GrantedTTL != 86400 {
+				t.Errorf("etcd lease of %d s, %v", ttl.GrantedTTL, err)
+			}
+		})
+	}
+}
+
+// runManager runs a Manager until the test ends, and returns the lease that it holds.
+func runManager(t *testing.T, s *Store, r lease.Request) lease.Lease {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	states := make(chan lease.State, 1000)
+	var running sync.WaitGroup
+	running.Go(func() {
+		m := lease.NewManager(s, r, lease.Options{Log: slog.New(slog.DiscardHandler)})
+		if err := m.Run(ctx, func(s lease.State) { states <- s }); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	limit := time.After(20 * time.Second)
+	for {
+		select {
+		case s := <-states:
+			if s.Held {
+				return s.Self
+			}
+		case <-limit:
+			t.Fatal("no lease")
+		}
+	}
+}
+
+func TestOurOwnRenewalIsNotTakenForAnothers(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	w := startWatch(t, s)
+	for i := range 20 {
+		l.BackendType = fmt.Sprint("b", i) // so that each renewal is delivered
+		if _, err := s.Renew(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for last := ""; last != l.BackendType; {
+		got := w.next(t)
+		if got.Overdue {
+			t.Error("a list says that our lease is overdue")
+		}
+		last = got.Leases[0].BackendType
 	}
 }
 
