@@ -7,7 +7,6 @@ import (
 	"slices"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft/lease"
@@ -21,13 +20,17 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 	if !r.Attrs.Public().IsValid() {
 		return lease.Lease{}, errors.New("etcd: claim a subnet: this node has no public IP to be known by")
 	}
-	got, err := s.txn(ctx, "list leases", transaction{then: s.listOps()})
+	return asAllowed(ctx, s, func(k *ownerKeys) (lease.Lease, error) { return s.claim(ctx, k, r) })
+}
+
+func (s *Store) claim(ctx context.Context, k *ownerKeys, r lease.Request) (lease.Lease, error) {
+	got, err := s.txn(ctx, s.listing(), transaction{then: s.listOps(k)})
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	c := &claim{request: r, id: s.id}
+	c := &claim{request: r, id: s.id, keys: k}
 	for range claimTries {
-		v, owners := s.listed(got.Header, got.Responses)
+		v, owners := s.listed(k, got)
 		s.complain(v)
 		if err := c.decide(v, owners, s.random); err != nil {
 			return lease.Lease{}, err
@@ -38,14 +41,14 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 		if !got.Succeeded {
 			continue
 		}
-		v, _ = s.listed(got.Header, got.Responses[len(got.Responses)-2:])
+		v, _ = s.listed(k, got)
 		if rival := c.overlapped(v); rival == "" {
 			return s.claimed(ctx, c, got.Header.Revision), nil
 		}
 		if err := s.takeBack(ctx, c, got.Header.Revision); err != nil {
 			return lease.Lease{}, err
 		}
-		if got, err = s.txn(ctx, "list leases", transaction{then: s.listOps()}); err != nil {
+		if got, err = s.txn(ctx, s.listing(), transaction{then: s.listOps(k)}); err != nil {
 			return lease.Lease{}, err
 		}
 	}
@@ -58,6 +61,7 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 type claim struct {
 	request lease.Request
 	id      string // of this daemon
+	keys    *ownerKeys
 
 	// What decide wants:
 	lease    lease.Lease
@@ -157,18 +161,19 @@ func (s *Store) try(ctx context.Context, c *claim) (*clientv3.TxnResponse, error
 	if err != nil {
 		return nil, err
 	}
-	key, ownerKey := s.subnetKey(c.key), s.ownerKey(c.key)
+	key := s.subnetKey(c.key)
 	t := transaction{
-		when:      []clientv3.Cmp{unchanged(key, c.entry.mod), unchanged(ownerKey, c.was.mod)},
-		otherwise: s.listOps(),
+		when:      append(c.keys.unchanged(c.key, c.was.mod), unchanged(key, c.entry.mod)),
+		otherwise: s.listOps(c.keys),
 	}
 	for _, e := range c.drop {
 		t.when = append(t.when, unchanged(s.subnetKey(e.key), e.mod))
-		t.then = append(t.then, clientv3.OpDelete(s.subnetKey(e.key)), clientv3.OpDelete(s.ownerKey(e.key)))
+		t.then = append(t.then, clientv3.OpDelete(s.subnetKey(e.key)))
+		t.then = append(t.then, c.keys.delete(e.key)...)
 	}
-	t.then = append(t.then, c.put(key, string(value)),
-		clientv3.OpPut(ownerKey, ownerValue, clientv3.WithLease(c.owner)))
-	t.then = append(t.then, s.listOps()...)
+	t.then = append(t.then, c.put(key, string(value)))
+	t.then = append(t.then, c.keys.put(c.key, ownerValue, c.owner)...)
+	t.then = append(t.then, s.listOps(c.keys)...)
 	// A failed request may have been carried out all the same, so its etcd leases are not revoked: the next Claim
 	// finds the key by its owner.
 	return s.txn(ctx, "claim "+key, t)
@@ -192,7 +197,7 @@ func (s *Store) grants(ctx context.Context, c *claim) error {
 		}
 		s.granting(c.grant)
 	}
-	if c.owner == clientv3.NoLease {
+	if c.owner == clientv3.NoLease && c.keys != nil {
 		c.owner, err = s.grant(ctx, s.ownerTTL)
 	}
 	return err
@@ -201,11 +206,11 @@ func (s *Store) grants(ctx context.Context, c *claim) error {
 // takeBack deletes the keys that were put at the given revision, unless somebody has changed one since. The family
 // that nobody disputes is asked for again.
 func (s *Store) takeBack(ctx context.Context, c *claim, revision int64) error {
-	key, ownerKey := s.subnetKey(c.key), s.ownerKey(c.key)
+	key := s.subnetKey(c.key)
 	c.request.Previous, c.request.Previous6 = c.lease.Subnet, c.lease.Subnet6
 	_, err := s.txn(ctx, "take back "+key, transaction{
-		when: []clientv3.Cmp{unchanged(key, revision), unchanged(ownerKey, revision)},
-		then: []clientv3.Op{clientv3.OpDelete(key), clientv3.OpDelete(ownerKey)},
+		when: append(c.keys.unchanged(c.key, revision), unchanged(key, revision)),
+		then: append(c.keys.delete(c.key), clientv3.OpDelete(key)),
 	})
 	return err
 }
@@ -226,16 +231,17 @@ func (s *Store) claimed(ctx context.Context, c *claim, revision int64) lease.Lea
 	return c.lease
 }
 
+// listing names the request of listOps in errors.
+func (s *Store) listing() string { return "list leases below " + s.subnets() }
+
 // listOps reads all leases and all owners at one revision.
-func (s *Store) listOps() []clientv3.Op {
-	return []clientv3.Op{
-		clientv3.OpGet(s.subnets(), clientv3.WithPrefix()),
-		clientv3.OpGet(s.owners(), clientv3.WithPrefix()),
-	}
+func (s *Store) listOps(k *ownerKeys) []clientv3.Op {
+	return append([]clientv3.Op{clientv3.OpGet(s.subnets(), clientv3.WithPrefix())}, k.list()...)
 }
 
-// listed reads the answers to listOps.
-func (s *Store) listed(h *etcdserverpb.ResponseHeader, r []*etcdserverpb.ResponseOp) (*view, map[string]owner) {
-	v := newView(s.subnets(), h.ClusterId, h.Revision, r[0].GetResponseRange().Kvs)
-	return v, parseOwners(s.owners(), r[1].GetResponseRange().Kvs)
+// listed reads the answers to listOps, which are the last ones of got.
+func (s *Store) listed(k *ownerKeys, got *clientv3.TxnResponse) (*view, map[string]owner) {
+	r := got.Responses[len(got.Responses)-1-len(k.list()):]
+	v := newView(s.subnets(), got.Header.ClusterId, got.Header.Revision, r[0].GetResponseRange().Kvs)
+	return v, k.parse(r[1:])
 }

@@ -322,12 +322,13 @@ func TestAnOwnerThatComesBackMeanwhileIsRespected(t *testing.T) {
 	l := lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs}
 	c.putLease(t, l) // alice's lease; she was cut off for so long that her owner key is gone
 	bob := open(t, c.config(1))
-	got, err := bob.txn(t.Context(), "list", transaction{then: bob.listOps()})
+	k := bob.ownerKeys()
+	got, err := bob.txn(t.Context(), "list", transaction{then: bob.listOps(k)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	try := &claim{request: request(c.network, 0), id: bob.id}
-	v, owners := bob.listed(got.Header, got.Responses)
+	try := &claim{request: request(c.network, 0), id: bob.id, keys: k}
+	v, owners := bob.listed(k, got)
 	if err := try.decide(v, owners, bob.random); err != nil {
 		t.Fatal(err)
 	}
@@ -473,14 +474,15 @@ func TestRenewLooksAgainIfSomebodyWroteInBetween(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	s := open(t, c.config(0))
 	l := mustClaim(t, s, request(c.network, 0))
-	got, err := s.txn(t.Context(), "list", transaction{then: s.listOps()})
+	k := s.ownerKeys()
+	got, err := s.txn(t.Context(), "list", transaction{then: s.listOps(k)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	v, owners := s.listed(got.Header, got.Responses)
+	v, owners := s.listed(k, got)
 	key := formatKey(l)
 	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 9).Attrs})
-	if _, done, err := s.write(t.Context(), l, v.entries[key], owners[key], "overwritten"); done || err != nil {
+	if _, done, err := s.write(t.Context(), l, v.entries[key], k.unchanged(key, owners[key].mod), "overwritten"); done || err != nil {
 		t.Errorf("wrote over a change: %v, %v", done, err)
 	}
 	if got := c.all(t, "/subnets/")[key]; !strings.Contains(got, "192.0.2.10") {

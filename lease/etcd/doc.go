@@ -9,7 +9,8 @@
 //
 // The owner key says that the daemon of a lease is alive and which one it is. With it a second node with the same
 // public IP is refused, and a daemon that comes back after a crash is not. It lies outside <prefix>/subnets because
-// flannel drops all its peers at a key there that it cannot read. A role for the daemon must cover <prefix>/.
+// flannel drops all its peers at a key there that it cannot read. An etcd role that covers <prefix>/ lets the daemon have
+// all this; with one that is enough for flannel it goes on without owner keys, as flannel does.
 //
 // A claim is one transaction: if the subnet's key and its owner key are still what they were when listed, put both.
 // The answer carries the list after the put, and whoever finds there that an earlier key overlaps with its own (two

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -32,13 +33,100 @@ func parseOwner(kv *mvccpb.KeyValue) owner {
 	return o
 }
 
-// parseOwners reads all owner keys, by the part after the prefix.
-func parseOwners(prefix string, kvs []*mvccpb.KeyValue) map[string]owner {
-	owners := make(map[string]owner, len(kvs))
-	for _, kv := range kvs {
-		owners[strings.TrimPrefix(string(kv.Key), prefix)] = parseOwner(kv)
+// ownerKeys makes what is in a request for the sake of owner keys. A nil one makes nothing: the role that etcd gives us
+// may be one for flannel, which has no such keys.
+type ownerKeys struct {
+	prefix string // with the slash at its end
+}
+
+func (k *ownerKeys) list() []clientv3.Op {
+	if k == nil {
+		return nil
+	}
+	return []clientv3.Op{clientv3.OpGet(k.prefix, clientv3.WithPrefix())}
+}
+
+func (k *ownerKeys) get(name string) []clientv3.Op {
+	if k == nil {
+		return nil
+	}
+	return []clientv3.Op{clientv3.OpGet(k.prefix + name)}
+}
+
+// parse reads the answers to list or get, by the part of the key after the prefix.
+func (k *ownerKeys) parse(answers []*etcdserverpb.ResponseOp) map[string]owner {
+	owners := make(map[string]owner)
+	for _, a := range answers {
+		for _, kv := range a.GetResponseRange().Kvs {
+			owners[strings.TrimPrefix(string(kv.Key), k.prefix)] = parseOwner(kv)
+		}
 	}
 	return owners
+}
+
+func (k *ownerKeys) unchanged(name string, mod int64) []clientv3.Cmp {
+	if k == nil {
+		return nil
+	}
+	return []clientv3.Cmp{unchanged(k.prefix+name, mod)}
+}
+
+func (k *ownerKeys) put(name, value string, grant clientv3.LeaseID) []clientv3.Op {
+	if k == nil {
+		return nil
+	}
+	return []clientv3.Op{clientv3.OpPut(k.prefix+name, value, clientv3.WithLease(grant))}
+}
+
+func (k *ownerKeys) delete(name string) []clientv3.Op {
+	if k == nil {
+		return nil
+	}
+	return []clientv3.Op{clientv3.OpDelete(k.prefix + name)}
+}
+
+// probe asks whether we may read and write owner keys, and changes none: etcd looks at the rights for all that a
+// transaction could do, and no key was made before revision 0.
+func (k *ownerKeys) probe() transaction {
+	key := k.prefix + "probe"
+	return transaction{
+		when:      []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "<", 0)},
+		then:      []clientv3.Op{clientv3.OpPut(key, "")},
+		otherwise: []clientv3.Op{clientv3.OpGet(k.prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())},
+	}
+}
+
+// asAllowed runs what works on leases and their owners, and again without owner keys if etcd does not let us have them.
+func asAllowed[T any](ctx context.Context, s *Store, work func(*ownerKeys) (T, error)) (T, error) {
+	k := s.ownerKeys()
+	got, err := work(k)
+	if k == nil || !errors.Is(err, rpctypes.ErrPermissionDenied) {
+		return got, err
+	}
+	if _, denied := s.txn(ctx, "ask for owner keys", k.probe()); !errors.Is(denied, rpctypes.ErrPermissionDenied) {
+		return got, err // it was about other keys, or cannot be told
+	}
+	s.renounce(k)
+	return work(nil)
+}
+
+// renounce gives owner keys up until the next start.
+func (s *Store) renounce(k *ownerKeys) {
+	s.mu.Lock()
+	first := s.owners != nil
+	s.owners = nil
+	s.mu.Unlock()
+	if first {
+		s.config.Log.Warn("the etcd role has no READWRITE permission for our owner keys, going on without them: "+
+			"a second node with our public IP is not refused, and our subnet is not known again if our address changes while we are down",
+			"prefix", k.prefix)
+	}
+}
+
+func (s *Store) ownerKeys() *ownerKeys {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.owners
 }
 
 // ownerValue is what our owner key says.
@@ -61,7 +149,7 @@ var errOwnerGone = errors.New("etcd: our owner key is gone: cut off for too long
 // beat keeps our owner key alive.
 func (s *Store) beat(ctx context.Context) error {
 	h := s.holding()
-	if h == nil {
+	if h == nil || h.owner == clientv3.NoLease {
 		return nil
 	}
 	err := s.call(ctx, "keep the owner key alive", func(ctx context.Context, c *clientv3.Client) error {
@@ -79,8 +167,10 @@ func (s *Store) beat(ctx context.Context) error {
 
 // own makes sure that the owner key of the lease we hold is there and ours. e is the lease's entry, o its owner, both
 // as just listed. It forgets the lease and fails with lease.ErrInUse if another daemon is the owner now.
-func (s *Store) own(ctx context.Context, h *held, e entry, o owner) error {
+func (s *Store) own(ctx context.Context, k *ownerKeys, h *held, e entry, o owner) error {
 	switch {
+	case k == nil:
+		return nil
 	case o.ID == s.id && o.grant == h.owner:
 		return s.beat(ctx)
 	case o.ID != s.id && o.mod != 0:
@@ -95,17 +185,16 @@ func (s *Store) own(ctx context.Context, h *held, e entry, o owner) error {
 	if err != nil {
 		return err
 	}
-	key := s.ownerKey(h.key)
-	got, err := s.txn(ctx, "put owner key "+key, transaction{
-		when: []clientv3.Cmp{unchanged(key, o.mod), unchanged(s.subnetKey(h.key), e.mod)},
-		then: []clientv3.Op{clientv3.OpPut(key, value, clientv3.WithLease(grant))},
+	got, err := s.txn(ctx, "put the owner key of "+h.key, transaction{
+		when: append(k.unchanged(h.key, o.mod), unchanged(s.subnetKey(h.key), e.mod)),
+		then: k.put(h.key, value, grant),
 	})
 	if err != nil {
 		return err
 	}
 	if !got.Succeeded {
 		s.revokeEmpty(ctx, grant)
-		return fmt.Errorf("etcd: put owner key %s: it changed meanwhile", key)
+		return fmt.Errorf("etcd: put the owner key of %s: it changed meanwhile", h.key)
 	}
 	now := *h
 	now.owner = grant

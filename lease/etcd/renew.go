@@ -15,23 +15,27 @@ const renewTries = 5
 
 // Renew writes the attributes on a new etcd lease of 24 h, after a look at whose the key is. A reservation stays one.
 func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
+	return asAllowed(ctx, s, func(k *ownerKeys) (lease.Lease, error) { return s.renew(ctx, k, l) })
+}
+
+func (s *Store) renew(ctx context.Context, k *ownerKeys, l lease.Lease) (lease.Lease, error) {
 	name := formatKey(l)
-	key, ownerKey := s.subnetKey(name), s.ownerKey(name)
+	key := s.subnetKey(name)
 	value, err := formatValue(l.Attrs)
 	if err != nil {
 		return lease.Lease{}, err
 	}
 	for range renewTries {
-		got, err := s.txn(ctx, "read "+key, transaction{then: []clientv3.Op{clientv3.OpGet(key), clientv3.OpGet(ownerKey)}})
+		got, err := s.txn(ctx, "read "+key, transaction{then: append([]clientv3.Op{clientv3.OpGet(key)}, k.get(name)...)})
 		if err != nil {
 			return lease.Lease{}, err
 		}
-		v, owners := s.listed(got.Header, got.Responses)
+		v, owners := s.listed(k, got)
 		e, o := v.entries[name], owners[name]
 		if err := s.stillOurs(l, e, o); err != nil {
 			return lease.Lease{}, err
 		}
-		renewed, done, err := s.write(ctx, l, e, o, string(value))
+		renewed, done, err := s.write(ctx, l, e, k.unchanged(name, o.mod), string(value))
 		if err != nil || done {
 			return renewed, err
 		}
@@ -61,8 +65,8 @@ func (s *Store) stillOurs(l lease.Lease, e entry, o owner) error {
 	return fmt.Errorf("%w: %s belongs to %s now", lease.ErrLost, key, e.lease.Public())
 }
 
-// write puts the value if neither key has changed since e and o were read, and reports whether it did.
-func (s *Store) write(ctx context.Context, l lease.Lease, e entry, o owner, value string) (lease.Lease, bool, error) {
+// write puts the value if the key has not changed since e was read and its owner is the same, and reports whether it did.
+func (s *Store) write(ctx context.Context, l lease.Lease, e entry, sameOwner []clientv3.Cmp, value string) (lease.Lease, bool, error) {
 	key := s.subnetKey(e.key)
 	l.Node, l.Expires = l.Public().String(), time.Time{}
 	put, grant := clientv3.OpPut(key, value), clientv3.LeaseID(clientv3.NoLease)
@@ -76,7 +80,7 @@ func (s *Store) write(ctx context.Context, l lease.Lease, e entry, o owner, valu
 		put = clientv3.OpPut(key, value, clientv3.WithLease(grant))
 	}
 	got, err := s.txn(ctx, "renew "+key, transaction{
-		when: []clientv3.Cmp{unchanged(key, e.mod), unchanged(s.ownerKey(e.key), o.mod)},
+		when: append(sameOwner, unchanged(key, e.mod)),
 		then: []clientv3.Op{put},
 	})
 	if err != nil {

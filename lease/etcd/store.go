@@ -53,6 +53,7 @@ type Store struct {
 	dialing sync.Mutex // held while the client is made, which may take a callTimeout
 	mu      sync.Mutex // guards what is below
 	client  *clientv3.Client
+	owners  *ownerKeys // nil: etcd does not allow us any
 	held    *held
 	granted clientv3.LeaseID // etcd lease on which the key is, or is just being, written
 	odd     map[string]bool  // keys that were complained about
@@ -63,7 +64,7 @@ type held struct {
 	key   string      // the part after subnets/
 	attrs lease.Attrs // as last written
 	node  string
-	owner clientv3.LeaseID // etcd lease of the owner key
+	owner clientv3.LeaseID // etcd lease of the owner key; none without owner keys
 	grant clientv3.LeaseID // etcd lease of the key, as last written; none if it is a reservation
 	mod   int64            // revision of that write
 }
@@ -92,6 +93,7 @@ func Open(c Config) (*Store, error) {
 	redial.BaseDelay, redial.MaxDelay = 100*time.Millisecond, redialMax
 	return &Store{
 		config: c, id: id, stop: stop, odd: make(map[string]bool),
+		owners:   &ownerKeys{path.Join(c.Prefix, "weft/owners") + "/"},
 		ownerTTL: defaultOwnerTTL, callTimeout: defaultCallTimeout, random: rand.IntN,
 		dialer: clientv3.Config{
 			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username, Password: c.Password,
@@ -115,11 +117,11 @@ func (s *Store) Close() error {
 	if c == nil {
 		return nil
 	}
-	if h != nil {
+	if h != nil && h.owner != clientv3.NoLease {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
 		if _, err := c.Revoke(ctx, h.owner); err != nil {
-			s.config.Log.Debug("owner key is left to expire", "key", s.ownerKey(h.key), "err", err)
+			s.config.Log.Debug("owner key is left to expire", "lease", h.key, "err", err)
 		}
 	}
 	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
@@ -155,12 +157,7 @@ func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 // subnets is the prefix of all lease keys. The slash at its end keeps <prefix>/subnets-old out.
 func (s *Store) subnets() string { return path.Join(s.config.Prefix, "subnets") + "/" }
 
-// owners is the prefix of all owner keys.
-func (s *Store) owners() string { return path.Join(s.config.Prefix, "weft/owners") + "/" }
-
 func (s *Store) subnetKey(name string) string { return s.subnets() + name }
-
-func (s *Store) ownerKey(name string) string { return s.owners() + name }
 
 // call runs one request with the client and a time limit of its own. what names it in the error.
 func (s *Store) call(ctx context.Context, what string, request func(context.Context, *clientv3.Client) error) error {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/authpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft/bench/lab/etcdserver"
@@ -150,22 +152,7 @@ func TestUserAndPassword(t *testing.T) {
 	op := operate(t, server, "/coreos.com/network")
 	op.put(t, "/config", onlyV4)
 	ctx := t.Context()
-	for _, step := range []func() error{
-		func() error { _, err := op.UserAdd(ctx, "root", "r"); return err },
-		func() error { _, err := op.UserGrantRole(ctx, "root", "root"); return err },
-		func() error { _, err := op.UserAdd(ctx, "weft", "secret"); return err },
-		func() error { _, err := op.RoleAdd(ctx, "network"); return err },
-		func() error {
-			_, err := op.RoleGrantPermission(ctx, "network", "/coreos.com/network/", "/coreos.com/network0", clientv3.PermissionType(clientv3.PermReadWrite))
-			return err
-		},
-		func() error { _, err := op.UserGrantRole(ctx, "weft", "network"); return err },
-		func() error { _, err := op.AuthEnable(ctx); return err },
-	} {
-		if err := step(); err != nil {
-			t.Fatal(err)
-		}
-	}
+	op.guard(t, permission{"/coreos.com/network/", clientv3.PermReadWrite})
 	config := func(user, password string) Config {
 		c := quiet(server, "/coreos.com/network", 0)
 		c.Username, c.Password = user, password
@@ -181,6 +168,9 @@ func TestUserAndPassword(t *testing.T) {
 		t.Error(err)
 	}
 	startWatch(t, s).next(t)
+	if s.holding().owner == clientv3.NoLease {
+		t.Error("a role that covers the prefix gets no owner keys")
+	}
 	if err := reach(t, config("weft", "wrong")); err == nil || !strings.Contains(err.Error(), "invalid user ID or password") {
 		t.Errorf("wrong password: %v", err)
 	}
@@ -193,5 +183,102 @@ func TestUserAndPassword(t *testing.T) {
 	start := time.Now()
 	if err := reach(t, config("weft", "secret")); err == nil || time.Since(start) > 2*defaultCallTimeout {
 		t.Errorf("without a server: %v after %s", err, time.Since(start))
+	}
+}
+
+// permission is for all keys that begin with a prefix.
+type permission struct {
+	prefix string
+	kind   authpb.Permission_Type
+}
+
+// guard lets nobody in but root and the user weft, who has these permissions.
+func (o operator) guard(t *testing.T, permissions ...permission) {
+	t.Helper()
+	ctx := t.Context()
+	steps := []func() error{
+		func() error { _, err := o.UserAdd(ctx, "root", "r"); return err },
+		func() error { _, err := o.UserGrantRole(ctx, "root", "root"); return err },
+		func() error { _, err := o.UserAdd(ctx, "weft", "secret"); return err },
+		func() error { _, err := o.RoleAdd(ctx, "network"); return err },
+		func() error { _, err := o.UserGrantRole(ctx, "weft", "network"); return err },
+	}
+	for _, p := range permissions {
+		steps = append(steps, func() error {
+			_, err := o.RoleGrantPermission(ctx, "network", p.prefix, clientv3.GetPrefixRangeEnd(p.prefix), clientv3.PermissionType(p.kind))
+			return err
+		})
+	}
+	steps = append(steps, func() error { _, err := o.AuthEnable(ctx); return err })
+	for _, step := range steps {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestARoleForFlannelIsEnough(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		extra []permission
+	}{
+		{"no word of owner keys", nil},
+		{"owner keys may be read alone", []permission{{"/net/weft/", clientv3.PermRead}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := serve(t)
+			op := operate(t, server, "/net")
+			op.put(t, "/config", onlyV4)
+			op.guard(t, append(test.extra, permission{"/net/config", clientv3.PermRead}, permission{"/net/subnets", clientv3.PermReadWrite})...)
+			c := quiet(server, "/net", 0)
+			var log lockedBuffer
+			c.Username, c.Password, c.Log = "weft", "secret", slog.New(slog.NewTextHandler(&log, nil))
+			s := open(t, c)
+			s.ownerTTL = time.Second // many beats
+			n, err := s.Network(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := startWatch(t, s)
+			if got := w.next(t); len(got.Leases) != 0 {
+				t.Errorf("first list: %+v", got)
+			}
+			l := mustClaim(t, s, request(n, 0))
+			if got := w.next(t); len(got.Leases) != 1 || !got.Leases[0].SameSubnets(l) {
+				t.Errorf("list: %+v", got)
+			}
+			if err := s.beat(t.Context()); err != nil {
+				t.Errorf("beat: %v", err)
+			}
+			l.BackendType = "host-gw"
+			if l, err = s.Renew(t.Context(), l); err != nil {
+				t.Fatal(err)
+			}
+			if got := w.next(t); got.Leases[0].BackendType != "host-gw" || got.Overdue {
+				t.Errorf("list: %+v", got)
+			}
+			if again := mustClaim(t, s, request(n, 0)); !again.SameSubnets(l) {
+				t.Errorf("had %s, got %s", l.Subnet, again.Subnet)
+			}
+			if n := strings.Count(log.String(), "prefix=/net/weft/owners/"); n != 1 || strings.Count(log.String(), "level=") != 1 {
+				t.Errorf("log:\n%s", log.String())
+			}
+		})
+	}
+}
+
+func TestARoleThatIsNotEnoughIsToldWhatItLacks(t *testing.T) {
+	server := serve(t)
+	op := operate(t, server, "/net")
+	op.guard(t, permission{"/net/weft/", clientv3.PermReadWrite})
+	c := quiet(server, "/net", 0)
+	c.Username, c.Password = "weft", "secret"
+	s := open(t, c)
+	_, err := s.Claim(t.Context(), request(parseNetwork(t, onlyV4), 0))
+	if err == nil || !strings.Contains(err.Error(), "/net/subnets/: etcdserver: permission denied") {
+		t.Errorf("got %v", err)
+	}
+	if s.ownerKeys() == nil {
+		t.Error("owner keys, which the role covers, were given up")
 	}
 }

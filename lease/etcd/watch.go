@@ -73,11 +73,15 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 
 // list reads all leases, and sees to the owner key of the one that we hold.
 func (s *Store) list(ctx context.Context) (*view, error) {
-	got, err := s.txn(ctx, "list leases", transaction{then: s.listOps()})
+	return asAllowed(ctx, s, func(k *ownerKeys) (*view, error) { return s.listWith(ctx, k) })
+}
+
+func (s *Store) listWith(ctx context.Context, k *ownerKeys) (*view, error) {
+	got, err := s.txn(ctx, s.listing(), transaction{then: s.listOps(k)})
 	if err != nil {
 		return nil, err
 	}
-	v, owners := s.listed(got.Header, got.Responses)
+	v, owners := s.listed(k, got)
 	s.complain(v)
 	h := s.holding()
 	if h == nil {
@@ -87,7 +91,7 @@ func (s *Store) list(ctx context.Context) (*view, error) {
 	if !listed || !e.lease.SameNode(h.attrs) {
 		return v, nil // lost: the manager sees it in the list and claims again
 	}
-	return v, s.own(ctx, h, e, owners[h.key])
+	return v, s.own(ctx, k, h, e, owners[h.key])
 }
 
 // open starts the stream of changes from the given revision. cancel ends it.

@@ -371,12 +371,12 @@ func TestOwnerKeyIsNotPutOverAChange(t *testing.T) {
 	}
 	const hers = `{"id":"hers","node":"alice"}`
 	c.put(t, "/weft/owners/"+key, hers)
-	if err := s.own(t.Context(), s.holding(), v.entries[key], owner{}); err == nil || c.all(t, "/weft/owners/")[key] != hers {
+	if err := s.own(t.Context(), s.ownerKeys(), s.holding(), v.entries[key], owner{}); err == nil || c.all(t, "/weft/owners/")[key] != hers {
 		t.Errorf("put over an owner: %v", err)
 	}
 	c.delete(t, "/weft/owners/"+key)
 	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 5).Attrs})
-	if err := s.own(t.Context(), s.holding(), v.entries[key], owner{}); err == nil || len(c.all(t, "/weft/owners/")) != 0 {
+	if err := s.own(t.Context(), s.ownerKeys(), s.holding(), v.entries[key], owner{}); err == nil || len(c.all(t, "/weft/owners/")) != 0 {
 		t.Errorf("owns the lease of another node: %v", err)
 	}
 }
