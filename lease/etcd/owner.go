@@ -90,9 +90,8 @@ func (k *ownerKeys) delete(name string) []clientv3.Op {
 func (k *ownerKeys) probe() transaction {
 	key := k.prefix + "probe"
 	return transaction{
-		when:      []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "<", 0)},
-		then:      []clientv3.Op{clientv3.OpPut(key, "")},
-		otherwise: []clientv3.Op{clientv3.OpGet(k.prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())},
+		when: []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(key), "<", 0)},
+		then: []clientv3.Op{clientv3.OpPut(key, "")},
 	}
 }
 

@@ -224,6 +224,7 @@ func TestARoleForFlannelIsEnough(t *testing.T) {
 	}{
 		{"no word of owner keys", nil},
 		{"owner keys may be read alone", []permission{{"/net/weft/", clientv3.PermRead}}},
+		{"owner keys may be written alone", []permission{{"/net/weft/", clientv3.PermWrite}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			server := serve(t)
@@ -250,6 +251,7 @@ func TestARoleForFlannelIsEnough(t *testing.T) {
 			if err := s.beat(t.Context()); err != nil {
 				t.Errorf("beat: %v", err)
 			}
+			startWatch(t, s).next(t)
 			l.BackendType = "host-gw"
 			if l, err = s.Renew(t.Context(), l); err != nil {
 				t.Fatal(err)
