@@ -252,6 +252,9 @@ func TestARoleForFlannelIsEnough(t *testing.T) {
 				t.Errorf("beat: %v", err)
 			}
 			startWatch(t, s).next(t)
+			if grant := s.holding().owner; grant != clientv3.NoLease {
+				t.Errorf("an etcd lease for an owner key: %x", grant)
+			}
 			l.BackendType = "host-gw"
 			if l, err = s.Renew(t.Context(), l); err != nil {
 				t.Fatal(err)
