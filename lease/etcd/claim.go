@@ -94,7 +94,7 @@ func (c *claim) decide(v *view, owners map[string]owner, random func(int) int) e
 	c.key = formatKey(c.lease)
 	c.was, c.entry, c.reserved, c.drop = owners[c.key], entry{}, false, nil
 	own := choice.Own
-	if choice.Reuse {
+	if choice.Reuse && entries[own[0]].key == c.key { // else it is written in another way, and replaced
 		c.entry = entries[own[0]]
 		c.reserved = c.entry.grant == clientv3.NoLease
 		own = own[1:]

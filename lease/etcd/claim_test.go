@@ -408,7 +408,11 @@ func TestSubnetOfALiveOwnerIsNotGivenAway(t *testing.T) {
 func TestUnreadableLeasesAreTaken(t *testing.T) {
 	c := newCluster(t, `{"Network":"10.5.0.0/20","SubnetMin":"10.5.3.0","SubnetMax":"10.5.4.0"}`)
 	c.put(t, "/subnets/10.5.3.0-24", `not JSON`)
-	c.put(t, "/subnets/foo", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
+	grant, err := c.Grant(t.Context(), 86400)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.put(t, "/subnets/foo", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`, clientv3.WithLease(grant.ID))
 	if l := mustClaim(t, open(t, c.config(0)), request(c.network, 0)); l.Subnet != prefix("10.5.4.0/24") {
 		t.Errorf("got %s", l.Subnet)
 	}
@@ -417,6 +421,61 @@ func TestUnreadableLeasesAreTaken(t *testing.T) {
 	}
 	if got := c.all(t, "/subnets/"); got["foo"] == "" || got["10.5.3.0-24"] != "not JSON" {
 		t.Errorf("keys: %v", got)
+	}
+}
+
+func TestKeysWrittenInAnotherWayAreTaken(t *testing.T) {
+	const others = `{"PublicIP":"192.0.2.200","PublicIPv6":null}`
+	for _, test := range []struct{ network, key, want, want6 string }{
+		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.7-24", "10.5.2.0/24", ""},
+		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.0-024", "10.5.2.0/24", ""},
+		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "old/10.5.1.0-24", "10.5.2.0/24", ""},
+		{`{"Network":"10.5.0.0/20","EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`, "10.5.9.0-24&fd10:5:0:1::7-64", "10.5.1.0/24", "fd10:5:0:2::/64"},
+		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.7-0", "10.5.1.0/24", ""},
+		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.0-40", "10.5.1.0/24", ""},
+	} {
+		t.Run(test.key, func(t *testing.T) {
+			c := newCluster(t, test.network)
+			c.put(t, "/subnets/"+test.key, others)
+			s := open(t, c.config(0))
+			s.random = func(int) int { return 0 }
+			l := mustClaim(t, s, request(c.network, 0))
+			if l.Subnet != prefix(test.want) || l.Subnet6 != prefix(test.want6) {
+				t.Errorf("got %s %s", l.Subnet, l.Subnet6)
+			}
+			if got := c.all(t, "/subnets/"); len(got) != 2 || got[test.key] != others {
+				t.Errorf("keys: %v", got)
+			}
+		})
+	}
+}
+
+func TestOurOwnKeyWrittenInAnotherWayIsReplaced(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	for n, test := range []struct {
+		key      string
+		reserved bool
+	}{{"10.5.7.9-24", false}, {"10.5.8.9-24", true}} {
+		var opts []clientv3.OpOption
+		if !test.reserved {
+			grant, err := c.Grant(t.Context(), 86400)
+			if err != nil {
+				t.Fatal(err)
+			}
+			opts = append(opts, clientv3.WithLease(grant.ID))
+		}
+		c.put(t, "/subnets/"+test.key, fmt.Sprintf(`{"PublicIP":"192.0.2.%d","PublicIPv6":null}`, n+1), opts...)
+		want := prefix(fmt.Sprintf("10.5.%d.0/24", n+7))
+		l := mustClaim(t, open(t, c.config(n)), request(c.network, n))
+		if l.Subnet != want || l.Expires.IsZero() != test.reserved {
+			t.Errorf("%s: got %s until %s", test.key, l.Subnet, l.Expires)
+		}
+		if got := c.all(t, "/subnets/"); len(got) != n+1 || got[formatKey(l)] == "" {
+			t.Errorf("%s: keys %v", test.key, got)
+		}
+		if reserved := c.grantOf(t, "/subnets/"+formatKey(l)) == 0; reserved != test.reserved {
+			t.Errorf("%s: reserved %v", test.key, reserved)
+		}
 	}
 }
 

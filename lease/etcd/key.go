@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 
 	"weft/lease"
@@ -46,6 +48,28 @@ func parseKey(key string) (lease.Lease, error) {
 		}
 	}
 	return l, nil
+}
+
+// flannelKey is how flannel finds subnets in a key: what precedes them does not matter to it.
+var flannelKey = regexp.MustCompile(`(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`)
+
+// parseLoosely reads the subnets of a key that parseKey refuses as flannel does, for which 10.5.1.7-24 keeps pods from
+// all of 10.5.1.0/24. What cannot be read is left unset, and so is a length of 0, which would keep pods from everywhere.
+func parseLoosely(key string) lease.Lease {
+	parts := flannelKey.FindStringSubmatch(key)
+	if parts == nil {
+		return lease.Lease{}
+	}
+	return lease.Lease{Subnet: loosePart(parts[1], parts[2], netip.Addr.Is4), Subnet6: loosePart(parts[3], parts[4], netip.Addr.Is6)}
+}
+
+func loosePart(addr, bits string, family func(netip.Addr) bool) netip.Prefix {
+	a, err := netip.ParseAddr(addr)
+	n, wrong := strconv.Atoi(bits)
+	if err != nil || wrong != nil || !family(a) || a.Is4In6() || n == 0 {
+		return netip.Prefix{}
+	}
+	return netip.PrefixFrom(a, n).Masked() // the zero Prefix if n is too long
 }
 
 func parsePart(s string, family func(netip.Addr) bool) (netip.Prefix, error) {

@@ -301,7 +301,7 @@ func (s *Store) complain(v *view) {
 	for key, e := range v.entries {
 		if e.err != nil && !s.odd[key] {
 			s.odd[key] = true
-			s.config.Log.Warn("ignoring a lease that cannot be read", "key", s.subnetKey(key), "err", e.err)
+			s.config.Log.Warn("ignoring a lease that cannot be read, but not giving its addresses out", "key", s.subnetKey(key), "err", e.err)
 		}
 	}
 }

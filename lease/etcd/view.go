@@ -2,6 +2,7 @@ package etcd
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -17,7 +18,7 @@ import (
 type entry struct {
 	key   string // the part after subnets/
 	value []byte
-	lease lease.Lease // its Attrs are unset if the value cannot be read, all of it if the key cannot
+	lease lease.Lease // its Attrs are unset if the value cannot be read, its subnets as far as the key cannot
 	err   error       // why the key or the value cannot be read
 	mod   int64       // revision of the last change
 	grant clientv3.LeaseID
@@ -27,10 +28,13 @@ type entry struct {
 func decode(name string, kv *mvccpb.KeyValue) entry {
 	e := entry{key: name, value: kv.Value, mod: kv.ModRevision, grant: clientv3.LeaseID(kv.Lease)}
 	if e.lease, e.err = parseKey(name); e.err != nil {
-		return e
+		if e.lease = parseLoosely(name); !e.lease.Subnet.IsValid() && !e.lease.Subnet6.IsValid() {
+			return e // nobody's
+		}
 	}
-	if e.lease.Attrs, e.err = parseValue(kv.Value); e.err != nil {
-		e.err = fmt.Errorf("value of subnet key %q: %w", name, e.err)
+	var err error
+	if e.lease.Attrs, err = parseValue(kv.Value); err != nil {
+		e.err = errors.Join(e.err, fmt.Errorf("value of subnet key %q: %w", name, err))
 		return e
 	}
 	if public := e.lease.Public(); public.IsValid() {
