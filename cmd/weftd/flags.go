@@ -126,7 +126,7 @@ func etcdOptions(c *config) []option {
 		{name: "etcd-endpoints", takes: "a comma-separated list of URLs, http://host:port or https://host:port",
 			usage: "etcd servers", value: endpoints(&c.etcd.endpoints, "http://127.0.0.1:4001,http://127.0.0.1:2379")},
 		{name: "etcd-prefix", takes: "a key prefix", usage: "where the config and the leases lie in etcd",
-			value: filled(&c.etcd.prefix, "/coreos.com/network")},
+			value: text(&c.etcd.prefix, "/coreos.com/network")},
 		{name: "etcd-keyfile", takes: filePath, usage: "client key for etcd", value: text(&c.etcd.keyFile, "")},
 		{name: "etcd-certfile", takes: filePath, usage: "client certificate for etcd", value: text(&c.etcd.certFile, "")},
 		{name: "etcd-cafile", takes: filePath, usage: "certificate authority of the etcd servers", value: text(&c.etcd.caFile, "")},

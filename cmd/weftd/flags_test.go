@@ -58,6 +58,8 @@ var flagTests = []struct {
 	want        func(*config)
 }{
 	{"etcd-endpoints", "https://a:1, unix://b,c:2", func(c *config) { c.etcd.endpoints = []string{"https://a:1", "unix://b", "c:2"} }},
+	{"etcd-endpoints", ",http://a:1,, ", func(c *config) { c.etcd.endpoints = []string{"http://a:1"} }},
+	{"etcd-prefix", "/", func(c *config) { c.etcd.prefix = "/" }},
 	{"etcd-prefix", "/x", func(c *config) { c.etcd.prefix = "/x" }},
 	{"etcd-cafile", "/ca", func(c *config) { c.etcd.caFile = "/ca" }},
 	{"etcd-username", "u", func(c *config) { c.etcd.username = "u" }},
@@ -137,6 +139,9 @@ func TestEveryFlagInEveryForm(t *testing.T) {
 				t.Errorf("%s as %s: %+v, %v; want %+v", test.flag, form, *got, err, want)
 			}
 		}
+	}
+	if got, err := parse([]string{"--etcd-prefix="}, env(nil)); err != nil || got.etcd.prefix != "" { // a variable cannot say that
+		t.Errorf("no etcd prefix: %+v, %v", got, err)
 	}
 	for _, o := range options(&config{}) {
 		if !tested[o.name] {
@@ -265,9 +270,8 @@ var refusals = []struct {
 	{args: []string{"--iface-regex=("}, want: `--iface-regex: "(" is not allowed, it takes a regular expression`},
 	{args: []string{"--etcd-endpoints="}, want: `--etcd-endpoints: "" is not allowed, it takes ` + endpointsTake},
 	{args: []string{"--etcd-endpoints=ftp://a:1"}, want: `--etcd-endpoints: "ftp://a:1" is not allowed, it takes ` + endpointsTake},
-	{args: []string{"--etcd-endpoints=http://a:1,,"}, want: `--etcd-endpoints: "http://a:1,," is not allowed, it takes ` + endpointsTake},
+	{args: []string{"--etcd-endpoints=, ,"}, want: `--etcd-endpoints: ", ," is not allowed, it takes ` + endpointsTake},
 	{args: []string{"--etcd-endpoints=a"}, want: `--etcd-endpoints: "a" is not allowed, it takes ` + endpointsTake},
-	{args: []string{"--etcd-prefix="}, want: `--etcd-prefix: "" is not allowed, it takes a key prefix`},
 	{args: []string{"--subnet-file="}, want: `--subnet-file: "" is not allowed, it takes the path of a file`},
 	{args: []string{"--source-check=on"}, want: `--source-check: "on" is not allowed, it takes strict, known or off`},
 	{args: []string{"--engine=fast"}, want: `--engine: "fast" is not allowed, it takes auto, offload or portable`},

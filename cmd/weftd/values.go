@@ -146,12 +146,16 @@ func endpoints(into *[]string, def string) value {
 	return parsed(into, parseEndpoints, def)
 }
 
-// parseEndpoints takes what the etcd client does: URLs, or host:port alone.
+// parseEndpoints takes what the etcd client does: URLs, or host:port alone. An
+// empty entry is what a comma at the end leaves.
 func parseEndpoints(s string) ([]string, error) {
 	schemes := []string{"http", "https", "unix", "unixs"}
 	var list []string
 	for e := range strings.SplitSeq(s, ",") {
 		e = strings.TrimSpace(e)
+		if e == "" {
+			continue
+		}
 		if host, port, err := net.SplitHostPort(e); err == nil && host != "" && port != "" && !strings.Contains(e, "/") {
 			list = append(list, e)
 			continue
@@ -161,6 +165,9 @@ func parseEndpoints(s string) ([]string, error) {
 			return nil, errNotAllowed
 		}
 		list = append(list, e)
+	}
+	if len(list) == 0 {
+		return nil, errNotAllowed
 	}
 	return list, nil
 }

@@ -17,7 +17,8 @@ import (
 type Config struct {
 	// Endpoints are URLs. One with http:// stays plaintext whatever certificates are given.
 	Endpoints []string
-	// Prefix is what all keys begin with, for instance /coreos.com/network.
+	// Prefix is what all keys begin with, for instance /coreos.com/network. With / the config is at /config, and without
+	// any at config.
 	Prefix string
 	// CertFile and KeyFile are what we show to the server; they go together. CAFile is what the server's
 	// certificate is checked with instead of the system's list. Each of the two works without the other.
@@ -89,9 +90,6 @@ func identity(instance string) (string, error) {
 func (c Config) check() error {
 	if len(c.Endpoints) == 0 {
 		return errors.New("etcd: no endpoint given")
-	}
-	if strings.Trim(c.Prefix, "/") == "" {
-		return errors.New("etcd: no key prefix given")
 	}
 	return nil
 }

@@ -171,6 +171,34 @@ func TestStore(t *testing.T) {
 	})
 }
 
+func TestAnyPrefixWillDo(t *testing.T) {
+	for _, test := range []struct{ prefix, config, subnets, owners string }{
+		{"/", "/config", "/subnets/", "/weft/owners/"},
+		{"", "config", "subnets/", "weft/owners/"},
+		{"net//a/", "net/a/config", "net/a/subnets/", "net/a/weft/owners/"},
+	} {
+		t.Run(test.prefix, func(t *testing.T) {
+			server := serve(t)
+			op := operate(t, server, "")
+			op.put(t, test.config, onlyV4)
+			s := open(t, quiet(server, test.prefix, 0))
+			n, err := s.Network(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			l := mustClaim(t, s, request(n, 0))
+			if got := startWatch(t, s).next(t); len(got.Leases) != 1 || !got.Leases[0].SameSubnets(l) {
+				t.Errorf("list: %+v", got)
+			}
+			for _, below := range []string{test.subnets, test.owners} {
+				if got := op.all(t, below); got[formatKey(l)] == "" {
+					t.Errorf("below %s: %v", below, got)
+				}
+			}
+		})
+	}
+}
+
 func compact(t *testing.T, s *etcdserver.Server) {
 	t.Helper()
 	if err := s.Compact(); err != nil {

@@ -125,7 +125,6 @@ func TestOpenRefuses(t *testing.T) {
 		{"a CA file that is none", "holds no certificate", func(c *Config) { c.CAFile = key }},
 		{"a CA file that is not there", "read CA file", func(c *Config) { c.CAFile = ca.file + "x" }},
 		{"no endpoint", "no endpoint", func(c *Config) { c.Endpoints = nil }},
-		{"no prefix", "no key prefix", func(c *Config) { c.Prefix = "/" }},
 	}
 	for _, test := range tests {
 		c := good
