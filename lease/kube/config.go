@@ -22,8 +22,8 @@ import (
 
 // Config says which cluster, and which of its nodes is ours.
 type Config struct {
-	// APIURL and Kubeconfig (a path) name the API server. If both are empty it is that of the pod we run in, else that
-	// of the default kubeconfig.
+	// APIURL and Kubeconfig (a path) name the API server. If both are empty it is that of the pod we run in. Nothing is
+	// taken from $KUBECONFIG or a home directory: who starts a daemon by hand may have another cluster's admin there.
 	APIURL, Kubeconfig string
 	// Node is the name of our Node object. If it is empty, it is asked of the API server for the pod Pod in Namespace.
 	Node, Pod, Namespace string
@@ -120,12 +120,12 @@ func restConfig(c Config, known *runtime.Scheme) (*rest.Config, error) {
 func findServer(c Config) (*rest.Config, error) {
 	if c.APIURL == "" && c.Kubeconfig == "" {
 		config, err := rest.InClusterConfig()
-		if err == nil || !errors.Is(err, rest.ErrNotInCluster) {
-			return config, err
+		if errors.Is(err, rest.ErrNotInCluster) {
+			return nil, errors.New("which API server cannot be told: give its URL or a kubeconfig file, or run as a pod")
 		}
+		return config, err
 	}
-	rules := clientcmd.NewDefaultClientConfigLoadingRules()
-	rules.ExplicitPath = c.Kubeconfig
+	rules := &clientcmd.ClientConfigLoadingRules{ExplicitPath: c.Kubeconfig}
 	overrides := &clientcmd.ConfigOverrides{}
 	overrides.ClusterInfo.Server = c.APIURL
 	return clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, overrides).ClientConfig()
