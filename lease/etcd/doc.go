@@ -1,5 +1,7 @@
-// Package etcd is the lease store that flannel's nodes use too: an etcd v3 cluster. Its keys and values are flannel's
-// byte for byte, so both kinds of node share one cluster.
+// Package etcd is the lease store that flannel's nodes use too: an etcd v3 cluster. Its keys and values are flannel's,
+// so both kinds of node share one cluster. They are so byte for byte but for two things in clusters of two families: a
+// node publishes its IPv6 address whatever the backend is, where flannel's udp, ipip and alloc write null and look at none,
+// and the IPv6 port of a single WireGuard device is the one that it listens on.
 //
 //	<prefix>/config                       the network config, written by people
 //	<prefix>/subnets/10.5.1.0-24          a lease: {"PublicIP":"192.0.2.1","PublicIPv6":null}, on an etcd lease of

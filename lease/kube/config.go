@@ -121,7 +121,7 @@ func findServer(c Config) (*rest.Config, error) {
 	if c.APIURL == "" && c.Kubeconfig == "" {
 		config, err := rest.InClusterConfig()
 		if errors.Is(err, rest.ErrNotInCluster) {
-			return nil, errors.New("which API server cannot be told: give its URL or a kubeconfig file, or run as a pod")
+			return nil, errors.New("which API server cannot be told: give --kube-api-url or --kubeconfig-file, or run in a pod")
 		}
 		return config, err
 	}

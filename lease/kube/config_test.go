@@ -29,7 +29,7 @@ func TestOnlyTheGivenServerIsUsed(t *testing.T) {
 		host, token string
 		err         string
 	}{
-		{name: "nothing", err: "give its URL or a kubeconfig file, or run as a pod"},
+		{name: "nothing", err: "give --kube-api-url or --kubeconfig-file, or run in a pod"},
 		{name: "a file", config: Config{Kubeconfig: path}, host: "https://192.0.2.1:6443", token: "secret"},
 		{name: "a URL", config: Config{APIURL: "https://192.0.2.2:6443"}, host: "https://192.0.2.2:6443"},
 		{name: "both", config: Config{APIURL: "https://192.0.2.2:6443", Kubeconfig: path}, host: "https://192.0.2.2:6443", token: "secret"},

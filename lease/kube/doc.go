@@ -10,6 +10,7 @@
 //	<prefix>/public-ipv6
 //	<prefix>/kube-subnet-manager    true; nodes without it have no lease
 //
+// (a node of two families publishes its IPv6 address whatever the backend is; flannel with udp, ipip or alloc does not)
 // and reads what an administrator may set:
 //
 //	<prefix>/public-ip-overwrite    published instead of our own address
