@@ -28,7 +28,7 @@ type Config struct {
 	// Instance tells daemons of one machine and network namespace apart, and must be the same after a restart: the
 	// path of the subnet file is.
 	Instance string
-	// CheckEvery is how often Watch compares its list with the server's. Default 20 s, so that wiped or restored
+	// CheckEvery is about how often Watch compares its list with the server's. Default 20 s, so that wiped or restored
 	// data is noticed within a minute.
 	CheckEvery time.Duration
 	// Log is told of unreadable keys, each once. Default slog.Default().

@@ -65,7 +65,11 @@ func newView(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyVal
 // A renewal writes the same bytes again, which is no change.
 func (v *view) apply(r clientv3.WatchResponse) bool {
 	changed := false
+	if r.IsProgressNotify() {
+		v.revision = max(v.revision, r.Header.GetRevision())
+	}
 	for _, ev := range r.Events {
+		v.revision = max(v.revision, ev.Kv.ModRevision) // the header may be ahead of events that are still to come
 		name := strings.TrimPrefix(string(ev.Kv.Key), v.prefix)
 		old, had := v.entries[name]
 		if ev.Type == mvccpb.DELETE {
@@ -78,7 +82,6 @@ func (v *view) apply(r clientv3.WatchResponse) bool {
 		same := had && old.err == nil && now.err == nil && bytes.Equal(old.value, now.value)
 		changed = changed || !same && (now.err == nil || had && old.err == nil)
 	}
-	v.revision = max(v.revision, r.Header.GetRevision())
 	return changed
 }
 
@@ -99,12 +102,18 @@ func (v *view) sorted() []entry {
 	return slices.SortedFunc(maps.Values(v.entries), func(a, b entry) int { return strings.Compare(a.key, b.key) })
 }
 
-// fingerprint is what one cheap request tells about subnets/.
+// fingerprint is what one request without keys or values in its answer tells about subnets/.
 type fingerprint struct {
 	cluster  uint64
 	revision int64 // of the whole etcd
 	count    int64 // of keys
 	newest   int64 // revision of the last change among the keys there are
+}
+
+// same reports whether the server is where the view is: in an etcd in which nothing was written since, nothing can have
+// been missed. It does without newest, for which etcd has to read and sort all keys.
+func (f fingerprint) same(server fingerprint) bool {
+	return f.cluster == server.cluster && f.revision == server.revision && f.count == server.count
 }
 
 func (v *view) fingerprint() fingerprint {

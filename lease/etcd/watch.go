@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -35,7 +36,7 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		return err
 	}
 	defer cancel()
-	check := time.NewTicker(s.config.CheckEvery)
+	check := time.NewTimer(jitter(s.config.CheckEvery))
 	defer check.Stop()
 	beat := time.NewTicker(s.ownerTTL / 3)
 	defer beat.Stop()
@@ -61,6 +62,7 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 			err = s.beat(ctx)
 		case <-check.C:
 			err = s.check(ctx, v, &g)
+			check.Reset(jitter(s.config.CheckEvery))
 		}
 		failures++
 		if err == nil {
@@ -117,23 +119,47 @@ func (s *Store) open(ctx context.Context, from int64) (clientv3.WatchChan, conte
 // errDoubt marks a check that found the view wrong, unlike one that got no answer.
 var errDoubt = errors.New("the list is in doubt")
 
-// check compares what the server holds with v by one cheap request.
+// check compares what the server holds with v: by a count of the keys, and by their newest change only if something was
+// written since v was known to be right, which may be no lease.
 func (s *Store) check(ctx context.Context, v *view, g *guard) error {
-	var got *clientv3.GetResponse
-	err := s.call(ctx, "check leases", func(ctx context.Context, c *clientv3.Client) (err error) {
-		got, err = c.Get(ctx, s.subnets(), clientv3.WithPrefix(), clientv3.WithKeysOnly(), clientv3.WithLimit(1),
-			clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend))
-		return err
-	})
+	server, err := s.fingerprint(ctx, clientv3.WithCountOnly())
 	if err != nil {
 		return err
 	}
-	server := fingerprint{cluster: got.Header.ClusterId, revision: got.Header.Revision, count: got.Count}
-	if len(got.Kvs) > 0 {
-		server.newest = got.Kvs[0].ModRevision
+	if v.fingerprint().same(server) {
+		*g = guard{}
+		return nil
+	}
+	server, err = s.fingerprint(ctx, clientv3.WithKeysOnly(), clientv3.WithLimit(1),
+		clientv3.WithSort(clientv3.SortByModRevision, clientv3.SortDescend))
+	if err != nil {
+		return err
 	}
 	if err := g.judge(v.fingerprint(), server); err != nil {
 		return fmt.Errorf("%w: %w", errDoubt, err)
 	}
+	if g.mismatches == 0 {
+		v.revision = server.revision
+	}
 	return nil
 }
+
+// fingerprint asks for what the options leave of all keys.
+func (s *Store) fingerprint(ctx context.Context, opts ...clientv3.OpOption) (fingerprint, error) {
+	var got *clientv3.GetResponse
+	err := s.call(ctx, "check leases", func(ctx context.Context, c *clientv3.Client) (err error) {
+		got, err = c.Get(ctx, s.subnets(), append(opts, clientv3.WithPrefix())...)
+		return err
+	})
+	if err != nil {
+		return fingerprint{}, err
+	}
+	f := fingerprint{cluster: got.Header.ClusterId, revision: got.Header.Revision, count: got.Count}
+	if len(got.Kvs) > 0 {
+		f.newest = got.Kvs[0].ModRevision
+	}
+	return f, nil
+}
+
+// jitter is d and up to a quarter more or less, so that nodes that lost etcd together do not ask in step for ever.
+func jitter(d time.Duration) time.Duration { return d - d/4 + rand.N(d/2) }

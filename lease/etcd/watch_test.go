@@ -7,9 +7,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 
 	"weft/bench/lab/etcdserver"
 	"weft/lease"
@@ -474,6 +478,82 @@ func TestWatchNoticesASilentServer(t *testing.T) {
 	start := time.Now()
 	if err := s.Close(); err != nil || time.Since(start) > 1500*time.Millisecond {
 		t.Errorf("Close took %s, %v", time.Since(start), err)
+	}
+}
+
+func TestAQuietEtcdIsOnlyCounted(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	var counts, sorts atomic.Int32
+	s.dialer.DialOptions = append(s.dialer.DialOptions, grpc.WithChainUnaryInterceptor(
+		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+			if r, ok := req.(*etcdserverpb.RangeRequest); ok && r.CountOnly {
+				counts.Add(1)
+			} else if ok && r.SortOrder != etcdserverpb.RangeRequest_NONE {
+				sorts.Add(1)
+			}
+			return next(ctx, method, req, reply, cc, opts...)
+		}))
+	mustClaim(t, s, request(c.network, 0))
+	v, err := s.list(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var g guard
+	check := func(wantSorts int32) {
+		t.Helper()
+		counts.Store(0)
+		sorts.Store(0)
+		for range 3 {
+			if err := s.check(t.Context(), v, &g); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if counts.Load() != 3 || sorts.Load() != wantSorts {
+			t.Errorf("%d counts and %d sorts, want 3 and %d", counts.Load(), sorts.Load(), wantSorts)
+		}
+	}
+	check(0)
+	c.put(t, "/other", "a key that is no lease")
+	check(1)
+	// A change that the stream does not tell is found: of a value here, which is no matter of counting.
+	c.put(t, "/subnets/"+slices.Collect(maps.Keys(v.entries))[0], "{}")
+	if err := s.check(t.Context(), v, &g); err != nil {
+		t.Errorf("a change may be on its way: %v", err)
+	}
+	if err := s.check(t.Context(), v, &g); !errors.Is(err, errDoubt) {
+		t.Errorf("a lost change: %v", err)
+	}
+	if v, err = s.list(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v.entries["10.5.15.0-24"] = entry{}
+	if err := s.check(t.Context(), v, &g); !errors.Is(err, errDoubt) {
+		t.Errorf("a lease too many at the same revision: %v", err)
+	}
+}
+
+func TestJitter(t *testing.T) {
+	low, high := 2*time.Second, time.Duration(0)
+	for range 1000 {
+		d := jitter(time.Second)
+		low, high = min(low, d), max(high, d)
+	}
+	if low < 750*time.Millisecond || low > 800*time.Millisecond || high > 1250*time.Millisecond || high < 1200*time.Millisecond {
+		t.Errorf("from %s to %s", low, high)
+	}
+}
+
+func TestAHeaderThatIsAheadOfItsEventsIsNotBelieved(t *testing.T) {
+	v := newView("/s/", 1, 3, nil)
+	kv := &mvccpb.KeyValue{Key: []byte("/s/10.5.1.0-24"), Value: []byte(`{}`), ModRevision: 5}
+	put := &clientv3.Event{Type: mvccpb.PUT, Kv: kv}
+	v.apply(clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: 9}, Events: []*clientv3.Event{put}})
+	if v.revision != 5 {
+		t.Errorf("revision %d after an event of 5", v.revision)
+	}
+	if v.apply(clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: 9}}); v.revision != 9 {
+		t.Errorf("revision %d when the server says that all is told up to 9", v.revision)
 	}
 }
 
