@@ -80,11 +80,25 @@ func parseBackend(raw json.RawMessage) (Backend, error) {
 	return Backend{Type: strings.ToLower(b.Type), Raw: raw}, nil
 }
 
-// Check says whether subnets can be leased from the network. The texts are flannel's, which people search for,
-// but for the last two: flannel accepts a Min above Max and then finds no subnet, and leaves "no family" to its main.
-func (n Network) Check() error {
+// CheckRanges says whether there is a range for each family that is on, and for one at least. That is all a network needs
+// of which the cluster cuts the subnets itself (kube), and all that flannel asks of it there.
+func (n Network) CheckRanges() error {
 	if !n.EnableIPv4 && !n.EnableIPv6 {
 		return errors.New("none defined stack: enable at least one of EnableIPv4 and EnableIPv6")
+	}
+	for _, p := range n.pools() {
+		if !p.network.IsValid() {
+			return fmt.Errorf("please define a correct %s parameter in the flannel config", p.keys.network)
+		}
+	}
+	return nil
+}
+
+// Check says whether subnets can be leased from the network. The texts are flannel's, which people search for, but for
+// two: flannel accepts a Min above Max and then finds no subnet, and leaves "no family" to its main.
+func (n Network) Check() error {
+	if err := n.CheckRanges(); err != nil {
+		return err
 	}
 	for _, p := range n.pools() {
 		if err := p.check(); err != nil {

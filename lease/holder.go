@@ -155,13 +155,16 @@ func expiry(l Lease) slog.Attr {
 func (h *holder) done(err error) bool {
 	if err != nil {
 		h.due = time.Now().Add(h.retry.next())
-		h.dirty = h.dirty || h.ownErr == nil || h.ownErr.Error() != err.Error()
+		h.dirty = h.dirty || !sameTrouble(h.ownErr, err)
 		h.ownErr = err
 		return false
 	}
 	h.retry, h.ownErr, h.dirty = backoff{}, nil, true
 	return true
 }
+
+// sameTrouble reports whether an error says no more than the one before, which may be nil.
+func sameTrouble(before, err error) bool { return before != nil && before.Error() == err.Error() }
 
 // keep takes over a lease that was just written.
 func (h *holder) keep(l Lease) {
@@ -189,7 +192,7 @@ func (h *holder) attrsChanged() {
 // take takes over what the watch tells.
 func (h *holder) take(e event, now time.Time) {
 	if e.err != nil {
-		h.dirty = h.dirty || h.state.Connected || h.watchErr == nil || h.watchErr.Error() != e.err.Error()
+		h.dirty = h.dirty || !sameTrouble(h.watchErr, e.err)
 		h.watchErr, h.state.Connected = e.err, false
 		if h.held && (errors.Is(e.err, ErrInUse) || errors.Is(e.err, ErrLost)) {
 			h.lose(e.err.Error())

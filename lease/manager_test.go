@@ -28,6 +28,7 @@ type scripted struct {
 	changed  chan struct{} // closed by each change
 	broken   error         // every Watch fails with it
 	failing  error         // every Claim and Renew fails with it
+	refusing error         // every Claim fails with it
 	once     error         // the running Watch fails with it
 	hang     bool          // Claim and Renew wait for their context
 	hidden   bool          // writes do not show in lists
@@ -99,6 +100,9 @@ func (s *scripted) try(ctx context.Context, write func() (Lease, error)) (Lease,
 func (s *scripted) Claim(ctx context.Context, r Request) (Lease, error) {
 	return s.try(ctx, func() (Lease, error) {
 		s.claims = append(s.claims, r)
+		if s.refusing != nil {
+			return Lease{}, s.refusing
+		}
 		c, err := Choose(r, s.leases, func(int) int { return 0 })
 		if s.gives.IsValid() {
 			c.Subnet = s.gives
@@ -581,6 +585,65 @@ func TestALeaseThatSomebodyShortenedIsRenewedAtOnce(t *testing.T) {
 		}
 		if n := len(m.store.seen().writes) - before; n != 0 {
 			t.Errorf("tried %d times more", n)
+		}
+	})
+}
+
+func TestAClaimThatFailedWaitsOutItsPause(t *testing.T) {
+	manage(t, Options{}, func(s *scripted) { s.failing = errors.New("no quorum") }, func(t *testing.T, m *managed) {
+		pass(time.Minute) // the pauses are long by now, and one has just begun
+		for before := len(m.store.seen().writes); len(m.store.seen().writes) == before; {
+			pass(100 * time.Millisecond)
+		}
+		before := len(m.store.seen().writes)
+		for i := range 100 {
+			m.SetAttrs(Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)})})
+			synctest.Wait()
+		}
+		if n := len(m.store.seen().writes) - before; n != 0 {
+			t.Errorf("tried %d times more", n)
+		}
+	})
+}
+
+func TestARenewalIsReportedThoughNoListShowsIt(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		before := m.state(t).Self.Expires
+		m.store.do(func() { m.store.hidden = true })
+		pass(23 * time.Hour)
+		if s := m.state(t); !s.Self.Expires.After(before) {
+			t.Errorf("until %s, before %s", s.Self.Expires, before)
+		}
+	})
+}
+
+func TestALossIsReportedThoughTheTroubleIsOld(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		trouble := errors.New("no quorum")
+		m.store.do(func() { m.store.failing = trouble })
+		m.SetAttrs(Attrs{PublicIP: addr("198.51.100.5")}) // a renewal, which fails
+		if s := m.state(t); !s.Held || s.Err == nil {
+			t.Fatalf("state: %+v", s)
+		}
+		m.store.mu.Lock() // gone, but no list says so: the next renewal does, and the claim has the old trouble
+		m.store.failing, m.store.refusing, m.store.leases = nil, trouble, []Lease{peer(0), peer(1)}
+		m.store.mu.Unlock()
+		pass(5 * time.Second)
+		if s := m.state(t); s.Held {
+			t.Errorf("state: %+v", s)
+		}
+	})
+}
+
+func TestEachTroubleOfTheWatchIsReportedOnce(t *testing.T) {
+	manage(t, Options{}, nil, func(t *testing.T, m *managed) {
+		reports := len(m.history())
+		for i, trouble := range []string{"connection refused", "no leader"} {
+			m.store.do(func() { m.store.broken = errors.New(trouble) })
+			pass(time.Minute)
+			if s := m.state(t); len(m.history()) != reports+i+1 || s.Connected || s.Err.Error() != trouble {
+				t.Errorf("%d reports, the last is %+v", len(m.history())-reports, s)
+			}
 		}
 	})
 }

@@ -104,12 +104,10 @@ func (p *pool) derive() {
 	}
 }
 
-// check says what is wrong with the pool, in flannel's words and order.
+// check says what is wrong with the pool of a range that is given, in flannel's words and order.
 func (p pool) check() error {
 	n := p.network
 	switch {
-	case !n.IsValid():
-		return fmt.Errorf("please define a correct %s parameter in the flannel config", p.keys.network)
 	case p.length == 0:
 		return errors.New(p.keys.tooSmall)
 	case p.length > p.keys.maxLen:

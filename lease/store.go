@@ -30,7 +30,7 @@ type Request struct {
 // Claim and Renew are called by one goroutine, Watch by another at the same time. Every call returns soon after
 // its context ends, and each has limits of its own for a store that does not answer.
 type Store interface {
-	// Network reads the network config. It is checked already.
+	// Network reads the network config. It has passed Check, or CheckRanges where the cluster cuts the subnets (kube).
 	Network(ctx context.Context) (Network, error)
 	// Claim takes a lease: the one this node had, else the previous subnet, else a free one. It fails with
 	// ErrNoSubnet or ErrInUse, or with the store's own error.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"reflect"
@@ -32,15 +31,7 @@ func parseNetwork(b []byte, err error) (lease.Network, error) {
 	if err != nil {
 		return lease.Network{}, err
 	}
-	if !n.EnableIPv4 && !n.EnableIPv6 {
-		return lease.Network{}, errors.New("none defined stack: enable at least one of EnableIPv4 and EnableIPv6")
-	}
-	for _, f := range families() {
-		if f.enabled(n) && !f.network(n).IsValid() {
-			return lease.Network{}, fmt.Errorf("%s is on, but its range is not given", f.name)
-		}
-	}
-	return n, nil
+	return n, n.CheckRanges()
 }
 
 // WatchNetwork follows the network config file until ctx ends; then it returns nil. Whenever the file says something else

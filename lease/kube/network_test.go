@@ -19,8 +19,8 @@ func TestNetworkNeedsARangeForEachFamily(t *testing.T) {
 		dualConf: "",
 		// Too small for an allocator, which there is none of here.
 		`{"Network": "10.244.0.0/30"}`: "",
-		`{}`:                           "IPv4 is on",
-		`{"Network": "10.244.0.0/16", "EnableIPv6": true}`:                      "IPv6 is on",
+		`{}`:                           "correct Network parameter",
+		`{"Network": "10.244.0.0/16", "EnableIPv6": true}`:                      "correct IPv6Network parameter",
 		`{"EnableIPv4": false}`:                                                 "none defined stack",
 		`{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00::/48"}`: "",
 		`{"Network": 7}`: "decode",
