@@ -18,7 +18,7 @@
 // The answer carries the list after the put, and whoever finds there that an earlier key overlaps with its own (two
 // families make one key, so two keys can share a subnet) takes its key back and tries another subnet.
 //
-// Watch trusts no silence: beside the stream it compares a fingerprint of the server's data with its own list. In an etcd that
-// is ours alone that is a count (1 ms of etcd's CPU with 5,000 leases, most of it what any request costs); where others
-// write too, it is followed by a sort (7 ms).
+// Watch trusts no silence: beside the stream it compares a fingerprint of the server's data with its own list. In an etcd
+// that is ours alone that is a count (1 ms of etcd's CPU with 5,000 leases, most of it what any request costs); where
+// others write too, a sort follows it (7 ms).
 package etcd
