@@ -156,6 +156,33 @@ func TestNetnsCleanup(t *testing.T) {
 	}
 }
 
+// TestNetnsFormerNetwork changes the network while the daemon is down: what subnet.env says of the old one is enough to
+// find its rules.
+func TestNetnsFormerNetwork(t *testing.T) {
+	for _, f := range filters() {
+		t.Run(f.name, func(t *testing.T) {
+			f.need(t)
+			c := newCluster(t, lab.Options{Nodes: 1, PodsPerNode: -1}, f.network(`{"Type":"host-gw"}`))
+			n := c.Nodes[0]
+			count := func(network string) int {
+				return strings.Count(strings.Join(traces(t, n, f.shows...), "\n"), network)
+			}
+			for _, network := range []string{"10.5.0.0/16", "10.8.0.0/16"} {
+				c.put(clusterPrefix+"/config", strings.Replace(f.network(`{"Type":"host-gw"}`), "10.5.0.0/16", network, 1))
+				d := c.start(n, "--ip-masq", "--keep-source")
+				d.awaitReady()
+				if count(network) == 0 {
+					t.Errorf("no rules for %s", network)
+				}
+				d.stop()
+			}
+			if count("10.5.") > 0 {
+				t.Errorf("left:\n%s", strings.Join(traces(t, n, f.shows...), "\n"))
+			}
+		})
+	}
+}
+
 func hasRoute(n *lab.Node, device, dst string) error {
 	routes, err := n.Routes()
 	if err == nil && !slices.ContainsFunc(routes, func(r lab.Route) bool { return r.Device == device && r.Dst.String() == dst }) {

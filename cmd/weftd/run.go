@@ -179,13 +179,15 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 		return nil, err
 	}
 	keepVTEP(&host, d.start.Before)
+	previous := readSubnetEnv(d.cfg.subnetFile, d.log)
 	n := &node{
 		weftd:      d,
 		network:    network,
 		host:       host,
 		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
-		rules:      netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second}),
-		previous:   readSubnetEnv(d.cfg.subnetFile, d.log),
+		rules: netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second,
+			Former: previous.prefixes()}),
+		previous: previous,
 	}
 	if err := n.prepare(iface); err != nil {
 		return nil, err

@@ -40,6 +40,12 @@ func (e subnetEnv) bytes() []byte {
 	return b.Bytes()
 }
 
+// prefixes are the networks and subnets of both families, those that are off among
+// them as zero values.
+func (e subnetEnv) prefixes() []netip.Prefix {
+	return []netip.Prefix{e.network, e.subnet, e.network6, e.subnet6}
+}
+
 // firstHost is the address that a bridge on the subnet gets: 10.5.7.0/24 gives
 // 10.5.7.1/24.
 func firstHost(subnet netip.Prefix) netip.Prefix {

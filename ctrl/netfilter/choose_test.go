@@ -15,14 +15,14 @@ type fakeApplier struct {
 	mu    sync.Mutex
 	err   error
 	r     report
-	wants []map[family][]rule
+	wants []map[family]goal
 
 	during func() // called while it applies
 }
 
 func (a *fakeApplier) mode() Mode { return a.by }
 
-func (a *fakeApplier) apply(_ context.Context, want map[family][]rule, _ []Net) (report, error) {
+func (a *fakeApplier) apply(_ context.Context, want map[family]goal) (report, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.during != nil {
@@ -42,7 +42,7 @@ func (a *fakeApplier) set(r report, err error) {
 }
 
 // applied returns what it was asked for so far.
-func (a *fakeApplier) applied() []map[family][]rule {
+func (a *fakeApplier) applied() []map[family]goal {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.wants)

@@ -99,7 +99,7 @@ func (d Desired) rules(f family) []rule {
 	}
 	for _, a := range d.NoTrack {
 		if familyOf(a.Addr()) == f {
-			rs = append(rs, noTrackRules(a)...)
+			rs = append(rs, noTrackRules(a, d.noTrackComment())...)
 		}
 	}
 	return rs
@@ -116,7 +116,7 @@ func masqueradeRules(network, subnet, multicast netip.Prefix, plainPorts bool) [
 		out = masquerade
 	}
 	return []rule{
-		{table: tableNAT, chain: hookPostrouting, verdict: jump, to: chainMasquerade, comment: commentMasquerade},
+		entrance(chainMasquerade),
 		in(rule{mark: kubeProxyMark, verdict: back}),
 		in(rule{src: is(subnet), dst: is(network), verdict: back}),
 		in(rule{src: is(network), dst: is(subnet), verdict: back}),
@@ -134,7 +134,7 @@ func forwardRules(network netip.Prefix) []rule {
 		return r
 	}
 	return []rule{
-		{table: tableFilter, chain: hookForward, verdict: jump, to: chainForward, comment: commentForward},
+		entrance(chainForward),
 		in(rule{src: is(network), verdict: accept}),
 		in(rule{dst: is(network), verdict: accept}),
 	}
@@ -148,7 +148,7 @@ func keepSourceRules(network, subnet netip.Prefix) []rule {
 		return r
 	}
 	return []rule{
-		{table: tableNAT, chain: hookPostrouting, verdict: jump, to: chainKeepSource, comment: commentKeepSource},
+		entrance(chainKeepSource),
 		in(rule{mark: kubeProxyMark, verdict: back}),
 		in(rule{src: is(subnet), dst: is(subnet), verdict: back}),
 		in(rule{src: is(subnet), dst: is(network), verdict: keepSource}),
@@ -158,10 +158,30 @@ func keepSourceRules(network, subnet netip.Prefix) []rule {
 
 // noTrackRules are ours, rules 16 and 17. They name the local address, so that a pod that talks to the same port number
 // elsewhere is still tracked and masqueraded.
-func noTrackRules(own netip.AddrPort) []rule {
+func noTrackRules(own netip.AddrPort, comment string) []rule {
 	host := isHost(own.Addr())
 	return []rule{
-		{table: tableRaw, chain: hookPrerouting, dst: host, udpPort: own.Port(), verdict: noTrack, comment: commentNoTrack},
-		{table: tableRaw, chain: hookOutput, src: host, udpPort: own.Port(), verdict: noTrack, comment: commentNoTrack},
+		{table: tableRaw, chain: hookPrerouting, dst: host, udpPort: own.Port(), verdict: noTrack, comment: comment},
+		{table: tableRaw, chain: hookOutput, src: host, udpPort: own.Port(), verdict: noTrack, comment: comment},
 	}
+}
+
+// noTrackComment says whose a rule against tracking is, by the network that tells daemons on one host apart.
+func (d Desired) noTrackComment() string {
+	if len(d.Nets) == 0 {
+		return commentNoTrack
+	}
+	return commentNoTrack + " " + d.Nets[0].Network.Masked().String()
+}
+
+// entrance is the rule of a built-in chain that leads to one of ours.
+func entrance(chain string) rule {
+	r := rule{table: tableNAT, chain: hookPostrouting, verdict: jump, to: chain, comment: commentMasquerade}
+	switch chain {
+	case chainForward:
+		r.table, r.chain, r.comment = tableFilter, hookForward, commentForward
+	case chainKeepSource:
+		r.comment = commentKeepSource
+	}
+	return r
 }

@@ -53,8 +53,8 @@ nat -A WEFT-KEEP-SOURCE -s 10.5.77.0/24 -d 10.5.0.0/16 -m comment --comment "wef
 nat -A WEFT-KEEP-SOURCE -s 10.5.0.0/16 -d 10.5.77.0/24 -m comment --comment "weft keep source" -j ACCEPT
 `
 	noTrack4 = `
-raw -A PREROUTING -d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack" -j CT --notrack
-raw -A OUTPUT -s 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack" -j CT --notrack
+raw -A PREROUTING -d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack
+raw -A OUTPUT -s 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack
 `
 )
 
@@ -72,6 +72,7 @@ func TestRules(t *testing.T) {
 	joined := func(parts ...string) string {
 		return "\n" + strings.ReplaceAll(strings.Join(parts, ""), "\n\n", "\n")[1:]
 	}
+	untagged := strings.ReplaceAll(noTrack4, "weft notrack 10.5.0.0/16", "weft notrack")
 	for _, tt := range []struct {
 		name   string
 		change func(*Desired)
@@ -90,12 +91,12 @@ func TestRules(t *testing.T) {
 		{"IPv4 network alone, the other family", func(d *Desired) { d.Nets, d.NoTrack = []Net{net4}, nil }, ipv6, "\n"},
 		{"untracked port at any address", func(d *Desired) {
 			d.Nets, d.NoTrack = nil, []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8285")}
-		}, ipv4, strings.NewReplacer("-d 192.0.2.7/32 ", "", "-s 192.0.2.7/32 ", "").Replace(noTrack4)},
+		}, ipv4, strings.NewReplacer("-d 192.0.2.7/32 ", "", "-s 192.0.2.7/32 ", "").Replace(untagged)},
 		{"untracked port of the other family", func(d *Desired) { d.Nets, d.NoTrack = nil, []netip.AddrPort{own6} },
 			ipv4, "\n"},
 		{"untracked port, mapped address", func(d *Desired) {
 			d.Nets, d.NoTrack = nil, []netip.AddrPort{netip.MustParseAddrPort("[::ffff:192.0.2.7]:8285")}
-		}, ipv4, noTrack4},
+		}, ipv4, untagged},
 		{"nothing", func(d *Desired) { *d = Desired{Nets: d.Nets} }, ipv4, "\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

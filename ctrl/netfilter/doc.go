@@ -12,7 +12,7 @@
 //		NoTrack: []netip.AddrPort{underlay},
 //	})
 //	m.Status()              // InPlace for readiness
-//	netfilter.Cleanup(ctx)  // removes all of it
+//	netfilter.Cleanup(ctx)  // removes all of it, siblings' rules too
 //
 // # The rules
 //
@@ -46,9 +46,18 @@
 //
 // # Whose rules
 //
-// Ours are the chains and tables above as a whole, and in built-in chains what jumps to them or carries one of our
-// comments, whoever made it: so whatever an earlier run left with another network or subnet goes without our having to
-// know those. Everything else is left alone, including the order of it.
+// A host may have several daemons, weftd or flanneld, each with a network of its own; the chains and tables above are
+// shared. A rule in them, or in a built-in chain with one of our comments, belongs to the daemon whose network or subnet
+// it names, whoever made it. Rules 16 and 17 name it in their comment, because two daemons may have one address and port.
+// What another network's rules name is a sibling's and stands, in its order; so do the rules that name none, which are the
+// jumps and rules 2 and 12, for as long as anybody has rules in their chain. Any other rule without a network in these
+// chains is removed by whoever has rules there. Everything else is left alone, including the order of it.
+//
+// What an earlier run left is found by the network and subnet that it had, in Options.Former. What a daemon left that
+// never comes back stays until [Cleanup], which removes the rules of all.
+//
+// Rules are added and deleted one by one: a chain that is emptied and filled again would lose what a sibling put there
+// since we looked.
 //
 // Exactly one of iptables and nftables carries the rules. When that changes, the new ones are set first and then the old
 // ones removed, so that there is no moment without any.

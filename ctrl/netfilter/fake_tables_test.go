@@ -48,12 +48,16 @@ func (f *fakeTables) list(table, chain string) ([]string, bool, error) {
 	}
 	lines := []string{"-N " + chain}
 	for _, r := range rules {
-		if f.distort != nil {
-			r = f.distort(r)
-		}
-		lines = append(lines, "-A "+chain+" "+r)
+		lines = append(lines, "-A "+chain+" "+f.listing(r))
 	}
 	return lines, true, nil
+}
+
+func (f *fakeTables) listing(r string) string {
+	if f.distort == nil {
+		return r
+	}
+	return f.distort(r)
 }
 
 func (f *fakeTables) restore(_ context.Context, text string) error {
@@ -80,22 +84,22 @@ func (f *fakeTables) restore(_ context.Context, text string) error {
 			f.chains[table] = work
 			continue
 		}
-		if err := fakeCommand(work, line); err != nil {
+		if err := f.command(work, line); err != nil {
 			return fmt.Errorf("line %q failed: %w", line, err)
 		}
 	}
 	return nil
 }
 
-// fakeCommand performs one line on the chains of a table.
-func fakeCommand(chains map[string][]string, line string) error {
+// command performs one line on the chains of a table.
+func (f *fakeTables) command(chains map[string][]string, line string) error {
 	command, rest, _ := strings.Cut(line, " ")
-	if name, ok := strings.CutPrefix(command, ":"); ok {
-		chains[name] = nil
-		return nil
-	}
 	chain, spec, _ := strings.Cut(rest, " ")
 	rules, exists := chains[chain]
+	if command == "-N" && !exists {
+		chains[chain] = nil
+		return nil
+	}
 	if !exists {
 		return errors.New("no such chain")
 	}
@@ -110,7 +114,7 @@ func fakeCommand(chains map[string][]string, line string) error {
 		}
 		chains[chain] = slices.Insert(rules, at-1, spec)
 	case "-D":
-		at := slices.Index(rules, spec)
+		at := slices.IndexFunc(rules, func(r string) bool { return f.listing(r) == spec })
 		if at < 0 {
 			return errors.New("no such rule")
 		}

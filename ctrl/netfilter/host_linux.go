@@ -13,7 +13,7 @@ func New(o Options) *Manager { return newManager(machine{}, o) }
 // machine is the real host.
 type machine struct{}
 
-func (machine) open(ctx context.Context, nftables bool, want map[family][]rule) (applier, error) {
+func (machine) open(ctx context.Context, nftables bool, want map[family]goal) (applier, error) {
 	byIPTables := func() (applier, error) { return openIPTables(ctx, want) }
 	byNFTables := func() (applier, error) { return openNFT(want) }
 	return choose(nftables, byIPTables, byNFTables)
@@ -23,7 +23,7 @@ func (machine) open(ctx context.Context, nftables bool, want map[family][]rule) 
 type iptablesPair map[family]*xtables
 
 // openIPTables takes the first variant of the programs that works for every family with rules.
-func openIPTables(ctx context.Context, want map[family][]rule) (applier, error) {
+func openIPTables(ctx context.Context, want map[family]goal) (applier, error) {
 	var errs []error
 	for _, variant := range variants() {
 		pair, err := openVariant(ctx, variant, want)
@@ -35,17 +35,17 @@ func openIPTables(ctx context.Context, want map[family][]rule) (applier, error) 
 	return nil, errors.Join(errs...)
 }
 
-func openVariant(ctx context.Context, variant string, want map[family][]rule) (iptablesPair, error) {
+func openVariant(ctx context.Context, variant string, want map[family]goal) (iptablesPair, error) {
 	pair := iptablesPair{}
 	for _, f := range families() {
-		if len(want[f]) == 0 {
+		if len(want[f].rules) == 0 {
 			continue
 		}
 		x, err := findXtables(ctx, f, variant)
 		if err != nil {
 			return nil, err
 		}
-		if err := x.probe(ctx, want[f]); err != nil {
+		if err := x.probe(ctx, want[f].rules); err != nil {
 			return nil, err
 		}
 		pair[f] = x
@@ -55,7 +55,7 @@ func openVariant(ctx context.Context, variant string, want map[family][]rule) (i
 
 func (iptablesPair) mode() Mode { return IPTables }
 
-func (pair iptablesPair) apply(ctx context.Context, want map[family][]rule, nets []Net) (report, error) {
+func (pair iptablesPair) apply(ctx context.Context, want map[family]goal) (report, error) {
 	var (
 		total report
 		errs  []error
@@ -65,33 +65,24 @@ func (pair iptablesPair) apply(ctx context.Context, want map[family][]rule, nets
 		if !ok {
 			continue
 		}
-		r, err := x.apply(ctx, want[f], netsOf(f, nets))
+		r, err := x.apply(ctx, want[f])
 		total.add(r)
 		errs = append(errs, err)
 	}
 	return total, errors.Join(errs...)
 }
 
-func netsOf(f family, nets []Net) []Net {
-	var some []Net
-	for _, n := range nets {
-		if familyOf(n.Network.Addr()) == f {
-			some = append(some, n)
-		}
-	}
-	return some
-}
-
 // sweep implements host.
-func (machine) sweep(ctx context.Context, chosen applier) error {
-	_, err := remove(ctx, chosen)
+func (machine) sweep(ctx context.Context, chosen applier, sibling func(rule) bool) error {
+	_, err := remove(ctx, chosen, sibling)
 	return err
 }
 
-// remove takes our rules away from wherever the chosen applier does not look, and says in words what those were. What
+// remove takes our rules away from wherever the chosen applier does not look, but for a sibling's, and says in words what
+// those were. What
 // iptables-nft keeps is removed over netlink, which needs no program; what the kernel's own iptables keeps can only be
 // removed by one.
-func remove(ctx context.Context, chosen applier) (removed []string, err error) {
+func remove(ctx context.Context, chosen applier, sibling func(rule) bool) (removed []string, err error) {
 	pair, _ := chosen.(iptablesPair)
 	_, byNFT := chosen.(*nft)
 	var errs []error
@@ -101,21 +92,21 @@ func remove(ctx context.Context, chosen applier) (removed []string, err error) {
 	for _, f := range families() {
 		x := pair[f]
 		if !byNFT {
-			note(removeNFT(f))
+			note(removeNFT(f, sibling))
 		}
 		if x == nil || x.legacy {
-			note(removeXtablesNFT(f))
+			note(removeXtablesNFT(f, sibling))
 		}
 		if x == nil || !x.legacy {
-			note(removeLegacy(ctx, f))
+			note(removeLegacy(ctx, f, sibling))
 		}
 	}
 	return removed, errors.Join(errs...)
 }
 
-// removeNFT removes our table.
-func removeNFT(f family) (removed []string, err error) {
-	r, err := applyNFT(f, nil)
+// removeNFT removes our rules from the table, and that if nothing is left in it.
+func removeNFT(f family, sibling func(rule) bool) (removed []string, err error) {
+	r, err := applyNFT(f, goal{sibling: sibling})
 	if noNFTables(err) {
 		return nil, nil
 	}
@@ -129,7 +120,7 @@ func removeNFT(f family) (removed []string, err error) {
 }
 
 // removeLegacy removes our rules from the kernel's own iptables, if that holds any table they could be in.
-func removeLegacy(ctx context.Context, f family) (removed []string, err error) {
+func removeLegacy(ctx context.Context, f family, sibling func(rule) bool) (removed []string, err error) {
 	held := false
 	for _, l := range layouts() {
 		held = held || legacyTable(f, l.table)
@@ -141,7 +132,7 @@ func removeLegacy(ctx context.Context, f family) (removed []string, err error) {
 	for _, variant := range []string{"-legacy", ""} {
 		x, err := findXtables(ctx, f, variant)
 		if err == nil && x.legacy {
-			r, err := x.apply(ctx, nil, nil)
+			r, err := x.apply(ctx, goal{sibling: sibling})
 			for _, change := range r.changes {
 				removed = append(removed, x.program+" "+change)
 			}
@@ -153,6 +144,6 @@ func removeLegacy(ctx context.Context, f family) (removed []string, err error) {
 		f, errors.Join(errs...))
 }
 
-// Cleanup removes every rule that a Manager or flannel may have left in this network namespace, in all the places where
-// they could be, and says in words what those were. It goes on after an error and returns all of them.
-func Cleanup(ctx context.Context) (removed []string, err error) { return remove(ctx, nil) }
+// Cleanup removes every rule that a Manager or flannel, of whatever network, may have left in this network namespace, in
+// all the places where they could be, and says in words what those were. It goes on after an error and returns all of them.
+func Cleanup(ctx context.Context) (removed []string, err error) { return remove(ctx, nil, noSibling) }

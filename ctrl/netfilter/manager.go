@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +29,8 @@ const (
 type Options struct {
 	Log    *slog.Logger  // nil: silent
 	Resync time.Duration // how often the rules are compared with what is wanted; 0: 5 s, flannel's default
+	// Former are networks and subnets of an earlier run of this daemon, whose rules are to go.
+	Former []netip.Prefix
 }
 
 const defaultResync = 5 * time.Second
@@ -45,16 +48,16 @@ type Status struct {
 // applier sets rules in one of the two ways.
 type applier interface {
 	// apply makes the kernel hold exactly the wanted rules among those that are ours.
-	apply(ctx context.Context, want map[family][]rule, nets []Net) (report, error)
+	apply(ctx context.Context, want map[family]goal) (report, error)
 	mode() Mode
 }
 
 // host is what this machine offers.
 type host interface {
 	// open finds a way to set the wanted rules, by nftables if that is asked for.
-	open(ctx context.Context, nftables bool, want map[family][]rule) (applier, error)
-	// sweep removes our rules from wherever the chosen applier does not look.
-	sweep(ctx context.Context, chosen applier) error
+	open(ctx context.Context, nftables bool, want map[family]goal) (applier, error)
+	// sweep removes our rules, not a sibling's, from wherever the chosen applier does not look.
+	sweep(ctx context.Context, chosen applier, sibling func(rule) bool) error
 }
 
 // Manager keeps the host's rules as the last Desired that was Set. Set and Status are safe for concurrent use with Run.
@@ -72,9 +75,10 @@ type Manager struct {
 
 	// Of Run alone.
 	current Desired
-	chosen  applier // nil: to be opened
-	mode    Mode    // of the last one that was
-	swept   bool    // nothing of ours is left elsewhere
+	former  []netip.Prefix // networks and subnets of ours whose rules may be left; another daemon may have them later
+	chosen  applier        // nil: to be opened
+	mode    Mode           // of the last one that was
+	swept   bool           // nothing of ours is left elsewhere
 	said    map[string]bool
 }
 
@@ -85,6 +89,9 @@ func newManager(h host, o Options) *Manager {
 	}
 	if m.resync <= 0 {
 		m.resync = defaultResync
+	}
+	for _, p := range o.Former {
+		m.former = append(m.former, p.Masked())
 	}
 	m.status.Since = time.Now()
 	return m
@@ -152,6 +159,7 @@ func (m *Manager) once(ctx context.Context) {
 	m.mu.Lock()
 	before := m.status
 	if m.news {
+		m.former = append(m.former, prefixes(m.current.Nets)...)
 		m.current, m.news, m.chosen = m.want, false, nil
 	}
 	m.mu.Unlock()
@@ -179,10 +187,7 @@ func (m *Manager) apply(ctx context.Context) (report, error) {
 	if err := m.current.check(); err != nil {
 		return report{}, err
 	}
-	want := map[family][]rule{}
-	for _, f := range families() {
-		want[f] = m.current.rules(f)
-	}
+	want := m.current.goals(m.former)
 	if m.chosen == nil {
 		chosen, err := m.host.open(ctx, m.current.NFTables, want)
 		if err != nil {
@@ -190,17 +195,17 @@ func (m *Manager) apply(ctx context.Context) (report, error) {
 		}
 		m.chosen, m.mode, m.swept = chosen, chosen.mode(), false
 	}
-	r, err := m.chosen.apply(ctx, want, m.current.Nets)
+	r, err := m.chosen.apply(ctx, want)
 	if err != nil {
 		m.chosen = nil
 		return r, err
 	}
 	// Only now, so that the rules of the other way serve until these do.
 	if !m.swept {
-		if err := m.host.sweep(ctx, m.chosen); err != nil {
+		if err := m.host.sweep(ctx, m.chosen, want[ipv4].sibling); err != nil {
 			r.notes = append(r.notes, fmt.Sprintf("rules of an earlier run may be left: %v", err))
 		} else {
-			m.swept = true
+			m.swept, m.former = true, nil
 		}
 	}
 	return r, nil

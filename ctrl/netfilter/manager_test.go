@@ -29,7 +29,7 @@ func newFakeHost() *fakeHost {
 	return &fakeHost{appliers: map[Mode]*fakeApplier{IPTables: {by: IPTables}, NFTables: {by: NFTables}}}
 }
 
-func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family][]rule) (applier, error) {
+func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family]goal) (applier, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.openErr != nil {
@@ -43,7 +43,7 @@ func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family][]rule) (
 	return h.appliers[mode], nil
 }
 
-func (h *fakeHost) sweep(_ context.Context, chosen applier) error {
+func (h *fakeHost) sweep(_ context.Context, chosen applier, _ func(rule) bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sweeps = append(h.sweeps, chosen.mode())
@@ -106,7 +106,7 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 			t.Fatalf("after Set: %+v", s)
 		}
 		s.Notes[0] = "the reader's own"
-		if got := a.applied()[0][ipv4]; !slices.Equal(got, everything().rules(ipv4)) || len(a.applied()[0][ipv6]) == 0 {
+		if got := a.applied()[0]; !slices.Equal(got[ipv4].rules, everything().rules(ipv4)) || len(got[ipv6].rules) == 0 {
 			t.Errorf("applied %v", a.applied()[0])
 		}
 		pass(defaultResync * 3)

@@ -44,7 +44,7 @@ type ofVariant struct {
 	variant string
 }
 
-func (h ofVariant) open(ctx context.Context, nftables bool, want map[family][]rule) (applier, error) {
+func (h ofVariant) open(ctx context.Context, nftables bool, want map[family]goal) (applier, error) {
 	byIPTables := func() (applier, error) { return openVariant(ctx, h.variant, want) }
 	noNFTables := func() (applier, error) { return nil, errors.New("not in this test") }
 	if nftables {
@@ -215,7 +215,7 @@ func listNFT(b *strings.Builder, f family) error {
 		}
 		b.WriteByte('\n')
 		for _, r := range rules {
-			fmt.Fprintf(b, "\t%s (%d expressions)\n", decode(f, r.Exprs).text(), len(r.Exprs))
+			fmt.Fprintf(b, "\t%s (%d expressions)\n", kernelRule(f, baseChain{}, r).text(), len(r.Exprs))
 		}
 	}
 	return nil

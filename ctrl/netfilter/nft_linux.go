@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -66,11 +68,11 @@ type nft struct {
 }
 
 // openNFT asks the kernel for what the rules need and returns an error where it lacks it.
-func openNFT(want map[family][]rule) (applier, error) {
+func openNFT(want map[family]goal) (applier, error) {
 	n := &nft{plainPorts: map[family]bool{}, noTrackErr: map[family]error{}}
 	for _, f := range families() {
 		for _, c := range baseChains() {
-			rules := nftRules(c, want[f])
+			rules := nftRules(c, want[f].rules)
 			if len(rules) == 0 {
 				continue
 			}
@@ -98,7 +100,10 @@ func try(f family, c baseChain, rules []rule) error {
 	}
 	t := &nftables.Table{Name: probeTable, Family: kernelFamily(f)}
 	conn.AddTable(t)
-	addChain(conn, t, f, c, rules)
+	chain := addChain(conn, t, c)
+	for _, r := range rules {
+		conn.AddRule(kernelForm(f, t, chain, r))
+	}
 	conn.DelTable(t)
 	return flush(conn)
 }
@@ -125,12 +130,14 @@ func flush(conn *nftables.Conn) error {
 	return err
 }
 
-// nftRules picks the rules of a chain, in the words that nftables has: there is nothing to jump from, and our table needs
-// no comments to be known as ours.
+// nftRules picks the rules of a chain, in the words that nftables has: there is nothing to jump from, and in our table only
+// a comment that tells whose a rule is serves a purpose.
 func nftRules(c baseChain, want []rule) []rule {
 	rs := inChain(want, c.table, c.chain)
 	for i := range rs {
-		rs[i].comment = ""
+		if rs[i].verdict != noTrack {
+			rs[i].comment = ""
+		}
 	}
 	return rs
 }
@@ -150,23 +157,25 @@ func (n *nft) fit(f family, want []rule) []rule {
 	return rs
 }
 
-// apply makes the table of each family hold exactly the wanted rules. A table that differs is replaced as a whole, in one
-// transaction, in which no packet sees an empty one.
-func (n *nft) apply(_ context.Context, want map[family][]rule, nets []Net) (report, error) {
+// apply makes the table of each family hold exactly the wanted rules among ours. What differs is set right in one
+// transaction, so that no packet sees half of it.
+func (n *nft) apply(_ context.Context, want map[family]goal) (report, error) {
 	var (
 		total report
 		errs  []error
 	)
 	for _, f := range families() {
-		r, err := applyNFT(f, n.fit(f, want[f]))
-		if len(want[f]) == 0 && noNFTables(err) {
+		g := want[f]
+		g.rules = n.fit(f, g.rules)
+		r, err := applyNFT(f, g)
+		if len(g.rules) == 0 && noNFTables(err) {
 			err = nil // nothing to remove either
 		}
 		if err := n.noTrackErr[f]; err != nil {
 			r.notes = append(r.notes, stayTracked(err))
 		}
-		o := onlooker{family: f, nets: netsOf(f, nets), own: []string{tableName(f)}, outcome: "our chain before it keeps them"}
-		r.notes = append(r.notes, o.look(want[f])...)
+		o := onlooker{family: f, nets: g.nets, own: []string{tableName(f)}, outcome: "our chain before it keeps them"}
+		r.notes = append(r.notes, o.look(want[f].rules)...)
 		total.add(r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("nftables %s: %w", tableName(f), err))
@@ -177,82 +186,141 @@ func (n *nft) apply(_ context.Context, want map[family][]rule, nets []Net) (repo
 
 func (*nft) mode() Mode { return NFTables }
 
-func applyNFT(f family, want []rule) (report, error) {
-	t := &nftables.Table{Name: tableName(f), Family: kernelFamily(f)}
-	wrong, err := differs(f, t, want)
-	if err != nil || wrong == "" {
-		return report{}, err
-	}
-	conn, err := dial()
-	if err != nil {
-		return report{}, err
-	}
-	conn.AddTable(t) // so that there is one to take away
-	conn.DelTable(t)
-	if len(want) > 0 {
-		conn.AddTable(t)
-	}
-	for _, c := range baseChains() {
-		if rules := nftRules(c, want); len(rules) > 0 {
-			addChain(conn, t, f, c, rules)
+// applyNFT does apply for one family. Another daemon may change the table between our look and our change, hence the
+// attempts.
+func applyNFT(f family, g goal) (report, error) {
+	var (
+		done    report
+		lastErr error
+	)
+	for range attempts {
+		conn, err := dial()
+		if err != nil {
+			return done, err
+		}
+		wrong, err := queueRepair(conn, f, g)
+		if err != nil || len(wrong) == 0 {
+			return done, err
+		}
+		if lastErr = flush(conn); lastErr == nil {
+			done.changes = append(done.changes, wrong...)
+			lastErr = fmt.Errorf("rules do not read back as they were set: %s", strings.Join(wrong, ", "))
 		}
 	}
-	if err := flush(conn); err != nil {
-		return report{}, fmt.Errorf("replace: %w", err)
-	}
-	again, err := differs(f, t, want)
-	if err == nil && again != "" {
-		err = fmt.Errorf("rules do not read back as they were set: %s", again)
-	}
-	return report{changes: []string{fmt.Sprintf("table %s: %s", t.Name, wrong)}}, err
+	return done, lastErr
 }
 
-func addChain(conn *nftables.Conn, t *nftables.Table, f family, c baseChain, rules []rule) {
-	policy := nftables.ChainPolicyAccept
-	chain := conn.AddChain(&nftables.Chain{
-		Name: c.name, Table: t, Type: c.kind, Hooknum: &c.hook, Priority: &c.priority, Policy: &policy,
-	})
-	for _, r := range rules {
-		conn.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: encode(f, r)})
-	}
-}
-
-// differs says in words in what the kernel's table is not as wanted; nothing if it is.
-func differs(f family, t *nftables.Table, want []rule) (string, error) {
-	conn, err := dial()
-	if err != nil {
-		return "", err
-	}
+// queueRepair puts into conn's next transaction what makes our table as wanted, and says it in words; nothing if it is.
+// A sibling's rules stay, and so does the table while it has any.
+func queueRepair(conn *nftables.Conn, f family, g goal) (wrong []string, err error) {
+	t := &nftables.Table{Name: tableName(f), Family: kernelFamily(f)}
 	chains, exists, err := chainsOf(conn, t)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	for _, c := range baseChains() {
-		wanted := nftRules(c, want)
-		i := slices.IndexFunc(chains, func(have *nftables.Chain) bool { return have.Name == c.name })
-		if i < 0 {
-			if len(wanted) > 0 {
-				return fmt.Sprintf("%d rules set in %s", len(wanted), c.name), nil
-			}
+	if !exists && len(g.rules) > 0 {
+		conn.AddTable(t)
+	}
+	stay := len(g.rules) > 0
+	for _, c := range sharedChains(t, chains) {
+		if c.kernel == nil && len(nftRules(c.baseChain, g.rules)) == 0 {
 			continue
 		}
-		have := chains[i]
-		chains = slices.Delete(chains, i, i+1)
-		if !c.is(have) {
-			return c.name + " hooked anew", nil
-		}
-		kernel, err := conn.GetRules(t, have)
+		m, err := c.queue(conn, f, g)
 		if err != nil {
-			return "", fmt.Errorf("list %s: %w", c.name, err)
+			return nil, fmt.Errorf("list %s: %w", c.name, err)
 		}
-		if !slices.Equal(kernelRules(f, c, kernel), wanted) {
-			return fmt.Sprintf("%d rules set in %s in place of %d", len(wanted), c.name, len(kernel)), nil
+		stay = stay || !m.void
+		if !m.nothing() {
+			wrong = append(wrong, fmt.Sprintf("table %s %s: %s", t.Name, c.name, m.words()))
 		}
 	}
-	if len(chains) > 0 || exists && len(want) == 0 {
-		return "what was not wanted removed", nil
+	if exists && !stay {
+		conn.DelTable(t)
+		wrong = append(wrong, fmt.Sprintf("table %s: removed", t.Name))
 	}
-	return "", nil
+	return wrong, nil
+}
+
+// sharedChain is a chain of our table, which a sibling may have rules in as well.
+type sharedChain struct {
+	baseChain
+	table  *nftables.Table
+	kernel *nftables.Chain // nil: it does not exist
+}
+
+// sharedChains are those that may be wanted, and then whatever else a table holds.
+func sharedChains(t *nftables.Table, have []*nftables.Chain) []sharedChain {
+	var all []sharedChain
+	for _, c := range baseChains() {
+		s := sharedChain{baseChain: c, table: t}
+		if i := slices.IndexFunc(have, func(k *nftables.Chain) bool { return k.Name == c.name }); i >= 0 {
+			s.kernel = have[i]
+			have = slices.Delete(have, i, i+1)
+		}
+		all = append(all, s)
+	}
+	for _, k := range have {
+		all = append(all, sharedChain{baseChain{name: k.Name}, t, k})
+	}
+	return all
+}
+
+// queue does queueRepair for one chain, and returns what it comes to.
+func (c sharedChain) queue(conn *nftables.Conn, f family, g goal) (mend, error) {
+	want := nftRules(c.baseChain, g.rules)
+	var kernel []*nftables.Rule
+	if c.kernel != nil {
+		var err error
+		if kernel, err = conn.GetRules(c.table, c.kernel); err != nil {
+			return mend{}, err
+		}
+	}
+	chain := c.kernel
+	if len(want) > 0 && (chain == nil || !c.is(chain)) {
+		kernel = slices.DeleteFunc(kernel, func(k *nftables.Rule) bool { return !g.sibling(kernelRule(f, c.baseChain, k).rule) })
+		chain = c.anew(conn, kernel)
+	}
+	have := make([]found, len(kernel))
+	for i, k := range kernel {
+		have[i] = kernelRule(f, c.baseChain, k)
+	}
+	m := g.mend(want, have)
+	for _, i := range m.drop {
+		if err := conn.DelRule(&nftables.Rule{Table: c.table, Chain: chain, Handle: kernel[i].Handle}); err != nil {
+			return m, err
+		}
+	}
+	for _, r := range slices.Backward(m.front) {
+		conn.InsertRule(kernelForm(f, c.table, chain, r))
+	}
+	for _, r := range m.back {
+		conn.AddRule(kernelForm(f, c.table, chain, r))
+	}
+	if m.void {
+		conn.DelChain(chain)
+	}
+	return m, nil
+}
+
+// anew makes a chain, in place of one that is called elsewhere than it should be, and puts back what is to stay.
+func (c sharedChain) anew(conn *nftables.Conn, stay []*nftables.Rule) *nftables.Chain {
+	if c.kernel != nil {
+		conn.FlushChain(c.kernel)
+		conn.DelChain(c.kernel)
+	}
+	chain := addChain(conn, c.table, c.baseChain)
+	for _, k := range stay {
+		conn.AddRule(&nftables.Rule{Table: c.table, Chain: chain, Exprs: k.Exprs, UserData: k.UserData})
+	}
+	return chain
+}
+
+func addChain(conn *nftables.Conn, t *nftables.Table, c baseChain) *nftables.Chain {
+	policy := nftables.ChainPolicyAccept
+	return conn.AddChain(&nftables.Chain{
+		Name: c.name, Table: t, Type: c.kind, Hooknum: &c.hook, Priority: &c.priority, Policy: &policy,
+	})
 }
 
 // is tells whether a chain of the kernel's is called where ours is to be.
@@ -261,16 +329,23 @@ func (c baseChain) is(have *nftables.Chain) bool {
 		have.Priority != nil && *have.Priority == c.priority && have.Policy != nil && *have.Policy == nftables.ChainPolicyAccept
 }
 
-// kernelRules reads rules back; one that does not read as one of ours becomes a zero rule, equal to none.
-func kernelRules(f family, c baseChain, kernel []*nftables.Rule) []rule {
-	rs := make([]rule, len(kernel))
-	for i, k := range kernel {
-		if d := decode(f, k.Exprs); d.exact() {
-			rs[i] = d.rule
-			rs[i].table, rs[i].chain = c.table, c.chain
-		}
+// kernelForm is a rule as the kernel takes it.
+func kernelForm(f family, t *nftables.Table, c *nftables.Chain, r rule) *nftables.Rule {
+	k := &nftables.Rule{Table: t, Chain: c, Exprs: encode(f, r)}
+	if r.comment != "" {
+		k.UserData = userdata.AppendString(nil, userdata.TypeComment, r.comment)
 	}
-	return rs
+	return k
+}
+
+// kernelRule is the reverse of kernelForm, for rules of anybody's.
+func kernelRule(f family, c baseChain, k *nftables.Rule) found {
+	d := decode(f, k.Exprs)
+	d.table, d.chain = c.table, c.chain
+	if comment, ok := userdata.GetString(k.UserData, userdata.TypeComment); ok && d.verdict == noTrack {
+		d.comment = comment
+	}
+	return found{d.rule, d.exact()}
 }
 
 // chainsOf lists the chains of a table, and whether the table exists.

@@ -9,16 +9,15 @@ import (
 	"github.com/google/nftables/xt"
 )
 
-// removeXtablesNFT removes our rules and chains from the tables that iptables-nft keeps in nftables. The rest of those
-// tables is not touched, nor understood. It returns what it removed, in words.
-func removeXtablesNFT(f family) (removed []string, err error) {
+// removeXtablesNFT removes our rules, not a sibling's, and chains from the tables that iptables-nft keeps in nftables. The
+// rest of those tables is not touched. It returns what it removed, in words.
+func removeXtablesNFT(f family, sibling func(rule) bool) (removed []string, err error) {
 	conn, err := dial()
 	if err != nil {
 		return nil, err
 	}
 	for _, l := range layouts() {
-		t := &nftables.Table{Name: l.table, Family: kernelFamily(f)}
-		n, err := queueRemoval(conn, t, l)
+		n, err := queueRemoval(conn, f, l, sibling)
 		if noNFTables(err) {
 			continue
 		}
@@ -35,56 +34,90 @@ func removeXtablesNFT(f family) (removed []string, err error) {
 	return removed, nil
 }
 
-// queueRemoval puts into conn's next transaction what empties one table of ours: first the rules that jump to our chains,
-// then those. It returns how many rules and chains that are.
-func queueRemoval(conn *nftables.Conn, t *nftables.Table, l layout) (n int, err error) {
-	chains, _, err := chainsOf(conn, t)
+// queueRemoval puts into conn's next transaction what takes our rules out of one table, and returns how many rules and
+// chains that are. A chain that a sibling has rules in stays, and so does what jumps to it.
+func queueRemoval(conn *nftables.Conn, f family, l layout, sibling func(rule) bool) (n int, err error) {
+	chains, _, err := chainsOf(conn, &nftables.Table{Name: l.table, Family: kernelFamily(f)})
 	if err != nil {
 		return 0, err
+	}
+	var (
+		rules    []xtRule
+		void     []*nftables.Chain
+		occupied []string
+	)
+	for _, c := range chains {
+		if !slices.Contains(l.own, c.Name) {
+			continue
+		}
+		listed, err := listXT(conn, f, c)
+		if err != nil {
+			return 0, err
+		}
+		var have []found
+		for _, r := range listed {
+			have = append(have, found{rule: r.rule})
+		}
+		m := goal{sibling: sibling}.mend(nil, have)
+		for _, i := range m.drop {
+			rules = append(rules, listed[i])
+		}
+		if m.void {
+			void = append(void, c)
+		} else {
+			occupied = append(occupied, c.Name)
+		}
 	}
 	for _, c := range chains {
 		if !slices.Contains(l.hooks, c.Name) {
 			continue
 		}
-		rules, err := conn.GetRules(t, c)
+		listed, err := listXT(conn, f, c)
 		if err != nil {
-			return n, err
+			return 0, err
 		}
-		for _, r := range rules {
-			if !oursByNFT(l, r) {
-				continue
-			}
-			r.Table, r.Chain = t, c
-			if err := conn.DelRule(r); err != nil {
-				return n, err
-			}
-			n++
+		rules = append(rules, slices.DeleteFunc(listed, func(r xtRule) bool {
+			return !ours(l, r.parsed) || sibling(r.rule) || slices.Contains(occupied, r.target)
+		})...)
+	}
+	for _, r := range rules {
+		if err := conn.DelRule(r.kernel); err != nil {
+			return 0, err
 		}
 	}
-	for _, c := range chains {
-		if slices.Contains(l.own, c.Name) {
-			conn.FlushChain(c)
-			conn.DelChain(c)
-			n++
-		}
+	for _, c := range void {
+		conn.DelChain(c)
 	}
-	return n, nil
+	return len(rules) + len(void), nil
 }
 
-// oursByNFT is ours for a rule in the kernel's form.
-func oursByNFT(l layout, r *nftables.Rule) bool {
-	p := parsed{}
-	for _, e := range r.Exprs {
-		switch e := e.(type) {
-		case *expr.Verdict:
-			p.target = e.Chain
-		case *expr.Match:
-			if c, ok := e.Info.(*xt.Comment); ok {
-				p.comment, p.hasComment = string(*c), true
+// xtRule is a rule of iptables-nft's in the kernel's form, as far as we need to understand it.
+type xtRule struct {
+	parsed
+	kernel *nftables.Rule
+}
+
+func listXT(conn *nftables.Conn, f family, c *nftables.Chain) ([]xtRule, error) {
+	kernel, err := conn.GetRules(c.Table, c)
+	if err != nil {
+		return nil, err
+	}
+	rules := make([]xtRule, len(kernel))
+	for i, k := range kernel {
+		k.Table, k.Chain = c.Table, c
+		rules[i] = xtRule{parsed{rule: decode(f, k.Exprs).rule}, k}
+		for _, e := range k.Exprs {
+			switch e := e.(type) {
+			case *expr.Verdict:
+				rules[i].target = e.Chain
+			case *expr.Match:
+				if c, ok := e.Info.(*xt.Comment); ok {
+					rules[i].comment = string(*c)
+				}
 			}
 		}
 	}
-	return ours(l, p)
+	return rules, nil
 }
 
 // onlooker looks through others' nftables chains for what our rules work against, or in vain.

@@ -55,14 +55,14 @@ const (
 	commentMasquerade = "flanneld masq"
 	commentForward    = "flanneld forward"
 	commentKeepSource = "weft keep source"
-	commentNoTrack    = "weft notrack"
+	commentNoTrack    = "weft notrack" // with the network behind it
 )
 
 // layout is the part of an iptables table that concerns us.
 type layout struct {
 	table string
 	hooks []string // built-in chains that may hold single rules of ours
-	own   []string // chains that are ours as a whole
+	own   []string // chains of ours, in the order in which packets come to them
 }
 
 func layouts() []layout {

@@ -41,19 +41,20 @@ type tables interface {
 	restore(ctx context.Context, text string) error
 }
 
-// applyTables makes the tables of one family hold exactly the wanted rules of ours. A table that fails does not hold up
+// applyTables makes the tables of one family hold exactly the wanted rules among ours. A table that fails does not hold up
 // the others.
-func applyTables(ctx context.Context, t tables, want []rule, nets []Net) (report, error) {
+func applyTables(ctx context.Context, t tables, g goal) (report, error) {
 	var (
 		total report
 		errs  []error
 	)
 	for _, l := range layouts() {
-		wanted := lowered(l.table, want)
-		if len(wanted) == 0 && !t.has(l.table) {
+		part := g
+		part.rules = lowered(l.table, g.rules)
+		if len(part.rules) == 0 && !t.has(l.table) {
 			continue
 		}
-		r, err := applyTable(ctx, t, l, wanted, nets)
+		r, err := applyTable(ctx, t, l, part)
 		total.add(r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("table %s: %w", l.table, err))
@@ -77,7 +78,7 @@ func lowered(table string, want []rule) []rule {
 	return rs
 }
 
-func applyTable(ctx context.Context, t tables, l layout, want []rule, nets []Net) (report, error) {
+func applyTable(ctx context.Context, t tables, l layout, g goal) (report, error) {
 	var (
 		done    report
 		lastErr error
@@ -87,7 +88,9 @@ func applyTable(ctx context.Context, t tables, l layout, want []rule, nets []Net
 		if err != nil {
 			return done, err
 		}
-		now, notes := unprotected(l, want, have, nets)
+		now := g
+		var notes []string
+		now.rules, notes = unprotected(l, g, have)
 		lines, changes := plan(l, now, have)
 		if len(lines) == 0 {
 			done.notes = notes
@@ -122,23 +125,23 @@ func read(t tables, l layout) (listing, error) {
 
 // unprotected leaves the protection of sources out of want where nobody rewrites them, so that a host without such a rule
 // holds flannel's rules and no others. A rule that does is named even where no protection is wanted.
-func unprotected(l layout, want []rule, have listing, nets []Net) (rest []rule, notes []string) {
+func unprotected(l layout, g goal, have listing) (rest []rule, notes []string) {
 	for _, line := range have[hookPostrouting] {
 		p, ok := parse(l.table, line)
-		if ok && !ours(l, p) && slices.ContainsFunc(nets, func(n Net) bool { return catches(p, n) }) {
+		if ok && !ours(l, p) && slices.ContainsFunc(g.nets, func(n Net) bool { return catches(p, n) }) {
 			notes = append(notes,
 				fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", line, l.table, hookPostrouting))
 		}
 	}
 	isGuard := func(r rule) bool { return r.comment == commentKeepSource }
 	switch {
-	case !slices.ContainsFunc(want, isGuard):
-		return want, notes
+	case !slices.ContainsFunc(g.rules, isGuard):
+		return g.rules, notes
 	case len(notes) == 0:
-		return slices.DeleteFunc(slices.Clone(want), isGuard), nil
+		return slices.DeleteFunc(slices.Clone(g.rules), isGuard), nil
 	}
 	for i := range notes {
 		notes[i] += "; our rules before it keep them"
 	}
-	return want, notes
+	return g.rules, notes
 }

@@ -132,10 +132,12 @@ func (x *xtables) fit(want []rule) (rs []rule, notes []string) {
 	return rs, notes
 }
 
-func (x *xtables) apply(ctx context.Context, want []rule, nets []Net) (report, error) {
-	fitting, notes := x.fit(want)
-	r, err := applyTables(ctx, x, fitting, nets)
-	r.notes = append(append(r.notes, notes...), x.onlooker(nets).look(want)...)
+func (x *xtables) apply(ctx context.Context, g goal) (report, error) {
+	fitting := g
+	var notes []string
+	fitting.rules, notes = x.fit(g.rules)
+	r, err := applyTables(ctx, x, fitting)
+	r.notes = append(append(r.notes, notes...), x.onlooker(g.nets).look(g.rules)...)
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", x.program, err)
 	}

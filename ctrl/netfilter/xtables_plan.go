@@ -12,58 +12,88 @@ type listing map[string][]string
 
 // plan compares what one table has with what is wanted, and returns the lines for iptables-restore --noflush that make it
 // so, and what they change in words for the log. Nothing to do: both are empty. Rules of others stay, in their order.
-func plan(l layout, want []rule, have listing) (lines, changes []string) {
-	var declare, hook, remove []string
+func plan(l layout, g goal, have listing) (lines, changes []string) {
+	var create, remove []string
+	var occupied []string // chains of ours that only siblings have rules in
 	for _, chain := range l.own {
-		wanted := inChain(want, l.table, chain)
 		listed, exists := have[chain]
-		switch {
-		case len(wanted) > 0 && !(exists && slices.Equal(exactRules(l.table, listed), wanted)):
-			// Naming a chain of ours creates or empties it within the same transaction.
-			declare = append(declare, ":"+chain+" - [0:0]")
-			for _, r := range wanted {
-				hook = append(hook, "-A "+chain+" "+r.text())
-			}
-			changes = append(changes, fmt.Sprintf("%s %s: %d rules set", l.table, chain, len(wanted)))
-		case len(wanted) == 0 && exists:
-			remove = append(remove, "-F "+chain, "-X "+chain)
-			changes = append(changes, fmt.Sprintf("%s %s: removed", l.table, chain))
+		want := inChain(g.rules, l.table, chain)
+		if !exists && len(want) == 0 {
+			continue
+		}
+		if !exists {
+			// Refused if a sibling makes the chain meanwhile; naming it instead would empty it.
+			create = append(create, "-N "+chain)
+		}
+		more, m := planOwn(g, chain, want, rulesIn(l.table, listed))
+		lines = append(lines, more...)
+		if m.void {
+			remove = append(remove, "-X "+chain)
+		} else if len(want) == 0 {
+			occupied = append(occupied, chain)
+		}
+		if !m.nothing() {
+			changes = append(changes, fmt.Sprintf("%s %s: %s", l.table, chain, m.words()))
 		}
 	}
 	for _, chain := range l.hooks {
-		more, change := planHook(l, chain, inChain(want, l.table, chain), have[chain])
-		hook = append(hook, more...)
+		more, change := planHook(l, g, chain, occupied, have[chain])
+		lines = append(lines, more...)
 		if change != "" {
 			changes = append(changes, change)
 		}
 	}
-	return slices.Concat(declare, hook, remove), changes
+	return slices.Concat(create, lines, remove), changes
 }
 
-// planHook does the part of plan for one built-in chain, where our rules stand among others'.
-func planHook(l layout, chain string, want []rule, listed []string) (lines []string, change string) {
+// planOwn does the part of plan for what is in a chain of ours, rule by rule: a sibling may write to the same chain
+// between our look and our change.
+func planOwn(g goal, chain string, want []rule, listed []parsed) (lines []string, m mend) {
+	have := make([]found, len(listed))
+	for i, p := range listed {
+		have[i] = found{p.rule, p.exact()}
+	}
+	m = g.mend(want, have)
+	for _, i := range m.drop {
+		lines = append(lines, deletion(listed[i]))
+	}
+	for i, r := range m.front {
+		lines = append(lines, fmt.Sprintf("-I %s %d %s", chain, i+1, r.text()))
+	}
+	for _, r := range m.back {
+		lines = append(lines, "-A "+chain+" "+r.text())
+	}
+	return lines, m
+}
+
+func deletion(p parsed) string { return "-D" + strings.TrimPrefix(p.line, "-A") }
+
+// planHook does the part of plan for one built-in chain, where our rules stand among others'. The jumps there belong to
+// whoever has rules in the chain that they lead to.
+func planHook(l layout, g goal, chain string, occupied, listed []string) (lines []string, change string) {
 	var mine, foreign []parsed
-	var mineText []string
 	inPlace := true
-	for _, line := range listed {
-		p, ok := parse(l.table, line)
-		if !ok {
-			continue
-		}
-		if ours(l, p) {
+	for _, p := range rulesIn(l.table, listed) {
+		if ours(l, p) && !g.sibling(p.rule) {
 			inPlace = inPlace && !slices.ContainsFunc(foreign, spoils(p.rule))
 			mine = append(mine, p)
-			mineText = append(mineText, line)
 		} else {
 			foreign = append(foreign, p)
 		}
 	}
+	want := inChain(g.rules, l.table, chain)
+	for _, p := range mine {
+		if r := entrance(p.target); slices.Contains(occupied, p.target) && !slices.Contains(want, r) {
+			want = append(want, r)
+		}
+	}
+	slices.SortStableFunc(want, func(a, b rule) int { return slices.Index(l.own, a.to) - slices.Index(l.own, b.to) })
 	have, allExact := bare(mine)
 	if inPlace && allExact && slices.Equal(have, want) {
 		return nil, ""
 	}
-	for _, line := range mineText {
-		lines = append(lines, "-D"+strings.TrimPrefix(line, "-A"))
+	for _, p := range mine {
+		lines = append(lines, deletion(p))
 	}
 	lines = append(lines, insertions(want, foreign)...)
 	return lines, fmt.Sprintf("%s %s: %s", l.table, chain, difference(have, want, inPlace, allExact))
@@ -109,14 +139,14 @@ func ends(p parsed) bool {
 	return !conditional && (rewrites(p) || slices.Contains([]string{"ACCEPT", "DROP", "REJECT", "RETURN"}, p.target))
 }
 
-// ours tells whether a rule in a built-in chain was made by us, by flannel or by an earlier run of either: it jumps to a
-// chain of ours or carries our comment.
+// ours tells whether a rule in a built-in chain was made by us, by flannel, or by a sibling or an earlier run of either: it
+// jumps to a chain of ours or carries our comment.
 func ours(l layout, p parsed) bool {
 	if slices.Contains(l.own, p.target) {
 		return true
 	}
-	comments := []string{commentMasquerade, commentForward, commentKeepSource, commentNoTrack}
-	return p.hasComment && slices.Contains(comments, p.comment)
+	comments := []string{commentMasquerade, commentForward, commentKeepSource}
+	return slices.Contains(comments, p.comment) || strings.HasPrefix(p.comment, commentNoTrack)
 }
 
 // catches tells whether a rule of somebody else's can rewrite the source of what pods of n send each other between nodes.
@@ -131,20 +161,15 @@ func between(src, dst addrMatch, n Net) bool {
 	return src.mayMatch(network) && dst.mayMatch(network) && !dst.within(n.Subnet.Masked())
 }
 
-// exactRules reads a listed chain; a line that does not read as one of our rules becomes a zero rule, equal to none.
-func exactRules(table string, listed []string) []rule {
-	var rs []rule
+// rulesIn reads a listed chain.
+func rulesIn(table string, listed []string) []parsed {
+	var ps []parsed
 	for _, line := range listed {
-		p, ok := parse(table, line)
-		switch {
-		case !ok:
-		case p.exact():
-			rs = append(rs, p.rule)
-		default:
-			rs = append(rs, rule{})
+		if p, ok := parse(table, line); ok {
+			ps = append(ps, p)
 		}
 	}
-	return rs
+	return ps
 }
 
 // bare strips parsed rules to their values, and tells whether those say all.

@@ -5,21 +5,27 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 )
 
 const (
-	dockerRule  = "-s 10.5.77.0/24 ! -o docker0 -j MASQUERADE"
-	hairpinRule = "-s 10.5.77.2/32 -d 10.5.77.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"
-	kubeRule    = `-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING`
-	masqJump    = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
-	keepJump    = `-m comment --comment "weft keep source" -j WEFT-KEEP-SOURCE`
-	forwardJump = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
-	oldMasq     = `-s 10.4.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
-	rejectAll   = "-j REJECT --reject-with icmp-host-prohibited"
+	dockerRule     = "-s 10.5.77.0/24 ! -o docker0 -j MASQUERADE"
+	hairpinRule    = "-s 10.5.77.2/32 -d 10.5.77.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"
+	kubeRule       = `-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING`
+	masqJump       = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
+	keepJump       = `-m comment --comment "weft keep source" -j WEFT-KEEP-SOURCE`
+	forwardJump    = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
+	oldMasq        = `-s 10.4.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
+	siblingMasq    = `-s 10.6.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
+	siblingNoTrack = `-d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.6.0.0/16" -j CT --notrack`
+	rejectAll      = "-j REJECT --reject-with icmp-host-prohibited"
 )
+
+// former is a network that was ours.
+var former = []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}
 
 // chainText lists the rules that everything wants in one chain of IPv4, as iptables prints them.
 func chainText(table, chain string) []string {
@@ -32,12 +38,12 @@ func chainText(table, chain string) []string {
 
 func applied(t *testing.T, f *fakeTables, d Desired) report {
 	t.Helper()
-	r, err := applyTables(t.Context(), f, d.rules(ipv4), netsOf(ipv4, d.Nets))
+	r, err := applyTables(t.Context(), f, d.goals(former)[ipv4])
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := len(f.restores)
-	again, err := applyTables(t.Context(), f, d.rules(ipv4), netsOf(ipv4, d.Nets))
+	again, err := applyTables(t.Context(), f, d.goals(former)[ipv4])
 	if err != nil || len(again.changes) > 0 || len(f.restores) != before {
 		t.Fatalf("a second time: %v, %v", again.changes, err)
 	}
@@ -62,9 +68,11 @@ func TestHooks(t *testing.T) {
 			[]string{masqJump, kubeRule}, "", 0},
 		{"double", tableNAT, hookPostrouting, []string{masqJump, kubeRule, masqJump}, []string{kubeRule, masqJump},
 			"1 old or double rules removed", 0},
-		{"of an older flannel, other network", tableNAT, hookPostrouting, []string{oldMasq, kubeRule},
+		{"of an older flannel, former network", tableNAT, hookPostrouting, []string{oldMasq, kubeRule},
 			[]string{kubeRule, masqJump},
 			"1 rules set, 1 old ones removed", 0},
+		{"of an older flannel, sibling's network", tableNAT, hookPostrouting, []string{siblingMasq, kubeRule},
+			[]string{siblingMasq, kubeRule, masqJump}, "1 rules set", 0},
 		{"with another comment", tableNAT, hookPostrouting, []string{"-j FLANNEL-POSTRTG"}, []string{masqJump},
 			"1 rules set, 1 old ones removed", 0},
 		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`},
@@ -110,10 +118,12 @@ func TestHooks(t *testing.T) {
 
 		{"raw, empty", tableRaw, hookPrerouting, nil, chainText(tableRaw, hookPrerouting), "1 rules set", 0},
 		{"raw, other address", tableRaw, hookPrerouting,
-			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack" -j CT --notrack`,
+			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack`,
 				"-i lo -j ACCEPT"},
 			slices.Concat([]string{"-i lo -j ACCEPT"},
 				chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old ones removed", 0},
+		{"raw, a sibling's for the same address", tableRaw, hookPrerouting, []string{siblingNoTrack},
+			slices.Concat([]string{siblingNoTrack}, chainText(tableRaw, hookPrerouting)), "1 rules set", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFakeTables()
@@ -180,7 +190,7 @@ func TestDropped(t *testing.T) {
 		"forward":    func(d *Desired) { d.Forward = false },
 		"guard":      func(d *Desired) { d.KeepSource = false },
 		"notrack":    func(d *Desired) { d.NoTrack = nil },
-		"all":        func(d *Desired) { *d = Desired{} },
+		"all":        func(d *Desired) { *d = Desired{Nets: d.Nets} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeTables()
@@ -256,7 +266,7 @@ func TestApplyTablesFailures(t *testing.T) {
 	t.Run("restore fails", func(t *testing.T) {
 		f := newFakeTables()
 		f.fail = broken
-		r, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
+		r, err := applyTables(t.Context(), f, everything().goals(nil)[ipv4])
 		if !errors.Is(err, broken) || len(r.changes) > 0 || len(f.restores) != 3*attempts {
 			t.Errorf("%v, %v, %d restores", err, r, len(f.restores))
 		}
@@ -264,7 +274,7 @@ func TestApplyTablesFailures(t *testing.T) {
 	t.Run("one table fails, the rest is done", func(t *testing.T) {
 		f := newFakeTables()
 		f.listFails = hookForward
-		_, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
+		_, err := applyTables(t.Context(), f, everything().goals(nil)[ipv4])
 		if err == nil || err.Error() != "table filter: list FORWARD: cannot list FORWARD" {
 			t.Errorf("error %v", err)
 		}
@@ -288,10 +298,24 @@ func TestApplyTablesFailures(t *testing.T) {
 			t.Errorf("got %q", f.chains[tableNAT][hookPostrouting])
 		}
 	})
+	t.Run("a sibling makes the same chains meanwhile", func(t *testing.T) {
+		f := newFakeTables()
+		accepted := "-s 10.6.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT"
+		f.meddle = func(table string) {
+			if table == tableFilter && f.chains[table][chainForward] == nil {
+				f.chains[table][hookForward], f.chains[table][chainForward] = []string{forwardJump}, []string{accepted}
+			}
+		}
+		applied(t, f, everything())
+		want := append([]string{accepted}, chainText(tableFilter, chainForward)...)
+		if got := f.chains[tableFilter]; !slices.Equal(got[chainForward], want) || len(got[hookForward]) != 1 {
+			t.Errorf("got %q", got)
+		}
+	})
 	t.Run("rules do not read back", func(t *testing.T) {
 		f := newFakeTables()
 		f.distort = func(r string) string { return strings.ReplaceAll(r, "RETURN", "CONTINUE") }
-		_, err := applyTables(t.Context(), f, everything().rules(ipv4), []Net{net4})
+		_, err := applyTables(t.Context(), f, everything().goals(nil)[ipv4])
 		if err == nil || !strings.Contains(err.Error(),
 			"do not read back as they were set: nat FLANNEL-POSTRTG: 6 rules set") {
 			t.Errorf("error %v", err)
@@ -301,7 +325,7 @@ func TestApplyTablesFailures(t *testing.T) {
 		f := newFakeTables()
 		ctx, cancel := context.WithCancel(t.Context())
 		f.meddle = func(string) { cancel() }
-		if _, err := applyTables(ctx, f, everything().rules(ipv4), []Net{net4}); !errors.Is(err, context.Canceled) {
+		if _, err := applyTables(ctx, f, everything().goals(nil)[ipv4]); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
 	})

@@ -101,12 +101,12 @@ func words(line string) []string {
 // parsed is a listed rule of anybody's, as far as we understand it.
 type parsed struct {
 	rule
-	target     string // the word after -j or -g, empty without one
-	hasComment bool
-	marked     bool // the packet's mark is looked at
-	udp        bool // only UDP is matched
-	others     int  // words before the target that rule cannot express: conditions
-	options    int  // words after the target that rule cannot express
+	line    string // as it was listed
+	target  string // the word after -j or -g, empty without one
+	marked  bool   // the packet's mark is looked at
+	udp     bool   // only UDP is matched
+	others  int    // words before the target that rule cannot express: conditions
+	options int    // words after the target that rule cannot express
 }
 
 // parse reads one line of `iptables -S`; ok tells whether it is a rule at all.
@@ -115,7 +115,7 @@ func parse(table, line string) (p parsed, ok bool) {
 	if len(w) < 2 || w[0] != "-A" {
 		return parsed{}, false
 	}
-	p.table, p.chain = table, w[1]
+	p.line, p.table, p.chain = line, table, w[1]
 	for w = w[2:]; len(w) > 0; {
 		w = p.take(w)
 	}
@@ -170,7 +170,7 @@ func (p *parsed) takePair(option, value string, not bool) bool {
 		p.marked = true
 		return !not && p.takeMark(value)
 	case "--comment":
-		p.comment, p.hasComment = value, true
+		p.comment = value
 	case "-j", "-g":
 		p.takeTarget(value, option == "-g")
 	default:

@@ -1,0 +1,163 @@
+package netfilter
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"weft/bench/lab"
+)
+
+// siblingOf is what a second daemon on the host wants: the same of another network, at the same address and port.
+func siblingOf(d Desired) Desired {
+	d.Nets = []Net{
+		{netip.MustParsePrefix("10.6.0.0/16"), netip.MustParsePrefix("10.6.9.0/24")},
+		{netip.MustParsePrefix("fc06::/48"), netip.MustParsePrefix("fc06:0:0:9::/64")},
+	}
+	return d
+}
+
+// everythingBy is all that can be wanted of one way.
+func everythingBy(w way) Desired {
+	d := everything()
+	d.NFTables = w.nft
+	return d
+}
+
+// lines are a listing's, each with its chain in front, without the headings that nftables has.
+func (w way) lines(t *testing.T, ns *lab.NS) []string {
+	t.Helper()
+	var all []string
+	for _, f := range families() {
+		heading := ""
+		for line := range strings.Lines(w.sorted(w.rulesOf(t, ns, f))) {
+			switch rule, indented := strings.CutPrefix(line, "\t"); {
+			case indented:
+				all = append(all, heading+rule)
+			case w.nft:
+				heading, _, _ = strings.Cut(line, ":")
+			default:
+				all = append(all, line)
+			}
+		}
+	}
+	return all
+}
+
+// docked is a namespace with a rule that pods' sources must be protected from.
+func (w way) docked(t *testing.T) *lab.NS {
+	t.Helper()
+	ns := newNS(t)
+	if !w.nft {
+		for _, f := range families() {
+			run(t, ns, w.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
+		}
+	}
+	return ns
+}
+
+// alone are the lines of one daemon that has the host for itself.
+func (w way) alone(t *testing.T, d Desired) (lines []string) {
+	t.Run("alone", func(t *testing.T) {
+		ns := w.docked(t)
+		set(t, ns, w.manager(), d)
+		lines = w.lines(t, ns)
+	})
+	return lines
+}
+
+// checkOf expects, of all the lines of one daemon, each to be there once and in order, or none that only it has.
+func (w way) checkOf(t *testing.T, ns *lab.NS, step string, alone []string) {
+	t.Helper()
+	var got []string
+	for _, line := range w.lines(t, ns) {
+		if slices.Contains(alone, line) {
+			got = append(got, line)
+		}
+	}
+	if !slices.Equal(got, alone) {
+		t.Errorf("%s:\n%swant\n%s", step, strings.Join(got, ""), strings.Join(alone, ""))
+	}
+}
+
+// checkNone expects nothing that names one of the networks.
+func (w way) checkNone(t *testing.T, ns *lab.NS, step string, nets []Net) {
+	t.Helper()
+	for _, line := range w.lines(t, ns) {
+		for _, p := range prefixes(nets) {
+			if strings.Contains(line, p.String()) {
+				t.Errorf("%s: left %s", step, line)
+			}
+		}
+	}
+}
+
+// TestNetnsSiblings has two daemons with other networks on one host, each in its way: both are complete, keep quiet, and
+// leave the other one's rules alone when they change or go.
+func TestNetnsSiblings(t *testing.T) {
+	for i, wa := range ways() {
+		for _, wb := range []way{wa, ways()[(i+1)%len(ways())]} {
+			t.Run(wa.name+" beside "+wb.name, func(t *testing.T) {
+				wa.need(t)
+				wb.need(t)
+				da, db := everythingBy(wa), siblingOf(everythingBy(wb))
+				aloneA, aloneB := wa.alone(t, da), wb.alone(t, db)
+				ns := wa.docked(t)
+				if wb.variant != wa.variant && !wb.nft {
+					for _, f := range families() {
+						run(t, ns, wb.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
+					}
+				}
+				a, b := wa.manager(), wb.manager()
+				set(t, ns, a, da)
+				set(t, ns, b, db)
+				quiet := func(step string) {
+					t.Helper()
+					for range 2 {
+						if ra, rb := resync(t, ns, a).Repairs, resync(t, ns, b).Repairs; ra+rb > 0 {
+							t.Errorf("%s: %d and %d repairs", step, ra, rb)
+						}
+					}
+				}
+				both := func(step string) {
+					t.Helper()
+					quiet(step)
+					wa.checkOf(t, ns, step+", the first", aloneA)
+					wb.checkOf(t, ns, step+", the second", aloneB)
+				}
+				both("started")
+				off := Desired{Nets: db.Nets, NFTables: wb.nft}
+				set(t, ns, b, off)
+				quiet("the second wants nothing")
+				wa.checkOf(t, ns, "the second wants nothing", aloneA)
+				wb.checkNone(t, ns, "the second wants nothing", db.Nets)
+
+				set(t, ns, b, db)
+				both("the second wants all again")
+				other := db
+				other.Nets = []Net{{netip.MustParsePrefix("10.7.0.0/16"), netip.MustParsePrefix("10.7.1.0/24")}}
+				set(t, ns, b, other)
+				quiet("the second changed its network")
+				wa.checkOf(t, ns, "the second changed its network", aloneA)
+				wb.checkNone(t, ns, "the second changed its network", db.Nets)
+
+				b = newManager(ofVariant{variant: wb.variant}, Options{Former: prefixes(other.Nets)})
+				set(t, ns, b, db)
+				both("the second changed back between two runs")
+				wb.checkNone(t, ns, "the second changed back between two runs", other.Nets)
+
+				da.NFTables = wb.nft
+				a = wb.manager()
+				set(t, ns, a, da)
+				quiet("the first goes the other's way")
+				wb.checkOf(t, ns, "the first goes the other's way", aloneB)
+				if wa != wb && !wa.nft {
+					wa.checkNone(t, ns, "the first goes the other's way", da.Nets)
+				}
+				do(t, ns, func() error { _, err := Cleanup(t.Context()); return err })
+				wb.checkNone(t, ns, "cleanup", slices.Concat(da.Nets, db.Nets))
+			})
+		}
+	}
+}
