@@ -19,6 +19,7 @@ import (
 type docker struct {
 	name    string
 	variant string // of the iptables programs; "table" is a foreign nftables table
+	chain   string // that POSTROUTING leads to and that has the rule, as CNI plugins and firewalld do it; empty: none
 }
 
 // overlay is two nodes with two pods each that reach each other by plain routes, and the lab's root as the outside.
@@ -106,12 +107,27 @@ func (o *overlay) dockerRule(t *testing.T, d docker, present bool) {
 		return
 	}
 	for i, f := range families() {
+		nat := func(args ...string) {
+			run(t, node, way{variant: d.variant}.program(f), append([]string{"-t", "nat"}, args...)...)
+		}
 		command := "-D"
 		if present {
 			command = "-I"
 		}
-		run(t, node, way{variant: d.variant}.program(f), "-t", "nat", command, "POSTROUTING",
-			"-s", o.nets[0][i].Subnet.Masked().String(), "!", "-o", "cni0", "-j", "MASQUERADE")
+		rule := []string{"-s", o.nets[0][i].Subnet.Masked().String(), "!", "-o", "cni0", "-j", "MASQUERADE"}
+		if d.chain == "" {
+			nat(append([]string{command, "POSTROUTING"}, rule...)...)
+			continue
+		}
+		if present {
+			nat("-N", d.chain)
+			nat(append([]string{"-A", d.chain}, rule...)...)
+		}
+		nat(command, "POSTROUTING", "-j", d.chain)
+		if !present {
+			nat("-F", d.chain)
+			nat("-X", d.chain)
+		}
 	}
 }
 
@@ -142,11 +158,12 @@ func foreignTable(nets []Net, present bool) error {
 
 // TestNetnsSources sends real packets over every combination and looks at the source that arrives.
 func TestNetnsSources(t *testing.T) {
+	none := docker{name: "no docker"}
 	dockers := map[string][]docker{
-		"nftables": {{"no docker", ""}, {"docker by iptables-nft", "-nft"}, {"docker by iptables-legacy", "-legacy"},
-			{"docker by nftables", "table"}},
-		"iptables-nft":    {{"no docker", ""}, {"docker", "-nft"}},
-		"iptables-legacy": {{"no docker", ""}, {"docker", "-legacy"}},
+		"nftables": {none, {name: "docker by iptables-nft", variant: "-nft"},
+			{name: "docker by iptables-legacy", variant: "-legacy"}, {name: "docker by nftables", variant: "table"}},
+		"iptables-nft":    {none, {name: "docker", variant: "-nft"}, {"a chain", "-nft", "CNI-0123"}},
+		"iptables-legacy": {none, {name: "docker", variant: "-legacy"}, {"a chain", "-legacy", "CNI-0123"}},
 	}
 	for _, w := range ways() {
 		t.Run(w.name, func(t *testing.T) {

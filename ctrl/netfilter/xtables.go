@@ -123,21 +123,26 @@ func read(t tables, l layout) (listing, error) {
 	return have, nil
 }
 
-// unprotected leaves the protection of sources out of want where nobody rewrites them, so that a host without such a rule
-// holds flannel's rules and no others. A rule that does is named even where no protection is wanted.
+// unprotected leaves the protection of sources out of want where nobody can rewrite them, so that a host without such a
+// rule holds flannel's rules and no others. A rule that does is named even where no protection is wanted; one that leads
+// to others is not, since it seldom leads to one that does.
 func unprotected(l layout, g goal, have listing) (rest []rule, notes []string) {
-	for _, line := range have[hookPostrouting] {
-		p, ok := parse(l.table, line)
-		if ok && !ours(l, p) && slices.ContainsFunc(g.nets, func(n Net) bool { return catches(p, n) }) {
+	caught := false
+	for _, p := range rulesIn(l.table, have[hookPostrouting]) {
+		if ours(l, p) || !slices.ContainsFunc(g.nets, func(n Net) bool { return catches(p, n) }) {
+			continue
+		}
+		caught = true
+		if rewrites(p) {
 			notes = append(notes,
-				fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", line, l.table, hookPostrouting))
+				fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", p.line, l.table, hookPostrouting))
 		}
 	}
 	isGuard := func(r rule) bool { return r.comment == commentKeepSource }
 	switch {
 	case !slices.ContainsFunc(g.rules, isGuard):
 		return g.rules, notes
-	case len(notes) == 0:
+	case !caught:
 		return slices.DeleteFunc(slices.Clone(g.rules), isGuard), nil
 	}
 	for i := range notes {

@@ -118,11 +118,11 @@ func insertions(want []rule, foreign []parsed) []string {
 	return lines
 }
 
-// spoils returns a test for rules that must not stand before r: for the protection of sources one that rewrites sources,
-// for the rest one that no packet gets past.
+// spoils returns a test for rules that must not stand before r: for the protection of sources one that may rewrite
+// sources, for the rest one that no packet gets past.
 func spoils(r rule) func(parsed) bool {
 	if r.verdict == jump && r.to == chainKeepSource {
-		return rewrites
+		return mayRewrite
 	}
 	return ends
 }
@@ -130,6 +130,17 @@ func spoils(r rule) func(parsed) bool {
 // rewrites tells whether a rule of the nat table can change a packet's source by itself.
 func rewrites(p parsed) bool {
 	return slices.Contains([]string{"MASQUERADE", "SNAT", "NETMAP"}, p.target)
+}
+
+// mayRewrite also takes in a rule that leads to a chain of somebody else's, such as those of CNI plugins and firewalld. What
+// is in there we do not follow: it changes with every pod, and in front of it our protection does no harm.
+func mayRewrite(p parsed) bool { return rewrites(p) || !keepsSources(p.target) }
+
+// keepsSources tells whether a target is one of those of iptables-extensions(8) that leave addresses as they are. What is
+// none of them is taken for a chain.
+func keepsSources(target string) bool {
+	return slices.Contains([]string{"", "ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "LOG", "NFLOG", "ULOG",
+		"AUDIT", "TRACE", "MARK", "CONNMARK", "CLASSIFY", "SET"}, target)
 }
 
 // ends tells whether every packet ends at the rule: it has no condition, and its target lets nothing through to the next
@@ -149,10 +160,10 @@ func ours(l layout, p parsed) bool {
 	return slices.Contains(comments, p.comment) || strings.HasPrefix(p.comment, commentNoTrack)
 }
 
-// catches tells whether a rule of somebody else's can rewrite the source of what pods of n send each other between nodes.
+// catches tells whether a rule of somebody else's may rewrite the source of what pods of n send each other between nodes.
 // One that looks at the packet's mark is for packets that were marked for it.
 func catches(p parsed, n Net) bool {
-	return rewrites(p) && !p.marked && between(p.src, p.dst, n)
+	return mayRewrite(p) && !p.marked && between(p.src, p.dst, n)
 }
 
 // between tells whether the addresses take in packets from node to node. What stays on this node is not meant.

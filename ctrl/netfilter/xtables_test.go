@@ -15,6 +15,8 @@ const (
 	dockerRule     = "-s 10.5.77.0/24 ! -o docker0 -j MASQUERADE"
 	hairpinRule    = "-s 10.5.77.2/32 -d 10.5.77.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"
 	kubeRule       = `-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING`
+	cniRule        = `-s 10.5.77.2/32 -m comment --comment "name: \"cbr0\" id: \"x\"" -j CNI-0123`
+	logRule        = "-j LOG --log-prefix x"
 	masqJump       = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
 	keepJump       = `-m comment --comment "weft keep source" -j WEFT-KEEP-SOURCE`
 	forwardJump    = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
@@ -63,16 +65,24 @@ func TestHooks(t *testing.T) {
 	}{
 		{"empty", tableNAT, hookPostrouting, nil, []string{masqJump}, "1 rules set", 0},
 		{"in place", tableNAT, hookPostrouting, []string{masqJump}, []string{masqJump}, "", 0},
-		{"after others", tableNAT, hookPostrouting, []string{kubeRule}, []string{kubeRule, masqJump}, "1 rules set", 0},
-		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, kubeRule},
-			[]string{masqJump, kubeRule}, "", 0},
-		{"double", tableNAT, hookPostrouting, []string{masqJump, kubeRule, masqJump}, []string{kubeRule, masqJump},
+		{"after others", tableNAT, hookPostrouting, []string{logRule}, []string{logRule, masqJump}, "1 rules set", 0},
+		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, logRule},
+			[]string{masqJump, logRule}, "", 0},
+		{"another chain", tableNAT, hookPostrouting, []string{logRule, kubeRule}, []string{logRule, keepJump, kubeRule, masqJump},
+			"2 rules set", 0},
+		{"a pod's own chain", tableNAT, hookPostrouting, []string{keepJump, masqJump, cniRule},
+			[]string{keepJump, masqJump, cniRule}, "", 0},
+		{"a pod's own chain came in front", tableNAT, hookPostrouting, []string{cniRule, keepJump, masqJump},
+			[]string{keepJump, cniRule, masqJump}, "our rules moved in front of what made them void", 0},
+		{"a chain for others' addresses", tableNAT, hookPostrouting, []string{"-s 10.6.1.2/32 -j CNI-0123"},
+			[]string{"-s 10.6.1.2/32 -j CNI-0123", masqJump}, "1 rules set", 0},
+		{"double", tableNAT, hookPostrouting, []string{masqJump, logRule, masqJump}, []string{logRule, masqJump},
 			"1 old or double rules removed", 0},
-		{"of an older flannel, former network", tableNAT, hookPostrouting, []string{oldMasq, kubeRule},
-			[]string{kubeRule, masqJump},
+		{"of an older flannel, former network", tableNAT, hookPostrouting, []string{oldMasq, logRule},
+			[]string{logRule, masqJump},
 			"1 rules set, 1 old ones removed", 0},
-		{"of an older flannel, sibling's network", tableNAT, hookPostrouting, []string{siblingMasq, kubeRule},
-			[]string{siblingMasq, kubeRule, masqJump}, "1 rules set", 0},
+		{"of an older flannel, sibling's network", tableNAT, hookPostrouting, []string{siblingMasq, logRule},
+			[]string{siblingMasq, logRule, masqJump}, "1 rules set", 0},
 		{"with another comment", tableNAT, hookPostrouting, []string{"-j FLANNEL-POSTRTG"}, []string{masqJump},
 			"1 rules set, 1 old ones removed", 0},
 		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`},
@@ -80,14 +90,14 @@ func TestHooks(t *testing.T) {
 			"altered rules replaced", 0},
 		{"on a condition", tableNAT, hookPostrouting, []string{"-o eth0 " + masqJump}, []string{masqJump},
 			"altered rules replaced", 0},
-		{"behind what accepts all", tableNAT, hookPostrouting, []string{kubeRule, "-j ACCEPT", masqJump},
-			[]string{kubeRule, masqJump, "-j ACCEPT"}, "our rules moved in front of what made them void", 0},
+		{"behind what accepts all", tableNAT, hookPostrouting, []string{logRule, "-j ACCEPT", masqJump},
+			[]string{logRule, masqJump, "-j ACCEPT"}, "our rules moved in front of what made them void", 0},
 		{"behind what rewrites all", tableNAT, hookPostrouting, []string{"-j SNAT --to-source 192.0.2.1"},
 			[]string{keepJump, masqJump, "-j SNAT --to-source 192.0.2.1"}, "2 rules set", 1},
 		{"docker's rule", tableNAT, hookPostrouting, []string{dockerRule}, []string{keepJump, dockerRule, masqJump},
 			"2 rules set", 1},
-		{"docker's rule, guarded", tableNAT, hookPostrouting, []string{kubeRule, keepJump, dockerRule, masqJump},
-			[]string{kubeRule, keepJump, dockerRule, masqJump}, "", 1},
+		{"docker's rule, guarded", tableNAT, hookPostrouting, []string{logRule, keepJump, dockerRule, masqJump},
+			[]string{logRule, keepJump, dockerRule, masqJump}, "", 1},
 		{"docker's rule came back in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
 			[]string{keepJump, dockerRule, masqJump}, "our rules moved in front of what made them void", 1},
 		{"docker's rule behind ours", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
@@ -212,7 +222,7 @@ func TestDropped(t *testing.T) {
 // TestForeignRulesStay starts from random mixtures of others' rules and ours, whole and spoiled: others' rules must come
 // out untouched and in their order, and ours complete.
 func TestForeignRulesStay(t *testing.T) {
-	foreign := []string{kubeRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE",
+	foreign := []string{logRule, kubeRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE",
 		"-m mark --mark 0x1/0x1 -j RETURN"}
 	mine := []string{masqJump, keepJump, oldMasq, "-j FLANNEL-POSTRTG"}
 	for seed := range uint64(500) {
@@ -232,7 +242,8 @@ func TestForeignRulesStay(t *testing.T) {
 		}
 		f.chains[tableNAT][chainMasquerade] = nil
 		applied(t, f, everything())
-		guarded := slices.Contains(others, dockerRule) || slices.Contains(others, "-o eth0 -j MASQUERADE")
+		guarded := slices.Contains(others, dockerRule) || slices.Contains(others, "-o eth0 -j MASQUERADE") ||
+			slices.Contains(others, kubeRule)
 		var left []string
 		var jumps []string
 		for i, line := range f.chains[tableNAT][hookPostrouting] {
@@ -243,7 +254,7 @@ func TestForeignRulesStay(t *testing.T) {
 				}
 				jumps = append(jumps, line)
 			case keepJump:
-				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") }) {
+				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") || l == kubeRule }) {
 					t.Errorf("seed %d: the guard stands behind what it guards against", seed)
 				}
 				jumps = append(jumps, line)
