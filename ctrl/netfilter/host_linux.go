@@ -133,10 +133,7 @@ func removeLegacy(ctx context.Context, f family, sibling func(rule) bool) (remov
 		x, err := findXtables(ctx, f, variant)
 		if err == nil && x.legacy {
 			r, err := x.apply(ctx, goal{sibling: sibling})
-			for _, change := range r.changes {
-				removed = append(removed, x.program+" "+change)
-			}
-			return removed, err
+			return r.changes, err
 		}
 		errs = append(errs, err)
 	}

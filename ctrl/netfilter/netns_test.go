@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net"
 	"net/netip"
@@ -211,7 +212,7 @@ func listNFT(b *strings.Builder, f family) error {
 		}
 		fmt.Fprintf(b, "%s %s:", c.Table.Name, c.Name)
 		if c.Hooknum != nil {
-			fmt.Fprintf(b, " %s hook %d priority %d", c.Type, *c.Hooknum, *c.Priority)
+			fmt.Fprintf(b, " %s hook %d priority %d policy %d", c.Type, *c.Hooknum, *c.Priority, *c.Policy)
 		}
 		b.WriteByte('\n')
 		for _, r := range rules {
@@ -336,6 +337,12 @@ func nftBreakages() []breakage {
 		})},
 		{"a chain more",
 			change(func(conn *nftables.Conn, t *nftables.Table) error { conn.AddChain(chain(t, "more")); return nil })},
+		{"a chain that drops", change(func(conn *nftables.Conn, t *nftables.Table) error {
+			drop := nftables.ChainPolicyDrop
+			conn.AddChain(&nftables.Chain{Table: t, Name: "forward", Type: nftables.ChainTypeFilter,
+				Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+			return nil
+		})},
 		{"a chain hooked elsewhere", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "forward"))
 			if err != nil {
@@ -383,6 +390,27 @@ func TestNetnsRepairs(t *testing.T) {
 			}
 			if s := resync(t, ns, m); s.Repairs != uint64(len(breakages)) {
 				t.Error("repaired something that was in place")
+			}
+		})
+	}
+}
+
+// TestNetnsChangesSayTheFamily reads the log of a start: each change is of a place that exists once.
+func TestNetnsChangesSayTheFamily(t *testing.T) {
+	for _, w := range ways() {
+		t.Run(w.name, func(t *testing.T) {
+			w.need(t)
+			var log bytes.Buffer
+			m := newManager(ofVariant{variant: w.variant}, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+			set(t, newNS(t), m, everythingBy(w))
+			for _, f := range families() {
+				want := w.program(f) + " nat FLANNEL-POSTRTG: 6 rules set;"
+				if w.nft {
+					want = "table " + tableName(f) + " postrtg: 6 rules set;"
+				}
+				if !strings.Contains(log.String(), want) {
+					t.Errorf("%q is not in %s", want, &log)
+				}
 			}
 		})
 	}

@@ -137,6 +137,9 @@ func (x *xtables) apply(ctx context.Context, g goal) (report, error) {
 	var notes []string
 	fitting.rules, notes = x.fit(g.rules)
 	r, err := applyTables(ctx, x, fitting)
+	for i := range r.changes {
+		r.changes[i] = x.program + " " + r.changes[i]
+	}
 	r.notes = append(append(r.notes, notes...), x.onlooker(g.nets).look(g.rules)...)
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", x.program, err)
