@@ -6,6 +6,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+
 	"weft/bench/lab"
 )
 
@@ -160,4 +163,77 @@ func TestNetnsSiblings(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestNetnsSiblingInAMisplacedChain: a chain that has to be made anew keeps what another daemon has in it.
+func TestNetnsSiblingInAMisplacedChain(t *testing.T) {
+	w := way{name: "nftables", nft: true}
+	w.need(t)
+	d := everythingBy(w)
+	sibling := siblingOf(d)
+	aloneA, aloneB := w.alone(t, d), w.alone(t, sibling)
+	ns, a := newNS(t), w.manager()
+	set(t, ns, a, d)
+	set(t, ns, w.manager(), sibling)
+	for _, b := range nftBreakages() {
+		if !strings.HasPrefix(b.name, "a chain") {
+			continue
+		}
+		b.do(t, ns, w)
+		resync(t, ns, a)
+		w.checkOf(t, ns, b.name+", ours", aloneA)
+		w.checkOf(t, ns, b.name+", the sibling's", aloneB)
+	}
+}
+
+// flannelsTable writes what flannel does with nftables, but for the comments of table and chains: kube-proxy's mark is
+// compared as a whole there.
+func flannelsTable(network Desired) error {
+	conn, err := dial()
+	if err != nil {
+		return err
+	}
+	t := conn.AddTable(&nftables.Table{Name: tableName(ipv4), Family: nftables.TableFamilyIPv4})
+	for _, c := range baseChains() {
+		if c.chain != chainMasquerade && c.chain != chainForward {
+			continue
+		}
+		chain := addChain(conn, t, c)
+		for _, r := range nftRules(c, network.rules(ipv4)) {
+			k := kernelForm(ipv4, t, chain, r)
+			k.Exprs = slices.DeleteFunc(k.Exprs, func(e expr.Any) bool {
+				_, masks := e.(*expr.Bitwise)
+				return masks && r.mark != 0
+			})
+			conn.AddRule(k)
+		}
+	}
+	return conn.Flush()
+}
+
+// TestNetnsFlannelsTable takes over from flannel, and stands beside one with another network.
+func TestNetnsFlannelsTable(t *testing.T) {
+	w := way{name: "nftables", nft: true}
+	w.need(t)
+	d := everythingBy(w)
+	alone := w.alone(t, d)
+	t.Run("same network", func(t *testing.T) {
+		ns, m := newNS(t), w.manager()
+		do(t, ns, func() error { return flannelsTable(d) })
+		set(t, ns, m, d)
+		if got := w.lines(t, ns); !slices.Equal(got, alone) {
+			t.Errorf("got\n%s", strings.Join(got, ""))
+		}
+	})
+	t.Run("another network", func(t *testing.T) {
+		ns, m := newNS(t), w.manager()
+		do(t, ns, func() error { return flannelsTable(siblingOf(d)) })
+		theirs := slices.DeleteFunc(w.lines(t, ns), func(line string) bool { return !strings.Contains(line, "10.6.") })
+		set(t, ns, m, d)
+		w.checkOf(t, ns, "beside flannel, ours", alone)
+		w.checkOf(t, ns, "beside flannel, flannel's", theirs)
+		if s := resync(t, ns, m); s.Repairs > 0 || len(theirs) != 7 {
+			t.Errorf("%d repairs; of flannel %q", s.Repairs, theirs)
+		}
+	})
 }
