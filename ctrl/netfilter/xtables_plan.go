@@ -134,7 +134,10 @@ func rewrites(p parsed) bool {
 
 // mayRewrite also takes in a rule that leads to a chain of somebody else's, such as those of CNI plugins and firewalld. What
 // is in there we do not follow: it changes with every pod, and in front of it our protection does no harm.
-func mayRewrite(p parsed) bool { return rewrites(p) || !keepsSources(p.target) }
+func mayRewrite(p parsed) bool {
+	// kube-proxy's chain is on every node of a cluster, and rewrites only what is marked for it.
+	return rewrites(p) || !keepsSources(p.target) && p.target != "KUBE-POSTROUTING"
+}
 
 // keepsSources tells whether a target is one of those of iptables-extensions(8) that leave addresses as they are. What is
 // none of them is taken for a chain.

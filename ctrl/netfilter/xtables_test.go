@@ -68,8 +68,10 @@ func TestHooks(t *testing.T) {
 		{"after others", tableNAT, hookPostrouting, []string{logRule}, []string{logRule, masqJump}, "1 rules set", 0},
 		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, logRule},
 			[]string{masqJump, logRule}, "", 0},
-		{"another chain", tableNAT, hookPostrouting, []string{logRule, kubeRule}, []string{logRule, keepJump, kubeRule, masqJump},
+		{"another chain", tableNAT, hookPostrouting, []string{logRule, cniRule}, []string{logRule, keepJump, cniRule, masqJump},
 			"2 rules set", 0},
+		{"kube-proxy's chain", tableNAT, hookPostrouting, []string{logRule, kubeRule}, []string{logRule, kubeRule, masqJump},
+			"1 rules set", 0},
 		{"a pod's own chain", tableNAT, hookPostrouting, []string{keepJump, masqJump, cniRule},
 			[]string{keepJump, masqJump, cniRule}, "", 0},
 		{"a pod's own chain came in front", tableNAT, hookPostrouting, []string{cniRule, keepJump, masqJump},
@@ -222,7 +224,7 @@ func TestDropped(t *testing.T) {
 // TestForeignRulesStay starts from random mixtures of others' rules and ours, whole and spoiled: others' rules must come
 // out untouched and in their order, and ours complete.
 func TestForeignRulesStay(t *testing.T) {
-	foreign := []string{logRule, kubeRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE",
+	foreign := []string{logRule, kubeRule, cniRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE",
 		"-m mark --mark 0x1/0x1 -j RETURN"}
 	mine := []string{masqJump, keepJump, oldMasq, "-j FLANNEL-POSTRTG"}
 	for seed := range uint64(500) {
@@ -243,7 +245,7 @@ func TestForeignRulesStay(t *testing.T) {
 		f.chains[tableNAT][chainMasquerade] = nil
 		applied(t, f, everything())
 		guarded := slices.Contains(others, dockerRule) || slices.Contains(others, "-o eth0 -j MASQUERADE") ||
-			slices.Contains(others, kubeRule)
+			slices.Contains(others, cniRule)
 		var left []string
 		var jumps []string
 		for i, line := range f.chains[tableNAT][hookPostrouting] {
@@ -254,7 +256,7 @@ func TestForeignRulesStay(t *testing.T) {
 				}
 				jumps = append(jumps, line)
 			case keepJump:
-				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") || l == kubeRule }) {
+				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") || l == cniRule }) {
 					t.Errorf("seed %d: the guard stands behind what it guards against", seed)
 				}
 				jumps = append(jumps, line)
