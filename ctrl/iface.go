@@ -210,7 +210,7 @@ func (c *chooser) byRegex(re *regexp.Regexp) (Iface, error) {
 		}
 		var fixed []netip.Addr
 		for _, a := range c.ordered(l.Name) {
-			if c.usable(a) && re.MatchString(a.String()) {
+			if c.wanted(a) && usable(a) && re.MatchString(a.String()) {
 				fixed = append(fixed, a)
 			}
 		}
@@ -283,7 +283,8 @@ func (c *chooser) byDefaultRoute() (Iface, error) {
 	return Iface{}, fmt.Errorf("that of IPv4 uses %s, that of IPv6 uses %s", v4[0], v6[0])
 }
 
-// iface makes the result for a device. Addresses in fixed were asked for; the other family's is the first in order.
+// iface makes the result for a device. Addresses in fixed were asked for, so they are taken even if they are of the
+// loopback network; the other family's is the first in order.
 func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 	n := slices.IndexFunc(c.v.links, func(l Link) bool { return l.Name == dev })
 	if n < 0 {
@@ -291,9 +292,10 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 	}
 	l := c.v.links[n]
 	i := Iface{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: l.MTU}
-	for _, a := range append(slices.Clone(fixed), c.ordered(dev)...) {
+	others := slices.DeleteFunc(c.ordered(dev), func(a netip.Addr) bool { return !usable(a) })
+	for _, a := range slices.Concat(fixed, others) {
 		switch {
-		case !c.usable(a):
+		case !c.wanted(a):
 		case a.Is4() && !i.Addr.IsValid():
 			i.Addr = a
 		case a.Is6() && !i.Addr6.IsValid():
@@ -309,12 +311,12 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 	return i, nil
 }
 
-// usable reports whether an address is of a family that is wanted, and of a kind that other nodes could reach: as flannel
-// (pkg/ip/iface.go), not one of the loopback network.
-func (c *chooser) usable(a netip.Addr) bool {
-	wanted := a.Is4() && c.o.IPv4 || a.Is6() && c.o.IPv6
-	return wanted && (a.IsGlobalUnicast() || a.IsLinkLocalUnicast())
-}
+// wanted reports whether an address is of a family that is on.
+func (c *chooser) wanted(a netip.Addr) bool { return a.Is4() && c.o.IPv4 || a.Is6() && c.o.IPv6 }
+
+// usable reports whether an address is of a kind that other nodes could reach: as flannel (pkg/ip/iface.go), not one of
+// the loopback network.
+func usable(a netip.Addr) bool { return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() }
 
 // ordered lists a device's addresses, best first: global before link-local, permanent before dynamic, plain before
 // temporary; deprecated ones are left out.

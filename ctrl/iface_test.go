@@ -98,7 +98,7 @@ func TestChoose(t *testing.T) {
 		{name: "regex on a name, and on an address of a family that is off", o: IfaceOptions{IPv4: true, Regex: re("^2|h1$")}, want: "eth1 192.168.7.1 - 192.168.7.1 -"},
 		{name: "regex on everything passes over loopback", o: IfaceOptions{IPv4: true, Regex: re(".*")}, want: "eth0 10.0.0.5 - 10.0.0.5 -"},
 		{name: "loopback by name", o: IfaceOptions{IPv4: true, Iface: []string{"lo"}}, err: "lo has no IPv4 address that other nodes could reach"},
-		{name: "loopback by address", o: IfaceOptions{IPv4: true, Iface: []string{"127.0.0.1"}}, err: "lo has no IPv4 address that other nodes could reach"},
+		{name: "loopback by address, as asked", o: IfaceOptions{IPv4: true, Iface: []string{"127.0.0.1"}}, want: "lo 127.0.0.1 - 127.0.0.1 -"},
 		{name: "regex on a name without the needed family", o: IfaceOptions{IPv4: true, Regex: re("^ll0")}, err: "ll0 has no IPv4 address"},
 
 		{name: "can reach", o: IfaceOptions{IPv4: true, CanReach: addr("192.168.0.9")}, want: "eth1 192.168.7.2 - 192.168.7.2 -", because: "--iface-can-reach=192.168.0.9"},
