@@ -263,6 +263,10 @@ func TestNetnsWatchIface(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the new MTU", func() bool { return last().MTU == 1400 })
+	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(prefix("198.51.100.9/32")), Gw: addr("198.51.100.1").AsSlice()}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the peer that is by a gateway now", func() bool { return !last().OnLink.Contains(addr("198.51.100.9")) })
 	cancel()
 	wg.Wait()
 }
@@ -304,6 +308,35 @@ func TestNetnsChooseIface(t *testing.T) {
 	}
 	if _, err := ChooseIface(IfaceOptions{IPv4: true, Iface: []string{"nope0"}}, k); err == nil || !strings.Contains(err.Error(), "wan1 198.51.100.7") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestNetnsOnLink: what counts as on the link is what the kernel would send there without a gateway.
+func TestNetnsOnLink(t *testing.T) {
+	addBridge(t, "wan0", "192.0.2.1/24")
+	addBridge(t, "wan1", "198.51.100.7/24")
+	k := open(t)
+	if err := errors.Join(k.apply(context.Background(), []op{
+		{doReplace, Route{Dst: prefix("192.0.2.9/32"), Via: addr("192.0.2.254"), Dev: "wan0"}},
+		{doReplace, Route{Dst: prefix("192.0.2.16/28"), Via: addr("192.0.2.254"), Dev: "wan0"}},
+		{doReplace, Route{Dst: prefix("192.0.2.17/32"), Dev: "wan0", LinkOnly: true}},
+		{doReplace, Route{Dst: prefix("192.0.2.40/32"), Dev: "wan1", LinkOnly: true}},
+		{doReplace, Route{Dst: prefix("203.0.113.0/24"), Via: addr("192.0.2.254"), Dev: "wan0"}},
+	})...); err != nil {
+		t.Fatal(err)
+	}
+	i, err := ChooseIface(IfaceOptions{IPv4: true, Iface: []string{"wan0"}}, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{"192.0.2.8", "192.0.2.9", "192.0.2.10", "192.0.2.16", "192.0.2.17", "192.0.2.18", "192.0.2.32", "192.0.2.40", "203.0.113.1", "198.51.100.9"} {
+		rs, err := k.h.RouteGet(addr(s).AsSlice())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := rs[0].Gw == nil && rs[0].LinkIndex == i.Index; i.OnLink.Contains(addr(s)) != want {
+			t.Errorf("%s is on the link: %v; the kernel's route is %v", s, !want, rs[0])
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ type IfaceOptions struct {
 	PublicIP   netip.Addr       // --public-ip: the address told to peers
 	PublicIPv6 netip.Addr       // --public-ipv6
 	IPv4, IPv6 bool             // the families that the interface needs an address of
+	Overlay    []netip.Prefix   // the pods' networks: routes in them come and go, and say nothing about the underlay
 }
 
 // Iface is the chosen underlay interface.
@@ -29,38 +30,53 @@ type Iface struct {
 	Addr, Addr6     netip.Addr // ours on the interface; invalid for a family that is off
 	Public, Public6 netip.Addr // what peers are told: the flag's address, or Addr and Addr6
 	Reason          string     // why this one, in a line for a human
-	OnLink          PrefixSet  // the prefixes that the kernel reaches on this interface without a gateway
+	OnLink          PrefixSet  // what the kernel reaches on this interface without a gateway
 }
 
-// PrefixSet is a set of prefixes that can be compared with ==, so that an Iface can.
-type PrefixSet struct{ text string }
+// PrefixSet is a set of addresses, told by prefixes as a routing table tells it: of the prefixes that hold an address,
+// the longest decides. It can be compared with ==, so that an Iface can.
+type PrefixSet struct{ in, out string }
 
 // NewPrefixSet makes a set; duplicates and order do not matter.
-func NewPrefixSet(ps ...netip.Prefix) PrefixSet {
+func NewPrefixSet(in ...netip.Prefix) PrefixSet { return PrefixSet{in: prefixList(in)} }
+
+// Except is the set without what the prefixes hold.
+func (s PrefixSet) Except(out ...netip.Prefix) PrefixSet {
+	return PrefixSet{in: s.in, out: prefixList(out)}
+}
+
+func prefixList(ps []netip.Prefix) string {
 	var s []string
 	for _, p := range ps {
 		s = append(s, p.Masked().String())
 	}
 	slices.Sort(s)
-	return PrefixSet{strings.Join(slices.Compact(s), " ")}
+	return strings.Join(slices.Compact(s), " ")
 }
 
-// Contains says whether a is in one of the prefixes.
-func (s PrefixSet) Contains(a netip.Addr) bool {
-	for f := range strings.FieldsSeq(s.text) {
-		if netip.MustParsePrefix(f).Contains(a) {
-			return true
+// Contains says whether a is in the set.
+func (s PrefixSet) Contains(a netip.Addr) bool { return longest(s.in, a) > longest(s.out, a) }
+
+// longest is the length of the longest prefix of a list that holds a, and -1 if none does.
+func longest(list string, a netip.Addr) int {
+	bits := -1
+	for f := range strings.FieldsSeq(list) {
+		if p := netip.MustParsePrefix(f); p.Contains(a) {
+			bits = max(bits, p.Bits())
 		}
 	}
-	return false
+	return bits
 }
 
 // String lists the prefixes.
 func (s PrefixSet) String() string {
-	if s.text == "" {
+	switch {
+	case s.in == "":
 		return "no prefix"
+	case s.out == "":
+		return s.in
 	}
-	return s.text
+	return s.in + " but not " + s.out
 }
 
 // netView is what the choice is made from.
@@ -113,20 +129,28 @@ func choose(o IfaceOptions, v netView, reach reachFunc) (Iface, error) {
 	if i.MTU <= 0 {
 		return Iface{}, fmt.Errorf("interface %s has no MTU", i.Name)
 	}
-	i.OnLink = onLink(v.routes, i.Name)
+	i.OnLink = c.onLink(i.Name)
 	return i, nil
 }
 
 // onLink gathers what the kernel reaches on a device without a gateway. A default route of that kind says nothing about
-// who is on the link, and our own routes and a pod network's are not the underlay.
-func onLink(routes []Route, dev string) PrefixSet {
-	var ps []netip.Prefix
-	for _, r := range routes {
-		if r.Dev == dev && !r.Via.IsValid() && !r.Blackhole && r.Dst.Bits() > 0 && r.Protocol != RouteProtocol {
-			ps = append(ps, r.Dst)
+// who is on the link, and our own routes are not the underlay. A longer route by a gateway, or by another device, takes
+// its part out: on networks that keep hosts apart, each peer may have one.
+func (c *chooser) onLink(dev string) PrefixSet {
+	var on, off []netip.Prefix
+	straight := func(r Route) bool { return r.Dev == dev && !r.Via.IsValid() && !r.Blackhole }
+	for _, r := range c.v.routes {
+		if straight(r) && c.wanted(r.Dst.Addr()) && r.Dst.Bits() > 0 && r.Protocol != RouteProtocol {
+			on = append(on, r.Dst)
 		}
 	}
-	return NewPrefixSet(ps...)
+	link, overlay := claims{networks: on}, claims{networks: c.o.Overlay}
+	for _, r := range c.v.routes {
+		if !straight(r) && r.Protocol != RouteProtocol && link.inside(r.Dst) && !slices.Contains(on, r.Dst) && !overlay.inside(r.Dst) {
+			off = append(off, r.Dst)
+		}
+	}
+	return NewPrefixSet(on...).Except(off...)
 }
 
 // asked goes through the flags in their order; the first match wins.

@@ -157,15 +157,38 @@ func TestChoose(t *testing.T) {
 }
 
 func TestChooseTellsOnLink(t *testing.T) {
-	i, err := choose(IfaceOptions{IPv4: true}, host(), nil)
-	if err != nil {
-		t.Fatal(err)
+	wan := []netip.Prefix{prefix("10.0.0.0/24")}
+	tests := []struct {
+		name string
+		add  Route // to the host's
+		o    IfaceOptions
+		want string
+	}{
+		{"of the family that is on", Route{Dst: prefix("fe80::/64"), Dev: "eth0"}, IfaceOptions{IPv4: true}, "10.0.0.0/24"},
+		{"of both", Route{}, IfaceOptions{IPv4: true, IPv6: true}, "10.0.0.0/24 2a00::/64"},
+		{"default route without a gateway", Route{Dst: prefix("0.0.0.0/0"), Dev: "eth0"}, IfaceOptions{IPv4: true}, "10.0.0.0/24"},
+		{"ours", ours("10.1.0.0/24", "", "eth0"), IfaceOptions{IPv4: true}, "10.0.0.0/24"},
+		{"a peer by a gateway", Route{Dst: prefix("10.0.0.9/32"), Via: addr("10.0.0.1"), Dev: "eth0"}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
+		{"a peer by another device", Route{Dst: prefix("10.0.0.9/32"), Dev: "eth1"}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
+		{"a peer that is refused", Route{Dst: prefix("10.0.0.9/32"), Blackhole: true}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
+		{"the same once more, by a gateway", Route{Dst: prefix("10.0.0.0/24"), Via: addr("10.0.0.1"), Dev: "eth0", Metric: 9}, IfaceOptions{IPv4: true}, "10.0.0.0/24"},
+		{"by a gateway, elsewhere", Route{Dst: prefix("10.9.0.0/32"), Via: addr("10.0.0.1"), Dev: "eth0"}, IfaceOptions{IPv4: true}, "10.0.0.0/24"},
+		{"ours to a node", ours("10.0.0.128/25", "10.0.0.9", "eth0"), IfaceOptions{IPv4: true}, "10.0.0.0/24"},
+		{"a pod", Route{Dst: prefix("10.0.0.9/32"), Dev: "veth1"}, IfaceOptions{IPv4: true, Overlay: wan}, "10.0.0.0/24"},
 	}
-	if got, want := i.OnLink.String(), "10.0.0.0/24 2a00::/64"; got != want {
-		t.Errorf("on link %q, want %q", got, want)
-	}
-	if i.Index != 2 || i.MTU != 1500 {
-		t.Errorf("got %+v", i)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			v := host()
+			v.routes = append(v.routes, tt.add)
+			tt.o.Iface = []string{"eth0"}
+			i, err := choose(tt.o, v, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := i.OnLink.String(); got != tt.want || i.Index != 2 || i.MTU != 1500 {
+				t.Errorf("on link %q, want %q: %+v", got, tt.want, i)
+			}
+		})
 	}
 }
 
@@ -177,6 +200,13 @@ func TestPrefixSet(t *testing.T) {
 	for s, want := range map[string]bool{"10.0.0.255": true, "10.0.1.0": false, "fd00::9": true, "fd01::": false} {
 		if got := a.Contains(addr(s)); got != want {
 			t.Errorf("%v contains %s: %v", a, s, got)
+		}
+	}
+	// The longest decides, as in a routing table.
+	b := NewPrefixSet(prefix("10.0.0.0/24"), prefix("10.0.0.9/32")).Except(prefix("10.0.0.8/29"))
+	for s, want := range map[string]bool{"10.0.0.7": true, "10.0.0.8": false, "10.0.0.9": true, "10.0.0.15": false, "10.0.0.16": true} {
+		if got := b.Contains(addr(s)); got != want {
+			t.Errorf("%v contains %s: %v", b, s, got)
 		}
 	}
 	if none := (PrefixSet{}); none.Contains(addr("10.0.0.1")) || none.String() != "no prefix" {

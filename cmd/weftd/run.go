@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
@@ -167,7 +169,13 @@ func (d *weftd) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
 		PublicIPv6: cmp.Or(d.start.PublicIPv6, d.cfg.publicIPv6),
 		IPv4:       n.EnableIPv4,
 		IPv6:       n.EnableIPv6,
+		Overlay:    overlay(n),
 	}
+}
+
+// overlay are the pods' networks of the families that are on.
+func overlay(n lease.Network) []netip.Prefix {
+	return slices.DeleteFunc([]netip.Prefix{n.Network, n.IPv6Network}, func(p netip.Prefix) bool { return !p.IsValid() })
 }
 
 // newNode makes the backend that the network config asks for, and the engine if
