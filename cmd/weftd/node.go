@@ -139,6 +139,7 @@ func (n *node) warnOfLostSubnet(s lease.State) {
 func (n *node) ifaceChanged(i ctrl.Iface) {
 	i.Reason = n.host.Iface.Reason
 	if i == n.host.Iface {
+		n.ifaceErr = nil // what could not be followed was taken back
 		return
 	}
 	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,

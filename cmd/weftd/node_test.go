@@ -221,6 +221,23 @@ func TestChangedSubnetIsLoud(t *testing.T) {
 	}
 }
 
+func TestRefusedInterfaceIsTakenBack(t *testing.T) {
+	log, _ := testLog()
+	n := &node{weftd: &weftd{cfg: &config{}, log: log}, network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
+	good := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("10.0.0.1")}
+	if err := n.prepare(good); err != nil {
+		t.Fatal(err)
+	}
+	bad := good
+	bad.MTU = 60
+	if n.ifaceChanged(bad); n.ifaceErr == nil || n.host.Iface != good {
+		t.Errorf("an MTU of %d: %v, interface %+v", bad.MTU, n.ifaceErr, n.host.Iface)
+	}
+	if n.ifaceChanged(good); n.ifaceErr != nil {
+		t.Errorf("as before: %v", n.ifaceErr)
+	}
+}
+
 // script is a store that answers Network with each of errs in turn and then with
 // a config.
 type script struct {
