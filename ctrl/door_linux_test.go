@@ -229,7 +229,10 @@ func TestNetnsWatchIface(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := WatchIface(ctx, IfaceOptions{IPv4: true, Iface: []string{"wan0"}}, func(i Iface) {
+		err := WatchIface(ctx, IfaceOptions{IPv4: true, Iface: []string{"wan0"}}, func(i Iface, err error) {
+			if err != nil {
+				t.Error(err)
+			}
 			mu.Lock()
 			seen = append(seen, i)
 			mu.Unlock()

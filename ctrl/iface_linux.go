@@ -64,10 +64,11 @@ func (k *Kernel) reach(dst netip.Addr) (string, netip.Addr, error) {
 	return l.Attrs().Name, addrOf(rs[0].Src), nil
 }
 
-// WatchIface calls changed with the choice at the start and whenever it, its address or its MTU changes. While no
-// interface fits, it calls nothing: the last choice stands. It blocks until ctx ends, and returns an error
-// only if the kernel cannot be watched. It works in the network namespace of the calling thread.
-func WatchIface(ctx context.Context, o IfaceOptions, changed func(Iface)) error {
+// WatchIface calls changed with the choice at the start and whenever it, its address or its MTU changes. If no interface
+// fits for longer than a moment it calls changed once with the reason, and again with the choice when one does. It blocks
+// until ctx ends, and returns an error only if the kernel cannot be watched. It works in the network namespace of the
+// calling thread.
+func WatchIface(ctx context.Context, o IfaceOptions, changed func(Iface, error)) error {
 	k, err := OpenKernel()
 	if err != nil {
 		return err

@@ -118,7 +118,11 @@ func daemon() error {
 		}
 	})
 	wg.Go(func() {
-		err := WatchIface(ctx, IfaceOptions{IPv4: true, IPv6: os.Getenv(daemonEnv) == bothEnv}, func(i Iface) {
+		err := WatchIface(ctx, IfaceOptions{IPv4: true, IPv6: os.Getenv(daemonEnv) == bothEnv}, func(i Iface, err error) {
+			if err != nil {
+				log.Error("no interface", "error", err)
+				return
+			}
 			select {
 			case changes <- i:
 			case <-ctx.Done():

@@ -322,54 +322,113 @@ func TestJoinFew(t *testing.T) {
 	}
 }
 
-func TestIfaceWatch(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var seen []Iface
-		now, chooseErr := Iface{Name: "eth0", Addr: addr("10.0.0.1"), Reason: "a"}, error(nil)
-		set := func(i Iface, err error) {
-			mu.Lock()
-			defer mu.Unlock()
-			now, chooseErr = i, err
-		}
-		told := func() []Iface {
-			mu.Lock()
-			defer mu.Unlock()
-			return slices.Clone(seen)
-		}
-		w := ifaceWatch{
-			changed: func(i Iface) { mu.Lock(); seen = append(seen, i); mu.Unlock() },
-			choose:  func(IfaceOptions) (Iface, error) { mu.Lock(); defer mu.Unlock(); return now, chooseErr },
-		}
-		pokes := make(chan func(), 1)
-		watch := func(ctx context.Context, changed func()) error {
-			pokes <- changed
-			changed()
-			<-ctx.Done()
-			return ctx.Err()
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		done := make(chan error, 1)
-		go func() { done <- w.run(ctx, watch, ifaceTestTimer) }()
-		poke := <-pokes
-		after(settleTime)
-		set(Iface{Name: "eth0", Addr: addr("10.0.0.1"), Reason: "b"}, nil) // says the same in other words
-		poke()
-		after(settleTime)
-		if got := told(); len(got) != 1 {
-			t.Errorf("told %v", got)
-		}
-		set(Iface{}, errors.New("no address for a moment"))
-		poke()
-		after(settleTime)
-		set(Iface{Name: "eth0", Addr: addr("10.0.0.2")}, nil)
-		after(ifaceTestTimer) // no sign: the timer finds it
-		if got := told(); len(got) != 2 || got[1].Addr != addr("10.0.0.2") {
-			t.Errorf("told %v", got)
-		}
+// watched is a run of an ifaceWatch in a synctest bubble, on an interface that the test sets.
+type watched struct {
+	mu   sync.Mutex
+	now  Iface
+	err  error
+	told []string // names and addresses, or errors
+	poke func()
+}
+
+func watchIface(t *testing.T, first Iface) *watched {
+	t.Helper()
+	w := &watched{now: first}
+	watch := ifaceWatch{
+		changed: func(i Iface, err error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if err != nil {
+				w.told = append(w.told, err.Error())
+				return
+			}
+			w.told = append(w.told, i.Name+" "+i.Addr.String())
+		},
+		choose: func(IfaceOptions) (Iface, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.now, w.err
+		},
+	}
+	pokes := make(chan func(), 1)
+	signs := func(ctx context.Context, changed func()) error {
+		pokes <- changed
+		changed()
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- watch.run(ctx, signs, ifaceTestTimer) }()
+	t.Cleanup(func() {
 		cancel()
 		if err := <-done; !errors.Is(err, context.Canceled) {
 			t.Errorf("ended with %v", err)
+		}
+	})
+	w.poke = <-pokes
+	after(settleTime)
+	return w
+}
+
+// set changes the interface and gives the sign that a kernel would give.
+func (w *watched) set(i Iface, err error) {
+	w.quietly(i, err)
+	w.poke()
+	after(settleTime)
+}
+
+// quietly changes it without a sign.
+func (w *watched) quietly(i Iface, err error) {
+	w.mu.Lock()
+	w.now, w.err = i, err
+	w.mu.Unlock()
+}
+
+func (w *watched) take() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s := w.told
+	w.told = nil
+	return s
+}
+
+func TestIfaceWatch(t *testing.T) {
+	one, two := Iface{Name: "eth0", Addr: addr("10.0.0.1")}, Iface{Name: "eth0", Addr: addr("10.0.0.2")}
+	gone := errors.New("gone")
+	expect := func(t *testing.T, w *watched, what string, want ...string) {
+		t.Helper()
+		if got := w.take(); !slices.Equal(got, want) {
+			t.Errorf("%s: told %q, want %q", what, got, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w := watchIface(t, one)
+		expect(t, w, "at the start", "eth0 10.0.0.1")
+		w.set(Iface{Name: "eth0", Addr: one.Addr, Reason: "b"}, nil)
+		expect(t, w, "the same in other words")
+		w.set(Iface{}, gone)
+		after(ifaceLoss / 2)
+		w.set(Iface{}, gone)
+		w.set(one, nil)
+		after(2 * ifaceTestTimer)
+		expect(t, w, "lost for a moment")
+		w.quietly(two, nil)
+		after(ifaceTestTimer)
+		expect(t, w, "another without a sign", "eth0 10.0.0.2")
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := watchIface(t, one)
+		w.take()
+		for range 2 {
+			w.set(Iface{}, gone)
+			expect(t, w, "lost just now")
+			after(ifaceLoss + ifaceTestTimer)
+			expect(t, w, "lost for long", "gone")
+			after(3 * ifaceTestTimer)
+			expect(t, w, "lost for longer")
+			w.set(one, nil)
+			expect(t, w, "there again", "eth0 10.0.0.1")
 		}
 	})
 }

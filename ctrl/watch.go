@@ -73,9 +73,11 @@ func pause(ctx context.Context, d time.Duration) {
 // ifaceWatch follows the choice of the underlay interface.
 type ifaceWatch struct {
 	options IfaceOptions
-	changed func(Iface)
+	changed func(Iface, error)
 	choose  func(IfaceOptions) (Iface, error)
 	last    Iface
+	lost    time.Time // since when no interface fits; zero while one does
+	told    bool      // that none fits
 }
 
 // run looks at the start, after each burst of signs and every period.
@@ -99,16 +101,32 @@ func (w *ifaceWatch) run(ctx context.Context, watch watchFunc, period time.Durat
 	}
 }
 
-// look chooses again. An error keeps the last choice: an interface that lost its address for a moment comes back.
+// look chooses again. An error keeps the last choice.
 func (w *ifaceWatch) look() {
 	i, err := w.choose(w.options)
 	if err != nil {
+		w.noneFits(err)
 		return
 	}
 	i.Reason = "" // its wording is not a change
-	if i != w.last {
-		w.last = i
-		w.changed(i)
+	if i != w.last || w.told {
+		w.changed(i, nil)
+	}
+	w.last, w.lost, w.told = i, time.Time{}, false
+}
+
+// ifaceLoss is how long no interface may fit before that is told: an interface that loses its address for a moment, as
+// when a DHCP client renews it, comes back sooner.
+const ifaceLoss = 5 * time.Second
+
+// noneFits tells once of a loss that lasts.
+func (w *ifaceWatch) noneFits(err error) {
+	if w.lost.IsZero() {
+		w.lost = time.Now()
+	}
+	if !w.told && time.Since(w.lost) >= ifaceLoss {
+		w.told = true
+		w.changed(Iface{}, err)
 	}
 }
 

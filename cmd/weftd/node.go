@@ -68,7 +68,7 @@ type node struct {
 const upkeep = 200 * time.Millisecond
 
 // loop joins the parts until ctx ends.
-func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-chan ctrl.Iface) {
+func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-chan ifaceNews) {
 	tick := time.NewTicker(upkeep)
 	defer tick.Stop()
 	defer n.pulse.rest()
@@ -80,7 +80,7 @@ func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-cha
 		case s := <-states:
 			n.leaseChanged(s)
 		case i := <-ifaces:
-			n.ifaceChanged(i)
+			n.ifaceReported(i)
 		case <-tick.C:
 			// Only here: right after a new plan the reconciler still says how it
 			// stands with the one before.
@@ -134,12 +134,29 @@ func (n *node) warnOfLostSubnet(s lease.State) {
 	}
 }
 
+// ifaceNews is the choice of the interface, or why there is none.
+type ifaceNews struct {
+	iface ctrl.Iface
+	err   error
+}
+
+// ifaceReported takes over what the watch of the interface says. Without an
+// interface all stays as it is, since the one we had may come back.
+func (n *node) ifaceReported(i ifaceNews) {
+	if i.err == nil {
+		n.ifaceChanged(i.iface)
+		return
+	}
+	n.ifaceErr = i.err
+	n.log.Error("the interface to the other nodes is lost", "name", n.host.Iface.Name, "err", i.err)
+}
+
 // ifaceChanged follows the underlay interface: the sockets move, the lease tells
 // the other nodes, and MTU and routes are planned anew.
 func (n *node) ifaceChanged(i ctrl.Iface) {
 	i.Reason = n.host.Iface.Reason
 	if i == n.host.Iface {
-		n.ifaceErr = nil // what could not be followed was taken back
+		n.ifaceErr = nil // what could not be followed, or was lost, is as before
 		return
 	}
 	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,

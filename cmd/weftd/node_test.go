@@ -221,7 +221,7 @@ func TestChangedSubnetIsLoud(t *testing.T) {
 	}
 }
 
-func TestRefusedInterfaceIsTakenBack(t *testing.T) {
+func TestInterfaceIsRefusedAndLost(t *testing.T) {
 	log, _ := testLog()
 	n := &node{weftd: &weftd{cfg: &config{}, log: log}, network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
 	good := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("10.0.0.1")}
@@ -233,8 +233,15 @@ func TestRefusedInterfaceIsTakenBack(t *testing.T) {
 	if n.ifaceChanged(bad); n.ifaceErr == nil || n.host.Iface != good {
 		t.Errorf("an MTU of %d: %v, interface %+v", bad.MTU, n.ifaceErr, n.host.Iface)
 	}
-	if n.ifaceChanged(good); n.ifaceErr != nil {
+	if n.ifaceReported(ifaceNews{iface: good}); n.ifaceErr != nil {
 		t.Errorf("as before: %v", n.ifaceErr)
+	}
+	lost := errors.New("no address")
+	if n.ifaceReported(ifaceNews{err: lost}); !errors.Is(n.ifaceErr, lost) || n.host.Iface != good {
+		t.Errorf("lost: %v, interface %+v", n.ifaceErr, n.host.Iface)
+	}
+	if n.ifaceReported(ifaceNews{iface: good}); n.ifaceErr != nil {
+		t.Errorf("there again: %v", n.ifaceErr)
 	}
 }
 

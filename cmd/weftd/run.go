@@ -110,13 +110,15 @@ func (d *weftd) run(ctx context.Context) (err error) {
 // run runs the node's parts and the loop that joins them.
 func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	states, ifaces := make(latest[lease.State], 1), make(latest[ctrl.Iface], 1)
+	states, ifaces := make(latest[lease.State], 1), make(latest[ifaceNews], 1)
 	if n.engine != nil {
 		group.Go(func() error { return n.engine.Run(ctx) })
 	}
 	group.Go(func() error { return n.reconciler.Run(ctx) })
 	group.Go(func() error { return n.rules.Run(ctx) })
-	group.Go(func() error { return ctrl.WatchIface(ctx, n.ifaceOptions(n.network), ifaces.put) })
+	group.Go(func() error {
+		return ctrl.WatchIface(ctx, n.ifaceOptions(n.network), func(i ctrl.Iface, err error) { ifaces.put(ifaceNews{i, err}) })
+	})
 	group.Go(func() error { return n.manager.Run(ctx, states.put) })
 	if n.cluster != nil {
 		group.Go(func() error { return n.followNetwork(ctx) })
