@@ -54,6 +54,7 @@ type Reconciler struct {
 // Status is how the last comparison of kernel and wanted state ended.
 type Status struct {
 	Synced      bool          // everything wanted is in place
+	Current     bool          // the last Set has been, so that Synced is not about the one before
 	Since       time.Time     // of the last change of Synced or of the reason
 	Waiting     []string      // devices that are not there, or not up, and not ours to make so
 	Err         error         // nil if Synced or only waiting
@@ -99,7 +100,7 @@ func (r *Reconciler) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.status
-	s.Unreachable = r.want.Unreachable
+	s.Current, s.Unreachable = r.synced == r.age, r.want.Unreachable
 	return s
 }
 

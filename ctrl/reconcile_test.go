@@ -100,6 +100,27 @@ func TestReconcilerNewStateIsNoRepair(t *testing.T) {
 	})
 }
 
+// TestReconcilerSaysWhatIsCurrent: right after a Set, being in place is about the state before.
+func TestReconcilerSaysWhatIsCurrent(t *testing.T) {
+	f := &fakeKernel{state: vxlanHave()}
+	reconciling(t, f, func(r *Reconciler) {
+		expect := func(when string, synced, current bool) {
+			t.Helper()
+			if s := r.Status(); s.Synced != synced || s.Current != current {
+				t.Errorf("%s: %+v", when, s)
+			}
+		}
+		for _, was := range []bool{false, true} {
+			f.mu.Lock() // nothing is compared meanwhile
+			r.Set(vxlanWant())
+			expect("set", was, false)
+			f.mu.Unlock()
+			synctest.Wait()
+			expect("compared", true, true)
+		}
+	})
+}
+
 func TestReconcilerRetries(t *testing.T) {
 	refused := errors.New("refused")
 	f := &fakeKernel{state: State{Links: []Link{eth0}}}

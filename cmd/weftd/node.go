@@ -82,8 +82,6 @@ func (n *node) loop(ctx context.Context, states <-chan lease.State, ifaces <-cha
 		case i := <-ifaces:
 			n.ifaceReported(i)
 		case <-tick.C:
-			// Only here: right after a new plan the reconciler still says how it
-			// stands with the one before.
 			n.writeSubnetFile()
 		}
 		n.publish()
@@ -310,7 +308,8 @@ func bindAddress(i ctrl.Iface, spec ctrl.Spec) netip.AddrPort {
 // writeSubnetFile writes subnet.env when it is due: once what it promises is in
 // place, and again when the subnet or the MTU has changed.
 func (n *node) writeSubnetFile() {
-	if n.since.IsZero() || !n.reconciler.Status().Synced || !rulesCondition(n.cfg, n.rules.Status()).OK {
+	kernel := n.reconciler.Status()
+	if n.since.IsZero() || !kernel.Synced || !kernel.Current || !rulesCondition(n.cfg, n.rules.Status()).OK {
 		return
 	}
 	e := n.wantedFile()

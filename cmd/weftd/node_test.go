@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -199,6 +200,51 @@ func TestNothingIsPromisedBeforeItIsThere(t *testing.T) {
 	}
 	if want := []string{"kernel: not set up yet", "subnet-file: " + path + " is written when all else is in place"}; !slices.Equal(missing, want) {
 		t.Errorf("missing are %q, want %q", missing, want)
+	}
+}
+
+// TestNetnsSubnetFileWaitsForTheLastPlan: that the plan before is in place is not enough.
+func TestNetnsSubnetFileWaitsForTheLastPlan(t *testing.T) {
+	kernel, err := ctrl.OpenKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer kernel.Close()
+	log, _ := testLog()
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	n := &node{
+		weftd:      &weftd{cfg: &config{subnetFile: path}, log: log},
+		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{}),
+		rules:      netfilter.New(netfilter.Options{}),
+	}
+	if n.backend, err = ctrl.NewBackend(lease.Network{Backend: lease.Backend{Type: "alloc"}}, ctrl.Self{}); err != nil {
+		t.Fatal(err)
+	}
+	bringAbout := func() {
+		t.Helper()
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- n.reconciler.Run(ctx) }()
+		await(t, patience, "the plan in place", func() error {
+			if s := n.reconciler.Status(); !s.Synced || !s.Current {
+				return fmt.Errorf("status %+v", s)
+			}
+			return nil
+		})
+		cancel()
+		<-ended
+	}
+	n.leaseChanged(lease.State{Self: testLease("me", "10.5.1.0/24", "192.0.2.1"), Held: true})
+	bringAbout()
+	n.replan()
+	n.writeSubnetFile()
+	if _, err := os.Stat(path); err == nil {
+		t.Error("the subnet file is written when only the plan before is in place")
+	}
+	bringAbout()
+	n.writeSubnetFile()
+	if _, err := os.Stat(path); err != nil {
+		t.Error(err)
 	}
 }
 
