@@ -99,7 +99,7 @@ func (b blackhole) Plan(self lease.Lease, all []lease.Lease) State {
 	s := b.Backend.Plan(self, all)
 	s.Networks = networks(b.network)
 	for _, f := range families(b.network, self) {
-		s.Routes = append(s.Routes, Route{Dst: f.subnet.Masked(), Blackhole: true, Metric: blackholeMetric, Protocol: RouteProtocol})
+		s.Routes = append(s.Routes, Route{Dst: f.subnet.Masked(), Kind: Blackhole, Metric: blackholeMetric, Protocol: RouteProtocol})
 	}
 	return s
 }

@@ -183,10 +183,7 @@ func routeRequest(v verb, r Route, index int) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(typ, flags)
 	m := &nl.RtMsg{}
 	m.Family, m.Dst_len = family4or6(r.Dst.Addr()), uint8(r.Dst.Bits())
-	m.Table, m.Protocol, m.Type = unix.RT_TABLE_MAIN, uint8(r.Protocol), unix.RTN_UNICAST
-	if r.Blackhole {
-		m.Type = unix.RTN_BLACKHOLE
-	}
+	m.Table, m.Protocol, m.Type = unix.RT_TABLE_MAIN, uint8(r.Protocol), routeType(r.Kind)
 	if r.LinkOnly {
 		m.Scope = unix.RT_SCOPE_LINK
 	}
@@ -205,6 +202,17 @@ func routeRequest(v verb, r Route, index int) *nl.NetlinkRequest {
 		req.AddData(nl.NewRtAttr(unix.RTA_PRIORITY, nl.Uint32Attr(uint32(r.Metric))))
 	}
 	return req
+}
+
+// routeType is the kernel's number for a kind. One that we do not make is only ever deleted, for which 0 is any type.
+func routeType(k RouteKind) uint8 {
+	switch k {
+	case Forward:
+		return unix.RTN_UNICAST
+	case Blackhole:
+		return unix.RTN_BLACKHOLE
+	}
+	return unix.RTN_UNSPEC
 }
 
 func neighRequest(v verb, family, ntf uint8, index int, dst netip.Addr, m MAC) *nl.NetlinkRequest {

@@ -306,9 +306,9 @@ func (d *differ) route(w Route, have []Route) {
 			if len(have) > 1 {
 				d.add(stageRoutes, doDelete, h)
 			}
-		case h.Protocol == protocolBoot && d.claims.inside(h.Dst):
-			// In the place where flannel would have put its own.
-		case h.Dev == w.Dev && h.Via == w.Via && h.Blackhole == w.Blackhole:
+		case h.Protocol == protocolBoot && (h.Kind == Forward || h.Kind == Blackhole) && d.claims.inside(h.Dst):
+			// In the place where flannel would have put its own, and of a kind that it makes.
+		case h.Dev == w.Dev && h.Via == w.Via && h.Kind == w.Kind:
 			return // someone else's, and it does the same
 		default:
 			d.conflicts = append(d.conflicts, fmt.Sprintf("%s is in the way of %s", h, w))

@@ -185,6 +185,24 @@ func TestDiff(t *testing.T) {
 				"replace route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink"},
 		},
 		{
+			name: "a refusal in our place is not ours to remove, by hand or not",
+			have: func(s *State) {
+				s.Routes[0] = Route{Dst: prefix("10.5.2.0/24"), Kind: "prohibit", Protocol: protocolBoot}
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.3.0/24"), Kind: Blackhole, Protocol: 4})
+			},
+			want: func(s *State) { s.Routes = append(s.Routes, ours("10.5.3.0/24", "172.31.0.3", "eth0")) },
+			conflicts: []string{
+				"route prohibit 10.5.2.0/24 proto 3 is in the way of route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink",
+				"route blackhole 10.5.3.0/24 proto 4 is in the way of route 10.5.3.0/24 via 172.31.0.3 dev eth0 proto 157"},
+		},
+		{
+			name: "flannel's blackhole of a subnet that is another node's now is taken over",
+			have: func(s *State) {
+				s.Routes[0] = Route{Dst: prefix("10.5.2.0/24"), Kind: Blackhole, Protocol: protocolBoot}
+			},
+			ops: []string{"replace route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink"},
+		},
+		{
 			name: "a route with another metric is not in the way",
 			have: func(s *State) {
 				r := proto(ours("10.5.2.0/24", "172.31.0.254", "eth0"), 4)
@@ -278,7 +296,7 @@ func TestDiff(t *testing.T) {
 		{
 			name: "blackhole",
 			want: func(s *State) {
-				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Blackhole: true, Metric: 9, Protocol: RouteProtocol})
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 9, Protocol: RouteProtocol})
 			},
 			ops: []string{"replace route blackhole 10.5.1.0/24 proto 157 metric 9"},
 		},

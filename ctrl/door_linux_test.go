@@ -127,8 +127,8 @@ func TestNetnsReadBack(t *testing.T) {
 	k := open(t)
 	want := vxlanWant()
 	want.Routes = append(want.Routes,
-		Route{Dst: prefix("10.5.9.0/24"), Blackhole: true, Metric: 77, Protocol: RouteProtocol},
-		Route{Dst: prefix("fd10:5:0:9::/64"), Blackhole: true, Metric: 77, Protocol: RouteProtocol},
+		Route{Dst: prefix("10.5.9.0/24"), Kind: Blackhole, Metric: 77, Protocol: RouteProtocol},
+		Route{Dst: prefix("fd10:5:0:9::/64"), Kind: Blackhole, Metric: 77, Protocol: RouteProtocol},
 		Route{Dst: prefix("fd10:5:0:2::/64"), Via: addr("fd31::2"), Dev: "eth0", Protocol: RouteProtocol},
 		Route{Dst: prefix("10.5.8.0/24"), Dev: "eth0", LinkOnly: true, Protocol: RouteProtocol})
 	want.Neighbours = append(want.Neighbours, Neighbour{"flannel.1", addr("fd10:5:0:2::"), macB})
@@ -166,6 +166,40 @@ func TestNetnsReadBack(t *testing.T) {
 	}
 	if want := []string{"172.31.0.7 eth0", "172.31.0.8 eth0"}; !slices.Equal(via, want) {
 		t.Errorf("next hops %q, want %q", via, want)
+	}
+}
+
+// TestNetnsRefusals: a route that refuses packets is seen, left alone and told where it is someone else's, of whatever
+// kind and family; with our mark it goes.
+func TestNetnsRefusals(t *testing.T) {
+	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
+	k := open(t)
+	for _, dst := range []netip.Prefix{prefix("10.5.2.0/24"), prefix("fd10:5:0:2::/64")} {
+		via := addr("172.31.0.2")
+		if dst.Addr().Is6() {
+			via = addr("fd31::2")
+		}
+		want := State{Networks: nets, Routes: []Route{{Dst: dst, Via: via, Dev: "eth0", Protocol: RouteProtocol}}}
+		for typ, kind := range map[int]RouteKind{unix.RTN_UNREACHABLE: "unreachable", unix.RTN_PROHIBIT: "prohibit", unix.RTN_THROW: "throw"} {
+			r := &netlink.Route{Dst: ipNet(dst), Type: typ, Protocol: protocolBoot}
+			if err := netlink.RouteAdd(r); err != nil {
+				t.Fatal(err)
+			}
+			if err := ApplyOnce(k, want); err == nil || !strings.Contains(err.Error(), "not ours to change: route "+string(kind)+" "+dst.String()) {
+				t.Errorf("%s %s: got %v", kind, dst, err)
+			}
+			if err := netlink.RouteDel(r); err != nil {
+				t.Errorf("%s %s is gone: %v", kind, dst, err)
+			}
+			r.Protocol = RouteProtocol
+			if err := netlink.RouteAdd(r); err != nil {
+				t.Fatal(err)
+			}
+			removed, err := Cleanup(k, nets)
+			if left, _ := ourRoute(k, dst.String()); err != nil || len(removed) != 1 || left != (Route{}) {
+				t.Errorf("%s %s: removed %q, %v, left %v", kind, dst, removed, err, left)
+			}
+		}
 	}
 }
 

@@ -138,7 +138,7 @@ func choose(o IfaceOptions, v netView, reach reachFunc) (Iface, error) {
 // its part out: on networks that keep hosts apart, each peer may have one.
 func (c *chooser) onLink(dev string) PrefixSet {
 	var on, off []netip.Prefix
-	straight := func(r Route) bool { return r.Dev == dev && !r.Via.IsValid() && !r.Blackhole }
+	straight := func(r Route) bool { return r.Dev == dev && !r.Via.IsValid() && r.Kind == Forward }
 	for _, r := range c.v.routes {
 		if straight(r) && c.wanted(r.Dst.Addr()) && r.Dst.Bits() > 0 && r.Protocol != RouteProtocol {
 			on = append(on, r.Dst)

@@ -170,7 +170,7 @@ func TestChooseTellsOnLink(t *testing.T) {
 		{"ours", ours("10.1.0.0/24", "", "eth0"), IfaceOptions{IPv4: true}, "10.0.0.0/24"},
 		{"a peer by a gateway", Route{Dst: prefix("10.0.0.9/32"), Via: addr("10.0.0.1"), Dev: "eth0"}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
 		{"a peer by another device", Route{Dst: prefix("10.0.0.9/32"), Dev: "eth1"}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
-		{"a peer that is refused", Route{Dst: prefix("10.0.0.9/32"), Blackhole: true}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
+		{"a peer that is refused", Route{Dst: prefix("10.0.0.9/32"), Kind: "prohibit"}, IfaceOptions{IPv4: true}, "10.0.0.0/24 but not 10.0.0.9/32"},
 		{"the same once more, by a gateway", Route{Dst: prefix("10.0.0.0/24"), Via: addr("10.0.0.1"), Dev: "eth0", Metric: 9}, IfaceOptions{IPv4: true}, "10.0.0.0/24"},
 		{"by a gateway, elsewhere", Route{Dst: prefix("10.9.0.0/32"), Via: addr("10.0.0.1"), Dev: "eth0"}, IfaceOptions{IPv4: true}, "10.0.0.0/24"},
 		{"ours to a node", ours("10.0.0.128/25", "10.0.0.9", "eth0"), IfaceOptions{IPv4: true}, "10.0.0.0/24"},

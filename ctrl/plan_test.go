@@ -224,8 +224,8 @@ func TestPlan(t *testing.T) {
 		{
 			name: "blackhole", network: network(t, `{"Type":"host-gw"}`), self: func(s *Self) { s.Blackhole = true },
 			want: State{Networks: nets, Routes: []Route{
-				{Dst: prefix("10.5.1.0/24"), Blackhole: true, Metric: blackholeMetric, Protocol: RouteProtocol},
-				{Dst: prefix("fd10:5:0:1::/64"), Blackhole: true, Metric: blackholeMetric, Protocol: RouteProtocol}}},
+				{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: blackholeMetric, Protocol: RouteProtocol},
+				{Dst: prefix("fd10:5:0:1::/64"), Kind: Blackhole, Metric: blackholeMetric, Protocol: RouteProtocol}}},
 		},
 		{
 			name: "ipip", network: network(t, `{"Type":"ipip"}`), peers: []lease.Lease{node(2, "ipip", "", "")},

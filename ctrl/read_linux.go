@@ -13,7 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// read lists what the kernel has: all devices and addresses, the unicast and blackhole routes of the main table, FOU
+// read lists what the kernel has: all devices and addresses, the routes of the main table, FOU
 // ports, and for the devices that detail names their permanent neighbours and forwarding entries, or WireGuard peers. A
 // command that was run counts as kernel state.
 func (k *Kernel) read(detail func(dev string) bool) (State, error) {
@@ -140,7 +140,24 @@ func ignoresRA(dev string) bool {
 // ipv6DefaultMetric is what the kernel makes of metric 0 (IP6_RT_PRIO_USER in linux/ipv6_route.h).
 const ipv6DefaultMetric = 1024
 
-// routes lists the unicast and blackhole routes of the main table.
+// routeKind names a route's type (RTN_... in linux/rtnetlink.h) if it says what becomes of packets to other hosts.
+func routeKind(typ int) (RouteKind, bool) {
+	switch typ {
+	case unix.RTN_UNICAST:
+		return Forward, true
+	case unix.RTN_BLACKHOLE:
+		return Blackhole, true
+	case unix.RTN_UNREACHABLE:
+		return "unreachable", true
+	case unix.RTN_PROHIBIT:
+		return "prohibit", true
+	case unix.RTN_THROW:
+		return "throw", true
+	}
+	return "", false
+}
+
+// routes lists the routes of the main table.
 func (k *Kernel) routes(fam int, names map[int]string) ([]Route, error) {
 	filter := netlink.Route{Table: unix.RT_TABLE_MAIN}
 	rs, err := dump("routes", func() ([]netlink.Route, error) {
@@ -151,7 +168,7 @@ func (k *Kernel) routes(fam int, names map[int]string) ([]Route, error) {
 	}
 	out := make([]Route, 0, len(rs))
 	for _, r := range rs {
-		if r.Dst == nil || r.Type != unix.RTN_UNICAST && r.Type != unix.RTN_BLACKHOLE {
+		if _, ok := routeKind(r.Type); !ok || r.Dst == nil {
 			continue
 		}
 		out = append(out, routeValues(r, fam, names)...)
@@ -161,15 +178,16 @@ func (k *Kernel) routes(fam int, names map[int]string) ([]Route, error) {
 
 // routeValues gives a route for each of its next hops.
 func routeValues(r netlink.Route, fam int, names map[int]string) []Route {
+	kind, _ := routeKind(r.Type) // routes passes no others on
 	v := Route{
-		Dst: prefixOf(r.Dst), Via: addrOf(r.Gw), Dev: names[r.LinkIndex], Metric: r.Priority, Protocol: int(r.Protocol),
+		Kind: kind, Dst: prefixOf(r.Dst), Via: addrOf(r.Gw), Dev: names[r.LinkIndex], Metric: r.Priority, Protocol: int(r.Protocol),
 		OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0, LinkOnly: fam == netlink.FAMILY_V4 && r.Scope == netlink.SCOPE_LINK,
 	}
 	if fam == netlink.FAMILY_V6 && v.Metric == ipv6DefaultMetric {
 		v.Metric = 0
 	}
-	if r.Type == unix.RTN_BLACKHOLE {
-		v.Blackhole, v.Dev = true, "" // IPv6 names lo
+	if kind != Forward {
+		v.Dev = "" // IPv6 names lo
 	}
 	if len(r.MultiPath) == 0 {
 		return []Route{v}

@@ -71,16 +71,26 @@ type Addr struct {
 	Prefix netip.Prefix
 }
 
+// RouteKind names what a route does with a packet, in the words of `ip route`. Beside those below, the kernel knows
+// several that refuse it in other ways, which we never make.
+type RouteKind string
+
+// The route kinds that a plan may ask for.
+const (
+	Forward   RouteKind = ""
+	Blackhole RouteKind = "blackhole" // drop in silence
+)
+
 // Route is a route of the main table.
 type Route struct {
-	Dst       netip.Prefix // masked
-	Via       netip.Addr   // invalid: directly on Dev
-	Dev       string       // empty for a blackhole
-	Blackhole bool         // drop in silence instead of forwarding
-	OnLink    bool         // do not ask whether Via is reachable on Dev
-	LinkOnly  bool         // scope link instead of global; IPv4 only, IPv6 has no scopes
-	Metric    int
-	Protocol  int // RouteProtocol in wanted states
+	Kind     RouteKind
+	Dst      netip.Prefix // masked
+	Via      netip.Addr   // invalid: directly on Dev
+	Dev      string       // empty unless Kind is Forward
+	OnLink   bool         // do not ask whether Via is reachable on Dev
+	LinkOnly bool         // scope link instead of global; IPv4 only, IPv6 has no scopes
+	Metric   int
+	Protocol int // RouteProtocol in wanted states
 }
 
 // Neighbour is a permanent neighbour entry: IP is at MAC on Dev.

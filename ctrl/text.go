@@ -94,8 +94,8 @@ func (a Addr) String() string { return "address " + a.Prefix.String() + " dev " 
 // String shows a route in the words of `ip route`.
 func (r Route) String() string {
 	s := "route "
-	if r.Blackhole {
-		s += "blackhole "
+	if r.Kind != Forward {
+		s += string(r.Kind) + " "
 	}
 	s += r.Dst.String()
 	if r.Via.IsValid() {
