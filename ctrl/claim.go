@@ -14,17 +14,23 @@ type claims struct {
 	stale    []Link          // ours and not wanted: they go
 	staleFOU []FOUPort       // ports of stale devices
 	former   map[Former]bool
+	holes    map[netip.Prefix]bool // that the plan wants a blackhole for
 }
 
 // claim finds what is ours in have. A device is ours if the plan wants it, or if it has one of flannel's names and
 // carries an address or a route of one of our networks: another daemon of ours, or a flannel, on the same host has
-// another network.
+// another network. Where all networks are ours, so are the devices that carry nothing.
 func claim(have, want State) claims {
-	c := claims{networks: want.Networks, wanted: map[string]bool{}, devices: map[string]bool{}, former: setOf(want.Former)}
+	c := claims{networks: want.Networks, wanted: map[string]bool{}, devices: map[string]bool{}, former: setOf(want.Former), holes: map[netip.Prefix]bool{}}
 	for _, l := range want.Links {
 		c.wanted[l.Name], c.devices[l.Name] = true, true
 	}
-	carries := map[string]bool{}
+	for _, r := range want.Routes {
+		if r.Kind == Blackhole {
+			c.holes[r.Dst] = true
+		}
+	}
+	carries, all := map[string]bool{}, c.inside(netip.PrefixFrom(netip.IPv4Unspecified(), 0))
 	for _, a := range have.Addrs {
 		if c.inside(hostPrefix(a.Prefix.Addr())) {
 			carries[a.Dev] = true
@@ -41,7 +47,7 @@ func claim(have, want State) claims {
 			if l.IPIP.FOUPort != 0 {
 				c.staleFOU = append(c.staleFOU, FOUPort{l.IPIP.FOUPort})
 			}
-		case carries[l.Name] && l.removable():
+		case (all || carries[l.Name]) && l.removable():
 			c.devices[l.Name] = true
 			c.stale = append(c.stale, l)
 			if l.IPIP.FOUPort != 0 {
@@ -60,13 +66,14 @@ func (c claims) inside(p netip.Prefix) bool {
 }
 
 // route says whether a route is ours: inside our networks, and with our protocol number, or as flannel leaves it: on
-// one of its devices, or to a node's subnet via that node's address.
+// one of its devices, to a node's subnet via that node's address, or the blackhole that we want too, with a metric of
+// which the pods that come later are cut off.
 func (c claims) route(r Route) bool {
 	if !c.inside(r.Dst) {
 		return false
 	}
 	return r.Protocol == RouteProtocol ||
-		r.Protocol == protocolBoot && (c.devices[r.Dev] || c.former[Former{r.Dst, r.Via}])
+		r.Protocol == protocolBoot && (c.devices[r.Dev] || c.former[Former{r.Dst, r.Via}] || r.Kind == Blackhole && c.holes[r.Dst])
 }
 
 // hostPrefix is an address alone: 10.5.77.0 gives 10.5.77.0/32.

@@ -257,6 +257,11 @@ func TestDiff(t *testing.T) {
 			ops:  []string{"delete device flannel.1 type vxlan"},
 		},
 		{
+			name: "a device of ours that carries nothing: whose it is cannot be seen",
+			want: func(s *State) { *s = State{Networks: nets} },
+			have: func(s *State) { *s = State{Links: []Link{vx(nil)}} },
+		},
+		{
 			name: "devices of a second daemon with another network, and TUNs, stay",
 			want: func(s *State) { *s = State{Networks: []netip.Prefix{prefix("10.99.0.0/16")}} },
 			have: func(s *State) {
@@ -292,6 +297,26 @@ func TestDiff(t *testing.T) {
 			},
 			have: func(s *State) { *s = State{Links: []Link{{Name: "flannel0", Kind: KindIPIP}}} },
 			ops:  []string{"change device flannel0 tx-checksum off"},
+		},
+		{
+			name: "flannel's blackhole goes where we want one, others and other refusals stay",
+			have: func(s *State) {
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Protocol: protocolBoot},
+					Route{Dst: prefix("10.5.7.0/24"), Kind: Blackhole, Protocol: protocolBoot},
+					Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 5, Protocol: 4},
+					Route{Dst: prefix("10.5.1.0/24"), Kind: "prohibit", Metric: 6, Protocol: protocolBoot})
+			},
+			want: func(s *State) {
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 9, Protocol: RouteProtocol})
+			},
+			ops: []string{"delete route blackhole 10.5.1.0/24 proto 3", "replace route blackhole 10.5.1.0/24 proto 157 metric 9"},
+		},
+		{
+			name: "flannel's blackhole stays where we want none, and one behind a route of ours",
+			have: func(s *State) {
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Protocol: protocolBoot},
+					Route{Dst: prefix("10.5.2.0/24"), Kind: Blackhole, Metric: 100, Protocol: protocolBoot})
+			},
 		},
 		{
 			name: "blackhole",
