@@ -77,7 +77,7 @@ func TestNetnsVXLANRestart(t *testing.T) {
 
 	c.stop(0)
 	c.on(a, func(k *Kernel) error {
-		removed, err := Cleanup(k, []netip.Prefix{netip.MustParsePrefix("10.5.0.0/16")})
+		removed, err := Cleanup(k)
 		if want := []string{"device flannel.1 type vxlan"}; !slices.Equal(removed, want) {
 			t.Errorf("removed %q, want %q", removed, want)
 		}

@@ -79,7 +79,7 @@ func BenchmarkNetns5000(b *testing.B) {
 	var want State
 	b.Run("plan", func(b *testing.B) { want = manyWant(b) })
 	gone := func() {
-		if _, err := Cleanup(k, want.Networks); err != nil {
+		if _, err := Cleanup(k); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -66,8 +66,8 @@ func (c claims) inside(p netip.Prefix) bool {
 }
 
 // route says whether a route is ours: inside our networks, and with our protocol number, or as flannel leaves it: on
-// one of its devices, to a node's subnet via that node's address, or the blackhole that we want too, with a metric of
-// which the pods that come later are cut off.
+// one of its devices, to a node's subnet via that node's address, or the blackhole that we want too: at flannel's metric
+// it cuts off pods that come later.
 func (c claims) route(r Route) bool {
 	if !c.inside(r.Dst) {
 		return false

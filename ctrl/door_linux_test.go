@@ -133,7 +133,7 @@ func TestNetnsReadBack(t *testing.T) {
 		Route{Dst: prefix("10.5.8.0/24"), Dev: "eth0", LinkOnly: true, Protocol: RouteProtocol})
 	want.Neighbours = append(want.Neighbours, Neighbour{"flannel.1", addr("fd10:5:0:2::"), macB})
 	t.Cleanup(func() {
-		if removed, err := Cleanup(k, nets); err != nil || len(removed) == 0 {
+		if removed, err := Cleanup(k); err != nil || len(removed) == 0 {
 			t.Errorf("removed %q, %v", removed, err)
 		}
 	})
@@ -195,7 +195,7 @@ func TestNetnsRefusals(t *testing.T) {
 			if err := netlink.RouteAdd(r); err != nil {
 				t.Fatal(err)
 			}
-			removed, err := Cleanup(k, nets)
+			removed, err := Cleanup(k)
 			if left, _ := ourRoute(k, dst.String()); err != nil || len(removed) != 1 || left != (Route{}) {
 				t.Errorf("%s %s: removed %q, %v, left %v", kind, dst, removed, err, left)
 			}

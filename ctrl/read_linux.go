@@ -13,9 +13,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// read lists what the kernel has: all devices and addresses, the routes of the main table, FOU
-// ports, and for the devices that detail names their permanent neighbours and forwarding entries, or WireGuard peers. A
-// command that was run counts as kernel state.
+// read lists what the kernel has: all devices and addresses, the routes of the main table, FOU ports, and for the devices
+// that detail names their permanent neighbours and forwarding entries, or WireGuard peers. A command that was run counts
+// as kernel state.
 func (k *Kernel) read(detail func(dev string) bool) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

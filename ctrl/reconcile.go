@@ -299,12 +299,10 @@ func joinFew(errs []error) error {
 // device name and port free of what an earlier backend left. Devices that are awaited are no error.
 func ApplyOnce(k kernel, want State) error { return bringAbout(context.Background(), k, want).err }
 
-// Cleanup removes what carries our mark, or flannel's names, inside the networks, and says what that was. Without
-// networks it removes it in all networks, so of all daemons of this host.
-func Cleanup(k kernel, networks []netip.Prefix) (removed []string, err error) {
-	if len(networks) == 0 {
-		networks = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
-	}
+// Cleanup removes what carries our mark, or flannel's names, whatever its network, so of all daemons of this host. It says
+// what that was.
+func Cleanup(k kernel) (removed []string, err error) {
+	networks := []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	out := bringAbout(context.Background(), k, State{Networks: networks})
 	for _, o := range out.done {
 		removed = append(removed, o.object.String())

@@ -59,7 +59,7 @@ func removeAll(ctx context.Context) (removed []string, err error) {
 		return nil, err
 	}
 	defer kernel.Close()
-	removed, err = ctrl.Cleanup(kernel, nil)
+	removed, err = ctrl.Cleanup(kernel)
 	rules, rulesErr := netfilter.Cleanup(ctx)
 	return append(removed, rules...), errors.Join(err, rulesErr)
 }

@@ -112,6 +112,57 @@ func TestNetnsBackendChanges(t *testing.T) {
 	}
 }
 
+// TestNetnsNetworkChanges starts daemons with two families, with one of them, with another network, and with a third that
+// another backend carries: of the former ones nothing is left.
+func TestNetnsNetworkChanges(t *testing.T) {
+	f := filters()[0]
+	f.need(t)
+	c := newCluster(t, lab.Options{PodsPerNode: -1, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}, clusterNetwork)
+	const both = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48","Backend":{"Type":"vxlan"}}`
+	for _, step := range []struct {
+		config      string
+		there, gone []string
+	}{
+		{both, []string{"10.5.", "fd10:5:"}, nil},
+		{`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, []string{"10.5."}, []string{"fd10:5:", "flannel-v6.1"}},
+		{both, []string{"10.5.", "fd10:5:"}, nil},
+		{`{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}`, []string{"10.6."}, []string{"10.5.", "fd10:5:", "flannel-v6.1"}},
+		{`{"Network":"10.7.0.0/16"}`, []string{"10.7."}, []string{"10.6.", "flannel.1"}},
+	} {
+		c.put(clusterPrefix+"/config", step.config)
+		ds := c.ready()
+		found := strings.Join(traces(t, c.Nodes[0], f.shows...), "\n")
+		for _, want := range step.there {
+			if !strings.Contains(found, want) {
+				t.Errorf("%s: no %s:\n%s", step.config, want, found)
+			}
+		}
+		for _, former := range step.gone {
+			if strings.Contains(found, former) {
+				t.Errorf("%s: left %s:\n%s", step.config, former, found)
+			}
+		}
+		for _, d := range ds {
+			d.stop()
+		}
+	}
+}
+
+// ready starts the daemons of all nodes, which may have no pods.
+func (c *cluster) ready() []*member {
+	c.t.Helper()
+	var ds []*member
+	for _, n := range c.Nodes {
+		d := c.start(n)
+		c.t.Cleanup(d.Kill)
+		ds = append(ds, d)
+	}
+	for _, d := range ds {
+		d.awaitReady()
+	}
+	return ds
+}
+
 // tracesOf starts the daemons with a backend, waits until pods reach each other, and lists what the first node has then.
 func (c *cluster) tracesOf(f filter, backend string) []string {
 	c.t.Helper()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -43,7 +44,8 @@ type node struct {
 	cluster    clusterStore // nil if the store is none
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
-	previous   subnetEnv // of an earlier run
+	previous   subnetEnv      // of an earlier run
+	former     []netip.Prefix // networks of an earlier run that have to be cleared away
 
 	host    ctrl.Self // what the backend knows of this machine, interface and device included
 	backend ctrl.Backend
@@ -197,7 +199,7 @@ func (n *node) replan() {
 	if n.since.IsZero() {
 		return
 	}
-	plan := n.backend.Plan(n.self, n.state.All)
+	plan := n.plan()
 	why := map[netip.Prefix]string{} // a subnet has no path
 	for _, u := range plan.Unreachable {
 		why[u.Subnet] = u.Reason
@@ -210,6 +212,15 @@ func (n *node) replan() {
 	n.nodes = nodeStatuses(peers, why)
 	n.reconciler.Set(plan)
 	n.rules.Set(n.desiredRules(plan))
+}
+
+// plan is the kernel state that is wanted for the leases. What an earlier run left
+// of a former network is part of it, so that a device which the plan has a use for
+// stays, and packets with it.
+func (n *node) plan() ctrl.State {
+	plan := n.backend.Plan(n.self, n.state.All)
+	plan.Networks = slices.Concat(plan.Networks, n.former)
+	return plan
 }
 
 // desiredRules are the packet filter rules that the flags ask for, to go with plan.
@@ -321,10 +332,20 @@ func (n *node) writeSubnetFile() {
 	case err == nil:
 		n.written = e
 		n.log.Info("subnet file written", "file", n.cfg.subnetFile)
+		n.forget()
 	case n.fileErr == nil: // once, as the error names another temporary file each time
 		n.log.Error("cannot write the subnet file, trying on", "err", err)
 	}
 	n.fileErr = err
+}
+
+// forget gives up a former network once nothing is left of it and the file does not
+// tell of it any more: it may be another daemon's by now.
+func (n *node) forget() {
+	if len(n.former) > 0 {
+		n.former = nil
+		n.replan()
+	}
 }
 
 // wantedFile is what subnet.env has to say.

@@ -241,10 +241,17 @@ func TestNetnsSubnetFileWaitsForTheLastPlan(t *testing.T) {
 	if _, err := os.Stat(path); err == nil {
 		t.Error("the subnet file is written when only the plan before is in place")
 	}
+	n.former = []netip.Prefix{prefix("10.99.0.0/16")}
+	if got := n.plan().Networks; !slices.Equal(got, n.former) {
+		t.Errorf("to be kept clean: %v, want the former network too", got)
+	}
 	bringAbout()
 	n.writeSubnetFile()
 	if _, err := os.Stat(path); err != nil {
 		t.Error(err)
+	}
+	if got := n.plan().Networks; len(got) > 0 || n.reconciler.Status().Current {
+		t.Errorf("to be kept clean: %v, the former network was to be given up", got)
 	}
 }
 

@@ -60,7 +60,7 @@ func notify(log *slog.Logger, state string) {
 
 // runOn runs the daemon, and again from the start whenever its network config has
 // become another. What the kernel has of the old one is kept or cleared away by
-// the new run, as after a restart of the process.
+// the new run, which knows it from the subnet file, as after a restart of the process.
 func (d *weftd) runOn(ctx context.Context) error {
 	for {
 		err := d.run(ctx)
@@ -175,7 +175,7 @@ func (d *weftd) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
 	}
 }
 
-// overlay are the pods' networks of the families that are on.
+// overlay are the pods' networks.
 func overlay(n lease.Network) []netip.Prefix {
 	return slices.DeleteFunc([]netip.Prefix{n.Network, n.IPv6Network}, func(p netip.Prefix) bool { return !p.IsValid() })
 }
@@ -198,6 +198,7 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 		rules: netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second,
 			Former: previous.prefixes()}),
 		previous: previous,
+		former:   previous.former(overlay(network)),
 	}
 	if err := n.prepare(iface); err != nil {
 		return nil, err
@@ -207,7 +208,7 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 		return n, nil
 	}
 	// The device's name and the port may still be taken by what another backend left.
-	if err := ctrl.ApplyOnce(kernel, n.backend.Plan(lease.Lease{}, nil)); err != nil {
+	if err := ctrl.ApplyOnce(kernel, n.plan()); err != nil {
 		d.log.Warn("cannot clear away what an earlier backend left", "err", err)
 	}
 	if n.engine, err = d.openEngine(iface, spec); err != nil {

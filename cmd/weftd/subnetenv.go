@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/google/renameio/v2"
@@ -82,6 +83,18 @@ func readSubnetEnv(path string, log *slog.Logger) subnetEnv {
 		log.Warn("cannot read the previous subnet", "file", path, "err", err)
 	}
 	return e
+}
+
+// former are the networks that no present one overlaps: of those that do, the state
+// is in use.
+func (e subnetEnv) former(present []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range []netip.Prefix{e.network, e.network6} {
+		if p.IsValid() && !slices.ContainsFunc(present, p.Overlaps) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 func parseSubnetEnv(text []byte, log *slog.Logger) (subnetEnv, error) {

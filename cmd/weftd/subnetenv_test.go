@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -139,6 +140,27 @@ func TestSubnetEnvRead(t *testing.T) {
 			t.Errorf("got %+v, logged %q", got, logged.String())
 		}
 	})
+}
+
+func TestSubnetEnvFormerNetworks(t *testing.T) {
+	p := netip.MustParsePrefix
+	was := subnetEnv{network: p("10.5.0.0/16"), network6: p("fd00:5::/48")}
+	tests := []struct {
+		name          string
+		was           subnetEnv
+		present, want []netip.Prefix
+	}{
+		{"none", subnetEnv{}, []netip.Prefix{p("10.5.0.0/16")}, nil},
+		{"the same", was, []netip.Prefix{p("10.5.0.0/16"), p("fd00:5::/48")}, nil},
+		{"wider and narrower", was, []netip.Prefix{p("10.0.0.0/8"), p("fd00:5:0:1::/64")}, nil},
+		{"a family less", was, []netip.Prefix{p("10.5.0.0/16")}, []netip.Prefix{p("fd00:5::/48")}},
+		{"others", was, []netip.Prefix{p("10.6.0.0/16"), p("fd00:6::/48")}, []netip.Prefix{p("10.5.0.0/16"), p("fd00:5::/48")}},
+	}
+	for _, test := range tests {
+		if got := test.was.former(test.present); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", test.name, got, test.want)
+		}
+	}
 }
 
 func FuzzParseSubnetEnv(f *testing.F) {
