@@ -28,7 +28,8 @@ type SelfOptions struct {
 // can do. Of the extension backend it runs the PreStartupCommand.
 //
 // Call it once for a network config and keep the result: a backend made anew for another interface address has to
-// publish the same keys and addresses as before. Iface and Device are the caller's to change.
+// publish the same keys and addresses as before. Iface and Device are the caller's to change, and VTEP and VTEP6 to fill
+// in with what is first published where there is no device yet.
 func (k *Kernel) Self(n lease.Network, i Iface, o SelfOptions) (Self, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -97,8 +97,8 @@ func (n *node) tellCluster() {
 	}
 }
 
-// keepVTEP gives a VXLAN device that is to be made the Ethernet address which the node published before, as other nodes
-// have it still.
+// keepVTEP gives a VXLAN device that is to be made the Ethernet address which the node published before, in this run or
+// an earlier one, as other nodes have it still.
 func keepVTEP(host *ctrl.Self, before lease.Attrs) {
 	if before.BackendType != "vxlan" {
 		return

@@ -191,6 +191,8 @@ func (n *node) prepare(i ctrl.Iface) error {
 		return err
 	}
 	n.host, n.backend = host, backend
+	// With another address of the node, a tunnel address that is derived would be another one.
+	keepVTEP(&n.host, attrs(i, backend.Spec()))
 	return nil
 }
 

@@ -298,6 +298,26 @@ func TestInterfaceIsRefusedAndLost(t *testing.T) {
 	}
 }
 
+func TestTunnelAddressOutlivesTheNodes(t *testing.T) {
+	network, err := lease.ParseNetwork([]byte(`{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd10::/48", "Backend": {"Type": "vxlan"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{network: network} // of a machine that has no device yet
+	var said [2]lease.Attrs
+	for i, last := range []string{"1", "2"} {
+		iface := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0." + last), Addr6: addr("fd00::" + last)}
+		iface.Public, iface.Public6 = iface.Addr, iface.Addr6
+		if err := n.prepare(iface); err != nil {
+			t.Fatal(err)
+		}
+		said[i] = attrs(iface, n.backend.Spec())
+	}
+	if string(said[0].BackendData) != string(said[1].BackendData) || string(said[0].BackendV6Data) != string(said[1].BackendV6Data) {
+		t.Errorf("at first %+v, with another address %+v", said[0], said[1])
+	}
+}
+
 // script is a store that answers Network with each of errs in turn and then with
 // a config.
 type script struct {
