@@ -143,7 +143,6 @@ func (l Link) removable() bool {
 // remove deletes a device, and with it what the kernel has on it.
 func (d *differ) remove(l Link) {
 	d.add(stageFree, doDelete, Link{Name: l.Name, Kind: l.Kind})
-	delete(d.present, l.Name)
 	d.have.Addrs = notOn(d.have.Addrs, l.Name)
 	d.have.Routes = notOn(d.have.Routes, l.Name)
 	d.have.Neighbours = notOn(d.have.Neighbours, l.Name)

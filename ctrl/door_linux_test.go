@@ -121,6 +121,32 @@ func TestNetnsApplyErrors(t *testing.T) {
 	}
 }
 
+// TestNetnsLateAnswers: answers to an earlier message, which was given up on, are not taken for those to this one.
+func TestNetnsLateAnswers(t *testing.T) {
+	addBridge(t, "under0", "172.20.0.1/24")
+	k := open(t)
+	bad := Route{Dst: prefix("10.9.0.0/24"), Via: addr("172.99.0.1"), Dev: "under0", Protocol: RouteProtocol}
+	good := bad
+	good.Via = addr("172.20.0.2")
+	index := must(netlink.LinkByName("under0")).Attrs().Index
+	for range 2 {
+		k.seq++
+		req := request(op{doReplace, bad}, index)
+		req.Seq = k.seq
+		if err := unix.Sendto(k.bulk.GetFd(), req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := k.seq
+	errs := k.apply(context.Background(), []op{{doReplace, good}, {doReplace, bad}, {doDelete, good}})
+	if errs[0] != nil || errs[1] == nil || errs[2] != nil {
+		t.Errorf("got %v", errs)
+	}
+	if k.seq != last+4 {
+		t.Errorf("%d numbers used for 3 operations and the end", k.seq-last)
+	}
+}
+
 // TestNetnsReadBack: what was applied is read back as it was, for each kind of object this kernel has.
 func TestNetnsReadBack(t *testing.T) {
 	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
@@ -480,6 +506,30 @@ func TestWireGuardFields(t *testing.T) {
 		{"allowed_ip", "x"}, {"persistent_keepalive_interval", "x"}, {"last_handshake_time_sec", ""}} {
 		if err := setField(&d, l[0], l[1]); err == nil {
 			t.Errorf("%s is taken", l)
+		}
+	}
+}
+
+// TestEndpoint: a peer that WireGuard follows by itself is where we said it is, until its session has ended.
+func TestEndpoint(t *testing.T) {
+	given, roamed := netip.MustParseAddrPort("172.31.0.2:51820"), netip.MustParseAddrPort("192.0.2.9:1024")
+	w := newWireGuards()
+	w.given[peerKey{"flannel-wg", Key{2}}] = given
+	for _, tt := range []struct {
+		name      string
+		key       Key
+		handshake time.Duration // ago
+		at        *net.UDPAddr
+		want      netip.AddrPort
+	}{
+		{"in a session", Key{2}, sessionLife - time.Minute, net.UDPAddrFromAddrPort(roamed), given},
+		{"in no session any more", Key{2}, sessionLife + time.Minute, net.UDPAddrFromAddrPort(roamed), roamed},
+		{"of an earlier run", Key{3}, time.Second, &net.UDPAddr{IP: net.IPv4(192, 0, 2, 9), Port: 1024}, roamed},
+		{"nowhere", Key{3}, time.Second, nil, netip.AddrPort{}},
+	} {
+		p := wgtypes.Peer{PublicKey: wgtypes.Key(tt.key), LastHandshakeTime: time.Now().Add(-tt.handshake), Endpoint: tt.at}
+		if got := w.endpoint("flannel-wg", p); got != tt.want {
+			t.Errorf("%s: got %v, want %v", tt.name, got, tt.want)
 		}
 	}
 }

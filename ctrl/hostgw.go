@@ -16,8 +16,8 @@ type hostGW struct {
 func newHostGW(n lease.Network, s Self) (Backend, error) {
 	i := s.Iface
 	if i.Public != i.Addr || i.Public6 != i.Addr6 {
-		return nil, fmt.Errorf("the public address %v %v is not the address %v %v of interface %s: "+
-			"nodes behind NAT cannot route to each other, use vxlan or udp", i.Public, i.Public6, i.Addr, i.Addr6, i.Name)
+		return nil, fmt.Errorf("the public address %s is not the address %s of interface %s: "+
+			"nodes behind NAT cannot route to each other, use vxlan or udp", addrList(i.Public, i.Public6), addrList(i.Addr, i.Addr6), i.Name)
 	}
 	return &hostGW{n, s}, nil
 }

@@ -277,7 +277,7 @@ func (c *chooser) byDefaultRoute() (Iface, error) {
 	devs := func(v6 bool) []string {
 		var rs []Route
 		for _, r := range c.v.routes {
-			if r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 && !overlayName(r.Dev) {
+			if r.Kind == Forward && r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 && !overlayName(r.Dev) {
 				rs = append(rs, r)
 			}
 		}

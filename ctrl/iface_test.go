@@ -70,6 +70,7 @@ func TestChoose(t *testing.T) {
 			err: "default route (that of IPv4 uses eth0, that of IPv6 uses eth1)",
 		},
 		{name: "no default route", o: v4, v: func(v *netView) { v.routes = nil }, err: "no interface: tried default route (there is none for IPv4); there are lo 127.0.0.1, eth0 "},
+		{name: "a default route that refuses", o: v4, v: func(v *netView) { v.routes = []Route{{Kind: Blackhole, Dst: prefix("0.0.0.0/0")}} }, err: "default route (there is none for IPv4)"},
 		{name: "no default route of IPv6", o: IfaceOptions{IPv6: true}, v: func(v *netView) { v.routes = v.routes[:2] }, err: "there is none for IPv6"},
 		{name: "our own device has a default route", o: v4, v: func(v *netView) { v.routes[1].Dev = "flannel0" }, want: "eth1 192.168.7.1 - 192.168.7.1 -"},
 		{name: "nothing at all", o: v4, v: func(v *netView) { *v = netView{} }, err: "there are no interfaces at all"},

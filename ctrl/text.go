@@ -6,7 +6,20 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
+	"strings"
 )
+
+// addrList writes the addresses that there are.
+func addrList(as ...netip.Addr) string {
+	var s []string
+	for _, a := range as {
+		if a.IsValid() {
+			s = append(s, a.String())
+		}
+	}
+	return strings.Join(s, " ")
+}
 
 // MAC is an Ethernet address; the zero value means none.
 type MAC [6]byte

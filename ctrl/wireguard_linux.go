@@ -156,19 +156,25 @@ func (w *wireGuards) read(dev string) (Tunnel, []Peer, error) {
 	var peers []Peer
 	for _, p := range d.Peers {
 		v := Peer{Dev: dev, PublicKey: Key(p.PublicKey), PSK: Key(p.PresharedKey), Keepalive: p.PersistentKeepaliveInterval}
-		if p.Endpoint != nil {
-			a := p.Endpoint.AddrPort()
-			v.Endpoint = netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
-		}
-		// A peer behind NAT, or with several addresses, is followed by WireGuard itself. While that works, the endpoint
-		// counts as the one we gave, so that it is changed only when its lease says something new.
-		if given, ok := w.given[peerKey{dev, v.PublicKey}]; ok && time.Since(p.LastHandshakeTime) < sessionLife {
-			v.Endpoint = given
-		}
+		v.Endpoint = w.endpoint(dev, p)
 		v.Allowed, v.Allowed6 = allowed(p.AllowedIPs)
 		peers = append(peers, v)
 	}
 	return t, peers, nil
+}
+
+// endpoint is where a peer is. One behind NAT, or with several addresses, is followed by WireGuard itself. While that
+// works, its endpoint counts as the one we gave, so that it is changed only when its lease says something new.
+func (w *wireGuards) endpoint(dev string, p wgtypes.Peer) netip.AddrPort {
+	given, ok := w.given[peerKey{dev, Key(p.PublicKey)}]
+	switch {
+	case ok && time.Since(p.LastHandshakeTime) < sessionLife:
+		return given
+	case p.Endpoint == nil:
+		return netip.AddrPort{}
+	}
+	a := p.Endpoint.AddrPort()
+	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
 // allowed gives the one prefix of each family; with more than one, or none, it is invalid, which no wanted peer has.
