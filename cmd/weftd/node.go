@@ -159,8 +159,7 @@ func (n *node) ifaceChanged(i ctrl.Iface) {
 		n.ifaceErr = nil // what could not be followed, or was lost, is as before
 		return
 	}
-	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,
-		"address", show(i.Addr, i.Addr6), "public", show(i.Public, i.Public6))
+	n.logIface(i)
 	if n.ifaceErr = n.prepare(i); n.ifaceErr != nil {
 		n.log.Error("cannot follow the interface", "err", n.ifaceErr)
 		return
@@ -177,6 +176,18 @@ func (n *node) ifaceChanged(i ctrl.Iface) {
 		n.manager.SetAttrs(a)
 	}
 	n.replan()
+}
+
+// logIface says how the interface differs from the one before. Who is on its link
+// may change often where hosts are kept apart, and matters to a few routes only.
+func (n *node) logIface(i ctrl.Iface) {
+	before := n.host.Iface
+	if before.OnLink = i.OnLink; before == i {
+		n.log.Info("routes to other nodes on the link have changed", "name", i.Name)
+		return
+	}
+	n.log.Warn("the interface to the other nodes has changed", "name", i.Name, "mtu", i.MTU,
+		"address", show(i.Addr, i.Addr6), "public", show(i.Public, i.Public6))
 }
 
 // prepare makes the backend anew for the interface and the engine's device.

@@ -298,6 +298,22 @@ func TestInterfaceIsRefusedAndLost(t *testing.T) {
 	}
 }
 
+func TestInterfaceChangeIsLoggedForWhatItIs(t *testing.T) {
+	log, logged := testLog()
+	n := &node{weftd: &weftd{cfg: &config{}, log: log}}
+	n.host.Iface = ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1")}
+	i := n.host.Iface
+	i.OnLink = ctrl.NewPrefixSet(prefix("10.0.0.0/24"))
+	if n.logIface(i); !strings.Contains(logged.String(), "level=INFO") || strings.Contains(logged.String(), "mtu") {
+		t.Errorf("another route on the link: %s", logged)
+	}
+	logged.Reset()
+	i.MTU = 1400
+	if n.logIface(i); !strings.Contains(logged.String(), "level=WARN") || !strings.Contains(logged.String(), "mtu=1400 address=10.0.0.1") {
+		t.Errorf("another MTU: %s", logged)
+	}
+}
+
 func TestTunnelAddressOutlivesTheNodes(t *testing.T) {
 	network, err := lease.ParseNetwork([]byte(`{"Network": "10.5.0.0/16", "EnableIPv6": true, "IPv6Network": "fd10::/48", "Backend": {"Type": "vxlan"}}`))
 	if err != nil {
