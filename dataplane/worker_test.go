@@ -637,13 +637,13 @@ func TestEverySegmentIsSentOrCounted(t *testing.T) {
 			b.view = b.engine.view.Load()
 			b.view.peers[0].learn(known, b.clock)
 		}
-		b.socket.room, b.socket.full = 2, 3
+		b.socket.room, b.socket.full = 2, 6
 		b.queue.in = []tun.Frame{
 			{Packet: packetBetween("10.5.1.2", "10.5.2.2")},
 			{Packet: packetBetween("10.5.1.2", "10.5.2.2")},
 			superTCP("10.5.1.2", "10.5.2.2", 3000, 980),
 		}
-		for range 5 {
+		for range 10 {
 			b.round()
 		}
 		d := b.drops()
