@@ -118,7 +118,7 @@ func Cases() []Case {
 		{"udp-64-runs", "UDP 64 B, 256 flows, 32 in a row", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: manyFlows, Run: longRun})},
 		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(UDPLoad{Size: largeUDP, Flows: 1})},
 		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(UDPLoad{Size: largeUDP, Flows: manyFlows})},
-		{"rtt-idle", "round trip, idle", []string{"p50", "p99", "p999"}, 2, rttCase(0)},
+		{"rtt-idle", "round trip, idle", rtt, 2, rttCase(0)},
 		{"rtt-lone", "round trip, 50 a second", []string{"p50", "daemon_cpu_per_mpkt"}, 2, rttCase(lonePause)},
 		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttUnderLoad},
 		{"rtt-busy", "round trip, busy CPUs", rtt, 2, onBusyCPUs(rttCase(0))},

@@ -50,13 +50,14 @@ func parseKey(key string) (lease.Lease, error) {
 	return l, nil
 }
 
-// flannelKey is how flannel finds subnets in a key: what precedes them does not matter to it.
-var flannelKey = regexp.MustCompile(`(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$`)
+// looseKey finds what flannel takes for subnets (pkg/subnet/subnet.go, ParseSubnetKey): to it they are the end of a key,
+// whatever comes before.
+var looseKey = regexp.MustCompile(`([0-9.]+)-([0-9]+)(?:&([0-9a-f:]+)-([0-9]+))?$`)
 
 // parseLoosely reads the subnets of a key that parseKey refuses as flannel does, for which 10.5.1.7-24 keeps pods from
 // all of 10.5.1.0/24. What cannot be read is left unset, and so is a length of 0, which would keep pods from everywhere.
 func parseLoosely(key string) lease.Lease {
-	parts := flannelKey.FindStringSubmatch(key)
+	parts := looseKey.FindStringSubmatch(key)
 	if parts == nil {
 		return lease.Lease{}
 	}
