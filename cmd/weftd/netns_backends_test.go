@@ -27,14 +27,8 @@ func TestNetnsSubnetsWithRouter(t *testing.T) {
 func (c *cluster) checkPaths(backend, tunnel, reason string) {
 	c.t.Helper()
 	c.put(clusterPrefix+"/config", `{"Network":"10.5.0.0/16","Backend":`+backend+`}`)
-	var ds []*member
-	for _, n := range c.Nodes {
-		d := c.start(n)
-		c.t.Cleanup(d.Kill)
-		ds = append(ds, d)
-	}
+	ds := c.ready()
 	for _, d := range ds {
-		d.awaitReady()
 		d.attach() // anew, as the MTU is another with each backend
 	}
 	for _, d := range ds {
@@ -148,7 +142,7 @@ func TestNetnsNetworkChanges(t *testing.T) {
 	}
 }
 
-// ready starts the daemons of all nodes, which may have no pods.
+// ready starts the daemons of all nodes.
 func (c *cluster) ready() []*member {
 	c.t.Helper()
 	var ds []*member

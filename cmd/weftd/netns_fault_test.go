@@ -134,7 +134,7 @@ func TestNetnsStrayKeysAndPackets(t *testing.T) {
 	before := ds[0].status().Store.Revision
 	for range 3 {
 		c.put(clusterPrefix+"/subnets/stray", "x")
-		c.put(clusterPrefix+"/subnets/10.5.9.0-24", "not JSON")
+		c.put(clusterPrefix+"/subnets/10.5.200.0-24", "not JSON") // nobody's: a daemon takes one of the first 100
 	}
 	c.put(clusterPrefix+"/subnets/10.99.1.0-24", `{"PublicIP":"172.31.0.99","PublicIPv6":null}`) // outside of the network
 	ds[0].awaitPage(patience, "/status", func([]byte, error) error {
