@@ -15,7 +15,7 @@ import (
 type Config struct {
 	Device      string         // name of the TUN device, or a pattern such as "flannel%d" that the kernel fills in
 	Bind        netip.AddrPort // the outer address and port to send from and to receive on
-	MTU         int            // of the TUN, in bytes: the underlay's MTU less encap.OverheadUDP4; 0 leaves the kernel's default
+	MTU         int            // of the TUN, in bytes: the underlay's MTU less the outer headers; 0 leaves the kernel's default
 	Workers     int            // goroutines, each with its own queues and socket, up to MaxWorkers; 0 is one a CPU
 	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
 	SourcePort  uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
