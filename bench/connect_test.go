@@ -65,8 +65,7 @@ func TestNetnsConnectionsSayWhenNothingAnswers(t *testing.T) {
 }
 
 func TestNetnsNoConnection(t *testing.T) {
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	from, to := LinkedEnds(t)
 	if c, err := Connections(t.Context(), from, to, 0, time.Millisecond); err == nil {
 		t.Errorf("%+v, without a client", c)
 	}

@@ -25,15 +25,8 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(m))
 }
 
-// ends are two nodes without a tunnel in between, and 256 addresses for the flows.
-func ends(t *testing.T) (from, to bench.End) {
-	t.Helper()
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	return bench.End{NS: l.Nodes[0].NS, Addr: l.Nodes[0].Addr}, bench.End{NS: l.Nodes[1].NS, Addr: l.Nodes[1].Addr}
-}
-
 func TestNetnsTCP(t *testing.T) {
-	from, to := ends(t)
+	from, to := bench.LinkedEnds(t)
 	for _, streams := range []int{1, 4} {
 		r, err := bench.TCP(t.Context(), from, to, streams, 200*time.Millisecond)
 		if err != nil {
@@ -47,7 +40,7 @@ func TestNetnsTCP(t *testing.T) {
 }
 
 func TestNetnsTCPSaysWhenNothingAnswers(t *testing.T) {
-	from, to := ends(t)
+	from, to := bench.LinkedEnds(t)
 	if err := from.NS.SetUp("eth0", false); err != nil {
 		t.Fatal(err)
 	}
@@ -57,7 +50,7 @@ func TestNetnsTCPSaysWhenNothingAnswers(t *testing.T) {
 }
 
 func TestNetnsUDP(t *testing.T) {
-	from, to := ends(t)
+	from, to := bench.LinkedEnds(t)
 	for _, load := range []bench.UDPLoad{{Flows: 1}, {Flows: 3}, {Flows: 256}, {Flows: 256, Run: 32}} {
 		for _, rate := range []float64{5000, 0} {
 			load.Size, load.Rate, load.Duration = 64, rate, 300*time.Millisecond
@@ -80,7 +73,7 @@ func TestNetnsUDP(t *testing.T) {
 }
 
 func TestNetnsRTT(t *testing.T) {
-	from, to := ends(t)
+	from, to := bench.LinkedEnds(t)
 	for _, pause := range []time.Duration{0, 10 * time.Millisecond} {
 		l, err := bench.RTT(t.Context(), from, to, pause, 300*time.Millisecond)
 		if err != nil {
@@ -97,7 +90,7 @@ func TestNetnsRTT(t *testing.T) {
 }
 
 func TestNetnsConnections(t *testing.T) {
-	from, to := ends(t)
+	from, to := bench.LinkedEnds(t)
 	c, err := bench.Connections(t.Context(), from, to, 4, 300*time.Millisecond)
 	if err != nil {
 		t.Fatal(err)
@@ -109,7 +102,7 @@ func TestNetnsConnections(t *testing.T) {
 }
 
 func TestNetnsFlowsDifferInTheirSource(t *testing.T) {
-	from, to := ends(t)
+	from, to := bench.LinkedEnds(t)
 	if err := from.NS.AddLocal(netip.MustParsePrefix("172.31.0.128/26")); err != nil {
 		t.Fatal(err)
 	}

@@ -3,14 +3,11 @@ package bench
 import (
 	"testing"
 	"time"
-
-	"weft/bench/lab"
 )
 
 // The packets of a measurement are those that its network carried, and its warm-up does not count.
 func TestNetnsPacketsOfRTT(t *testing.T) {
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	from, to := LinkedEnds(t)
 	carried := func() float64 {
 		link, err := from.NS.Link("eth0")
 		if err != nil {
@@ -34,8 +31,7 @@ func TestNetnsPacketsOfRTT(t *testing.T) {
 
 // However short, and however late it is scheduled, a measurement has a sample.
 func TestNetnsShortRTT(t *testing.T) {
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	from, to := LinkedEnds(t)
 	if r, err := RTT(t.Context(), from, to, 2*warmUp, time.Nanosecond); err != nil || r.Samples != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}

@@ -13,8 +13,7 @@ import (
 
 // The streams are warm before the work begins, and pour until it ends.
 func TestNetnsTCPDuring(t *testing.T) {
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	from, to := LinkedEnds(t)
 	received := func() uint64 {
 		link, err := to.NS.Link("eth0")
 		if err != nil {

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"testing"
 	"time"
-
-	"weft/bench/lab"
 )
 
 // TestRunsOfFlows looks at the order in which a socket's messages are of its flows.
@@ -40,8 +38,7 @@ func TestRunsOfFlows(t *testing.T) {
 // TestNetnsSourcesOfFlows looks at what arrives: each flow has a source of its own, and comes in runs.
 func TestNetnsSourcesOfFlows(t *testing.T) {
 	const flows, run = 2 * sourcesPerSocket, 4
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	from, to := LinkedEnds(t)
 	conn, err := to.NS.ListenUDP(to.Addr, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -88,8 +85,7 @@ func TestNetnsSourcesOfFlows(t *testing.T) {
 
 // A sink that gets no CPU until everything was sent makes no rate higher than that of the sender.
 func TestNetnsLateSink(t *testing.T) {
-	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
-	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
+	from, to := LinkedEnds(t)
 	sinks := &udpSinks{}
 	defer sinks.close()
 	if err := sinks.add(to, 1); err != nil {

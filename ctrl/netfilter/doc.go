@@ -35,7 +35,7 @@
 //	16, 17   raw PREROUTING, raw OUTPUT      own address, UDP port  do not track         prerouting, output
 //
 // With iptables the rules 11 to 15 are there only while another rule of POSTROUTING would rewrite pods' sources, such as
-// dockerd's, or leads to a chain that might, such as those of CNI plugins, firewalld and kube-proxy; accepting in front of
+// dockerd's, or leads to a chain that might, such as those of CNI plugins and firewalld; accepting in front of
 // it is enough, as long as that rule is in the nat table too. With nftables they are always there, since no verdict ends
 // another table's translation: they translate the source to itself, which does.
 // Either way a connection keeps the source that it began with.

@@ -79,9 +79,8 @@ func (machine) sweep(ctx context.Context, chosen applier, sibling func(rule) boo
 }
 
 // remove takes our rules away from wherever the chosen applier does not look, but for a sibling's, and says in words what
-// those were. What
-// iptables-nft keeps is removed over netlink, which needs no program; what the kernel's own iptables keeps can only be
-// removed by one.
+// those were. What iptables-nft keeps is removed over netlink, which needs no program; what the kernel's own iptables keeps
+// can only be removed by one.
 func remove(ctx context.Context, chosen applier, sibling func(rule) bool) (removed []string, err error) {
 	pair, _ := chosen.(iptablesPair)
 	_, byNFT := chosen.(*nft)

@@ -90,7 +90,8 @@ func (h Header) Encode(b []byte) {
 	binary.NativeEndian.PutUint16(b[8:], h.ChecksumOffset)
 }
 
-// Segments is the number of packets that a frame of n bytes with this header stands for.
+// Segments is the number of packets that a frame of n bytes with this header of a Merger's stands for. What comes from a
+// TUN has a HeaderLen that is a hint only: there Split tells.
 func (h Header) Segments(n int) int {
 	if h.GSO == GSONone || h.SegmentSize == 0 || n <= int(h.HeaderLen) {
 		return 1
