@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // Bare is the system calls of a userspace tunnel and next to nothing else: frames go whole from a TUN into a UDP socket

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // Super-frames pass the bare tunnel whole, in both modes of the underlay.

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // Figures are what one measurement brought, by the names of [FigureInfos].

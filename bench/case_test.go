@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // started is a rival at work between two nodes.

@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // A client that never sends does not hold the server for ever, and is told.

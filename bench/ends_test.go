@@ -3,7 +3,7 @@ package bench
 import (
 	"testing"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // LinkedEnds are two nodes without a tunnel in between; the tests of both packages here begin with them.

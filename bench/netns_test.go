@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"weft/bench"
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // TestMain lets the test program be an end of the bare tunnel, too.

@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // wire is the environment of the made-up results.

@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"weft/bench/lab"
-	"weft/bench/lab/etcdserver"
+	"weft/deploy/lab"
+	"weft/lease/etcd/testetcd"
 )
 
 // Rival is something that carries packets between the pods of nodes.
@@ -29,7 +29,7 @@ type overlay struct {
 	rival   Rival
 	lab     *lab.Lab
 	daemons []*lab.Process
-	etcd    *etcdserver.Server
+	etcd    *testetcd.Server
 	device  string // of the daemon, in every node; empty if there is none to look at
 	metered bool   // the daemons have our page of metrics
 }
@@ -133,7 +133,7 @@ func (o *overlay) startOnEtcd(ctx context.Context, network string, argv []string
 		root = o.lab.Root.Addr
 	}
 	var err error
-	o.etcd, err = etcdserver.Start(etcdserver.Config{Dir: o.lab.Root.Path("etcd"), Listen: netip.AddrPortFrom(root, benchEtcd)})
+	o.etcd, err = testetcd.Start(testetcd.Config{Dir: o.lab.Root.Path("etcd"), Listen: netip.AddrPortFrom(root, benchEtcd)})
 	if err != nil {
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // Plan is what to measure.

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // Rivals take turns, one that fails has no further turn and no series, and a round knows what the ones before it found.

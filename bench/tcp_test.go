@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // The streams are warm before the work begins, and pour until it ends.

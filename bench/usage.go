@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // usage is what an overlay and the machine have used up so far.

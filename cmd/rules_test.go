@@ -41,14 +41,14 @@ var mayImport = map[string][]string{
 
 	"metrics": {},
 
-	"bench":                {"bench/lab", "bench/lab/etcdserver"},
-	"bench/lab":            {},
-	"bench/lab/etcdserver": {},
-	"bench/lab/kubebox":    {},
+	"bench":               {"deploy/lab", "lease/etcd/testetcd"},
+	"deploy/lab":          {},
+	"lease/etcd/testetcd": {},
+	"lease/kube/testkube": {},
 
 	"deploy/install-conf": {},
 
-	"cmd/weft": {"bench", "bench/lab", "bench/lab/etcdserver"},
+	"cmd/weft": {"bench", "deploy/lab", "lease/etcd/testetcd"},
 	"cmd/weftd": {"ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "encap", "lease", "lease/etcd", "lease/file",
 		"lease/kube", "metrics"},
 }
@@ -56,11 +56,11 @@ var mayImport = map[string][]string{
 // doors names, for each outside library, the only packages that may import it.
 var doors = map[string][]string{
 	"go.etcd.io/etcd/client":              {"lease/etcd"},
-	"go.etcd.io/etcd/api":                 {"lease/etcd", "bench/lab/etcdserver"}, // the types of both
-	"go.etcd.io/etcd/server":              {"bench/lab/etcdserver"},
+	"go.etcd.io/etcd/api":                 {"lease/etcd", "lease/etcd/testetcd"}, // the types of both
+	"go.etcd.io/etcd/server":              {"lease/etcd/testetcd"},
 	"k8s.io":                              {"lease/kube"},
-	"github.com/vishvananda/netlink":      {"ctrl", "bench/lab"},
-	"github.com/vishvananda/netns":        {"bench/lab"},
+	"github.com/vishvananda/netlink":      {"ctrl", "deploy/lab"},
+	"github.com/vishvananda/netns":        {"deploy/lab"},
 	"github.com/songgao/water":            {"dataplane/tun"},
 	"golang.org/x/net/ipv4":               {"dataplane/udp"},
 	"github.com/gaissmai/bart":            {"dataplane/fib"},

@@ -13,7 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 var bothFamilies = lab.Options{Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 	"weft/lease"
 )
 

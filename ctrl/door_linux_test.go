@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 	"weft/lease"
 )
 

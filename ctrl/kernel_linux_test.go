@@ -11,7 +11,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 	"weft/lease"
 )
 

@@ -17,9 +17,9 @@ import (
 
 	"go.uber.org/goleak"
 
-	"weft/bench/lab"
 	"weft/dataplane"
 	"weft/dataplane/fib"
+	"weft/deploy/lab"
 	"weft/lease"
 )
 

@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 	"testing"
 
-	"weft/bench/lab"
 	"weft/dataplane/tun"
+	"weft/deploy/lab"
 )
 
 func TestFlowClasses(t *testing.T) {

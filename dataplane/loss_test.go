@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {

@@ -8,7 +8,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(leakCheck{m})) }

@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
 	"weft/dataplane/udp"
+	"weft/deploy/lab"
 )
 
 // sender is what both kinds of sockets have.

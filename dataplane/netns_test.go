@@ -14,9 +14,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
 	"weft/dataplane/fib"
 	"weft/dataplane/udp"
+	"weft/deploy/lab"
 	"weft/encap"
 )
 

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // TestBusyWorkerIsRaised looks at the thread: raised while the worker is awake and busy, where that is allowed, and else as

@@ -13,9 +13,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
+	"weft/deploy/lab"
 	"weft/encap"
 	"weft/encap/checksum"
 	"weft/encap/offload"

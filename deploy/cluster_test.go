@@ -18,8 +18,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 
-	"weft/bench/lab"
-	"weft/bench/lab/kubebox"
+	"weft/deploy/lab"
+	"weft/lease/kube/testkube"
 )
 
 // patience bounds every wait here. It is long because the machine may be busy; nothing waits it out.
@@ -54,10 +54,10 @@ func buildImage(t testing.TB) string {
 }
 
 // startAPI runs a control plane on an address until the test ends, or skips the test.
-func startAPI(t testing.TB, at netip.Addr) *kubebox.Cluster {
+func startAPI(t testing.TB, at netip.Addr) *testkube.Cluster {
 	t.Helper()
-	c, err := kubebox.Start(at, t.TempDir())
-	if errors.Is(err, kubebox.ErrNoBinary) {
+	c, err := testkube.Start(at, t.TempDir())
+	if errors.Is(err, testkube.ErrNoBinary) {
 		t.Skipf("NOT TESTED: %v", err)
 	}
 	if err != nil {
@@ -74,7 +74,7 @@ func startAPI(t testing.TB, at netip.Addr) *kubebox.Cluster {
 // cluster is a lab whose nodes run the shipped manifest against a real API server.
 type cluster struct {
 	*lab.Lab
-	api       *kubebox.Cluster
+	api       *testkube.Cluster
 	manifests []byte
 	daemons   appsv1.DaemonSet
 	account   string // folder with the service account's token
@@ -277,7 +277,7 @@ func await(t testing.TB, what string, ok func() error) {
 }
 
 // node reads a node's object.
-func (c *cluster) node(t testing.TB, name string) kubebox.Node {
+func (c *cluster) node(t testing.TB, name string) testkube.Node {
 	t.Helper()
 	n, err := c.api.Node(t.Context(), name)
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // initArg makes the test binary the first program of a container.

@@ -4,7 +4,7 @@
 //
 // What does not come with Go is found by environment variables or in PATH; tests that miss one are skipped and say so:
 //
-//	WEFT_KUBEBOX   the control plane: .ci/kube/build prints its path
+//	WEFT_TESTKUBE   the control plane: .ci/kube/build prints its path
 //	WEFT_CNI       a folder with cnitool and the CNI plugins: .ci/kube/cni prints it
 //	WEFT_FLANNELD  flannel's own daemon
 //	dockerd, docker, systemd-analyze

@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
-	"weft/bench/lab/kubebox"
+	"weft/lease/kube/testkube"
 )
 
 var update = flag.Bool("update", false, "write weft.yml anew")
@@ -30,9 +30,9 @@ const header = `# Weft for a Kubernetes cluster, with the udp backend. The clust
 // kustomize renders a folder beside this file.
 func kustomize(t testing.TB, dir string) []byte {
 	t.Helper()
-	binary := os.Getenv(kubebox.Variable)
+	binary := os.Getenv(testkube.Variable)
 	if binary == "" {
-		t.Skipf("NOT TESTED: the rendering of %s: %v", dir, kubebox.ErrNoBinary)
+		t.Skipf("NOT TESTED: the rendering of %s: %v", dir, testkube.ErrNoBinary)
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command(binary, "kustomize", dir)
@@ -111,7 +111,7 @@ func (o object) path(t testing.TB) string {
 }
 
 // apply makes the API server have the manifests, or only check them.
-func apply(t testing.TB, c *kubebox.Cluster, manifests []byte, dry bool) {
+func apply(t testing.TB, c *testkube.Cluster, manifests []byte, dry bool) {
 	t.Helper()
 	for _, o := range split(t, manifests) {
 		// What lies in a namespace cannot be checked before that is there.

@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // cniVariable names the environment variable with the folder of the CNI programs.

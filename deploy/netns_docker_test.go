@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
 
-	"weft/bench/lab"
-	"weft/bench/lab/etcdserver"
+	"weft/deploy/lab"
+	"weft/lease/etcd/testetcd"
 )
 
 // dockerArg makes the test binary start dockerd in a lab's node.
@@ -244,9 +244,9 @@ func TestNetnsImageUnderDocker(t *testing.T) {
 	d := startDocker(t, n)
 	d.buildDockerImage(t)
 	d.must(t, "network", "create", "--subnet=172.30.0.0/24", "--gateway=172.30.0.1", "nodes")
-	var etcd *etcdserver.Server
+	var etcd *testetcd.Server
 	err := n.Do(func() (err error) {
-		etcd, err = etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
+		etcd, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
 		return err
 	})
 	if err != nil {
@@ -358,7 +358,7 @@ func leasedByContainer(n *lab.Node, at string) (netip.Prefix, error) {
 func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
 	lab.SkipWithoutTUN(t)
 	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: -1})
-	etcd, err := etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
+	etcd, err := testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
 	if err != nil {
 		t.Fatal(err)
 	}

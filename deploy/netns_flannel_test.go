@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // flanneldVariable names the environment variable with the path of flannel's daemon.

@@ -13,7 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // stockPod is what the daemon set of flannel's own manifest runs, reduced to what a container runtime acts on. The

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 const (

@@ -13,8 +13,8 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
-	"weft/bench/lab/etcdserver"
+	"weft/deploy/lab"
+	"weft/lease/etcd/testetcd"
 )
 
 // settings reads a file of KEY=value lines, as systemd and supervisord have them. A key may come more than once.
@@ -35,11 +35,11 @@ func settings(t *testing.T, path string) map[string][]string {
 }
 
 // startEtcd runs an etcd with a network config on a node's loopback.
-func startEtcd(t *testing.T, n *lab.Node) *etcdserver.Server {
+func startEtcd(t *testing.T, n *lab.Node) *testetcd.Server {
 	t.Helper()
-	var server *etcdserver.Server
+	var server *testetcd.Server
 	err := n.Do(func() (err error) {
-		server, err = etcdserver.Start(etcdserver.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("127.0.0.1:2379")})
+		server, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("127.0.0.1:2379")})
 		return err
 	})
 	if err != nil {

@@ -16,9 +16,9 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
-	"weft/bench/lab/kubebox"
+	"weft/deploy/lab"
 	"weft/lease"
+	"weft/lease/kube/testkube"
 )
 
 const prefix = "flannel.alpha.coreos.com/"
@@ -89,9 +89,9 @@ func (c *cluster) checkAnnotations(t *testing.T, m *machine, overlay string) {
 }
 
 // checkCondition waits for the node's NetworkUnavailable condition.
-func (c *cluster) checkCondition(t *testing.T, m *machine, status, reason string) kubebox.Condition {
+func (c *cluster) checkCondition(t *testing.T, m *machine, status, reason string) testkube.Condition {
 	t.Helper()
-	var got kubebox.Condition
+	var got testkube.Condition
 	await(t, m.Name+"'s condition", func() error {
 		got, _ = c.node(t, m.Name).Condition("NetworkUnavailable")
 		if got.Status != status || got.Reason != reason {

@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"weft/bench/lab/kubebox"
+	"weft/lease/kube/testkube"
 )
 
 // TestManifestsAreAccepted has the API server check every overlay, and the pod that the daemon set would make, which meets
@@ -48,9 +48,9 @@ func TestManifestsAreAccepted(t *testing.T) {
 type rule struct{ Verbs, APIGroups, Resources, ResourceNames []string }
 
 // rulesOf asks the API server what an account may do.
-func rulesOf(t *testing.T, c *kubebox.Cluster, token string) []string {
+func rulesOf(t *testing.T, c *testkube.Cluster, token string) []string {
 	t.Helper()
-	status, b, err := c.Do(t.Context(), kubebox.Request{
+	status, b, err := c.Do(t.Context(), testkube.Request{
 		Method: http.MethodPost, Path: "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Token: token,
 		Body: map[string]any{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": map[string]any{"namespace": "default"}},
 	})
@@ -122,7 +122,7 @@ func TestServiceAccountMayDoNoMore(t *testing.T) {
 		{http.MethodGet, "/api/v1/namespaces/" + d.Namespace + "/configmaps/weft-cfg", 403},
 		{http.MethodGet, "/api/v1/secrets", 403},
 	} {
-		r := kubebox.Request{Method: try.method, Path: try.path, Token: weft}
+		r := testkube.Request{Method: try.method, Path: try.path, Token: weft}
 		if try.method == http.MethodPatch {
 			r.Body, r.ContentType = patch, "application/strategic-merge-patch+json"
 		}

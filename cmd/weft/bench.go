@@ -17,7 +17,7 @@ import (
 	"syscall"
 
 	"weft/bench"
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // benchFlags is what the command line of a measurement says.

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/bench"
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // prepared is a command line that was accepted, with a daemon that is only looked for.

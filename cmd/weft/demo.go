@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"weft/bench"
-	"weft/bench/lab"
-	"weft/bench/lab/etcdserver"
+	"weft/deploy/lab"
+	"weft/lease/etcd/testetcd"
 )
 
 const (
@@ -124,7 +124,7 @@ type demonstration struct {
 	out     io.Writer
 	start   time.Time
 	lab     *lab.Lab
-	etcd    *etcdserver.Server
+	etcd    *testetcd.Server
 	daemons []*lab.Process // by node
 }
 
@@ -172,8 +172,8 @@ func (d *demonstration) build(ctx context.Context) error {
 
 func (d *demonstration) serve(context.Context) error {
 	var err error
-	config := etcdserver.Config{Dir: d.lab.Root.Path("etcd"), Listen: netip.AddrPortFrom(d.lab.Root.Addr, etcdPort)}
-	if d.etcd, err = etcdserver.Start(config); err != nil {
+	config := testetcd.Config{Dir: d.lab.Root.Path("etcd"), Listen: netip.AddrPortFrom(d.lab.Root.Addr, etcdPort)}
+	if d.etcd, err = testetcd.Start(config); err != nil {
 		return &stepError{-1, "start etcd", err}
 	}
 	if err := d.etcd.Put(demoPrefix+"/config", demoNetwork); err != nil {

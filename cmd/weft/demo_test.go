@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }

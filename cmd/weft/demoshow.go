@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"weft/bench"
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // daemonStatus is what the demo shows of a daemon's /status.

@@ -1,7 +1,7 @@
 // Command weft is the operator's tool: it shows the overlay working on one machine and measures it.
 //
 // Each subcommand has a file of its own. They run without root: what they build lives in namespaces of the process and
-// ends with it (see bench/lab).
+// ends with it (see deploy/lab).
 package main
 
 import (

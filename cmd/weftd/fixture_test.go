@@ -17,7 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // asDaemon in the environment makes the test binary the daemon itself, for the

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // TestNetnsSubnetsWithRouter has nodes 1 and 3 on one underlay subnet and node 2 on another, with a router between them.

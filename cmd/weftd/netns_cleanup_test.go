@@ -12,7 +12,7 @@ import (
 	"strings"
 	"testing"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // filters are network configs' words for the packet filter, with the programs that show its rules.

@@ -18,8 +18,8 @@ import (
 	"go.uber.org/zap"
 
 	"weft/bench"
-	"weft/bench/lab"
-	"weft/bench/lab/etcdserver"
+	"weft/deploy/lab"
+	"weft/lease/etcd/testetcd"
 )
 
 // The namespace tests run several whole daemons, each a process in a node of a lab, against a real etcd server. The
@@ -37,7 +37,7 @@ const (
 type cluster struct {
 	*lab.Lab
 	t      *testing.T
-	etcd   *etcdserver.Server // nil if the server is another program
+	etcd   *testetcd.Server // nil if the server is another program
 	client *clientv3.Client
 }
 
@@ -54,7 +54,7 @@ func newCluster(t *testing.T, o lab.Options, network string) *cluster {
 	lab.SkipWithoutTUN(t)
 	c := &cluster{Lab: lab.Start(t, o), t: t}
 	var err error
-	c.etcd, err = etcdserver.Start(etcdserver.Config{
+	c.etcd, err = testetcd.Start(testetcd.Config{
 		Dir: c.Root.Path("etcd"), Listen: netip.AddrPortFrom(c.Root.Addr, clusterEtcd)})
 	if err != nil {
 		t.Fatal(err)

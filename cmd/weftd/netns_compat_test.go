@@ -12,7 +12,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // Variables that name programs to be compatible with. They are no part of this project, so where they are not set the

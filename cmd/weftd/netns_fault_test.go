@@ -11,7 +11,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // TestNetnsEtcdStopped takes the store away: nothing is lost, and what happens meanwhile is made up for.

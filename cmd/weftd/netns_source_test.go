@@ -9,7 +9,7 @@ import (
 	"strings"
 	"testing"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // TestNetnsSources looks at the source address under which pods are seen by pods and by the host of another node, with

@@ -18,7 +18,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 func TestNetnsLifeOfADaemon(t *testing.T) {

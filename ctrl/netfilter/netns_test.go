@@ -19,7 +19,7 @@ import (
 
 	"github.com/google/nftables"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }

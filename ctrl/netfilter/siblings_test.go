@@ -9,7 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 // siblingOf is what a second daemon on the host wants: the same of another network, at the same address and port.

@@ -8,8 +8,8 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab/etcdserver"
 	"weft/lease"
+	"weft/lease/etcd/testetcd"
 )
 
 // nodes are daemons' managers on one etcd.
@@ -58,7 +58,7 @@ func (n *nodes) agree(t *testing.T) {
 	}
 }
 
-func startNodes(t *testing.T, server *etcdserver.Server, network lease.Network, count int) *nodes {
+func startNodes(t *testing.T, server *testetcd.Server, network lease.Network, count int) *nodes {
 	n := &nodes{states: make([]lease.State, count), told: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup

@@ -13,23 +13,23 @@ import (
 	"go.uber.org/goleak"
 	"go.uber.org/zap"
 
-	"weft/bench/lab/etcdserver"
 	"weft/lease"
+	"weft/lease/etcd/testetcd"
 	"weft/lease/storetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // serve runs an etcd for one test.
-func serve(t *testing.T) *etcdserver.Server {
+func serve(t *testing.T) *testetcd.Server {
 	t.Helper()
-	return serveConfig(t, etcdserver.Config{})
+	return serveConfig(t, testetcd.Config{})
 }
 
-func serveConfig(t *testing.T, c etcdserver.Config) *etcdserver.Server {
+func serveConfig(t *testing.T, c testetcd.Config) *testetcd.Server {
 	t.Helper()
 	c.Dir, c.Listen = filepath.Join(t.TempDir(), "etcd"), netip.MustParseAddrPort("127.0.0.1:0")
-	s, err := etcdserver.Start(c)
+	s, err := testetcd.Start(c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -43,7 +43,7 @@ type operator struct {
 	prefix string
 }
 
-func operate(t *testing.T, s *etcdserver.Server, prefix string) operator {
+func operate(t *testing.T, s *testetcd.Server, prefix string) operator {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
@@ -92,7 +92,7 @@ func (o operator) grantOf(t *testing.T, key string) clientv3.LeaseID {
 }
 
 // quiet is the config of most tests: node n of a cluster at prefix.
-func quiet(s *etcdserver.Server, prefix string, n int) Config {
+func quiet(s *testetcd.Server, prefix string, n int) Config {
 	return Config{
 		Endpoints: []string{s.Endpoint()}, Prefix: prefix, Instance: fmt.Sprint("node", n),
 		CheckEvery: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
@@ -199,7 +199,7 @@ func TestAnyPrefixWillDo(t *testing.T) {
 	}
 }
 
-func compact(t *testing.T, s *etcdserver.Server) {
+func compact(t *testing.T, s *testetcd.Server) {
 	t.Helper()
 	if err := s.Compact(); err != nil {
 		t.Fatal(err)

@@ -19,7 +19,7 @@ import (
 	"go.etcd.io/etcd/api/v3/authpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"weft/bench/lab/etcdserver"
+	"weft/lease/etcd/testetcd"
 )
 
 // authority is a CA that signs certificates for a test.
@@ -82,13 +82,13 @@ func TestTLS(t *testing.T) {
 	ca := newAuthority(t)
 	cert, key := ca.issue(t, "server")
 	clientCert, clientKey := ca.issue(t, "client")
-	open := serveConfig(t, etcdserver.Config{CertFile: cert, KeyFile: key})
-	strict := serveConfig(t, etcdserver.Config{CertFile: cert, KeyFile: key, ClientCAFile: ca.file})
+	open := serveConfig(t, testetcd.Config{CertFile: cert, KeyFile: key})
+	strict := serveConfig(t, testetcd.Config{CertFile: cert, KeyFile: key, ClientCAFile: ca.file})
 	plain := serve(t)
 	other := newAuthority(t)
 	tests := []struct {
 		name   string
-		server *etcdserver.Server
+		server *testetcd.Server
 		change func(*Config)
 		says   string // in the error; none if it works
 	}{

@@ -22,8 +22,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
 
-	"weft/bench/lab/etcdserver"
 	"weft/lease"
+	"weft/lease/etcd/testetcd"
 )
 
 // watcher is a Watch that runs until the test ends.
@@ -393,7 +393,7 @@ type pipe struct {
 	conns    []net.Conn
 }
 
-func newPipe(t *testing.T, server *etcdserver.Server) *pipe {
+func newPipe(t *testing.T, server *testetcd.Server) *pipe {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

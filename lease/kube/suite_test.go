@@ -19,8 +19,8 @@ import (
 	typed "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 
-	"weft/bench/lab/kubebox"
 	"weft/lease"
+	"weft/lease/kube/testkube"
 	"weft/lease/storetest"
 )
 
@@ -41,21 +41,21 @@ func TestMain(m *testing.M) {
 type apiServer struct {
 	once    sync.Once
 	dir     string
-	cluster *kubebox.Cluster
+	cluster *testkube.Cluster
 	err     error
 }
 
 var server apiServer
 
 // real is the API server, or skips the test.
-func real(t testing.TB) *kubebox.Cluster {
+func real(t testing.TB) *testkube.Cluster {
 	t.Helper()
 	server.once.Do(func() {
-		if server.dir, server.err = os.MkdirTemp("", "weft-kubebox"); server.err == nil {
-			server.cluster, server.err = kubebox.Start(netip.MustParseAddr("127.0.0.1"), server.dir)
+		if server.dir, server.err = os.MkdirTemp("", "weft-testkube"); server.err == nil {
+			server.cluster, server.err = testkube.Start(netip.MustParseAddr("127.0.0.1"), server.dir)
 		}
 	})
-	if errors.Is(server.err, kubebox.ErrNoBinary) {
+	if errors.Is(server.err, testkube.ErrNoBinary) {
 		t.Skipf("NOT TESTED against a real API server: %v", server.err)
 	}
 	if server.err != nil {
@@ -240,7 +240,7 @@ func openReal(t *testing.T, c Config) *Store {
 }
 
 // admin is a client that may do everything. It is closed with the test.
-func admin(t *testing.T, c *kubebox.Cluster) typed.CoreV1Interface {
+func admin(t *testing.T, c *testkube.Cluster) typed.CoreV1Interface {
 	t.Helper()
 	known, err := coreTypes()
 	if err != nil {

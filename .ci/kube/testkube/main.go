@@ -27,7 +27,7 @@ import (
 	"sigs.k8s.io/kustomize/kyaml/filesys"
 )
 
-const usage = "usage: kubebox etcd | kube-apiserver | node-ipam | kustomize [flags]"
+const usage = "usage: testkube etcd | kube-apiserver | node-ipam | kustomize [flags]"
 
 func main() {
 	if len(os.Args) < 2 {
@@ -138,7 +138,7 @@ func runNodeIPAM(args []string) error {
 // render prints the manifests that a folder's kustomization makes.
 func render(args []string) error {
 	if len(args) != 1 {
-		return errors.New("usage: kubebox kustomize FOLDER")
+		return errors.New("usage: testkube kustomize FOLDER")
 	}
 	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), args[0])
 	if err != nil {

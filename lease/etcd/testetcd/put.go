@@ -1,4 +1,4 @@
-package etcdserver
+package testetcd
 
 import (
 	"context"

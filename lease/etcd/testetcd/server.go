@@ -1,6 +1,6 @@
-// Package etcdserver runs a real etcd server inside the process, for tests, the demo and benchmarks: one member,
+// Package testetcd runs a real etcd server inside the process, for tests, the demo and benchmarks: one member,
 // quiet, quick to elect itself, and without fsync, so its data survives the process but not a power cut.
-package etcdserver
+package testetcd
 
 import (
 	"context"

@@ -1,4 +1,4 @@
-package kubebox
+package testkube
 
 import (
 	"context"

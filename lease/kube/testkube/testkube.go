@@ -1,10 +1,10 @@
-// Package kubebox runs a real Kubernetes API server for tests: etcd, kube-apiserver and, on demand, the controller that
+// Package testkube runs a real Kubernetes API server for tests: etcd, kube-apiserver and, on demand, the controller that
 // gives nodes their pod CIDRs, as processes of the binary that .ci/kube/build makes. It listens on one address of the
 // network namespace that Start is called in.
 //
 // The API server does RBAC and issues service account tokens. There is no kubelet and no scheduler: a Node is what a test
 // creates as one.
-package kubebox
+package testkube
 
 import (
 	"bytes"
@@ -26,7 +26,7 @@ import (
 )
 
 // Variable names the environment variable with the path of the binary.
-const Variable = "WEFT_KUBEBOX"
+const Variable = "WEFT_TESTKUBE"
 
 // AdminToken is what a request shows to be allowed everything.
 const AdminToken = "admin-token"
@@ -67,7 +67,7 @@ func Start(listen netip.Addr, dir string) (*Cluster, error) {
 		CA: filepath.Join(dir, "cert", "apiserver.crt"), Kubeconfig: filepath.Join(dir, "kubeconfig"),
 	}
 	if err := c.writeFiles(); err != nil {
-		return nil, fmt.Errorf("kubebox: %w", err)
+		return nil, fmt.Errorf("testkube: %w", err)
 	}
 	c.etcd, err = start(binary, filepath.Join(dir, "etcd.log"), "etcd", "--data-dir="+filepath.Join(dir, "etcd"),
 		"--client-url="+c.etcdURL, "--peer-url=http://"+ports[2].String())
@@ -99,9 +99,9 @@ func (c *Cluster) writeFiles() error {
 	private := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
 	kubeconfig := fmt.Sprintf(`apiVersion: v1
 kind: Config
-clusters: [{name: kubebox, cluster: {server: %q, certificate-authority: %q}}]
+clusters: [{name: testkube, cluster: {server: %q, certificate-authority: %q}}]
 users: [{name: admin, user: {token: %s}}]
-contexts: [{name: admin, context: {cluster: kubebox, user: admin}}]
+contexts: [{name: admin, context: {cluster: testkube, user: admin}}]
 current-context: admin
 `, c.URL, c.CA, AdminToken)
 	for name, content := range map[string][]byte{

@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench/lab"
+	"weft/deploy/lab"
 )
 
 func TestNetnsPods(t *testing.T) {

@@ -1,4 +1,4 @@
-package kubebox
+package testkube
 
 import (
 	"bytes"
@@ -90,7 +90,7 @@ func (c *Cluster) Must(ctx context.Context, r Request, into any) error {
 // Apply creates an object or makes it as given, by server-side apply. path is the object's own; dry leaves everything as
 // it is after all checks.
 func (c *Cluster) Apply(ctx context.Context, path string, object []byte, dry bool) error {
-	path += "?fieldManager=kubebox&force=true"
+	path += "?fieldManager=testkube&force=true"
 	if dry {
 		path += "&dryRun=All"
 	}
