@@ -79,7 +79,7 @@ func (q *fakeQueue) packets(t *testing.T) (all [][]byte) {
 
 // sentTo is one datagram that left a fakeSocket.
 type sentTo struct {
-	lane udp.Lane
+	key  udp.TxKey
 	data []byte
 }
 
@@ -101,18 +101,18 @@ type fakeSocket struct {
 
 func newFakeSocket() *fakeSocket { return &fakeSocket{room: 1000, fd: -1} }
 
-func (s *fakeSocket) Reserve(lane udp.Lane, n int) []byte {
+func (s *fakeSocket) Reserve(key udp.TxKey, n int) []byte {
 	if s.keep {
 		return s.buf[:n]
 	}
 	if len(s.reserved) >= s.room {
 		return nil
 	}
-	s.reserved = append(s.reserved, sentTo{lane, make([]byte, n)})
+	s.reserved = append(s.reserved, sentTo{key, make([]byte, n)})
 	return s.reserved[len(s.reserved)-1].data
 }
 
-func (s *fakeSocket) Flush(failed udp.Undelivered) bool {
+func (s *fakeSocket) Flush(failed udp.UndeliveredFunc) bool {
 	if len(s.reserved) > 0 && s.full > 0 {
 		s.full--
 		return false
@@ -120,7 +120,7 @@ func (s *fakeSocket) Flush(failed udp.Undelivered) bool {
 	for _, d := range s.reserved {
 		if s.refuse != nil {
 			if err := s.refuse(d.data); err != nil {
-				failed(d.lane.To, d.data, err)
+				failed(d.key.To, d.data, err)
 				continue
 			}
 		}
@@ -132,7 +132,7 @@ func (s *fakeSocket) Flush(failed udp.Undelivered) bool {
 
 func (s *fakeSocket) Send(to *udp.Destination, datagram []byte) error {
 	if s.sendErr == nil {
-		s.sent = append(s.sent, sentTo{udp.Lane{To: to}, slices.Clone(datagram)})
+		s.sent = append(s.sent, sentTo{udp.TxKey{To: to}, slices.Clone(datagram)})
 	}
 	return s.sendErr
 }

@@ -49,7 +49,7 @@ func (w *worker) take(m *udp.Message) {
 		w.counters.drops[DropTruncated].Add(uint64(m.Datagrams()))
 		return
 	}
-	w.merger.Train(m.Data[:cap(m.Data)])
+	w.merger.NextBuffer(m.Data[:cap(m.Data)])
 	var admitted Traffic
 	var passed addresses
 	for from := 0; ; {
@@ -173,7 +173,7 @@ func (w *worker) write(h offload.Header, pkt []byte) {
 		w.counters.received.add(n, len(pkt)+(n-1)*int(h.HeaderLen))
 		return
 	}
-	if !errors.Is(err, tun.ErrSuperFrame) {
+	if !errors.Is(err, tun.ErrGSORejected) {
 		w.dropAtTUN(err, n)
 		return
 	}

@@ -15,8 +15,8 @@ import (
 
 // sender is what both kinds of sockets have.
 type sender interface {
-	Reserve(lane udp.Lane, n int) []byte
-	Flush(udp.Undelivered) bool
+	Reserve(key udp.TxKey, n int) []byte
+	Flush(udp.UndeliveredFunc) bool
 	Send(to *udp.Destination, datagram []byte) error
 }
 
@@ -74,7 +74,7 @@ func TestNetnsSendCutsWhatIsTooLong(t *testing.T) {
 // expectRefusal sends a datagram by the queue.
 func expectRefusal(t *testing.T, s sender, to *udp.Destination, datagram []byte) {
 	t.Helper()
-	copy(s.Reserve(udp.Lane{To: to}, len(datagram)), datagram)
+	copy(s.Reserve(udp.TxKey{To: to}, len(datagram)), datagram)
 	refused := 0
 	s.Flush(func(_ *udp.Destination, _ []byte, err error) {
 		if refused++; !errors.Is(err, unix.EMSGSIZE) {

@@ -86,8 +86,8 @@ func (e *Engine) openDevice() error {
 		Name:   e.device,
 		Queues: classes * len(e.workers),
 		MTU:    int(e.mtu.Load()),
-		NoTCP:  e.without(FeatureTSO),
-		NoUDP:  e.without(FeatureUSO),
+		NoTSO:  e.without(FeatureTSO),
+		NoUSO:  e.without(FeatureUSO),
 	})
 	if err != nil {
 		return err
@@ -123,7 +123,7 @@ func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
 		return tun.OpenPortable(c)
 	}
 	d, err := tun.OpenOffload(c)
-	if !errors.Is(err, tun.ErrNoHeader) || e.config.Mode == ModeOffload {
+	if !errors.Is(err, tun.ErrNoVnetHeader) || e.config.Mode == ModeOffload {
 		return d, err
 	}
 	plain, plainErr := tun.OpenPortable(c)
@@ -146,7 +146,7 @@ func (e *Engine) openSockets() error {
 		SourcePort: e.config.SourcePort,
 		Buffer:     buffer,
 		ReadTOS:    e.config.ECN,
-		Takeover:   e.bound == e.bind,
+		ReusePorts: e.bound == e.bind,
 		NoGSO:      e.without(FeatureGSO),
 		NoGRO:      e.without(FeatureGRO),
 		NoSteering: e.without(FeatureSteering),

@@ -65,11 +65,11 @@ func (w *worker) forward(frame tun.Frame) {
 		w.drop(parseDrop(err))
 		return
 	}
-	if in.IsNeighbourMessage(pkt) {
+	if in.IsNDP(pkt) {
 		w.drop(DropNeighbourMessage)
 		return
 	}
-	if in.IsGroup() {
+	if in.IsMulticast() {
 		w.dropFrame(DropMulticast, frame)
 		return
 	}
@@ -87,13 +87,13 @@ func (w *worker) forward(frame tun.Frame) {
 		return
 	}
 	p := w.view.peers[i]
-	lane := udp.Lane{To: p.to, TOS: in.TOS & w.tosMask, Share: uint8(flow % uint32(w.shares))}
+	key := udp.TxKey{To: p.to, TOS: in.TOS & w.tosMask, Shard: uint8(flow % uint32(w.shares))}
 	if limit := w.limit(p); segments.MaxLen() > limit {
-		w.sendLong(p, lane, &segments, limit)
+		w.sendLong(p, key, &segments, limit)
 		return
 	}
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
-		buf := w.reserve(lane, n)
+		buf := w.reserve(key, n)
 		if buf == nil {
 			w.dropRest(DropNoRoom, &segments)
 			return
@@ -133,12 +133,12 @@ func (w *worker) limit(p *peer) int {
 	}
 }
 
-// reserve returns memory for the next datagram of the lane, n bytes, or nil if the kernel has no room for what is
+// reserve returns n bytes for the next datagram of key, or nil if the kernel has no room for what is
 // there already.
-func (w *worker) reserve(lane udp.Lane, n int) []byte {
-	buf := w.outer.Reserve(lane, n)
+func (w *worker) reserve(key udp.TxKey, n int) []byte {
+	buf := w.outer.Reserve(key, n)
 	if buf == nil && w.flush() {
-		buf = w.outer.Reserve(lane, n)
+		buf = w.outer.Reserve(key, n)
 	}
 	if buf != nil {
 		w.sent.Packets++
@@ -198,11 +198,11 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 }
 
 // sendLong sends a frame of which some segments are longer than limit, one by one.
-func (w *worker) sendLong(p *peer, lane udp.Lane, segments *offload.Splitter, limit int) {
+func (w *worker) sendLong(p *peer, key udp.TxKey, segments *offload.Splitter, limit int) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		pkt := w.segment[:segments.Next(w.segment[:n])]
 		if n <= limit {
-			if buf := w.reserve(lane, n); buf == nil {
+			if buf := w.reserve(key, n); buf == nil {
 				w.drop(DropNoRoom)
 			} else {
 				copy(buf, pkt)

@@ -165,7 +165,7 @@ func (w *wire) run(t *testing.T, m *mix) {
 func (w *wire) send(t *testing.T, f tun.Frame, packets [][]byte) {
 	t.Helper()
 	err := w.in.Write(f)
-	if !errors.Is(err, tun.ErrSuperFrame) {
+	if !errors.Is(err, tun.ErrGSORejected) {
 		must(t, err)
 		return
 	}
@@ -186,7 +186,7 @@ func (w *wire) next(t *testing.T) []byte {
 		f, err := w.out.Read()
 		must(t, err)
 		// The kernel of node 2 has things of its own to say on a new device.
-		if in, err := encap.ParseInner(f.Packet); err == nil && (in.IsNeighbourMessage(f.Packet) || in.IsGroup()) {
+		if in, err := encap.ParseInner(f.Packet); err == nil && (in.IsNDP(f.Packet) || in.IsMulticast()) {
 			continue
 		}
 		if f.Packet != nil {

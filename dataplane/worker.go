@@ -24,12 +24,12 @@ type innerQueue interface {
 
 // outerSocket is a worker's end of the underlay.
 type outerSocket interface {
-	// Reserve returns memory for the next datagram of a lane, to be filled at once; nil if a Flush must come
+	// Reserve returns memory for the next datagram of a key, to be filled at once; nil if a Flush must come
 	// first.
-	Reserve(lane udp.Lane, n int) []byte
+	Reserve(key udp.TxKey, n int) []byte
 	// Flush sends what was reserved and tells of what the kernel refused. False means that the kernel has no
 	// room and the rest is kept.
-	Flush(udp.Undelivered) bool
+	Flush(udp.UndeliveredFunc) bool
 	// Send sends one datagram at once, in outer fragments if the path carries no more.
 	Send(to *udp.Destination, datagram []byte) error
 	// Receive returns what has arrived, borrowed until the next Receive.
@@ -75,11 +75,11 @@ type worker struct {
 	waiter      waiter
 	polls       [polled]unix.PollFd
 	ready       ready
-	blocked     bool            // the socket has no room: nothing more is read from the TUN until it has
-	refused     udp.Undelivered // undelivered, bound once: a method value allocates
-	sent        Traffic         // reserved since the last complete flush, less what was refused
-	scratch     []byte          // for ICMP errors and fragments
-	segment     []byte          // for one that is too long for its path
+	blocked     bool                // the socket has no room: nothing more is read from the TUN until it has
+	refused     udp.UndeliveredFunc // undelivered, bound once: a method value allocates
+	sent        Traffic             // reserved since the last complete flush, less what was refused
+	scratch     []byte              // for ICMP errors and fragments
+	segment     []byte              // for one that is too long for its path
 	checkedFrom checkedSender
 }
 
@@ -97,7 +97,7 @@ const (
 	polled
 )
 
-// maxShares is how many shares of the flows udp.Lane can tell apart.
+// maxShares is how many shares of the flows udp.TxKey can tell apart.
 const maxShares = 256
 
 func newWorker(id int, e *Engine) (*worker, error) {

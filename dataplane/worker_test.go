@@ -37,8 +37,8 @@ func TestOutboundReachesTheNode(t *testing.T) {
 	}
 	for i, w := range want {
 		got := b.socket.sent[i]
-		if got.lane.To.Addr != w.node.Endpoint || !bytes.Equal(got.data, w.data) {
-			t.Errorf("datagram %d: to %v: %x\nwant to %v: %x", i, got.lane.To.Addr, got.data, w.node.Endpoint, w.data)
+		if got.key.To.Addr != w.node.Endpoint || !bytes.Equal(got.data, w.data) {
+			t.Errorf("datagram %d: to %v: %x\nwant to %v: %x", i, got.key.To.Addr, got.data, w.node.Endpoint, w.data)
 		}
 	}
 	if s := b.engine.Stats(); s.Sent != (Traffic{4, uint64(2*len(to2) + len(to3) + len(six))}) {
@@ -142,7 +142,7 @@ type pickyQueue struct{ *fakeQueue }
 
 func (q *pickyQueue) Write(f tun.Frame) error {
 	if f.Header.GSO != offload.GSONone {
-		return tun.ErrSuperFrame
+		return tun.ErrGSORejected
 	}
 	return q.fakeQueue.Write(f)
 }
@@ -264,8 +264,8 @@ func TestTOSGoesOut(t *testing.T) {
 		encap.SetTOS(six, dscp|ect0)
 		b.leave(four, six)
 		for _, d := range b.socket.sent {
-			if d.lane.TOS != c.want {
-				t.Errorf("ECN %v, DSCP %v: %#x", c.ecn, c.dscp, d.lane.TOS)
+			if d.key.TOS != c.want {
+				t.Errorf("ECN %v, DSCP %v: %#x", c.ecn, c.dscp, d.key.TOS)
 			}
 		}
 		if len(b.socket.sent) != 2 {
@@ -486,7 +486,7 @@ func TestPathMTUIsPerNode(t *testing.T) {
 	b.leave(udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0))
 	b.socket.refuse = nil
 	b.leave(udp4("10.5.1.2", "10.5.3.2", dontFragment, 1000, 0))
-	if len(b.socket.sent) != 1 || b.socket.sent[0].lane.To.Addr != node3.Endpoint {
+	if len(b.socket.sent) != 1 || b.socket.sent[0].key.To.Addr != node3.Endpoint {
 		t.Errorf("sent %d, drops %v", len(b.socket.sent), b.drops())
 	}
 }

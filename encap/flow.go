@@ -79,15 +79,6 @@ func mix(h, factor uint32) uint32 {
 	return h ^ h>>15
 }
 
-// FlowSocket returns which of n sockets the program of FlowProgram(n) chooses for a datagram whose payload is pkt.
-func FlowSocket(pkt []byte, n int) int {
-	hash, ok := FlowHash(pkt)
-	if !ok {
-		return 0
-	}
-	return int(hash % uint32(n))
-}
-
 var errSockets = errors.New("number of sockets out of range")
 
 // FlowProgram returns a classic BPF program for SO_ATTACH_REUSEPORT_CBPF on a group of n sockets: it returns

@@ -89,7 +89,7 @@ func appendICMP(dst, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte
 // error about an ICMP error, a later fragment, or a packet of which one end is not a single host.
 // A packet too short to show its ICMP type may be an error and is not answered either.
 func mayAnswer(pkt []byte, in *Inner) bool {
-	if in.Later || !isHost(in.Dst) || !isHost(in.Src) || in.Src == in.Dst {
+	if in.NonFirstFragment || !isHost(in.Dst) || !isHost(in.Src) || in.Src == in.Dst {
 		return false
 	}
 	icmp := in.Proto == ProtoICMP && in.Version == 4 || in.Proto == ProtoICMPv6 && in.Version == 6

@@ -31,14 +31,14 @@ const (
 
 // Inner is what the header of an inner packet says, as far as the dataplane acts on it.
 type Inner struct {
-	Src, Dst  netip.Addr
-	Len       int   // of the whole packet, in bytes
-	HeaderLen int   // bytes before the upper layer: the IP header with its options or extension headers
-	Version   uint8 // 4 or 6
-	Proto     uint8 // of the upper layer
-	TOS       uint8 // DSCP and ECN: IPv4's TOS, IPv6's traffic class
-	DF        bool  // must not be fragmented on the way: the flag in IPv4, always so in IPv6
-	Later     bool  // a fragment other than the first: it has no upper-layer header
+	Src, Dst         netip.Addr
+	Len              int   // of the whole packet, in bytes
+	HeaderLen        int   // bytes before the upper layer: the IP header with its options or extension headers
+	Version          uint8 // 4 or 6
+	Proto            uint8 // of the upper layer
+	TOS              uint8 // DSCP and ECN: IPv4's TOS, IPv6's traffic class
+	DF               bool  // must not be fragmented on the way: the flag in IPv4, always so in IPv6
+	NonFirstFragment bool  // a fragment other than the first: it has no upper-layer header
 }
 
 // ParseInner reads the header of the inner packet b, which must be exactly one packet. It does not check
@@ -70,15 +70,15 @@ func parse4(b []byte) (Inner, error) {
 	}
 	flags := binary.BigEndian.Uint16(b[6:])
 	return Inner{
-		Src:       netip.AddrFrom4([4]byte(b[12:16])),
-		Dst:       netip.AddrFrom4([4]byte(b[16:20])),
-		Len:       len(b),
-		HeaderLen: header,
-		Version:   4,
-		Proto:     b[9],
-		TOS:       b[1],
-		DF:        flags&flagDF != 0,
-		Later:     flags&maskOffset != 0,
+		Src:              netip.AddrFrom4([4]byte(b[12:16])),
+		Dst:              netip.AddrFrom4([4]byte(b[16:20])),
+		Len:              len(b),
+		HeaderLen:        header,
+		Version:          4,
+		Proto:            b[9],
+		TOS:              b[1],
+		DF:               flags&flagDF != 0,
+		NonFirstFragment: flags&maskOffset != 0,
 	}, nil
 }
 
@@ -112,7 +112,7 @@ func parse6(b []byte) (Inner, error) {
 // skipExtensions moves Proto and HeaderLen behind the IPv6 extension headers of b. It stops at the first
 // header it does not know, which then is the upper layer, and at a later fragment, which has none.
 func (in *Inner) skipExtensions(b []byte) error {
-	for !in.Later {
+	for !in.NonFirstFragment {
 		var size int
 		rest := b[in.HeaderLen:]
 		switch in.Proto {
@@ -126,7 +126,7 @@ func (in *Inner) skipExtensions(b []byte) error {
 				return ErrTooShort
 			}
 			size = 8
-			in.Later = binary.BigEndian.Uint16(rest[2:])&^7 != 0
+			in.NonFirstFragment = binary.BigEndian.Uint16(rest[2:])&^7 != 0
 		default:
 			return nil
 		}
@@ -139,17 +139,17 @@ func (in *Inner) skipExtensions(b []byte) error {
 	return nil
 }
 
-// IsNeighbourMessage reports whether the packet b, which in describes, is IPv6 neighbour or router discovery
+// IsNDP reports whether the packet b, which in describes, is IPv6 neighbour or router discovery
 // (RFC 4861: ICMPv6 types 133 to 137). A TUN has no link layer to discover, and the overlay no router.
-func (in *Inner) IsNeighbourMessage(b []byte) bool {
-	if in.Proto != ProtoICMPv6 || in.Version != 6 || in.Later || len(b) <= in.HeaderLen {
+func (in *Inner) IsNDP(b []byte) bool {
+	if in.Proto != ProtoICMPv6 || in.Version != 6 || in.NonFirstFragment || len(b) <= in.HeaderLen {
 		return false
 	}
 	t := b[in.HeaderLen]
 	return t >= 133 && t <= 137
 }
 
-// IsGroup reports whether the destination is more than one host: multicast, or IPv4's limited broadcast.
-func (in *Inner) IsGroup() bool {
+// IsMulticast reports whether the destination is more than one host: multicast, or IPv4's limited broadcast.
+func (in *Inner) IsMulticast() bool {
 	return in.Dst.IsMulticast() || in.Version == 4 && in.Dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }

@@ -73,7 +73,7 @@ func TestParseInner(t *testing.T) {
 		{"IPv4 first fragment", packet4("10.5.1.2", "10.5.2.3", ProtoUDP, flagMF, nil, make([]byte, 8)),
 			Inner{Len: 28, HeaderLen: 20, Version: 4, Proto: ProtoUDP}},
 		{"IPv4 last fragment", packet4("10.5.1.2", "10.5.2.3", ProtoUDP, 1, nil, make([]byte, 8)),
-			Inner{Len: 28, HeaderLen: 20, Version: 4, Proto: ProtoUDP, Later: true}},
+			Inner{Len: 28, HeaderLen: 20, Version: 4, Proto: ProtoUDP, NonFirstFragment: true}},
 		{"IPv4 bare header", packet4("10.5.1.2", "10.5.2.3", 99, 0, nil, nil),
 			Inner{Len: 20, HeaderLen: 20, Version: 4, Proto: 99}},
 		{"IPv6", withTOS6, Inner{Len: 60, HeaderLen: 40, Version: 6, Proto: ProtoTCP, TOS: 0xb9, DF: true}},
@@ -84,7 +84,7 @@ func TestParseInner(t *testing.T) {
 		{"IPv6 first fragment", packet6("fd00::1", "fd00::2", extFragment, append(fragFirst, make([]byte, 8)...)),
 			Inner{Len: 56, HeaderLen: 48, Version: 6, Proto: ProtoUDP, DF: true}},
 		{"IPv6 later fragment", packet6("fd00::1", "fd00::2", extFragment, append(fragLater, make([]byte, 8)...)),
-			Inner{Len: 56, HeaderLen: 48, Version: 6, Proto: ProtoUDP, DF: true, Later: true}},
+			Inner{Len: 56, HeaderLen: 48, Version: 6, Proto: ProtoUDP, DF: true, NonFirstFragment: true}},
 		{"IPv6 nothing behind", packet6("fd00::1", "fd00::2", 59, nil),
 			Inner{Len: 40, HeaderLen: 40, Version: 6, Proto: 59, DF: true}},
 	} {
@@ -160,7 +160,7 @@ func TestIsNeighbourMessage(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", c.name, err)
 		}
-		if got := in.IsNeighbourMessage(c.pkt); got != c.want {
+		if got := in.IsNDP(c.pkt); got != c.want {
 			t.Errorf("%s: got %v", c.name, got)
 		}
 	}
@@ -171,14 +171,14 @@ func TestIsGroup(t *testing.T) {
 		"224.0.0.1": true, "239.255.255.255": true, "255.255.255.255": true, "240.0.0.1": false, "10.5.0.255": false,
 	} {
 		in, err := ParseInner(packet4("10.5.1.2", dst, ProtoUDP, 0, nil, nil))
-		if err != nil || in.IsGroup() != want {
-			t.Errorf("%s: got %v, %v", dst, in.IsGroup(), err)
+		if err != nil || in.IsMulticast() != want {
+			t.Errorf("%s: got %v, %v", dst, in.IsMulticast(), err)
 		}
 	}
 	for dst, want := range map[string]bool{"ff02::1": true, "fe80::1": false, "::ffff:255.255.255.255": false} {
 		in, err := ParseInner(packet6("fd00::1", dst, ProtoUDP, nil))
-		if err != nil || in.IsGroup() != want {
-			t.Errorf("%s: got %v, %v", dst, in.IsGroup(), err)
+		if err != nil || in.IsMulticast() != want {
+			t.Errorf("%s: got %v, %v", dst, in.IsMulticast(), err)
 		}
 	}
 }

@@ -12,12 +12,12 @@ import (
 // errSwitchedOff is the reason for which a device is without a feature that its Config refused.
 var errSwitchedOff = errors.New("switched off")
 
-// ErrNoHeader says that the kernel cannot put a virtio header before each frame, and never will.
-var ErrNoHeader = errors.New("no virtio header")
+// ErrNoVnetHeader says that the kernel cannot put a virtio header before each frame, and never will.
+var ErrNoVnetHeader = errors.New("no virtio header")
 
 // OpenOffload makes the device, or attaches to the one of that name, with a virtio header before each frame and
 // as many kinds of super-frame as the kernel knows and c allows: TCP in both directions since Linux 2.6.27, UDP
-// since 6.2. It fails with ErrNoHeader where the kernel has none; Features says what else is missing.
+// since 6.2. It fails with ErrNoVnetHeader where the kernel has none; Features says what else is missing.
 func OpenOffload(c Config) (*Device, error) {
 	d := &Device{name: c.Name, lacks: make(map[Feature]error)}
 	for range c.Queues {
@@ -52,7 +52,7 @@ func openVnet(name string) (*Queue, string, error) {
 // that of a device which somebody deleted in the middle.
 func noHeader(err error) error {
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errors.ErrUnsupported) {
-		return fmt.Errorf("%w: %w", ErrNoHeader, err)
+		return fmt.Errorf("%w: %w", ErrNoVnetHeader, err)
 	}
 	return err
 }
@@ -78,14 +78,14 @@ func attach(name string, flags uint16) (fd int, realName string, err error) {
 // together, and none without checksums (drivers/net/tun.c, set_offload).
 func (d *Device) negotiate(c Config) {
 	flags := unix.TUN_F_CSUM
-	if c.NoTCP {
+	if c.NoTSO {
 		d.lacks[FeatureTSO] = errSwitchedOff
 	} else if err := d.setOffload(flags | tsoFlags); err != nil {
 		d.lacks[FeatureTSO] = err
 	} else {
 		flags |= tsoFlags
 	}
-	if c.NoUDP {
+	if c.NoUSO {
 		d.lacks[FeatureUSO] = errSwitchedOff
 	} else if err := d.setOffload(flags | usoFlags); err != nil {
 		d.lacks[FeatureUSO] = err

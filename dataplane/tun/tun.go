@@ -23,8 +23,8 @@ var (
 	ErrGone = errors.New("the device is gone")
 	// ErrDown says that the device is administratively down; it works again once it is up.
 	ErrDown = errors.New("the device is down")
-	// ErrSuperFrame says that the kernel does not take this super-frame; its segments one by one it does.
-	ErrSuperFrame = errors.New("the kernel refuses the super-frame")
+	// ErrGSORejected says that the kernel does not take this super-frame; its segments one by one it does.
+	ErrGSORejected = errors.New("the kernel refuses the super-frame")
 )
 
 // MaxQueues is how many queues a device can have: the kernel's 256 (MAX_TAP_QUEUES of drivers/net/tun.c) less the one by
@@ -36,8 +36,8 @@ type Config struct {
 	Name   string // a name, or a pattern such as "flannel%d" that the kernel fills in
 	Queues int    // how many queues, 1 to MaxQueues
 	MTU    int    // to be set on the device, in bytes; 0 leaves the kernel's default
-	NoTCP  bool   // OpenOffload: no TCP super-frames
-	NoUDP  bool   // OpenOffload: no UDP super-frames
+	NoTSO  bool   // OpenOffload: no TCP super-frames
+	NoUSO  bool   // OpenOffload: no UDP super-frames
 }
 
 // Frame is what a queue gives and takes: one inner packet, or a super-frame that Header tells how to cut. On a
@@ -147,7 +147,7 @@ func (q *Queue) Write(f Frame) error {
 		case errno == unix.EINTR:
 			continue
 		case errno == unix.EINVAL && f.Header.GSO != offload.GSONone:
-			return ErrSuperFrame
+			return ErrGSORejected
 		}
 		return named(errno)
 	}

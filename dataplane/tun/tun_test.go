@@ -209,10 +209,10 @@ func TestNetnsSuperFramesPass(t *testing.T) {
 	}
 	bad := f.Header
 	bad.SegmentSize = 1 // more segments than the kernel takes
-	if err := d.Queues()[0].Write(Frame{Header: bad, Packet: back}); !errors.Is(err, ErrSuperFrame) {
+	if err := d.Queues()[0].Write(Frame{Header: bad, Packet: back}); !errors.Is(err, ErrGSORejected) {
 		t.Errorf("950 segments: %v", err)
 	}
-	if err := d.Queues()[0].Write(Frame{Packet: []byte{0x75, 0}}); err == nil || errors.Is(err, ErrSuperFrame) {
+	if err := d.Queues()[0].Write(Frame{Packet: []byte{0x75, 0}}); err == nil || errors.Is(err, ErrGSORejected) {
 		t.Errorf("a packet of no IP version: %v", err)
 	}
 	if err := d.Queues()[0].Write(Frame{}); err == nil {
@@ -240,9 +240,9 @@ func TestNetnsFeatures(t *testing.T) {
 		want map[Feature]bool
 	}{
 		{Config{}, map[Feature]bool{FeatureVnetHeader: true, FeatureTSO: true, FeatureUSO: true}},
-		{Config{NoTCP: true}, map[Feature]bool{FeatureVnetHeader: true, FeatureUSO: true}},
-		{Config{NoUDP: true}, map[Feature]bool{FeatureVnetHeader: true, FeatureTSO: true}},
-		{Config{NoTCP: true, NoUDP: true}, map[Feature]bool{FeatureVnetHeader: true}},
+		{Config{NoTSO: true}, map[Feature]bool{FeatureVnetHeader: true, FeatureUSO: true}},
+		{Config{NoUSO: true}, map[Feature]bool{FeatureVnetHeader: true, FeatureTSO: true}},
+		{Config{NoTSO: true, NoUSO: true}, map[Feature]bool{FeatureVnetHeader: true}},
 	} {
 		c.Name, c.Queues = "weft%d", 2
 		d, err := OpenOffload(c.Config)
@@ -339,7 +339,7 @@ func TestOnlyAKernelWithoutHeadersIsOne(t *testing.T) {
 		unix.EBADFD: false, unix.ENODEV: false, unix.EBUSY: false, unix.EMFILE: false, unix.EPERM: false, unix.ENOENT: false,
 	} {
 		got := noHeader(fmt.Errorf("attach: %w", err))
-		if errors.Is(got, ErrNoHeader) != want || !errors.Is(got, err) {
+		if errors.Is(got, ErrNoVnetHeader) != want || !errors.Is(got, err) {
 			t.Errorf("%v: %v", err, got)
 		}
 	}

@@ -41,7 +41,7 @@ func (g *Group[S]) Close() error {
 // are bound with SO_REUSEPORT, which would let a second daemon of the same user join the group in silence and
 // take part of the packets.
 func (c Config) claim() error {
-	if c.Takeover {
+	if c.ReusePorts {
 		return nil
 	}
 	addrs := []netip.AddrPort{c.Bind}

@@ -88,12 +88,12 @@ func (s *Offload) SendFD() int { return s.sender.fd }
 
 // Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
 // here. It returns nil when a Flush must come first.
-func (s *Offload) Reserve(lane Lane, n int) []byte { return s.trains.reserve(lane, n) }
+func (s *Offload) Reserve(lane TxKey, n int) []byte { return s.trains.reserve(lane, n) }
 
 // Flush sends what was reserved, in order, and tells failed of what the kernel refuses. It returns false if the
 // kernel's buffer is full: the rest is kept, and the caller polls for room and calls again before it reserves
 // more.
-func (s *Offload) Flush(failed Undelivered) bool {
+func (s *Offload) Flush(failed UndeliveredFunc) bool {
 	if s.trains.n == 0 {
 		return true
 	}

@@ -124,7 +124,7 @@ func (s *Portable) SendFD() int { return s.sender.fd }
 
 // Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
 // here. It returns nil when a Flush must come first.
-func (s *Portable) Reserve(lane Lane, n int) []byte {
+func (s *Portable) Reserve(lane TxKey, n int) []byte {
 	if s.queued == len(s.out) || n > maxDatagram {
 		return nil
 	}
@@ -146,7 +146,7 @@ func (s *Portable) Reserve(lane Lane, n int) []byte {
 // Flush sends what was reserved, in order, and tells failed of what the kernel refuses. It returns false if the
 // kernel's buffer is full: the rest is kept, and the caller polls for room and calls again before it reserves
 // more.
-func (s *Portable) Flush(failed Undelivered) bool {
+func (s *Portable) Flush(failed UndeliveredFunc) bool {
 	for s.sent < s.queued {
 		n, err := s.sender.WriteBatch(s.out[s.sent:s.queued], unix.MSG_DONTWAIT)
 		for range max(n, 0) {

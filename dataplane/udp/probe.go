@@ -128,7 +128,7 @@ func (t *selfTest) exchange(s shape) error {
 		if i == s.count-1 {
 			n = s.last
 		}
-		b := t.trains.reserve(Lane{To: t.at}, n)
+		b := t.trains.reserve(TxKey{To: t.at}, n)
 		for j := range b {
 			b[j] = byte(i + j*7 + j>>8)
 		}

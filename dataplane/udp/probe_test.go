@@ -107,7 +107,7 @@ func TestTOSTravels(t *testing.T) {
 				dest := NewDestination(addrPortOf(name))
 				want := []uint8{0, 0xb9, 0xb9, 0x03}
 				for i, tos := range want {
-					copy(sockets[from][0].Reserve(Lane{To: dest, TOS: tos}, 50), payload(i, 50))
+					copy(sockets[from][0].Reserve(TxKey{To: dest, TOS: tos}, 50), payload(i, 50))
 				}
 				sockets[from][0].Flush(refuseNone(t))
 				var got []uint8
@@ -142,7 +142,7 @@ func TestSourcePorts(t *testing.T) {
 			if s.SendFD() == s.FD() {
 				t.Errorf("%s: socket %d sends from where it receives", kind, i)
 			}
-			lane := Lane{To: NewDestination(bind)}
+			lane := TxKey{To: NewDestination(bind)}
 			copy(s.Reserve(lane, 30), payload(i, 30))
 			s.Flush(refuseNone(t))
 			var from netip.AddrPort
@@ -205,7 +205,7 @@ func flow(src, dst string, from, to uint16) []byte {
 }
 
 // TestFlowsStayOnTheirSocket sends flows over one pair of outer ports and finds each, in both directions, where
-// encap.FlowSocket says.
+// encap.FlowHash selects.
 func TestFlowsStayOnTheirSocket(t *testing.T) {
 	const sockets = 4
 	g, err := OpenOffload(Config{Bind: freePort(t, "127.0.0.1"), Sockets: sockets})
@@ -227,7 +227,8 @@ func TestFlowsStayOnTheirSocket(t *testing.T) {
 			if err := g.Sockets[0].Send(to, pkt); err != nil {
 				t.Fatal(err)
 			}
-			want := encap.FlowSocket(pkt, sockets)
+			hash, _ := encap.FlowHash(pkt)
+			want := int(hash % sockets)
 			for i, s := range g.Sockets {
 				messages, err := s.Receive()
 				if err != nil || len(messages) > 0 != (i == want) {

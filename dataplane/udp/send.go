@@ -48,7 +48,7 @@ func newSender(fd int, v6, gso bool) sender {
 }
 
 // run sends all trains from where it was interrupted on, and reports whether all have gone.
-func (s *sender) run(t *trains, failed Undelivered) bool {
+func (s *sender) run(t *trains, failed UndeliveredFunc) bool {
 	for {
 		if s.next == len(s.messages) && !s.load(t) {
 			break
@@ -154,7 +154,7 @@ func (s *sender) delivered(t *trains) {
 
 // refused handles the next message, which the kernel did not take. A train goes out once more, one by one: what
 // was refused was not sent in part. A datagram is given up.
-func (s *sender) refused(t *trains, errno unix.Errno, failed Undelivered) {
+func (s *sender) refused(t *trains, errno unix.Errno, failed UndeliveredFunc) {
 	p := s.parts[s.next]
 	d := &t.all[p.train]
 	if p.to-p.from > 1 && mayBeGSO(errno) {

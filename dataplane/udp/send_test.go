@@ -112,7 +112,7 @@ func (s *scripted) failed(to *Destination, data []byte, err error) {
 }
 
 // put reserves and fills one datagram and reports whether there was room.
-func (s *scripted) put(lane Lane, data []byte) bool {
+func (s *scripted) put(lane TxKey, data []byte) bool {
 	b := s.Reserve(lane, len(data))
 	if b == nil {
 		return false
@@ -138,9 +138,9 @@ func payload(id, n int) []byte {
 }
 
 func TestTrainsAreBuilt(t *testing.T) {
-	a, b := Lane{To: dest(1)}, Lane{To: dest(2)}
+	a, b := TxKey{To: dest(1)}, TxKey{To: dest(2)}
 	type put struct {
-		lane Lane
+		lane TxKey
 		n    int
 	}
 	repeat := func(p put, n int) []put { return slices.Repeat([]put{p}, n) }
@@ -156,8 +156,8 @@ func TestTrainsAreBuilt(t *testing.T) {
 		{"nothing behind a shorter one", []put{{a, 100}, {a, 99}, {a, 99}}, 2},
 		{"a longer one", []put{{a, 100}, {a, 101}}, 2},
 		{"two nodes in turn", []put{{a, 100}, {b, 100}, {a, 100}, {b, 100}}, 2},
-		{"another TOS", []put{{a, 100}, {Lane{To: a.To, TOS: 2}, 100}, {a, 100}}, 2},
-		{"another share", []put{{a, 100}, {a, 100}, {Lane{To: a.To, Share: 1}, 100}}, 2},
+		{"another TOS", []put{{a, 100}, {TxKey{To: a.To, TOS: 2}, 100}, {a, 100}}, 2},
+		{"another share", []put{{a, 100}, {a, 100}, {TxKey{To: a.To, Shard: 1}, 100}}, 2},
 		{"an empty one", []put{{a, 100}, {a, 0}, {a, 0}}, 3},
 		{"no way back to an earlier train", []put{{a, 100}, {a, 200}, {a, 100}, {a, 100}}, 3},
 		{"64 KiB", repeat(put{a, 1423}, 46), 1},
@@ -175,7 +175,7 @@ func TestTrainsAreBuilt(t *testing.T) {
 		if s.kernel.messages != c.trains || s.kernel.calls != 1 {
 			t.Errorf("%s: %d trains in %d calls, want %d", c.name, s.kernel.messages, s.kernel.calls, c.trains)
 		}
-		s.compare(t, c.name, func(yield func(Lane, []byte)) {
+		s.compare(t, c.name, func(yield func(TxKey, []byte)) {
 			for i, p := range c.puts {
 				yield(p.lane, payload(i, p.n))
 			}
@@ -184,7 +184,7 @@ func TestTrainsAreBuilt(t *testing.T) {
 }
 
 // compare checks that exactly the wanted datagrams have left, each lane's in order.
-func (s *scripted) compare(t *testing.T, name string, wanted func(yield func(Lane, []byte))) {
+func (s *scripted) compare(t *testing.T, name string, wanted func(yield func(TxKey, []byte))) {
 	t.Helper()
 	type key struct {
 		to  netip.AddrPort
@@ -192,7 +192,7 @@ func (s *scripted) compare(t *testing.T, name string, wanted func(yield func(Lan
 	}
 	want := map[key][][]byte{}
 	n := 0
-	wanted(func(l Lane, data []byte) {
+	wanted(func(l TxKey, data []byte) {
 		k := key{l.To.Addr, int(l.TOS)}
 		want[k] = append(want[k], data)
 		n++
@@ -212,11 +212,11 @@ func (s *scripted) compare(t *testing.T, name string, wanted func(yield func(Lan
 }
 
 func TestMaximaOfATrain(t *testing.T) {
-	six := Lane{To: NewDestination(netip.MustParseAddrPort("[2001:db8::1]:8285"))}
+	six := TxKey{To: NewDestination(netip.MustParseAddrPort("[2001:db8::1]:8285"))}
 	for _, c := range []struct {
-		lane    Lane
+		lane    TxKey
 		longest int
-	}{{Lane{To: dest(1)}, 65507}, {six, 65487}} {
+	}{{TxKey{To: dest(1)}, 65507}, {six, 65487}} {
 		s := newScripted(t, true)
 		s.put(c.lane, make([]byte, c.longest-30_000))
 		s.put(c.lane, make([]byte, 30_000))
@@ -235,12 +235,12 @@ func TestMaximaOfATrain(t *testing.T) {
 func TestReserveStopsWhenFull(t *testing.T) {
 	s := newScripted(t, true)
 	n := 0
-	for ; s.put(Lane{To: dest(byte(n))}, make([]byte, 100)); n++ {
+	for ; s.put(TxKey{To: dest(byte(n))}, make([]byte, 100)); n++ {
 	}
 	if n != maxTrains {
 		t.Errorf("one flush carries %d trains", n)
 	}
-	if s.put(Lane{To: dest(1)}, make([]byte, trainSize+1)) {
+	if s.put(TxKey{To: dest(1)}, make([]byte, trainSize+1)) {
 		t.Error("room for more than a packet")
 	}
 }
@@ -248,8 +248,8 @@ func TestReserveStopsWhenFull(t *testing.T) {
 // TestOneDatagramHasNoSegmentSize: some drivers lose single datagrams that come with one.
 func TestOneDatagramHasNoSegmentSize(t *testing.T) {
 	s := newScripted(t, true)
-	s.put(Lane{To: dest(1)}, payload(1, 100))
-	s.put(Lane{To: dest(2), TOS: 0xb8}, payload(2, 100))
+	s.put(TxKey{To: dest(1)}, payload(1, 100))
+	s.put(TxKey{To: dest(2), TOS: 0xb8}, payload(2, 100))
 	s.kernel.fail = func(_ []byte, segment int) unix.Errno {
 		if segment != 0 {
 			t.Errorf("segment size %d", segment)
@@ -264,7 +264,7 @@ func TestOneDatagramHasNoSegmentSize(t *testing.T) {
 
 func TestWithoutGSOEveryDatagramIsAMessage(t *testing.T) {
 	s := newScripted(t, false)
-	lane := Lane{To: dest(1), TOS: 1}
+	lane := TxKey{To: dest(1), TOS: 1}
 	const n = 3000 // more than one call takes
 	for i := range n {
 		if !s.put(lane, payload(i, 40)) {
@@ -275,7 +275,7 @@ func TestWithoutGSOEveryDatagramIsAMessage(t *testing.T) {
 	if s.kernel.messages != n || s.kernel.calls != 3 {
 		t.Errorf("%d messages in %d calls", s.kernel.messages, s.kernel.calls)
 	}
-	s.compare(t, "plain", func(yield func(Lane, []byte)) {
+	s.compare(t, "plain", func(yield func(TxKey, []byte)) {
 		for i := range n {
 			yield(lane, payload(i, 40))
 		}
@@ -291,7 +291,7 @@ func TestRefusedTrainGoesOutOneByOne(t *testing.T) {
 		s := newScripted(t, true)
 		now := time.Unix(1_700_000_000, 0)
 		s.sender.now = func() time.Time { return now }
-		bad, good := Lane{To: dest(1)}, Lane{To: dest(2)}
+		bad, good := TxKey{To: dest(1)}, TxKey{To: dest(2)}
 		s.kernel.fail = func(data []byte, segment int) unix.Errno {
 			if segment == 100 { // only the first node's path
 				return errno
@@ -303,7 +303,7 @@ func TestRefusedTrainGoesOutOneByOne(t *testing.T) {
 			s.put(good, payload(100+i, 90))
 		}
 		s.Flush(s.failed)
-		want := func(yield func(Lane, []byte)) {
+		want := func(yield func(TxKey, []byte)) {
 			for i := range 10 {
 				yield(bad, payload(i, 100))
 				yield(good, payload(100+i, 90))
@@ -337,7 +337,7 @@ func TestTrainsAreTriedAgainByTheMonotonicClock(t *testing.T) {
 	s := newScripted(t, true)
 	now := time.Now()
 	s.sender.now = func() time.Time { return now }
-	lane := Lane{To: dest(1)}
+	lane := TxKey{To: dest(1)}
 	s.kernel.fail = func(_ []byte, segment int) unix.Errno {
 		if segment != 0 {
 			return unix.EIO
@@ -374,7 +374,7 @@ func setBack(t *testing.T, now time.Time, by time.Duration) time.Time {
 // TestTrainTooLongForThePath: when the datagrams are refused alone, too, it is not GSO that fails.
 func TestTrainTooLongForThePath(t *testing.T) {
 	s := newScripted(t, true)
-	lane := Lane{To: dest(1)}
+	lane := TxKey{To: dest(1)}
 	s.kernel.fail = func(data []byte, segment int) unix.Errno {
 		if max(segment, len(data)) > 1000 {
 			return unix.EMSGSIZE
@@ -385,7 +385,7 @@ func TestTrainTooLongForThePath(t *testing.T) {
 		s.put(lane, payload(i, 1200))
 	}
 	s.put(lane, payload(5, 700))
-	s.put(Lane{To: dest(2)}, payload(6, 100))
+	s.put(TxKey{To: dest(2)}, payload(6, 100))
 	s.Flush(s.failed)
 	if len(s.refused) != 5 || len(s.kernel.got) != 2 {
 		t.Fatalf("refused %d, sent %d", len(s.refused), len(s.kernel.got))
@@ -403,7 +403,7 @@ func TestTrainTooLongForThePath(t *testing.T) {
 // TestHopelessTrain: a train that is refused for the same reason as its first datagram is not tried to the end.
 func TestHopelessTrain(t *testing.T) {
 	s := newScripted(t, true)
-	lane := Lane{To: dest(1)}
+	lane := TxKey{To: dest(1)}
 	s.kernel.fail = func(data []byte, segment int) unix.Errno {
 		if len(data) >= 500 {
 			return unix.EINVAL
@@ -413,7 +413,7 @@ func TestHopelessTrain(t *testing.T) {
 	for i := range 40 {
 		s.put(lane, payload(i, 500))
 	}
-	s.put(Lane{To: dest(2)}, payload(99, 100))
+	s.put(TxKey{To: dest(2)}, payload(99, 100))
 	s.Flush(s.failed)
 	if len(s.refused) != 40 || len(s.kernel.got) != 1 || s.kernel.calls > 4 {
 		t.Errorf("refused %d, sent %d in %d calls", len(s.refused), len(s.kernel.got), s.kernel.calls)
@@ -422,7 +422,7 @@ func TestHopelessTrain(t *testing.T) {
 
 func TestOneBadNodeDoesNotStopTheOthers(t *testing.T) {
 	s := newScripted(t, true)
-	lanes := []Lane{{To: dest(1)}, {To: dest(2)}, {To: dest(3)}}
+	lanes := []TxKey{{To: dest(1)}, {To: dest(2)}, {To: dest(3)}}
 	s.kernel.fail = func(data []byte, _ int) unix.Errno {
 		if data[0] == 2 {
 			return unix.ENETUNREACH
@@ -451,7 +451,7 @@ func TestRandomTrafficThroughABadKernel(t *testing.T) {
 	for seed := range uint64(40) {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		s := newScripted(t, rng.IntN(4) > 0)
-		lanes := []Lane{{To: dest(1)}, {To: dest(2)}, {To: dest(3), TOS: 2}, {To: dest(4)}}
+		lanes := []TxKey{{To: dest(1)}, {To: dest(2)}, {To: dest(3), TOS: 2}, {To: dest(4)}}
 		noGSO, noRoom := rng.IntN(3) == 0, rng.IntN(2) == 0
 		s.kernel.fail = func(data []byte, segment int) unix.Errno {
 			switch {
@@ -520,7 +520,7 @@ func inOrder(t *testing.T, seed uint64, want, got []datagram) {
 // TestFullKernelInterrupts: with no room Flush comes back at once, and goes on where it was the next time.
 func TestFullKernelInterrupts(t *testing.T) {
 	s := newScripted(t, true)
-	lanes := []Lane{{To: dest(1)}, {To: dest(2)}, {To: dest(3)}}
+	lanes := []TxKey{{To: dest(1)}, {To: dest(2)}, {To: dest(3)}}
 	for i := range 30 {
 		s.put(lanes[i%3], payload(i, 100))
 	}
@@ -534,7 +534,7 @@ func TestFullKernelInterrupts(t *testing.T) {
 	if s.kernel.calls != len(room) {
 		t.Errorf("%d calls", s.kernel.calls)
 	}
-	s.compare(t, "interrupted", func(yield func(Lane, []byte)) {
+	s.compare(t, "interrupted", func(yield func(TxKey, []byte)) {
 		for i := range 30 {
 			yield(lanes[i%3], payload(i, 100))
 		}
@@ -544,7 +544,7 @@ func TestFullKernelInterrupts(t *testing.T) {
 func TestSendingAllocatesNothing(t *testing.T) {
 	s := newScripted(t, true)
 	s.sender.send = func(_ int, m []unix.Mmsghdr) (int, unix.Errno) { return len(m), 0 }
-	lanes := []Lane{{To: dest(1)}, {To: dest(2), TOS: 2}}
+	lanes := []TxKey{{To: dest(1)}, {To: dest(2), TOS: 2}}
 	if n := testing.AllocsPerRun(100, func() {
 		for i := range 100 {
 			s.Reserve(lanes[i%2], 1400)
@@ -562,7 +562,7 @@ func BenchmarkReserveAndFlush(b *testing.B) {
 			s.trains = newTrains(maxTrains, maxSegments)
 			s.sender = newSender(-1, false, true)
 			s.sender.send = func(_ int, m []unix.Mmsghdr) (int, unix.Errno) { return len(m), 0 }
-			lanes := make([]Lane, nodes)
+			lanes := make([]TxKey, nodes)
 			for i := range lanes {
 				lanes[i].To = dest(byte(i))
 			}

@@ -16,8 +16,8 @@ import (
 
 // socket is what both kinds of socket can do.
 type socket interface {
-	Reserve(Lane, int) []byte
-	Flush(Undelivered) bool
+	Reserve(TxKey, int) []byte
+	Flush(UndeliveredFunc) bool
 	Send(*Destination, []byte) error
 	Receive() ([]Message, error)
 	Overflows() (uint64, error)
@@ -116,7 +116,7 @@ func take(t *testing.T, s socket, n int) (all [][]byte, from netip.AddrPort) {
 	return all, from
 }
 
-func refuseNone(t *testing.T) Undelivered {
+func refuseNone(t *testing.T) UndeliveredFunc {
 	return func(to *Destination, d []byte, err error) { t.Errorf("%d bytes to %v: %v", len(d), to.Addr, err) }
 }
 
@@ -144,7 +144,7 @@ func exchange(t *testing.T, name string, from, to socket) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lane := Lane{To: NewDestination(addrPortOf(local))}
+	lane := TxKey{To: NewDestination(addrPortOf(local))}
 	sizes := []int{1, 20, 20, 1400, 1400, 1400, 700, 1400, 65, 65, 65, 65, 0, 30_000, 9000, 9000, 9000}
 	for i, n := range sizes {
 		b := from.Reserve(lane, n)
@@ -197,7 +197,7 @@ func TestTrainsReallyTravel(t *testing.T) {
 	messages := 0
 	send := s.sender.send
 	s.sender.send = func(fd int, m []unix.Mmsghdr) (int, unix.Errno) { messages += len(m); return send(fd, m) }
-	lane := Lane{To: NewDestination(addrPortOf(local))}
+	lane := TxKey{To: NewDestination(addrPortOf(local))}
 	for i := range 40 {
 		copy(s.Reserve(lane, 1400), payload(i, 1400))
 	}
@@ -227,7 +227,7 @@ func TestLongestTrain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lane := Lane{To: NewDestination(addrPortOf(local))}
+		lane := TxKey{To: NewDestination(addrPortOf(local))}
 		const size = 1424 // 46 of them leave room for no more than 3 bytes
 		n := 0
 		for s.trains.n < 2 {
@@ -263,7 +263,7 @@ func TestGroupIsExclusive(t *testing.T) {
 	if _, err := OpenPortable(Config{Bind: bind, Sockets: 1}); !errors.Is(err, ErrInUse) {
 		t.Errorf("a second, portable group: %v", err)
 	}
-	heir, err := OpenOffload(Config{Bind: bind, Sockets: 2, Takeover: true})
+	heir, err := OpenOffload(Config{Bind: bind, Sockets: 2, ReusePorts: true})
 	if err != nil {
 		t.Fatalf("taking over: %v", err)
 	}
@@ -317,7 +317,7 @@ func TestOverflowsCountATrainOnce(t *testing.T) {
 		}
 	}
 	s := g.Sockets[0]
-	lane := Lane{To: NewDestination(at)}
+	lane := TxKey{To: NewDestination(at)}
 	const trains, datagrams = 30, 40
 	for range trains {
 		for i := range datagrams {
@@ -437,7 +437,7 @@ func TestReceivingAllocatesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lane := Lane{To: NewDestination(addrPortOf(local))}
+	lane := TxKey{To: NewDestination(addrPortOf(local))}
 	failed := refuseNone(t)
 	received := 0
 	if n := testing.AllocsPerRun(100, func() {

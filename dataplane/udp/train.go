@@ -25,7 +25,7 @@ const (
 
 // train is one being filled or waiting to be sent.
 type train struct {
-	lane    Lane
+	lane    TxKey
 	before  int8 // the last train begun before this one in a lane with the same hash; -1: none
 	segment int  // size of the first datagram; no other is longer
 	used    int  // bytes in buf
@@ -60,14 +60,14 @@ func newTrains(n, segments int) trains {
 }
 
 // hash spreads lanes over trains.last. Destinations do not move in memory.
-func (l Lane) hash() int {
-	h := uint64(uintptr(unsafe.Pointer(l.To))) + uint64(l.TOS)<<8 + uint64(l.Share)
+func (l TxKey) hash() int {
+	h := uint64(uintptr(unsafe.Pointer(l.To))) + uint64(l.TOS)<<8 + uint64(l.Shard)
 	return int(h * 0x9e3779b97f4a7c15 >> 32 % laneHashes)
 }
 
 // reserve returns memory for the next datagram of the lane, n bytes: at the end of the lane's last train if it
 // can grow, else in a new one. It returns nil if a flush must come first.
-func (t *trains) reserve(lane Lane, n int) []byte {
+func (t *trains) reserve(lane TxKey, n int) []byte {
 	hash := lane.hash()
 	for i := t.last[hash]; i >= 0; i = t.all[i].before {
 		if last := &t.all[i]; last.lane == lane {
@@ -113,7 +113,7 @@ func (t *train) datagram(i int) []byte {
 func (t *trains) reset() {
 	for i := range t.all[:t.n] {
 		t.last[t.all[i].lane.hash()] = -1
-		t.all[i].lane = Lane{} // lets go of the destination
+		t.all[i].lane = TxKey{} // lets go of the destination
 	}
 	t.n = 0
 }

@@ -32,7 +32,7 @@ type Config struct {
 	SourcePort uint16         // the i-th socket sends from this port plus i; 0 is from that of Bind
 	Buffer     int            // wanted size of each socket's receive and send buffer in bytes; 0 leaves the kernel's default
 	ReadTOS    bool           // Message.TOS is wanted
-	Takeover   bool           // the ports may be in use by a group of this process that is about to be closed
+	ReusePorts bool           // the ports may be in use by a group of this process that is about to be closed
 	NoGSO      bool           // OpenOffload: every datagram is a message of its own
 	NoGRO      bool           // OpenOffload: the same for what is received
 	NoSteering bool           // OpenOffload: the kernel chooses the socket by the outer addresses and ports
@@ -84,12 +84,12 @@ func (d *Destination) sent(datagrams, bytes int) {
 	d.Bytes.Add(uint64(bytes))
 }
 
-// Lane is where a datagram goes and with what. Datagrams of one lane arrive in the order in which they were
+// TxKey is where a datagram goes and with what. Datagrams of one lane arrive in the order in which they were
 // reserved, as far as the network between keeps it; those of different lanes may overtake each other.
-type Lane struct {
+type TxKey struct {
 	To    *Destination
 	TOS   uint8 // DSCP and ECN of the outer header
-	Share uint8 // flows of different shares never travel in one train
+	Shard uint8 // flows of different shares never travel in one train
 }
 
 // Message is what one receive operation gave: a train of datagrams of one sender.
@@ -121,9 +121,9 @@ func (m *Message) All() iter.Seq[[]byte] {
 	}
 }
 
-// Undelivered is told of each datagram that the kernel refused, while the sending call runs. The datagram is
+// UndeliveredFunc is told of each datagram that the kernel refused, while the sending call runs. The datagram is
 // borrowed until it returns.
-type Undelivered func(to *Destination, datagram []byte, err error)
+type UndeliveredFunc func(to *Destination, datagram []byte, err error)
 
 // addrPort reads a sockaddr_in or sockaddr_in6 that the kernel wrote.
 func addrPort(name *unix.RawSockaddrInet6) netip.AddrPort {

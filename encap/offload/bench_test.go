@@ -88,7 +88,7 @@ func BenchmarkMerge(b *testing.B) {
 		}
 		run("copy", func(*Merger, []byte, int) {})
 		run("merge", func(m *Merger, buf []byte, n int) {
-			m.Train(buf)
+			m.NextBuffer(buf)
 			for at := 0; at < n; at += step {
 				m.Add(at, min(step, n-at))
 			}
@@ -120,7 +120,7 @@ func BenchmarkMergeFlows(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				copy(buf, wire)
-				m.Train(buf)
+				m.NextBuffer(buf)
 				for at := 0; at < len(wire); at += step {
 					m.Add(at, step)
 				}
@@ -144,11 +144,11 @@ func TestNoAllocation(t *testing.T) {
 				t.Fatal(err)
 			}
 			step, wire := s.MaxLen(), cut(s, buf)
-			m.Train(buf[:wire/2/step*step])
+			m.NextBuffer(buf[:wire/2/step*step])
 			for at := 0; at+step <= wire/2; at += step {
 				m.Add(at, step)
 			}
-			m.Train(buf)
+			m.NextBuffer(buf)
 			for at := 0; at < wire; at += step {
 				m.Add(at, min(step, wire-at))
 			}

@@ -124,7 +124,7 @@ func FuzzMergeRaw(f *testing.F) {
 		}
 		segments, n := 0, 0
 		m := NewMerger(everything(), func(h Header, frame []byte) { n += h.Segments(len(frame)) })
-		m.Train(bytes.Clone(b))
+		m.NextBuffer(bytes.Clone(b))
 		for at := 0; at < len(b); at += int(size) {
 			m.Add(at, min(int(size), len(b)-at))
 			segments++

@@ -51,16 +51,16 @@ type Header struct {
 
 // What can be wrong with a frame or its header. The functions here return these very values.
 var (
-	ErrShortHeader   = errors.New("shorter than a virtio header")
-	ErrGSOType       = errors.New("unknown GSO type")
-	ErrIPVersion     = errors.New("IP version does not fit the GSO type")
-	ErrShortFrame    = errors.New("frame ends within its headers")
-	ErrLength        = errors.New("length field and frame length differ")
-	ErrSegmentSize   = errors.New("GSO frame without a segment size")
-	ErrNoChecksum    = errors.New("GSO frame without NEEDS_CSUM")
-	ErrChecksumPlace = errors.New("checksum place is not that of the upper-layer header")
-	ErrExtension     = errors.New("IPv6 extension header that cannot stand in a GSO frame")
-	ErrFragment      = errors.New("GSO frame is a fragment")
+	ErrShortHeader    = errors.New("shorter than a virtio header")
+	ErrGSOType        = errors.New("unknown GSO type")
+	ErrIPVersion      = errors.New("IP version does not fit the GSO type")
+	ErrShortFrame     = errors.New("frame ends within its headers")
+	ErrLength         = errors.New("length field and frame length differ")
+	ErrSegmentSize    = errors.New("GSO frame without a segment size")
+	ErrNoChecksum     = errors.New("GSO frame without NEEDS_CSUM")
+	ErrChecksumOffset = errors.New("checksum place is not that of the upper-layer header")
+	ErrExtension      = errors.New("IPv6 extension header that cannot stand in a GSO frame")
+	ErrFragment       = errors.New("GSO frame is a fragment")
 )
 
 // DecodeHeader reads a Header from the start of b. Fields are in the machine's byte order, which is what a TUN

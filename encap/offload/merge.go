@@ -16,7 +16,7 @@ type Limits struct {
 	// 6.9; UDP_MAX_SEGMENTS in include/linux/udp.h). Zero means 64.
 	UDPSegments int
 	Flows       int // most flows to hold open, up to 32767; zero means 256
-	Trains      int // most trains between two calls of Flush; zero means 64
+	Buffers     int // most trains between two calls of Flush; zero means 64
 	Pieces      int // most runs of payload that lie apart, over all flows; zero means 2048
 }
 
@@ -26,7 +26,7 @@ const maxFlows = 1<<15 - 1
 func (l Limits) withDefaults() Limits {
 	l.UDPSegments = cmp.Or(l.UDPSegments, 64)
 	l.Flows = min(cmp.Or(l.Flows, 256), maxFlows)
-	l.Trains = cmp.Or(l.Trains, 64)
+	l.Buffers = cmp.Or(l.Buffers, 64)
 	l.Pieces = cmp.Or(l.Pieces, 2048)
 	return l
 }
@@ -34,7 +34,7 @@ func (l Limits) withDefaults() Limits {
 // Merger joins segments of TCP and UDP flows into large frames, across the trains they came in. A caller feeds it
 // every segment of a batch in the order of arrival:
 //
-//	for each buffer { m.Train(buf); for each segment in it { m.Add(offset, length) } }
+//	for each buffer { m.NextBuffer(buf); for each segment in it { m.Add(offset, length) } }
 //	m.Flush()
 //
 // The order within a flow (5-tuple, per direction) is kept; flows may overtake each other. A segment that cannot be
@@ -42,7 +42,7 @@ func (l Limits) withDefaults() Limits {
 // flow cannot be told, after everything that could be of its flow. A frame is written as soon as nothing can follow in
 // it, the rest by Flush. Checksums of all segments are verified before they are joined, others are left to the receiver.
 //
-// Buffers are borrowed from Train to the end of Flush, and are written to: in the fast case a payload moves towards
+// Buffers are borrowed from NextBuffer to the end of Flush, and are written to: in the fast case a payload moves towards
 // the front of its buffer, over the header between it and the payload before. A frame whose segments lie apart, with
 // other flows between, is put together in memory of the Merger. That is all allocated by NewMerger and bounded by
 // Limits: 64 KiB, 16 bytes a piece, and about 100 bytes a flow. A Merger belongs to one goroutine.
@@ -102,7 +102,7 @@ func NewMerger(l Limits, emit func(h Header, frame []byte)) *Merger {
 	m := &Merger{
 		limits: l,
 		emit:   emit,
-		trains: make([]train, 0, l.Trains),
+		trains: make([]train, 0, l.Buffers),
 		flows:  make([]flow, 0, l.Flows),
 		pieces: make([]piece, 0, l.Pieces),
 		table:  make([]int16, slots),
@@ -114,11 +114,11 @@ func NewMerger(l Limits, emit func(h Header, frame []byte)) *Merger {
 	return m
 }
 
-// Train begins a receive buffer: the segments that are added next lie in it. All of buf up to its length, not
+// NextBuffer begins a receive buffer: the segments that are added next lie in it. All of buf up to its length, not
 // only what was received, is the Merger's until Flush returns. The more room there is behind what was received,
 // the more frames go on growing where they are when their next segments come in another buffer; 64 KiB is enough
 // for every frame that ends its train.
-func (m *Merger) Train(buf []byte) {
+func (m *Merger) NextBuffer(buf []byte) {
 	if len(m.trains) == cap(m.trains) {
 		m.Flush()
 	}

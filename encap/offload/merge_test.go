@@ -90,7 +90,7 @@ func write(l Limits, packets ...[]byte) []emitted {
 	var out []emitted
 	m := NewMerger(l, func(h Header, frame []byte) { out = append(out, emitted{h, bytes.Clone(frame)}) })
 	buf := append(bytes.Join(packets, nil), make([]byte, 65536)...)
-	m.Train(buf)
+	m.NextBuffer(buf)
 	at := 0
 	for _, p := range packets {
 		m.Add(at, len(p))
@@ -267,9 +267,9 @@ func TestMergeLongest(t *testing.T) {
 
 func TestMergeTinyLimits(t *testing.T) {
 	for _, l := range []Limits{
-		{TCP: true, UDP: true, Flows: 1, Trains: 1, Pieces: 1},
-		{TCP: true, UDP: true, Flows: 3, Trains: 2, Pieces: 4},
-		{TCP: true, UDP: true, Flows: 40, Trains: 16, Pieces: 3},
+		{TCP: true, UDP: true, Flows: 1, Buffers: 1, Pieces: 1},
+		{TCP: true, UDP: true, Flows: 3, Buffers: 2, Pieces: 4},
+		{TCP: true, UDP: true, Flows: 40, Buffers: 16, Pieces: 3},
 		{TCP: true, UDP: true, UDPSegments: 2},
 	} {
 		traffic := newTraffic(8, 20)
@@ -307,7 +307,7 @@ func TestMergeAcrossTrains(t *testing.T) {
 			chunk := segments[i:min(i+15, len(segments))]
 			buf := append(bytes.Join(chunk, nil), make([]byte, room)...)
 			bufs = append(bufs, buf)
-			m.Train(buf)
+			m.NextBuffer(buf)
 			at := 0
 			for _, s := range chunk {
 				m.Add(at, len(s))
@@ -365,9 +365,9 @@ func TestMergeOtherFlow(t *testing.T) {
 func TestMergeTrainLimit(t *testing.T) {
 	traffic := newTraffic(9, 1)
 	frames := 0
-	m := NewMerger(Limits{TCP: true, Trains: 2}, func(Header, []byte) { frames++ })
+	m := NewMerger(Limits{TCP: true, Buffers: 2}, func(Header, []byte) { frames++ })
 	for i, p := range traffic.run(&traffic.flows[0], 3, 100) {
-		if m.Train(p.encode()); frames != i/2 {
+		if m.NextBuffer(p.encode()); frames != i/2 {
 			t.Errorf("%d frames at train %d", frames, i)
 		}
 		m.Add(0, len(p.encode()))
@@ -487,12 +487,12 @@ func TestMergeLongerHeader(t *testing.T) {
 	p.tcp.options = ""
 	frames := 0
 	m := NewMerger(everything(), func(Header, []byte) { frames++ })
-	m.Train(p.encode())
+	m.NextBuffer(p.encode())
 	m.Add(0, len(p.encode()))
 	p.tcp.seq++
 	p.id++
 	p.tcp.options = strings.Repeat("\x01", 40)
-	m.Train(p.encode())
+	m.NextBuffer(p.encode())
 	m.Add(0, len(p.encode()))
 	if m.Flush(); frames != 2 {
 		t.Errorf("%d frames, want 2", frames)
@@ -505,7 +505,7 @@ func TestMergeAddOutOfOrder(t *testing.T) {
 	buf := slices.Concat(packets[0].encode(), packets[1].encode())
 	n := len(packets[0].encode())
 	m := NewMerger(everything(), func(Header, []byte) {})
-	m.Train(buf)
+	m.NextBuffer(buf)
 	m.Add(n, len(buf)-n)
 	defer func() {
 		if recover() == nil {

@@ -78,7 +78,7 @@ func splitNone(h Header, frame []byte) (Splitter, error) {
 		s.l4 = int(h.ChecksumStart)
 		s.checksum = s.l4 + int(h.ChecksumOffset)
 		if s.checksum == 0 || s.checksum+2 > len(frame) {
-			return Splitter{}, ErrChecksumPlace
+			return Splitter{}, ErrChecksumOffset
 		}
 	}
 	return s, nil
@@ -102,7 +102,7 @@ func (s *Splitter) checkNetwork(gso GSOType) error {
 			return ErrFragment
 		}
 		if header := int(b[0]&0x0f) * 4; header < ipv4HeaderLen || header != s.l4 || b[ipv4Proto] != s.proto() {
-			return ErrChecksumPlace
+			return ErrChecksumOffset
 		}
 	case 6:
 		if gso == GSOTCPv4 {
@@ -141,7 +141,7 @@ func (s *Splitter) checkExtensions(next uint8, at int) error {
 		at += 8 + int(s.frame[at+1])*8 // RFC 8200 section 4.3: units of 8, the first not counted
 	}
 	if at != s.l4 {
-		return ErrChecksumPlace
+		return ErrChecksumOffset
 	}
 	return nil
 }
@@ -171,7 +171,7 @@ func (s *Splitter) prepare(checksumOffset int) error {
 		fixed = uint64(checksum.Sum(l4[:udpLength], 0))
 	}
 	if s.checksum != s.l4+checksumOffset {
-		return ErrChecksumPlace
+		return ErrChecksumOffset
 	}
 	if s.header == len(s.frame) {
 		return ErrShortFrame

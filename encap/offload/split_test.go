@@ -189,15 +189,15 @@ func TestSplitErrors(t *testing.T) {
 		{"TSO6 on IPv4", tcp4, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv6; return b }, ErrIPVersion},
 		{"TSO4 on IPv6", tcp6, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrIPVersion},
 		{"version 5", tcp4, func(h *Header, b []byte) []byte { b[0] = 0x55; return b }, ErrIPVersion},
-		{"TSO4 on UDP", udp4, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrChecksumPlace},
+		{"TSO4 on UDP", udp4, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrChecksumOffset},
 		{"cut short", tcp4, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
 		{"cut short, IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
 		{"cut within IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:39] }, ErrShortFrame},
 		{"fragment", fragment, nil, ErrFragment},
 		{"fragment header", unknownExt, nil, ErrExtension},
-		{"wrong start", tcp4, func(h *Header, b []byte) []byte { h.ChecksumStart += 4; return b }, ErrChecksumPlace},
-		{"wrong start, IPv6", tcp6, func(h *Header, b []byte) []byte { h.ChecksumStart += 8; return b }, ErrChecksumPlace},
-		{"wrong place", tcp4, func(h *Header, b []byte) []byte { h.ChecksumOffset = 6; return b }, ErrChecksumPlace},
+		{"wrong start", tcp4, func(h *Header, b []byte) []byte { h.ChecksumStart += 4; return b }, ErrChecksumOffset},
+		{"wrong start, IPv6", tcp6, func(h *Header, b []byte) []byte { h.ChecksumStart += 8; return b }, ErrChecksumOffset},
+		{"wrong place", tcp4, func(h *Header, b []byte) []byte { h.ChecksumOffset = 6; return b }, ErrChecksumOffset},
 		{"header length below 20", tcp4, func(h *Header, b []byte) []byte { b[32] = 0x40; return b }, ErrShortFrame},
 		{"no payload", empty, nil, ErrShortFrame},
 		{
@@ -210,9 +210,9 @@ func TestSplitErrors(t *testing.T) {
 		},
 		{
 			"partial checksum behind the end", tcp4,
-			func(h *Header, b []byte) []byte { h.GSO = GSONone; return b[:h.ChecksumStart+h.ChecksumOffset+1] }, ErrChecksumPlace,
+			func(h *Header, b []byte) []byte { h.GSO = GSONone; return b[:h.ChecksumStart+h.ChecksumOffset+1] }, ErrChecksumOffset,
 		},
-		{"partial checksum nowhere", tcp4, func(h *Header, b []byte) []byte { *h = Header{Flags: NeedsChecksum}; return b }, ErrChecksumPlace},
+		{"partial checksum nowhere", tcp4, func(h *Header, b []byte) []byte { *h = Header{Flags: NeedsChecksum}; return b }, ErrChecksumOffset},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -210,7 +210,7 @@ func feed(t testing.TB, rnd *rand.Rand, l Limits, packets [][]byte) (got, want [
 			var places []place
 			before := packets
 			places, packets = layOut(rnd, buf, packets)
-			m.Train(buf)
+			m.NextBuffer(buf)
 			for i, p := range places {
 				twin.add(before[i])
 				m.Add(p.from, p.n)
