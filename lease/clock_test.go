@@ -90,3 +90,32 @@ func TestRenewalIsDueByEitherClock(t *testing.T) {
 		t.Error("the expiry has a monotonic reading, which knows nothing of sleep")
 	}
 }
+
+func TestRenewAt(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	tests := []struct{ left, margin, want time.Duration }{
+		{24 * time.Hour, time.Hour, 23 * time.Hour},
+		{24 * time.Hour, 1439 * time.Minute, time.Minute},
+		{24 * time.Hour, 24 * time.Hour, 12 * time.Hour},
+		{time.Hour, 2 * time.Hour, 30 * time.Minute},
+		{-time.Hour, time.Hour, -30 * time.Minute}, // due
+	}
+	for _, test := range tests {
+		if got := renewAt(Lease{Expires: now.Add(test.left)}, now, test.margin).Sub(now); got != test.want {
+			t.Errorf("%s left, margin %s: in %s, want %s", test.left, test.margin, got, test.want)
+		}
+	}
+	if got := renewAt(Lease{}, now, time.Hour); !got.IsZero() {
+		t.Errorf("a reservation is renewed at %s", got)
+	}
+}
+
+func TestBackoff(t *testing.T) {
+	var b backoff
+	for i, full := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
+		full *= time.Millisecond
+		if got := b.next(); got > full || got <= full/2 {
+			t.Errorf("pause %d is %s, want up to %s", i, got, full)
+		}
+	}
+}

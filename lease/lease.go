@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -76,6 +77,11 @@ func (l Lease) Overlaps(o Lease) bool {
 // Equal reports whether l and o are the same lease with the same attributes; Expires does not count.
 func (l Lease) Equal(o Lease) bool {
 	return l.Node == o.Node && l.SameSubnets(o) && l.Attrs.Equal(o.Attrs)
+}
+
+// Compare orders leases by subnet, the order of a Snapshot.
+func Compare(a, b Lease) int {
+	return cmp.Or(a.Subnet.Compare(b.Subnet), a.Subnet6.Compare(b.Subnet6))
 }
 
 // overlap is Prefix.Overlaps for prefixes that may be unset: an unset one overlaps nothing.
