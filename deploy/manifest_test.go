@@ -30,7 +30,7 @@ const header = `# Weft for a Kubernetes cluster, with the udp backend. The clust
 // kustomize renders a folder beside this file.
 func kustomize(t testing.TB, dir string) []byte {
 	t.Helper()
-	binary := os.Getenv(testkube.Variable)
+	binary := os.Getenv(testkube.BinaryEnv)
 	if binary == "" {
 		t.Skipf("NOT TESTED: the rendering of %s: %v", dir, testkube.ErrNoBinary)
 	}

@@ -41,7 +41,7 @@ type holder struct {
 }
 
 func newHolder(m *Manager, report func(State)) *holder {
-	return &holder{m: m, report: report, peers: roster{grace: m.options.Grace}}
+	return &holder{m: m, report: report, peers: roster{grace: m.options.PeerGrace}}
 }
 
 // step does what is due, and reports if anything has changed.
@@ -171,7 +171,7 @@ func (h *holder) keep(l Lease) {
 	now := time.Now()
 	l.Expires = l.Expires.Round(0)
 	h.state.Self = l
-	h.due = renewAt(l, now, h.m.options.Margin)
+	h.due = renewAt(l, now, h.m.options.RenewMargin)
 	h.settled = now.Add(settle)
 }
 
@@ -206,7 +206,7 @@ func (h *holder) take(e event, now time.Time) {
 		}
 		h.peers.keep(h.state.All, now)
 	}
-	if h.held && e.list.Overdue && h.ownErr == nil { // a renewal that failed waits out its pause
+	if h.held && e.list.RenewNow && h.ownErr == nil { // a renewal that failed waits out its pause
 		h.due = now
 	}
 	h.watchErr, h.dirty = nil, true
@@ -215,7 +215,7 @@ func (h *holder) take(e event, now time.Time) {
 	h.mergePeers()
 	if kept := h.peersAmong(h.peers.leases()); lost && len(kept) > 0 {
 		h.m.options.Log.Warn("the store lost leases of peers: they are kept until they or others claim the subnets",
-			"peers", summary(kept), "atMost", h.m.options.Grace, "revision", e.list.Revision, "before", before)
+			"peers", summary(kept), "atMost", h.m.options.PeerGrace, "revision", e.list.Revision, "before", before)
 	}
 }
 
@@ -238,7 +238,7 @@ func (h *holder) dropPeers(now time.Time) {
 	h.dirty = true
 	if gone := h.peersAmong(over); len(gone) > 0 {
 		h.m.options.Log.Warn("dropping peers that the store had lost: they have not claimed again",
-			"peers", summary(gone), "after", h.m.options.Grace)
+			"peers", summary(gone), "after", h.m.options.PeerGrace)
 	}
 }
 

@@ -10,12 +10,12 @@ import (
 
 // Options are the settings of a Manager, all of which have defaults.
 type Options struct {
-	// Margin is how long before its expiry the lease is renewed. Default 60 minutes, flannel's.
-	Margin time.Duration
-	// Grace is how long peers are kept that are missing from a store whose data was wiped or restored, unless they or
+	// RenewMargin is how long before its expiry the lease is renewed. Default 60 minutes, flannel's.
+	RenewMargin time.Duration
+	// PeerGrace is how long peers are kept that are missing from a store whose data was wiped or restored, unless they or
 	// others claim their subnets before. Default 24 h, the life of a lease: a flannel claims again no sooner than when
 	// it renews. Negative means not at all.
-	Grace time.Duration
+	PeerGrace time.Duration
 	// Log is told of every turn, and of each distinct trouble once. Default slog.Default().
 	Log *slog.Logger
 }
@@ -56,11 +56,11 @@ type Manager struct {
 
 // NewManager makes a Manager that will ask store for r.
 func NewManager(store Store, r Request, o Options) *Manager {
-	if o.Margin <= 0 {
-		o.Margin = defaultMargin
+	if o.RenewMargin <= 0 {
+		o.RenewMargin = defaultMargin
 	}
-	if o.Grace == 0 {
-		o.Grace = defaultGrace
+	if o.PeerGrace == 0 {
+		o.PeerGrace = defaultGrace
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()

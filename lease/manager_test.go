@@ -299,7 +299,7 @@ func TestPeersComeAndGoAtOnce(t *testing.T) {
 }
 
 func TestRenewsBeforeExpiry(t *testing.T) {
-	manage(t, Options{Margin: time.Hour}, nil, func(t *testing.T, m *managed) {
+	manage(t, Options{RenewMargin: time.Hour}, nil, func(t *testing.T, m *managed) {
 		start := m.store.seen().writes[0]
 		pass(5 * 24 * time.Hour)
 		want := []time.Duration{0, 23 * time.Hour, 46 * time.Hour, 69 * time.Hour, 92 * time.Hour, 115 * time.Hour}
@@ -329,7 +329,7 @@ func TestAReservationIsNotRenewed(t *testing.T) {
 }
 
 func TestFailingRenewalIsTriedOn(t *testing.T) {
-	manage(t, Options{Margin: time.Hour}, nil, func(t *testing.T, m *managed) {
+	manage(t, Options{RenewMargin: time.Hour}, nil, func(t *testing.T, m *managed) {
 		m.store.do(func() { m.store.failing = errors.New("no quorum") })
 		pass(23*time.Hour + 10*time.Minute)
 		s := m.state(t)
@@ -453,7 +453,7 @@ func TestAListThatIsNotKeptUpToDateSaysNothing(t *testing.T) {
 }
 
 func TestWipedStoreKeepsPeersForAWhile(t *testing.T) {
-	manage(t, Options{Grace: time.Minute}, nil, func(t *testing.T, m *managed) {
+	manage(t, Options{PeerGrace: time.Minute}, nil, func(t *testing.T, m *managed) {
 		pass(time.Minute)
 		m.store.do(func() { m.store.revision, m.store.leases, m.store.once = 0, nil, errors.New("revision went back") })
 		pass(10 * time.Second)
@@ -677,7 +677,7 @@ func TestSetAttrs(t *testing.T) {
 }
 
 func TestRenewalThatFindsTheLeaseLostClaimsAtOnce(t *testing.T) {
-	manage(t, Options{Margin: time.Hour}, nil, func(t *testing.T, m *managed) {
+	manage(t, Options{RenewMargin: time.Hour}, nil, func(t *testing.T, m *managed) {
 		m.store.mu.Lock() // gone, but the watch does not say so
 		m.store.leases = []Lease{peer(0), peer(1)}
 		m.store.mu.Unlock()

@@ -11,9 +11,9 @@ type Snapshot struct {
 	// wiped or restored.
 	Revision int64
 	Leases   []Lease // ordered by subnet
-	// Overdue says that our own lease no longer ends when we said it would, since somebody else has written it: it has
+	// RenewNow says that our own lease no longer ends when we said it would, since somebody else has written it: it has
 	// to be renewed at once.
-	Overdue bool
+	RenewNow bool
 }
 
 // Request is what a node asks a store for.

@@ -23,7 +23,7 @@ func (d *weftd) openKube() (*kube.Store, error) {
 		Namespace:        k.namespace,
 		AnnotationPrefix: k.annotationPrefix,
 		NetworkFile:      k.netConfigPath,
-		Condition:        k.setUnavailable,
+		WriteCondition:   k.setUnavailable,
 		UserAgent:        "weftd/" + d.build.Version,
 		Log:              d.log,
 	})
@@ -35,8 +35,8 @@ func (d *weftd) openKube() (*kube.Store, error) {
 
 // clusterStore is what a store can do that knows more of a node than its lease.
 type clusterStore interface {
-	// Start is what the node is told before it has said anything.
-	Start(ctx context.Context) (kube.Start, error)
+	// NodeHints is what the node is told before it has said anything.
+	NodeHints(ctx context.Context) (kube.NodeHints, error)
 	// SetForwarding tells the scheduler whether pods here reach others.
 	SetForwarding(up bool, why string)
 	// WatchNetwork calls changed when the network config has become another.
@@ -45,12 +45,12 @@ type clusterStore interface {
 
 // awaitStart asks the cluster what it has to say to this node, trying until ctx
 // ends. A store that is no cluster says nothing.
-func (d *weftd) awaitStart(ctx context.Context, s lease.Store) (kube.Start, error) {
+func (d *weftd) awaitStart(ctx context.Context, s lease.Store) (kube.NodeHints, error) {
 	c, ok := s.(clusterStore)
 	if !ok {
-		return kube.Start{}, nil
+		return kube.NodeHints{}, nil
 	}
-	return awaitAnswer(ctx, d, "waiting for this node's object", c.Start)
+	return awaitAnswer(ctx, d, "waiting for this node's object", c.NodeHints)
 }
 
 // errNetworkChanged ends a run so that the next one begins with the new config.

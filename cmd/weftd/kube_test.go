@@ -17,8 +17,8 @@ import (
 // scripted is a cluster that says what a test wrote down.
 type scripted struct {
 	lease.Store
-	starts []error // of the first calls of Start
-	start  kube.Start
+	starts []error // of the first calls of NodeHints
+	start  kube.NodeHints
 	says   []told // by WatchNetwork, which then goes on until its context ends
 }
 
@@ -27,11 +27,11 @@ type told struct {
 	err     error
 }
 
-func (s *scripted) Start(context.Context) (kube.Start, error) {
+func (s *scripted) NodeHints(context.Context) (kube.NodeHints, error) {
 	if len(s.starts) > 0 {
 		err := s.starts[0]
 		s.starts = s.starts[1:]
-		return kube.Start{}, err
+		return kube.NodeHints{}, err
 	}
 	return s.start, nil
 }
@@ -55,7 +55,7 @@ func kubeDaemon() *weftd {
 func TestTheClustersPublicAddressWins(t *testing.T) {
 	d := kubeDaemon()
 	given := netip.MustParseAddr("198.51.100.1")
-	s := &scripted{start: kube.Start{PublicIP: given}, starts: []error{errors.New("node n is not in the cluster yet")}}
+	s := &scripted{start: kube.NodeHints{PublicIP: given}, starts: []error{errors.New("node n is not in the cluster yet")}}
 	var err error
 	if d.start, err = d.awaitStart(t.Context(), s); err != nil {
 		t.Fatal(err)
@@ -69,7 +69,7 @@ func TestTheClustersPublicAddressWins(t *testing.T) {
 	if start, err := d.awaitStart(t.Context(), struct{ lease.Store }{}); err != nil || start.PublicIP.IsValid() {
 		t.Errorf("a store that is no cluster says %+v, %v", start, err)
 	}
-	d.start = kube.Start{}
+	d.start = kube.NodeHints{}
 	if got := d.ifaceOptions(lease.Network{}).PublicIP; got != d.cfg.publicIP {
 		t.Errorf("without the cluster's: public IP %s", got)
 	}

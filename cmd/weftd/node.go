@@ -29,7 +29,7 @@ type weftd struct {
 	seen  atomic.Pointer[view] // what status is made from; nil before the first
 	pulse pulse                // of the loop
 
-	start   kube.Start            // what the cluster says to this node; zero without one
+	start   kube.NodeHints        // what the cluster says to this node; zero without one
 	refused atomic.Pointer[error] // why the changed network config is not in force; nil: it did not change
 }
 

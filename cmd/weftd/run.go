@@ -188,7 +188,7 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 	if err != nil {
 		return nil, err
 	}
-	keepVTEP(&host, d.start.Before)
+	keepVTEP(&host, d.start.Previous)
 	previous := readSubnetEnv(d.cfg.subnetFile, d.log)
 	n := &node{
 		weftd:      d,
@@ -258,7 +258,7 @@ func (n *node) connect(store lease.Store) {
 		Node:      n.name,
 		Previous:  n.previous.subnet,
 		Previous6: n.previous.subnet6,
-	}, lease.Options{Margin: time.Duration(n.cfg.renewMargin) * time.Minute, Log: n.log})
+	}, lease.Options{RenewMargin: time.Duration(n.cfg.renewMargin) * time.Minute, Log: n.log})
 }
 
 // close takes down what run leaves.

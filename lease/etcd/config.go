@@ -28,9 +28,9 @@ type Config struct {
 	// Instance tells daemons of one machine and network namespace apart, and must be the same after a restart: the
 	// path of the subnet file is.
 	Instance string
-	// CheckEvery is about how often Watch compares its list with the server's. Default 20 s, so that wiped or restored
+	// CheckInterval is about how often Watch compares its list with the server's. Default 20 s, so that wiped or restored
 	// data is noticed within a minute.
-	CheckEvery time.Duration
+	CheckInterval time.Duration
 	// Log is told of unreadable keys, each once. Default slog.Default().
 	Log *slog.Logger
 }

@@ -35,7 +35,7 @@ const (
 	pingEvery, pingTimeout = 10 * time.Second, 5 * time.Second
 	// redialMax bounds grpc's pause between attempts to connect. Its own default grows to two minutes.
 	redialMax = 3 * time.Second
-	// checkEvery is the default of Config.CheckEvery.
+	// checkEvery is the default of Config.CheckInterval.
 	checkEvery = 20 * time.Second
 )
 
@@ -85,8 +85,8 @@ func Open(c Config) (*Store, error) {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
-	if c.CheckEvery <= 0 {
-		c.CheckEvery = checkEvery
+	if c.CheckInterval <= 0 {
+		c.CheckInterval = checkEvery
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	redial := backoff.DefaultConfig
@@ -339,7 +339,7 @@ func (s *Store) moved(v *view) bool {
 // snapshot is what Watch delivers.
 func (s *Store) snapshot(v *view) lease.Snapshot {
 	snapshot := v.snapshot()
-	snapshot.Overdue = s.moved(v)
+	snapshot.RenewNow = s.moved(v)
 	return snapshot
 }
 

@@ -95,7 +95,7 @@ func (o operator) grantOf(t *testing.T, key string) clientv3.LeaseID {
 func quiet(s *testetcd.Server, prefix string, n int) Config {
 	return Config{
 		Endpoints: []string{s.Endpoint()}, Prefix: prefix, Instance: fmt.Sprint("node", n),
-		CheckEvery: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
+		CheckInterval: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
 	}
 }
 

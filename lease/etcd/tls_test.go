@@ -258,7 +258,7 @@ func TestARoleForFlannelIsEnough(t *testing.T) {
 			if l, err = s.Renew(t.Context(), l); err != nil {
 				t.Fatal(err)
 			}
-			if got := w.next(t); got.Leases[0].BackendType != "host-gw" || got.Overdue {
+			if got := w.next(t); got.Leases[0].BackendType != "host-gw" || got.RenewNow {
 				t.Errorf("list: %+v", got)
 			}
 			if again := mustClaim(t, s, request(n, 0)); !again.SameSubnets(l) {

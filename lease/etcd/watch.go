@@ -36,7 +36,7 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		return err
 	}
 	defer cancel()
-	check := time.NewTimer(jitter(s.config.CheckEvery))
+	check := time.NewTimer(jitter(s.config.CheckInterval))
 	defer check.Stop()
 	beat := time.NewTicker(s.ownerTTL / 3)
 	defer beat.Stop()
@@ -62,7 +62,7 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 			err = s.beat(ctx)
 		case <-check.C:
 			err = s.check(ctx, v, &g)
-			check.Reset(jitter(s.config.CheckEvery))
+			check.Reset(jitter(s.config.CheckInterval))
 		}
 		failures++
 		if err == nil {

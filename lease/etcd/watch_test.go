@@ -222,7 +222,7 @@ func TestOurOwnRenewalIsNotTakenForAnothers(t *testing.T) {
 	}
 	for last := ""; last != l.BackendType; {
 		got := w.next(t)
-		if got.Overdue {
+		if got.RenewNow {
 			t.Error("a list says that our lease is overdue")
 		}
 		last = got.Leases[0].BackendType

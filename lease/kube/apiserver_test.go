@@ -61,7 +61,7 @@ func TestOutageOfARealAPIServer(t *testing.T) {
 	noNodes(t, client)
 	b := bench{client: client}
 	b.create(t, newNode("n", "10.244.7.0/24"))
-	s := openReal(t, Config{Node: "n", NetworkFile: writeConf(t, netConf), Condition: true, Log: slog.New(slog.DiscardHandler)})
+	s := openReal(t, Config{Node: "n", NetworkFile: writeConf(t, netConf), WriteCondition: true, Log: slog.New(slog.DiscardHandler)})
 	states, _ := follow(t, s, requestOf(t, netConf))
 	until(t, states, "the lease", held)
 	if err := c.StopAPI(false); err != nil {

@@ -63,7 +63,7 @@ func conditionTest(t *testing.T, ours bool, run func(t *testing.T, s *Store, r *
 		n := newNode("n", "10.244.7.0/24")
 		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
 		b.create(t, n)
-		s := openOn(t, r, Config{Node: "n", NetworkFile: conf, Condition: ours, Log: slog.New(slog.DiscardHandler)})
+		s := openOn(t, r, Config{Node: "n", NetworkFile: conf, WriteCondition: ours, Log: slog.New(slog.DiscardHandler)})
 		if _, err := s.Claim(t.Context(), lease.Request{Network: network(t, netConf), Attrs: attrsOf(0)}); err != nil {
 			t.Fatal(err)
 		}

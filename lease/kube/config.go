@@ -31,8 +31,8 @@ type Config struct {
 	AnnotationPrefix string
 	// NetworkFile is the path of net-conf.json.
 	NetworkFile string
-	// Condition says whether the node's NetworkUnavailable condition is ours to write.
-	Condition bool
+	// WriteCondition says whether the node's NetworkUnavailable condition is ours to write.
+	WriteCondition bool
 	// UserAgent is how the API server's logs name us.
 	UserAgent string
 	Log       *slog.Logger // default slog.Default()
@@ -154,7 +154,7 @@ func newStore(c Config, nodes nodeAPI, pods podAPI) (*Store, error) {
 	// What client-go would log of each failed try is said once by those who call us.
 	quiet := klog.NewContext(context.Background(), klog.Logger{})
 	s.ctx, s.stop = context.WithCancel(quiet)
-	if c.Condition {
+	if c.WriteCondition {
 		s.condition = newCondition(s)
 		s.running.Go(func() { s.condition.run(s.ctx) })
 	}

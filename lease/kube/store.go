@@ -44,29 +44,29 @@ type Store struct {
 // callTimeout bounds one call to the API server.
 const callTimeout = 10 * time.Second
 
-// Start is what our Node says to us before we have said anything.
-type Start struct {
+// NodeHints is what our Node says to us before we have said anything.
+type NodeHints struct {
 	// PublicIP and PublicIPv6 are taken instead of the --public-ip flags if they are valid.
 	PublicIP, PublicIPv6 netip.Addr
-	// Before is what the node published when the daemon last ran, so that devices can be made as they were (a VXLAN
+	// Previous is what the node published when the daemon last ran, so that devices can be made as they were (a VXLAN
 	// device's MAC). It is the zero Attrs if there is nothing.
-	Before lease.Attrs
+	Previous lease.Attrs
 }
 
-// Start reads our Node. It fails with lease.ErrNoSubnet while there is none.
-func (s *Store) Start(ctx context.Context) (Start, error) {
+// NodeHints reads our Node. It fails with lease.ErrNoSubnet while there is none.
+func (s *Store) NodeHints(ctx context.Context) (NodeHints, error) {
 	n, err := s.own(ctx)
 	if err != nil {
-		return Start{}, err
+		return NodeHints{}, err
 	}
-	var start Start
+	var hints NodeHints
 	given := lease.Lease{}
 	before := lease.Lease{Attrs: lease.Attrs{BackendType: n.Annotations[s.names.backendType]}}
 	for _, f := range families() {
 		names := f.names(s.names)
 		a, err := f.address(n, names.nodePublicIP)
 		if err != nil {
-			return Start{}, fmt.Errorf("node %s: %w", n.Name, err)
+			return NodeHints{}, fmt.Errorf("node %s: %w", n.Name, err)
 		}
 		_, public, _ := f.part(&given)
 		*public = a
@@ -79,11 +79,11 @@ func (s *Store) Start(ctx context.Context) (Start, error) {
 			*data = d
 		}
 	}
-	start.PublicIP, start.PublicIPv6 = given.PublicIP, given.PublicIPv6
+	hints.PublicIP, hints.PublicIPv6 = given.PublicIP, given.PublicIPv6
 	if n.Annotations[s.names.managed] == "true" {
-		start.Before = before.Attrs
+		hints.Previous = before.Attrs
 	}
-	return start, nil
+	return hints, nil
 }
 
 // Claim publishes r.Attrs on our Node and takes the subnets that the cluster gave it. Previous subnets and the name in

@@ -207,10 +207,10 @@ func TestNameOfTheNodeComesFromThePod(t *testing.T) {
 	}
 }
 
-func TestStart(t *testing.T) {
+func TestNodeHints(t *testing.T) {
 	client := newFake()
 	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
-	if _, err := s.Start(t.Context()); !errors.Is(err, lease.ErrNoSubnet) {
+	if _, err := s.NodeHints(t.Context()); !errors.Is(err, lease.ErrNoSubnet) {
 		t.Errorf("without a node: %v", err)
 	}
 	b := bench{client: client}
@@ -219,7 +219,7 @@ func TestStart(t *testing.T) {
 	n := says(map[string]string{"node-public-ip": "198.51.100.1", "public-ip": "192.0.2.1", "backend-type": "vxlan",
 		"backend-data": data, "kube-subnet-manager": "true"}, "10.244.7.0/24")
 	b.create(t, n)
-	got, err := s.Start(t.Context())
+	got, err := s.NodeHints(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,11 +227,11 @@ func TestStart(t *testing.T) {
 		t.Errorf("public addresses %v and %v", got.PublicIP, got.PublicIPv6)
 	}
 	var vtep struct{ VtepMAC string }
-	if err := json.Unmarshal(got.Before.BackendData, &vtep); err != nil || vtep.VtepMAC != "0a:00:00:00:00:01" || got.Before.BackendType != "vxlan" {
-		t.Errorf("before: %+v, %v", got.Before, err)
+	if err := json.Unmarshal(got.Previous.BackendData, &vtep); err != nil || vtep.VtepMAC != "0a:00:00:00:00:01" || got.Previous.BackendType != "vxlan" {
+		t.Errorf("before: %+v, %v", got.Previous, err)
 	}
 	b.annotate(t, "n", FlannelPrefix+"/node-public-ip", `"2001:db8::1"`)
-	if _, err := s.Start(t.Context()); err == nil || !strings.Contains(err.Error(), "node-public-ip") {
+	if _, err := s.NodeHints(t.Context()); err == nil || !strings.Contains(err.Error(), "node-public-ip") {
 		t.Errorf("an IPv6 address as node-public-ip: %v", err)
 	}
 }

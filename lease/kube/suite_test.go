@@ -116,7 +116,7 @@ func (b *bench) harness(t *testing.T) storetest.Harness {
 			return lease.Request{Network: network, Node: nodeName(n), Attrs: attrsOf(n)}
 		},
 		Open: func(t *testing.T, n int) lease.Store {
-			return b.open(t, Config{Node: nodeName(n), NetworkFile: b.conf, Condition: true, Log: slog.New(slog.DiscardHandler)})
+			return b.open(t, Config{Node: nodeName(n), NetworkFile: b.conf, WriteCondition: true, Log: slog.New(slog.DiscardHandler)})
 		},
 		Add:    b.add,
 		Change: b.change,

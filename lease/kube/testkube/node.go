@@ -62,25 +62,25 @@ func (c *Cluster) AddNode(ctx context.Context, name string, podCIDRs ...string) 
 	if len(podCIDRs) > 0 {
 		n.Spec = Spec{PodCIDR: podCIDRs[0], PodCIDRs: podCIDRs}
 	}
-	return c.Must(ctx, Request{Method: http.MethodPost, Path: nodes, Body: n}, nil)
+	return c.DoJSON(ctx, Request{Method: http.MethodPost, Path: nodes, Body: n}, nil)
 }
 
 // DeleteNode deletes a Node.
 func (c *Cluster) DeleteNode(ctx context.Context, name string) error {
-	return c.Must(ctx, Request{Method: http.MethodDelete, Path: nodes + "/" + name}, nil)
+	return c.DoJSON(ctx, Request{Method: http.MethodDelete, Path: nodes + "/" + name}, nil)
 }
 
 // Node reads a Node.
 func (c *Cluster) Node(ctx context.Context, name string) (Node, error) {
 	var n Node
-	err := c.Must(ctx, Request{Method: http.MethodGet, Path: nodes + "/" + name}, &n)
+	err := c.DoJSON(ctx, Request{Method: http.MethodGet, Path: nodes + "/" + name}, &n)
 	return n, err
 }
 
 // Annotate sets annotations of a Node; nil removes one.
 func (c *Cluster) Annotate(ctx context.Context, name string, annotations map[string]any) error {
 	patch := map[string]any{"metadata": map[string]any{"annotations": annotations}}
-	return c.Must(ctx, Request{
+	return c.DoJSON(ctx, Request{
 		Method: http.MethodPatch, Path: nodes + "/" + name, ContentType: "application/merge-patch+json", Body: patch,
 	}, nil)
 }
@@ -109,5 +109,5 @@ func (c *Cluster) AddLease(ctx context.Context, name, podCIDR, publicIP string, 
 	for annotation, text := range said {
 		n.Metadata.Annotations["flannel.alpha.coreos.com/"+annotation] = text
 	}
-	return c.Must(ctx, Request{Method: http.MethodPost, Path: nodes, Body: n}, nil)
+	return c.DoJSON(ctx, Request{Method: http.MethodPost, Path: nodes, Body: n}, nil)
 }

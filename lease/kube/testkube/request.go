@@ -71,9 +71,9 @@ func (c *Cluster) client() (*http.Client, error) {
 	return c.http, nil
 }
 
-// Must is Do as an administrator, with an error for every answer that is no success. It decodes the answer into a value
+// DoJSON is Do as an administrator, with an error for every answer that is no success. It decodes the answer into a value
 // unless that is nil.
-func (c *Cluster) Must(ctx context.Context, r Request, into any) error {
+func (c *Cluster) DoJSON(ctx context.Context, r Request, into any) error {
 	status, b, err := c.Do(ctx, r)
 	if err != nil {
 		return err
@@ -94,13 +94,13 @@ func (c *Cluster) Apply(ctx context.Context, path string, object []byte, dry boo
 	if dry {
 		path += "&dryRun=All"
 	}
-	return c.Must(ctx, Request{Method: http.MethodPatch, Path: path, ContentType: "application/apply-patch+yaml", Body: object}, nil)
+	return c.DoJSON(ctx, Request{Method: http.MethodPatch, Path: path, ContentType: "application/apply-patch+yaml", Body: object}, nil)
 }
 
 // Token issues a token of a service account, as the kubelet does for a pod.
 func (c *Cluster) Token(ctx context.Context, namespace, account string) (string, error) {
 	var answer struct{ Status struct{ Token string } }
-	err := c.Must(ctx, Request{
+	err := c.DoJSON(ctx, Request{
 		Method: http.MethodPost,
 		Path:   "/api/v1/namespaces/" + namespace + "/serviceaccounts/" + account + "/token",
 		Body:   map[string]any{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": map[string]any{}},

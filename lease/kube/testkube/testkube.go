@@ -25,8 +25,8 @@ import (
 	"time"
 )
 
-// Variable names the environment variable with the path of the binary.
-const Variable = "WEFT_TESTKUBE"
+// BinaryEnv names the environment variable with the path of the binary.
+const BinaryEnv = "WEFT_TESTKUBE"
 
 // AdminToken is what a request shows to be allowed everything.
 const AdminToken = "admin-token"
@@ -35,7 +35,7 @@ const AdminToken = "admin-token"
 const startTimeout = 2 * time.Minute
 
 // ErrNoBinary says that the tests which need an API server cannot run here.
-var ErrNoBinary = errors.New("no Kubernetes API server: " + Variable + " is not set; .ci/kube/build builds one and prints its path")
+var ErrNoBinary = errors.New("no Kubernetes API server: " + BinaryEnv + " is not set; .ci/kube/build builds one and prints its path")
 
 // Cluster is a running control plane. Its methods are for one goroutine.
 type Cluster struct {
@@ -54,7 +54,7 @@ type Cluster struct {
 // Start runs a control plane on an address, with its data and logs in dir, and returns when it takes requests. The caller
 // closes it. It fails with ErrNoBinary where there is none.
 func Start(listen netip.Addr, dir string) (*Cluster, error) {
-	binary := os.Getenv(Variable)
+	binary := os.Getenv(BinaryEnv)
 	if binary == "" {
 		return nil, ErrNoBinary
 	}
