@@ -25,10 +25,12 @@ var mayImport = map[string][]string{
 	"encap/checksum": {},
 	"encap/offload":  {"encap", "encap/checksum"},
 
-	"dataplane":     {"encap", "encap/checksum", "encap/offload", "dataplane/fib", "dataplane/tun", "dataplane/udp"},
-	"dataplane/fib": {},
-	"dataplane/tun": {"encap", "encap/checksum", "encap/offload"},
-	"dataplane/udp": {"encap", "encap/checksum", "encap/offload"},
+	"dataplane": {"encap", "encap/checksum", "encap/offload", "dataplane/fib", "dataplane/poll", "dataplane/tun",
+		"dataplane/udp"},
+	"dataplane/fib":  {},
+	"dataplane/poll": {},
+	"dataplane/tun":  {"encap", "encap/checksum", "encap/offload"},
+	"dataplane/udp":  {"encap", "encap/checksum", "encap/offload"},
 
 	"lease":           {},
 	"lease/etcd":      {"lease"},

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"weft/dataplane/fib"
+	"weft/dataplane/poll"
 	"weft/dataplane/udp"
 )
 
@@ -22,11 +23,11 @@ type Engine struct {
 	log      *slog.Logger
 	workers  []*worker
 	view     atomic.Pointer[view]
-	priority priority     // of the workers
-	mtu      atomic.Int32 // of the TUN, in bytes
+	priority poll.Priority // of the workers
+	mtu      atomic.Int32  // of the TUN, in bytes
 
 	kick       chan struct{} // wakes the supervisor; holds one
-	relay      chan struct{} // to relayPolling; holds one
+	handoff    *poll.Handoff
 	lostDevice atomic.Uint64 // the newest deviceAge that a worker found gone
 	lostSocket atomic.Uint64 // the newest socketAge that a worker found broken
 
@@ -98,7 +99,7 @@ func newEngine(c Config) (*Engine, error) {
 		config:   c,
 		log:      c.Log,
 		kick:     make(chan struct{}, 1),
-		relay:    make(chan struct{}, 1),
+		handoff:  poll.NewHandoff(),
 		device:   c.Device,
 		bind:     c.Bind,
 		open:     make(map[io.Closer]struct{}),
@@ -159,7 +160,7 @@ func (e *Engine) SetMTU(mtu int) { e.mtu.Store(int32(mtu)) }
 // Run forwards packets until ctx is done, and returns nil then; it returns within 100 ms. It may be called once.
 //
 // It raises GOMAXPROCS above the number of workers if need be: a worker keeps its P while it waits for packets that come
-// soon (see quietWait), and everybody else needs some, too.
+// soon (see package poll), and everybody else needs some, too.
 func (e *Engine) Run(ctx context.Context) error {
 	if procs := runtime.GOMAXPROCS(0); procs <= len(e.workers)+1 {
 		runtime.GOMAXPROCS(len(e.workers) + 2)
@@ -167,10 +168,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var relaying, all sync.WaitGroup
-	relaying.Go(func() { relayPolling(e.relay) })
-	defer relaying.Wait()
-	defer close(e.relay)
+	var handoff, all sync.WaitGroup
+	handoff.Go(e.handoff.Run)
+	defer handoff.Wait()
+	defer e.handoff.Stop()
 	failed := make(chan error, len(e.workers))
 	for _, w := range e.workers {
 		all.Go(func() {
@@ -183,7 +184,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	e.supervise(ctx)
 	for _, w := range e.workers {
 		w.stop.Store(true)
-		w.wake.signal()
+		w.wake.Signal()
 	}
 	all.Wait()
 	select {
@@ -211,7 +212,7 @@ func (e *Engine) Close() error {
 		errs = append(errs, e.prober.Close())
 	}
 	for _, w := range e.workers {
-		errs = append(errs, w.wake.Close(), w.waiter.sleep.Close())
+		errs = append(errs, w.wake.Close(), w.waiter.Close())
 	}
 	return errors.Join(errs...)
 }

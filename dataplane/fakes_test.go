@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/dataplane/fib"
+	"weft/dataplane/poll"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap/checksum"
@@ -312,6 +313,16 @@ func superTCP(src, dst string, n, segment int) tun.Frame {
 		Flags: offload.NeedsChecksum, GSO: offload.GSOTCPv4, HeaderLen: 40, SegmentSize: uint16(segment),
 		ChecksumStart: 20, ChecksumOffset: 16,
 	}}
+}
+
+// readable returns a readable descriptor to poll.
+func readable(t *testing.T) []unix.PollFd {
+	t.Helper()
+	event, err := poll.NewEventFD()
+	must(t, err)
+	t.Cleanup(func() { must(t, event.Close()) })
+	event.Signal()
+	return []unix.PollFd{{Fd: int32(event.FD()), Events: unix.POLLIN}}
 }
 
 var errRefused error = unix.EPERM

@@ -121,7 +121,7 @@ func TestFlowMovesInOrder(t *testing.T) {
 // TestBlockedFlowMovesInOrder has the socket without room meanwhile, and the worker woken by what arrives: the queues,
 // which it does not poll then, are not empty.
 func TestBlockedFlowMovesInOrder(t *testing.T) {
-	arrived, _ := readable(t)
+	arrived := readable(t)
 	b, s := newBench(t), &stream{}
 	b.queue.in = append([]tun.Frame{s.superFrame()}, s.segments(4*quantumFrames)...)
 	b.socket.fd, b.socket.full = int(arrived[0].Fd), 2

@@ -5,6 +5,7 @@ import (
 	"io"
 	"slices"
 
+	"weft/dataplane/poll"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap/offload"
@@ -67,7 +68,7 @@ func (e *Engine) choosePriority() {
 		e.features[FeaturePriority] = errSwitchedOff
 		return
 	}
-	e.priority, e.features[FeaturePriority] = findPriority()
+	e.priority, e.features[FeaturePriority] = poll.ProbePriority()
 }
 
 // losePriority notes why workers do without priority from now on: each finds out for itself, and the first is heard.
@@ -111,7 +112,7 @@ func (e *Engine) openDevice() error {
 				errs = append(errs, e.end(q))
 			}
 		}
-		w.wake.signal()
+		w.wake.Signal()
 	}
 	return errors.Join(errs...)
 }
@@ -174,7 +175,7 @@ func (e *Engine) openSockets() error {
 		if unused := e.workers[i].nextOuter.Swap(next); unused != nil {
 			errs = append(errs, e.end(unused.outerPort))
 		}
-		e.workers[i].wake.signal()
+		e.workers[i].wake.Signal()
 	}
 	return errors.Join(errs...)
 }

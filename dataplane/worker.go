@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/poll"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap"
@@ -57,7 +58,7 @@ type worker struct {
 	engine   *Engine
 	counters counters // others read
 
-	wake      *wakeup               // others signal
+	wake      *poll.EventFD         // others signal
 	stop      atomic.Bool           // others set
 	nextInner atomic.Pointer[inner] // others leave a new queue here
 	nextOuter atomic.Pointer[outer] // and a new socket here
@@ -72,7 +73,7 @@ type worker struct {
 	pathMTU func(*peer) (int, error) // asks the kernel
 	limiter limiter
 
-	waiter      waiter
+	waiter      *poll.Waiter
 	polls       [polled]unix.PollFd
 	ready       ready
 	blocked     bool                // the socket has no room: nothing more is read from the TUN until it has
@@ -101,11 +102,16 @@ const (
 const maxShares = 256
 
 func newWorker(id int, e *Engine) (*worker, error) {
-	wake, err := newWakeup()
+	wake, err := poll.NewEventFD()
 	if err != nil {
 		return nil, err
 	}
-	sleep, err := newSleeper(e.relay)
+	waiter, err := poll.NewWaiter(poll.Config{
+		BusyPoll:     e.config.Spin,
+		Priority:     e.priority,
+		PriorityLost: e.losePriority,
+		Handoff:      e.handoff,
+	})
 	if err != nil {
 		return nil, errors.Join(err, wake.Close())
 	}
@@ -114,6 +120,7 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		shares:  min(e.config.Workers, maxShares),
 		engine:  e,
 		wake:    wake,
+		waiter:  waiter,
 		now:     time.Now,
 		start:   time.Now(),
 		pathMTU: e.pathMTU,
@@ -121,7 +128,6 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment: make([]byte, scratchSize),
 	}
 	w.refused = w.undelivered
-	w.waiter = waiter{sleep: sleep, thread: ownThread{priority: e.priority}, denied: e.losePriority, spin: e.config.Spin}
 	if e.config.ECN {
 		w.tosMask |= encap.MaskECN
 	}
@@ -137,7 +143,7 @@ func (w *worker) run() (err error) {
 		w.adopt()
 		err = w.next(w.round())
 	}
-	if err = errors.Join(err, w.waiter.thread.release()); err != nil {
+	if err = errors.Join(err, w.waiter.Unpin()); err != nil {
 		return fmt.Errorf("worker %d: %w", w.id, err)
 	}
 	return nil
@@ -157,7 +163,7 @@ func (w *worker) next(more bool) error {
 		return w.wait()
 	}
 	w.ready = ready{queues: [classes]bool{true, true}, outer: true}
-	return w.waiter.goOn(w.now())
+	return w.waiter.KeepRunning(w.now())
 }
 
 // adopt takes over the queue and the socket that the supervisor may have left.
@@ -186,7 +192,7 @@ func (w *worker) loseInner() {
 
 func (w *worker) retireInner() {
 	for _, q := range w.inner.queues {
-		w.waiter.sleep.forget(q.FD())
+		w.waiter.Forget(q.FD())
 		w.engine.retire(q)
 	}
 	w.inner = nil
@@ -203,8 +209,8 @@ func (w *worker) loseOuter() {
 func (w *worker) retireOuter() {
 	w.counters.drops[DropNoRoom].Add(w.sent.Packets)
 	w.blocked, w.sent = false, Traffic{}
-	w.waiter.sleep.forget(w.outer.FD())
-	w.waiter.sleep.forget(w.outer.SendFD())
+	w.waiter.Forget(w.outer.FD())
+	w.waiter.Forget(w.outer.SendFD())
 	w.engine.retire(w.outer.outerPort)
 	w.outer = nil
 }
@@ -212,11 +218,11 @@ func (w *worker) retireOuter() {
 // wait blocks until there is something to do, and notes what.
 func (w *worker) wait() error {
 	w.setPolls()
-	if err := w.waiter.poll(w.polls[:], w.now); err != nil {
+	if err := w.waiter.Wait(w.polls[:], w.now); err != nil {
 		return err
 	}
 	if w.polls[pollWake].Revents != 0 {
-		w.wake.clear()
+		w.wake.Clear()
 	}
 	w.ready.outer = w.polls[pollReceive].Revents != 0
 	gone := false
@@ -239,7 +245,7 @@ func (w *worker) setPolls() {
 	for i := range w.polls {
 		w.polls[i] = unix.PollFd{Fd: -1}
 	}
-	w.polls[pollWake] = unix.PollFd{Fd: int32(w.wake.fd), Events: unix.POLLIN}
+	w.polls[pollWake] = unix.PollFd{Fd: int32(w.wake.FD()), Events: unix.POLLIN}
 	if w.inner != nil {
 		// While the socket is blocked only the loss of the device is of interest, which poll always reports.
 		events := int16(unix.POLLIN)
