@@ -239,11 +239,11 @@ func (n *node) plan() ctrl.State {
 // desiredRules are the packet filter rules that the flags ask for, to go with plan.
 func (n *node) desiredRules(plan ctrl.State) netfilter.Desired {
 	d := netfilter.Desired{
-		Masquerade: n.cfg.ipMasq,
-		PlainPorts: n.cfg.plainMasq,
-		KeepSource: n.cfg.keepsSource(),
-		Forward:    n.cfg.forwardRules,
-		NFTables:   n.network.EnableNFTables,
+		Masquerade:    n.cfg.ipMasq,
+		NoRandomPorts: n.cfg.plainMasq,
+		KeepSource:    n.cfg.keepsSource(),
+		Forward:       n.cfg.forwardRules,
+		NFTables:      n.network.EnableNFTables,
 	}
 	for _, f := range []netfilter.Net{
 		{Network: n.network.Network, Subnet: n.self.Subnet},

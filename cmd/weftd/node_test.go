@@ -77,7 +77,7 @@ func TestDesiredRules(t *testing.T) {
 	}
 	want := netfilter.Desired{
 		Nets:       []netfilter.Net{{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.1.0/24")}},
-		Masquerade: true, PlainPorts: true, NFTables: true,
+		Masquerade: true, NoRandomPorts: true, NFTables: true,
 	}
 	if got := n.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -196,7 +196,7 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 		host:       host,
 		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
 		rules: netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second,
-			Former: previous.prefixes()}),
+			Previous: previous.prefixes()}),
 		previous: previous,
 		former:   previous.former(overlay(network)),
 	}

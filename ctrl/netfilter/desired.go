@@ -25,8 +25,9 @@ type Desired struct {
 	// Masquerade rewrites the source of what pods send out of the cluster network, and of what comes into it from
 	// elsewhere (flannel's --ip-masq).
 	Masquerade bool
-	// PlainPorts keeps the source port where possible instead of drawing it at random (--ip-masq-fully-random-disable).
-	PlainPorts bool
+	// NoRandomPorts masquerades without random source ports: the port stays the same where possible
+	// (--ip-masq-fully-random-disable).
+	NoRandomPorts bool
 	// Forward accepts forwarded packets from and to the cluster network (--iptables-forward-rules).
 	Forward bool
 	// KeepSource protects pods' source addresses between nodes from source rewriting that others do, above all from the
@@ -49,7 +50,7 @@ func (d Desired) equal(e Desired) bool {
 	if !slices.Equal(d.Nets, e.Nets) || !slices.Equal(d.NoTrack, e.NoTrack) {
 		return false
 	}
-	return d.Masquerade == e.Masquerade && d.PlainPorts == e.PlainPorts && d.Forward == e.Forward &&
+	return d.Masquerade == e.Masquerade && d.NoRandomPorts == e.NoRandomPorts && d.Forward == e.Forward &&
 		d.KeepSource == e.KeepSource && d.NFTables == e.NFTables
 }
 
@@ -91,7 +92,7 @@ func (d Desired) rules(f family) []rule {
 			rs = append(rs, keepSourceRules(network, subnet)...)
 		}
 		if d.Masquerade {
-			rs = append(rs, masqueradeRules(network, subnet, f.multicast(), d.PlainPorts)...)
+			rs = append(rs, masqueradeRules(network, subnet, f.multicast(), d.NoRandomPorts)...)
 		}
 		if d.Forward {
 			rs = append(rs, forwardRules(network)...)

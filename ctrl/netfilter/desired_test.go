@@ -86,7 +86,7 @@ func TestRules(t *testing.T) {
 			ipv6, flannelMasquerade6},
 		{"as flannel, forward", func(d *Desired) { d.KeepSource, d.NoTrack, d.Masquerade = false, nil, false }, ipv4,
 			flannelForward},
-		{"plain ports", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward, d.PlainPorts = false, nil, false, true }, ipv4,
+		{"plain ports", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward, d.NoRandomPorts = false, nil, false, true }, ipv4,
 			strings.ReplaceAll(flannelMasquerade, " --random-fully", "")},
 		{"IPv4 network alone, the other family", func(d *Desired) { d.Nets, d.NoTrack = []Net{net4}, nil }, ipv6, "\n"},
 		{"untracked port at any address", func(d *Desired) {

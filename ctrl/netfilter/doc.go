@@ -54,7 +54,7 @@
 // jumps and rules 2 and 12, for as long as anybody has rules in their chain. Any other rule without a network in these
 // chains is removed by whoever has rules there. Everything else is left alone, including the order of it.
 //
-// What an earlier run left is found by the network and subnet that it had, in Options.Former. What a daemon left that
+// What an earlier run left is found by the network and subnet that it had, in Options.Previous. What a daemon left that
 // never comes back stays until [Cleanup], which removes the rules of all.
 //
 // Rules are added and deleted one by one: a chain that is emptied and filled again would lose what a sibling put there

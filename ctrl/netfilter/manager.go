@@ -29,8 +29,9 @@ const (
 type Options struct {
 	Log    *slog.Logger  // nil: silent
 	Resync time.Duration // how often the rules are compared with what is wanted; 0: 5 s, flannel's default
-	// Former are networks and subnets of an earlier run of this daemon, whose rules are to go.
-	Former []netip.Prefix
+	// Previous holds the networks and subnets of earlier runs of this daemon, whose rules are
+	// removed.
+	Previous []netip.Prefix
 }
 
 const defaultResync = 5 * time.Second
@@ -90,7 +91,7 @@ func newManager(h host, o Options) *Manager {
 	if m.resync <= 0 {
 		m.resync = defaultResync
 	}
-	for _, p := range o.Former {
+	for _, p := range o.Previous {
 		m.former = append(m.former, p.Masked())
 	}
 	m.status.Since = time.Now()

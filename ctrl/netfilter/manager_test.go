@@ -229,7 +229,7 @@ func TestManagerSet(t *testing.T) {
 			func(d *Desired) { d.Nets = d.Nets[:1] },
 			func(d *Desired) { d.NoTrack = nil },
 			func(d *Desired) { d.Masquerade = false },
-			func(d *Desired) { d.PlainPorts = true },
+			func(d *Desired) { d.NoRandomPorts = true },
 			func(d *Desired) { d.Forward = false },
 			func(d *Desired) { d.KeepSource = false },
 			func(d *Desired) { d.NFTables = true },

@@ -239,7 +239,7 @@ func TestNetnsRulesAreFlannels(t *testing.T) {
 					t.Errorf("%s: got%s\nwant%s", f, got, want)
 				}
 			}
-			d.PlainPorts, d.Forward, d.Nets = true, false, d.Nets[:1]
+			d.NoRandomPorts, d.Forward, d.Nets = true, false, d.Nets[:1]
 			set(t, ns, m, d)
 			plain := strings.ReplaceAll(flannelMasquerade, " --random-fully", "")
 			if got := w.rulesOf(t, ns, ipv4); got != plain {

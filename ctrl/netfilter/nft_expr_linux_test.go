@@ -13,7 +13,7 @@ import (
 func TestEncodeDecode(t *testing.T) {
 	d := everything()
 	plain := everything()
-	plain.PlainPorts = true
+	plain.NoRandomPorts = true
 	plain.NoTrack = []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8285"), netip.MustParseAddrPort("[::]:8285")}
 	for _, f := range families() {
 		for _, r := range append(d.rules(f), plain.rules(f)...) {
@@ -131,7 +131,7 @@ func TestPrefixMask(t *testing.T) {
 func TestNFTFit(t *testing.T) {
 	n := &nft{plainPorts: map[family]bool{ipv4: true}, noTrackErr: map[family]error{ipv6: unix.EOPNOTSUPP}}
 	plain := everything()
-	plain.PlainPorts = true
+	plain.NoRandomPorts = true
 	if got, want := saved(n.fit(ipv4, everything().rules(ipv4))), saved(plain.rules(ipv4)); got != want {
 		t.Errorf("without random ports:%s\nwant%s", got, want)
 	}

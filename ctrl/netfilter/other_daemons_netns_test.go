@@ -145,7 +145,7 @@ func TestNetnsSiblings(t *testing.T) {
 				wa.checkOf(t, ns, "the second changed its network", aloneA)
 				wb.checkNone(t, ns, "the second changed its network", db.Nets)
 
-				b = newManager(ofVariant{variant: wb.variant}, Options{Former: prefixes(other.Nets)})
+				b = newManager(ofVariant{variant: wb.variant}, Options{Previous: prefixes(other.Nets)})
 				set(t, ns, b, db)
 				both("the second changed back between two runs")
 				wb.checkNone(t, ns, "the second changed back between two runs", other.Nets)
