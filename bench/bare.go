@@ -33,7 +33,7 @@ func Bare(argv ...string) Rival {
 			if err != nil {
 				return 0, err
 			}
-			return n.TunnelThrough(bareDevice, bareOverhead, own, peers)
+			return n.RouteThrough(bareDevice, bareOverhead, own, peers)
 		})
 	}}
 }

@@ -14,7 +14,7 @@ import (
 // Super-frames pass the bare tunnel whole, in both modes of the underlay.
 func TestNetnsBare(t *testing.T) {
 	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
-		o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{Name: string(mode) + "-", Direct: true, Mode: mode})
+		o, err := begin(t.Context(), Bare(os.Args[0], "bare"), lab.Options{NamePrefix: string(mode) + "-", Direct: true, Mode: mode})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -187,7 +187,7 @@ func (o *overlay) spent(measure func() (f Figures, bytes, packets float64, err e
 		f[name] = v
 	}
 	for _, p := range o.daemons {
-		m, err := p.Memory()
+		m, err := p.RSS()
 		if err != nil {
 			return nil, err
 		}

@@ -103,7 +103,7 @@ func TestNetnsConnections(t *testing.T) {
 
 func TestNetnsFlowsDifferInTheirSource(t *testing.T) {
 	from, to := bench.LinkedEnds(t)
-	if err := from.NS.AddLocal(netip.MustParsePrefix("172.31.0.128/26")); err != nil {
+	if err := from.NS.AddLocalRoute(netip.MustParsePrefix("172.31.0.128/26")); err != nil {
 		t.Fatal(err)
 	}
 	if r, err := to.NS.Ping(t.Context(), netip.MustParseAddr("172.31.0.190"), lab.Ping{}); err != nil || r.Received != 1 {

@@ -52,7 +52,7 @@ func podSubnet(i int) netip.Prefix {
 func KernelRivals() []Rival {
 	return []Rival{
 		{"none", "no tunnel: routes to the other node, as host-gw", kernelRival(func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) {
-			return n.RouteTo(peers)
+			return n.RoutePeers(peers)
 		})},
 		{"vxlan", "the kernel's VXLAN", kernelRival((*lab.Node).TunnelVXLAN)},
 		{"ipip", "the kernel's IP in IP", kernelRival((*lab.Node).TunnelIPIP)},

@@ -74,7 +74,7 @@ func (r *run) pairs(ctx context.Context, e Environment, cases []Case) (err error
 		}
 	}()
 	for i, rival := range r.plan.Rivals {
-		o, err := begin(ctx, rival, lab.Options{Name: string(rune('a'+i)) + "-", Direct: true, Mode: e.Mode, MTU: e.MTU,
+		o, err := begin(ctx, rival, lab.Options{NamePrefix: string(rune('a'+i)) + "-", Direct: true, Mode: e.Mode, MTU: e.MTU,
 			Management: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 254, byte(i), 0}), 24)})
 		switch {
 		case err == nil:
@@ -237,7 +237,7 @@ func (r *run) abilities(e Environment, o *overlay) {
 
 // AbilityNames asks a daemon which abilities of the kernel it uses, by running it in a lab for a moment.
 func AbilityNames(ctx context.Context, weftd string) ([]string, error) {
-	o, err := begin(ctx, Weftd("probe", "", weftd), lab.Options{Name: "p-", Direct: true, Management: netip.MustParsePrefix("10.254.255.0/24")})
+	o, err := begin(ctx, Weftd("probe", "", weftd), lab.Options{NamePrefix: "p-", Direct: true, Management: netip.MustParsePrefix("10.254.255.0/24")})
 	if err != nil {
 		return nil, err
 	}

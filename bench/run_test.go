@@ -93,7 +93,7 @@ func routed(t *testing.T, name string, page http.HandlerFunc) Rival {
 			t.Cleanup(func() { _ = server.Close() })
 		}
 		o.meter()
-		return o.join(func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RouteTo(peers) })
+		return o.join(func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RoutePeers(peers) })
 	}}
 }
 

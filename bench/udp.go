@@ -205,7 +205,7 @@ func lendSources(from End, flows int) ([]netip.Addr, error) {
 	}
 	base := from.Addr.As4()
 	base[3] = firstSource
-	if err := from.NS.AddLocal(netip.PrefixFrom(netip.AddrFrom4(base), 26)); err != nil {
+	if err := from.NS.AddLocalRoute(netip.PrefixFrom(netip.AddrFrom4(base), 26)); err != nil {
 		return nil, err
 	}
 	sources := make([]netip.Addr, sourcesPerSocket)

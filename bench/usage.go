@@ -54,7 +54,7 @@ func (o *overlay) spend(work func() error) (before, after usage, err error) {
 
 func (o *overlay) readCPU(c *cpuTime) error {
 	for _, p := range o.daemons {
-		cpu, err := p.CPU()
+		cpu, err := p.CPUTime()
 		if err != nil {
 			return err
 		}

@@ -205,9 +205,9 @@ func TestNetnsPathMTU(t *testing.T) {
 			a, b := ov.engines[0], ov.engines[1]
 			under, err := underlayDevice(a.node)
 			must(t, err)
-			must(t, a.node.LimitPath(netip.PrefixFrom(b.node.Addr, 32), netip.Addr{}, under, 1300))
+			must(t, a.node.SetRouteMTU(netip.PrefixFrom(b.node.Addr, 32), netip.Addr{}, under, 1300))
 			p, err := ov.pod(0).Ping(t.Context(), podAddr(1), lab.Ping{Count: 2, Size: 1400, DontFragment: true})
-			if err != nil || p.TooBig != 1300-28 || p.TooBigs != 2 {
+			if err != nil || p.TooBigMTU != 1300-28 || p.TooBigCount != 2 {
 				t.Errorf("%+v, %v", p, err)
 			}
 			// Without DF the packet is cut and arrives; with TCP the sender adapts.
@@ -229,7 +229,7 @@ func TestNetnsPathThatGrowsIsUsed(t *testing.T) {
 			ov.expectPing(t, 0, 1)
 			long := lab.Ping{Size: 1400, DontFragment: true, Timeout: 200 * time.Millisecond}
 			must(t, ov.engines[0].node.SetMTU("eth0", 1300))
-			if p, err := ov.pod(0).Ping(t.Context(), podAddr(1), long); err != nil || p.TooBigs != 1 {
+			if p, err := ov.pod(0).Ping(t.Context(), podAddr(1), long); err != nil || p.TooBigCount != 1 {
 				t.Fatalf("%+v, %v", p, err)
 			}
 			must(t, ov.engines[0].node.SetMTU("eth0", 1500))

@@ -160,7 +160,7 @@ func BenchmarkNetnsThousandNodes(b *testing.B) {
 		next++
 		latency += routed(next)
 	}
-	memory, err := m.daemon.Memory()
+	memory, err := m.daemon.RSS()
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -198,7 +198,7 @@ func (f benchFlags) screen() io.Writer {
 // run measures inside a lab, and saves and shows what there is at the end, also when something came in between.
 func (f benchFlags) run(ctx context.Context, screen io.Writer) error {
 	if f.ablate || len(f.others) > 0 || f.names("weftd", "portable", "bare") {
-		if err := lab.NeedTUN(); err != nil {
+		if err := lab.CheckTUN(); err != nil {
 			return err
 		}
 	}

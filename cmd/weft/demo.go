@@ -155,7 +155,7 @@ func (d *demonstration) run(ctx context.Context) error {
 }
 
 func (d *demonstration) build(ctx context.Context) error {
-	if err := lab.NeedTUN(); err != nil {
+	if err := lab.CheckTUN(); err != nil {
 		return &stepError{-1, "look for TUN devices", err}
 	}
 	var err error

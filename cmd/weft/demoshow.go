@@ -108,12 +108,12 @@ func blamed(err error) []int {
 
 // keep prints how to look around, and waits for Ctrl-C.
 func (d *demonstration) keep(ctx context.Context) error {
-	seen, err := lab.SeenFromOutside()
+	seen, err := lab.ReadHostView()
 	if err != nil {
 		return err
 	}
 	pid, enter := seen.PID, "nsenter --target "+seen.PID+" --mount"
-	if seen.OwnUser {
+	if seen.UserNamespace {
 		enter += " --user --preserve-credentials"
 	}
 	root := filepath.Join("/proc", pid, "root")

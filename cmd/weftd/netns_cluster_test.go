@@ -200,7 +200,7 @@ func (c *cluster) steadyPing(from, to *lab.Pod) (p *lab.Pinger, check func(lost 
 	return p, func(lost int) {
 		c.t.Helper()
 		r := p.Stop()
-		if r.Received == 0 || r.Lost() > lost || r.Refused > 0 || r.Duplicates > 0 {
+		if r.Received == 0 || r.Lost() > lost || r.SendErrors > 0 || r.Duplicates > 0 {
 			r.RTT = nil
 			c.t.Errorf("pings from %s to %s: %d lost, at most %d may be: %+v", from.Name, to.Name, r.Lost(), lost, r)
 		}

@@ -496,7 +496,7 @@ func TestNetnsTooBig(t *testing.T) {
 	tooBig := func(size, mtu int) {
 		t.Helper()
 		r, err := a.Ping(t.Context(), b.Addr, lab.Ping{Count: 3, Size: size, DontFragment: true, Timeout: 200 * time.Millisecond})
-		if err != nil || r.Received != 0 || r.TooBig != mtu {
+		if err != nil || r.Received != 0 || r.TooBigMTU != mtu {
 			t.Errorf("pings of %d bytes: %+v, %v: want to be told of an MTU of %d", size, r, err, mtu)
 		}
 	}
@@ -513,14 +513,14 @@ func TestNetnsTooBig(t *testing.T) {
 	tooBig(1500, 1472)
 
 	peer := netip.PrefixFrom(c.Nodes[1].Addr, 32)
-	if err := c.Nodes[0].LimitPath(peer, netip.Addr{}, "eth0", 1400); err != nil {
+	if err := c.Nodes[0].SetRouteMTU(peer, netip.Addr{}, "eth0", 1400); err != nil {
 		t.Fatal(err)
 	}
 	fits(1372)
 	// The first packet may be what tells the daemon.
 	await(t, patience, "the narrow path is noticed", func() error {
 		r, err := a.Ping(t.Context(), b.Addr, lab.Ping{Size: 1400, DontFragment: true, Timeout: 100 * time.Millisecond})
-		if err == nil && r.TooBigs == 0 {
+		if err == nil && r.TooBigCount == 0 {
 			err = fmt.Errorf("%+v", r)
 		}
 		return err

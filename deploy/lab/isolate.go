@@ -36,19 +36,19 @@ const (
 	signalStatus = 128
 )
 
-// RefusedError says that this host does not let us have the namespaces, and what its owner can do about it.
-type RefusedError struct {
+// NamespaceError says that this host does not let us have the namespaces, and what its owner can do about it.
+type NamespaceError struct {
 	Cause  error
 	Remedy string
 }
 
 // Error names the cause and the remedy.
-func (e *RefusedError) Error() string {
+func (e *NamespaceError) Error() string {
 	return fmt.Sprintf("this host does not allow the namespaces of the lab: %v (%s)", e.Cause, e.Remedy)
 }
 
 // Unwrap returns the cause.
-func (e *RefusedError) Unwrap() error { return e.Cause }
+func (e *NamespaceError) Unwrap() error { return e.Cause }
 
 // Inside reports whether this process lives in the namespaces that [Run] or [Main] made.
 func Inside() bool {
@@ -56,26 +56,26 @@ func Inside() bool {
 	return err == nil && os.Getpid() == 1
 }
 
-// Outside is what an operator on the host must know to enter the lab.
-type Outside struct {
+// HostView is what an operator on the host must know to enter the lab.
+type HostView struct {
 	// PID is the number that the lab's first process has on the host.
 	PID string
-	// OwnUser says that the lab has a user namespace of its own.
-	OwnUser bool
+	// UserNamespace says that the lab has a user namespace of its own.
+	UserNamespace bool
 }
 
-// SeenFromOutside tells a process inside how the host sees the lab.
-func SeenFromOutside() (Outside, error) {
+// ReadHostView tells a process inside how the host sees the lab.
+func ReadHostView() (HostView, error) {
 	b, err := os.ReadFile(outsideFile)
 	if err != nil {
-		return Outside{}, fmt.Errorf("find out how the host sees the lab: %w", err)
+		return HostView{}, fmt.Errorf("find out how the host sees the lab: %w", err)
 	}
 	pid, user, _ := strings.Cut(string(b), " ")
-	return Outside{PID: pid, OwnUser: user == stageInsideUser}, nil
+	return HostView{PID: pid, UserNamespace: user == stageInsideUser}, nil
 }
 
 // Run starts the program again inside namespaces of its own, where it calls body, and returns body's exit status. It is
-// to be called first thing in main: outside, body never runs. A [RefusedError] means that the host forbids it; nothing
+// to be called first thing in main: outside, body never runs. A [NamespaceError] means that the host forbids it; nothing
 // has been done then.
 func Run(body func() int) (status int, err error) {
 	if stage := os.Getenv(stageVariable); stage == stageInside || stage == stageInsideUser {
@@ -124,7 +124,7 @@ func refused(err error) error {
 	if err == nil {
 		return nil
 	}
-	return &RefusedError{Cause: err, Remedy: remedy()}
+	return &NamespaceError{Cause: err, Remedy: remedy()}
 }
 
 // start runs the program once more in new namespaces. The error is about the namespaces only; when it is nil, status is

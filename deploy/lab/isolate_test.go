@@ -141,7 +141,7 @@ func TestNetnsKnowsWhereItIs(t *testing.T) {
 	if !lab.Inside() {
 		t.Error("a namespace test does not know that it is inside")
 	}
-	if o, err := lab.SeenFromOutside(); err != nil || o.PID == "1" || o.PID == "" {
+	if o, err := lab.ReadHostView(); err != nil || o.PID == "1" || o.PID == "" {
 		t.Errorf("seen from outside: %+v, %v", o, err)
 	}
 }

@@ -59,7 +59,7 @@ type Options struct {
 	// must not share the underlay. Without it, a direct lab's nodes do not reach root.
 	Management netip.Prefix
 	// Name goes before the names of nodes and pods, for several direct labs at once.
-	Name string
+	NamePrefix string
 }
 
 // Lab is a running network of nodes. Its methods may be called from several goroutines.
@@ -143,7 +143,7 @@ func (l *Lab) makeRoot() error {
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(markFolder, l.options.Name+rootName)
+	dir := filepath.Join(markFolder, l.options.NamePrefix+rootName)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
@@ -289,8 +289,8 @@ func Await(ctx context.Context, limit time.Duration, what string, ok func() erro
 // awaitInterval is short against everything that is awaited and long against the cost of asking.
 const awaitInterval = 10 * time.Millisecond
 
-// NeedTUN says whether TUN devices can be made here, and if not, why and what helps.
-func NeedTUN() error {
+// CheckTUN says whether TUN devices can be made here, and if not, why and what helps.
+func CheckTUN() error {
 	const device = "/dev/net/tun"
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	switch {

@@ -162,9 +162,9 @@ func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, device string) error {
 	return nil
 }
 
-// LimitPath tells the namespace that packets to dst get no further than so many bytes, as a router on the way would; via
+// SetRouteMTU tells the namespace that packets to dst get no further than so many bytes, as a router on the way would; via
 // is the gateway or, on one link, not valid.
-func (ns *NS) LimitPath(dst netip.Prefix, via netip.Addr, device string, mtu int) error {
+func (ns *NS) SetRouteMTU(dst netip.Prefix, via netip.Addr, device string, mtu int) error {
 	return ns.change("limit the path to "+dst.String()+" through", device, func(l netlink.Link) error {
 		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(dst), MTU: mtu}
 		if via.IsValid() {
@@ -174,8 +174,8 @@ func (ns *NS) LimitPath(dst netip.Prefix, via netip.Addr, device string, mtu int
 	})
 }
 
-// AddLocal makes every address of a prefix one of the namespace's own, as source and as destination.
-func (ns *NS) AddLocal(p netip.Prefix) error {
+// AddLocalRoute makes every address of a prefix one of the namespace's own, as source and as destination.
+func (ns *NS) AddLocalRoute(p netip.Prefix) error {
 	return ns.change("add local "+p.String()+" to", "lo", func(l netlink.Link) error {
 		return ns.links.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(p), Type: unix.RTN_LOCAL,
 			Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST})
@@ -268,7 +268,7 @@ func (n *Node) joinManagement() error {
 	if !network.IsValid() {
 		return nil
 	}
-	port, root := fmt.Sprintf("m%d-%s%d", network.Addr().As4()[2], n.lab.options.Name, n.index+1), n.lab.Root.NS
+	port, root := fmt.Sprintf("m%d-%s%d", network.Addr().As4()[2], n.lab.options.NamePrefix, n.index+1), n.lab.Root.NS
 	if err := addVeth(root, port, n.NS, managementPort, defaultMTU); err != nil {
 		return err
 	}

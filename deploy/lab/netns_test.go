@@ -184,12 +184,12 @@ func TestNetnsKernelTunnels(t *testing.T) {
 		mtu          int
 		join         func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (int, error)
 	}{
-		{"none", "", 1500, func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RouteTo(peers) }},
+		{"none", "", 1500, func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RoutePeers(peers) }},
 		{"vxlan", "vxlan", 1450, (*lab.Node).TunnelVXLAN},
 		{"ipip", "ipip", 1480, (*lab.Node).TunnelIPIP},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
-			l := lab.Start(t, lab.Options{Name: "x", Direct: true, Mode: lab.ModeWire, Management: netip.MustParsePrefix("10.254.7.0/24")})
+			l := lab.Start(t, lab.Options{NamePrefix: "x", Direct: true, Mode: lab.ModeWire, Management: netip.MustParsePrefix("10.254.7.0/24")})
 			if c.driver != "" && !l.Nodes[0].HasDriver(c.driver) {
 				t.Skipf("not tested: the kernel has no driver for %s", c.driver)
 			}
@@ -244,7 +244,7 @@ func TestNetnsProcess(t *testing.T) {
 	if fds, err := p.FDs(); err != nil || fds < 3 {
 		t.Errorf("%d descriptors, %v", fds, err)
 	}
-	if m, err := p.Memory(); err != nil || m < 1<<16 {
+	if m, err := p.RSS(); err != nil || m < 1<<16 {
 		t.Errorf("%d bytes, %v", m, err)
 	}
 	if status, err := p.Stop(t.Context()); err != nil || status != 7 {
@@ -293,7 +293,7 @@ func TestNetnsProcessorTime(t *testing.T) {
 		return p
 	}
 	cpu := func(p *lab.Process) time.Duration {
-		used, err := p.CPU()
+		used, err := p.CPUTime()
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -39,7 +39,7 @@ func (l *Lab) AddNode() (*Node, error) {
 	l.mu.Lock()
 	index := len(l.Nodes)
 	l.mu.Unlock()
-	name := fmt.Sprintf("%snode%d", l.options.Name, index+1)
+	name := fmt.Sprintf("%snode%d", l.options.NamePrefix, index+1)
 	n := &Node{lab: l, index: index, subnet: index % len(l.options.Underlay), Dir: filepath.Join(markFolder, name)}
 	host := firstHost + index/len(l.options.Underlay)
 	n.Addr = hostOf(l.options.Underlay[n.subnet], host)

@@ -46,14 +46,14 @@ type PingResult struct {
 	Duplicates     int
 	// RTT has one entry for each answer, in the order of their arrival.
 	RTT []time.Duration
-	// TooBig is the MTU that the last "fragmentation needed" or "packet too big" named, TooBigs how many came.
-	TooBig, TooBigs int
+	// TooBig is the MTU that the last "fragmentation needed" or "packet too big" named, TooBigCount how many came.
+	TooBigMTU, TooBigCount int
 	// Unreachable counts the other destination unreachable messages, UnreachableFrom sent the last of them.
 	Unreachable     int
 	UnreachableFrom netip.Addr
 	// Refused counts requests that the sending kernel did not take, LastError says why.
-	Refused   int
-	LastError error
+	SendErrors int
+	LastError  error
 }
 
 // Lost counts the requests without an answer.
@@ -211,7 +211,7 @@ func (p *Pinger) sendOne() {
 	defer p.mu.Unlock()
 	if err != nil {
 		delete(p.open, number)
-		p.result.Refused++
+		p.result.SendErrors++
 		p.result.LastError = err
 		return
 	}
@@ -293,8 +293,8 @@ func (p *Pinger) take(b []byte, from *net.IPAddr) {
 		}
 	case v4 && kind == icmpUnreachable && b[1] == icmpCodeTooBig, !v4 && kind == icmp6TooBig:
 		if p.quotes(b[icmpHeader:]) {
-			p.result.TooBigs++
-			p.result.TooBig = int(binary.BigEndian.Uint32(b[4:]) & 0xffff)
+			p.result.TooBigCount++
+			p.result.TooBigMTU = int(binary.BigEndian.Uint32(b[4:]) & 0xffff)
 		}
 	case v4 && kind == icmpUnreachable, !v4 && kind == icmp6Unreachable:
 		if p.quotes(b[icmpHeader:]) {

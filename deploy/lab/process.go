@@ -141,7 +141,7 @@ func (p *Process) FDs() (int, error) {
 }
 
 // Memory is the resident size in bytes.
-func (p *Process) Memory() (int64, error) {
+func (p *Process) RSS() (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
 		return 0, fmt.Errorf("read memory of %s on %s: %w", p.Name, p.Node, err)
@@ -159,7 +159,7 @@ func (p *Process) Memory() (int64, error) {
 }
 
 // CPU is the processor time that the process has used.
-func (p *Process) CPU() (time.Duration, error) {
+func (p *Process) CPUTime() (time.Duration, error) {
 	const schedClock = 2 // CPUCLOCK_SCHED of include/linux/posix-timers.h, which also has how the number is made
 	var used unix.Timespec
 	if err := unix.ClockGettime(int32(^p.PID()<<3|schedClock), &used); err != nil {

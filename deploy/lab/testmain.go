@@ -33,7 +33,7 @@ func Main(m runner) int {
 		return m.Run()
 	}
 	status, err := Run(m.Run)
-	var no *RefusedError
+	var no *NamespaceError
 	if errors.As(err, &no) {
 		return runOthers(m, no)
 	}
@@ -101,7 +101,7 @@ type skipper interface {
 // SkipWithoutTUN skips a test, saying why, where this user may not make TUN devices; with WEFT_REQUIRE_NETNS=1 it fails
 // the test instead.
 func SkipWithoutTUN(t skipper) {
-	err := NeedTUN()
+	err := CheckTUN()
 	switch {
 	case err == nil:
 	case os.Getenv(requireVariable) == "1":

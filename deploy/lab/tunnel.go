@@ -27,7 +27,7 @@ type Peer struct {
 }
 
 // RouteTo sends the peers' subnets to the peers themselves, without a tunnel. It returns the MTU for pods.
-func (n *Node) RouteTo(peers []Peer) (mtu int, err error) {
+func (n *Node) RoutePeers(peers []Peer) (mtu int, err error) {
 	for _, p := range peers {
 		if err := n.AddRoute(p.Subnet, p.Node.Addr, underlayPort); err != nil {
 			return 0, err
@@ -90,9 +90,9 @@ func (n *Node) TunnelIPIP(own netip.Prefix, peers []Peer) (mtu int, err error) {
 	return mtu, nil
 }
 
-// TunnelThrough sends the peers' subnets into a device that is there already and adds so many bytes to each packet. It
+// RouteThrough sends the peers' subnets into a device that is there already and adds so many bytes to each packet. It
 // returns the MTU for pods, which is the device's from then on.
-func (n *Node) TunnelThrough(device string, overhead int, own netip.Prefix, peers []Peer) (mtu int, err error) {
+func (n *Node) RouteThrough(device string, overhead int, own netip.Prefix, peers []Peer) (mtu int, err error) {
 	mtu = n.lab.options.MTU - overhead
 	if err := n.SetMTU(device, mtu); err != nil {
 		return 0, err
