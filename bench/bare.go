@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/bench/traffic"
 	"weft/deploy/lab"
 )
 
@@ -148,13 +149,13 @@ func openBareSocket(own, peer netip.Addr) (int, error) {
 
 // joinBareSocket connects the socket to the peer's, and has the kernel cut and join what passes.
 func joinBareSocket(fd int, own, peer netip.Addr) error {
-	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(own, barePort))); err != nil {
+	if err := unix.Bind(fd, traffic.Sockaddr(netip.AddrPortFrom(own, barePort))); err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, sockaddr(netip.AddrPortFrom(peer, barePort))); err != nil {
+	if err := unix.Connect(fd, traffic.Sockaddr(netip.AddrPortFrom(peer, barePort))); err != nil {
 		return err
 	}
-	if err := bigBuffers(fd); err != nil {
+	if err := traffic.RaiseBuffers(fd); err != nil {
 		return err
 	}
 	mtu, err := unix.GetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU)
@@ -193,7 +194,7 @@ func (e *bareEnd) run() error {
 func (e *bareEnd) outward() bool {
 	from, n := 0, 0 // e.out[from:n] is to be sent
 	for n < bareQuantum {
-		k, err := read(e.tun, e.out[n+barePrefix:])
+		k, err := traffic.RawRead(e.tun, e.out[n+barePrefix:])
 		if err != nil {
 			break // empty, or gone, of which poll tells
 		}
@@ -212,13 +213,13 @@ func (e *bareEnd) outward() bool {
 func (e *bareEnd) send(message []byte) {
 	if len(message) > 0 {
 		// What a full buffer refuses is lost, as on a wire: the generators count it.
-		_, _ = write(e.socket, message)
+		_, _ = traffic.RawWrite(e.socket, message)
 	}
 }
 
 // inward writes what has been received to the TUN, and reports whether there was any.
 func (e *bareEnd) inward() bool {
-	n, err := read(e.socket, e.in[e.kept:])
+	n, err := traffic.RawRead(e.socket, e.in[e.kept:])
 	if err != nil {
 		return false // nothing, or an ICMP error about an earlier message
 	}
@@ -227,7 +228,7 @@ func (e *bareEnd) inward() bool {
 		b = fresh // the rest of what was kept is lost
 	}
 	e.kept = copy(e.in, unpack(b, func(frame []byte) {
-		_, _ = write(e.tun, frame) // a frame that the kernel refuses is lost, as on a wire
+		_, _ = traffic.RawWrite(e.tun, frame) // a frame that the kernel refuses is lost, as on a wire
 	}))
 	return true
 }

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/bench/traffic"
 	"weft/deploy/lab"
 )
 
@@ -24,7 +25,7 @@ func TestNetnsBare(t *testing.T) {
 			}
 		}()
 		from, to := o.ends()
-		r, err := TCP(t.Context(), from, to, 1, 300*time.Millisecond)
+		r, err := traffic.TCP(t.Context(), from, to, 1, 300*time.Millisecond)
 		if err != nil {
 			t.Fatal(err)
 		}

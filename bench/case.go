@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/bench/traffic"
 	"weft/deploy/lab"
 )
 
@@ -113,11 +114,11 @@ func Cases() []Case {
 		{"tcp-4", "TCP, 4 streams", []string{"throughput"}, 2, tcpCase(4)},
 		{"tcp-16", "TCP, 16 streams", []string{"throughput"}, 2, tcpCase(16)},
 		{"tcp-busy", "TCP, 1 stream, busy CPUs", []string{"throughput"}, 2, onBusyCPUs(tcpCase(1))},
-		{"udp-64-1", "UDP 64 B, 1 flow", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: 1})},
-		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: manyFlows})},
-		{"udp-64-runs", "UDP 64 B, 256 flows, 32 in a row", []string{"rate"}, 2, udpCase(UDPLoad{Size: smallUDP, Flows: manyFlows, Run: longRun})},
-		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(UDPLoad{Size: largeUDP, Flows: 1})},
-		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(UDPLoad{Size: largeUDP, Flows: manyFlows})},
+		{"udp-64-1", "UDP 64 B, 1 flow", []string{"rate"}, 2, udpCase(traffic.UDPLoad{Size: smallUDP, Flows: 1})},
+		{"udp-64-256", "UDP 64 B, 256 flows", []string{"rate"}, 2, udpCase(traffic.UDPLoad{Size: smallUDP, Flows: manyFlows})},
+		{"udp-64-runs", "UDP 64 B, 256 flows, 32 in a row", []string{"rate"}, 2, udpCase(traffic.UDPLoad{Size: smallUDP, Flows: manyFlows, Run: longRun})},
+		{"udp-1400-1", "UDP 1,400 B, 1 flow", []string{"rate"}, 2, udpCase(traffic.UDPLoad{Size: largeUDP, Flows: 1})},
+		{"udp-1400-256", "UDP 1,400 B, 256 flows", []string{"rate"}, 2, udpCase(traffic.UDPLoad{Size: largeUDP, Flows: manyFlows})},
 		{"rtt-idle", "round trip, idle", rtt, 2, rttCase(0)},
 		{"rtt-lone", "round trip, 50 a second", []string{"p50", "daemon_cpu_per_mpkt"}, 2, rttCase(lonePause)},
 		{"rtt-bulk", "round trip under bulk load", rtt, 2, rttUnderLoad},
@@ -155,8 +156,8 @@ func SelectCases(names []string) ([]Case, error) {
 }
 
 // ends are the first pods of the first two nodes.
-func (o *overlay) ends() (from, to End) {
-	return PodEnd(o.lab.Nodes[0].Pods[0]), PodEnd(o.lab.Nodes[1].Pods[0])
+func (o *overlay) ends() (from, to traffic.End) {
+	return traffic.PodEnd(o.lab.Nodes[0].Pods[0]), traffic.PodEnd(o.lab.Nodes[1].Pods[0])
 }
 
 // measure takes one sample of a case. When a daemon has ended, that is the result, whatever the generators made of the
@@ -200,37 +201,37 @@ func tcpCase(streams int) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 		return o.spent(func() (Figures, float64, float64, error) {
 			from, to := o.ends()
-			r, err := TCP(ctx, from, to, streams, s.measure())
+			r, err := traffic.TCP(ctx, from, to, streams, s.measure())
 			f := Figures{"throughput": r.BitsPerSecond, "slowest": r.Slowest, "retransmits": float64(r.Retransmits)}
 			return f, float64(r.Bytes), 0, err
 		})
 	}
 }
 
-func udpCase(load UDPLoad) workload {
+func udpCase(load traffic.UDPLoad) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
 		from, to := o.ends()
-		return o.carried(load, s, before, func(load UDPLoad) (UDPResult, error) { return UDP(ctx, from, to, load) })
+		return o.carried(load, s, before, func(load traffic.UDPLoad) (traffic.UDPResult, error) { return traffic.UDP(ctx, from, to, load) })
 	}
 }
 
 func fanCase(size int) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
-		from := PodEnd(o.lab.Nodes[0].Pods[0])
-		var to []End
+		from := traffic.PodEnd(o.lab.Nodes[0].Pods[0])
+		var to []traffic.End
 		for _, n := range o.lab.Nodes[1:] {
-			to = append(to, PodEnd(n.Pods[0]))
+			to = append(to, traffic.PodEnd(n.Pods[0]))
 		}
-		return o.carried(UDPLoad{Size: size, Flows: len(to)}, s, before, func(load UDPLoad) (UDPResult, error) {
-			return Fan(ctx, from, to, load)
+		return o.carried(traffic.UDPLoad{Size: size, Flows: len(to)}, s, before, func(load traffic.UDPLoad) (traffic.UDPResult, error) {
+			return traffic.Fan(ctx, from, to, load)
 		})
 	}
 }
 
 // carried searches for the highest rate, near that of the round before, and then looks what that rate costs.
-func (o *overlay) carried(load UDPLoad, s Seconds, before Figures, send func(UDPLoad) (UDPResult, error)) (Figures, error) {
+func (o *overlay) carried(load traffic.UDPLoad, s Seconds, before Figures, send func(traffic.UDPLoad) (traffic.UDPResult, error)) (Figures, error) {
 	load.Duration = s.probe()
-	best, err := search(before["rate"], func(rate float64) (UDPResult, error) {
+	best, err := traffic.Search(before["rate"], func(rate float64) (traffic.UDPResult, error) {
 		load.Rate = rate
 		return send(load)
 	})
@@ -266,8 +267,8 @@ func rttCase(pause time.Duration) workload {
 	return func(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 		return o.spent(func() (Figures, float64, float64, error) {
 			from, to := o.ends()
-			l, err := RTT(ctx, from, to, pause, s.measure())
-			return l.figures(), 0, l.packets(), err
+			l, err := traffic.RTT(ctx, from, to, pause, s.measure())
+			return latencyFigures(l), 0, l.Packets(), err
 		})
 	}
 }
@@ -275,12 +276,12 @@ func rttCase(pause time.Duration) workload {
 func rttUnderLoad(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 	return o.spent(func() (Figures, float64, float64, error) {
 		from, to := o.ends()
-		var l Latency
-		load, err := tcpDuring(ctx, from, to, 1, func(ctx context.Context) (err error) {
-			l, err = RTT(ctx, from, to, 0, s.measure())
+		var l traffic.Latency
+		load, err := traffic.TCPDuring(ctx, from, to, 1, func(ctx context.Context) (err error) {
+			l, err = traffic.RTT(ctx, from, to, 0, s.measure())
 			return err
 		})
-		f := l.figures()
+		f := latencyFigures(l)
 		f["bulk"] = load.BitsPerSecond
 		return f, 0, 0, err
 	})
@@ -289,7 +290,21 @@ func rttUnderLoad(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figure
 func connectCase(ctx context.Context, o *overlay, s Seconds, _ Figures) (Figures, error) {
 	return o.spent(func() (Figures, float64, float64, error) {
 		from, to := o.ends()
-		c, err := Connections(ctx, from, to, connectWorkers, s.measure())
+		c, err := traffic.Connections(ctx, from, to, connectWorkers, s.measure())
 		return Figures{"connections": c.PerSecond, "resets": float64(c.Resets)}, 0, 0, err
 	})
+}
+
+func latencyFigures(l traffic.Latency) Figures {
+	return Figures{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
+}
+
+// onBusyCPUs is a workload beside threads that take all the CPU time they get, as other programs on a node do. What
+// the whole machine used includes them.
+func onBusyCPUs(run workload) workload {
+	return func(ctx context.Context, o *overlay, s Seconds, before Figures) (Figures, error) {
+		stop := traffic.OccupyCPUs()
+		defer stop()
+		return run(ctx, o, s, before)
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/bench/traffic"
 	"weft/deploy/lab"
 )
 
@@ -36,7 +37,7 @@ func TestNetnsFiguresOfTheSearch(t *testing.T) {
 		bound, full bool
 	}{{400e3, false, true}, {50e3, true, false}} {
 		network := pipe(100e3, c.offers)
-		f, err := o.carried(UDPLoad{}, Seconds{}, nil, func(load UDPLoad) (UDPResult, error) {
+		f, err := o.carried(traffic.UDPLoad{}, Seconds{}, nil, func(load traffic.UDPLoad) (traffic.UDPResult, error) {
 			r, err := network(load.Rate)
 			r.Overflowed = r.Sent - r.Received
 			return r, err
@@ -102,5 +103,16 @@ func TestNetnsPageOfMetrics(t *testing.T) {
 	}
 	if names, err := o.abilityNames(); err == nil {
 		t.Errorf("abilities %v, of a daemon that has no page", names)
+	}
+}
+
+// pipe is a network that carries so many packets a second, and a sender that can offer so many.
+func pipe(carries, offers float64) func(float64) (traffic.UDPResult, error) {
+	return func(rate float64) (traffic.UDPResult, error) {
+		if rate == 0 || rate > offers {
+			rate = offers
+		}
+		through := min(rate, carries)
+		return traffic.UDPResult{Sent: uint64(rate), Received: uint64(through), SentRate: rate, ReceivedRate: through}, nil
 	}
 }

@@ -500,18 +500,3 @@ func TestFigures(t *testing.T) {
 		t.Error("a rival without daemons has daemons' processor time")
 	}
 }
-
-func TestSummarize(t *testing.T) {
-	var samples []time.Duration
-	for i := 1000; i > 0; i-- {
-		samples = append(samples, time.Duration(i))
-	}
-	got, want := Latency{Lost: 2}, Latency{Samples: 1000, Lost: 2, P50: 501, P99: 991, P999: 1000, Max: 1000}
-	if got.summarize(samples); got != want {
-		t.Errorf("%+v, want %+v", got, want)
-	}
-	got, want = Latency{Lost: 3}, Latency{Lost: 3}
-	if got.summarize(nil); got != want {
-		t.Errorf("%+v", got)
-	}
-}

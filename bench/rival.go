@@ -41,6 +41,8 @@ const (
 	benchPrefix  = "/coreos.com/network"
 	// startTimeout bounds the start of a rival's daemons.
 	startTimeout = 60 * time.Second
+	// scrapeTimeout bounds the reading of a daemon's metrics.
+	scrapeTimeout = 5 * time.Second
 )
 
 // podSubnet is the subnet of the i-th node where no store deals them out.
@@ -244,7 +246,7 @@ func (o *overlay) metrics(n *lab.Node) (Metrics, error) {
 	if !o.metered {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), stuckAfter)
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)
 	defer cancel()
 	at := n.Management
 	if !at.IsValid() {

@@ -43,14 +43,15 @@ var mayImport = map[string][]string{
 
 	"metrics": {},
 
-	"bench":               {"deploy/lab", "lease/etcd/testetcd"},
+	"bench":               {"bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
+	"bench/traffic":       {"deploy/lab"},
 	"deploy/lab":          {},
 	"lease/etcd/testetcd": {},
 	"lease/kube/testkube": {},
 
 	"deploy/install-conf": {},
 
-	"cmd/weft": {"bench", "deploy/lab", "lease/etcd/testetcd"},
+	"cmd/weft": {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
 	"cmd/weftd": {"ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "encap", "lease", "lease/etcd", "lease/file",
 		"lease/kube", "metrics"},
 }

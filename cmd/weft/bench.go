@@ -17,6 +17,7 @@ import (
 	"syscall"
 
 	"weft/bench"
+	"weft/bench/traffic"
 	"weft/deploy/lab"
 )
 
@@ -156,7 +157,7 @@ func findDaemon(path *string) error {
 
 // measureInside runs as the lab's first process.
 func measureInside(f benchFlags) int {
-	bench.RaiseGOMAXPROCS()
+	traffic.RaiseGOMAXPROCS()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	if err := f.run(ctx, f.screen()); err != nil {

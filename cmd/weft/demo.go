@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"weft/bench"
+	"weft/bench/traffic"
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
 )
@@ -94,7 +95,7 @@ func fail(w io.Writer, err error) int {
 
 // demoInside runs as the lab's first process.
 func demoInside(f demoFlags, out io.Writer) int {
-	bench.RaiseGOMAXPROCS()
+	traffic.RaiseGOMAXPROCS()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	d := &demonstration{flags: f, out: out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
@@ -290,12 +291,12 @@ func (d *demonstration) ping(ctx context.Context, from, to *lab.Pod) error {
 // measure takes one TCP and one UDP figure between the first two pods.
 func (d *demonstration) measure(ctx context.Context) error {
 	from, to := d.lab.Nodes[0].Pods[0], d.lab.Nodes[1].Pods[0]
-	tcp, err := bench.TCP(ctx, bench.PodEnd(from), bench.PodEnd(to), 1, tcpDuration)
+	tcp, err := traffic.TCP(ctx, traffic.PodEnd(from), traffic.PodEnd(to), 1, tcpDuration)
 	if err != nil {
 		return &stepError{0, "measure TCP", err}
 	}
 	d.say("tcp", "%s -> %s  %.2f Gbit/s on one stream", from.Name, to.Name, tcp.BitsPerSecond/1e9)
-	udp, err := bench.HighestRate(ctx, bench.PodEnd(from), bench.PodEnd(to), bench.UDPLoad{Size: udpPayload, Flows: 1}, udpDuration)
+	udp, err := traffic.HighestRate(ctx, traffic.PodEnd(from), traffic.PodEnd(to), traffic.UDPLoad{Size: udpPayload, Flows: 1}, udpDuration)
 	if err == nil && udp.FloodRate == 0 {
 		err = errors.New("nothing arrived")
 	}

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"encoding/binary"
@@ -92,7 +92,7 @@ func (s *udpSinks) add(end End, flows int) error {
 		return err
 	}
 	s.at, s.receivers = append(s.at, at), append(s.receivers, &udpReceiver{fd: fd, next: make([]uint64, flows)})
-	return bigBuffers(fd)
+	return RaiseBuffers(fd)
 }
 
 func (s *udpSinks) start() {

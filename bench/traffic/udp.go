@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -141,10 +141,10 @@ func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sou
 		return err
 	}
 	s.sockets = append(s.sockets, fd)
-	if err := bigBuffers(fd); err != nil {
+	if err := RaiseBuffers(fd); err != nil {
 		return err
 	}
-	if err := unix.Connect(fd, sockaddr(to)); err != nil {
+	if err := unix.Connect(fd, Sockaddr(to)); err != nil {
 		return fmt.Errorf("connect to %s: %w", to, err)
 	}
 	b := s.addBatch(first, flows)
@@ -163,7 +163,7 @@ func (s *udpSender) addFan(from End, to []netip.AddrPort) error {
 		return err
 	}
 	s.sockets, s.offset = append(s.sockets, fd), []int{0}
-	if err := bigBuffers(fd); err != nil {
+	if err := RaiseBuffers(fd); err != nil {
 		return err
 	}
 	b := s.addBatch(0, len(to))

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -29,13 +29,8 @@ const (
 	rttPatience = 200 * time.Millisecond
 )
 
-// figures are those of a result.
-func (l Latency) figures() Figures {
-	return Figures{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
-}
-
-// packets is how many went there and back, as each request is answered.
-func (l Latency) packets() float64 { return 2 * float64(l.Requests) }
+// Packets is the number of requests and answers, as each request is answered.
+func (l Latency) Packets() float64 { return 2 * float64(l.Requests) }
 
 // RTT sends one datagram after the other, each after a pause that follows the answer to the one before, for d. Without a
 // pause this is what sockperf's ping-pong does, and what its --full-rtt reports.
@@ -58,7 +53,7 @@ func runRTT(ctx context.Context, from, to End, between, d time.Duration) (Latenc
 		return Latency{}, err
 	}
 	defer unix.Close(client)
-	if err := unix.Connect(client, sockaddr(at)); err != nil {
+	if err := unix.Connect(client, Sockaddr(at)); err != nil {
 		return Latency{}, fmt.Errorf("connect to %s: %w", at, err)
 	}
 	if err := setNap(server); err != nil {
@@ -120,11 +115,11 @@ func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []
 
 // roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost, are passed over.
 func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, error) {
-	if _, err := write(fd, message); err != nil && !transient(err) {
+	if _, err := RawWrite(fd, message); err != nil && !transient(err) {
 		return 0, fmt.Errorf("send: %w", err)
 	}
 	for {
-		n, err := read(fd, answer)
+		n, err := RawRead(fd, answer)
 		took := time.Since(start)
 		switch {
 		case errors.Is(err, unix.EAGAIN), took > rttPatience:
@@ -154,7 +149,7 @@ func answerAll(fd int) {
 		var client unix.Sockaddr
 		var err error
 		if known {
-			n, err = read(fd, b)
+			n, err = RawRead(fd, b)
 		} else if n, client, err = unix.Recvfrom(fd, b, 0); err == nil && n > 0 {
 			known = unix.Connect(fd, client) == nil // and then its datagrams are all that is read
 		}
@@ -164,7 +159,7 @@ func answerAll(fd int) {
 			return
 		default:
 			// The client notices what is missing.
-			_, _ = write(fd, b[:n])
+			_, _ = RawWrite(fd, b[:n])
 		}
 	}
 }

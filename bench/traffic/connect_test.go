@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -34,7 +34,7 @@ func TestNetnsServerGivesUp(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(client)
-	if err := unix.Connect(client, sockaddr(at)); err != nil {
+	if err := unix.Connect(client, Sockaddr(at)); err != nil {
 		t.Fatal(err)
 	}
 	var b [1]byte

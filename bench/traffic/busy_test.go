@@ -1,7 +1,6 @@
-package bench
+package traffic
 
 import (
-	"context"
 	"runtime"
 	"testing"
 	"time"
@@ -9,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestOnBusyCPUs has the workload itself do nothing: the CPU time is that of others, and they end with it.
-func TestOnBusyCPUs(t *testing.T) {
+// TestOccupyCPUs checks that the threads use CPU time and end when stopped.
+func TestOccupyCPUs(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	RaiseGOMAXPROCS()
 	if free := runtime.GOMAXPROCS(0) - busyPerCPU*runtime.NumCPU(); free < mostThreads+runtime.NumCPU() {
@@ -24,21 +23,17 @@ func TestOnBusyCPUs(t *testing.T) {
 		return time.Duration(u.Utime.Nano())
 	}
 	before := runtime.NumGoroutine()
-	f, err := onBusyCPUs(func(context.Context, *overlay, Seconds, Figures) (Figures, error) {
-		begin, start := time.Now(), used()
-		for busy := false; !busy; {
-			time.Sleep(100 * time.Millisecond)
-			busy = used()-start > time.Since(begin)/4 // a quarter of one CPU, which the looking does not take
-			if time.Since(begin) > 30*time.Second {
-				t.Fatal("the CPUs are not busy")
-			}
+	stop := OccupyCPUs()
+	begin, start := time.Now(), used()
+	for busy := false; !busy; {
+		time.Sleep(100 * time.Millisecond)
+		busy = used()-start > time.Since(begin)/4 // a quarter of one CPU, far more than this loop takes
+		if time.Since(begin) > 30*time.Second {
+			t.Fatal("the CPUs are not busy")
 		}
-		return Figures{"p50": 1}, nil
-	})(t.Context(), nil, Seconds{}, nil)
-	if err != nil || f["p50"] != 1 {
-		t.Errorf("%v, %v", f, err)
 	}
-	begin := time.Now()
+	stop()
+	begin = time.Now()
 	for n := runtime.NumGoroutine(); n > before; n = runtime.NumGoroutine() {
 		if time.Since(begin) > 30*time.Second {
 			t.Fatalf("%d of %d goroutines are left", n-before, busyPerCPU*runtime.NumCPU())

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -20,8 +20,8 @@ const (
 	offeredEnough = 0.97
 )
 
-// Carried is the highest rate that a network carries with next to no loss.
-type Carried struct {
+// MaxRate is the highest rate that a network carries with next to no loss.
+type MaxRate struct {
 	UDPResult
 	// GeneratorBound says that the sender could not offer more: the network may carry more than this.
 	GeneratorBound bool
@@ -35,9 +35,9 @@ type Carried struct {
 
 // HighestRate searches for the highest rate at which less than 0.1 % of the packets are lost; each probe lasts d. A rate
 // is refused only when two probes in a row lose too many: on a busy machine one of them may be bad luck.
-func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duration) (Carried, error) {
+func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duration) (MaxRate, error) {
 	load.Duration = d
-	return search(0, func(rate float64) (UDPResult, error) {
+	return Search(0, func(rate float64) (UDPResult, error) {
 		load.Rate = rate
 		return UDP(ctx, from, to, load)
 	})
@@ -46,8 +46,8 @@ func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duratio
 // search finds the rate by means of probe, which offers a rate, 0 meaning a flood. It starts near a rate that is known to
 // be about right, or, if that is 0, with a flood. Every further step in one direction is twice as long as the one before
 // (in the logarithm), so that a start that is wrong by far costs little more than a good one.
-func search(near float64, probe func(rate float64) (UDPResult, error)) (Carried, error) {
-	var best Carried
+func Search(near float64, probe func(rate float64) (UDPResult, error)) (MaxRate, error) {
+	var best MaxRate
 	rate, step := near, 1.1
 	if near == 0 {
 		if err := best.flood(probe); err != nil || best.GeneratorBound {
@@ -81,7 +81,7 @@ func search(near float64, probe func(rate float64) (UDPResult, error)) (Carried,
 }
 
 // flood sends what the sender can: twice if next to nothing is lost, before it says that the sender is the limit.
-func (c *Carried) flood(probe func(float64) (UDPResult, error)) error {
+func (c *MaxRate) flood(probe func(float64) (UDPResult, error)) error {
 	for range 2 {
 		r, err := probe(0)
 		c.Probes++
@@ -96,7 +96,7 @@ func (c *Carried) flood(probe func(float64) (UDPResult, error)) error {
 
 // try offers one rate and says whether it is carried. It has a second try if the first one is lossy, or if the sender
 // falls short of the rate although next to nothing is lost: only one who does so twice is the limit.
-func (c *Carried) try(probe func(float64) (UDPResult, error), rate float64) (ok bool, err error) {
+func (c *MaxRate) try(probe func(float64) (UDPResult, error), rate float64) (ok bool, err error) {
 	short := 0
 	for range 2 {
 		r, err := probe(rate)
@@ -118,7 +118,7 @@ func (c *Carried) try(probe func(float64) (UDPResult, error), rate float64) (ok 
 }
 
 // keep says whether next to nothing of a probe was lost, and keeps its result if no higher rate was carried yet.
-func (c *Carried) keep(r UDPResult) bool {
+func (c *MaxRate) keep(r UDPResult) bool {
 	if r.Received == 0 || r.Loss() >= lossAllowed {
 		return false
 	}

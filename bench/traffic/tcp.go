@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -31,11 +31,11 @@ type Throughput struct {
 
 // TCP sends from one end to the other on so many streams at once, and counts what arrives for d, after a warm-up.
 func TCP(ctx context.Context, from, to End, streams int, d time.Duration) (Throughput, error) {
-	return tcpDuring(ctx, from, to, streams, lasting(d))
+	return TCPDuring(ctx, from, to, streams, lasting(d))
 }
 
-// tcpDuring is TCP that counts for as long as work takes: the streams are warm before it begins and pour until it ends.
-func tcpDuring(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
+// TCPDuring is TCP that counts for as long as work takes: the streams are warm before it begins and pour until it ends.
+func TCPDuring(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
 	r, err := runTCP(ctx, from, to, streams, work)
 	if err != nil {
 		return r, fmt.Errorf("TCP from %s to %s: %w", from.NS.Name, to.NS.Name, err)
@@ -139,7 +139,7 @@ func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stuckAfter.Milliseconds())); err != nil {
 			return dialed, accepted, fmt.Errorf("set timeout: %w", err)
 		}
-		if err := unix.Connect(fd, sockaddr(at)); err != nil {
+		if err := unix.Connect(fd, Sockaddr(at)); err != nil {
 			return dialed, accepted, fmt.Errorf("connect to %s: %w", at, err)
 		}
 		peer, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
@@ -163,7 +163,7 @@ func pour(fd int) error {
 	defer runtime.UnlockOSThread()
 	block := make([]byte, tcpBlock)
 	for {
-		_, err := write(fd, block)
+		_, err := RawWrite(fd, block)
 		if err != nil && !again(err) {
 			return fmt.Errorf("send: %w", err)
 		}
@@ -176,7 +176,7 @@ func drain(fd int, received *atomic.Int64) error {
 	defer runtime.UnlockOSThread()
 	block := make([]byte, tcpBlock)
 	for {
-		n, err := read(fd, block)
+		n, err := RawRead(fd, block)
 		if again(err) {
 			continue
 		}

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"errors"
@@ -47,7 +47,7 @@ func (e End) bound(kind int, port uint16) (fd int, at netip.AddrPort, err error)
 	if fd, err = e.socket(kind); err != nil {
 		return 0, at, err
 	}
-	err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(e.Addr, port)))
+	err = unix.Bind(fd, Sockaddr(netip.AddrPortFrom(e.Addr, port)))
 	if err == nil {
 		at, err = localAddr(fd)
 	}
@@ -57,9 +57,9 @@ func (e End) bound(kind int, port uint16) (fd int, at netip.AddrPort, err error)
 	return fd, at, nil
 }
 
-// bigBuffers raises a socket's buffers as far as we may: without limit where the namespace is ours, else up to the
+// RaiseBuffers raises a socket's buffers as far as we may: without limit where the namespace is ours, else up to the
 // host's net.core limits.
-func bigBuffers(fd int) error {
+func RaiseBuffers(fd int) error {
 	for _, o := range []struct{ force, plain int }{
 		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
 	} {
@@ -89,7 +89,7 @@ func localAddr(fd int) (netip.AddrPort, error) {
 	}
 }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
+func Sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
 	}
@@ -125,12 +125,12 @@ func setNap(fd int) error {
 // again says whether a read or write with a time limit is to be repeated.
 func again(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) }
 
-// read and write are read(2) and write(2) behind the back of Go's scheduler, which else has its monitor thread look
+// read and write are RawRead(2) and RawWrite(2) behind the back of Go's scheduler, which else has its monitor thread look
 // after every call that blocks for 20 us: up to 7 % of two CPUs, which no generator written in C would cost. The caller
 // is locked to its thread, its socket has a time limit, and GOMAXPROCS exceeds the number of such callers
 // ([RaiseGOMAXPROCS]).
-func read(fd int, b []byte) (int, error)  { return rawIO(unix.SYS_READ, fd, b) }
-func write(fd int, b []byte) (int, error) { return rawIO(unix.SYS_WRITE, fd, b) }
+func RawRead(fd int, b []byte) (int, error)  { return rawIO(unix.SYS_READ, fd, b) }
+func RawWrite(fd int, b []byte) (int, error) { return rawIO(unix.SYS_WRITE, fd, b) }
 
 func rawIO(number uintptr, fd int, b []byte) (int, error) {
 	n, _, errno := unix.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -78,7 +78,7 @@ type connector struct {
 
 // run makes connections one after the other in the calling thread's namespace.
 func (c *connector) run(ctx context.Context) error {
-	family, peer := unix.AF_INET, sockaddr(c.to)
+	family, peer := unix.AF_INET, Sockaddr(c.to)
 	if c.to.Addr().Is6() {
 		family = unix.AF_INET6
 	}

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"math"
@@ -28,7 +28,7 @@ func TestSearchFindsWhatIsCarried(t *testing.T) {
 		{"much more is offered", 10e3, 1e6, 10e3, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := search(0, pipe(c.carries, c.offers))
+			got, err := Search(0, pipe(c.carries, c.offers))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -45,7 +45,7 @@ func TestSearchFindsWhatIsCarried(t *testing.T) {
 // A flood that chokes the receiver brings less than a lower rate: the search has to go up from there.
 func TestSearchGoesAboveTheFlood(t *testing.T) {
 	carried := pipe(100e3, 400e3)
-	got, err := search(0, func(rate float64) (UDPResult, error) {
+	got, err := Search(0, func(rate float64) (UDPResult, error) {
 		if rate > 150e3 || rate == 0 {
 			return UDPResult{Sent: 400e3, Received: 20e3, SentRate: 400e3, ReceivedRate: 20e3}, nil
 		}
@@ -59,7 +59,7 @@ func TestSearchGoesAboveTheFlood(t *testing.T) {
 // A rate from an earlier round saves the flood and most probes, and one that is wrong does no harm.
 func TestSearchNearAKnownRate(t *testing.T) {
 	for near := 1e3; near <= 10e6; near *= 1.07 {
-		got, err := search(near, pipe(100e3, 20e6))
+		got, err := Search(near, pipe(100e3, 20e6))
 		if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision || got.FloodRate != 0 || got.Probes > searchProbes {
 			t.Errorf("near %.0f: found %+v, %v", near, got, err)
 		}
@@ -69,7 +69,7 @@ func TestSearchNearAKnownRate(t *testing.T) {
 // One bad probe is noise, and a network that always loses ends the search.
 func TestSearchForgivesOneProbe(t *testing.T) {
 	steady, seen := pipe(100e3, 400e3), map[float64]bool{0: true}
-	got, err := search(0, func(rate float64) (UDPResult, error) {
+	got, err := Search(0, func(rate float64) (UDPResult, error) {
 		r, err := steady(rate)
 		if !seen[rate] {
 			r.Received /= 2
@@ -81,7 +81,7 @@ func TestSearchForgivesOneProbe(t *testing.T) {
 		t.Errorf("found %+v, %v", got, err)
 	}
 	for _, near := range []float64{0, 1e3, 10e6} {
-		got, err := search(near, func(rate float64) (UDPResult, error) {
+		got, err := Search(near, func(rate float64) (UDPResult, error) {
 			if rate == 0 && near > 0 {
 				t.Error("a flood, after a rate that is known")
 			}
@@ -97,7 +97,7 @@ func TestSearchForgivesOneProbe(t *testing.T) {
 func TestSearchForgivesAShortProbe(t *testing.T) {
 	for _, near := range []float64{0, 98e3, 150e3} {
 		steady, probes := pipe(100e3, 400e3), 0
-		got, err := search(near, func(rate float64) (UDPResult, error) {
+		got, err := Search(near, func(rate float64) (UDPResult, error) {
 			if probes++; probes == 1 {
 				return UDPResult{Sent: 49e3, Received: 49e3, SentRate: 49e3, ReceivedRate: 49e3}, nil
 			}
@@ -112,7 +112,7 @@ func TestSearchForgivesAShortProbe(t *testing.T) {
 // What counts is the rate that was offered: that at which packets came is over another clock's time.
 func TestSearchKeepsTheHighestOfferedRate(t *testing.T) {
 	steady, probes := pipe(100e3, 400e3), 0
-	got, err := search(50e3, func(rate float64) (UDPResult, error) {
+	got, err := Search(50e3, func(rate float64) (UDPResult, error) {
 		r, err := steady(rate)
 		if probes++; probes == 1 {
 			r.ReceivedRate = 300e3
@@ -126,7 +126,7 @@ func TestSearchKeepsTheHighestOfferedRate(t *testing.T) {
 
 // Below one packet in a thousand counts as carried, and above it does not.
 func TestSearchAllowsLittleLoss(t *testing.T) {
-	got, err := search(20e3, func(rate float64) (UDPResult, error) {
+	got, err := Search(20e3, func(rate float64) (UDPResult, error) {
 		lost := 50.0 // of 100,000
 		if rate > 40e3 {
 			lost = 200

@@ -1,4 +1,4 @@
-package bench
+package traffic
 
 import (
 	"context"
@@ -22,7 +22,7 @@ func TestNetnsTCPDuring(t *testing.T) {
 		return link.Counters.RxBytes
 	}
 	start := time.Now()
-	r, err := tcpDuring(t.Context(), from, to, 1, func(ctx context.Context) error {
+	r, err := TCPDuring(t.Context(), from, to, 1, func(ctx context.Context) error {
 		if warm := time.Since(start); warm < tcpWarmUp || received() < 1e6 {
 			t.Errorf("%d bytes and %v of warm-up", received(), warm)
 		}
