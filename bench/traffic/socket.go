@@ -89,6 +89,7 @@ func localAddr(fd int) (netip.AddrPort, error) {
 	}
 }
 
+// Sockaddr returns a in the form that the socket calls take.
 func Sockaddr(a netip.AddrPort) unix.Sockaddr {
 	if a.Addr().Is4() {
 		return &unix.SockaddrInet4{Addr: a.Addr().As4(), Port: int(a.Port())}
@@ -125,11 +126,13 @@ func setNap(fd int) error {
 // again says whether a read or write with a time limit is to be repeated.
 func again(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) }
 
-// read and write are RawRead(2) and RawWrite(2) behind the back of Go's scheduler, which else has its monitor thread look
-// after every call that blocks for 20 us: up to 7 % of two CPUs, which no generator written in C would cost. The caller
-// is locked to its thread, its socket has a time limit, and GOMAXPROCS exceeds the number of such callers
-// ([RaiseGOMAXPROCS]).
-func RawRead(fd int, b []byte) (int, error)  { return rawIO(unix.SYS_READ, fd, b) }
+// RawRead is read(2), invisible to Go's scheduler. Otherwise the scheduler's monitor thread looks after
+// every call that blocks for 20 us, which costs up to 7 % of two CPUs that no generator written in C
+// would use. The caller is locked to its thread, its socket has a timeout, and GOMAXPROCS exceeds the
+// number of such callers ([RaiseGOMAXPROCS]).
+func RawRead(fd int, b []byte) (int, error) { return rawIO(unix.SYS_READ, fd, b) }
+
+// RawWrite is write(2), invisible to Go's scheduler; see [RawRead].
 func RawWrite(fd int, b []byte) (int, error) { return rawIO(unix.SYS_WRITE, fd, b) }
 
 func rawIO(number uintptr, fd int, b []byte) (int, error) {
