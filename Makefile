@@ -24,7 +24,7 @@ check: ## gofmt, vet, staticcheck, the rules of the tree, races
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	$(GO) test -count=1 ./cmd
-	$(if $(RACE),$(GO) test -race -timeout 10m -skip '^TestNetns' ./dataplane/... ./lease/... ./ctrl/... ./metrics/... ./cmd/weftd,@echo 'make check: no C compiler, so races are not checked')
+	$(if $(RACE),$(GO) test -race -timeout 10m -skip '^TestNetns' ./dataplane/... ./lease/... ./ctrl/... ./metrics/... ./cmd/weftd/...,@echo 'make check: no C compiler, so races are not checked')
 
 demo: build ## three nodes on this machine, pods that reach each other (KEEP=1 leaves it running)
 	./bin/weft demo $(if $(KEEP),--keep)

@@ -51,9 +51,11 @@ var mayImport = map[string][]string{
 
 	"deploy/install-conf": {},
 
-	"cmd/weft": {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
-	"cmd/weftd": {"ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "encap", "lease", "lease/etcd", "lease/file",
-		"lease/kube", "metrics"},
+	"cmd/weft":  {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
+	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
+	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "lease",
+		"lease/etcd", "lease/file", "lease/kube", "metrics"},
+	"cmd/weftd/config": {"dataplane"},
 }
 
 // doors names, for each outside library, the only packages that may import it.
@@ -72,9 +74,9 @@ var doors = map[string][]string{
 	"github.com/coreos/go-iptables":       {"ctrl/netfilter"},
 	"golang.zx2c4.com/wireguard":          {"ctrl"},
 	"sigs.k8s.io/yaml":                    {"lease/file"},
-	"github.com/joho/godotenv":            {"cmd/weftd"},
-	"github.com/google/renameio":          {"cmd/weftd"},
-	"github.com/coreos/go-systemd":        {"cmd/weftd"},
+	"github.com/joho/godotenv":            {"cmd/weftd/agent"},
+	"github.com/google/renameio":          {"cmd/weftd/agent"},
+	"github.com/coreos/go-systemd":        {"cmd/weftd/agent"},
 }
 
 const module = "weft/"
@@ -285,7 +287,7 @@ func TestReadmeListsEverything(t *testing.T) {
 	}
 	names := regexp.MustCompile(`"(weft_[a-z_]+)"|name: "([a-z-]+)".*own: true`)
 	found := 0
-	for _, dir := range []string{"../metrics", "weftd"} {
+	for _, dir := range []string{"../metrics", "weftd/config"} {
 		files, err := filepath.Glob(dir + "/*.go")
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
 )
@@ -22,8 +23,8 @@ func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		removed, err = removeAll(ctx)
 	}
-	if errors.Is(err, errHelp) {
-		return printed(printUsage(stdout))
+	if errors.Is(err, config.ErrHelp) {
+		return printed(config.PrintUsage(stdout))
 	}
 	var lines strings.Builder
 	for _, r := range removed {
@@ -45,8 +46,8 @@ func noArguments(args []string) error {
 	if len(args) == 0 {
 		return nil
 	}
-	if name, _, _ := splitArg(args[0]); name == "h" || name == "help" {
-		return errHelp
+	if config.IsHelp(args[0]) {
+		return config.ErrHelp
 	}
 	return fmt.Errorf("argument %q: it takes none", args[0])
 }

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/bench"
+	"weft/cmd/weftd/agent"
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
 )
@@ -260,9 +261,9 @@ func (d *member) awaitPage(limit time.Duration, path string, ok func([]byte, err
 }
 
 // status reads /status.
-func (d *member) status() status {
+func (d *member) status() agent.Status {
 	d.t.Helper()
-	var s status
+	var s agent.Status
 	b, err := bench.Get(d.t.Context(), d.health(), "/status")
 	if err == nil {
 		err = json.Unmarshal(b, &s)

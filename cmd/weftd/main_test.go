@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"weft/cmd/weftd/agent"
 	"weft/deploy/lab"
 )
 
@@ -33,7 +35,7 @@ func TestNetnsLifeOfADaemon(t *testing.T) {
 		t.Errorf("systemd was told %q", got)
 	}
 
-	var st status
+	var st agent.Status
 	_, body, err := fetch("/status")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &st)
@@ -42,7 +44,7 @@ func TestNetnsLifeOfADaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !st.Ready || st.Node != "n1" || st.Backend != "udp" || st.MTU != 65508 || st.Device != "flannel0" ||
-		st.Interface.Name != "lo" || st.Lease.Subnet != prefix("10.5.1.0/24") || !st.Store.Connected ||
+		st.Interface.Name != "lo" || st.Lease.Subnet != netip.MustParsePrefix("10.5.1.0/24") || !st.Store.Connected ||
 		len(st.Nodes) != 1 || st.Nodes[0].Name != "n2" || !st.Kernel.Synced || st.Traffic == nil {
 		t.Errorf("status is %s", body)
 	}

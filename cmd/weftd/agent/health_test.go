@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -18,6 +18,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl/netfilter"
 	"weft/metrics"
 )
@@ -30,14 +31,14 @@ func get(t *testing.T, h http.Handler, path string) (code int, body string) {
 }
 
 func TestHealthPaths(t *testing.T) {
-	notReady := status{Conditions: []condition{
+	notReady := Status{Conditions: []condition{
 		{Name: "config", OK: true}, {Name: "lease", Reason: "pool is full"}, {Name: "rules", Reason: "no iptables"},
 	}}
-	ready := status{Ready: true, Conditions: []condition{{Name: "config", OK: true}}}
+	ready := Status{Ready: true, Conditions: []condition{{Name: "config", OK: true}}}
 	tests := []struct {
 		path    string
 		profile bool
-		status  status
+		status  Status
 		code    int
 		body    string // how it begins
 	}{
@@ -53,7 +54,7 @@ func TestHealthPaths(t *testing.T) {
 		{"/debug/pprof/cmdline", true, ready, 200, ""},
 	}
 	for _, test := range tests {
-		h := healthHandler(func() status { return test.status }, test.profile, slog.New(slog.DiscardHandler))
+		h := healthHandler(func() Status { return test.status }, test.profile, slog.New(slog.DiscardHandler))
 		if code, body := get(t, h, test.path); code != test.code || !strings.HasPrefix(body, test.body) {
 			t.Errorf("%s: %d %q, want %d %q", test.path, code, body, test.code, test.body)
 		}
@@ -61,8 +62,8 @@ func TestHealthPaths(t *testing.T) {
 }
 
 func TestReadyzComesAndGoes(t *testing.T) {
-	current := status{}
-	h := healthHandler(func() status { return current }, false, slog.New(slog.DiscardHandler))
+	current := Status{}
+	h := healthHandler(func() Status { return current }, false, slog.New(slog.DiscardHandler))
 	for _, ready := range []bool{false, true, false, true} {
 		current.Ready = ready
 		want := http.StatusServiceUnavailable
@@ -80,13 +81,13 @@ func TestReadyzComesAndGoes(t *testing.T) {
 
 func TestStatusJSON(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	s := status{
+	s := Status{
 		Build: metrics.Build{Version: "v1"}, Node: "n1",
 		Lease:   &leaseStatus{Held: true, Subnet: netip.MustParsePrefix("10.5.1.0/24"), Since: at},
 		Nodes:   []nodeStatus{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}},
 		Traffic: &metrics.Traffic{Drops: []metrics.Drop{{Reason: "too_short", Packets: 3}}},
 	}
-	h := healthHandler(func() status { return s }, false, slog.New(slog.DiscardHandler))
+	h := healthHandler(func() Status { return s }, false, slog.New(slog.DiscardHandler))
 	code, body := get(t, h, "/status")
 	var back struct {
 		Node  string
@@ -113,7 +114,7 @@ func TestStatusJSON(t *testing.T) {
 }
 
 func TestStatusAsMetrics(t *testing.T) {
-	s := status{
+	s := Status{
 		Ready:      true,
 		Conditions: []condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "no"}},
 		Lease:      &leaseStatus{Held: true, Since: time.Now().Add(-time.Hour), Expires: time.Now().Add(time.Minute)},
@@ -153,13 +154,13 @@ func TestRulesCondition(t *testing.T) {
 		{false, true, netfilter.Status{}, condition{Reason: "not set yet"}},
 		{false, false, netfilter.Status{Err: other}, condition{OK: true}},
 	}
-	insists := &config{keepSource: chosen}
+	insists := config.Rules{KeepSource: config.On}
 	if got := rulesCondition(insists, netfilter.Status{Err: none}); got.OK {
 		t.Error("--keep-source=true is content without a packet filter")
 	}
 	for _, test := range tests {
 		test.want.Name = "rules"
-		got := rulesCondition(&config{ipMasq: test.masq, forwardRules: test.forward}, test.status)
+		got := rulesCondition(config.Rules{Masquerade: test.masq, Forward: test.forward}, test.status)
 		if got != test.want {
 			t.Errorf("masq %t, forward %t, %+v: got %+v, want %+v", test.masq, test.forward, test.status, got, test.want)
 		}
@@ -170,8 +171,8 @@ func TestHealthServerStopsInTime(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	c := &config{healthzIP: "127.0.0.1"}
-	h, err := listenHealth(ctx, c, func() status { return status{} }, slog.New(slog.DiscardHandler))
+	c := config.Health{IP: "127.0.0.1"}
+	h, err := listenHealth(ctx, c, func() Status { return Status{} }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -221,12 +222,12 @@ func TestHealthPortInUse(t *testing.T) {
 	}
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).Port
-	_, err = listenHealth(t.Context(), &config{healthzIP: "127.0.0.1", healthzPort: port}, nil, nil)
+	_, err = listenHealth(t.Context(), config.Health{IP: "127.0.0.1", Port: port}, nil, nil)
 	want := fmt.Sprintf("--healthz-port: port %d is in use, nothing can listen on 127.0.0.1:%d", port, port)
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	_, err = listenHealth(t.Context(), &config{healthzIP: "192.0.2.1", healthzPort: port}, nil, nil)
+	_, err = listenHealth(t.Context(), config.Health{IP: "192.0.2.1", Port: port}, nil, nil)
 	if err == nil || !strings.HasPrefix(err.Error(), "--healthz-ip, --healthz-port: ") {
 		t.Errorf("got %v", err)
 	}

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/lease"
 	"weft/lease/kube"
@@ -49,7 +50,7 @@ func (s *scripted) WatchNetwork(ctx context.Context, _ lease.Network, changed fu
 }
 
 func kubeDaemon() *weftd {
-	return &weftd{cfg: &config{publicIP: netip.MustParseAddr("192.0.2.1")}, log: slog.New(slog.DiscardHandler)}
+	return &weftd{cfg: &config.Config{Underlay: config.Underlay{PublicIP: netip.MustParseAddr("192.0.2.1")}}, log: slog.New(slog.DiscardHandler)}
 }
 
 func TestTheClustersPublicAddressWins(t *testing.T) {
@@ -70,7 +71,7 @@ func TestTheClustersPublicAddressWins(t *testing.T) {
 		t.Errorf("a store that is no cluster says %+v, %v", start, err)
 	}
 	d.start = kube.NodeHints{}
-	if got := d.ifaceOptions(lease.Network{}).PublicIP; got != d.cfg.publicIP {
+	if got := d.ifaceOptions(lease.Network{}).PublicIP; got != d.cfg.Underlay.PublicIP {
 		t.Errorf("without the cluster's: public IP %s", got)
 	}
 }

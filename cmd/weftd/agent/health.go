@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"weft/cmd/weftd/config"
 	"weft/metrics"
 )
 
@@ -34,12 +35,12 @@ const (
 )
 
 // listenHealth binds the address that --healthz-ip and --healthz-port name.
-func listenHealth(ctx context.Context, c *config, current func() status, log *slog.Logger) (*healthServer, error) {
-	address := net.JoinHostPort(c.healthzIP, strconv.Itoa(c.healthzPort))
+func listenHealth(ctx context.Context, c config.Health, current func() Status, log *slog.Logger) (*healthServer, error) {
+	address := net.JoinHostPort(c.IP, strconv.Itoa(c.Port))
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("--healthz-port: port %d is in use, nothing can listen on %s", c.healthzPort, address)
+		return nil, fmt.Errorf("--healthz-port: port %d is in use, nothing can listen on %s", c.Port, address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--healthz-ip, --healthz-port: %w", err)
@@ -47,7 +48,7 @@ func listenHealth(ctx context.Context, c *config, current func() status, log *sl
 	return &healthServer{
 		listener: l,
 		server: &http.Server{
-			Handler:           healthHandler(current, c.profile, log),
+			Handler:           healthHandler(current, c.Profile, log),
 			ReadHeaderTimeout: slowestHeader,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
@@ -74,7 +75,7 @@ func (h *healthServer) run(ctx context.Context) error {
 }
 
 // healthHandler routes the paths. Status codes are flannel's; the texts say more.
-func healthHandler(current func() status, profile bool, log *slog.Logger) http.Handler {
+func healthHandler(current func() Status, profile bool, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "weftd is running\n")
@@ -101,7 +102,7 @@ func healthHandler(current func() status, profile bool, log *slog.Logger) http.H
 }
 
 // answerReady says whether every condition holds, and why one does not.
-func answerReady(w http.ResponseWriter, s status) {
+func answerReady(w http.ResponseWriter, s Status) {
 	if s.Ready {
 		answer(w, http.StatusOK, "weftd is ready\n")
 		return
@@ -116,7 +117,7 @@ func answerReady(w http.ResponseWriter, s status) {
 	answer(w, http.StatusServiceUnavailable, b.String())
 }
 
-func answerStatus(w http.ResponseWriter, s status) {
+func answerStatus(w http.ResponseWriter, s Status) {
 	body, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		answer(w, http.StatusInternalServerError, err.Error()+"\n")

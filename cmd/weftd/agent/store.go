@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"fmt"
@@ -16,30 +16,30 @@ type store interface {
 
 // openStore opens the store that the flags name.
 func (d *weftd) openStore() (store, error) {
-	if d.cfg.leaseFile != "" {
-		s, err := file.Open(d.cfg.leaseFile, d.log)
+	if d.cfg.Lease.File != "" {
+		s, err := file.Open(d.cfg.Lease.File, d.log)
 		if err != nil {
 			return nil, fmt.Errorf("--lease-file: %w", err)
 		}
 		return s, nil
 	}
-	if d.cfg.kube.subnetMgr {
+	if d.cfg.Lease.Kube.Enabled {
 		s, err := d.openKube()
 		if err != nil {
 			return nil, err
 		}
 		return s, nil
 	}
-	e := d.cfg.etcd
+	e := d.cfg.Lease.Etcd
 	s, err := etcd.Open(etcd.Config{
-		Endpoints: e.endpoints,
-		Prefix:    e.prefix,
-		KeyFile:   e.keyFile,
-		CertFile:  e.certFile,
-		CAFile:    e.caFile,
-		Username:  e.username,
-		Password:  e.password,
-		Instance:  d.cfg.subnetFile,
+		Endpoints: e.Endpoints,
+		Prefix:    e.Prefix,
+		KeyFile:   e.KeyFile,
+		CertFile:  e.CertFile,
+		CAFile:    e.CAFile,
+		Username:  e.Username,
+		Password:  e.Password,
+		Instance:  d.cfg.Node.SubnetFile,
 		Log:       d.log,
 	})
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package config
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // yesOrNo is what a flag that is on or off takes.
@@ -77,16 +78,16 @@ func yesNo(into *bool, def bool) value {
 }
 
 // autoOrYesNo is yes, no, or what the rest of the command line suggests.
-func autoOrYesNo(into *choice) value {
-	v := parsed(into, func(s string) (choice, error) {
+func autoOrYesNo(into *Tristate) value {
+	v := parsed(into, func(s string) (Tristate, error) {
 		if s == "auto" {
-			return undecided, nil
+			return Auto, nil
 		}
 		yes, err := strconv.ParseBool(s)
 		if yes {
-			return chosen, err
+			return On, err
 		}
-		return declined, err
+		return Off, err
 	}, "auto")
 	v.flag = true
 	return v
@@ -94,12 +95,22 @@ func autoOrYesNo(into *choice) value {
 
 // number takes what flannel's integer flags take, 0x10 and 1_000 included.
 func number(into *int, def, low, high int) value {
-	return parsed(into, func(s string) (int, error) {
-		n, err := strconv.ParseInt(s, 0, strconv.IntSize)
-		if err != nil || n < int64(low) || n > int64(high) {
-			return 0, errNotAllowed
-		}
-		return int(n), nil
+	return parsed(into, func(s string) (int, error) { return parseNumber(s, low, high) }, strconv.Itoa(def))
+}
+
+func parseNumber(s string, low, high int) (int, error) {
+	n, err := strconv.ParseInt(s, 0, strconv.IntSize)
+	if err != nil || n < int64(low) || n > int64(high) {
+		return 0, errNotAllowed
+	}
+	return int(n), nil
+}
+
+// duration is a whole number of units.
+func duration(into *time.Duration, unit time.Duration, def, low, high int) value {
+	return parsed(into, func(s string) (time.Duration, error) {
+		n, err := parseNumber(s, low, high)
+		return time.Duration(n) * unit, err
 	}, strconv.Itoa(def))
 }
 

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"bytes"
@@ -103,10 +103,10 @@ func parseSubnetEnv(text []byte, log *slog.Logger) (subnetEnv, error) {
 		return subnetEnv{}, fmt.Errorf("parse: %w", err)
 	}
 	return subnetEnv{
-		network:  onePrefix(vars, "FLANNEL_NETWORK", ipv4, log),
-		network6: onePrefix(vars, "FLANNEL_IPV6_NETWORK", ipv6, log),
-		subnet:   onePrefix(vars, "FLANNEL_SUBNET", ipv4, log),
-		subnet6:  onePrefix(vars, "FLANNEL_IPV6_SUBNET", ipv6, log),
+		network:  onePrefix(vars, "FLANNEL_NETWORK", netip.Addr.Is4, log),
+		network6: onePrefix(vars, "FLANNEL_IPV6_NETWORK", isIPv6, log),
+		subnet:   onePrefix(vars, "FLANNEL_SUBNET", netip.Addr.Is4, log),
+		subnet6:  onePrefix(vars, "FLANNEL_IPV6_SUBNET", isIPv6, log),
 	}, nil
 }
 
@@ -132,3 +132,5 @@ func onePrefix(vars map[string]string, name string, family func(netip.Addr) bool
 	}
 	return found[0]
 }
+
+func isIPv6(a netip.Addr) bool { return a.Is6() && !a.Is4In6() }

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -14,13 +14,12 @@ import (
 	"testing/synctest"
 	"time"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
 	"weft/dataplane/fib"
 	"weft/lease"
 )
-
-func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
@@ -71,7 +70,7 @@ func TestBindAddress(t *testing.T) {
 
 func TestDesiredRules(t *testing.T) {
 	n := &node{
-		weftd:   &weftd{cfg: &config{ipMasq: true, plainMasq: true, keepSource: declined}},
+		weftd:   &weftd{cfg: &config.Config{Rules: config.Rules{Masquerade: true, NoRandomPorts: true, KeepSource: config.Off}}},
 		network: lease.Network{Network: prefix("10.5.0.0/16"), IPv6Network: prefix("fd00::/48"), EnableNFTables: true},
 		self:    testLease("me", "10.5.1.0/24", "192.0.2.1"),
 	}
@@ -82,29 +81,19 @@ func TestDesiredRules(t *testing.T) {
 	if got := n.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	n.cfg, n.network.EnableNFTables = &config{forwardRules: true}, false
+	n.cfg, n.network.EnableNFTables = &config.Config{Rules: config.Rules{Forward: true}}, false
 	n.self.Subnet6 = prefix("fd00:0:0:1::/64")
 	want = netfilter.Desired{Nets: append(want.Nets, netfilter.Net{Network: prefix("fd00::/48"), Subnet: n.self.Subnet6}), Forward: true}
 	if got := n.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	n.cfg, n.network.Backend.Type = &config{noTrack: true}, "udp"
+	n.cfg, n.network.Backend.Type = &config.Config{Rules: config.Rules{NoTrack: true}}, "udp"
 	n.host.Iface = ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("192.0.2.1")}
 	if err := n.prepare(n.host.Iface); err != nil {
 		t.Fatal(err)
 	}
 	if got := n.desiredRules(ctrl.State{}).NoTrack; !slices.Equal(got, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
 		t.Errorf("left untracked: %v", got)
-	}
-}
-
-func TestSourcesAreKeptAlongWithMasquerade(t *testing.T) {
-	for _, masq := range []bool{false, true} {
-		for keep, want := range map[choice]bool{undecided: masq, chosen: true, declined: false} {
-			if got := (&config{ipMasq: masq, keepSource: keep}).keepsSource(); got != want {
-				t.Errorf("--ip-masq=%t, --keep-source=%v: %t", masq, keep, got)
-			}
-		}
 	}
 }
 
@@ -156,7 +145,7 @@ func TestLostSubnetIsExplained(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			log, logged := testLog()
-			n := &node{weftd: &weftd{cfg: &config{subnetFile: "/s"}, log: log}, previous: test.previous}
+			n := &node{weftd: &weftd{cfg: &config.Config{Node: config.Node{SubnetFile: "/s"}}, log: log}, previous: test.previous}
 			n.leaseHeld(lease.State{Self: self, Held: true, All: all})
 			if got := logged.String(); !strings.Contains(got, test.want) || (test.want == "") != (got == "") {
 				t.Errorf("logged %q, want %q", got, test.want)
@@ -172,7 +161,7 @@ func TestNothingIsPromisedBeforeItIsThere(t *testing.T) {
 	log, _ := testLog()
 	path := filepath.Join(t.TempDir(), "subnet.env")
 	n := &node{
-		weftd:      &weftd{cfg: &config{subnetFile: path}, log: log},
+		weftd:      &weftd{cfg: &config.Config{Node: config.Node{SubnetFile: path}}, log: log},
 		reconciler: ctrl.NewReconciler(nil, ctrl.ReconcilerOptions{}), // has brought nothing about yet
 		rules:      netfilter.New(netfilter.Options{}),
 	}
@@ -213,7 +202,7 @@ func TestNetnsSubnetFileWaitsForTheLastPlan(t *testing.T) {
 	log, _ := testLog()
 	path := filepath.Join(t.TempDir(), "subnet.env")
 	n := &node{
-		weftd:      &weftd{cfg: &config{subnetFile: path}, log: log},
+		weftd:      &weftd{cfg: &config.Config{Node: config.Node{SubnetFile: path}}, log: log},
 		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{}),
 		rules:      netfilter.New(netfilter.Options{}),
 	}
@@ -257,7 +246,7 @@ func TestNetnsSubnetFileWaitsForTheLastPlan(t *testing.T) {
 
 func TestChangedSubnetIsLoud(t *testing.T) {
 	log, logged := testLog()
-	n := &node{weftd: &weftd{cfg: &config{}, log: log}}
+	n := &node{weftd: &weftd{cfg: &config.Config{}, log: log}}
 	first := testLease("me", "10.5.1.0/24", "192.0.2.1")
 	n.leaseHeld(lease.State{Self: first, Held: true})
 	since := n.since
@@ -276,7 +265,7 @@ func TestChangedSubnetIsLoud(t *testing.T) {
 
 func TestInterfaceIsRefusedAndLost(t *testing.T) {
 	log, _ := testLog()
-	n := &node{weftd: &weftd{cfg: &config{}, log: log}, network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
+	n := &node{weftd: &weftd{cfg: &config.Config{}, log: log}, network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
 	good := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("10.0.0.1")}
 	if err := n.prepare(good); err != nil {
 		t.Fatal(err)
@@ -300,7 +289,7 @@ func TestInterfaceIsRefusedAndLost(t *testing.T) {
 
 func TestInterfaceChangeIsLoggedForWhatItIs(t *testing.T) {
 	log, logged := testLog()
-	n := &node{weftd: &weftd{cfg: &config{}, log: log}}
+	n := &node{weftd: &weftd{cfg: &config.Config{}, log: log}}
 	n.host.Iface = ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1")}
 	i := n.host.Iface
 	i.OnLink = ctrl.NewPrefixSet(prefix("10.0.0.0/24"))
@@ -353,7 +342,7 @@ func (s *script) Network(context.Context) (lease.Network, error) {
 func TestNetworkConfigIsAwaited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, logged := testLog()
-		d := &weftd{cfg: &config{}, log: log}
+		d := &weftd{cfg: &config.Config{}, log: log}
 		if c := d.conditions(); len(c) != 1 || c[0] != (condition{Name: "config", Reason: "not read yet"}) {
 			t.Errorf("before the first look: %+v", c)
 		}
@@ -377,7 +366,7 @@ func TestNetworkConfigIsAwaited(t *testing.T) {
 func TestNetworkConfigIsAwaitedUntilTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, _ := testLog()
-		d := &weftd{cfg: &config{}, log: log}
+		d := &weftd{cfg: &config.Config{}, log: log}
 		ctx, cancel := context.WithTimeout(t.Context(), 2500*time.Millisecond)
 		defer cancel()
 		start := time.Now()

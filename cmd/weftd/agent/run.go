@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"cmp"
@@ -14,19 +14,24 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sync/errgroup"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
 	"weft/dataplane"
 	"weft/lease"
+	"weft/metrics"
 )
 
-// serve runs the daemon until ctx ends (nil) or a part cannot start or go on.
+// Run runs the daemon until ctx ends (nil) or a part cannot start or go on.
 // The health server comes first, so that a probe gets an answer at once.
-func serve(ctx context.Context, cfg *config, log *slog.Logger) error {
-	d := &weftd{cfg: cfg, log: log, build: buildInfo(), name: nodeName(cfg, log)}
+func Run(ctx context.Context, cfg *config.Config, build metrics.Build, log *slog.Logger) error {
+	for _, note := range ruleNotes(cfg.Rules) {
+		log.Info("packet filter", "note", note)
+	}
+	d := &weftd{cfg: cfg, log: log, build: build, name: nodeName(cfg.Node, log)}
 	group, running := errgroup.WithContext(ctx)
-	if cfg.healthzPort > 0 {
-		h, err := listenHealth(ctx, cfg, d.status, log)
+	if cfg.Health.Port > 0 {
+		h, err := listenHealth(ctx, cfg.Health, d.status, log)
 		if err != nil {
 			return err
 		}
@@ -164,11 +169,11 @@ func awaitAnswer[T any](ctx context.Context, d *weftd, what string, get func(con
 
 func (d *weftd) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
 	return ctrl.IfaceOptions{
-		Iface:      d.cfg.iface.names,
-		Regex:      d.cfg.iface.patterns,
-		CanReach:   d.cfg.iface.canReach,
-		PublicIP:   cmp.Or(d.start.PublicIP, d.cfg.publicIP),
-		PublicIPv6: cmp.Or(d.start.PublicIPv6, d.cfg.publicIPv6),
+		Iface:      d.cfg.Underlay.Interfaces,
+		Regex:      d.cfg.Underlay.Patterns,
+		CanReach:   d.cfg.Underlay.CanReach,
+		PublicIP:   cmp.Or(d.start.PublicIP, d.cfg.Underlay.PublicIP),
+		PublicIPv6: cmp.Or(d.start.PublicIPv6, d.cfg.Underlay.PublicIPv6),
 		IPv4:       n.EnableIPv4,
 		IPv6:       n.EnableIPv6,
 		Overlay:    overlay(n),
@@ -184,18 +189,18 @@ func overlay(n lease.Network) []netip.Prefix {
 // that backend's packets go through one. The engine comes before the lease: a port
 // in use then ends the daemon without a lease that nobody serves for a day.
 func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.Iface) (*node, error) {
-	host, err := kernel.Self(network, iface, ctrl.SelfOptions{KeyFile: d.cfg.wireGuardKey, Blackhole: d.cfg.blackhole})
+	host, err := kernel.Self(network, iface, ctrl.SelfOptions{KeyFile: d.cfg.Backend.WireGuardKeyFile, Blackhole: d.cfg.Backend.BlackholeRoute})
 	if err != nil {
 		return nil, err
 	}
 	keepVTEP(&host, d.start.Previous)
-	previous := readSubnetEnv(d.cfg.subnetFile, d.log)
+	previous := readSubnetEnv(d.cfg.Node.SubnetFile, d.log)
 	n := &node{
 		weftd:      d,
 		network:    network,
 		host:       host,
 		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
-		rules: netfilter.New(netfilter.Options{Log: d.log, Resync: time.Duration(d.cfg.resync) * time.Second,
+		rules: netfilter.New(netfilter.Options{Log: d.log, Resync: d.cfg.Rules.Resync,
 			Previous: previous.prefixes()}),
 		previous: previous,
 		former:   previous.former(overlay(network)),
@@ -236,14 +241,14 @@ func (d *weftd) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config 
 		Device:      devicePattern,
 		Bind:        bindAddress(iface, spec),
 		MTU:         spec.MTU,
-		Workers:     d.cfg.workers,
-		SourcePort:  uint16(d.cfg.sourcePort),
-		Spin:        d.cfg.spin,
-		ECN:         d.cfg.outerECN,
-		DSCP:        d.cfg.outerDSCP,
-		SourceCheck: d.cfg.sourceCheck,
-		Mode:        d.cfg.engine,
-		Without:     d.cfg.without,
+		Workers:     d.cfg.Engine.Workers,
+		SourcePort:  uint16(d.cfg.Engine.SourcePort),
+		Spin:        d.cfg.Engine.Spin,
+		ECN:         d.cfg.Engine.OuterECN,
+		DSCP:        d.cfg.Engine.OuterDSCP,
+		SourceCheck: d.cfg.Engine.SourceCheck,
+		Mode:        d.cfg.Engine.Mode,
+		Without:     d.cfg.Engine.Without,
 		Log:         d.log,
 	}
 }
@@ -258,7 +263,7 @@ func (n *node) connect(store lease.Store) {
 		Node:      n.name,
 		Previous:  n.previous.subnet,
 		Previous6: n.previous.subnet6,
-	}, lease.Options{RenewMargin: time.Duration(n.cfg.renewMargin) * time.Minute, Log: n.log})
+	}, lease.Options{RenewMargin: n.cfg.Lease.RenewMargin, Log: n.log})
 }
 
 // close takes down what run leaves.
@@ -270,9 +275,9 @@ func (n *node) close() error {
 }
 
 // nodeName is what the stores that know nodes by name call this one.
-func nodeName(cfg *config, log *slog.Logger) string {
-	if cfg.nodeName != "" {
-		return cfg.nodeName
+func nodeName(c config.Node, log *slog.Logger) string {
+	if c.Name != "" {
+		return c.Name
 	}
 	name, err := os.Hostname()
 	if err != nil {

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -11,6 +11,7 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
 	"weft/dataplane"
@@ -22,7 +23,7 @@ import (
 
 // weftd is one run of the daemon.
 type weftd struct {
-	cfg   *config
+	cfg   *config.Config
 	log   *slog.Logger
 	build metrics.Build
 	name  string               // of this node
@@ -130,7 +131,7 @@ func (n *node) warnOfLostSubnet(s lease.State) {
 			}
 		}
 		n.log.Warn("the subnet in the subnet file is not this node's: another is taken, pods that still run must be restarted",
-			"file", n.cfg.subnetFile, "subnet", before, "owner", owner)
+			"file", n.cfg.Node.SubnetFile, "subnet", before, "owner", owner)
 	}
 }
 
@@ -239,10 +240,10 @@ func (n *node) plan() ctrl.State {
 // desiredRules are the packet filter rules that the flags ask for, to go with plan.
 func (n *node) desiredRules(plan ctrl.State) netfilter.Desired {
 	d := netfilter.Desired{
-		Masquerade:    n.cfg.ipMasq,
-		NoRandomPorts: n.cfg.plainMasq,
-		KeepSource:    n.cfg.keepsSource(),
-		Forward:       n.cfg.forwardRules,
+		Masquerade:    n.cfg.Rules.Masquerade,
+		NoRandomPorts: n.cfg.Rules.NoRandomPorts,
+		KeepSource:    n.cfg.Rules.KeepsSource(),
+		Forward:       n.cfg.Rules.Forward,
 		NFTables:      n.network.EnableNFTables,
 	}
 	for _, f := range []netfilter.Net{
@@ -253,7 +254,7 @@ func (n *node) desiredRules(plan ctrl.State) netfilter.Desired {
 			d.Nets = append(d.Nets, f)
 		}
 	}
-	if n.cfg.noTrack {
+	if n.cfg.Rules.NoTrack {
 		d.NoTrack = tunnelEnds(n.host.Iface, n.backend.Spec(), plan)
 	}
 	return d
@@ -333,18 +334,18 @@ func bindAddress(i ctrl.Iface, spec ctrl.Spec) netip.AddrPort {
 // place, and again when the subnet or the MTU has changed.
 func (n *node) writeSubnetFile() {
 	kernel := n.reconciler.Status()
-	if n.since.IsZero() || !kernel.Synced || !kernel.Current || !rulesCondition(n.cfg, n.rules.Status()).OK {
+	if n.since.IsZero() || !kernel.Synced || !kernel.Current || !rulesCondition(n.cfg.Rules, n.rules.Status()).OK {
 		return
 	}
 	e := n.wantedFile()
 	if e == n.written {
 		return
 	}
-	err := e.write(n.cfg.subnetFile)
+	err := e.write(n.cfg.Node.SubnetFile)
 	switch {
 	case err == nil:
 		n.written = e
-		n.log.Info("subnet file written", "file", n.cfg.subnetFile)
+		n.log.Info("subnet file written", "file", n.cfg.Node.SubnetFile)
 		n.forget()
 	case n.fileErr == nil: // once, as the error names another temporary file each time
 		n.log.Error("cannot write the subnet file, trying on", "err", err)
@@ -366,7 +367,7 @@ func (n *node) wantedFile() subnetEnv {
 	return subnetEnv{
 		network: n.network.Network, subnet: n.self.Subnet,
 		network6: n.network.IPv6Network, subnet6: n.self.Subnet6,
-		mtu: n.backend.Spec().MTU, ipMasq: n.cfg.ipMasq,
+		mtu: n.backend.Spec().MTU, ipMasq: n.cfg.Rules.Masquerade,
 	}
 }
 

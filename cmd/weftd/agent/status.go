@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"net/netip"
@@ -7,10 +7,10 @@ import (
 	"weft/metrics"
 )
 
-// status is what the daemon says about itself at one moment. It is the JSON of
+// Status is what the daemon says about itself at one moment. It is the JSON of
 // /status, and /readyz and /metrics are read from it too, so that the three
 // never disagree.
-type status struct {
+type Status struct {
 	Build      metrics.Build    `json:"build"`
 	Node       string           `json:"node"`
 	Ready      bool             `json:"ready"`
@@ -91,7 +91,7 @@ type rulesStatus struct {
 }
 
 // metrics returns the same as numbers.
-func (s status) metrics() metrics.Snapshot {
+func (s Status) metrics() metrics.Snapshot {
 	unreachable := 0
 	for _, n := range s.Nodes {
 		if n.Unreachable != "" {

@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"context"
@@ -14,16 +14,16 @@ import (
 
 // openKube opens the store of --kube-subnet-mgr.
 func (d *weftd) openKube() (*kube.Store, error) {
-	k := d.cfg.kube
+	k := d.cfg.Lease.Kube
 	s, err := kube.Open(kube.Config{
-		APIURL:           k.apiURL,
-		Kubeconfig:       k.configFile,
-		Node:             d.cfg.nodeName,
-		Pod:              k.pod,
-		Namespace:        k.namespace,
-		AnnotationPrefix: k.annotationPrefix,
-		NetworkFile:      k.netConfigPath,
-		WriteCondition:   k.setUnavailable,
+		APIURL:           k.APIURL,
+		Kubeconfig:       k.Kubeconfig,
+		Node:             d.cfg.Node.Name,
+		Pod:              k.Pod,
+		Namespace:        k.Namespace,
+		AnnotationPrefix: k.AnnotationPrefix,
+		NetworkFile:      k.NetworkFile,
+		WriteCondition:   k.SetCondition,
 		UserAgent:        "weftd/" + d.build.Version,
 		Log:              d.log,
 	})
@@ -88,7 +88,7 @@ func (n *node) tellCluster() {
 		return
 	}
 	v := n.seen.Load()
-	ok, reasons := allOK([]condition{v.kernelCondition(), rulesCondition(n.cfg, v.rules.Status())})
+	ok, reasons := allOK([]condition{v.kernelCondition(), rulesCondition(n.cfg.Rules, v.rules.Status())})
 	if ok {
 		n.forwarded = true
 	}

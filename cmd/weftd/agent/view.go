@@ -1,4 +1,4 @@
-package main
+package agent
 
 import (
 	"cmp"
@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
 	"weft/dataplane"
@@ -41,7 +42,7 @@ func (n *node) publish() {
 		iface: n.host.Iface, spec: n.backend.Spec(), device: n.host.Device,
 		state: n.state, since: n.since, self: n.self,
 		nodes: n.nodes, ifaceErr: n.ifaceErr,
-		file: n.cfg.subnetFile, fileOK: n.written == n.wantedFile(), fileErr: n.fileErr,
+		file: n.cfg.Node.SubnetFile, fileOK: n.written == n.wantedFile(), fileErr: n.fileErr,
 		engine: n.engine, reconciler: n.reconciler, rules: n.rules,
 	}
 	n.seen.Store(v)
@@ -75,7 +76,7 @@ func (d *weftd) conditions() []condition {
 		{Name: "interface", OK: v.ifaceErr == nil, Reason: errText(v.ifaceErr)},
 		v.leaseCondition(),
 		v.kernelCondition(),
-		rulesCondition(d.cfg, v.rules.Status()),
+		rulesCondition(d.cfg.Rules, v.rules.Status()),
 		v.fileCondition(),
 	}
 }
@@ -122,22 +123,22 @@ func (v *view) kernelCondition() condition {
 
 // rulesCondition is about the packet filter. A host without any does not need
 // forwarded packets to be accepted, so only --ip-masq and --keep-source insist on one.
-func rulesCondition(c *config, s netfilter.Status) condition {
-	needless := !c.ipMasq && c.keepSource != chosen && (!c.forwardRules || errors.Is(s.Err, netfilter.ErrUnsupported))
-	r := condition{Name: "rules", OK: s.InPlace || needless}
+func rulesCondition(r config.Rules, s netfilter.Status) condition {
+	needless := !r.Masquerade && r.KeepSource != config.On && (!r.Forward || errors.Is(s.Err, netfilter.ErrUnsupported))
+	c := condition{Name: "rules", OK: s.InPlace || needless}
 	switch {
-	case r.OK:
+	case c.OK:
 	case s.Err != nil:
-		r.Reason = s.Err.Error()
+		c.Reason = s.Err.Error()
 	default:
-		r.Reason = "not set yet"
+		c.Reason = "not set yet"
 	}
-	return r
+	return c
 }
 
 // ruleNotes are what a flag gives up, for as long as it does.
-func ruleNotes(c *config) []string {
-	if c.noTrack {
+func ruleNotes(r config.Rules) []string {
+	if r.NoTrack {
 		return nil
 	}
 	return []string{"--notrack is off: packets between nodes go through connection tracking"}
@@ -166,8 +167,8 @@ func allOK(conditions []condition) (ok bool, reasons []string) {
 }
 
 // status returns all of what the daemon says about itself now.
-func (d *weftd) status() status {
-	s := status{Build: d.build, Node: d.name, Conditions: d.conditions(), Nodes: []nodeStatus{}}
+func (d *weftd) status() Status {
+	s := Status{Build: d.build, Node: d.name, Conditions: d.conditions(), Nodes: []nodeStatus{}}
 	s.Ready, _ = allOK(s.Conditions)
 	v := d.seen.Load()
 	if v == nil || v.reconciler == nil {
@@ -188,7 +189,7 @@ func (d *weftd) status() status {
 	s.Kernel = kernelStatus{Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err), Repairs: k.Repairs}
 	r := v.rules.Status()
 	s.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
-		Notes: append(ruleNotes(d.cfg), r.Notes...), Repairs: r.Repairs}
+		Notes: append(ruleNotes(d.cfg.Rules), r.Notes...), Repairs: r.Repairs}
 	if v.engine != nil {
 		s.Traffic = traffic(v.engine.Stats(), v.engine.Status())
 	}

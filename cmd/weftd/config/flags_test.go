@@ -1,0 +1,274 @@
+package config
+
+import (
+	"errors"
+	"flag"
+	"io"
+	"maps"
+	"math"
+	"net/netip"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/dataplane"
+)
+
+// defaults is the config of an empty command line: for flannel's flags the
+// values of its own source, main.go at v0.28.9.
+func defaults() Config {
+	return Config{
+		Node: Node{SubnetFile: "/run/flannel/subnet.env"},
+		Lease: Lease{
+			Etcd: Etcd{
+				Endpoints: []string{"http://127.0.0.1:4001", "http://127.0.0.1:2379"},
+				Prefix:    "/coreos.com/network",
+			},
+			Kube: Kube{
+				AnnotationPrefix: "flannel.alpha.coreos.com",
+				NetworkFile:      "/etc/kube-flannel/net-conf.json",
+				SetCondition:     true,
+			},
+			RenewMargin: time.Hour,
+		},
+		Backend: Backend{WireGuardKeyFile: "/run/flannel/wgkey"},
+		Rules:   Rules{Forward: true, NoTrack: true, Resync: 5 * time.Second},
+		Engine:  Engine{SourceCheck: dataplane.CheckKnown, Spin: true},
+		Health:  Health{IP: "0.0.0.0"},
+		Log:     Log{Format: "text"},
+	}
+}
+
+func noEnv(string) string { return "" }
+
+// env looks variables up in a map.
+func env(vars map[string]string) func(string) string {
+	return func(name string) string { return vars[name] }
+}
+
+// flagTests has a value for each flag and what it does to the config.
+var flagTests = []struct {
+	flag, value string
+	want        func(*Config)
+}{
+	{"etcd-endpoints", "https://a:1, unix://b,c:2", func(c *Config) { c.Lease.Etcd.Endpoints = []string{"https://a:1", "unix://b", "c:2"} }},
+	{"etcd-endpoints", ",http://a:1,, ", func(c *Config) { c.Lease.Etcd.Endpoints = []string{"http://a:1"} }},
+	{"etcd-prefix", "/", func(c *Config) { c.Lease.Etcd.Prefix = "/" }},
+	{"etcd-prefix", "/x", func(c *Config) { c.Lease.Etcd.Prefix = "/x" }},
+	{"etcd-cafile", "/ca", func(c *Config) { c.Lease.Etcd.CAFile = "/ca" }},
+	{"etcd-username", "u", func(c *Config) { c.Lease.Etcd.Username = "u" }},
+	{"etcd-password", "p=w", func(c *Config) { c.Lease.Etcd.Password = "p=w" }},
+	{"kube-subnet-mgr", "false", func(*Config) {}},
+	{"kube-api-url", "https://k", func(c *Config) { c.Lease.Kube.APIURL = "https://k" }},
+	{"kubeconfig-file", "/kc", func(c *Config) { c.Lease.Kube.Kubeconfig = "/kc" }},
+	{"kube-annotation-prefix", "x.y", func(c *Config) { c.Lease.Kube.AnnotationPrefix = "x.y" }},
+	{"net-config-path", "/nc", func(c *Config) { c.Lease.Kube.NetworkFile = "/nc" }},
+	{"set-node-network-unavailable", "false", func(c *Config) { c.Lease.Kube.SetCondition = false }},
+	{"iface", "eth0,eth1", func(c *Config) { c.Underlay.Interfaces = []string{"eth0,eth1"} }},
+	{"iface-regex", "^eth[0-9],", func(c *Config) { c.Underlay.Patterns = []*regexp.Regexp{regexp.MustCompile("^eth[0-9],")} }},
+	{"iface-can-reach", "fd00::1", func(c *Config) { c.Underlay.CanReach = netip.MustParseAddr("fd00::1") }},
+	{"public-ip", "192.0.2.1", func(c *Config) { c.Underlay.PublicIP = netip.MustParseAddr("192.0.2.1") }},
+	{"public-ipv6", "2001:db8::1", func(c *Config) { c.Underlay.PublicIPv6 = netip.MustParseAddr("2001:db8::1") }},
+	{"subnet-file", "/s", func(c *Config) { c.Node.SubnetFile = "/s" }},
+	{"subnet-lease-renew-margin", "1439", func(c *Config) { c.Lease.RenewMargin = 1439 * time.Minute }},
+	{"ip-masq", "true", func(c *Config) { c.Rules.Masquerade = true }},
+	{"ip-masq-fully-random-disable", "1", func(c *Config) { c.Rules.NoRandomPorts = true }},
+	{"iptables-resync", "0x1e", func(c *Config) { c.Rules.Resync = 30 * time.Second }},
+	{"iptables-forward-rules", "F", func(c *Config) { c.Rules.Forward = false }},
+	{"ip-blackhole-route", "true", func(c *Config) { c.Backend.BlackholeRoute = true }},
+	{"healthz-ip", "localhost", func(c *Config) { c.Health.IP = "localhost" }},
+	{"healthz-port", "65535", func(c *Config) { c.Health.Port = 65535 }},
+	{"v", "4", func(c *Config) { c.Log.Verbosity = 4 }},
+	{"vmodule", "a=2", func(c *Config) { c.Log.VModule = "a=2" }},
+	{"log_backtrace_at", "a.go:2", func(c *Config) { c.Log.BacktraceAt = "a.go:2" }},
+	{"lease-file", "/l", func(c *Config) { c.Lease.File = "/l" }},
+	{"node-name", "n1", func(c *Config) { c.Node.Name = "n1" }},
+	{"source-check", "strict", func(c *Config) { c.Engine.SourceCheck = dataplane.CheckStrict }},
+	{"engine", "portable", func(c *Config) { c.Engine.Mode = dataplane.ModePortable }},
+	{"engine-without", string(dataplane.FeatureGRO) + ", " + string(dataplane.FeatureTSO), func(c *Config) {
+		c.Engine.Without = []dataplane.Feature{dataplane.FeatureGRO, dataplane.FeatureTSO}
+	}},
+	{"keep-source", "true", func(c *Config) { c.Rules.KeepSource = On }},
+	{"keep-source", "F", func(c *Config) { c.Rules.KeepSource = Off }},
+	{"keep-source", "auto", func(*Config) {}},
+	{"notrack", "false", func(c *Config) { c.Rules.NoTrack = false }},
+	{"workers", "127", func(c *Config) { c.Engine.Workers = 127 }},
+	{"spin", "false", func(c *Config) { c.Engine.Spin = false }},
+	{"source-port", "65535", func(c *Config) { c.Engine.SourcePort = 65535 }},
+	{"outer-ecn", "true", func(c *Config) { c.Engine.OuterECN = true }},
+	{"outer-dscp", "true", func(c *Config) { c.Engine.OuterDSCP = true }},
+	{"log-format", "json", func(c *Config) { c.Log.Format = "json" }},
+}
+
+func TestEveryFlagInEveryForm(t *testing.T) {
+	tested := map[string]bool{
+		"version": true, "etcd-keyfile": true, "etcd-certfile": true, "pprof": true, // not alone
+	}
+	for _, test := range flagTests {
+		tested[test.flag] = true
+		want := defaults()
+		test.want(&want)
+		variable := strings.ToUpper(strings.ReplaceAll(test.flag, "-", "_"))
+		forms := map[string]struct {
+			args []string
+			env  map[string]string
+		}{
+			"-x=v":    {args: []string{"-" + test.flag + "=" + test.value}},
+			"--x=v":   {args: []string{"--" + test.flag + "=" + test.value}},
+			"--x v":   {args: []string{"--" + test.flag, test.value}},
+			"WEFTD_X": {env: map[string]string{"WEFTD_" + variable: test.value}},
+		}
+		if isBoolFlag(test.flag) {
+			delete(forms, "--x v")
+		}
+		if !isOwnFlag(test.flag) {
+			forms["FLANNELD_X"] = forms["WEFTD_X"]
+			f := forms["FLANNELD_X"]
+			f.env = map[string]string{"FLANNELD_" + variable: test.value}
+			forms["FLANNELD_X"] = f
+		}
+		for form, in := range forms {
+			got, err := Parse(in.args, env(in.env))
+			if err != nil || !reflect.DeepEqual(*got, want) {
+				t.Errorf("%s as %s: %+v, %v; want %+v", test.flag, form, *got, err, want)
+			}
+		}
+	}
+	if got, err := Parse([]string{"--etcd-prefix="}, env(nil)); err != nil || got.Lease.Etcd.Prefix != "" { // a variable cannot say that
+		t.Errorf("no etcd prefix: %+v, %v", got, err)
+	}
+	for _, o := range options(&Config{}) {
+		if !tested[o.name] {
+			t.Errorf("--%s is not tested", o.name)
+		}
+	}
+}
+
+func lookup(name string) option {
+	all := options(&Config{})
+	return all[slices.IndexFunc(all, func(o option) bool { return o.name == name })]
+}
+
+func isBoolFlag(name string) bool { return lookup(name).value.isBool() }
+func isOwnFlag(name string) bool  { return lookup(name).own }
+
+func TestDefaults(t *testing.T) {
+	got, err := Parse(nil, noEnv)
+	if err != nil || !reflect.DeepEqual(*got, defaults()) {
+		t.Errorf("got %+v, %v; want %+v", *got, err, defaults())
+	}
+}
+
+func TestFlagsTogether(t *testing.T) {
+	tests := []struct {
+		name string
+		args []string
+		env  map[string]string
+		want func(*Config)
+	}{
+		{"repeatable flags keep their order, an empty one adds nothing",
+			[]string{"-iface=b", "--iface", "a", "--iface=", "--iface-regex="}, nil,
+			func(c *Config) { c.Underlay.Interfaces = []string{"b", "a"} }},
+		{"of a repeated plain flag the last counts", []string{"-v=1", "-v=2"}, nil, func(c *Config) { c.Log.Verbosity = 2 }},
+		{"a yes-or-no flag alone is yes, and takes no value behind a blank",
+			[]string{"--ip-masq", "--subnet-file", "-x"}, nil,
+			func(c *Config) { c.Rules.Masquerade, c.Node.SubnetFile = true, "-x" }},
+		{"two dashes end the flags", []string{"--ip-masq", "--"}, nil, func(c *Config) { c.Rules.Masquerade = true }},
+		{"key and certificate", []string{"--etcd-keyfile=/k", "--etcd-certfile=/c"}, nil,
+			func(c *Config) { c.Lease.Etcd.KeyFile, c.Lease.Etcd.CertFile = "/k", "/c" }},
+		{"profiles on the health port", []string{"--pprof", "--healthz-port=1"}, nil,
+			func(c *Config) { c.Health.Profile, c.Health.Port = true, 1 }},
+		{"the command line wins over both variables, which are not read then", []string{"--workers=2", "-v=3"},
+			map[string]string{"WEFTD_WORKERS": "bad", "FLANNELD_V": "bad", "WEFTD_V": "bad"},
+			func(c *Config) { c.Engine.Workers, c.Log.Verbosity = 2, 3 }},
+		{"WEFTD_ wins over FLANNELD_, which is not read then", nil, map[string]string{"FLANNELD_V": "bad", "WEFTD_V": "3"},
+			func(c *Config) { c.Log.Verbosity = 3 }},
+		{"an empty variable is none", nil, map[string]string{"WEFTD_V": "", "FLANNELD_V": "2", "FLANNELD_SUBNET_FILE": ""},
+			func(c *Config) { c.Log.Verbosity = 2 }},
+		{"a repeatable flag takes one value from a variable", []string{"--iface-regex=x"},
+			map[string]string{"FLANNELD_IFACE": "a,b", "FLANNELD_IFACE_REGEX": "("},
+			func(c *Config) {
+				c.Underlay.Interfaces = []string{"a,b"}
+				c.Underlay.Patterns = []*regexp.Regexp{regexp.MustCompile("x")}
+			}},
+		{"flannel's variables do not set flags of ours", nil, map[string]string{"FLANNELD_WORKERS": "2"}, func(*Config) {}},
+		{"the version is asked for by flag only", nil, map[string]string{"FLANNELD_VERSION": "true", "WEFTD_VERSION": "x"},
+			func(*Config) {}},
+		{"NODE_NAME names the node", nil, map[string]string{"NODE_NAME": "a"}, func(c *Config) { c.Node.Name = "a" }},
+		{"the flag's own variable wins over NODE_NAME", nil, map[string]string{"NODE_NAME": "a", "WEFTD_NODE_NAME": "b"},
+			func(c *Config) { c.Node.Name = "b" }},
+		{"flannel's variable for the WireGuard key", nil, map[string]string{"WIREGUARD_KEY_FILE": "/k"},
+			func(c *Config) { c.Backend.WireGuardKeyFile = "/k" }},
+		{"other variables that begin alike are left alone", nil, map[string]string{"WEFTD_PORT": "tcp://10.0.0.1:80"},
+			func(*Config) {}},
+		{"with --version the environment is not looked at", []string{"--version"}, map[string]string{"WEFTD_V": "bad"},
+			func(c *Config) { c.ShowVersion, c.Backend.WireGuardKeyFile = true, "" }},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			want := defaults()
+			test.want(&want)
+			got, err := Parse(test.args, env(test.env))
+			if err != nil || !reflect.DeepEqual(*got, want) {
+				t.Errorf("got %+v, %v; want %+v", *got, err, want)
+			}
+		})
+	}
+}
+
+// FuzzParseArgs compares the parser with Go's flag package, whose syntax is
+// flannel's, on three flags.
+func FuzzParseArgs(f *testing.F) {
+	for _, seed := range []string{"--n=1", "-b\n--s\nx", "-s=\n-b=false", "--\n-b", "-n\n1_0\nx", "---n", "-=", "-b=x", "-h", "-s", "-s=a=b"} {
+		f.Add(seed)
+	}
+	f.Fuzz(func(t *testing.T, lines string) {
+		args := strings.Split(lines, "\n")
+
+		var c struct {
+			n int
+			s string
+			b bool
+		}
+		options := []option{
+			{name: "n", value: number(&c.n, 0, math.MinInt, math.MaxInt)},
+			{name: "s", value: text(&c.s, "")},
+			{name: "b", value: yesNo(&c.b, false)},
+		}
+		given, err := parseArgs(options, args)
+
+		set := flag.NewFlagSet("", flag.ContinueOnError)
+		set.SetOutput(io.Discard)
+		n, s, b := set.Int("n", 0, ""), set.String("s", "", ""), set.Bool("b", false, "")
+		wantErr := set.Parse(args)
+		want := map[string]bool{}
+		set.Visit(func(f *flag.Flag) { want[f.Name] = true })
+
+		switch {
+		case wantErr == nil && set.NArg() > 0:
+			if err == nil {
+				t.Fatalf("%q: argument %q is not refused", args, set.Arg(0))
+			}
+		case errors.Is(err, ErrHelp) != errors.Is(wantErr, flag.ErrHelp):
+			t.Fatalf("%q: %v, flag says %v", args, err, wantErr)
+		case (err == nil) != (wantErr == nil):
+			t.Fatalf("%q: %v, flag says %v", args, err, wantErr)
+		case err != nil:
+		case !maps.Equal(given, want) || c.n != *n || c.s != *s || c.b != *b:
+			t.Fatalf("%q: %v %+v, flag says %v %d %q %t", args, given, c, want, *n, *s, *b)
+		}
+	})
+}
+
+func TestSourcesAreKeptAlongWithMasquerade(t *testing.T) {
+	for _, masq := range []bool{false, true} {
+		for keep, want := range map[Tristate]bool{Auto: masq, On: true, Off: false} {
+			if got := (Rules{Masquerade: masq, KeepSource: keep}).KeepsSource(); got != want {
+				t.Errorf("--ip-masq=%t, --keep-source=%v: %t", masq, keep, got)
+			}
+		}
+	}
+}
