@@ -25,12 +25,13 @@ var mayImport = map[string][]string{
 	"encap/checksum": {},
 	"encap/offload":  {"encap", "encap/checksum"},
 
-	"dataplane": {"encap", "encap/checksum", "encap/offload", "dataplane/fib", "dataplane/poll", "dataplane/tun",
-		"dataplane/udp"},
-	"dataplane/fib":  {},
-	"dataplane/poll": {},
-	"dataplane/tun":  {"encap", "encap/checksum", "encap/offload"},
-	"dataplane/udp":  {"encap", "encap/checksum", "encap/offload"},
+	"dataplane": {"encap", "encap/checksum", "encap/offload", "dataplane/feature", "dataplane/fib",
+		"dataplane/poll", "dataplane/tun", "dataplane/udp"},
+	"dataplane/feature": {},
+	"dataplane/fib":     {},
+	"dataplane/poll":    {},
+	"dataplane/tun":     {"encap", "encap/checksum", "encap/offload", "dataplane/feature"},
+	"dataplane/udp":     {"encap", "encap/checksum", "encap/offload", "dataplane/feature"},
 
 	"lease":           {},
 	"lease/etcd":      {"lease"},
@@ -55,7 +56,7 @@ var mayImport = map[string][]string{
 	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
 	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "lease",
 		"lease/etcd", "lease/file", "lease/kube", "metrics"},
-	"cmd/weftd/config": {"dataplane"},
+	"cmd/weftd/config": {"dataplane", "dataplane/feature"},
 }
 
 // doors names, for each outside library, the only packages that may import it.

@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"slices"
 
+	"weft/dataplane/feature"
 	"weft/dataplane/tun"
 )
 
@@ -24,7 +25,7 @@ type Config struct {
 	DSCP        bool           // copy the inner DSCP to the outer header
 	SourceCheck SourceCheck    // what is asked of inbound packets
 	Mode        Mode           // which engine
-	Without     []Feature      // features that are not to be used even if the kernel has them
+	Without     []feature.Name // features that are not to be used even if the kernel has them
 	Log         *slog.Logger   // told once of what an operator must know; nil is silence
 }
 
@@ -58,8 +59,8 @@ func (c Config) complete() (Config, error) {
 			c.SourcePort, int(c.SourcePort)+c.Workers-1, c.Bind.Port())
 	}
 	for _, f := range c.Without {
-		if !slices.Contains(Features(), f) {
-			return c, fmt.Errorf("there is no feature %q to do without, only %q", f, Features())
+		if !slices.Contains(feature.All(), f) {
+			return c, fmt.Errorf("there is no feature %q to do without, only %q", f, feature.All())
 		}
 	}
 	return c, nil

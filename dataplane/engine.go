@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"weft/dataplane/feature"
 	"weft/dataplane/fib"
 	"weft/dataplane/poll"
 	"weft/dataplane/udp"
@@ -35,7 +36,7 @@ type Engine struct {
 	device          string                 // the name the kernel gave
 	bind            netip.AddrPort         // what is wanted
 	bound           netip.AddrPort         // what the newest group of sockets has
-	features        map[Feature]error      // why each is not in use, nil if it is
+	features        map[feature.Name]error // why each is not in use, nil if it is
 	deviceAge       uint64                 // counts the devices made, so that a late report of a loss is told from a new one
 	socketAge       uint64                 // counts the groups of sockets
 	open            map[io.Closer]struct{} // every descriptor's owner
@@ -103,7 +104,7 @@ func newEngine(c Config) (*Engine, error) {
 		device:   c.Device,
 		bind:     c.Bind,
 		open:     make(map[io.Closer]struct{}),
-		features: make(map[Feature]error),
+		features: make(map[feature.Name]error),
 	}
 	e.mtu.Store(int32(c.MTU))
 	e.choosePriority()

@@ -5,48 +5,26 @@ import (
 	"io"
 	"slices"
 
+	"weft/dataplane/feature"
 	"weft/dataplane/poll"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap/offload"
 )
 
-// Feature is an ability that not every kernel has, by its name in flags, status and metrics.
-type Feature string
-
-// All features. What they do is told at their kind in packages tun and udp.
-const (
-	FeatureVnetHeader = Feature(tun.FeatureVnetHeader)
-	FeatureTSO        = Feature(tun.FeatureTSO)
-	FeatureUSO        = Feature(tun.FeatureUSO)
-	FeatureGSO        = Feature(udp.FeatureGSO)
-	FeatureGRO        = Feature(udp.FeatureGRO)
-	FeatureSteering   = Feature(udp.FeatureSteering)
-	FeatureBuffers    = Feature(udp.FeatureBuffers)
-
-	// FeaturePriority is that workers go before other programs while they move packets.
-	FeaturePriority Feature = "priority"
-)
-
-// Features returns every feature.
-func Features() []Feature {
-	return []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO, FeatureGSO, FeatureGRO, FeatureSteering, FeatureBuffers,
-		FeaturePriority}
-}
-
 // FeatureStatus says whether a feature is in use.
 type FeatureStatus struct {
-	Feature Feature
+	Feature feature.Name
 	Used    bool
 	Why     string // why it is not in use
 }
 
-// Status returns what is in use of every feature, in the order of Features.
+// Status returns what is in use of every feature, in the order of feature.All.
 func (e *Engine) Status() []FeatureStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var all []FeatureStatus
-	for _, f := range Features() {
+	for _, f := range feature.All() {
 		s := FeatureStatus{Feature: f, Used: e.features[f] == nil}
 		if !s.Used {
 			s.Why = e.features[f].Error()
@@ -56,28 +34,25 @@ func (e *Engine) Status() []FeatureStatus {
 	return all
 }
 
-// errSwitchedOff is the reason for which an engine is without a feature that its Config refused.
-var errSwitchedOff = errors.New("switched off")
-
 // without reports whether the configuration refuses the feature.
-func (e *Engine) without(f Feature) bool { return slices.Contains(e.config.Without, f) }
+func (e *Engine) without(f feature.Name) bool { return slices.Contains(e.config.Without, f) }
 
 // choosePriority sets the priority of the workers that are made next.
 func (e *Engine) choosePriority() {
-	if e.without(FeaturePriority) {
-		e.features[FeaturePriority] = errSwitchedOff
+	if e.without(feature.Priority) {
+		e.features[feature.Priority] = feature.ErrDisabled
 		return
 	}
-	e.priority, e.features[FeaturePriority] = poll.ProbePriority()
+	e.priority, e.features[feature.Priority] = poll.ProbePriority()
 }
 
 // losePriority notes why workers do without priority from now on: each finds out for itself, and the first is heard.
 func (e *Engine) losePriority(why error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.features[FeaturePriority] == nil {
-		e.features[FeaturePriority] = why
-		e.log.Warn("the dataplane goes on without a feature", "feature", FeaturePriority, "reason", why)
+	if e.features[feature.Priority] == nil {
+		e.features[feature.Priority] = why
+		e.log.Warn("the dataplane goes on without a feature", "feature", feature.Priority, "reason", why)
 	}
 }
 
@@ -87,16 +62,16 @@ func (e *Engine) openDevice() error {
 		Name:   e.device,
 		Queues: classes * len(e.workers),
 		MTU:    int(e.mtu.Load()),
-		NoTSO:  e.without(FeatureTSO),
-		NoUSO:  e.without(FeatureUSO),
+		NoTSO:  e.without(feature.TSO),
+		NoUSO:  e.without(feature.USO),
 	})
 	if err != nil {
 		return err
 	}
 	for f, lack := range d.Features() {
-		e.features[Feature(f)] = lack
+		e.features[f] = lack
 	}
-	limits := offload.Limits{TCP: e.features[FeatureTSO] == nil, UDP: e.features[FeatureUSO] == nil}
+	limits := offload.Limits{TCP: e.features[feature.TSO] == nil, UDP: e.features[feature.USO] == nil}
 	var errs []error
 	e.device = d.Name()
 	e.deviceAge++
@@ -120,7 +95,7 @@ func (e *Engine) openDevice() error {
 // openTUN opens the kind of device that the mode asks for. Only a kernel that lacks what the fast kind needs makes it the
 // plain one: whatever else fails is tried again.
 func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
-	if e.config.Mode == ModePortable || e.without(FeatureVnetHeader) {
+	if e.config.Mode == ModePortable || e.without(feature.VnetHeader) {
 		return tun.OpenPortable(c)
 	}
 	d, err := tun.OpenOffload(c)
@@ -138,7 +113,7 @@ func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
 // openSockets opens a group of sockets on e.bind and hands each worker its own. e.mu is held.
 func (e *Engine) openSockets() error {
 	buffer := e.config.Buffer
-	if e.without(FeatureBuffers) {
+	if e.without(feature.Buffers) {
 		buffer = 0
 	}
 	group, err := e.openUDP(udp.Config{
@@ -148,9 +123,9 @@ func (e *Engine) openSockets() error {
 		Buffer:     buffer,
 		ReadTOS:    e.config.ECN,
 		ReusePorts: e.bound == e.bind,
-		NoGSO:      e.without(FeatureGSO),
-		NoGRO:      e.without(FeatureGRO),
-		NoSteering: e.without(FeatureSteering),
+		NoGSO:      e.without(feature.GSO),
+		NoGRO:      e.without(feature.GRO),
+		NoSteering: e.without(feature.Steering),
 	})
 	if err != nil {
 		return err
@@ -195,7 +170,7 @@ func takeGroup[S outerPort](e *Engine, open func() (*udp.Group[S], error)) ([]ou
 		return nil, err
 	}
 	for f, lack := range group.Features() {
-		e.features[Feature(f)] = lack
+		e.features[f] = lack
 	}
 	var all []outerPort
 	for _, s := range group.Sockets {

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/dataplane/poll"
 	"weft/deploy/lab"
 )
@@ -41,7 +42,7 @@ func TestPriorityNotPermitted(t *testing.T) {
 	// Workers that were permitted to raise their threads, and are not any more.
 	nice, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
 	must(t, err)
-	b.engine.features[FeaturePriority] = nil
+	b.engine.features[feature.Priority] = nil
 	b.engine.priority = poll.Priority{Normal: 20 - nice, Busy: 20 - nice - 1}
 	for id := range 3 {
 		w, err := newWorker(id, b.engine)
@@ -59,7 +60,7 @@ func TestPriorityNotPermitted(t *testing.T) {
 
 func expectNoPriority(t *testing.T, e *Engine) {
 	t.Helper()
-	s := e.Status()[slices.Index(Features(), FeaturePriority)]
+	s := e.Status()[slices.Index(feature.All(), feature.Priority)]
 	if s.Used || !strings.Contains(s.Why, "CAP_SYS_NICE") || !strings.Contains(s.Why, "RLIMIT_NICE") {
 		t.Errorf("status %+v", s)
 	}
@@ -84,7 +85,7 @@ func startWithoutSysNice(c *exec.Cmd) error {
 func TestNetnsBusyWorkerPriority(t *testing.T) {
 	p, err := poll.ProbePriority()
 	permitted := err == nil
-	for name, without := range map[string][]Feature{"on": nil, "off": {FeaturePriority}} {
+	for name, without := range map[string][]feature.Name{"on": nil, "off": {feature.Priority}} {
 		t.Run(name, func(t *testing.T) {
 			ov := startOverlay(t, lab.Options{}, Config{Workers: 1, Without: without})
 			conn, err := ov.pod(0).Dial("udp", netip.AddrPortFrom(podAddr(1), 9))

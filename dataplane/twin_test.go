@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
 	"weft/deploy/lab"
@@ -39,8 +40,8 @@ func TestNetnsTwin(t *testing.T) {
 		"source ports":           {{SourcePort: 20_000}, {SourcePort: 20_000}},
 		"source ports, portable": {{SourcePort: 20_000, Mode: ModePortable}, {SourcePort: 20_000, Mode: ModePortable}},
 	}
-	for _, f := range Features() {
-		off := Config{Without: []Feature{f}}
+	for _, f := range feature.All() {
+		off := Config{Without: []feature.Name{f}}
 		configs["without "+string(f)] = [2]Config{off, off}
 	}
 	for name, c := range configs {
@@ -67,17 +68,17 @@ func TestNetnsTwin(t *testing.T) {
 func checkEngaged(t *testing.T, ov *overlay, c [2]Config, noUSO bool) {
 	t.Helper()
 	from, to := ov.engines[0].Stats(), ov.engines[1].Stats()
-	off := func(i int, f Feature) bool {
-		return c[i].Mode == ModePortable || slices.Contains(c[i].Without, f) || f == FeatureUSO && noUSO
+	off := func(i int, f feature.Name) bool {
+		return c[i].Mode == ModePortable || slices.Contains(c[i].Without, f) || f == feature.USO && noUSO
 	}
-	tsoOut := off(0, FeatureVnetHeader) || off(0, FeatureTSO) && off(0, FeatureUSO)
+	tsoOut := off(0, feature.VnetHeader) || off(0, feature.TSO) && off(0, feature.USO)
 	if few := from.FramesRead < from.Sent.Packets*3/4; few == tsoOut {
 		t.Errorf("node 1 read %d frames for %d packets", from.FramesRead, from.Sent.Packets)
 	}
-	if few := to.MessagesReceived < to.Received.Packets*3/4; few == (off(0, FeatureGSO) || off(1, FeatureGRO)) {
+	if few := to.MessagesReceived < to.Received.Packets*3/4; few == (off(0, feature.GSO) || off(1, feature.GRO)) {
 		t.Errorf("node 2 received %d messages for %d packets", to.MessagesReceived, to.Received.Packets)
 	}
-	tsoIn := off(1, FeatureVnetHeader) || off(1, FeatureTSO) && off(1, FeatureUSO)
+	tsoIn := off(1, feature.VnetHeader) || off(1, feature.TSO) && off(1, feature.USO)
 	if few := to.FramesWritten < to.Received.Packets*3/4; few == tsoIn {
 		t.Errorf("node 2 wrote %d frames for %d packets", to.FramesWritten, to.Received.Packets)
 	}

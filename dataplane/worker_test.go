@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
@@ -941,7 +942,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"few workers":     {Device: "x", Bind: bind, Workers: -1},
 		"many workers":    {Device: "x", Bind: bind, Workers: MaxWorkers + 1},
 		"its own port":    {Device: "x", Bind: bind, Workers: 2, SourcePort: bind.Port() - 1},
-		"unknown feature": {Device: "x", Bind: bind, Without: []Feature{"warp"}},
+		"unknown feature": {Device: "x", Bind: bind, Without: []feature.Name{"warp"}},
 	} {
 		if _, err := Open(c); err == nil {
 			t.Errorf("%s: opened", name)

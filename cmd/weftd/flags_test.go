@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"weft/dataplane"
+	"weft/dataplane/feature"
 )
 
 func noEnv(string) string { return "" }
@@ -20,7 +20,7 @@ func env(vars map[string]string) func(string) string {
 
 func featureNames() string {
 	var names []string
-	for _, f := range dataplane.Features() {
+	for _, f := range feature.All() {
 		names = append(names, string(f))
 	}
 	return strings.Join(names, ", ")

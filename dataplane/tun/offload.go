@@ -6,11 +6,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/encap/offload"
 )
-
-// errSwitchedOff is the reason for which a device is without a feature that its Config refused.
-var errSwitchedOff = errors.New("switched off")
 
 // ErrNoVnetHeader says that the kernel cannot put a virtio header before each frame, and never will.
 var ErrNoVnetHeader = errors.New("no virtio header")
@@ -19,7 +17,7 @@ var ErrNoVnetHeader = errors.New("no virtio header")
 // as many kinds of super-frame as the kernel knows and c allows: TCP in both directions since Linux 2.6.27, UDP
 // since 6.2. It fails with ErrNoVnetHeader where the kernel has none; Features says what else is missing.
 func OpenOffload(c Config) (*Device, error) {
-	d := &Device{name: c.Name, lacks: make(map[Feature]error)}
+	d := &Device{name: c.Name, lacks: make(map[feature.Name]error)}
 	for range c.Queues {
 		q, name, err := openVnet(d.name)
 		if err != nil {
@@ -79,23 +77,23 @@ func attach(name string, flags uint16) (fd int, realName string, err error) {
 func (d *Device) negotiate(c Config) {
 	flags := unix.TUN_F_CSUM
 	if c.NoTSO {
-		d.lacks[FeatureTSO] = errSwitchedOff
+		d.lacks[feature.TSO] = feature.ErrDisabled
 	} else if err := d.setOffload(flags | tsoFlags); err != nil {
-		d.lacks[FeatureTSO] = err
+		d.lacks[feature.TSO] = err
 	} else {
 		flags |= tsoFlags
 	}
 	if c.NoUSO {
-		d.lacks[FeatureUSO] = errSwitchedOff
+		d.lacks[feature.USO] = feature.ErrDisabled
 	} else if err := d.setOffload(flags | usoFlags); err != nil {
-		d.lacks[FeatureUSO] = err
+		d.lacks[feature.USO] = err
 	} else {
 		flags |= usoFlags
 	}
 	if err := d.setOffload(flags); err != nil {
 		// Without any offload frames come complete, and ours are written complete.
-		d.lacks[FeatureTSO], d.lacks[FeatureUSO] = err, err
-		d.lacks[FeatureVnetHeader] = err
+		d.lacks[feature.TSO], d.lacks[feature.USO] = err, err
+		d.lacks[feature.VnetHeader] = err
 	}
 }
 

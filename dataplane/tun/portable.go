@@ -8,6 +8,8 @@ import (
 
 	"github.com/songgao/water"
 	"golang.org/x/sys/unix"
+
+	"weft/dataplane/feature"
 )
 
 // errPlain is the reason for which a device of OpenPortable is without every feature.
@@ -23,8 +25,8 @@ func OpenPortable(c Config) (*Device, error) {
 		return nil, fmt.Errorf("open TUN device %s: %w", c.Name, err)
 	}
 	defer unix.Close(holder)
-	d := &Device{name: name, lacks: map[Feature]error{
-		FeatureVnetHeader: errPlain, FeatureTSO: errPlain, FeatureUSO: errPlain,
+	d := &Device{name: name, lacks: map[feature.Name]error{
+		feature.VnetHeader: errPlain, feature.TSO: errPlain, feature.USO: errPlain,
 	}}
 	for range c.Queues {
 		q, err := openWater(name)

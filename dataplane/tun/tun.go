@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/encap/offload"
 )
 
@@ -51,23 +52,13 @@ type Frame struct {
 type Device struct {
 	name   string
 	queues []*Queue
-	lacks  map[Feature]error
+	lacks  map[feature.Name]error
 }
 
-// Feature is an ability of a device that not every kernel has, by its name in status and metrics.
-type Feature string
-
-// All features of a device.
-const (
-	FeatureVnetHeader Feature = "tun-vnet-header" // frames come with checksums left to whoever handles them last
-	FeatureTSO        Feature = "tun-tso"         // TCP super-frames in both directions
-	FeatureUSO        Feature = "tun-uso"         // UDP super-frames in both directions
-)
-
 // Features returns all features; each with the reason for which the device is without it, nil if it has it.
-func (d *Device) Features() map[Feature]error {
-	all := make(map[Feature]error, len(d.lacks))
-	for _, f := range []Feature{FeatureVnetHeader, FeatureTSO, FeatureUSO} {
+func (d *Device) Features() map[feature.Name]error {
+	all := make(map[feature.Name]error, len(d.lacks))
+	for _, f := range []feature.Name{feature.VnetHeader, feature.TSO, feature.USO} {
 		all[f] = d.lacks[f]
 	}
 	return all

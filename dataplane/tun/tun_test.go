@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/deploy/lab"
 	"weft/encap/checksum"
 	"weft/encap/offload"
@@ -174,7 +175,7 @@ func validUDP(pkt []byte) bool {
 
 func TestNetnsSuperFramesPass(t *testing.T) {
 	d, ns := open(t, "offload", Config{Name: "weft%d", Queues: 1, MTU: 1400})
-	if why := d.Features()[FeatureUSO]; why != nil {
+	if why := d.Features()[feature.USO]; why != nil {
 		t.Skipf("NOT TESTED: UDP super-frames: %v", why)
 	}
 	conn, err := ns.ListenUDP(netip.MustParseAddr("10.9.0.1"), 5000)
@@ -221,7 +222,7 @@ func TestNetnsSuperFramesPass(t *testing.T) {
 }
 
 func TestNetnsFeatures(t *testing.T) {
-	has := func(d *Device, want map[Feature]bool) {
+	has := func(d *Device, want map[feature.Name]bool) {
 		t.Helper()
 		for f, why := range d.Features() {
 			if (why == nil) != want[f] {
@@ -237,12 +238,12 @@ func TestNetnsFeatures(t *testing.T) {
 	}
 	for _, c := range []struct {
 		Config
-		want map[Feature]bool
+		want map[feature.Name]bool
 	}{
-		{Config{}, map[Feature]bool{FeatureVnetHeader: true, FeatureTSO: true, FeatureUSO: true}},
-		{Config{NoTSO: true}, map[Feature]bool{FeatureVnetHeader: true, FeatureUSO: true}},
-		{Config{NoUSO: true}, map[Feature]bool{FeatureVnetHeader: true, FeatureTSO: true}},
-		{Config{NoTSO: true, NoUSO: true}, map[Feature]bool{FeatureVnetHeader: true}},
+		{Config{}, map[feature.Name]bool{feature.VnetHeader: true, feature.TSO: true, feature.USO: true}},
+		{Config{NoTSO: true}, map[feature.Name]bool{feature.VnetHeader: true, feature.USO: true}},
+		{Config{NoUSO: true}, map[feature.Name]bool{feature.VnetHeader: true, feature.TSO: true}},
+		{Config{NoTSO: true, NoUSO: true}, map[feature.Name]bool{feature.VnetHeader: true}},
 	} {
 		c.Name, c.Queues = "weft%d", 2
 		d, err := OpenOffload(c.Config)

@@ -8,6 +8,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"weft/dataplane/feature"
 )
 
 // ErrInUse says that another process, or another part of this one, receives on the wanted address and port.
@@ -16,13 +18,13 @@ var ErrInUse = errors.New("address and port are in use")
 // Group is a group of sockets that share one address and port.
 type Group[S io.Closer] struct {
 	Sockets []S
-	lacks   map[Feature]error
+	lacks   map[feature.Name]error
 }
 
 // Features returns all features; each with the reason for which the group is without it, nil if it has it.
-func (g *Group[S]) Features() map[Feature]error {
-	all := make(map[Feature]error)
-	for _, f := range []Feature{FeatureGSO, FeatureGRO, FeatureSteering, FeatureBuffers} {
+func (g *Group[S]) Features() map[feature.Name]error {
+	all := make(map[feature.Name]error)
+	for _, f := range []feature.Name{feature.GSO, feature.GRO, feature.Steering, feature.Buffers} {
 		all[f] = g.lacks[f]
 	}
 	return all
@@ -142,7 +144,7 @@ func discoverPathMTU(fd int, v4 bool, how int) error {
 // wanted. The kernel's limit can be passed only with CAP_NET_ADMIN in the first user namespace.
 func (c Config) sizeBuffers(fd, sendFD int) error {
 	if c.Buffer == 0 {
-		return errSwitchedOff
+		return feature.ErrDisabled
 	}
 	var errs []error
 	for _, b := range []struct {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/encap"
 )
 
@@ -35,13 +36,13 @@ func OpenOffload(c Config) (*Group[*Offload], error) {
 		}
 		g.Sockets = append(g.Sockets, s)
 		if err := c.sizeBuffers(s.FD(), s.SendFD()); err != nil {
-			g.lacks[FeatureBuffers] = err
+			g.lacks[feature.Buffers] = err
 		}
 	}
 	if c.NoSteering {
-		g.lacks[FeatureSteering] = errSwitchedOff
+		g.lacks[feature.Steering] = feature.ErrDisabled
 	} else if err := steer(g.Sockets[0].fd, c.Sockets); err != nil {
-		g.lacks[FeatureSteering] = err
+		g.lacks[feature.Steering] = err
 	}
 	return g, nil
 }
@@ -52,9 +53,9 @@ func openOffload(c Config, i int, can abilities) (*Offload, error) {
 		return nil, err
 	}
 	s := &Offload{fd: fd, trains: newTrains(maxTrains, can.segments)}
-	s.sender = newSender(sendFD, !c.Bind.Addr().Is4(), can.lacks[FeatureGSO] == nil)
+	s.sender = newSender(sendFD, !c.Bind.Addr().Is4(), can.lacks[feature.GSO] == nil)
 	s.receiver = newReceiver(fd)
-	if can.lacks[FeatureGRO] == nil {
+	if can.lacks[feature.GRO] == nil {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
 			return nil, errors.Join(fmt.Errorf("set UDP_GRO: %w", err), s.Close())
 		}

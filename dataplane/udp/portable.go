@@ -10,6 +10,8 @@ import (
 
 	"golang.org/x/net/ipv4"
 	"golang.org/x/sys/unix"
+
+	"weft/dataplane/feature"
 )
 
 const (
@@ -40,8 +42,8 @@ func OpenPortable(c Config) (*Group[*Portable], error) {
 	if err := c.claim(); err != nil {
 		return nil, err
 	}
-	g := &Group[*Portable]{lacks: map[Feature]error{
-		FeatureGSO: errPlain, FeatureGRO: errPlain, FeatureSteering: errPlain,
+	g := &Group[*Portable]{lacks: map[feature.Name]error{
+		feature.GSO: errPlain, feature.GRO: errPlain, feature.Steering: errPlain,
 	}}
 	for i := range c.Sockets {
 		s, err := openPortable(c, i)
@@ -50,7 +52,7 @@ func OpenPortable(c Config) (*Group[*Portable], error) {
 		}
 		g.Sockets = append(g.Sockets, s)
 		if err := c.sizeBuffers(s.FD(), s.SendFD()); err != nil {
-			g.lacks[FeatureBuffers] = err
+			g.lacks[feature.Buffers] = err
 		}
 	}
 	return g, nil

@@ -8,40 +8,39 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"weft/dataplane/feature"
 )
 
 // abilities are what probe found out.
 type abilities struct {
-	lacks    map[Feature]error
+	lacks    map[feature.Name]error
 	segments int // most datagrams of a train
 }
-
-// errSwitchedOff is the reason for which a socket is without a feature that its Config refused.
-var errSwitchedOff = errors.New("switched off")
 
 // probe finds out which features work. Asking the kernel is not enough: some accept trains and then send garbage
 // (Linux 7.0 to 7.1.4 with some drivers), so trains are sent to the node itself and compared byte by byte. A path
 // that fails later falls back for itself: see sender.
 func probe(c Config) abilities {
-	can := abilities{lacks: make(map[Feature]error), segments: maxSegments}
+	can := abilities{lacks: make(map[feature.Name]error), segments: maxSegments}
 	if c.NoGSO {
-		can.lacks[FeatureGSO] = errSwitchedOff
+		can.lacks[feature.GSO] = feature.ErrDisabled
 	}
 	if c.NoGRO {
-		can.lacks[FeatureGRO] = errSwitchedOff
+		can.lacks[feature.GRO] = feature.ErrDisabled
 	}
 	t, err := newSelfTest(c.Bind.Addr())
 	if err != nil {
 		return can // opening the group fails for the same reason, and says so
 	}
 	defer t.close()
-	if can.lacks[FeatureGSO] == nil {
-		can.lacks[FeatureGSO] = t.tryGSO()
+	if can.lacks[feature.GSO] == nil {
+		can.lacks[feature.GSO] = t.tryGSO()
 	}
-	if can.lacks[FeatureGRO] == nil {
-		can.lacks[FeatureGRO] = t.tryGRO(can.lacks[FeatureGSO] == nil)
+	if can.lacks[feature.GRO] == nil {
+		can.lacks[feature.GRO] = t.tryGRO(can.lacks[feature.GSO] == nil)
 	}
-	if can.lacks[FeatureGSO] == nil && t.exchange(shape{moreSegments, 100, 100}) == nil {
+	if can.lacks[feature.GSO] == nil && t.exchange(shape{moreSegments, 100, 100}) == nil {
 		can.segments = moreSegments
 	}
 	return can

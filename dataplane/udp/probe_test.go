@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/dataplane/feature"
 	"weft/encap"
 )
 
@@ -89,7 +90,7 @@ func TestSwitchedOffFeatures(t *testing.T) {
 	}
 	defer g.Close()
 	for f, lack := range g.Features() {
-		if (lack != nil) != (f != FeatureBuffers) {
+		if (lack != nil) != (f != feature.Buffers) {
 			t.Errorf("%s: %v", f, lack)
 		}
 	}
@@ -213,7 +214,7 @@ func TestFlowsStayOnTheirSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	if lack := g.Features()[FeatureSteering]; lack != nil {
+	if lack := g.Features()[feature.Steering]; lack != nil {
 		t.Skipf("NOT TESTED: %v", lack)
 	}
 	name, err := unix.Getsockname(g.Sockets[0].FD())

@@ -184,9 +184,9 @@ func TestTrainsReallyTravel(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer group.Close()
-	for feature, lack := range group.Features() {
+	for f, lack := range group.Features() {
 		if lack != nil {
-			t.Skipf("NOT TESTED: this kernel has no %s: %v", feature, lack)
+			t.Skipf("NOT TESTED: this kernel has no %s: %v", f, lack)
 		}
 	}
 	s := group.Sockets[0]
@@ -311,9 +311,9 @@ func TestOverflowsCountATrainOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	for feature, lack := range g.Features() {
+	for f, lack := range g.Features() {
 		if lack != nil {
-			t.Skipf("NOT TESTED: this kernel has no %s: %v", feature, lack)
+			t.Skipf("NOT TESTED: this kernel has no %s: %v", f, lack)
 		}
 	}
 	s := g.Sockets[0]

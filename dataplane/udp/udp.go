@@ -38,17 +38,6 @@ type Config struct {
 	NoSteering bool           // OpenOffload: the kernel chooses the socket by the outer addresses and ports
 }
 
-// Feature is an ability of a socket that not every kernel has, by its name in status and metrics.
-type Feature string
-
-// All features of a socket.
-const (
-	FeatureGSO      Feature = "udp-gso"        // many datagrams in one message to the kernel
-	FeatureGRO      Feature = "udp-gro"        // and from it
-	FeatureSteering Feature = "flow-steering"  // each inner flow to one socket of the group, the same in both directions
-	FeatureBuffers  Feature = "socket-buffers" // as large as wanted
-)
-
 // Destination is a node to send to. It is shared by all workers and must not be copied.
 type Destination struct {
 	Addr    netip.AddrPort

@@ -8,6 +8,7 @@ import (
 	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/dataplane"
+	"weft/dataplane/feature"
 )
 
 func noEnv(string) string { return "" }
@@ -24,7 +25,7 @@ func TestFlagsReachTheEngine(t *testing.T) {
 	want := dataplane.Config{
 		Device: "flannel%d", Bind: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472, Workers: 3, SourcePort: 9000,
 		Spin: true, ECN: true, DSCP: true, SourceCheck: dataplane.CheckStrict, Mode: dataplane.ModePortable,
-		Without: []dataplane.Feature{dataplane.FeatureGSO},
+		Without: []feature.Name{feature.GSO},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"weft/dataplane"
+	"weft/dataplane/feature"
 	"weft/metrics"
 )
 
@@ -25,7 +26,7 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 	}
 	for _, f := range features {
 		t.Capabilities = append(t.Capabilities, metrics.Capability{Name: string(f.Feature), Used: f.Used, Reason: f.Why})
-		if f.Feature == dataplane.FeatureVnetHeader && f.Used {
+		if f.Feature == feature.VnetHeader && f.Used {
 			t.Engine = dataplane.ModeOffload.String()
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"weft/dataplane"
+	"weft/dataplane/feature"
 	"weft/metrics"
 )
 
@@ -24,13 +25,13 @@ func TestTraffic(t *testing.T) {
 			{Name: "n2", Sent: dataplane.Traffic{Packets: 12, Bytes: 13}, Received: dataplane.Traffic{Packets: 14, Bytes: 15}},
 		},
 		SuperFramesRefused: 16,
-	}, []dataplane.FeatureStatus{{Feature: dataplane.FeatureVnetHeader, Used: true}, {Feature: dataplane.FeatureGRO, Why: "too old"}})
+	}, []dataplane.FeatureStatus{{Feature: feature.VnetHeader, Used: true}, {Feature: feature.GRO, Why: "too old"}})
 	drops := got.Drops
 	got.Drops = nil
 	want := &metrics.Traffic{
 		Engine: "offload",
 		Capabilities: []metrics.Capability{
-			{Name: string(dataplane.FeatureVnetHeader), Used: true}, {Name: string(dataplane.FeatureGRO), Reason: "too old"},
+			{Name: string(feature.VnetHeader), Used: true}, {Name: string(feature.GRO), Reason: "too old"},
 		},
 		SuperFramesRefused: 16,
 		Out:                metrics.Volume{Packets: 1, Bytes: 2},

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"weft/dataplane"
+	"weft/dataplane/feature"
 )
 
 // ErrHelp is returned if the command line asks for the usage text.
@@ -130,7 +131,7 @@ const (
 type Engine struct {
 	Mode dataplane.Mode
 	// Without is --engine-without: kernel features to disable.
-	Without     []dataplane.Feature
+	Without     []feature.Name
 	SourceCheck dataplane.SourceCheck
 	// Workers is the number of packet workers; 0 means one per CPU.
 	Workers int

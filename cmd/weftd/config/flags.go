@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"weft/dataplane"
+	"weft/dataplane/feature"
 )
 
 // option is one flag.
@@ -246,20 +247,20 @@ func ownOptions(c *Config) []option {
 
 func featureNames() string {
 	var names []string
-	for _, f := range dataplane.Features() {
+	for _, f := range feature.All() {
 		names = append(names, string(f))
 	}
 	return strings.Join(names, ", ")
 }
 
-func parseFeatures(s string) ([]dataplane.Feature, error) {
+func parseFeatures(s string) ([]feature.Name, error) {
 	if s == "" {
 		return nil, nil
 	}
-	var list []dataplane.Feature
+	var list []feature.Name
 	for name := range strings.SplitSeq(s, ",") {
-		f := dataplane.Feature(strings.TrimSpace(name))
-		if !slices.Contains(dataplane.Features(), f) {
+		f := feature.Name(strings.TrimSpace(name))
+		if !slices.Contains(feature.All(), f) {
 			return nil, errNotAllowed
 		}
 		list = append(list, f)

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"weft/dataplane"
+	"weft/dataplane/feature"
 )
 
 // defaults is the config of an empty command line: for flannel's flags the
@@ -88,8 +89,8 @@ var flagTests = []struct {
 	{"node-name", "n1", func(c *Config) { c.Node.Name = "n1" }},
 	{"source-check", "strict", func(c *Config) { c.Engine.SourceCheck = dataplane.CheckStrict }},
 	{"engine", "portable", func(c *Config) { c.Engine.Mode = dataplane.ModePortable }},
-	{"engine-without", string(dataplane.FeatureGRO) + ", " + string(dataplane.FeatureTSO), func(c *Config) {
-		c.Engine.Without = []dataplane.Feature{dataplane.FeatureGRO, dataplane.FeatureTSO}
+	{"engine-without", string(feature.GRO) + ", " + string(feature.TSO), func(c *Config) {
+		c.Engine.Without = []feature.Name{feature.GRO, feature.TSO}
 	}},
 	{"keep-source", "true", func(c *Config) { c.Rules.KeepSource = On }},
 	{"keep-source", "F", func(c *Config) { c.Rules.KeepSource = Off }},
