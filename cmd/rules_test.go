@@ -54,7 +54,7 @@ var mayImport = map[string][]string{
 
 	"cmd/weft":  {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
 	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
-	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/fib", "lease",
+	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/feature", "dataplane/fib", "lease",
 		"lease/etcd", "lease/file", "lease/kube", "metrics"},
 	"cmd/weftd/config": {"dataplane", "dataplane/feature"},
 }

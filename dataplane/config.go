@@ -14,19 +14,19 @@ import (
 
 // Config is what an Engine is opened with. Device and Bind are required.
 type Config struct {
-	Device      string         // name of the TUN device, or a pattern such as "flannel%d" that the kernel fills in
-	Bind        netip.AddrPort // the outer address and port to send from and to receive on
-	MTU         int            // of the TUN, in bytes: the underlay's MTU less the outer headers; 0 leaves the kernel's default
-	Workers     int            // goroutines, each with its own queues and socket, up to MaxWorkers; 0 is one a CPU
-	Buffer      int            // of each socket, a direction, in bytes; 0 is defaultBuffer
-	SourcePort  uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
-	Spin        bool           // look for packets a little longer before sleeping, where CPUs are not contended; not on one CPU
-	ECN         bool           // carry congestion marks between inner and outer header (RFC 6040); all nodes must
-	DSCP        bool           // copy the inner DSCP to the outer header
-	SourceCheck SourceCheck    // what is asked of inbound packets
-	Mode        Mode           // which engine
-	Without     []feature.Name // features that are not to be used even if the kernel has them
-	Log         *slog.Logger   // told once of what an operator must know; nil is silence
+	Device           string         // name of the TUN device, or a pattern such as "flannel%d" that the kernel fills in
+	Bind             netip.AddrPort // the outer address and port to send from and to receive on
+	MTU              int            // of the TUN, in bytes: the underlay's MTU less the outer headers; 0 leaves the kernel's default
+	Workers          int            // goroutines, each with its own queues and socket, up to MaxWorkers; 0 is one a CPU
+	Buffer           int            // of each socket, a direction, in bytes; 0 is defaultBuffer
+	SourcePort       uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
+	Spin             bool           // look for packets a little longer before sleeping, where CPUs are not contended; not on one CPU
+	ECN              bool           // carry congestion marks between inner and outer header (RFC 6040); all nodes must
+	DSCP             bool           // copy the inner DSCP to the outer header
+	SourceCheck      SourceCheck    // what is asked of inbound packets
+	Mode             Mode           // which engine
+	DisabledFeatures []feature.Name // features that are not to be used even if the kernel has them
+	Log              *slog.Logger   // told once of what an operator must know; nil is silence
 }
 
 // MaxWorkers is how many the queues of one TUN device suffice for.
@@ -58,7 +58,7 @@ func (c Config) complete() (Config, error) {
 		return c, fmt.Errorf("source ports %d to %d include %d, on which packets are received",
 			c.SourcePort, int(c.SourcePort)+c.Workers-1, c.Bind.Port())
 	}
-	for _, f := range c.Without {
+	for _, f := range c.DisabledFeatures {
 		if !slices.Contains(feature.All(), f) {
 			return c, fmt.Errorf("there is no feature %q to do without, only %q", f, feature.All())
 		}

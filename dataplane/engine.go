@@ -32,23 +32,23 @@ type Engine struct {
 	lostDevice atomic.Uint64 // the newest deviceAge that a worker found gone
 	lostSocket atomic.Uint64 // the newest socketAge that a worker found broken
 
-	mu              sync.Mutex             // guards the rest
-	device          string                 // the name the kernel gave
-	bind            netip.AddrPort         // what is wanted
-	bound           netip.AddrPort         // what the newest group of sockets has
-	features        map[feature.Name]error // why each is not in use, nil if it is
-	deviceAge       uint64                 // counts the devices made, so that a late report of a loss is told from a new one
-	socketAge       uint64                 // counts the groups of sockets
-	open            map[io.Closer]struct{} // every descriptor's owner
-	sockets         []outerPort            // the newest group, nil for one that is closed already
-	prober          *udp.Prober
-	overflows       []uint64 // of each in sockets, as last read
-	overflowsBefore uint64   // of the groups before
-	tunDrops        uint64   // of the device, as last read
-	tunDropsBefore  uint64   // of the devices before
-	deviceReopens   uint64
-	socketReopens   uint64
-	closed          bool
+	mu                sync.Mutex             // guards the rest
+	device            string                 // the name the kernel gave
+	bind              netip.AddrPort         // what is wanted
+	bound             netip.AddrPort         // what the newest group of sockets has
+	features          map[feature.Name]error // why each is not in use, nil if it is
+	deviceAge         uint64                 // counts the devices made, so that a late report of a loss is told from a new one
+	socketAge         uint64                 // counts the groups of sockets
+	open              map[io.Closer]struct{} // every descriptor's owner
+	sockets           []outerPort            // the newest group, nil for one that is closed already
+	prober            *udp.Prober
+	overflows         []uint64 // of each in sockets, as last read
+	overflowsBefore   uint64   // of the groups before
+	tunDrops          uint64   // of the device, as last read
+	tunDropsBefore    uint64   // of the devices before
+	deviceRecreations uint64
+	socketRecreations uint64
+	closed            bool
 }
 
 // innerPort and outerPort are the two ends as the engine keeps them: what a worker uses and how to end it.
@@ -84,7 +84,7 @@ func Open(c Config) (*Engine, error) {
 	}
 	for _, s := range e.Status() {
 		if !s.Used {
-			e.log.Info("the dataplane does without a feature", "feature", s.Feature, "reason", s.Why)
+			e.log.Info("the dataplane does without a feature", "feature", s.Feature, "reason", s.Reason)
 		}
 	}
 	return e, nil

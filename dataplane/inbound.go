@@ -151,7 +151,7 @@ func (w *worker) admit(pkt []byte, from netip.Addr, check SourceCheck) Drop {
 	case leased && w.view.peers[i].to.Addr.Addr() != from, w.view.ours(in.Src):
 		return DropSpoofedInnerSource
 	case !leased && check == CheckStrict:
-		return DropUnleasedSource
+		return DropUnleasedInnerSource
 	case !w.view.ours(in.Dst):
 		return DropNotForUs
 	}
@@ -177,7 +177,7 @@ func (w *worker) write(h offload.Header, pkt []byte) {
 		w.dropAtTUN(err, n)
 		return
 	}
-	w.counters.superFramesRefused.Add(1)
+	w.counters.gsoFramesRejected.Add(1)
 	segments, err := offload.Split(h, pkt)
 	if err != nil {
 		w.dropAtTUN(err, n)
@@ -191,7 +191,7 @@ func (w *worker) write(h offload.Header, pkt []byte) {
 
 // dropAtTUN counts n packets that the TUN refused together.
 func (w *worker) dropAtTUN(err error, n int) {
-	why := DropTUNError
+	why := DropTUNWriteError
 	if errors.Is(err, tun.ErrDown) {
 		why = DropTUNDown
 	}

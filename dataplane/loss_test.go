@@ -31,7 +31,7 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 					if _, err := e.node.Link(name); err != nil {
 						return err
 					}
-					if n := e.Stats().DeviceReopens; n != uint64(i+1) {
+					if n := e.Stats().DeviceRecreations; n != uint64(i+1) {
 						return fmt.Errorf("made again %d times, want %d", n, i+1)
 					}
 					return nil
@@ -176,7 +176,7 @@ func TestNetnsDownedDeviceIsCountedAndWorksWhenUp(t *testing.T) {
 	must(t, e.node.SetUp(e.Device(), true))
 	must(t, e.node.AddRoute(overlayNetwork, netip.Addr{}, e.Device()))
 	ov.expectPing(t, 1, 0)
-	if n := e.Stats().DeviceReopens; n != 0 {
+	if n := e.Stats().DeviceRecreations; n != 0 {
 		t.Errorf("made again %d times", n)
 	}
 }
@@ -194,14 +194,14 @@ func TestNetnsRebind(t *testing.T) {
 	ov.connect()
 	ov.expectPing(t, 0, 1)
 	ov.expectPing(t, 1, 0)
-	if n := a.Stats().SocketReopens; n != 1 {
+	if n := a.Stats().SocketRecreations; n != 1 {
 		t.Errorf("opened again %d times", n)
 	}
 	if a.log.count("sockets are opened again") != 1 || a.log.count("lost") != 0 {
 		t.Errorf("logged:\n%s", a.log)
 	}
 	must(t, a.Rebind(netip.AddrPortFrom(to, 8285)))
-	if n := a.Stats().SocketReopens; n != 1 {
+	if n := a.Stats().SocketRecreations; n != 1 {
 		t.Errorf("the same address again made it %d", n)
 	}
 }
@@ -221,7 +221,7 @@ func TestNetnsAbortedSocketIsOpenedAgain(t *testing.T) {
 				}
 				must(t, err)
 				must(t, lab.Await(t.Context(), 5*time.Second, "other sockets", func() error {
-					if n := e.Stats().SocketReopens; n != uint64(i+1) {
+					if n := e.Stats().SocketRecreations; n != uint64(i+1) {
 						return fmt.Errorf("opened again %d times, want %d", n, i+1)
 					}
 					return nil

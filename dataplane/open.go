@@ -16,7 +16,7 @@ import (
 type FeatureStatus struct {
 	Feature feature.Name
 	Used    bool
-	Why     string // why it is not in use
+	Reason  string // why it is not in use
 }
 
 // Status returns what is in use of every feature, in the order of feature.All.
@@ -27,7 +27,7 @@ func (e *Engine) Status() []FeatureStatus {
 	for _, f := range feature.All() {
 		s := FeatureStatus{Feature: f, Used: e.features[f] == nil}
 		if !s.Used {
-			s.Why = e.features[f].Error()
+			s.Reason = e.features[f].Error()
 		}
 		all = append(all, s)
 	}
@@ -35,7 +35,7 @@ func (e *Engine) Status() []FeatureStatus {
 }
 
 // without reports whether the configuration refuses the feature.
-func (e *Engine) without(f feature.Name) bool { return slices.Contains(e.config.Without, f) }
+func (e *Engine) without(f feature.Name) bool { return slices.Contains(e.config.DisabledFeatures, f) }
 
 // choosePriority sets the priority of the workers that are made next.
 func (e *Engine) choosePriority() {

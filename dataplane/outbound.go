@@ -229,7 +229,7 @@ func (w *worker) tooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
 	}
 	f, ok := encap.NewFragmenter(pkt, in, limit)
 	if !ok {
-		w.drop(DropTooBig)
+		w.drop(DropPacketTooBig)
 		w.tell(encap.AppendTooBig(w.scratch[:0], pkt, in, limit))
 		return
 	}

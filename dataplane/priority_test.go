@@ -61,7 +61,7 @@ func TestPriorityNotPermitted(t *testing.T) {
 func expectNoPriority(t *testing.T, e *Engine) {
 	t.Helper()
 	s := e.Status()[slices.Index(feature.All(), feature.Priority)]
-	if s.Used || !strings.Contains(s.Why, "CAP_SYS_NICE") || !strings.Contains(s.Why, "RLIMIT_NICE") {
+	if s.Used || !strings.Contains(s.Reason, "CAP_SYS_NICE") || !strings.Contains(s.Reason, "RLIMIT_NICE") {
 		t.Errorf("status %+v", s)
 	}
 }
@@ -87,7 +87,7 @@ func TestNetnsBusyWorkerPriority(t *testing.T) {
 	permitted := err == nil
 	for name, without := range map[string][]feature.Name{"on": nil, "off": {feature.Priority}} {
 		t.Run(name, func(t *testing.T) {
-			ov := startOverlay(t, lab.Options{}, Config{Workers: 1, Without: without})
+			ov := startOverlay(t, lab.Options{}, Config{Workers: 1, DisabledFeatures: without})
 			conn, err := ov.pod(0).Dial("udp", netip.AddrPortFrom(podAddr(1), 9))
 			must(t, err)
 			defer conn.Close()

@@ -30,14 +30,14 @@ type Stats struct {
 	FramesWritten    uint64 // to the TUN
 	MessagesReceived uint64 // from the sockets: trains and single datagrams
 
-	ICMPSent           uint64 // errors told to inner senders
-	ICMPSuppressed     uint64 // errors not told because of the rate limit
-	SuperFramesRefused uint64 // by the TUN, and written as single packets instead
-	SocketOverflows    uint64 // messages the kernel dropped at full receive buffers: trains and single datagrams
-	TUNOverflows       uint64 // packets the kernel dropped at full TUN queues
-	DeviceReopens      uint64 // the TUN device was made again
-	SocketReopens      uint64 // the sockets were opened again: lost, or bound to another address
-	Nodes              []NodeTraffic
+	ICMPSent          uint64 // errors told to inner senders
+	ICMPSuppressed    uint64 // errors not told because of the rate limit
+	GSOFramesRejected uint64 // by the TUN, and written as single packets instead
+	SocketOverflows   uint64 // messages the kernel dropped at full receive buffers: trains and single datagrams
+	TUNOverflows      uint64 // packets the kernel dropped at full TUN queues
+	DeviceRecreations uint64 // the TUN device was made again
+	SocketRecreations uint64 // the sockets were opened again: lost, or bound to another address
+	Nodes             []NodeTraffic
 }
 
 // counters are one worker's. Only the worker adds; anybody may read. They fill whole cache lines of their own,
@@ -53,8 +53,8 @@ type counters struct {
 	icmpSent       atomic.Uint64
 	icmpSuppressed atomic.Uint64
 
-	superFramesRefused atomic.Uint64
-	_                  [64]byte
+	gsoFramesRejected atomic.Uint64
+	_                 [64]byte
 }
 
 type traffic struct {
@@ -82,7 +82,7 @@ func (c *counters) addTo(s *Stats) {
 	s.MessagesReceived += c.messages.Load()
 	s.ICMPSent += c.icmpSent.Load()
 	s.ICMPSuppressed += c.icmpSuppressed.Load()
-	s.SuperFramesRefused += c.superFramesRefused.Load()
+	s.GSOFramesRejected += c.gsoFramesRejected.Load()
 }
 
 // Stats returns all counters. One of the kernel's that cannot be read just now, because the device is gone or
@@ -107,7 +107,7 @@ func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.readOverflows()
-	s.DeviceReopens, s.SocketReopens = e.deviceReopens, e.socketReopens
+	s.DeviceRecreations, s.SocketRecreations = e.deviceRecreations, e.socketRecreations
 	s.TUNOverflows = e.tunDropsBefore + e.tunDrops
 	s.SocketOverflows = e.overflowsBefore
 	for _, n := range e.overflows {

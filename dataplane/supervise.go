@@ -56,7 +56,7 @@ func (e *Engine) repair() error {
 	if e.lostDevice.Load() == e.deviceAge {
 		err := e.openDevice()
 		if err == nil {
-			e.deviceReopens++
+			e.deviceRecreations++
 			e.log.Warn("the TUN device was lost and is made again", "device", e.device)
 		}
 		errs = append(errs, err)
@@ -65,7 +65,7 @@ func (e *Engine) repair() error {
 		before := e.bound
 		err := e.openSockets()
 		if err == nil {
-			e.socketReopens++
+			e.socketRecreations++
 			// Where the address is another one, they are not lost: it was not there yet when Rebind wanted it.
 			e.log.Warn("the sockets are opened again", "address", e.bound, "before", before)
 		}
@@ -87,7 +87,7 @@ func (e *Engine) Rebind(bind netip.AddrPort) error {
 		e.wakeSupervisor()
 		return fmt.Errorf("rebind: %w", err)
 	}
-	e.socketReopens++
+	e.socketRecreations++
 	return nil
 }
 

@@ -41,7 +41,7 @@ func TestNetnsTwin(t *testing.T) {
 		"source ports, portable": {{SourcePort: 20_000, Mode: ModePortable}, {SourcePort: 20_000, Mode: ModePortable}},
 	}
 	for _, f := range feature.All() {
-		off := Config{Without: []feature.Name{f}}
+		off := Config{DisabledFeatures: []feature.Name{f}}
 		configs["without "+string(f)] = [2]Config{off, off}
 	}
 	for name, c := range configs {
@@ -69,7 +69,7 @@ func checkEngaged(t *testing.T, ov *overlay, c [2]Config, noUSO bool) {
 	t.Helper()
 	from, to := ov.engines[0].Stats(), ov.engines[1].Stats()
 	off := func(i int, f feature.Name) bool {
-		return c[i].Mode == ModePortable || slices.Contains(c[i].Without, f) || f == feature.USO && noUSO
+		return c[i].Mode == ModePortable || slices.Contains(c[i].DisabledFeatures, f) || f == feature.USO && noUSO
 	}
 	tsoOut := off(0, feature.VnetHeader) || off(0, feature.TSO) && off(0, feature.USO)
 	if few := from.FramesRead < from.Sent.Packets*3/4; few == tsoOut {

@@ -133,8 +133,8 @@ func TestRefusedSuperFrameIsWrittenAsSegments(t *testing.T) {
 	if len(got) != 2 || !bytes.Equal(got[0], one) || !bytes.Equal(got[1], two) {
 		t.Fatalf("got %x", got)
 	}
-	if s := b.engine.Stats(); s.SuperFramesRefused != 1 || s.Received.Packets != 2 {
-		t.Errorf("refused %d, received %+v", s.SuperFramesRefused, s.Received)
+	if s := b.engine.Stats(); s.GSOFramesRejected != 1 || s.Received.Packets != 2 {
+		t.Errorf("refused %d, received %+v", s.GSOFramesRejected, s.Received)
 	}
 }
 
@@ -160,7 +160,7 @@ func TestSourceCheck(t *testing.T) {
 		{"a stranger", "192.0.2.66", "10.5.2.9", "10.5.1.2", DropUnknownOuterSource, DropUnknownOuterSource, 0},
 		{"another node's", "192.0.2.2", "10.5.3.9", "10.5.1.2", DropSpoofedInnerSource, DropSpoofedInnerSource, 0},
 		{"our own", "192.0.2.2", "10.5.1.9", "10.5.1.2", DropSpoofedInnerSource, DropSpoofedInnerSource, 0},
-		{"in no lease", "192.0.2.2", "8.8.8.8", "10.5.1.2", 0, DropUnleasedSource, 0},
+		{"in no lease", "192.0.2.2", "8.8.8.8", "10.5.1.2", 0, DropUnleasedInnerSource, 0},
 		{"to another node", "192.0.2.2", "10.5.2.9", "10.5.3.2", DropNotForUs, DropNotForUs, 0},
 		{"to the host", "192.0.2.2", "10.5.2.9", "192.0.2.1", DropNotForUs, DropNotForUs, 0},
 		{"to a group", "192.0.2.2", "10.5.2.9", "224.0.0.1", DropNotForUs, DropNotForUs, 0},
@@ -308,7 +308,7 @@ func TestEveryDrop(t *testing.T) {
 		DropNeighbourMessage: func(b *bench) {
 			b.leave(ip6("fe80::1", "ff02::2", 58, []byte{133, 0, 0, 0, 0, 0, 0, 0}))
 		},
-		DropUnleasedSource: func(b *bench) {
+		DropUnleasedInnerSource: func(b *bench) {
 			b.engine.config.SourceCheck = CheckStrict
 			b.arrive("192.0.2.2", packetBetween("9.9.9.9", "10.5.1.2"))
 		},
@@ -328,7 +328,7 @@ func TestEveryDrop(t *testing.T) {
 			b.queue.in = []tun.Frame{{Packet: good, Header: offload.Header{GSO: 77}}}
 			b.round()
 		},
-		DropTooBig: func(b *bench) {
+		DropPacketTooBig: func(b *bench) {
 			b.socket.refuse = func([]byte) error { return unix.EMSGSIZE }
 			b.pathMTU = func(*peer) (int, error) { return 60, nil }
 			b.leave(udp4("10.5.1.2", "10.5.2.2", dontFragment, 100, 0))
@@ -345,7 +345,7 @@ func TestEveryDrop(t *testing.T) {
 			b.queue.writeErr = tun.ErrDown
 			b.arrive("192.0.2.2", inbound)
 		},
-		DropTUNError: func(b *bench) {
+		DropTUNWriteError: func(b *bench) {
 			b.queue.writeErr = errRefused
 			b.arrive("192.0.2.2", inbound)
 		},
@@ -433,7 +433,7 @@ func TestPathMTUIsLearntAndTold(t *testing.T) {
 	b.leave(long, long) // refused in one flush
 	b.leave(long)
 	b.leave(fits)
-	if len(b.socket.sent) != 1 || b.drops()[DropTooBig] != 3 || *asked != 1 {
+	if len(b.socket.sent) != 1 || b.drops()[DropPacketTooBig] != 3 || *asked != 1 {
 		t.Fatalf("sent %d, drops %v, the kernel was asked %d times", len(b.socket.sent), b.drops(), *asked)
 	}
 	told := b.queue.packets(t)
@@ -542,7 +542,7 @@ func TestIPv6OnAPathThatIsTooNarrowForIt(t *testing.T) {
 		b.leave(ip6("fd00:5:1::2", "fd00:5:2::2", 59, make([]byte, encap.MinMTU6-40)))
 		b.clock = b.clock.Add(pathMTUAge + time.Second)
 	}
-	if len(b.socket.sent) != 2 || b.drops()[DropTooBig] != 1 || len(b.queue.packets(t)) != 1 {
+	if len(b.socket.sent) != 2 || b.drops()[DropPacketTooBig] != 1 || len(b.queue.packets(t)) != 1 {
 		t.Errorf("1280 bytes: sent %d, drops %v", len(b.socket.sent), b.drops())
 	}
 }
@@ -555,7 +555,7 @@ func TestLongSegmentsOfASuperFrame(t *testing.T) {
 		b.round()
 	}
 	// The last segment of each is short enough.
-	if len(b.socket.sent) != 2 || b.drops()[DropTooBig] != 4 {
+	if len(b.socket.sent) != 2 || b.drops()[DropPacketTooBig] != 4 {
 		t.Errorf("sent %d, drops %v", len(b.socket.sent), b.drops())
 	}
 	told := b.queue.packets(t)
@@ -648,7 +648,7 @@ func TestEverySegmentIsSentOrCounted(t *testing.T) {
 			b.round()
 		}
 		d := b.drops()
-		if n := len(b.socket.sent) + int(d[DropNoRoom]+d[DropTooBig]); n != 2+4 || d[DropNoRoom] == 0 || len(d) > 2 {
+		if n := len(b.socket.sent) + int(d[DropNoRoom]+d[DropPacketTooBig]); n != 2+4 || d[DropNoRoom] == 0 || len(d) > 2 {
 			t.Errorf("%s: sent %d, drops %v", name, len(b.socket.sent), d)
 		}
 		if s := b.engine.Stats(); s.Sent.Packets != uint64(len(b.socket.sent)) {
@@ -665,7 +665,7 @@ func TestDroppedSuperFrameCountsItsPackets(t *testing.T) {
 		setID(s, uint16(i))
 		train = append(train, s...)
 	}
-	for why, err := range map[Drop]error{DropTUNDown: tun.ErrDown, DropTUNError: tun.ErrGone} {
+	for why, err := range map[Drop]error{DropTUNDown: tun.ErrDown, DropTUNWriteError: tun.ErrGone} {
 		b := newBench(t)
 		b.queue.writeErr = err
 		for range 2 { // ErrGone takes the queue away
@@ -780,7 +780,7 @@ func TestLostQueueAndSocket(t *testing.T) {
 	b.inner.age, b.outer.age = 7, 8
 	b.queue.readErr = tun.ErrGone
 	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
-	if b.inner != nil || b.engine.lostDevice.Load() != 7 || b.drops()[DropTUNError] != 1 {
+	if b.inner != nil || b.engine.lostDevice.Load() != 7 || b.drops()[DropTUNWriteError] != 1 {
 		t.Fatalf("queue %v, reported %d, drops %v", b.inner, b.engine.lostDevice.Load(), b.drops())
 	}
 	b.socket.recvErr = errRefused
@@ -876,7 +876,7 @@ func TestQueueGoneWhileWriting(t *testing.T) {
 	b := newBench(t)
 	b.queue.writeErr = tun.ErrGone
 	b.arrive("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"), packetBetween("10.5.2.3", "10.5.1.2"))
-	if b.inner != nil || b.drops()[DropTUNError] != 2 {
+	if b.inner != nil || b.drops()[DropTUNWriteError] != 2 {
 		t.Errorf("queue %v, drops %v", b.inner, b.drops())
 	}
 }
@@ -942,7 +942,7 @@ func TestConfigIsChecked(t *testing.T) {
 		"few workers":     {Device: "x", Bind: bind, Workers: -1},
 		"many workers":    {Device: "x", Bind: bind, Workers: MaxWorkers + 1},
 		"its own port":    {Device: "x", Bind: bind, Workers: 2, SourcePort: bind.Port() - 1},
-		"unknown feature": {Device: "x", Bind: bind, Without: []feature.Name{"warp"}},
+		"unknown feature": {Device: "x", Bind: bind, DisabledFeatures: []feature.Name{"warp"}},
 	} {
 		if _, err := Open(c); err == nil {
 			t.Errorf("%s: opened", name)

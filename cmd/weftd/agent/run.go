@@ -238,18 +238,18 @@ func (d *weftd) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine,
 
 func (d *weftd) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config {
 	return dataplane.Config{
-		Device:      devicePattern,
-		Bind:        bindAddress(iface, spec),
-		MTU:         spec.MTU,
-		Workers:     d.cfg.Engine.Workers,
-		SourcePort:  uint16(d.cfg.Engine.SourcePort),
-		Spin:        d.cfg.Engine.Spin,
-		ECN:         d.cfg.Engine.OuterECN,
-		DSCP:        d.cfg.Engine.OuterDSCP,
-		SourceCheck: d.cfg.Engine.SourceCheck,
-		Mode:        d.cfg.Engine.Mode,
-		Without:     d.cfg.Engine.Without,
-		Log:         d.log,
+		Device:           devicePattern,
+		Bind:             bindAddress(iface, spec),
+		MTU:              spec.MTU,
+		Workers:          d.cfg.Engine.Workers,
+		SourcePort:       uint16(d.cfg.Engine.SourcePort),
+		Spin:             d.cfg.Engine.Spin,
+		ECN:              d.cfg.Engine.OuterECN,
+		DSCP:             d.cfg.Engine.OuterDSCP,
+		SourceCheck:      d.cfg.Engine.SourceCheck,
+		Mode:             d.cfg.Engine.Mode,
+		DisabledFeatures: d.cfg.Engine.Without,
+		Log:              d.log,
 	}
 }
 

@@ -14,18 +14,18 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 		In:                 metrics.Volume(s.Received),
 		ICMPSent:           s.ICMPSent,
 		ICMPSuppressed:     s.ICMPSuppressed,
-		SuperFramesRefused: s.SuperFramesRefused,
+		SuperFramesRefused: s.GSOFramesRejected,
 		Overflows: []metrics.Overflow{
 			{Queue: "socket", Packets: s.SocketOverflows},
 			{Queue: "tun", Packets: s.TUNOverflows},
 		},
 		Reopens: []metrics.Reopen{
-			{What: "device", Count: s.DeviceReopens},
-			{What: "socket", Count: s.SocketReopens},
+			{What: "device", Count: s.DeviceRecreations},
+			{What: "socket", Count: s.SocketRecreations},
 		},
 	}
 	for _, f := range features {
-		t.Capabilities = append(t.Capabilities, metrics.Capability{Name: string(f.Feature), Used: f.Used, Reason: f.Why})
+		t.Capabilities = append(t.Capabilities, metrics.Capability{Name: string(f.Feature), Used: f.Used, Reason: f.Reason})
 		if f.Feature == feature.VnetHeader && f.Used {
 			t.Engine = dataplane.ModeOffload.String()
 		}

@@ -12,20 +12,20 @@ import (
 
 func TestTraffic(t *testing.T) {
 	got := traffic(dataplane.Stats{
-		Sent:            dataplane.Traffic{Packets: 1, Bytes: 2},
-		Received:        dataplane.Traffic{Packets: 3, Bytes: 4},
-		Drops:           map[dataplane.Drop]uint64{dataplane.DropNoNode: 5},
-		ICMPSent:        6,
-		ICMPSuppressed:  7,
-		SocketOverflows: 8,
-		TUNOverflows:    9,
-		DeviceReopens:   10,
-		SocketReopens:   11,
+		Sent:              dataplane.Traffic{Packets: 1, Bytes: 2},
+		Received:          dataplane.Traffic{Packets: 3, Bytes: 4},
+		Drops:             map[dataplane.Drop]uint64{dataplane.DropNoNode: 5},
+		ICMPSent:          6,
+		ICMPSuppressed:    7,
+		SocketOverflows:   8,
+		TUNOverflows:      9,
+		DeviceRecreations: 10,
+		SocketRecreations: 11,
 		Nodes: []dataplane.NodeTraffic{
 			{Name: "n2", Sent: dataplane.Traffic{Packets: 12, Bytes: 13}, Received: dataplane.Traffic{Packets: 14, Bytes: 15}},
 		},
-		SuperFramesRefused: 16,
-	}, []dataplane.FeatureStatus{{Feature: feature.VnetHeader, Used: true}, {Feature: feature.GRO, Why: "too old"}})
+		GSOFramesRejected: 16,
+	}, []dataplane.FeatureStatus{{Feature: feature.VnetHeader, Used: true}, {Feature: feature.GRO, Reason: "too old"}})
 	drops := got.Drops
 	got.Drops = nil
 	want := &metrics.Traffic{
