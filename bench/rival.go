@@ -14,6 +14,7 @@ import (
 
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
+	"weft/lease/subnetenv"
 )
 
 // Rival is something that carries packets between the pods of nodes.
@@ -82,7 +83,7 @@ func (o *overlay) join(join joiner) error {
 			return err
 		}
 		gateway := netip.PrefixFrom(podSubnet(i).Addr().Next(), podSubnet(i).Bits())
-		if err := n.Attach(lab.SubnetEnv{Subnet: gateway, MTU: mtu}); err != nil {
+		if err := n.Attach(subnetenv.File{Subnet: gateway, MTU: mtu}); err != nil {
 			return err
 		}
 	}
@@ -197,12 +198,12 @@ func (o *overlay) startDaemon(n *lab.Node, argv []string) error {
 // attachAll waits for every node's subnet.env and attaches its pods.
 func (o *overlay) attachAll(ctx context.Context) error {
 	for i, n := range o.lab.Nodes {
-		var env lab.SubnetEnv
+		var env subnetenv.File
 		err := lab.Await(ctx, startTimeout, n.Name+": subnet.env", func() (err error) {
 			if !o.daemons[i].Running() {
 				return nil // told apart below
 			}
-			env, err = lab.ReadSubnetEnv(n.Path("flannel/subnet.env"))
+			env, err = subnetenv.Read(n.Path("flannel/subnet.env"))
 			return err
 		})
 		if err == nil && env.MTU == 0 {

@@ -38,24 +38,25 @@ var mayImport = map[string][]string{
 	"lease/file":      {"lease"},
 	"lease/kube":      {"lease"},
 	"lease/storetest": {"lease"},
+	"lease/subnetenv": {},
 
 	"ctrl":           {"encap", "lease"},
 	"ctrl/netfilter": {},
 
 	"metrics": {},
 
-	"bench":               {"bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
+	"bench":               {"bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
 	"bench/traffic":       {"deploy/lab"},
-	"deploy/lab":          {},
+	"deploy/lab":          {"lease/subnetenv"},
 	"lease/etcd/testetcd": {},
 	"lease/kube/testkube": {},
 
 	"deploy/install-conf": {},
 
-	"cmd/weft":  {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd"},
+	"cmd/weft":  {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
 	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
 	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/feature", "dataplane/fib", "lease",
-		"lease/etcd", "lease/file", "lease/kube", "metrics"},
+		"lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/config": {"dataplane", "dataplane/feature"},
 }
 
@@ -75,8 +76,8 @@ var doors = map[string][]string{
 	"github.com/coreos/go-iptables":       {"ctrl/netfilter"},
 	"golang.zx2c4.com/wireguard":          {"ctrl"},
 	"sigs.k8s.io/yaml":                    {"lease/file"},
-	"github.com/joho/godotenv":            {"cmd/weftd/agent"},
-	"github.com/google/renameio":          {"cmd/weftd/agent"},
+	"github.com/joho/godotenv":            {"lease/subnetenv"},
+	"github.com/google/renameio":          {"lease/subnetenv"},
 	"github.com/coreos/go-systemd":        {"cmd/weftd/agent"},
 }
 

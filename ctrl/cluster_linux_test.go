@@ -16,6 +16,7 @@ import (
 
 	"weft/deploy/lab"
 	"weft/lease"
+	"weft/lease/subnetenv"
 )
 
 // slowEnv, a whole number, says how much slower than usual this machine is: an emulated one takes its time.
@@ -182,7 +183,7 @@ func (c *cluster) await(i int, at time.Time, synced bool) {
 func (c *cluster) attach() {
 	c.t.Helper()
 	for i, n := range c.Nodes {
-		env := lab.SubnetEnv{Subnet: netip.PrefixFrom(c.leases[i].Subnet.Addr().Next(), 24), MTU: c.seen[i].MTU}
+		env := subnetenv.File{Subnet: netip.PrefixFrom(c.leases[i].Subnet.Addr().Next(), 24), MTU: c.seen[i].MTU}
 		if c.leases[i].Subnet6.IsValid() {
 			env.Subnet6 = netip.PrefixFrom(c.leases[i].Subnet6.Addr().Next(), 64)
 		}

@@ -18,6 +18,7 @@ import (
 	"weft/dataplane/udp"
 	"weft/deploy/lab"
 	"weft/encap"
+	"weft/lease/subnetenv"
 )
 
 // overlay is a lab whose nodes each run an engine in this process.
@@ -116,7 +117,7 @@ func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, pr
 	prepare(r.Engine)
 	r.configureDevice(t)
 	if len(node.Pods) > 0 {
-		must(t, node.Attach(lab.SubnetEnv{Network: overlayNetwork, Subnet: netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()), MTU: 1472}))
+		must(t, node.Attach(subnetenv.File{Network: overlayNetwork, Subnet: netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()), MTU: 1472}))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)

@@ -20,6 +20,7 @@ import (
 
 	"weft/deploy/lab"
 	"weft/lease/kube/testkube"
+	"weft/lease/subnetenv"
 )
 
 // patience bounds every wait here. It is long because the machine may be busy; nothing waits it out.
@@ -297,7 +298,7 @@ func (c *cluster) attach(t testing.TB) {
 
 func (c *cluster) attachNode(t testing.TB, m *machine) {
 	t.Helper()
-	env, err := lab.ReadSubnetEnv(m.Path("flannel/subnet.env"))
+	env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
 	if err != nil {
 		t.Fatal(err)
 	}

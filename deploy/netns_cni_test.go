@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 // cniVariable names the environment variable with the folder of the CNI programs.
@@ -125,7 +126,7 @@ func TestNetnsPodsOfRealPlugins(t *testing.T) {
 func (c *cluster) checkMTU(t *testing.T) {
 	t.Helper()
 	for _, m := range c.nodes {
-		env, err := lab.ReadSubnetEnv(m.Path("flannel/subnet.env"))
+		env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -24,6 +24,7 @@ import (
 
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
+	"weft/lease/subnetenv"
 )
 
 // dockerArg makes the test binary start dockerd in a lab's node.
@@ -377,7 +378,7 @@ func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
 		}
 		env := n.Path("flannel/subnet.env")
 		await(t, "subnet.env", func() error {
-			_, err := lab.ReadSubnetEnv(env)
+			_, err := subnetenv.Read(env)
 			return err
 		})
 		options := n.Path("docker_opts.env")

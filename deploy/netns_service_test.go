@@ -15,6 +15,7 @@ import (
 
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
+	"weft/lease/subnetenv"
 )
 
 // settings reads a file of KEY=value lines, as systemd and supervisord have them. A key may come more than once.
@@ -101,7 +102,7 @@ func TestNetnsSystemdUnit(t *testing.T) {
 		}
 		switch message {
 		case "READY=1":
-			if _, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env")); err != nil {
+			if _, err := subnetenv.Read(n.Path("flannel/subnet.env")); err != nil {
 				t.Errorf("ready without subnet.env: %v", err)
 			}
 		case "WATCHDOG=1":
@@ -120,7 +121,7 @@ func TestNetnsSystemdUnit(t *testing.T) {
 	for message := ""; message != "STOPPING=1"; {
 		message = notified(t, socket, time.Second)
 	}
-	if _, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env")); err != nil {
+	if _, err := subnetenv.Read(n.Path("flannel/subnet.env")); err != nil {
 		t.Errorf("after the end: %v", err)
 	}
 }
@@ -176,7 +177,7 @@ func TestNetnsSupervisorProgram(t *testing.T) {
 		if !p.Running() {
 			t.Fatal("the daemon has ended")
 		}
-		_, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env"))
+		_, err := subnetenv.Read(n.Path("flannel/subnet.env"))
 		return err
 	})
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Second, errors.New("longer than stopwaitsecs"))

@@ -19,6 +19,7 @@ import (
 	"weft/deploy/lab"
 	"weft/lease"
 	"weft/lease/kube/testkube"
+	"weft/lease/subnetenv"
 )
 
 const prefix = "flannel.alpha.coreos.com/"
@@ -204,7 +205,7 @@ func TestNetnsNodeObjectIsMadeAnew(t *testing.T) {
 
 	c.renumber(t, m, "10.244.200.0/24")
 	await(t, "the new subnet in subnet.env", func() error {
-		env, err := lab.ReadSubnetEnv(m.Path("flannel/subnet.env"))
+		env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
 		if err == nil && env.Subnet.String() != "10.244.200.1/24" {
 			err = fmt.Errorf("it says %s", env.Subnet)
 		}

@@ -19,6 +19,7 @@ import (
 	"weft/bench/traffic"
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
+	"weft/lease/subnetenv"
 )
 
 const (
@@ -237,7 +238,7 @@ func (d *demonstration) awaitReady(ctx context.Context, i int) error {
 // attach joins the pods to their nodes, as the CNI plugins do from subnet.env.
 func (d *demonstration) attach(context.Context) error {
 	for i, n := range d.lab.Nodes {
-		env, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env"))
+		env, err := subnetenv.Read(n.Path("flannel/subnet.env"))
 		if err == nil {
 			err = n.Attach(env)
 		}

@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"weft/lease/subnetenv"
 )
 
 const dockerOptsUsage = `weft docker-opts [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
@@ -107,7 +109,7 @@ func writeDockerOpts(f dockerFlags, environ []string, routes string) error {
 	if err != nil {
 		return err
 	}
-	if subnet, err := netip.ParsePrefix(vars["FLANNEL_SUBNET"]); err == nil && subnet.Addr().Is4() {
+	if subnet, err := netip.ParsePrefix(vars[subnetenv.SubnetVar]); err == nil && subnet.Addr().Is4() {
 		table, err := os.ReadFile(routes)
 		if err != nil {
 			return fmt.Errorf("look for a route to the subnet: %w", err)
@@ -128,33 +130,15 @@ func dockerVariables(file string, environ []string) (map[string]string, error) {
 		}
 	}
 	text, err := os.ReadFile(file)
-	if errors.Is(err, fs.ErrNotExist) && vars["FLANNEL_SUBNET"] != "" {
+	if errors.Is(err, fs.ErrNotExist) && vars[subnetenv.SubnetVar] != "" {
 		return vars, nil
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read this node's subnet (is the daemon up?): %w", err)
 	}
-	maps.Copy(vars, shellVariables(text))
+	assigned, _ := subnetenv.Variables(text) // other lines are skipped, as a shell would
+	maps.Copy(vars, assigned)
 	return vars, nil
-}
-
-// shellVariables reads plain assignments, as a shell would: with or without quotes and export.
-func shellVariables(text []byte) map[string]string {
-	vars := map[string]string{}
-	for line := range strings.Lines(string(text)) {
-		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
-		name, value, ok := strings.Cut(line, "=")
-		if !ok || strings.HasPrefix(line, "#") {
-			continue
-		}
-		for _, quote := range []string{`"`, `'`} {
-			if len(value) >= 2 && strings.HasPrefix(value, quote) && strings.HasSuffix(value, quote) {
-				value = value[1 : len(value)-1]
-			}
-		}
-		vars[name] = value
-	}
-	return vars
 }
 
 // dockerOptions is the text of the file to write: an option for each variable that is there, by the name of its variable.
@@ -166,19 +150,19 @@ func dockerOptions(vars map[string]string, f dockerFlags) ([]byte, error) {
 			options[name] = value
 		}
 	}
-	if subnet := vars["FLANNEL_SUBNET"]; subnet != "" {
+	if subnet := vars[subnetenv.SubnetVar]; subnet != "" {
 		if _, err := netip.ParsePrefix(subnet); err != nil {
 			return nil, fmt.Errorf("invalid value of FLANNEL_SUBNET: %w", err)
 		}
 		options[dockerOptPrefix+"BIP"] = "--bip=" + subnet
 	}
-	if mtu := vars["FLANNEL_MTU"]; mtu != "" {
+	if mtu := vars[subnetenv.MTUVar]; mtu != "" {
 		if _, err := strconv.ParseUint(mtu, 10, 16); err != nil {
 			return nil, fmt.Errorf("invalid value of FLANNEL_MTU: %w", err)
 		}
 		options[dockerOptPrefix+"MTU"] = "--mtu=" + mtu
 	}
-	if masq := vars["FLANNEL_IPMASQ"]; masq != "" && !f.noIPMasq {
+	if masq := vars[subnetenv.IPMasqVar]; masq != "" && !f.noIPMasq {
 		if masq != "true" && masq != "false" {
 			return nil, fmt.Errorf("invalid value of FLANNEL_IPMASQ: %q is neither true nor false", masq)
 		}

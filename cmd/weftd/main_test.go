@@ -167,7 +167,7 @@ func TestNetnsSubnetFileIsTriedAgain(t *testing.T) {
 	}
 	f.env = filepath.Join(folder, "subnet.env")
 	s := f.start(t)
-	awaitReady(t, 503, "subnet-file: make the folder of "+f.env)
+	awaitReady(t, 503, "subnet-file: create the directory of "+f.env)
 	if _, body, err := fetch("/readyz"); err != nil || strings.Count(body, "\n") != 2 {
 		t.Errorf("more than the subnet file is missing: %q, %v", body, err)
 	}

@@ -21,6 +21,7 @@ import (
 	"weft/cmd/weftd/agent"
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
+	"weft/lease/subnetenv"
 )
 
 // The namespace tests run several whole daemons, each a process in a node of a lab, against a real etcd server. The
@@ -312,9 +313,9 @@ func (d *member) awaitMetric(limit time.Duration, sample string, ok func(float64
 }
 
 // env reads the subnet.env that the daemon has written.
-func (d *member) env() lab.SubnetEnv {
+func (d *member) env() subnetenv.File {
 	d.t.Helper()
-	env, err := lab.ReadSubnetEnv(d.node.Path("flannel/subnet.env"))
+	env, err := subnetenv.Read(d.node.Path("flannel/subnet.env"))
 	if err != nil {
 		d.t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 // Variables that name programs to be compatible with. They are no part of this project, so where they are not set the
@@ -197,7 +198,7 @@ func TestNetnsBesideFlannel(t *testing.T) {
 				t.Fatal(err)
 			}
 			await(t, patience, "flannel's subnet.env", func() error {
-				env, err := lab.ReadSubnetEnv(theirs.Path("flannel/subnet.env"))
+				env, err := subnetenv.Read(theirs.Path("flannel/subnet.env"))
 				if err != nil {
 					return err
 				}

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 // TestNetnsSources looks at the source address under which pods are seen by pods and by the host of another node, with
@@ -127,7 +128,7 @@ func (c *cluster) dockerRule(how string) {
 		c.t.Skipf("NOT TESTED: dockerd's rule without iptables: %v", err)
 	}
 	for _, n := range c.Nodes {
-		env, err := lab.ReadSubnetEnv(n.Path("flannel/subnet.env"))
+		env, err := subnetenv.Read(n.Path("flannel/subnet.env"))
 		if err != nil {
 			c.t.Fatal(err)
 		}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 // docker is a way in which a source rewriting rule like dockerd's may be there.
@@ -38,7 +39,7 @@ func newOverlay(t *testing.T) *overlay {
 	underlay6 := []netip.Prefix{netip.MustParsePrefix("fd31::/64")}
 	o := &overlay{Lab: lab.Start(t, lab.Options{PodsPerNode: 2, Underlay6: underlay6})}
 	for i, n := range o.Nodes {
-		env := lab.SubnetEnv{Network: podNetwork4, Network6: podNetwork6, MTU: 1500,
+		env := subnetenv.File{Network: podNetwork4, Network6: podNetwork6, MTU: 1500,
 			Subnet:  netip.MustParsePrefix(fmt.Sprintf("10.5.%d.1/24", i+1)),
 			Subnet6: netip.MustParsePrefix(fmt.Sprintf("fc00:5:0:%d::1/64", i+1))}
 		if err := n.Attach(env); err != nil {

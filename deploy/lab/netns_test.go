@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 func TestNetnsPods(t *testing.T) {
 	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: 2, Mode: lab.ModeWire,
 		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
 	a := l.Nodes[0]
-	env := lab.SubnetEnv{Subnet: netip.MustParsePrefix("10.5.1.1/24"), Subnet6: netip.MustParsePrefix("fd10:5:1::1/64"), MTU: 1400}
+	env := subnetenv.File{Subnet: netip.MustParsePrefix("10.5.1.1/24"), Subnet6: netip.MustParsePrefix("fd10:5:1::1/64"), MTU: 1400}
 	if err := a.Attach(env); err != nil {
 		t.Fatal(err)
 	}
@@ -199,7 +200,7 @@ func TestNetnsKernelTunnels(t *testing.T) {
 				if err != nil || mtu != c.mtu {
 					t.Fatalf("MTU %d, %v, want %d", mtu, err, c.mtu)
 				}
-				if err := n.Attach(lab.SubnetEnv{Subnet: netip.PrefixFrom(subnets[i].Addr().Next(), 24), MTU: mtu}); err != nil {
+				if err := n.Attach(subnetenv.File{Subnet: netip.PrefixFrom(subnets[i].Addr().Next(), 24), MTU: mtu}); err != nil {
 					t.Fatal(err)
 				}
 				r, err := l.Root.Ping(t.Context(), n.Management, lab.Ping{})

@@ -6,8 +6,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
+
+	"weft/lease/subnetenv"
 )
 
 // Node is one machine: a network namespace on the underlay, with a /run of its own and pods.
@@ -104,59 +104,17 @@ func (n *Node) forward() error {
 // Path is where a file below the node's /run is for this process: Path("flannel/subnet.env").
 func (n *Node) Path(name string) string { return filepath.Join(n.Dir, name) }
 
-// SubnetEnv is what a daemon tells the pod network of its node.
-type SubnetEnv struct {
-	Network, Subnet   netip.Prefix // Subnet holds the gateway's address and the subnet's length: 10.5.1.1/24
-	Network6, Subnet6 netip.Prefix // not valid without IPv6
-	MTU               int
-	IPMasq            bool
-}
-
-// ReadSubnetEnv reads the file that the daemon writes, in the form that the flannel CNI plugin reads.
-func ReadSubnetEnv(path string) (SubnetEnv, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return SubnetEnv{}, err
-	}
-	var e SubnetEnv
-	var errs []error
-	prefixes := map[string]*netip.Prefix{"FLANNEL_NETWORK": &e.Network, "FLANNEL_SUBNET": &e.Subnet,
-		"FLANNEL_IPV6_NETWORK": &e.Network6, "FLANNEL_IPV6_SUBNET": &e.Subnet6}
-	for line := range strings.Lines(string(b)) {
-		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		var err error
-		switch key {
-		case "FLANNEL_MTU":
-			e.MTU, err = strconv.Atoi(value)
-		case "FLANNEL_IPMASQ":
-			e.IPMasq, err = strconv.ParseBool(value)
-		default:
-			if p := prefixes[key]; p != nil {
-				*p, err = netip.ParsePrefix(value)
-			}
-		}
-		errs = append(errs, err)
-	}
-	if !e.Subnet.IsValid() || e.MTU == 0 {
-		errs = append(errs, errors.New("no subnet or no MTU in it"))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return SubnetEnv{}, fmt.Errorf("read %s: %w", path, err)
-	}
-	return e, nil
-}
-
 // Attach does what the CNI plugins do on a real node: it makes the bridge cni0 with the gateway's address and joins every
 // pod to it, with the second, third, ... address of the subnet and the MTU that env says. Attaching again follows a
 // changed env.
-func (n *Node) Attach(env SubnetEnv) error {
+func (n *Node) Attach(env subnetenv.File) error {
 	if err := n.attach(env); err != nil {
 		return fmt.Errorf("%s: attach pods: %w", n.Name, err)
 	}
 	return nil
 }
 
-func (n *Node) attach(env SubnetEnv) error {
+func (n *Node) attach(env subnetenv.File) error {
 	if n.HasLink(podBridge) {
 		if err := n.DeleteLink(podBridge); err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"weft/dataplane/fib"
 	"weft/lease"
 	"weft/lease/kube"
+	"weft/lease/subnetenv"
 	"weft/metrics"
 )
 
@@ -45,7 +46,7 @@ type node struct {
 	cluster    clusterStore // nil if the store is none
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
-	previous   subnetEnv      // of an earlier run
+	previous   subnetenv.File // of an earlier run
 	former     []netip.Prefix // networks of an earlier run that have to be cleared away
 
 	host    ctrl.Self // what the backend knows of this machine, interface and device included
@@ -57,11 +58,11 @@ type node struct {
 
 	nodes []nodeStatus // the other nodes of the last plan
 
-	ifaceErr error     // why the interface as it is now cannot be used
-	written  subnetEnv // what subnet.env says; zero: nothing yet
-	fileErr  error     // why it could not be written
-	ready    bool      // as last logged
-	told     bool      // systemd knows that we are ready
+	ifaceErr error          // why the interface as it is now cannot be used
+	written  subnetenv.File // what subnet.env says; zero: nothing yet
+	fileErr  error          // why it could not be written
+	ready    bool           // as last logged
+	told     bool           // systemd knows that we are ready
 
 	forwarded bool // packets could be forwarded at least once
 }
@@ -120,7 +121,7 @@ func (n *node) leaseHeld(s lease.State) {
 
 // warnOfLostSubnet says why the subnet of the previous run's file is not ours.
 func (n *node) warnOfLostSubnet(s lease.State) {
-	for _, before := range []netip.Prefix{n.previous.subnet, n.previous.subnet6} {
+	for _, before := range []netip.Prefix{n.previous.Subnet.Masked(), n.previous.Subnet6.Masked()} {
 		if !before.IsValid() || before == s.Self.Subnet || before == s.Self.Subnet6 {
 			continue
 		}
@@ -341,7 +342,7 @@ func (n *node) writeSubnetFile() {
 	if e == n.written {
 		return
 	}
-	err := e.write(n.cfg.Node.SubnetFile)
+	err := e.Write(n.cfg.Node.SubnetFile)
 	switch {
 	case err == nil:
 		n.written = e
@@ -363,11 +364,11 @@ func (n *node) forget() {
 }
 
 // wantedFile is what subnet.env has to say.
-func (n *node) wantedFile() subnetEnv {
-	return subnetEnv{
-		network: n.network.Network, subnet: n.self.Subnet,
-		network6: n.network.IPv6Network, subnet6: n.self.Subnet6,
-		mtu: n.backend.Spec().MTU, ipMasq: n.cfg.Rules.Masquerade,
+func (n *node) wantedFile() subnetenv.File {
+	return subnetenv.File{
+		Network: n.network.Network, Subnet: subnetenv.Gateway(n.self.Subnet),
+		Network6: n.network.IPv6Network, Subnet6: subnetenv.Gateway(n.self.Subnet6),
+		MTU: n.backend.Spec().MTU, IPMasq: n.cfg.Rules.Masquerade,
 	}
 }
 

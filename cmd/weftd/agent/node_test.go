@@ -19,6 +19,7 @@ import (
 	"weft/ctrl/netfilter"
 	"weft/dataplane/fib"
 	"weft/lease"
+	"weft/lease/subnetenv"
 )
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
@@ -134,13 +135,13 @@ func TestLostSubnetIsExplained(t *testing.T) {
 	all := []lease.Lease{self, other}
 	tests := []struct {
 		name     string
-		previous subnetEnv
+		previous subnetenv.File
 		want     string
 	}{
-		{"none before", subnetEnv{}, ""},
-		{"the same", subnetEnv{subnet: self.Subnet}, ""},
-		{"another's", subnetEnv{subnet: other.Subnet}, "subnet=10.5.7.0/24 owner=them"},
-		{"nobody's", subnetEnv{subnet6: prefix("fd00::/64")}, `subnet=fd00::/64 owner="no node"`},
+		{"none before", subnetenv.File{}, ""},
+		{"the same", subnetenv.File{Subnet: self.Subnet}, ""},
+		{"another's", subnetenv.File{Subnet: other.Subnet}, "subnet=10.5.7.0/24 owner=them"},
+		{"nobody's", subnetenv.File{Subnet6: prefix("fd00::/64")}, `subnet=fd00::/64 owner="no node"`},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -194,16 +194,16 @@ func (d *weftd) newNode(kernel *ctrl.Kernel, network lease.Network, iface ctrl.I
 		return nil, err
 	}
 	keepVTEP(&host, d.start.Previous)
-	previous := readSubnetEnv(d.cfg.Node.SubnetFile, d.log)
+	previous := readPreviousSubnets(d.cfg.Node.SubnetFile, d.log)
 	n := &node{
 		weftd:      d,
 		network:    network,
 		host:       host,
 		reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
 		rules: netfilter.New(netfilter.Options{Log: d.log, Resync: d.cfg.Rules.Resync,
-			Previous: previous.prefixes()}),
+			Previous: prefixes(previous)}),
 		previous: previous,
-		former:   previous.former(overlay(network)),
+		former:   abandonedNetworks(previous, overlay(network)),
 	}
 	if err := n.prepare(iface); err != nil {
 		return nil, err
@@ -261,8 +261,8 @@ func (n *node) connect(store lease.Store) {
 		Network:   n.network,
 		Attrs:     n.attrs,
 		Node:      n.name,
-		Previous:  n.previous.subnet,
-		Previous6: n.previous.subnet6,
+		Previous:  n.previous.Subnet.Masked(),
+		Previous6: n.previous.Subnet6.Masked(),
 	}, lease.Options{RenewMargin: n.cfg.Lease.RenewMargin, Log: n.log})
 }
 
