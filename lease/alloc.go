@@ -6,24 +6,25 @@ import (
 	"slices"
 )
 
-// candidates is how many free subnets Choose draws from: flannel's number. Nodes that start at once then rarely
-// want the same one.
+// candidates is the number of free subnets that Choose draws from, as in flannel. Nodes that start
+// together then rarely choose the same one.
 const candidates = 100
 
-// Choice is what Choose decided.
+// Choice is the result of Choose.
 type Choice struct {
 	Subnet, Subnet6 netip.Prefix
-	// Own lists the leases of the existing ones that are this node's already. If Reuse, the first of them is the
-	// lease to take over as it is; all others do not go with the network config or are left over.
+	// Own lists the indices of existing leases that belong to this node. If Reuse is set, the first
+	// is the lease to take over unchanged. All others do not fit the network config or are left
+	// over.
 	Own   []int
 	Reuse bool
 }
 
-// Choose decides which subnets a node gets beside the existing leases, of which none may overlap with them but the
-// node's own: first a lease that is the node's already, then what is left of one that no longer goes with the config
-// (a family was switched on or off), then the previous subnet, then one of up to 100 free ones by random, which
-// returns a number in [0,n). It fails with ErrNoSubnet. An existing lease that cannot be read is given with its
-// subnets alone.
+// Choose selects subnets for a node that overlap no existing lease of another node. In order of
+// preference: a lease of the node that fits the config; the remaining family of one that no longer
+// does (a family was enabled or disabled); the previous subnet; one of up to 100 free subnets,
+// chosen by random, which returns a number in [0,n). It fails with ErrNoSubnet. An existing lease
+// that cannot be read is passed with its subnets only.
 func Choose(r Request, existing []Lease, random func(n int) int) (Choice, error) {
 	c := Choice{Own: ownLeases(r, existing)}
 	if len(c.Own) > 0 {
@@ -35,14 +36,14 @@ func Choose(r Request, existing []Lease, random func(n int) int) (Choice, error)
 	for _, p := range r.Network.pools() {
 		var wanted []netip.Prefix
 		for _, i := range c.Own {
-			wanted = append(wanted, p.keys.pick(existing[i].Subnet, existing[i].Subnet6))
+			wanted = append(wanted, p.family.pick(existing[i].Subnet, existing[i].Subnet6))
 		}
-		wanted = append(wanted, p.keys.pick(r.Previous, r.Previous6))
+		wanted = append(wanted, p.family.pick(r.Previous, r.Previous6))
 		got, err := p.choose(wanted, p.taken(existing, c.Own), random)
 		if err != nil {
 			return Choice{}, err
 		}
-		if p.keys.v6 {
+		if p.family.v6 {
 			c.Subnet6 = got
 		} else {
 			c.Subnet = got
@@ -51,7 +52,8 @@ func Choose(r Request, existing []Lease, random func(n int) int) (Choice, error)
 	return c, nil
 }
 
-// ownLeases lists the leases of the asking node: those that fit the network first, of these the previous one first.
+// ownLeases returns the indices of the requesting node's leases: those that fit the network first,
+// and among them the previous one first.
 func ownLeases(r Request, existing []Lease) []int {
 	var own []int
 	for i, l := range existing {
@@ -73,12 +75,11 @@ func ownLeases(r Request, existing []Lease) []int {
 	return own
 }
 
-// taken lists the subnets of the family that are not free, ordered by address. The leases whose index is in own
-// do not count.
+// taken returns the leased subnets of the family, ordered by address. It skips the indices in own.
 func (p pool) taken(existing []Lease, own []int) []netip.Prefix {
 	var taken []netip.Prefix
 	for i, l := range existing {
-		if s := p.keys.pick(l.Subnet, l.Subnet6); s.IsValid() && !slices.Contains(own, i) {
+		if s := p.family.pick(l.Subnet, l.Subnet6); s.IsValid() && !slices.Contains(own, i) {
 			taken = append(taken, s)
 		}
 	}
@@ -86,7 +87,7 @@ func (p pool) taken(existing []Lease, own []int) []netip.Prefix {
 	return taken
 }
 
-// choose takes the first of the wanted subnets that is free, else a free one by chance.
+// choose returns the first free subnet of wanted, else a random free subnet.
 func (p pool) choose(wanted, taken []netip.Prefix, random func(n int) int) (netip.Prefix, error) {
 	for _, w := range wanted {
 		if p.fits(w) && !slices.ContainsFunc(taken, w.Overlaps) {
@@ -101,13 +102,14 @@ func (p pool) choose(wanted, taken []netip.Prefix, random func(n int) int) (neti
 	return free[random(len(free))], nil
 }
 
-// free lists up to limit subnets from min that overlap with none of taken, which is ordered by address. It jumps over
-// what is taken, so a lease much wider than a subnet of the pool (an IPv6 /48 among /64s) costs no more than others.
+// free returns up to limit subnets, starting at min, that overlap none of taken, which is ordered
+// by address. It skips taken ranges in one step, so a lease much wider than a subnet of the pool
+// (an IPv6 /48 among /64s) costs no more than others.
 func (p pool) free(taken []netip.Prefix, limit int) []netip.Prefix {
 	var free []netip.Prefix
 	at, ok := netip.PrefixFrom(p.min, p.length), true
 	for ok && at.Addr().Compare(p.max) <= 0 && len(free) < limit {
-		// Prefixes nest or are disjoint, so of those in order the ones below at can never overlap again.
+		// Prefixes nest or are disjoint, so ordered prefixes below at cannot overlap later ones.
 		for len(taken) > 0 && lastAddr(taken[0]).Less(at.Addr()) {
 			taken = taken[1:]
 		}

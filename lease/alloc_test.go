@@ -15,8 +15,8 @@ func addr(s string) netip.Addr {
 	return netip.MustParseAddr(s)
 }
 
-// held makes a lease for tests; "" is no address and no subnet.
-func held(subnet, subnet6, public, public6 string) Lease {
+// newLease returns a lease for tests; "" leaves an address or subnet unset.
+func newLease(subnet, subnet6, public, public6 string) Lease {
 	return Lease{Subnet: prefix(subnet), Subnet6: prefix(subnet6), Attrs: Attrs{PublicIP: addr(public), PublicIPv6: addr(public6)}}
 }
 
@@ -39,83 +39,83 @@ func TestChoose(t *testing.T) {
 		reuse               bool
 		own                 []int
 	}{
-		{name: "the first subnet is skipped", network: v4, random: first, want: "10.5.1.0/24"},
-		{name: "the last subnet is given", network: v4, random: last, want: "10.5.15.0/24"},
+		{name: "first subnet skipped", network: v4, random: first, want: "10.5.1.0/24"},
+		{name: "last subnet allocated", network: v4, random: last, want: "10.5.15.0/24"},
 		{
-			name: "own lease by public IP goes before the previous subnet", network: v4, previous: "10.5.7.0/24",
-			existing: []Lease{held("10.5.2.0/24", "", "192.0.2.9", ""), held("10.5.3.0/24", "", "192.0.2.1", "")},
+			name: "own lease preferred to previous subnet", network: v4, previous: "10.5.7.0/24",
+			existing: []Lease{newLease("10.5.2.0/24", "", "192.0.2.9", ""), newLease("10.5.3.0/24", "", "192.0.2.1", "")},
 			random:   first, want: "10.5.3.0/24", reuse: true, own: []int{1},
 		},
 		{
-			name: "of two own leases the previous one", network: v4, previous: "10.5.7.0/24",
-			existing: []Lease{held("10.5.3.0/24", "", "192.0.2.1", ""), held("10.5.7.0/24", "", "192.0.2.1", "")},
+			name: "previous one of two own leases", network: v4, previous: "10.5.7.0/24",
+			existing: []Lease{newLease("10.5.3.0/24", "", "192.0.2.1", ""), newLease("10.5.7.0/24", "", "192.0.2.1", "")},
 			random:   first, want: "10.5.7.0/24", reuse: true, own: []int{1, 0},
 		},
 		{
-			name: "an own lease outside the network is replaced", network: v4,
-			existing: []Lease{held("10.9.3.0/24", "", "192.0.2.1", "")},
+			name: "own lease outside network replaced", network: v4,
+			existing: []Lease{newLease("10.9.3.0/24", "", "192.0.2.1", "")},
 			random:   first, want: "10.5.1.0/24", own: []int{0},
 		},
 		{
-			name: "an own lease that fits goes before one that does not", network: v4, previous: "10.9.3.0/24",
-			existing: []Lease{held("10.9.3.0/24", "", "192.0.2.1", ""), held("10.5.3.0/24", "", "192.0.2.1", "")},
+			name: "fitting own lease preferred", network: v4, previous: "10.9.3.0/24",
+			existing: []Lease{newLease("10.9.3.0/24", "", "192.0.2.1", ""), newLease("10.5.3.0/24", "", "192.0.2.1", "")},
 			random:   first, want: "10.5.3.0/24", reuse: true, own: []int{1, 0},
 		},
-		{name: "the previous subnet", network: v4, previous: "10.5.7.0/24", random: first, want: "10.5.7.0/24"},
-		{name: "the previous subnet has another length", network: v4, previous: "10.5.7.0/25", random: first, want: "10.5.1.0/24"},
-		{name: "the previous subnet is out of range", network: v4, previous: "10.4.1.0/24", random: first, want: "10.5.1.0/24"},
+		{name: "previous subnet", network: v4, previous: "10.5.7.0/24", random: first, want: "10.5.7.0/24"},
+		{name: "previous subnet of other length", network: v4, previous: "10.5.7.0/25", random: first, want: "10.5.1.0/24"},
+		{name: "previous subnet out of range", network: v4, previous: "10.4.1.0/24", random: first, want: "10.5.1.0/24"},
 		{
-			name: "the previous subnet is another's", network: v4, previous: "10.5.7.0/24",
-			existing: []Lease{held("10.5.7.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.1.0/24",
+			name: "previous subnet taken", network: v4, previous: "10.5.7.0/24",
+			existing: []Lease{newLease("10.5.7.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.1.0/24",
 		},
 		{
-			name: "the previous subnet is within another's", network: v4, previous: "10.5.7.0/24",
-			existing: []Lease{held("10.5.6.0/23", "", "192.0.2.9", "")}, random: first, want: "10.5.1.0/24",
+			name: "previous subnet inside taken one", network: v4, previous: "10.5.7.0/24",
+			existing: []Lease{newLease("10.5.6.0/23", "", "192.0.2.9", "")}, random: first, want: "10.5.1.0/24",
 		},
 		{
-			name: "leases of any length are skipped", network: v4,
-			existing: []Lease{held("10.5.1.128/30", "", "192.0.2.9", ""), held("10.5.2.0/23", "", "192.0.2.8", ""), held("10.5.4.0/24", "", "", "")},
+			name: "leases of any length skipped", network: v4,
+			existing: []Lease{newLease("10.5.1.128/30", "", "192.0.2.9", ""), newLease("10.5.2.0/23", "", "192.0.2.8", ""), newLease("10.5.4.0/24", "", "", "")},
 			random:   first, want: "10.5.5.0/24",
 		},
 		{
-			name: "two leases within one subnet", network: v4,
-			existing: []Lease{held("10.5.1.0/30", "", "192.0.2.9", ""), held("10.5.1.128/30", "", "192.0.2.8", "")},
+			name: "two leases inside one subnet", network: v4,
+			existing: []Lease{newLease("10.5.1.0/30", "", "192.0.2.9", ""), newLease("10.5.1.128/30", "", "192.0.2.8", "")},
 			random:   first, want: "10.5.2.0/24",
 		},
 		{name: "IPv6 only", network: v6, attrs: Attrs{PublicIPv6: addr("fd31::1")}, random: first, want6: "fc00:0:0:1::/64"},
 		{
-			name: "IPv6-only nodes are told apart by their IPv6 address", network: v6, attrs: Attrs{PublicIPv6: addr("fd31::1")},
-			existing: []Lease{held("", "fc00:0:0:1::/64", "", "fd31::2"), held("", "fc00:0:0:2::/64", "", "fd31::1")},
+			name: "IPv6-only nodes distinguished by IPv6 address", network: v6, attrs: Attrs{PublicIPv6: addr("fd31::1")},
+			existing: []Lease{newLease("", "fc00:0:0:1::/64", "", "fd31::2"), newLease("", "fc00:0:0:2::/64", "", "fd31::1")},
 			random:   first, want6: "fc00:0:0:2::/64", reuse: true, own: []int{1},
 		},
 		{
-			name: "IPv6 is enabled while there are IPv4 leases", network: dual,
-			existing: []Lease{held("10.5.1.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.2.0/24", want6: "fc00:0:0:1::/64",
+			name: "IPv6 enabled with IPv4 leases present", network: dual,
+			existing: []Lease{newLease("10.5.1.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.2.0/24", want6: "fc00:0:0:1::/64",
 		},
 		{
-			name: "our own IPv4 subnet stays when IPv6 is enabled", network: dual,
-			existing: []Lease{held("10.5.3.0/24", "", "192.0.2.1", "")}, random: first,
+			name: "own IPv4 subnet kept when IPv6 is enabled", network: dual,
+			existing: []Lease{newLease("10.5.3.0/24", "", "192.0.2.1", "")}, random: first,
 			want: "10.5.3.0/24", want6: "fc00:0:0:1::/64", own: []int{0},
 		},
 		{
-			name: "our own IPv4 subnet stays when IPv6 is disabled", network: v4,
-			existing: []Lease{held("10.5.3.0/24", "fc00:0:0:1::/64", "192.0.2.1", "fd31::1")}, random: first,
+			name: "own IPv4 subnet kept when IPv6 is disabled", network: v4,
+			existing: []Lease{newLease("10.5.3.0/24", "fc00:0:0:1::/64", "192.0.2.1", "fd31::1")}, random: first,
 			want: "10.5.3.0/24", own: []int{0},
 		},
 		{
-			name: "a family whose previous subnet is taken gets another one", network: dual, previous: "10.5.7.0/24", previous6: "fc00:0:0:7::/64",
-			existing: []Lease{held("10.5.1.0/24", "fc00:0:0:7::/64", "192.0.2.9", "fd31::9")}, random: first,
+			name: "previous subnet of one family taken", network: dual, previous: "10.5.7.0/24", previous6: "fc00:0:0:7::/64",
+			existing: []Lease{newLease("10.5.1.0/24", "fc00:0:0:7::/64", "192.0.2.9", "fd31::9")}, random: first,
 			want: "10.5.7.0/24", want6: "fc00:0:0:1::/64",
 		},
 		{
-			name: "a lease much wider than a subnet is jumped over", network: mustParseNetwork(t,
+			name: "lease much wider than a subnet skipped", network: mustParseNetwork(t,
 				`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/8","IPv6SubnetLen":126}`),
 			attrs:    Attrs{PublicIPv6: addr("fd31::1")},
-			existing: []Lease{held("", "fc00::/16", "", "fd31::2")}, random: first, want6: "fc01::/126",
+			existing: []Lease{newLease("", "fc00::/16", "", "fd31::2")}, random: first, want6: "fc01::/126",
 		},
 		{
-			name: "a network at the end of the address space", network: mustParseNetwork(t, `{"Network":"255.255.255.240/28"}`),
-			existing: []Lease{held("255.255.255.244/30", "", "", ""), held("255.255.255.248/30", "", "", "")}, random: last,
+			name: "network at end of address space", network: mustParseNetwork(t, `{"Network":"255.255.255.240/28"}`),
+			existing: []Lease{newLease("255.255.255.244/30", "", "", ""), newLease("255.255.255.248/30", "", "", "")}, random: last,
 			want: "255.255.255.252/30",
 		},
 	}
@@ -139,7 +139,7 @@ func TestChoose(t *testing.T) {
 func TestChooseFullPool(t *testing.T) {
 	network := mustParseNetwork(t, `{"Network":"10.5.0.0/28"}`)
 	existing := []Lease{
-		held("10.5.0.4/30", "", "192.0.2.7", ""), held("10.5.0.8/30", "", "192.0.2.8", ""), held("10.5.0.12/30", "", "192.0.2.9", ""),
+		newLease("10.5.0.4/30", "", "192.0.2.7", ""), newLease("10.5.0.8/30", "", "192.0.2.8", ""), newLease("10.5.0.12/30", "", "192.0.2.9", ""),
 	}
 	r := Request{Network: network, Attrs: Attrs{PublicIP: addr("192.0.2.1")}, Previous: prefix("10.5.0.8/30")}
 	_, err := Choose(r, existing, first)
@@ -148,19 +148,19 @@ func TestChooseFullPool(t *testing.T) {
 	}
 	r.Attrs.PublicIP = addr("192.0.2.8")
 	if c, err := Choose(r, existing, first); err != nil || !c.Reuse {
-		t.Errorf("a node that has a lease in a full pool: %+v, %v", c, err)
+		t.Errorf("node with a lease in a full pool: got %+v, %v", c, err)
 	}
 }
 
-func TestChooseDrawsFromAHundred(t *testing.T) {
+func TestChooseCandidates(t *testing.T) {
 	r := Request{Network: mustParseNetwork(t, `{"Network":"10.0.0.0/8"}`), Attrs: Attrs{PublicIP: addr("192.0.2.1")}}
-	var asked int
-	if _, err := Choose(r, nil, func(n int) int { asked = n; return 0 }); err != nil || asked != candidates {
-		t.Errorf("drew from %d, %v", asked, err)
+	var limit int
+	if _, err := Choose(r, nil, func(n int) int { limit = n; return 0 }); err != nil || limit != candidates {
+		t.Errorf("random called with %d, want %d; error %v", limit, candidates, err)
 	}
 }
 
-// slowFree is the obvious version of pool.free.
+// slowFree is the reference implementation of pool.free.
 func slowFree(p pool, taken []netip.Prefix, limit int) []netip.Prefix {
 	var free []netip.Prefix
 	for s, ok := netip.PrefixFrom(p.min, p.length), true; ok && s.Addr().Compare(p.max) <= 0 && len(free) < limit; s, ok = nextSubnet(s) {
@@ -171,7 +171,7 @@ func slowFree(p pool, taken []netip.Prefix, limit int) []netip.Prefix {
 	return free
 }
 
-func TestFreeAgainstItsSlowTwin(t *testing.T) {
+func TestPoolFreeReference(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	networks := []Network{
 		mustParseNetwork(t, `{"Network":"10.5.0.0/20"}`),
@@ -190,7 +190,8 @@ func TestFreeAgainstItsSlowTwin(t *testing.T) {
 	}
 }
 
-// randomTaken makes leases in and around the network, wider and narrower than its subnets, in order.
+// randomTaken returns ordered prefixes in and around the network, wider and narrower than its
+// subnets.
 func randomTaken(rng *rand.Rand, p pool) []netip.Prefix {
 	var taken []netip.Prefix
 	for range rng.IntN(40) {
@@ -201,7 +202,7 @@ func randomTaken(rng *rand.Rand, p pool) []netip.Prefix {
 			}
 		}
 		a, _ := netip.AddrFromSlice(bytes)
-		bits := min(p.length-4+rng.IntN(8), p.keys.bits)
+		bits := min(p.length-4+rng.IntN(8), p.family.bits)
 		taken = append(taken, netip.PrefixFrom(a, bits).Masked())
 	}
 	slices.SortFunc(taken, netip.Prefix.Compare)

@@ -8,66 +8,66 @@ import (
 	"unsafe"
 )
 
-// stepped is t as it would have been read had the wall clock been set meanwhile: the monotonic reading stays, which no
-// method of Time can do.
+// stepped returns at as if the wall clock had been set by the given duration: the monotonic reading
+// is unchanged. No method of Time can do this.
 func stepped(t *testing.T, at time.Time, by time.Duration) time.Time {
 	t.Helper()
 	now := at
 	wall := (*uint64)(unsafe.Pointer(&now)) // time.Time.wall: a flag, 33 bits of seconds, 30 of nanoseconds
 	*wall += uint64(by/time.Second) << 30
 	if now.Sub(at) != 0 || now.Round(0).Sub(at.Round(0)) != by {
-		t.Fatalf("%s was set by %s: %s", at, by, now)
+		t.Fatalf("stepping %s by %s gave %s", at, by, now)
 	}
 	return now
 }
 
-// steppingHolder is a holder of which nothing runs but what the test calls.
-func steppingHolder(s Store, states *[]State) *holder {
+// newTestHolder returns a holder that the test steps itself.
+func newTestHolder(s Store, states *[]State) *holder {
 	m := NewManager(s, Request{Attrs: Attrs{PublicIP: addr(ownPublic)}}, Options{Log: slog.New(slog.DiscardHandler)})
 	return newHolder(m, func(s State) { *states = append(*states, s) })
 }
 
-func TestAPauseOutlivesNoClockSetBack(t *testing.T) {
+func TestRetryClockSetBack(t *testing.T) {
 	var states []State
-	h := steppingHolder(&scripted{failing: errors.New("no quorum")}, &states)
+	h := newTestHolder(&fakeStore{writeErr: errors.New("no quorum")}, &states)
 	h.step(t.Context())
 	back := stepped(t, time.Now().Add(backoffMax), -3*time.Hour)
 	if !h.isDue(back) || h.pause(back) != 0 {
-		t.Errorf("the next try waits for %s", h.pause(back))
+		t.Errorf("retry not due, pause %s", h.pause(back))
 	}
 	if now := time.Now(); h.isDue(now) || h.pause(stepped(t, now, -3*time.Hour)) > backoffMax {
-		t.Errorf("due %v, in %s", h.isDue(now), h.pause(now))
+		t.Errorf("due %v, pause %s", h.isDue(now), h.pause(now))
 	}
 }
 
-func TestAClockSetBackDelaysNothing(t *testing.T) {
+func TestLossClockSetBack(t *testing.T) {
 	var states []State
-	store := &scripted{ttl: 24 * time.Hour}
-	h := steppingHolder(store, &states)
+	store := &fakeStore{ttl: 24 * time.Hour}
+	h := newTestHolder(store, &states)
 	h.m.request.Network = mustParseNetwork(t, `{"Network":"10.5.0.0/16"}`)
 	h.step(t.Context())
 	if !h.held {
-		t.Fatal("no lease")
+		t.Fatal("lease not held")
 	}
-	// The list shows that our lease is gone, once it is no older than our claim.
-	late := stepped(t, time.Now().Add(settle), -3*time.Hour)
-	h.take(event{list: Snapshot{Revision: 1}}, late)
-	if h.judge(late); h.held {
-		t.Error("the loss of the lease waits for the wall clock")
+	// A list received after the watch lag lacks the lease.
+	late := stepped(t, time.Now().Add(watchLag), -3*time.Hour)
+	h.handle(event{list: Snapshot{Revision: 1}}, late)
+	if h.checkOwn(late); h.held {
+		t.Error("lease still held after the loss")
 	}
 	h.peers.keep([]Lease{peer(0)}, time.Now())
 	day := time.Now().Add(24 * time.Hour)
-	if n := h.peers.expired(stepped(t, time.Now(), 48*time.Hour)); n != 0 {
-		t.Error("a clock set forward drops the peers")
+	if n := h.peers.countExpired(stepped(t, time.Now(), 48*time.Hour)); n != 0 {
+		t.Error("peers expired because the wall clock was set forward")
 	}
-	if n := h.peers.expired(stepped(t, day, -3*time.Hour)); n != 1 {
-		t.Error("peers are kept for as long as the clock was set back")
+	if n := h.peers.countExpired(stepped(t, day, -3*time.Hour)); n != 1 {
+		t.Error("peers kept because the wall clock was set back")
 	}
 }
 
-func TestRenewalIsDueByEitherClock(t *testing.T) {
+func TestRenewalEitherClock(t *testing.T) {
 	var states []State
-	h := steppingHolder(&scripted{ttl: 24 * time.Hour}, &states)
+	h := newTestHolder(&fakeStore{ttl: 24 * time.Hour}, &states)
 	h.m.request.Network = mustParseNetwork(t, `{"Network":"10.5.0.0/16"}`)
 	h.step(t.Context())
 	now := time.Now()
@@ -79,15 +79,15 @@ func TestRenewalIsDueByEitherClock(t *testing.T) {
 		{"at once", now, false},
 		{"after 22 hours", now.Add(22 * time.Hour), false},
 		{"after 23 hours", now.Add(23 * time.Hour), true},
-		{"after 23 hours, the clock set back", stepped(t, now.Add(23*time.Hour), -3*time.Hour), true},
+		{"after 23 hours, clock set back", stepped(t, now.Add(23*time.Hour), -3*time.Hour), true},
 		{"after a sleep of 23 hours", stepped(t, now, 23*time.Hour), true},
 	} {
 		if got := h.isDue(test.at); got != test.due {
 			t.Errorf("%s: due %v", test.name, got)
 		}
 	}
-	if h.state.Self.Expires != h.state.Self.Expires.Round(0) { //nolint:staticcheck // the comparison of the readings is meant
-		t.Error("the expiry has a monotonic reading, which knows nothing of sleep")
+	if h.state.Self.Expires != h.state.Self.Expires.Round(0) { //nolint:staticcheck // compares the readings
+		t.Error("expiry has a monotonic reading, which stops during sleep")
 	}
 }
 
@@ -106,7 +106,7 @@ func TestRenewAt(t *testing.T) {
 		}
 	}
 	if got := renewAt(Lease{}, now, time.Hour); !got.IsZero() {
-		t.Errorf("a reservation is renewed at %s", got)
+		t.Errorf("renewAt of a reservation = %s, want zero", got)
 	}
 }
 
@@ -115,7 +115,7 @@ func TestBackoff(t *testing.T) {
 	for i, full := range []time.Duration{100, 200, 400, 800, 1600, 3200, 5000, 5000} {
 		full *= time.Millisecond
 		if got := b.next(); got > full || got <= full/2 {
-			t.Errorf("pause %d is %s, want up to %s", i, got, full)
+			t.Errorf("delay %d = %s, want (%s, %s]", i, got, full/2, full)
 		}
 	}
 }

@@ -8,15 +8,16 @@ import (
 	"strings"
 )
 
-// Network is the network config of the cluster: the JSON object that flannel keeps at <prefix>/config. Field names
-// are its keys. ParseNetwork fills what the text leaves out.
+// Network is the network config of the cluster: the JSON object that flannel keeps at
+// <prefix>/config. Field names are its keys. ParseNetwork derives missing values.
 type Network struct {
 	// Network and IPv6Network are the ranges of the whole cluster.
 	Network, IPv6Network                   netip.Prefix
 	EnableIPv4, EnableIPv6, EnableNFTables bool
-	// SubnetLen is the prefix length of one node's subnet. 0 means that none can be derived: Check says why.
+	// SubnetLen is the prefix length of a node's subnet. 0 means that it cannot be derived: Check
+	// returns the reason.
 	SubnetLen, IPv6SubnetLen int
-	// Min and Max are the first and the last subnet that may be leased, both included.
+	// SubnetMin and SubnetMax are the first and last subnets that may be leased, inclusive.
 	SubnetMin, SubnetMax         netip.Addr
 	IPv6SubnetMin, IPv6SubnetMax netip.Addr
 	Backend                      Backend
@@ -24,13 +25,14 @@ type Network struct {
 
 // Backend is the Backend object of the network config.
 type Backend struct {
-	// Type is in lower case. It is "udp" if the config has no Backend key, and "" if the object names none.
+	// Type is in lower case: "udp" without a Backend key, "" if the object has no type.
 	Type string
-	// Raw is the whole object for the backend's own keys; nil if the config has no Backend key.
+	// Raw is the whole object, for the backend's own keys; nil without a Backend key.
 	Raw json.RawMessage
 }
 
-// wireNetwork is Network as it is written. encoding/json matches its keys in any case and ignores all others.
+// wireNetwork is the stored form of Network. encoding/json matches its keys in any case and ignores
+// unknown ones.
 type wireNetwork struct {
 	EnableIPv4, EnableIPv6, EnableNFTables             bool
 	Network, IPv6Network                               netip.Prefix
@@ -39,8 +41,8 @@ type wireNetwork struct {
 	Backend                                            json.RawMessage
 }
 
-// ParseNetwork decodes a network config and derives what it leaves out. It refuses text of the wrong form; whether
-// the values make sense together is for Check, since a store that does not allocate (kube) does not ask.
+// ParseNetwork decodes a network config and derives missing values. It rejects malformed text only;
+// Check validates the values together, because a store that does not allocate (kube) skips that.
 func ParseNetwork(b []byte) (Network, error) {
 	w := wireNetwork{EnableIPv4: true}
 	if err := json.Unmarshal(b, &w); err != nil {
@@ -50,11 +52,11 @@ func ParseNetwork(b []byte) (Network, error) {
 	if err != nil {
 		return Network{}, err
 	}
-	v4, err := parsePool(v4Keys, w.Network, w.SubnetLen, w.SubnetMin, w.SubnetMax)
+	v4, err := parsePool(v4Family, w.Network, w.SubnetLen, w.SubnetMin, w.SubnetMax)
 	if err != nil {
 		return Network{}, err
 	}
-	v6, err := parsePool(v6Keys, w.IPv6Network, w.IPv6SubnetLen, w.IPv6SubnetMin, w.IPv6SubnetMax)
+	v6, err := parsePool(v6Family, w.IPv6Network, w.IPv6SubnetLen, w.IPv6SubnetMin, w.IPv6SubnetMax)
 	if err != nil {
 		return Network{}, err
 	}
@@ -68,7 +70,7 @@ func ParseNetwork(b []byte) (Network, error) {
 	}, nil
 }
 
-// parseBackend tells an absent Backend (udp) from one that names no type (null or {}).
+// parseBackend distinguishes a missing Backend (udp) from one without a type (null or {}).
 func parseBackend(raw json.RawMessage) (Backend, error) {
 	if raw == nil {
 		return Backend{Type: "udp"}, nil
@@ -80,22 +82,23 @@ func parseBackend(raw json.RawMessage) (Backend, error) {
 	return Backend{Type: strings.ToLower(b.Type), Raw: raw}, nil
 }
 
-// CheckRanges says whether there is a range for each family that is on, and for one at least. That is all a network needs
-// of which the cluster cuts the subnets itself (kube), and all that flannel asks of it there.
+// CheckRanges returns an error unless at least one family is enabled and each enabled family has a
+// range. This suffices if the cluster allocates the subnets (kube); flannel checks no more there.
 func (n Network) CheckRanges() error {
 	if !n.EnableIPv4 && !n.EnableIPv6 {
 		return errors.New("none defined stack: enable at least one of EnableIPv4 and EnableIPv6")
 	}
 	for _, p := range n.pools() {
 		if !p.network.IsValid() {
-			return fmt.Errorf("please define a correct %s parameter in the flannel config", p.keys.network)
+			return fmt.Errorf("please define a correct %s parameter in the flannel config", p.family.network)
 		}
 	}
 	return nil
 }
 
-// Check says whether subnets can be leased from the network. The texts are flannel's, which people search for, but for
-// two: flannel accepts a Min above Max and then finds no subnet, and leaves "no family" to its main.
+// Check returns an error if no subnets can be leased from the network. The texts are flannel's,
+// which people search for, with two exceptions: flannel accepts a Min above Max and then finds no
+// subnet, and reports a config without families elsewhere.
 func (n Network) Check() error {
 	if err := n.CheckRanges(); err != nil {
 		return err
@@ -108,24 +111,24 @@ func (n Network) Check() error {
 	return nil
 }
 
-// Fits reports whether a lease of these subnets is one that the network would give out: a subnet for each family
-// that is on and none for one that is off, of the right length, and from Min to Max.
+// Fits reports whether a lease of these subnets could be allocated from the network: a subnet for
+// each enabled family and none for a disabled one, of the right length and between Min and Max.
 func (n Network) Fits(subnet, subnet6 netip.Prefix) bool {
 	fits := n.EnableIPv4 == subnet.IsValid() && n.EnableIPv6 == subnet6.IsValid()
 	for _, p := range n.pools() {
-		fits = fits && p.fits(p.keys.pick(subnet, subnet6))
+		fits = fits && p.fits(p.family.pick(subnet, subnet6))
 	}
 	return fits
 }
 
-// pools lists the families that are on.
+// pools returns the pools of the enabled families.
 func (n Network) pools() []pool {
 	var pools []pool
 	if n.EnableIPv4 {
-		pools = append(pools, pool{v4Keys, n.Network, n.SubnetLen, n.SubnetMin, n.SubnetMax})
+		pools = append(pools, pool{v4Family, n.Network, n.SubnetLen, n.SubnetMin, n.SubnetMax})
 	}
 	if n.EnableIPv6 {
-		pools = append(pools, pool{v6Keys, n.IPv6Network, n.IPv6SubnetLen, n.IPv6SubnetMin, n.IPv6SubnetMax})
+		pools = append(pools, pool{v6Family, n.IPv6Network, n.IPv6SubnetLen, n.IPv6SubnetMin, n.IPv6SubnetMax})
 	}
 	return pools
 }

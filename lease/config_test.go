@@ -15,8 +15,8 @@ func mustParseNetwork(t testing.TB, config string) Network {
 	return n
 }
 
-// The values were read from a running flannel where flannel-facts marks them so.
-func TestParseNetworkDerives(t *testing.T) {
+// The values were read from a running flannel.
+func TestParseNetworkDefaults(t *testing.T) {
 	tests := []struct {
 		config             string
 		subnetLen          int
@@ -74,7 +74,7 @@ func text(a netip.Addr) string {
 	return a.String()
 }
 
-func TestParseNetworkKeepsTheBackendObject(t *testing.T) {
+func TestParseNetworkBackend(t *testing.T) {
 	n := mustParseNetwork(t, `{"Network":"10.3.0.0/16","Backend":{"Type":"udp","Port":9000}}`)
 	if string(n.Backend.Raw) != `{"Type":"udp","Port":9000}` {
 		t.Errorf("got %s", n.Backend.Raw)
@@ -83,12 +83,12 @@ func TestParseNetworkKeepsTheBackendObject(t *testing.T) {
 		t.Errorf("without a Backend key: %+v", n.Backend)
 	}
 	if n = mustParseNetwork(t, `{"EnableNFTables":true}`); !n.EnableNFTables || !n.EnableIPv4 || n.EnableIPv6 {
-		t.Errorf("switches: %+v", n)
+		t.Errorf("got %+v", n)
 	}
 }
 
-func TestParseNetworkRefuses(t *testing.T) {
-	tests := []struct{ config, says string }{
+func TestParseNetworkErrors(t *testing.T) {
+	tests := []struct{ config, want string }{
 		{``, "unexpected end"},
 		{`{"Network":"10.3.0.0/16"} x`, "after top-level value"},
 		{`{"Network":"fc00::/48"}`, "Network: fc00::/48 is of the wrong address family"},
@@ -103,14 +103,14 @@ func TestParseNetworkRefuses(t *testing.T) {
 		{`{"Backend":{"Type":5}}`, "error decoding Backend property of config"},
 	}
 	for _, test := range tests {
-		if _, err := ParseNetwork([]byte(test.config)); err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%s: got %v, want %q", test.config, err, test.says)
+		if _, err := ParseNetwork([]byte(test.config)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", test.config, err, test.want)
 		}
 	}
 }
 
-// The texts are those of flannel but where the comment on Check says otherwise.
-func TestCheckTexts(t *testing.T) {
+// The texts are flannel's, with the exceptions listed at Check.
+func TestCheckErrors(t *testing.T) {
 	const v6 = `"EnableIPv4":false,"EnableIPv6":true,`
 	tests := []struct{ config, want string }{
 		{`{}`, "please define a correct Network parameter in the flannel config"},
@@ -192,7 +192,7 @@ func FuzzParseNetwork(f *testing.F) {
 		if err != nil || n.Check() != nil {
 			return
 		}
-		// Whatever passes has subnets to give, from the first to the last one.
+		// A valid network has subnets to allocate, from Min to Max.
 		for _, p := range n.pools() {
 			for _, a := range []netip.Addr{p.min, p.max} {
 				if s := netip.PrefixFrom(a, p.length); !p.fits(s) || !p.network.Contains(lastAddr(s)) {
@@ -200,7 +200,7 @@ func FuzzParseNetwork(f *testing.F) {
 				}
 			}
 			if free := p.free(nil, 1); len(free) != 1 || free[0].Addr() != p.min {
-				t.Errorf("%s: the first free subnet is %v", b, free)
+				t.Errorf("%s: first free subnet %v", b, free)
 			}
 		}
 		if _, err := Choose(Request{Network: n}, nil, func(n int) int { return n - 1 }); err != nil {

@@ -1,18 +1,19 @@
 // Package lease answers one question: which node owns which pod subnet?
 //
-// A [Store] keeps the leases of all nodes (etcd, a static file, the Kubernetes API). The [Manager] holds one
-// lease in a store for as long as the daemon runs and tells its caller the whole state after every change:
+// A [Store] keeps the leases of all nodes (etcd, a static file, the Kubernetes API). The [Manager]
+// holds one lease in a store while the daemon runs and reports the whole state after every change:
 //
 //	        Claim                 Renew before expiry
 //	no lease ─────► lease held ◄──────────────────────┐
 //	  ▲               │   │ └──────────────────────────┘
-//	  │ gone, or      │   └─ Watch: a whole Snapshot a change
+//	  │ missing, or   │   └─ Watch: a complete Snapshot per change
 //	  │ another's     ▼
-//	  └──────── the same subnet is asked for first
+//	  └──────── claim again, the same subnet first
 //
-// What leaves this package is always whole state, never an event, so a missed, doubled or late message from a
-// store can do no harm: the next one replaces it.
+// The package reports state, never events: a missed, duplicate or late message from a store is
+// harmless because the next one replaces it.
 //
-// [Choose] is the pure allocator that stores without an own one (etcd) use. The package knows nothing of packets,
-// devices or routes. It opens nothing and starts only the goroutine that Run waits for.
+// [Choose] is the allocator used by stores that do not allocate subnets themselves (etcd). The
+// package knows nothing of packets, devices or routes. It opens no files or sockets and starts only
+// the goroutine that Run waits for.
 package lease

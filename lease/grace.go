@@ -6,87 +6,89 @@ import (
 	"time"
 )
 
-// roster keeps leases that vanished when the store lost data. Their nodes are alive and will claim again, but a flannel
-// only when it renews, up to a day later.
-type roster struct {
+// gracePeers retains leases that vanished when the store lost data. Their nodes are alive and will
+// claim again, but flannel does so only when it renews, up to a day later.
+type gracePeers struct {
 	grace time.Duration
-	kept  []keptLease // ordered by until
+	kept  []gracePeer // ordered by until
 }
 
-type keptLease struct {
+type gracePeer struct {
 	Lease
 	until time.Time
 }
 
-// keep makes all leases stay for the grace, whatever the next lists say. One that is kept already gains no time.
-func (r *roster) keep(all []Lease, now time.Time) {
-	if r.grace < 0 {
+// keep retains all leases for the grace period, even if later lists lack them. It does not extend
+// the time of leases that are retained already.
+func (g *gracePeers) keep(all []Lease, now time.Time) {
+	if g.grace < 0 {
 		return
 	}
-	known := make(map[[2]netip.Prefix]bool, len(r.kept))
-	for _, k := range r.kept {
+	known := make(map[[2]netip.Prefix]bool, len(g.kept))
+	for _, k := range g.kept {
 		known[[2]netip.Prefix{k.Subnet, k.Subnet6}] = true
 	}
 	for _, l := range all {
 		if !known[[2]netip.Prefix{l.Subnet, l.Subnet6}] {
-			r.kept = append(r.kept, keptLease{l, now.Add(r.grace)})
+			g.kept = append(g.kept, gracePeer{l, now.Add(g.grace)})
 		}
 	}
 }
 
-// merge returns the list together with what is kept. A lease is let go as soon as its node is back or its subnet is
-// another's: displaced are the latter. It changes no list that it was given or has returned.
-func (r *roster) merge(list []Lease) (all, displaced []Lease) {
-	if len(r.kept) == 0 {
+// merge returns list plus the retained leases. It drops a retained lease if its node is listed
+// again or if a listed lease overlaps it; the latter are returned as displaced. It does not modify
+// list or any slice that it returned before.
+func (g *gracePeers) merge(list []Lease) (all, displaced []Lease) {
+	if len(g.kept) == 0 {
 		return list, nil
 	}
-	present := newCensus(list)
-	r.kept = slices.DeleteFunc(slices.Clone(r.kept), func(k keptLease) bool {
-		back, covered := present.has(k.Attrs), present.overlaps(k.Lease)
+	present := newLeaseIndex(list)
+	g.kept = slices.DeleteFunc(slices.Clone(g.kept), func(k gracePeer) bool {
+		back, covered := present.hasNode(k.Attrs), present.overlaps(k.Lease)
 		if covered && !back {
 			displaced = append(displaced, k.Lease)
 		}
 		return back || covered
 	})
-	all = append(slices.Clone(list), r.leases()...)
+	all = append(slices.Clone(list), g.leases()...)
 	slices.SortFunc(all, Compare)
 	return all, displaced
 }
 
-// leases lists what is kept.
-func (r *roster) leases() []Lease {
-	leases := make([]Lease, 0, len(r.kept))
-	for _, k := range r.kept {
+// leases returns the retained leases.
+func (g *gracePeers) leases() []Lease {
+	leases := make([]Lease, 0, len(g.kept))
+	for _, k := range g.kept {
 		leases = append(leases, k.Lease)
 	}
 	return leases
 }
 
-// forget lets one lease go.
-func (r *roster) forget(l Lease) {
-	r.kept = slices.DeleteFunc(r.kept, func(k keptLease) bool { return k.SameSubnets(l) })
+// remove drops the retained lease with the subnets of l.
+func (g *gracePeers) remove(l Lease) {
+	g.kept = slices.DeleteFunc(g.kept, func(k gracePeer) bool { return k.SameSubnets(l) })
 }
 
-// expire lets the leases go whose time is over, and returns them.
-func (r *roster) expire(now time.Time) []Lease {
-	over := roster{kept: r.kept[:r.expired(now)]}
-	r.kept = r.kept[len(over.kept):]
-	return over.leases()
+// expire drops and returns the leases whose grace period has ended.
+func (g *gracePeers) expire(now time.Time) []Lease {
+	expired := gracePeers{kept: g.kept[:g.countExpired(now)]}
+	g.kept = g.kept[len(expired.kept):]
+	return expired.leases()
 }
 
-// expired counts the leases whose time is over.
-func (r *roster) expired(now time.Time) int {
-	n := slices.IndexFunc(r.kept, func(k keptLease) bool { return now.Before(k.until) })
+// countExpired counts the leases whose grace period has ended.
+func (g *gracePeers) countExpired(now time.Time) int {
+	n := slices.IndexFunc(g.kept, func(k gracePeer) bool { return now.Before(k.until) })
 	if n < 0 {
-		return len(r.kept)
+		return len(g.kept)
 	}
 	return n
 }
 
-// until is when the next lease expires, zero if none is kept.
-func (r *roster) until() time.Time {
-	if len(r.kept) == 0 {
+// nextExpiry returns the time at which the next grace period ends; zero if no lease is retained.
+func (g *gracePeers) nextExpiry() time.Time {
+	if len(g.kept) == 0 {
 		return time.Time{}
 	}
-	return r.kept[0].until
+	return g.kept[0].until
 }

@@ -11,52 +11,52 @@ import (
 )
 
 const (
-	// settle is how old a list may be that arrives after our own write: until then it is not held against us that
-	// the list does not show what we wrote.
-	settle = 2 * time.Second
-	// clockCheck is how often the wall clock is read while waiting for it: a timer knows nothing of it, and stands
-	// still while the machine sleeps.
-	clockCheck = time.Minute
+	// watchLag bounds the delay of the watch. For this long after a write, a list that lacks the
+	// written lease is not taken as a loss.
+	watchLag = 2 * time.Second
+	// clockCheckInterval is how often a waiting holder reads the wall clock: timers follow the
+	// monotonic clock, which stops while the machine sleeps.
+	clockCheckInterval = time.Minute
 )
 
-// holder is the state of one Run. Only Run's goroutine touches it.
+// holder is the state of one Run. Only Run's goroutine uses it.
 type holder struct {
 	m      *Manager
 	report func(State)
 
 	state   State
-	dirty   bool // state is to be reported
-	claimed bool // a claim has succeeded once: state.Self is ours or was
-	held    bool // state.Self is ours by the store's last word
-	listed  bool // a list has come
+	dirty   bool // state must be reported
+	claimed bool // a claim has succeeded: state.Self is set
+	held    bool // this node held state.Self when the store was last read
+	listed  bool // a list has been received
 
-	list     []Lease // the store's last list, without the kept peers
-	peers    roster
-	due      time.Time // when to claim (not held; zero: now) or to renew (held; zero: never)
-	settled  time.Time // until when list may be older than our last write
-	retry    backoff
-	ownErr   error // why the last claim or renewal failed
-	watchErr error // why the last watch ended
-	logged   string
+	list       []Lease // the store's last list, without the grace peers
+	peers      gracePeers
+	due        time.Time // of the claim (not held; zero: now) or renewal (held; zero: never)
+	lagUntil   time.Time // lists received earlier may lack the last write
+	retry      backoff
+	ownErr     error // of the last claim or renewal
+	watchErr   error // of the last watch
+	lastLogged string
 }
 
 func newHolder(m *Manager, report func(State)) *holder {
-	return &holder{m: m, report: report, peers: roster{grace: m.options.PeerGrace}}
+	return &holder{m: m, report: report, peers: gracePeers{grace: m.options.PeerGrace}}
 }
 
-// step does what is due, and reports if anything has changed.
+// step claims or renews if that is due, and reports the state if it has changed.
 func (h *holder) step(ctx context.Context) {
 	now := time.Now()
-	h.judge(now)
-	h.dropPeers(now)
+	h.checkOwn(now)
+	h.expirePeers(now)
 	if h.held && h.isDue(now) {
 		h.renew(ctx)
 	}
 	if !h.held && h.isDue(now) {
 		h.claim(ctx)
 	}
-	news := h.dirty && (h.listed || h.ownErr != nil || h.watchErr != nil)
-	if !news || ctx.Err() != nil {
+	reportable := h.dirty && (h.listed || h.ownErr != nil || h.watchErr != nil)
+	if !reportable || ctx.Err() != nil {
 		return
 	}
 	h.dirty = false
@@ -65,30 +65,30 @@ func (h *holder) step(ctx context.Context) {
 	if h.ownErr == nil {
 		h.state.Err = h.watchErr
 	}
-	h.tell()
+	h.logOnce()
 	h.report(h.state)
 }
 
-// tell logs trouble once for as long as it stays the same, and its end.
-func (h *holder) tell() {
+// logOnce logs an error once while it lasts, and the recovery from it.
+func (h *holder) logOnce() {
 	text := ""
 	if h.state.Err != nil {
 		text = h.state.Err.Error()
 	}
 	switch {
-	case text == h.logged:
+	case text == h.lastLogged:
 	case text != "":
-		h.m.options.Log.Warn("trouble with the lease store, trying on", "err", h.state.Err, "held", h.state.Held)
+		h.m.options.Log.Warn("lease store failed, retrying", "err", h.state.Err, "held", h.state.Held)
 	case h.listed:
-		h.m.options.Log.Info("the lease store is fine again", "leases", len(h.state.All), "revision", h.state.Revision)
+		h.m.options.Log.Info("lease store recovered", "leases", len(h.state.All), "revision", h.state.Revision)
 	}
-	h.logged = text
+	h.lastLogged = text
 }
 
-// pause is how long Run may wait for an event before the next step.
+// pause returns how long Run may wait for an event before the next step.
 func (h *holder) pause(now time.Time) time.Duration {
-	d := clockCheck
-	for _, t := range []time.Time{h.due, h.settled, h.peers.until()} {
+	d := clockCheckInterval
+	for _, t := range []time.Time{h.due, h.lagUntil, h.peers.nextExpiry()} {
 		if t.After(now) {
 			d = min(d, t.Sub(now))
 		}
@@ -107,43 +107,44 @@ func (h *holder) isDue(now time.Time) bool {
 	return passed(h.due, now)
 }
 
-// claim asks for a lease: the subnet that we had before is the first choice.
+// claim asks for a lease. Its first choice is the subnet of the last lease.
 func (h *holder) claim(ctx context.Context) {
-	r := h.m.wanted()
+	r := h.m.currentRequest()
 	if h.claimed {
 		r.Previous, r.Previous6 = h.state.Self.Subnet, h.state.Self.Subnet6
 	}
 	l, err := h.m.store.Claim(ctx, r)
-	if !h.done(err) {
+	if !h.record(err) {
 		return
 	}
 	log := h.m.options.Log.Info
 	if h.claimed && !l.SameSubnets(h.state.Self) {
-		log = h.m.options.Log.Error // pods of this node keep addresses that are no longer its
-		h.peers.forget(h.state.Self)
+		log = h.m.options.Log.Error // running pods keep addresses of the old subnet
+		h.peers.remove(h.state.Self)
 	}
 	log("lease claimed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l),
-		"before", r.Previous, "before6", r.Previous6)
+		"previous", r.Previous, "previous6", r.Previous6)
 	h.held, h.claimed = true, true
-	h.keep(l)
+	h.setLease(l)
 }
 
-// renew extends the lease and publishes the attributes that are wanted now.
+// renew extends the lease and publishes the current attributes.
 func (h *holder) renew(ctx context.Context) {
 	l := h.state.Self
-	l.Attrs = h.m.wanted().Attrs
+	l.Attrs = h.m.currentRequest().Attrs
 	l, err := h.m.store.Renew(ctx, l)
 	if errors.Is(err, ErrLost) {
-		h.lose(err.Error())
+		h.release(err.Error())
 		return
 	}
-	if h.done(err) {
-		h.m.options.Log.Info("lease renewed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l))
-		h.keep(l)
+	if h.record(err) {
+		h.m.options.Log.Info("lease renewed",
+			"subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l))
+		h.setLease(l)
 	}
 }
 
-// expiry is when the lease expires, for the log: nothing where that is never or not known.
+// expiry returns the log attribute for the expiry of l; it is empty if l has none.
 func expiry(l Lease) slog.Attr {
 	if l.Expires.IsZero() {
 		return slog.Attr{}
@@ -151,11 +152,12 @@ func expiry(l Lease) slog.Attr {
 	return slog.Time("expires", l.Expires)
 }
 
-// done notes how a claim or a renewal went, and plans the next try if it failed.
-func (h *holder) done(err error) bool {
+// record stores the result of a claim or renewal, schedules the retry if it failed, and reports
+// whether it succeeded.
+func (h *holder) record(err error) bool {
 	if err != nil {
 		h.due = time.Now().Add(h.retry.next())
-		h.dirty = h.dirty || !sameTrouble(h.ownErr, err)
+		h.dirty = h.dirty || !sameError(h.ownErr, err)
 		h.ownErr = err
 		return false
 	}
@@ -163,91 +165,94 @@ func (h *holder) done(err error) bool {
 	return true
 }
 
-// sameTrouble reports whether an error says no more than the one before, which may be nil.
-func sameTrouble(before, err error) bool { return before != nil && before.Error() == err.Error() }
+// sameError reports whether err has the text of before, which may be nil.
+func sameError(before, err error) bool { return before != nil && before.Error() == err.Error() }
 
-// keep takes over a lease that was just written.
-func (h *holder) keep(l Lease) {
+// setLease stores a lease that was just written and schedules its renewal.
+func (h *holder) setLease(l Lease) {
 	now := time.Now()
 	l.Expires = l.Expires.Round(0)
 	h.state.Self = l
 	h.due = renewAt(l, now, h.m.options.RenewMargin)
-	h.settled = now.Add(settle)
+	h.lagUntil = now.Add(watchLag)
 }
 
-// lose lets go of the lease and makes a claim due, in this very step: a lease that is back at once was never reported
-// as lost.
-func (h *holder) lose(why string) {
-	h.m.options.Log.Warn("lease lost, claiming again", "subnet", h.state.Self.Subnet, "subnet6", h.state.Self.Subnet6, "why", why)
+// release marks the lease as lost and makes a claim due in the same step, so that a quick recovery
+// is never reported as a loss.
+func (h *holder) release(reason string) {
+	h.m.options.Log.Warn("lease lost, claiming again",
+		"subnet", h.state.Self.Subnet, "subnet6", h.state.Self.Subnet6, "reason", reason)
 	h.held, h.due, h.dirty = false, time.Time{}, true
 }
 
-// attrsChanged makes a renewal due if the lease says something else.
+// attrsChanged makes a renewal due if the published attributes differ.
 func (h *holder) attrsChanged() {
-	if h.held && !h.state.Self.Attrs.Equal(h.m.wanted().Attrs) {
+	if h.held && !h.state.Self.Attrs.Equal(h.m.currentRequest().Attrs) {
 		h.due = time.Now()
 	}
 }
 
-// take takes over what the watch tells.
-func (h *holder) take(e event, now time.Time) {
+// handle processes an event of the watch.
+func (h *holder) handle(e event, now time.Time) {
 	if e.err != nil {
-		h.dirty = h.dirty || !sameTrouble(h.watchErr, e.err)
+		h.dirty = h.dirty || !sameError(h.watchErr, e.err)
 		h.watchErr, h.state.Connected = e.err, false
 		if h.held && (errors.Is(e.err, ErrInUse) || errors.Is(e.err, ErrLost)) {
-			h.lose(e.err.Error())
+			h.release(e.err.Error())
 		}
 		return
 	}
-	before, lost := h.state.Revision, h.listed && h.lostData(e.list, now)
+	before, lost := h.state.Revision, h.listed && h.dataLost(e.list, now)
 	if lost {
 		if h.held {
-			h.due = now // what the store knows of our expiry is not what we know
+			h.due = now // the expiry in the store may differ from state.Self.Expires
 		}
 		h.peers.keep(h.state.All, now)
 	}
-	if h.held && e.list.RenewNow && h.ownErr == nil { // a renewal that failed waits out its pause
+	if h.held && e.list.RenewNow && h.ownErr == nil { // a failed renewal waits for its retry
 		h.due = now
 	}
 	h.watchErr, h.dirty = nil, true
 	h.list, h.listed = e.list.Leases, true
 	h.state.Revision, h.state.Connected = e.list.Revision, true
 	h.mergePeers()
-	if kept := h.peersAmong(h.peers.leases()); lost && len(kept) > 0 {
-		h.m.options.Log.Warn("the store lost leases of peers: they are kept until they or others claim the subnets",
-			"peers", summary(kept), "atMost", h.m.options.PeerGrace, "revision", e.list.Revision, "before", before)
+	if kept := h.withoutSelf(h.peers.leases()); lost && len(kept) > 0 {
+		h.m.options.Log.Warn("store lost leases of peers, keeping them until their subnets are claimed",
+			"peers", summary(kept), "grace", h.m.options.PeerGrace,
+			"revision", e.list.Revision, "previousRevision", before)
 	}
 }
 
-// mergePeers makes the state's list of the store's and of what is kept.
+// mergePeers sets state.All to the store's leases plus the grace peers.
 func (h *holder) mergePeers() {
 	all, displaced := h.peers.merge(h.list)
 	h.state.All = all
-	if gone := h.peersAmong(displaced); len(gone) > 0 {
-		h.m.options.Log.Warn("dropping peers that the store had lost: other nodes have their subnets now", "peers", summary(gone))
+	if gone := h.withoutSelf(displaced); len(gone) > 0 {
+		h.m.options.Log.Warn("dropping peers lost by the store: their subnets were claimed by other nodes",
+			"peers", summary(gone))
 	}
 }
 
-// dropPeers lets the peers go that were kept for long enough.
-func (h *holder) dropPeers(now time.Time) {
-	over := h.peers.expire(now)
-	if len(over) == 0 {
+// expirePeers drops peers whose grace period has ended.
+func (h *holder) expirePeers(now time.Time) {
+	expired := h.peers.expire(now)
+	if len(expired) == 0 {
 		return
 	}
 	h.mergePeers()
 	h.dirty = true
-	if gone := h.peersAmong(over); len(gone) > 0 {
-		h.m.options.Log.Warn("dropping peers that the store had lost: they have not claimed again",
-			"peers", summary(gone), "after", h.m.options.PeerGrace)
+	if gone := h.withoutSelf(expired); len(gone) > 0 {
+		h.m.options.Log.Warn("dropping peers lost by the store: they did not claim again",
+			"peers", summary(gone), "grace", h.m.options.PeerGrace)
 	}
 }
 
-// peersAmong leaves our own lease out.
-func (h *holder) peersAmong(leases []Lease) []Lease {
+// withoutSelf removes this node's lease from leases, which it modifies.
+func (h *holder) withoutSelf(leases []Lease) []Lease {
 	return slices.DeleteFunc(leases, h.state.Self.SameSubnets)
 }
 
-// summary names leases for the log: all of a few, some of many.
+// summary lists up to 10 leases for the log and counts the rest.
 func summary(leases []Lease) string {
 	const most = 10
 	var names []string
@@ -260,7 +265,7 @@ func summary(leases []Lease) string {
 	return strings.Join(names, ", ")
 }
 
-// subnetsText is what a lease is about.
+// subnetsText formats the valid subnets of l.
 func subnetsText(l Lease) string {
 	switch {
 	case !l.Subnet6.IsValid():
@@ -271,24 +276,25 @@ func subnetsText(l Lease) string {
 	return l.Subnet.String() + " " + l.Subnet6.String()
 }
 
-// lostData reports whether the list does not continue the ones before it.
-func (h *holder) lostData(list Snapshot, now time.Time) bool {
-	own, _ := fateOf(h.state.Self, h.m.wanted().Attrs, list.Leases)
-	if own == missing && now.Before(h.settled) {
-		own = ours // the list may be older than our claim
+// dataLost reports whether the list shows that the store lost data.
+func (h *holder) dataLost(list Snapshot, now time.Time) bool {
+	own, _ := statusIn(list.Leases, h.state.Self, h.m.currentRequest().Attrs)
+	if own == leaseMissing && now.Before(h.lagUntil) {
+		own = leaseOwn // the list may be older than the claim
 	}
-	return wiped(h.state, list.Revision, own, now)
+	return storeLostData(h.state, list.Revision, own, now)
 }
 
-// judge looks for our lease in the last list. A list that is not kept up to date says nothing.
-func (h *holder) judge(now time.Time) {
-	if !h.held || !h.state.Connected || now.Before(h.settled) {
+// checkOwn releases the lease if the last list lacks it or assigns it to another node. It ignores a
+// list that is not kept up to date.
+func (h *holder) checkOwn(now time.Time) {
+	if !h.held || !h.state.Connected || now.Before(h.lagUntil) {
 		return
 	}
-	switch fate, by := fateOf(h.state.Self, h.m.wanted().Attrs, h.list); fate {
-	case missing:
-		h.lose("it is gone from the store")
-	case taken:
-		h.lose("the store says that it belongs to " + by.Public().String())
+	switch status, by := statusIn(h.list, h.state.Self, h.m.currentRequest().Attrs); status {
+	case leaseMissing:
+		h.release("missing from the store")
+	case leaseTaken:
+		h.release("held by " + by.Public().String() + " in the store")
 	}
 }

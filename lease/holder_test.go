@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-func TestExpiryInTheLog(t *testing.T) {
+func TestExpiryLogAttr(t *testing.T) {
 	at := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	var b strings.Builder
 	log := slog.New(slog.NewTextHandler(&b, nil))

@@ -8,29 +8,31 @@ import (
 	"time"
 )
 
-// Errors that a [Store] wraps with the detail of the case, for errors.Is.
+// Errors that a [Store] wraps with details, for errors.Is.
 var (
-	// ErrNoSubnet says that the store has no subnet for this node: the pool is full, or the node is not listed.
-	ErrNoSubnet = errors.New("no subnet to be had")
-	// ErrInUse says that another live node holds the lease of our public IP.
+	// ErrNoSubnet means that the store has no subnet for this node: the pool is full, or the node
+	// is not listed.
+	ErrNoSubnet = errors.New("no subnet available")
+	// ErrInUse means that another live node holds the lease of this node's public IP.
 	ErrInUse = errors.New("public IP is in use by another live node")
-	// ErrLost says that the lease to be renewed is gone or is another node's now.
+	// ErrLost means that the lease to renew no longer exists or belongs to another node.
 	ErrLost = errors.New("lease lost")
 )
 
-// Attrs is what a node tells the other nodes about itself. The zero Addr means that the family has no address.
+// Attrs are the attributes that a node publishes for other nodes. The zero Addr means that the node
+// has no address of that family.
 type Attrs struct {
-	PublicIP   netip.Addr // IPv4 address at which the others reach the node
+	PublicIP   netip.Addr // IPv4 address at which other nodes reach this one
 	PublicIPv6 netip.Addr
-	// BackendType is empty for backends that tell nothing (udp, alloc).
+	// BackendType is empty for backends that publish nothing (udp, alloc).
 	BackendType string
-	// BackendData and BackendV6Data are JSON that only the backend understands. They are not changed after they
-	// were set here, so copies of Attrs share them.
+	// BackendData and BackendV6Data are JSON that only the backend understands. They must not be
+	// modified: copies of Attrs share them.
 	BackendData, BackendV6Data json.RawMessage
 }
 
-// SameNode reports whether a and b are of one node. IPv4 decides as soon as one of them has an IPv4 address; nodes
-// without any are told apart by their IPv6 address. Attrs without any address are nobody's.
+// SameNode reports whether a and b belong to the same node. If either has an IPv4 address, IPv4
+// decides; otherwise IPv6 does. Attrs without addresses belong to no node.
 func (a Attrs) SameNode(b Attrs) bool {
 	if a.PublicIP.IsValid() || b.PublicIP.IsValid() {
 		return a.PublicIP == b.PublicIP
@@ -38,7 +40,8 @@ func (a Attrs) SameNode(b Attrs) bool {
 	return a.PublicIPv6.IsValid() && a.PublicIPv6 == b.PublicIPv6
 }
 
-// Public is the address a node is named by in logs and errors: the IPv4 one if there is one.
+// Public returns the address that identifies the node in logs and errors: the IPv4 address if it
+// has one, else the IPv6 address.
 func (a Attrs) Public() netip.Addr {
 	if a.PublicIP.IsValid() {
 		return a.PublicIP
@@ -46,25 +49,25 @@ func (a Attrs) Public() netip.Addr {
 	return a.PublicIPv6
 }
 
-// Equal reports whether a and b say the same, backend data compared as bytes.
+// Equal reports whether a and b are identical. Backend data is compared as bytes.
 func (a Attrs) Equal(b Attrs) bool {
 	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
 		string(a.BackendData) == string(b.BackendData) && string(a.BackendV6Data) == string(b.BackendV6Data)
 }
 
-// Lease is one node's hold on its subnets. A family that is off has the zero Prefix; a valid one is masked.
+// Lease assigns subnets to a node. A disabled family has the zero Prefix; a valid Prefix is masked.
 type Lease struct {
-	// Node is the store's name for the node, for logs and metric labels: a host name where the store knows one
-	// (file, kube), else the public IP (etcd, whose keys hold no names).
+	// Node is the store's name for the node, for logs and metric labels: the host name if the store
+	// knows it (file, kube), else the public IP (etcd, whose keys hold no names).
 	Node            string
 	Subnet, Subnet6 netip.Prefix
 	Attrs
-	// Expires is set on our own lease only, and is compared as wall-clock time. Zero means never (a reservation) or not known
-	// (the lease of another node).
+	// Expires is set only on this node's lease and is compared as wall-clock time. Zero means that
+	// the lease never expires (a reservation) or that the expiry is unknown (another node's lease).
 	Expires time.Time
 }
 
-// SameSubnets reports whether l and o are about the same subnets, which is what identifies a lease in a store.
+// SameSubnets reports whether l and o have the same subnets, which identify a lease in a store.
 func (l Lease) SameSubnets(o Lease) bool {
 	return l.Subnet == o.Subnet && l.Subnet6 == o.Subnet6
 }
@@ -74,7 +77,7 @@ func (l Lease) Overlaps(o Lease) bool {
 	return overlap(l.Subnet, o.Subnet) || overlap(l.Subnet6, o.Subnet6)
 }
 
-// Equal reports whether l and o are the same lease with the same attributes; Expires does not count.
+// Equal reports whether l and o are the same lease with the same attributes. It ignores Expires.
 func (l Lease) Equal(o Lease) bool {
 	return l.Node == o.Node && l.SameSubnets(o) && l.Attrs.Equal(o.Attrs)
 }
@@ -84,7 +87,7 @@ func Compare(a, b Lease) int {
 	return cmp.Or(a.Subnet.Compare(b.Subnet), a.Subnet6.Compare(b.Subnet6))
 }
 
-// overlap is Prefix.Overlaps for prefixes that may be unset: an unset one overlaps nothing.
+// overlap is Prefix.Overlaps for prefixes that may be unset: an unset prefix overlaps nothing.
 func overlap(a, b netip.Prefix) bool {
 	return a.IsValid() && b.IsValid() && a.Overlaps(b)
 }

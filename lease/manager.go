@@ -8,87 +8,89 @@ import (
 	"time"
 )
 
-// Options are the settings of a Manager, all of which have defaults.
+// Options configure a Manager. The zero value selects the defaults.
 type Options struct {
-	// RenewMargin is how long before its expiry the lease is renewed. Default 60 minutes, flannel's.
+	// RenewMargin is the time before its expiry at which the lease is renewed. The default is 60
+	// minutes, as in flannel.
 	RenewMargin time.Duration
-	// PeerGrace is how long peers are kept that are missing from a store whose data was wiped or restored, unless they or
-	// others claim their subnets before. Default 24 h, the life of a lease: a flannel claims again no sooner than when
-	// it renews. Negative means not at all.
+	// PeerGrace is how long peers are retained after the store's data was wiped or restored, unless
+	// they claim again or other nodes claim their subnets. The default is 24 h, the duration of a
+	// lease: flannel claims again only when it renews. A negative value retains none.
 	PeerGrace time.Duration
-	// Log is told of every turn, and of each distinct trouble once. Default slog.Default().
+	// Log receives a message per change of the lease and one per distinct error. The default is
+	// slog.Default().
 	Log *slog.Logger
 }
 
 const (
-	defaultMargin = time.Hour
-	defaultGrace  = 24 * time.Hour
+	defaultRenewMargin = time.Hour
+	defaultPeerGrace   = 24 * time.Hour
 )
 
-// State is all that a Manager knows.
+// State is the complete state of a Manager.
 type State struct {
-	// Self is our lease. It stays as it was while the lease is lost, until another subnet is ours. It is set from the
-	// first time that Held is true.
+	// Self is this node's lease. It is set from the first time that Held is true. After a loss it
+	// keeps the lost lease until another one is claimed.
 	Self Lease
-	// Held says that Self was ours by the store's last word. It becomes true with the first list and not before, so
-	// All is complete then.
+	// Held reports whether this node held Self when the store was last read. It becomes true no
+	// earlier than the first list, so All is complete then.
 	Held bool
-	// All is every lease, our own included, ordered by subnet. It stays as it was while the store is away. It is
-	// shared and must not be changed.
+	// All holds every lease, including this node's, ordered by subnet. It does not change while the
+	// store is unreachable. It is shared and must not be modified.
 	All      []Lease
 	Revision int64 // of All, in the store
-	// Connected says that All is kept up to date.
+	// Connected reports whether All is kept up to date.
 	Connected bool
-	// Err says why the lease is not held or the store not connected; nil if all is well. Its kind is ErrNoSubnet or
-	// ErrInUse where the store answered so.
+	// Err is the reason why the lease is not held or the store is not connected; nil if neither
+	// applies. It wraps ErrNoSubnet or ErrInUse if the store returned them.
 	Err error
 }
 
-// Manager holds one lease in a store for as long as Run runs.
+// Manager holds one lease in a store while Run runs.
 type Manager struct {
-	store   Store
-	options Options
-	changed chan struct{} // holds one entry when attributes wait to be published
+	store        Store
+	options      Options
+	attrsChanged chan struct{} // holds one entry while attributes wait to be published
 
 	mu      sync.Mutex // guards request.Attrs
 	request Request
 }
 
-// NewManager makes a Manager that will ask store for r.
+// NewManager returns a Manager that claims a lease for r from store.
 func NewManager(store Store, r Request, o Options) *Manager {
 	if o.RenewMargin <= 0 {
-		o.RenewMargin = defaultMargin
+		o.RenewMargin = defaultRenewMargin
 	}
 	if o.PeerGrace == 0 {
-		o.PeerGrace = defaultGrace
+		o.PeerGrace = defaultPeerGrace
 	}
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Manager{store: store, request: r, options: o, changed: make(chan struct{}, 1)}
+	return &Manager{store: store, request: r, options: o, attrsChanged: make(chan struct{}, 1)}
 }
 
-// SetAttrs makes the lease say a from now on, for instance because the public IP changed. It returns at once; Run
-// publishes it. It may be called from any goroutine.
+// SetAttrs replaces the attributes of the lease, for example after a change of the public IP. It
+// returns at once; Run publishes them. It is safe for concurrent use.
 func (m *Manager) SetAttrs(a Attrs) {
 	m.mu.Lock()
 	m.request.Attrs = a
 	m.mu.Unlock()
 	select {
-	case m.changed <- struct{}{}:
-	default: // one is waiting already, and it will read a
+	case m.attrsChanged <- struct{}{}:
+	default: // the pending notification covers a
 	}
 }
 
-func (m *Manager) wanted() Request {
+func (m *Manager) currentRequest() Request {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.request
 }
 
-// Run claims the lease, holds it and watches all others until ctx ends; then it returns nil. No trouble with the
-// store ends it. report gets the whole state after every change, always from the goroutine that called Run, and
-// holds up everything else while it runs.
+// Run claims the lease, renews it and watches all leases until ctx ends; then it returns nil. Store
+// errors do not end it. Run calls report with the complete state after every change, always from
+// its own goroutine, and does nothing else until report returns.
 func (m *Manager) Run(ctx context.Context, report func(State)) error {
 	var watcher sync.WaitGroup
 	defer watcher.Wait()
@@ -108,22 +110,22 @@ func (m *Manager) Run(ctx context.Context, report func(State)) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-m.changed:
+		case <-m.attrsChanged:
 			h.attrsChanged()
 		case e := <-events:
-			h.take(e, time.Now())
+			h.handle(e, time.Now())
 		case <-timer.C:
 		}
 	}
 }
 
-// event is what the watching goroutine tells Run: a list, or why the watch ended.
+// event is sent from the watching goroutine to Run: a list, or the error that ended the watch.
 type event struct {
 	list Snapshot
 	err  error
 }
 
-// watch keeps a Watch of the store running, with a pause after each that ended.
+// watch calls the store's Watch until ctx ends, with a delay after each return.
 func (m *Manager) watch(ctx context.Context, events chan<- event) {
 	send := func(e event) {
 		select {
@@ -136,18 +138,18 @@ func (m *Manager) watch(ctx context.Context, events chan<- event) {
 		start := time.Now()
 		err := m.store.Watch(ctx, func(s Snapshot) { send(event{list: s}) })
 		if err == nil {
-			err = errors.New("the watch ended without a word")
+			err = errors.New("watch ended without an error")
 		}
 		send(event{err: err})
 		if time.Since(start) > backoffMax {
 			b = backoff{}
 		}
-		wait(ctx, b.next())
+		sleep(ctx, b.next())
 	}
 }
 
-// wait sleeps until d has passed or ctx has ended.
-func wait(ctx context.Context, d time.Duration) {
+// sleep returns after d or when ctx ends.
+func sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

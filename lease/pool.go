@@ -6,30 +6,34 @@ import (
 	"net/netip"
 )
 
-// family holds what differs between the two address families, so that the rest is written once.
+// family holds the differences between the two address families.
 type family struct {
-	network  string // key of the network in the config
-	subnet   string // how the keys of Min and Max begin
-	tooLong  string // the range of SubnetLen as flannel's error says it
-	tooSmall string
-	maxLen   int // longest SubnetLen: a subnet holds at least a device and one pod
-	wideLen  int // the default SubnetLen of a network that has room for four of them
-	bits     int
-	v6       bool
+	network    string // config key of the network
+	subnet     string // prefix of the config keys of Min and Max
+	tooLong    string // flannel's error for a SubnetLen out of range
+	tooSmall   string // flannel's error for a network out of range
+	maxLen     int    // longest SubnetLen: a subnet holds at least a device and one pod
+	defaultLen int    // SubnetLen of a network that holds at least four such subnets
+	bits       int
+	v6         bool
 }
 
 var (
-	v4Keys = family{
-		network: "Network", subnet: "Subnet", tooLong: "SubnetLen must be less than /31",
-		tooSmall: "network is too small. Minimum useful network prefix is /28", maxLen: 30, wideLen: 24, bits: 32,
+	v4Family = family{
+		network: "Network", subnet: "Subnet",
+		tooLong:  "SubnetLen must be less than /31",
+		tooSmall: "network is too small. Minimum useful network prefix is /28",
+		maxLen:   30, defaultLen: 24, bits: 32,
 	}
-	v6Keys = family{
-		network: "IPv6Network", subnet: "IPv6Subnet", tooLong: "SubnetLen must be less than /127",
-		tooSmall: "IPv6Network is too small. Minimum useful network prefix is /124", maxLen: 126, wideLen: 64, bits: 128, v6: true,
+	v6Family = family{
+		network: "IPv6Network", subnet: "IPv6Subnet",
+		tooLong:  "SubnetLen must be less than /127",
+		tooSmall: "IPv6Network is too small. Minimum useful network prefix is /124",
+		maxLen:   126, defaultLen: 64, bits: 128, v6: true,
 	}
 )
 
-// pick returns the one of the two that is of this family.
+// pick returns the argument of this family.
 func (f family) pick(v4, v6 netip.Prefix) netip.Prefix {
 	if f.v6 {
 		return v6
@@ -37,20 +41,20 @@ func (f family) pick(v4, v6 netip.Prefix) netip.Prefix {
 	return v4
 }
 
-// pool is one family's range of subnets.
+// pool is the range of subnets of one family.
 type pool struct {
-	keys     family
+	family   family
 	network  netip.Prefix
 	length   int
 	min, max netip.Addr
 }
 
-// parsePool checks the families of what the config holds and derives the rest where that is possible. An address of
-// zeros counts as absent, as in flannel.
-func parsePool(keys family, network netip.Prefix, length uint, lo, hi netip.Addr) (pool, error) {
-	p := pool{keys: keys, network: network.Masked(), length: int(min(length, 1000))}
-	if network.IsValid() && !keys.has(network.Addr()) {
-		return pool{}, fmt.Errorf("%s: %s is of the wrong address family", keys.network, network)
+// parsePool checks the address families of the config's values and derives missing ones if
+// possible. An unspecified address counts as missing, as in flannel.
+func parsePool(f family, network netip.Prefix, length uint, lo, hi netip.Addr) (pool, error) {
+	p := pool{family: f, network: network.Masked(), length: int(min(length, 1000))}
+	if network.IsValid() && !f.has(network.Addr()) {
+		return pool{}, fmt.Errorf("%s: %s is of the wrong address family", f.network, network)
 	}
 	if p.network.IsValid() && p.network.Addr().IsUnspecified() && p.network.Bits() == 0 {
 		p.network = netip.Prefix{}
@@ -63,8 +67,8 @@ func parsePool(keys family, network netip.Prefix, length uint, lo, hi netip.Addr
 		if !a.in.IsValid() || a.in.IsUnspecified() {
 			continue
 		}
-		if !keys.has(a.in) {
-			return pool{}, fmt.Errorf("%s%s: %s is of the wrong address family", keys.subnet, a.end, a.in)
+		if !f.has(a.in) {
+			return pool{}, fmt.Errorf("%s%s: %s is of the wrong address family", f.subnet, a.end, a.in)
 		}
 		*a.into = a.in
 	}
@@ -72,12 +76,12 @@ func parsePool(keys family, network netip.Prefix, length uint, lo, hi netip.Addr
 	return p, nil
 }
 
-// has reports whether a is a plain address of the family: no zone, and no IPv4 address inside an IPv6 one.
+// has reports whether a is of the family and has neither a zone nor an embedded IPv4 address.
 func (f family) has(a netip.Addr) bool {
 	return a.BitLen() == f.bits && !a.Is4In6() && a.Zone() == ""
 }
 
-// derive fills length, min and max as far as the network gives them.
+// derive sets missing values of length, min and max from the network.
 func (p *pool) derive() {
 	if !p.network.IsValid() {
 		return
@@ -85,16 +89,16 @@ func (p *pool) derive() {
 	n := p.network.Bits()
 	switch {
 	case p.length != 0:
-	case n <= p.keys.wideLen-2:
-		p.length = p.keys.wideLen
-	case n <= p.keys.maxLen-2:
+	case n <= p.family.defaultLen-2:
+		p.length = p.family.defaultLen
+	case n <= p.family.maxLen-2:
 		p.length = n + 2
 	}
-	if p.length < n || p.length > p.keys.maxLen || p.length == 0 {
+	if p.length < n || p.length > p.family.maxLen || p.length == 0 {
 		return
 	}
 	if !p.min.IsValid() {
-		// The first subnet is skipped: its first address is the network's own.
+		// Skip the first subnet: its first address is the network address.
 		if second, ok := nextSubnet(netip.PrefixFrom(p.network.Addr(), p.length)); ok {
 			p.min = second.Addr()
 		}
@@ -104,33 +108,34 @@ func (p *pool) derive() {
 	}
 }
 
-// check says what is wrong with the pool of a range that is given, in flannel's words and order.
+// check returns the first error of a pool with a valid network, with flannel's texts and order.
 func (p pool) check() error {
 	n := p.network
 	switch {
 	case p.length == 0:
-		return errors.New(p.keys.tooSmall)
-	case p.length > p.keys.maxLen:
-		return errors.New(p.keys.tooLong)
+		return errors.New(p.family.tooSmall)
+	case p.length > p.family.maxLen:
+		return errors.New(p.family.tooLong)
 	case p.length < n.Bits()+2:
 		return errors.New("network must be able to accommodate at least four subnets")
 	case !n.Contains(p.min):
-		return fmt.Errorf("%sMin is not in the range of the %s", p.keys.subnet, p.keys.network)
+		return fmt.Errorf("%sMin is not in the range of the %s", p.family.subnet, p.family.network)
 	case !n.Contains(p.max):
-		return fmt.Errorf("%sMax is not in the range of the %s", p.keys.subnet, p.keys.network)
+		return fmt.Errorf("%sMax is not in the range of the %s", p.family.subnet, p.family.network)
 	case !aligned(p.min, p.length):
-		return fmt.Errorf("%sMin is not on a SubnetLen boundary: %s", p.keys.subnet, p.min)
+		return fmt.Errorf("%sMin is not on a SubnetLen boundary: %s", p.family.subnet, p.min)
 	case !aligned(p.max, p.length):
-		return fmt.Errorf("%sMax is not on a SubnetLen boundary: %s", p.keys.subnet, p.max)
+		return fmt.Errorf("%sMax is not on a SubnetLen boundary: %s", p.family.subnet, p.max)
 	case p.max.Less(p.min):
-		return fmt.Errorf("%sMin %s is above %sMax %s: no subnet is left", p.keys.subnet, p.min, p.keys.subnet, p.max)
+		return fmt.Errorf("%sMin %s is above %sMax %s: no subnet is left",
+			p.family.subnet, p.min, p.family.subnet, p.max)
 	}
 	return nil
 }
 
 // fits reports whether s is a subnet of the pool.
 func (p pool) fits(s netip.Prefix) bool {
-	return s.IsValid() && p.keys.has(s.Addr()) && s == s.Masked() && s.Bits() == p.length &&
+	return s.IsValid() && p.family.has(s.Addr()) && s == s.Masked() && s.Bits() == p.length &&
 		p.min.Compare(s.Addr()) <= 0 && s.Addr().Compare(p.max) <= 0
 }
 
@@ -139,7 +144,7 @@ func aligned(a netip.Addr, length int) bool {
 	return netip.PrefixFrom(a, length).Masked().Addr() == a
 }
 
-// lastAddr is the highest address of p.
+// lastAddr returns the highest address of p.
 func lastAddr(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -149,7 +154,7 @@ func lastAddr(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// nextSubnet is the subnet of the same length after p, or false after the last one of the address space.
+// nextSubnet returns the subnet of the same length after p; false at the end of the address space.
 func nextSubnet(p netip.Prefix) (netip.Prefix, bool) {
 	next := lastAddr(p).Next()
 	return netip.PrefixFrom(next, p.Bits()), next.IsValid()

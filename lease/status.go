@@ -2,34 +2,35 @@ package lease
 
 import "time"
 
-// fate is what a list says about a lease.
-type fate int
+// leaseStatus is the status of this node's lease in a list.
+type leaseStatus int
 
 const (
-	missing fate = iota
-	ours
-	taken // by another node
+	leaseMissing leaseStatus = iota
+	leaseOwn
+	leaseTaken // by another node
 )
 
-// fateOf looks for self in a list. want is what is to be published, which may have arrived there already. For taken
-// it returns the lease as the list has it.
-func fateOf(self Lease, want Attrs, list []Lease) (fate, Lease) {
+// statusIn returns the status of self in list. It accepts both the attributes of self and
+// published, which may have been written already. For leaseTaken it also returns the other node's
+// lease.
+func statusIn(list []Lease, self Lease, published Attrs) (leaseStatus, Lease) {
 	for _, l := range list {
 		switch {
 		case !l.SameSubnets(self):
-		case l.SameNode(self.Attrs) || l.SameNode(want):
-			return ours, l
+		case l.SameNode(self.Attrs) || l.SameNode(published):
+			return leaseOwn, l
 		default:
-			return taken, l
+			return leaseTaken, l
 		}
 	}
-	return missing, Lease{}
+	return leaseMissing, Lease{}
 }
 
-// wiped reports whether a list does not continue the ones before it: the revision went back, or our own lease is
-// missing long before its expiry (a wiped store may have caught up with the revision, and an operator who deletes all
-// leases is no better).
-func wiped(before State, revision int64, own fate, now time.Time) bool {
+// storeLostData reports whether a list does not continue the previous ones: the revision decreased,
+// or this node's lease is missing long before its expiry. The second test is needed because a wiped
+// store may have caught up with the revision; an operator who deletes all leases looks the same.
+func storeLostData(before State, revision int64, own leaseStatus, now time.Time) bool {
 	unexpired := before.Self.Expires.IsZero() || now.Before(before.Self.Expires)
-	return revision < before.Revision || before.Held && own == missing && unexpired
+	return revision < before.Revision || before.Held && own == leaseMissing && unexpired
 }

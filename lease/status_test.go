@@ -5,30 +5,30 @@ import (
 	"time"
 )
 
-func TestFateOf(t *testing.T) {
-	self := held("10.5.1.0/24", "", "192.0.2.1", "")
+func TestStatusIn(t *testing.T) {
+	self := newLease("10.5.1.0/24", "", "192.0.2.1", "")
 	want := Attrs{PublicIP: addr("192.0.2.2")}
 	tests := []struct {
 		name string
 		list []Lease
-		want fate
+		want leaseStatus
 	}{
-		{"an empty list", nil, missing},
-		{"others only", []Lease{held("10.5.2.0/24", "", "192.0.2.1", "")}, missing},
-		{"as it was", []Lease{held("10.5.1.0/24", "", "192.0.2.1", "")}, ours},
-		{"as it is to be", []Lease{held("10.5.1.0/24", "", "192.0.2.2", "")}, ours},
-		{"another node's", []Lease{held("10.5.1.0/24", "", "192.0.2.3", "")}, taken},
-		{"of nobody", []Lease{held("10.5.1.0/24", "", "", "")}, taken},
-		{"with another family", []Lease{held("10.5.1.0/24", "fd10::/64", "192.0.2.1", "")}, missing},
+		{"empty list", nil, leaseMissing},
+		{"other leases only", []Lease{newLease("10.5.2.0/24", "", "192.0.2.1", "")}, leaseMissing},
+		{"old attributes", []Lease{newLease("10.5.1.0/24", "", "192.0.2.1", "")}, leaseOwn},
+		{"published attributes", []Lease{newLease("10.5.1.0/24", "", "192.0.2.2", "")}, leaseOwn},
+		{"another node", []Lease{newLease("10.5.1.0/24", "", "192.0.2.3", "")}, leaseTaken},
+		{"no address", []Lease{newLease("10.5.1.0/24", "", "", "")}, leaseTaken},
+		{"additional family", []Lease{newLease("10.5.1.0/24", "fd10::/64", "192.0.2.1", "")}, leaseMissing},
 	}
 	for _, test := range tests {
-		if got, _ := fateOf(self, want, test.list); got != test.want {
+		if got, _ := statusIn(test.list, self, want); got != test.want {
 			t.Errorf("%s: got %d, want %d", test.name, got, test.want)
 		}
 	}
 }
 
-func TestWiped(t *testing.T) {
+func TestStoreLostData(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
 	state := func(expires time.Time, holding bool) State {
 		return State{Self: Lease{Expires: expires}, Held: holding, Revision: 10}
@@ -38,19 +38,19 @@ func TestWiped(t *testing.T) {
 		name     string
 		before   State
 		revision int64
-		fate     fate
+		status   leaseStatus
 		want     bool
 	}{
-		{"the revision goes on", state(later, true), 11, ours, false},
-		{"the revision stays", state(later, true), 10, ours, false},
-		{"the revision goes back", state(later, true), 9, ours, true},
-		{"the revision has caught up, our lease is gone", state(later, true), 11, missing, true},
-		{"our reservation is gone", state(time.Time{}, true), 11, missing, true},
-		{"our lease had expired", state(earlier, true), 11, missing, false},
-		{"we held none", state(later, false), 11, missing, false},
+		{"revision grows", state(later, true), 11, leaseOwn, false},
+		{"revision unchanged", state(later, true), 10, leaseOwn, false},
+		{"revision decreases", state(later, true), 9, leaseOwn, true},
+		{"revision caught up, own lease missing", state(later, true), 11, leaseMissing, true},
+		{"own reservation missing", state(time.Time{}, true), 11, leaseMissing, true},
+		{"own lease expired", state(earlier, true), 11, leaseMissing, false},
+		{"no lease held", state(later, false), 11, leaseMissing, false},
 	}
 	for _, test := range tests {
-		if got := wiped(test.before, test.revision, test.fate, now); got != test.want {
+		if got := storeLostData(test.before, test.revision, test.status, now); got != test.want {
 			t.Errorf("%s: got %v", test.name, got)
 		}
 	}

@@ -5,40 +5,44 @@ import (
 	"net/netip"
 )
 
-// Snapshot is every lease of the store at one moment, our own included. It is never changed after it was delivered.
+// Snapshot holds all leases of the store at one moment, including this node's. It is not modified
+// after delivery.
 type Snapshot struct {
-	// Revision grows with every change of the store. A smaller one than before says that the store's data was
-	// wiped or restored.
+	// Revision grows with every change of the store. A smaller revision than before means that the
+	// store's data was wiped or restored.
 	Revision int64
 	Leases   []Lease // ordered by subnet
-	// RenewNow says that our own lease no longer ends when we said it would, since somebody else has written it: it has
-	// to be renewed at once.
+	// RenewNow reports that another client rewrote this node's lease, so that its expiry is no
+	// longer the one that Claim or Renew returned. The lease must be renewed at once.
 	RenewNow bool
 }
 
-// Request is what a node asks a store for.
+// Request describes the lease that a node wants.
 type Request struct {
 	Network Network
 	Attrs   Attrs
 	Node    string // host name
-	// Previous and Previous6 are the subnets the node had before (from subnet.env); zero if there were none.
+	// Previous and Previous6 are the node's previous subnets (from subnet.env); zero if none.
 	Previous, Previous6 netip.Prefix
 }
 
-// Store keeps the leases of all nodes. The etcd, file and kube stores implement it and pass storetest.Run.
+// Store keeps the leases of all nodes. The etcd, file and kube stores implement it and pass
+// storetest.Run.
 //
-// Claim and Renew are called by one goroutine, Watch by another at the same time. Every call returns soon after
-// its context ends, and each has limits of its own for a store that does not answer.
+// One goroutine calls Claim and Renew; another calls Watch concurrently. Every call returns soon
+// after its context ends, and each call has its own timeout for an unresponsive store.
 type Store interface {
-	// Network reads the network config. It has passed Check, or CheckRanges where the cluster cuts the subnets (kube).
+	// Network reads the network config. It has passed Check, or CheckRanges if the cluster
+	// allocates the subnets (kube).
 	Network(ctx context.Context) (Network, error)
-	// Claim takes a lease: the one this node had, else the previous subnet, else a free one. It fails with
-	// ErrNoSubnet or ErrInUse, or with the store's own error.
+	// Claim obtains a lease: the node's existing one, else the previous subnet, else a free subnet.
+	// It fails with ErrNoSubnet, ErrInUse or an error of the store.
 	Claim(ctx context.Context, r Request) (Lease, error)
-	// Renew writes l.Attrs and extends the lease. It fails with ErrLost if the lease is gone or another's.
+	// Renew writes l.Attrs and extends the lease. It fails with ErrLost if the lease no longer
+	// exists or belongs to another node.
 	Renew(ctx context.Context, l Lease) (Lease, error)
-	// Watch delivers the whole list at once and again after each change, one call at a time, and returns on any
-	// doubt about the list (connection lost, history compacted, data wiped): the caller then calls it again.
-	// It returns nil only when ctx has ended.
+	// Watch delivers the complete list at once and again after each change, one call at a time. If
+	// the list may be stale (connection lost, history compacted, data wiped), it returns an error
+	// and the caller calls it again. It returns nil only after ctx has ended.
 	Watch(ctx context.Context, deliver func(Snapshot)) error
 }
