@@ -17,7 +17,8 @@ func addr(s string) netip.Addr {
 
 // newLease returns a lease for tests; "" leaves an address or subnet unset.
 func newLease(subnet, subnet6, public, public6 string) Lease {
-	return Lease{Subnet: prefix(subnet), Subnet6: prefix(subnet6), Attrs: Attrs{PublicIP: addr(public), PublicIPv6: addr(public6)}}
+	return Lease{Subnet: prefix(subnet), Subnet6: prefix(subnet6),
+		Attrs: Attrs{PublicIP: addr(public), PublicIPv6: addr(public6)}}
 }
 
 func first(int) int { return 0 }
@@ -43,13 +44,15 @@ func TestChoose(t *testing.T) {
 		{name: "last subnet allocated", network: v4, random: last, want: "10.5.15.0/24"},
 		{
 			name: "own lease preferred to previous subnet", network: v4, previous: "10.5.7.0/24",
-			existing: []Lease{newLease("10.5.2.0/24", "", "192.0.2.9", ""), newLease("10.5.3.0/24", "", "192.0.2.1", "")},
-			random:   first, want: "10.5.3.0/24", reuse: true, own: []int{1},
+			existing: []Lease{newLease("10.5.2.0/24", "", "192.0.2.9", ""),
+				newLease("10.5.3.0/24", "", "192.0.2.1", "")},
+			random: first, want: "10.5.3.0/24", reuse: true, own: []int{1},
 		},
 		{
 			name: "previous one of two own leases", network: v4, previous: "10.5.7.0/24",
-			existing: []Lease{newLease("10.5.3.0/24", "", "192.0.2.1", ""), newLease("10.5.7.0/24", "", "192.0.2.1", "")},
-			random:   first, want: "10.5.7.0/24", reuse: true, own: []int{1, 0},
+			existing: []Lease{newLease("10.5.3.0/24", "", "192.0.2.1", ""),
+				newLease("10.5.7.0/24", "", "192.0.2.1", "")},
+			random: first, want: "10.5.7.0/24", reuse: true, own: []int{1, 0},
 		},
 		{
 			name: "own lease outside network replaced", network: v4,
@@ -58,12 +61,15 @@ func TestChoose(t *testing.T) {
 		},
 		{
 			name: "fitting own lease preferred", network: v4, previous: "10.9.3.0/24",
-			existing: []Lease{newLease("10.9.3.0/24", "", "192.0.2.1", ""), newLease("10.5.3.0/24", "", "192.0.2.1", "")},
-			random:   first, want: "10.5.3.0/24", reuse: true, own: []int{1, 0},
+			existing: []Lease{newLease("10.9.3.0/24", "", "192.0.2.1", ""),
+				newLease("10.5.3.0/24", "", "192.0.2.1", "")},
+			random: first, want: "10.5.3.0/24", reuse: true, own: []int{1, 0},
 		},
 		{name: "previous subnet", network: v4, previous: "10.5.7.0/24", random: first, want: "10.5.7.0/24"},
-		{name: "previous subnet of other length", network: v4, previous: "10.5.7.0/25", random: first, want: "10.5.1.0/24"},
-		{name: "previous subnet out of range", network: v4, previous: "10.4.1.0/24", random: first, want: "10.5.1.0/24"},
+		{name: "previous subnet of other length", network: v4, previous: "10.5.7.0/25", random: first,
+			want: "10.5.1.0/24"},
+		{name: "previous subnet out of range", network: v4, previous: "10.4.1.0/24", random: first,
+			want: "10.5.1.0/24"},
 		{
 			name: "previous subnet taken", network: v4, previous: "10.5.7.0/24",
 			existing: []Lease{newLease("10.5.7.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.1.0/24",
@@ -74,23 +80,29 @@ func TestChoose(t *testing.T) {
 		},
 		{
 			name: "leases of any length skipped", network: v4,
-			existing: []Lease{newLease("10.5.1.128/30", "", "192.0.2.9", ""), newLease("10.5.2.0/23", "", "192.0.2.8", ""), newLease("10.5.4.0/24", "", "", "")},
-			random:   first, want: "10.5.5.0/24",
+			existing: []Lease{newLease("10.5.1.128/30", "", "192.0.2.9", ""),
+				newLease("10.5.2.0/23", "", "192.0.2.8", ""), newLease("10.5.4.0/24", "", "", "")},
+			random: first, want: "10.5.5.0/24",
 		},
 		{
 			name: "two leases inside one subnet", network: v4,
-			existing: []Lease{newLease("10.5.1.0/30", "", "192.0.2.9", ""), newLease("10.5.1.128/30", "", "192.0.2.8", "")},
-			random:   first, want: "10.5.2.0/24",
+			existing: []Lease{newLease("10.5.1.0/30", "", "192.0.2.9", ""),
+				newLease("10.5.1.128/30", "", "192.0.2.8", "")},
+			random: first, want: "10.5.2.0/24",
 		},
-		{name: "IPv6 only", network: v6, attrs: Attrs{PublicIPv6: addr("fd31::1")}, random: first, want6: "fc00:0:0:1::/64"},
+		{name: "IPv6 only", network: v6, attrs: Attrs{PublicIPv6: addr("fd31::1")}, random: first,
+			want6: "fc00:0:0:1::/64"},
 		{
-			name: "IPv6-only nodes distinguished by IPv6 address", network: v6, attrs: Attrs{PublicIPv6: addr("fd31::1")},
-			existing: []Lease{newLease("", "fc00:0:0:1::/64", "", "fd31::2"), newLease("", "fc00:0:0:2::/64", "", "fd31::1")},
-			random:   first, want6: "fc00:0:0:2::/64", reuse: true, own: []int{1},
+			name: "IPv6-only nodes distinguished by IPv6 address", network: v6,
+			attrs: Attrs{PublicIPv6: addr("fd31::1")},
+			existing: []Lease{newLease("", "fc00:0:0:1::/64", "", "fd31::2"),
+				newLease("", "fc00:0:0:2::/64", "", "fd31::1")},
+			random: first, want6: "fc00:0:0:2::/64", reuse: true, own: []int{1},
 		},
 		{
 			name: "IPv6 enabled with IPv4 leases present", network: dual,
-			existing: []Lease{newLease("10.5.1.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.2.0/24", want6: "fc00:0:0:1::/64",
+			existing: []Lease{newLease("10.5.1.0/24", "", "192.0.2.9", "")}, random: first, want: "10.5.2.0/24",
+			want6: "fc00:0:0:1::/64",
 		},
 		{
 			name: "own IPv4 subnet kept when IPv6 is enabled", network: dual,
@@ -103,8 +115,9 @@ func TestChoose(t *testing.T) {
 			want: "10.5.3.0/24", own: []int{0},
 		},
 		{
-			name: "previous subnet of one family taken", network: dual, previous: "10.5.7.0/24", previous6: "fc00:0:0:7::/64",
-			existing: []Lease{newLease("10.5.1.0/24", "fc00:0:0:7::/64", "192.0.2.9", "fd31::9")}, random: first,
+			name: "previous subnet of one family taken", network: dual, previous: "10.5.7.0/24",
+			previous6: "fc00:0:0:7::/64",
+			existing:  []Lease{newLease("10.5.1.0/24", "fc00:0:0:7::/64", "192.0.2.9", "fd31::9")}, random: first,
 			want: "10.5.7.0/24", want6: "fc00:0:0:1::/64",
 		},
 		{
@@ -115,13 +128,15 @@ func TestChoose(t *testing.T) {
 		},
 		{
 			name: "network at end of address space", network: mustParseNetwork(t, `{"Network":"255.255.255.240/28"}`),
-			existing: []Lease{newLease("255.255.255.244/30", "", "", ""), newLease("255.255.255.248/30", "", "", "")}, random: last,
-			want: "255.255.255.252/30",
+			existing: []Lease{newLease("255.255.255.244/30", "", "", ""), newLease("255.255.255.248/30", "", "", "")},
+			random:   last,
+			want:     "255.255.255.252/30",
 		},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			r := Request{Network: test.network, Attrs: test.attrs, Previous: prefix(test.previous), Previous6: prefix(test.previous6)}
+			r := Request{Network: test.network, Attrs: test.attrs, Previous: prefix(test.previous),
+				Previous6: prefix(test.previous6)}
 			if !r.Attrs.Public().IsValid() {
 				r.Attrs.PublicIP = addr("192.0.2.1")
 			}
@@ -129,7 +144,8 @@ func TestChoose(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.Subnet != prefix(test.want) || got.Subnet6 != prefix(test.want6) || got.Reuse != test.reuse || !slices.Equal(got.Own, test.own) {
+			if got.Subnet != prefix(test.want) || got.Subnet6 != prefix(test.want6) || got.Reuse != test.reuse ||
+				!slices.Equal(got.Own, test.own) {
 				t.Errorf("got %+v, want %s %s reuse %v own %v", got, test.want, test.want6, test.reuse, test.own)
 			}
 		})
@@ -139,7 +155,8 @@ func TestChoose(t *testing.T) {
 func TestChooseFullPool(t *testing.T) {
 	network := mustParseNetwork(t, `{"Network":"10.5.0.0/28"}`)
 	existing := []Lease{
-		newLease("10.5.0.4/30", "", "192.0.2.7", ""), newLease("10.5.0.8/30", "", "192.0.2.8", ""), newLease("10.5.0.12/30", "", "192.0.2.9", ""),
+		newLease("10.5.0.4/30", "", "192.0.2.7", ""), newLease("10.5.0.8/30", "", "192.0.2.8", ""),
+		newLease("10.5.0.12/30", "", "192.0.2.9", ""),
 	}
 	r := Request{Network: network, Attrs: Attrs{PublicIP: addr("192.0.2.1")}, Previous: prefix("10.5.0.8/30")}
 	_, err := Choose(r, existing, first)
@@ -163,7 +180,8 @@ func TestChooseCandidates(t *testing.T) {
 // slowFree is the reference implementation of pool.free.
 func slowFree(p pool, taken []netip.Prefix, limit int) []netip.Prefix {
 	var free []netip.Prefix
-	for s, ok := netip.PrefixFrom(p.min, p.length), true; ok && s.Addr().Compare(p.max) <= 0 && len(free) < limit; s, ok = nextSubnet(s) {
+	s, ok := netip.PrefixFrom(p.min, p.length), true
+	for ; ok && s.Addr().Compare(p.max) <= 0 && len(free) < limit; s, ok = nextSubnet(s) {
 		if !slices.ContainsFunc(taken, s.Overlaps) {
 			free = append(free, s)
 		}
@@ -213,7 +231,8 @@ func BenchmarkChooseTenThousandLeases(b *testing.B) {
 	network := mustParseNetwork(b, `{"Network":"10.0.0.0/8"}`)
 	var existing []Lease
 	for i := range 10000 {
-		existing = append(existing, Lease{Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i / 200), byte(i % 200), 0}), 24)})
+		a := netip.AddrFrom4([4]byte{10, byte(i / 200), byte(i % 200), 0})
+		existing = append(existing, Lease{Subnet: netip.PrefixFrom(a, 24)})
 	}
 	r := Request{Network: network, Attrs: Attrs{PublicIP: addr("192.0.2.1")}}
 	for b.Loop() {

@@ -90,7 +90,8 @@ func (n Network) CheckRanges() error {
 	}
 	for _, p := range n.pools() {
 		if !p.network.IsValid() {
-			return fmt.Errorf("please define a correct %s parameter in the flannel config", p.family.network)
+			return fmt.Errorf("please define a correct %s parameter in the flannel config",
+				p.family.network)
 		}
 	}
 	return nil
@@ -128,7 +129,8 @@ func (n Network) pools() []pool {
 		pools = append(pools, pool{v4Family, n.Network, n.SubnetLen, n.SubnetMin, n.SubnetMax})
 	}
 	if n.EnableIPv6 {
-		pools = append(pools, pool{v6Family, n.IPv6Network, n.IPv6SubnetLen, n.IPv6SubnetMin, n.IPv6SubnetMax})
+		pools = append(pools, pool{v6Family, n.IPv6Network, n.IPv6SubnetLen, n.IPv6SubnetMin,
+			n.IPv6SubnetMax})
 	}
 	return pools
 }

@@ -53,7 +53,8 @@ func TestParseNetworkDefaults(t *testing.T) {
 			t.Errorf("%s: %v", test.config, err)
 			continue
 		}
-		got := []any{n.SubnetLen, text(n.SubnetMin), text(n.SubnetMax), n.IPv6SubnetLen, text(n.IPv6SubnetMin), text(n.IPv6SubnetMax), n.Backend.Type}
+		got := []any{n.SubnetLen, text(n.SubnetMin), text(n.SubnetMax), n.IPv6SubnetLen, text(n.IPv6SubnetMin),
+			text(n.IPv6SubnetMax), n.Backend.Type}
 		want := []any{test.subnetLen, test.subnetMin, test.max, test.v6Len, test.v6Min, test.v6Max, test.kind}
 		for i := range got {
 			if got[i] != want[i] {
@@ -130,12 +131,17 @@ func TestCheckErrors(t *testing.T) {
 		{`{` + v6 + `"Network":"10.3.0.0/16"}`, "please define a correct IPv6Network parameter in the flannel config"},
 		{`{` + v6 + `"IPv6Network":"::/0"}`, "please define a correct IPv6Network parameter in the flannel config"},
 		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetLen":127}`, "SubnetLen must be less than /127"},
-		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetLen":49}`, "network must be able to accommodate at least four subnets"},
+		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetLen":49}`,
+			"network must be able to accommodate at least four subnets"},
 		{`{` + v6 + `"IPv6Network":"fc00::/125"}`, "IPv6Network is too small. Minimum useful network prefix is /124"},
-		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMin":"fc01::"}`, "IPv6SubnetMin is not in the range of the IPv6Network"},
-		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc01::"}`, "IPv6SubnetMax is not in the range of the IPv6Network"},
-		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMin":"fc00::1"}`, "IPv6SubnetMin is not on a SubnetLen boundary: fc00::1"},
-		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc00::1"}`, "IPv6SubnetMax is not on a SubnetLen boundary: fc00::1"},
+		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMin":"fc01::"}`,
+			"IPv6SubnetMin is not in the range of the IPv6Network"},
+		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc01::"}`,
+			"IPv6SubnetMax is not in the range of the IPv6Network"},
+		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMin":"fc00::1"}`,
+			"IPv6SubnetMin is not on a SubnetLen boundary: fc00::1"},
+		{`{` + v6 + `"IPv6Network":"fc00::/48","IPv6SubnetMax":"fc00::1"}`,
+			"IPv6SubnetMax is not on a SubnetLen boundary: fc00::1"},
 		{`{"EnableIPv4":false}`, "none defined stack: enable at least one of EnableIPv4 and EnableIPv6"},
 	}
 	for _, test := range tests {

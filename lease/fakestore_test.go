@@ -188,7 +188,8 @@ func runManager(t *testing.T, o Options, prepare func(*fakeStore), test func(t *
 			prepare(m.store)
 		}
 		o.Log = slog.New(slog.NewTextHandler(m, nil))
-		r := Request{Network: mustParseNetwork(t, `{"Network":"10.5.0.0/16"}`), Node: "self", Attrs: Attrs{PublicIP: addr(ownPublic)}}
+		r := Request{Network: mustParseNetwork(t, `{"Network":"10.5.0.0/16"}`), Node: "self",
+			Attrs: Attrs{PublicIP: addr(ownPublic)}}
 		m.Manager = NewManager(m.store, r, o)
 		ctx, cancel := context.WithCancel(t.Context())
 		var done sync.WaitGroup

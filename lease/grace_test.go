@@ -8,7 +8,8 @@ import (
 
 func TestGracePeers(t *testing.T) {
 	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
-	a, b, c := newLease("10.5.1.0/24", "", "192.0.2.1", ""), newLease("10.5.2.0/24", "", "192.0.2.2", ""), newLease("10.5.3.0/24", "", "192.0.2.3", "")
+	a, b, c := newLease("10.5.1.0/24", "", "192.0.2.1", ""), newLease("10.5.2.0/24", "", "192.0.2.2", ""),
+		newLease("10.5.3.0/24", "", "192.0.2.3", "")
 	bOfC := newLease("10.5.2.0/24", "", "192.0.2.3", "")
 	bElsewhere := newLease("10.5.9.0/24", "", "192.0.2.2", "")
 	type step struct {
@@ -33,7 +34,8 @@ func TestGracePeers(t *testing.T) {
 			{0, []Lease{b}, false, []Lease{a, b, c}},
 			{0, nil, false, []Lease{a, c}},
 		}},
-		{"subnet claimed by another node", time.Minute, []step{{0, nil, true, []Lease{a, b, c}}, {0, []Lease{bOfC}, false, []Lease{a, bOfC}}}},
+		{"subnet claimed by another node", time.Minute,
+			[]step{{0, nil, true, []Lease{a, b, c}}, {0, []Lease{bOfC}, false, []Lease{a, bOfC}}}},
 		{"peer claims another subnet", time.Minute, []step{{0, []Lease{bElsewhere}, true, []Lease{a, c, bElsewhere}}}},
 		{"second wipe does not extend the grace period", time.Minute, []step{
 			{0, []Lease{a}, true, []Lease{a, b, c}},

@@ -78,9 +78,11 @@ func (h *holder) logOnce() {
 	switch {
 	case text == h.lastLogged:
 	case text != "":
-		h.m.options.Log.Warn("lease store failed, retrying", "err", h.state.Err, "held", h.state.Held)
+		h.m.options.Log.Warn("lease store failed, retrying",
+			"err", h.state.Err, "held", h.state.Held)
 	case h.listed:
-		h.m.options.Log.Info("lease store recovered", "leases", len(h.state.All), "revision", h.state.Revision)
+		h.m.options.Log.Info("lease store recovered",
+			"leases", len(h.state.All), "revision", h.state.Revision)
 	}
 	h.lastLogged = text
 }
@@ -122,7 +124,8 @@ func (h *holder) claim(ctx context.Context) {
 		log = h.m.options.Log.Error // running pods keep addresses of the old subnet
 		h.peers.remove(h.state.Self)
 	}
-	log("lease claimed", "subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l),
+	log("lease claimed",
+		"subnet", l.Subnet, "subnet6", l.Subnet6, "publicIP", l.Public(), expiry(l),
 		"previous", r.Previous, "previous6", r.Previous6)
 	h.held, h.claimed = true, true
 	h.setLease(l)
@@ -217,7 +220,7 @@ func (h *holder) handle(e event, now time.Time) {
 	h.state.Revision, h.state.Connected = e.list.Revision, true
 	h.mergePeers()
 	if kept := h.withoutSelf(h.peers.leases()); lost && len(kept) > 0 {
-		h.m.options.Log.Warn("store lost leases of peers, keeping them until their subnets are claimed",
+		h.m.options.Log.Warn("store lost leases of peers, keeping them",
 			"peers", summary(kept), "grace", h.m.options.PeerGrace,
 			"revision", e.list.Revision, "previousRevision", before)
 	}
@@ -228,7 +231,7 @@ func (h *holder) mergePeers() {
 	all, displaced := h.peers.merge(h.list)
 	h.state.All = all
 	if gone := h.withoutSelf(displaced); len(gone) > 0 {
-		h.m.options.Log.Warn("dropping peers lost by the store: their subnets were claimed by other nodes",
+		h.m.options.Log.Warn("dropping kept peers: their subnets were claimed by other nodes",
 			"peers", summary(gone))
 	}
 }
@@ -242,7 +245,7 @@ func (h *holder) expirePeers(now time.Time) {
 	h.mergePeers()
 	h.dirty = true
 	if gone := h.withoutSelf(expired); len(gone) > 0 {
-		h.m.options.Log.Warn("dropping peers lost by the store: they did not claim again",
+		h.m.options.Log.Warn("dropping kept peers: they did not claim again",
 			"peers", summary(gone), "grace", h.m.options.PeerGrace)
 	}
 }

@@ -51,8 +51,11 @@ func (a Attrs) Public() netip.Addr {
 
 // Equal reports whether a and b are identical. Backend data is compared as bytes.
 func (a Attrs) Equal(b Attrs) bool {
-	return a.PublicIP == b.PublicIP && a.PublicIPv6 == b.PublicIPv6 && a.BackendType == b.BackendType &&
-		string(a.BackendData) == string(b.BackendData) && string(a.BackendV6Data) == string(b.BackendV6Data)
+	return a.PublicIP == b.PublicIP &&
+		a.PublicIPv6 == b.PublicIPv6 &&
+		a.BackendType == b.BackendType &&
+		string(a.BackendData) == string(b.BackendData) &&
+		string(a.BackendV6Data) == string(b.BackendV6Data)
 }
 
 // Lease assigns subnets to a node. A disabled family has the zero Prefix; a valid Prefix is masked.

@@ -16,7 +16,8 @@ func TestSameNode(t *testing.T) {
 		{"", "", "", "", false},
 	}
 	for _, test := range tests {
-		a, b := Attrs{PublicIP: addr(test.a4), PublicIPv6: addr(test.a6)}, Attrs{PublicIP: addr(test.b4), PublicIPv6: addr(test.b6)}
+		a, b := Attrs{PublicIP: addr(test.a4), PublicIPv6: addr(test.a6)},
+			Attrs{PublicIP: addr(test.b4), PublicIPv6: addr(test.b6)}
 		if a.SameNode(b) != test.want || b.SameNode(a) != test.want {
 			t.Errorf("%+v: got %v", test, a.SameNode(b))
 		}

@@ -46,7 +46,8 @@ func TestRenewBeforeExpiry(t *testing.T) {
 				t.Fatalf("writes at %v, want %v after %s", m.store.calls().writes, want, start)
 			}
 		}
-		if left := time.Until(m.state(t).Self.Expires); len(m.store.calls().writes) != len(want) || left < 18*time.Hour {
+		if left := time.Until(m.state(t).Self.Expires); len(m.store.calls().writes) != len(want) ||
+			left < 18*time.Hour {
 			t.Errorf("%d writes, %s left", len(m.store.calls().writes), left)
 		}
 	})
@@ -147,7 +148,8 @@ func TestLostLeaseReclaimed(t *testing.T) {
 		if n := len(m.store.calls().claims); n != 2 || m.store.calls().claims[1].Previous != prefix(ownSubnet) {
 			t.Errorf("claims: %+v", m.store.calls().claims)
 		}
-		lost := slices.IndexFunc(m.reported(), func(s State) bool { return !s.Held && s.Self.Subnet == prefix(ownSubnet) })
+		lost := slices.IndexFunc(m.reported(),
+			func(s State) bool { return !s.Held && s.Self.Subnet == prefix(ownSubnet) })
 		if lost >= 0 && len(m.reported()[lost].All) < 3 {
 			t.Errorf("while lost: %+v", m.reported()[lost])
 		}
@@ -221,7 +223,9 @@ func TestGracePeersDefaultDay(t *testing.T) {
 		m.wantHeld(t, ownSubnet, peer(0), peer(1))
 		m.store.update(func() { m.store.put(peer(1)) })
 		m.wantHeld(t, ownSubnet, peer(0), peer(1))
-		if m.countLogged("keeping them until") != 1 || m.countLogged("10.5.100.0/24 of 192.0.2.100, 10.5.101.0/24 of 192.0.2.101") != 1 || m.countLogged("dropping") != 0 {
+		if m.countLogged("keeping them") != 1 ||
+			m.countLogged("10.5.100.0/24 of 192.0.2.100, 10.5.101.0/24 of 192.0.2.101") != 1 ||
+			m.countLogged("dropping") != 0 {
 			t.Errorf("log:\n%s", m.logText())
 		}
 		advance(time.Hour)
@@ -250,7 +254,8 @@ func TestLostOwnKeyOnly(t *testing.T) {
 		advance(time.Minute)
 		m.store.update(func() { m.store.leases = []Lease{peer(0), peer(1)} })
 		m.wantHeld(t, ownSubnet, peer(0), peer(1))
-		if m.countLogged("lease lost, claiming again") != 1 || m.countLogged("missing from the store") != 1 || m.countLogged("store lost") != 0 {
+		if m.countLogged("lease lost, claiming again") != 1 || m.countLogged("missing from the store") != 1 ||
+			m.countLogged("store lost") != 0 {
 			t.Errorf("log:\n%s", m.logText())
 		}
 		m.store.update(func() { m.store.leases = slices.DeleteFunc(slices.Clone(m.store.leases), peer(0).SameSubnets) })
@@ -267,7 +272,8 @@ func TestOldSubnetNotGracePeer(t *testing.T) {
 		m.store.update(func() { m.store.writeErr = nil; m.store.nextSubnet = prefix("10.5.77.0/24") })
 		advance(10 * time.Second)
 		s := m.state(t)
-		if want := []Lease{s.Self, peer(0), peer(1)}; s.Self.Subnet != prefix("10.5.77.0/24") || !slices.EqualFunc(s.All, want, Lease.Equal) {
+		if want := []Lease{s.Self, peer(0), peer(1)}; s.Self.Subnet != prefix("10.5.77.0/24") ||
+			!slices.EqualFunc(s.All, want, Lease.Equal) {
 			t.Errorf("state: %+v", s)
 		}
 	})
@@ -290,10 +296,12 @@ func TestRestoredStoreRenewed(t *testing.T) {
 func TestWatchErrInUse(t *testing.T) {
 	runManager(t, Options{}, nil, func(t *testing.T, m *testManager) {
 		m.store.update(func() {
-			m.store.watchErrOnce, m.store.writeErr = fmt.Errorf("%w: by bob", ErrInUse), fmt.Errorf("%w: by bob", ErrInUse)
+			m.store.watchErrOnce, m.store.writeErr = fmt.Errorf("%w: by bob", ErrInUse),
+				fmt.Errorf("%w: by bob", ErrInUse)
 		})
 		advance(time.Minute)
-		if s := m.state(t); s.Held || !s.Connected || !errors.Is(s.Err, ErrInUse) || s.Self.Subnet != prefix(ownSubnet) {
+		if s := m.state(t); s.Held || !s.Connected || !errors.Is(s.Err, ErrInUse) ||
+			s.Self.Subnet != prefix(ownSubnet) {
 			t.Errorf("state: %+v", s)
 		}
 		m.wantPeers(t, peer(0), peer(1))
@@ -324,20 +332,21 @@ func TestRenewShortenedLease(t *testing.T) {
 }
 
 func TestFailedClaimBackoff(t *testing.T) {
-	runManager(t, Options{}, func(s *fakeStore) { s.writeErr = errors.New("no quorum") }, func(t *testing.T, m *testManager) {
-		advance(time.Minute) // wait for a long backoff, then for its start
-		for before := len(m.store.calls().writes); len(m.store.calls().writes) == before; {
-			advance(100 * time.Millisecond)
-		}
-		before := len(m.store.calls().writes)
-		for i := range 100 {
-			m.SetAttrs(Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)})})
-			synctest.Wait()
-		}
-		if n := len(m.store.calls().writes) - before; n != 0 {
-			t.Errorf("%d additional writes", n)
-		}
-	})
+	runManager(t, Options{}, func(s *fakeStore) { s.writeErr = errors.New("no quorum") },
+		func(t *testing.T, m *testManager) {
+			advance(time.Minute) // wait for a long backoff, then for its start
+			for before := len(m.store.calls().writes); len(m.store.calls().writes) == before; {
+				advance(100 * time.Millisecond)
+			}
+			before := len(m.store.calls().writes)
+			for i := range 100 {
+				m.SetAttrs(Attrs{PublicIP: netip.AddrFrom4([4]byte{198, 51, 100, byte(i)})})
+				synctest.Wait()
+			}
+			if n := len(m.store.calls().writes) - before; n != 0 {
+				t.Errorf("%d additional writes", n)
+			}
+		})
 }
 
 func TestRenewalReportedWithoutList(t *testing.T) {

@@ -68,7 +68,8 @@ func parsePool(f family, network netip.Prefix, length uint, lo, hi netip.Addr) (
 			continue
 		}
 		if !f.has(a.in) {
-			return pool{}, fmt.Errorf("%s%s: %s is of the wrong address family", f.subnet, a.end, a.in)
+			return pool{}, fmt.Errorf("%s%s: %s is of the wrong address family", f.subnet, a.end,
+				a.in)
 		}
 		*a.into = a.in
 	}
