@@ -36,7 +36,8 @@ func (ns *NS) ListenUDP(a netip.Addr, port uint16) (c *net.UDPConn, err error) {
 // Dial opens a connection ("tcp" or "udp") from inside the namespace.
 func (ns *NS) Dial(network string, to netip.AddrPort) (c net.Conn, err error) {
 	err = ns.Do(func() (err error) {
-		// No second address to race with, so nothing is dialled on another goroutine, thus in another namespace.
+		// A single address: the dialer starts no second goroutine, which would run in another
+		// namespace.
 		c, err = net.DialTimeout(network, to.String(), checkTimeout)
 		return err
 	})
@@ -61,12 +62,16 @@ func CheckTCP(ctx context.Context, from *NS, to *NS, at netip.Addr, size int64) 
 		return fmt.Errorf("check TCP %s to %s: receive: %w", from.Name, to.Name, err)
 	}
 	if sent != sum {
-		return fmt.Errorf("check TCP %s to %s: other bytes arrived than were sent", from.Name, to.Name)
+		return fmt.Errorf("check TCP %s to %s: received bytes differ from those sent",
+			from.Name, to.Name)
 	}
 	return nil
 }
 
-func sendSum(ctx context.Context, from *NS, to netip.AddrPort, size int64) (sum [sha256.Size]byte, err error) {
+// sendSum sends size random bytes to an address and returns their hash.
+func sendSum(
+	ctx context.Context, from *NS, to netip.AddrPort, size int64,
+) (sum [sha256.Size]byte, err error) {
 	conn, err := from.Dial("tcp", to)
 	if err != nil {
 		return sum, err
@@ -85,6 +90,7 @@ func sendSum(ctx context.Context, from *NS, to netip.AddrPort, size int64) (sum 
 	return [sha256.Size]byte(hash.Sum(nil)), conn.Close()
 }
 
+// receiveSum accepts one connection and stores the hash of everything it receives.
 func receiveSum(l net.Listener, sum *[sha256.Size]byte) error {
 	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(checkTimeout)); err != nil {
 		return err
@@ -105,8 +111,8 @@ func receiveSum(l net.Listener, sum *[sha256.Size]byte) error {
 	return nil
 }
 
-// CheckUDP has datagrams of the given payload sizes echoed, one after the other, and checks every byte. A datagram that
-// is lost fails the check.
+// CheckUDP sends datagrams of the given payload sizes one after the other to an echo server and
+// compares every byte. A lost datagram fails the check.
 func CheckUDP(ctx context.Context, from *NS, to *NS, at netip.Addr, sizes ...int) error {
 	err := checkUDP(ctx, from, to, at, sizes)
 	if err != nil {
@@ -127,7 +133,7 @@ func checkUDP(ctx context.Context, from *NS, to *NS, at netip.Addr, sizes []int)
 		return err
 	}
 	defer client.Close()
-	answer := make([]byte, 1<<16)
+	reply := make([]byte, 1<<16)
 	for _, size := range sizes {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -142,12 +148,12 @@ func checkUDP(ctx context.Context, from *NS, to *NS, at netip.Addr, sizes []int)
 		if _, err := client.Write(sent); err != nil {
 			return fmt.Errorf("%d bytes: %w", size, err)
 		}
-		n, err := client.Read(answer)
+		n, err := client.Read(reply)
 		if err != nil {
 			return fmt.Errorf("%d bytes: %w", size, err)
 		}
-		if string(answer[:n]) != string(sent) {
-			return fmt.Errorf("%d bytes: other bytes came back (%d of them)", size, n)
+		if string(reply[:n]) != string(sent) {
+			return fmt.Errorf("%d bytes: the reply differs (%d bytes)", size, n)
 		}
 	}
 	return nil
@@ -162,7 +168,7 @@ func echo(c *net.UDPConn) {
 			return
 		}
 		if err == nil {
-			// A datagram that cannot be answered is for the other side to miss.
+			// The client notices a missing reply by itself.
 			_, _ = c.WriteToUDPAddrPort(buffer[:n], from)
 		}
 	}

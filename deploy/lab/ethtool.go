@@ -15,20 +15,22 @@ import (
 const (
 	ethSSFeatures  = 4  // enum ethtool_stringset, ETH_SS_FEATURES
 	ethGStringLen  = 32 // ETH_GSTRING_LEN
-	featureBlock   = 32 // features in one struct ethtool_get_features_block or ..._set_features_block
+	featureBlock   = 32 // features per struct ethtool_get_features_block
 	stringsHeader  = 12 // cmd, string set, count
 	featuresHeader = 8  // cmd, size
 	setBlockBytes  = 8  // valid, requested
 	getBlockBytes  = 16 // available, requested, active, never changed
 )
 
-// noSegmentation takes every feature from a device by which it accepts frames above its MTU to be cut later. With gro,
-// the device joins received frames again, as real network cards' drivers do.
-func noSegmentation(ns *NS, name string, gro bool) error {
+// disableSegmentation turns off all segmentation offloads of a device, so that it accepts no frame
+// above its MTU. gro sets whether the device merges received frames again, as drivers of real
+// network cards do.
+func disableSegmentation(ns *NS, name string, gro bool) error {
 	err := setFeatures(ns, name, func(feature string) (set, on bool) {
 		switch {
-		// tx-tcp-segmentation, tx-udp-segmentation, tx-generic-segmentation, tx-gso-list, tx-gre-csum-segmentation...
-		case strings.HasPrefix(feature, "tx-") && (strings.HasSuffix(feature, "-segmentation") || strings.Contains(feature, "-gso-")):
+		// tx-tcp-segmentation, tx-udp-segmentation, tx-gso-list, tx-gre-csum-segmentation, ...
+		case strings.HasPrefix(feature, "tx-") &&
+			(strings.HasSuffix(feature, "-segmentation") || strings.Contains(feature, "-gso-")):
 			return true, false
 		case feature == "rx-gro":
 			return true, gro
@@ -36,12 +38,12 @@ func noSegmentation(ns *NS, name string, gro bool) error {
 		return false, false
 	})
 	if err != nil {
-		return fmt.Errorf("%s: turn segmentation offload of %s off: %w", ns.Name, name, err)
+		return fmt.Errorf("%s: disable segmentation offload of %s: %w", ns.Name, name, err)
 	}
 	return nil
 }
 
-// Features tells which offload features of a device are on, by the names that ethtool -k shows in their long form
+// Features reports which offload features of a device are on, keyed by the long names of ethtool -k
 // (tx-udp-segmentation).
 func (ns *NS) Features(name string) (map[string]bool, error) {
 	features := map[string]bool{}
@@ -69,8 +71,8 @@ func (ns *NS) Features(name string) (map[string]bool, error) {
 	return features, nil
 }
 
-// setFeatures asks want for each feature that the kernel knows and changes those it decides on. Features that the device
-// cannot change are left as they are.
+// setFeatures calls want for each feature known to the kernel and changes those for which set is
+// true. Features that the device cannot change stay as they are.
 func setFeatures(ns *NS, name string, want func(feature string) (set, on bool)) error {
 	return ns.Do(func() error {
 		names, err := featureNames(name)
@@ -100,7 +102,7 @@ func setFeatures(ns *NS, name string, want func(feature string) (set, on bool)) 
 
 // featureNames lists the kernel's features in the order of their bits.
 func featureNames(device string) ([]string, error) {
-	info := make([]byte, 16+4) // cmd, reserved, mask, then one count for each bit of the mask
+	info := make([]byte, 16+4) // cmd, reserved, mask, then one count per bit of the mask
 	binary.NativeEndian.PutUint32(info, unix.ETHTOOL_GSSET_INFO)
 	binary.NativeEndian.PutUint64(info[8:], 1<<ethSSFeatures)
 	if err := ethtool(device, info); err != nil {
@@ -123,7 +125,8 @@ func featureNames(device string) ([]string, error) {
 	return names, nil
 }
 
-// ethtool sends one request about a device of the calling thread's namespace; the answer overwrites it.
+// ethtool sends one request about a device of the calling thread's namespace. The reply overwrites
+// request.
 func ethtool(device string, request []byte) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -133,18 +136,20 @@ func ethtool(device string, request []byte) error {
 	var ifreq struct {
 		name [unix.IFNAMSIZ]byte
 		data uintptr
-		_    [40 - unix.IFNAMSIZ - unsafe.Sizeof(uintptr(0))]byte // the kernel copies sizeof(struct ifreq), 40 bytes
+		_    [40 - unix.IFNAMSIZ - unsafe.Sizeof(uintptr(0))]byte // sizeof(struct ifreq) is 40
 	}
 	if len(device) >= unix.IFNAMSIZ {
-		return fmt.Errorf("device name %q is too long", device)
+		return fmt.Errorf("device name %q is too long (at most %d bytes)", device, unix.IFNAMSIZ-1)
 	}
 	copy(ifreq.name[:], device)
 	var pin runtime.Pinner
 	pin.Pin(&request[0])
 	defer pin.Unpin()
 	ifreq.data = uintptr(unsafe.Pointer(&request[0]))
-	// SFEATURES answers with flags: not an error, some features may be fixed.
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&ifreq))); errno != 0 {
+	// SFEATURES returns positive flags if some features are fixed, which is not an error.
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL,
+		uintptr(unsafe.Pointer(&ifreq)))
+	if errno != 0 {
 		return fmt.Errorf("ethtool ioctl %#x: %w", binary.NativeEndian.Uint32(request), errno)
 	}
 	return nil

@@ -10,26 +10,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// nowhere is a hardware address (locally administered) that no device has: frames to it reach every port of a bridge and
-// are taken by none.
-var nowhere = net.HardwareAddr{0x02, 0, 0, 0xde, 0xad, 0}
+// unusedMAC is a locally administered address that no device has: a bridge floods frames for it and
+// every port drops them.
+var unusedMAC = net.HardwareAddr{0x02, 0, 0, 0xde, 0xad, 0}
 
-// Partition cuts two nodes (or a node and Root) off from each other, silently and in both directions, as a broken switch
-// does: packets leave and do not arrive. Only nodes in one underlay subnet can be cut.
-func (l *Lab) Partition(a, b *Node) error { return l.eachWay(a, b, true) }
+// Partition silently drops all packets between two nodes (or a node and Root) in both directions,
+// as a failed switch does. Both must be in the same underlay subnet.
+func (l *Lab) Partition(a, b *Node) error { return l.setPartition(a, b, true) }
 
 // Heal ends a partition.
-func (l *Lab) Heal(a, b *Node) error { return l.eachWay(a, b, false) }
+func (l *Lab) Heal(a, b *Node) error { return l.setPartition(a, b, false) }
 
-func (l *Lab) eachWay(a, b *Node, cut bool) error {
+func (l *Lab) setPartition(a, b *Node, blocked bool) error {
 	if a.subnet != b.subnet || l.options.Direct && (a == l.Root || b == l.Root) {
-		return fmt.Errorf("partition %s and %s: they are not neighbours", a.Name, b.Name)
+		return fmt.Errorf("partition %s and %s: not in the same underlay subnet", a.Name, b.Name)
 	}
-	return errors.Join(a.setCut(b, cut), b.setCut(a, cut))
+	return errors.Join(a.setBlocked(b, blocked), b.setBlocked(a, blocked))
 }
 
-// setCut makes the node send frames for the peer's addresses nowhere.
-func (n *Node) setCut(peer *Node, cut bool) error {
+// setBlocked points the node's neighbour entries for a peer at an unused hardware address, or
+// removes them.
+func (n *Node) setBlocked(peer *Node, blocked bool) error {
 	device := underlayPort
 	if n == n.lab.Root {
 		device = bridgeName(n.subnet)
@@ -38,9 +39,10 @@ func (n *Node) setCut(peer *Node, cut bool) error {
 		if !a.IsValid() {
 			continue
 		}
-		err := n.change("cut "+a.String()+" off on", device, func(l netlink.Link) error {
-			entry := &netlink.Neigh{LinkIndex: l.Attrs().Index, IP: a.AsSlice(), HardwareAddr: nowhere, State: unix.NUD_PERMANENT}
-			if cut {
+		err := n.change("set neighbour "+a.String()+" on", device, func(l netlink.Link) error {
+			entry := &netlink.Neigh{LinkIndex: l.Attrs().Index, IP: a.AsSlice(),
+				HardwareAddr: unusedMAC, State: unix.NUD_PERMANENT}
+			if blocked {
 				return n.links.NeighSet(entry)
 			}
 			if err := n.links.NeighDel(entry); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -55,7 +57,8 @@ func (n *Node) setCut(peer *Node, cut bool) error {
 	return nil
 }
 
-// KillNode takes a node away as a power cut does: its processes end at once and its link is gone. It stays in Nodes.
+// KillNode fails a node as a power cut does: it kills its processes and removes its link. The node
+// stays in Nodes.
 func (l *Lab) KillNode(n *Node) error {
 	for _, p := range l.Processes() {
 		if p.Node == n.Name {
@@ -69,21 +72,22 @@ func (l *Lab) KillNode(n *Node) error {
 	return nil
 }
 
-// ChangeAddress gives the node another address on its underlay in place of the one of the same family, and the default
-// route again.
+// ChangeAddress replaces the node's underlay address of the same family and restores the default
+// route.
 func (n *Node) ChangeAddress(to netip.Addr) error {
-	from, underlay := &n.Addr, n.lab.options.Underlay
+	addr, underlay := &n.Addr, n.lab.options.Underlay
 	if to.Is6() {
-		from, underlay = &n.Addr6, n.lab.options.Underlay6
+		addr, underlay = &n.Addr6, n.lab.options.Underlay6
 	}
-	if !from.IsValid() || !underlay[n.subnet].Contains(to) {
-		return fmt.Errorf("%s: change address to %s: not in an underlay of this node", n.Name, to)
+	if !addr.IsValid() || !underlay[n.subnet].Contains(to) {
+		return fmt.Errorf("%s: change address to %s: not in the underlay subnet of this node",
+			n.Name, to)
 	}
 	subnet := underlay[n.subnet]
-	if err := n.DeleteAddr(underlayPort, netip.PrefixFrom(*from, subnet.Bits())); err != nil {
+	if err := n.DeleteAddr(underlayPort, netip.PrefixFrom(*addr, subnet.Bits())); err != nil {
 		return err
 	}
-	*from = to
+	*addr = to
 	if err := n.AddAddr(underlayPort, netip.PrefixFrom(to, subnet.Bits())); err != nil {
 		return err
 	}

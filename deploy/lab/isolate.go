@@ -15,28 +15,30 @@ import (
 )
 
 const (
-	// stageVariable tells the second start of the program that it is the one inside.
+	// stageVariable marks the second start of the program, the one inside the namespaces.
 	stageVariable = "WEFT_LAB_STAGE"
 	stageInside   = "inside"
-	// stageInsideUser is stageInside in a user namespace of its own.
+	// stageInsideUser is stageInside within a new user namespace.
 	stageInsideUser = "inside-user"
 
-	// reportFD is the inherited pipe by which the inner process says whether its namespaces could be furnished.
+	// reportFD is the inherited pipe on which the inner process reports whether its namespaces
+	// could be set up.
 	reportFD = 3
 	ready    = "ready"
 
-	// markFolder exists only in a lab's own /run.
-	markFolder = "/run/weft-lab"
-	// outsideFile holds the number that the inner process has outside, and its stage.
-	outsideFile = "/run/weft-lab-outside"
-	// netnsFolder is where `ip netns` looks for named namespaces.
-	netnsFolder = "/run/netns"
+	// labDir exists only in a lab's own /run; it holds the nodes' /run directories.
+	labDir = "/run/weft-lab"
+	// hostViewFile holds the PID of the inner process on the host, and its stage.
+	hostViewFile = "/run/weft-lab-outside"
+	// netnsDir is the directory in which ip-netns(8) looks for named namespaces.
+	netnsDir = "/run/netns"
 
-	// signalStatus is what a shell adds to a signal's number to make an exit status of it.
+	// signalStatus is added to a signal's number to form the exit status, as shells do.
 	signalStatus = 128
 )
 
-// NamespaceError says that this host does not let us have the namespaces, and what its owner can do about it.
+// NamespaceError reports that the host does not allow the namespaces, and how its owner can allow
+// them.
 type NamespaceError struct {
 	Cause  error
 	Remedy string
@@ -44,39 +46,39 @@ type NamespaceError struct {
 
 // Error names the cause and the remedy.
 func (e *NamespaceError) Error() string {
-	return fmt.Sprintf("this host does not allow the namespaces of the lab: %v (%s)", e.Cause, e.Remedy)
+	return fmt.Sprintf("host does not allow the lab's namespaces: %v (%s)", e.Cause, e.Remedy)
 }
 
 // Unwrap returns the cause.
 func (e *NamespaceError) Unwrap() error { return e.Cause }
 
-// Inside reports whether this process lives in the namespaces that [Run] or [Main] made.
+// Inside reports whether this process runs in the namespaces that [Run] or [Main] created.
 func Inside() bool {
-	_, err := os.Stat(markFolder)
+	_, err := os.Stat(labDir)
 	return err == nil && os.Getpid() == 1
 }
 
-// HostView is what an operator on the host must know to enter the lab.
+// HostView identifies the lab on the host, for an operator who wants to enter it.
 type HostView struct {
-	// PID is the number that the lab's first process has on the host.
+	// PID is the process ID of the lab's first process on the host.
 	PID string
-	// UserNamespace says that the lab has a user namespace of its own.
+	// UserNamespace reports whether the lab has a user namespace of its own.
 	UserNamespace bool
 }
 
-// ReadHostView tells a process inside how the host sees the lab.
+// ReadHostView returns the host's view of the lab; it must be called inside.
 func ReadHostView() (HostView, error) {
-	b, err := os.ReadFile(outsideFile)
+	b, err := os.ReadFile(hostViewFile)
 	if err != nil {
-		return HostView{}, fmt.Errorf("find out how the host sees the lab: %w", err)
+		return HostView{}, fmt.Errorf("read the host's view of the lab: %w", err)
 	}
 	pid, user, _ := strings.Cut(string(b), " ")
 	return HostView{PID: pid, UserNamespace: user == stageInsideUser}, nil
 }
 
-// Run starts the program again inside namespaces of its own, where it calls body, and returns body's exit status. It is
-// to be called first thing in main: outside, body never runs. A [NamespaceError] means that the host forbids it; nothing
-// has been done then.
+// Run starts the program again inside namespaces of its own, calls body there, and returns body's
+// exit status. Call it first in main: outside the namespaces, body never runs. A [NamespaceError]
+// means that the host forbids them; then Run has had no effect.
 func Run(body func() int) (status int, err error) {
 	if stage := os.Getenv(stageVariable); stage == stageInside || stage == stageInsideUser {
 		return inner(stage, body), nil
@@ -84,14 +86,14 @@ func Run(body func() int) (status int, err error) {
 	return outer()
 }
 
-// inner furnishes the new namespaces, reports to the outer process and runs body.
+// inner sets up the new namespaces, reports to the outer process and runs body.
 func inner(stage string, body func() int) int {
 	report := os.NewFile(reportFD, "report")
 	syscall.CloseOnExec(reportFD)
-	// Programs that are started from here may build labs of their own.
+	// Programs started by body may build labs of their own.
 	err := os.Unsetenv(stageVariable)
 	if err == nil {
-		err = furnish(stage)
+		err = setUpNamespaces(stage)
 	}
 	message := ready
 	if err != nil {
@@ -104,39 +106,41 @@ func inner(stage string, body func() int) int {
 	return body()
 }
 
-// outer starts the program again and waits for it. As root it does without a user namespace, which also works where
-// those are forbidden; a root without the right to make namespaces (in a container) tries like everybody else.
+// outer starts the program again and waits for it. Root needs no user namespace, which some hosts
+// forbid; root without CAP_SYS_ADMIN (in a container) falls back to one.
 func outer() (int, error) {
-	// The kernel kills the inner process when the thread that started it ends (PR_SET_PDEATHSIG), so this thread stays.
+	// PR_SET_PDEATHSIG kills the inner process when the thread that started it exits, so keep this
+	// thread.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	if os.Getuid() == 0 {
 		status, err := start(0)
 		if !errors.Is(err, unix.EPERM) {
-			return status, refused(err)
+			return status, namespaceError(err)
 		}
 	}
 	status, err := start(unix.CLONE_NEWUSER)
-	return status, refused(err)
+	return status, namespaceError(err)
 }
 
-func refused(err error) error {
+// namespaceError wraps an error of start; it returns nil for nil.
+func namespaceError(err error) error {
 	if err == nil {
 		return nil
 	}
 	return &NamespaceError{Cause: err, Remedy: remedy()}
 }
 
-// start runs the program once more in new namespaces. The error is about the namespaces only; when it is nil, status is
-// the exit status.
+// start runs the program again in new namespaces; extra holds more clone flags. The error concerns
+// only the namespaces. If it is nil, status is the exit status.
 func start(extra uintptr) (status int, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return 0, fmt.Errorf("find own program: %w", err)
+		return 0, fmt.Errorf("find own executable: %w", err)
 	}
 	r, w, err := os.Pipe()
 	if err != nil {
-		return 0, fmt.Errorf("make report pipe: %w", err)
+		return 0, fmt.Errorf("create report pipe: %w", err)
 	}
 	defer r.Close()
 	cmd := exec.Command(self, os.Args[1:]...)
@@ -145,13 +149,16 @@ func start(extra uintptr) (status int, err error) {
 	stage := stageInside
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | extra,
-		Pdeathsig:  syscall.SIGKILL,
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWPID | unix.CLONE_NEWIPC |
+			extra,
+		Pdeathsig: syscall.SIGKILL,
 	}
 	if extra&unix.CLONE_NEWUSER != 0 {
 		stage = stageInsideUser
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+		uid := syscall.SysProcIDMap{ContainerID: 0, HostID: os.Getuid(), Size: 1}
+		gid := syscall.SysProcIDMap{ContainerID: 0, HostID: os.Getgid(), Size: 1}
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{uid}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{gid}
 	}
 	cmd.Env = append(os.Environ(), stageVariable+"="+stage)
 	signals := make(chan os.Signal, 8)
@@ -164,21 +171,22 @@ func start(extra uintptr) (status int, err error) {
 	}
 	message, err := io.ReadAll(r)
 	if err != nil || string(message) != ready {
-		return 0, errors.Join(fmt.Errorf("furnish new namespaces: %s", message), err, ignoreExit(cmd.Wait()))
+		return 0, errors.Join(fmt.Errorf("set up new namespaces: %s", message), err,
+			ignoreExit(cmd.Wait()))
 	}
 	return wait(cmd, signals)
 }
 
-// wait passes signals on until the inner process ends, and returns its exit status.
+// wait forwards signals until the inner process exits, and returns its exit status.
 func wait(cmd *exec.Cmd, signals <-chan os.Signal) (int, error) {
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
 	for {
 		select {
 		case s := <-signals:
-			// It may have ended in this moment; done says so next.
+			// It may just have exited; done reports that next.
 			if err := cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-				return 0, fmt.Errorf("pass on %v: %w", s, err)
+				return 0, fmt.Errorf("forward signal %v: %w", s, err)
 			}
 		case err := <-done:
 			if ignoreExit(err) != nil {
@@ -193,7 +201,7 @@ func wait(cmd *exec.Cmd, signals <-chan os.Signal) (int, error) {
 	}
 }
 
-// ignoreExit drops the error that only says that a process ended with another status than 0.
+// ignoreExit returns nil for an error that only reports a non-zero exit status.
 func ignoreExit(err error) error {
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -202,65 +210,74 @@ func ignoreExit(err error) error {
 	return err
 }
 
-// furnish makes the new namespaces usable: mounts that stay private, an empty /run, and /proc and /sys that show what is
-// inside.
-func furnish(stage string) error {
-	// The old /proc still counts processes as the host does.
+// setUpNamespaces makes the mounts private, mounts an empty /run, and mounts /proc and /sys that
+// show the new namespaces.
+func setUpNamespaces(stage string) error {
+	// The old /proc still shows the host's process IDs.
 	pid, err := os.Readlink("/proc/self")
 	if err != nil {
-		return fmt.Errorf("find own process number: %w", err)
+		return fmt.Errorf("find own process ID: %w", err)
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("make mounts private: %w", err)
 	}
-	if err := unix.Mount("lab", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755"); err != nil {
+	err = unix.Mount("lab", "/run", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0755")
+	if err != nil {
 		return fmt.Errorf("mount own /run: %w", err)
 	}
-	for _, dir := range []string{netnsFolder, markFolder} {
+	for _, dir := range []string{netnsDir, labDir} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("furnish /run: %w", err)
+			return fmt.Errorf("create directory in /run: %w", err)
 		}
 	}
-	if err := os.WriteFile(outsideFile, []byte(pid+" "+stage), 0o644); err != nil {
+	if err := os.WriteFile(hostViewFile, []byte(pid+" "+stage), 0o644); err != nil {
 		return err
 	}
 	for _, fs := range []string{"proc", "sysfs"} {
-		if err := mountView(fs); err != nil && !hidden(err) {
+		if err := mountPseudoFS(fs); err != nil && !isMountHidden(err) {
 			return err
 		}
 	}
 	return setLoopbackUp()
 }
 
-// hidden says whether a view could not be mounted because the host hides parts of its own: a container may not mount new
-// ones then (mount_too_revealing in the kernel's fs/namespace.c). The old ones serve nearly as well: they only show the
-// processes and devices outside.
-func hidden(err error) bool { return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) }
+// isMountHidden reports whether mounting proc or sysfs failed because the host hides parts of its
+// own: in a container the kernel then refuses new mounts (mount_too_revealing in fs/namespace.c).
+// The old mounts serve nearly as well, but show the processes and devices outside.
+func isMountHidden(err error) bool {
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES)
+}
 
-// mountView mounts proc or sysfs at its usual place, as the calling thread's namespaces see it.
-func mountView(fs string) error {
+// mountPseudoFS mounts proc or sysfs at its usual place, for the calling thread's namespaces.
+func mountPseudoFS(fs string) error {
 	target := map[string]string{"proc": "/proc", "sysfs": "/sys"}[fs]
-	if err := unix.Mount(fs, target, fs, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+	err := unix.Mount(fs, target, fs, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
+	if err != nil {
 		return fmt.Errorf("mount %s: %w", target, err)
 	}
 	return nil
 }
 
-// remedy names the switch that this host has turned, as far as it can be seen.
+// remedy names the setting by which this host forbids namespaces, if it can be found.
 func remedy() string {
-	for _, s := range []struct{ file, closed, text string }{
-		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows it"},
-		{"/proc/sys/kernel/unprivileged_userns_clone", "0", "sysctl kernel.unprivileged_userns_clone=1 allows it"},
-		{"/proc/sys/user/max_user_namespaces", "0", "sysctl user.max_user_namespaces=10000 allows it"},
-		{"/proc/sys/user/max_net_namespaces", "0", "sysctl user.max_net_namespaces=10000 allows it"},
+	for _, s := range []struct{ file, forbids, remedy string }{
+		{"/proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1",
+			"sysctl kernel.apparmor_restrict_unprivileged_userns=0 allows them"},
+		{"/proc/sys/kernel/unprivileged_userns_clone", "0",
+			"sysctl kernel.unprivileged_userns_clone=1 allows them"},
+		{"/proc/sys/user/max_user_namespaces", "0",
+			"sysctl user.max_user_namespaces=10000 allows them"},
+		{"/proc/sys/user/max_net_namespaces", "0",
+			"sysctl user.max_net_namespaces=10000 allows them"},
 	} {
 		value, err := os.ReadFile(s.file)
-		if err == nil && strings.TrimSpace(string(value)) == s.closed {
-			return s.text + "; so does running it with sudo"
+		if err == nil && strings.TrimSpace(string(value)) == s.forbids {
+			return s.remedy + "; or run it with sudo"
 		}
 	}
 	if os.Getuid() == 0 {
-		return "root without CAP_SYS_ADMIN, as in a container: give it --privileged, or --cap-add SYS_ADMIN with an open seccomp profile"
+		return "root without CAP_SYS_ADMIN, as in a container: run it with --privileged, " +
+			"or with --cap-add SYS_ADMIN and --security-opt seccomp=unconfined"
 	}
 	return "run it with sudo"
 }

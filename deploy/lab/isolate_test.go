@@ -18,11 +18,11 @@ import (
 	"weft/deploy/lab"
 )
 
-// holdVariable makes this test binary a program that builds a lab, says so and stays.
-const holdVariable = "LAB_TEST_HOLD"
+// holdEnv makes this test binary a program that builds a lab, prints "up" and blocks.
+const holdEnv = "LAB_TEST_HOLD"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(holdVariable) == "" {
+	if os.Getenv(holdEnv) == "" {
 		os.Exit(lab.Main(m))
 	}
 	status, err := lab.Run(hold)
@@ -56,13 +56,13 @@ func self(t *testing.T) string {
 	return path
 }
 
-// An outer process that is killed cannot clean up, and needs not: whatever was inside ends with it. Everything inside
-// holds our pipe open, so its end of file is the proof.
-func TestNetnsKilledOuterProcessTakesEverythingAlong(t *testing.T) {
+// A killed outer process cannot clean up. Everything inside must exit with it. The processes inside
+// hold the write end of the pipe, so its end of file shows that all have exited.
+func TestNetnsOuterProcessKilled(t *testing.T) {
 	for _, s := range []syscall.Signal{unix.SIGKILL, unix.SIGTERM} {
 		t.Run(s.String(), func(t *testing.T) {
 			cmd := exec.Command(self(t))
-			cmd.Env = append(os.Environ(), holdVariable+"=1")
+			cmd.Env = append(os.Environ(), holdEnv+"=1")
 			cmd.Stderr = os.Stderr
 			out, err := cmd.StdoutPipe()
 			if err != nil {
@@ -88,23 +88,24 @@ func TestNetnsKilledOuterProcessTakesEverythingAlong(t *testing.T) {
 					t.Error(err)
 				}
 			case <-time.After(5 * time.Second):
-				t.Error("something inside lives on")
+				t.Error("a process inside is still running after 5 s")
 			}
 			err = cmd.Wait()
 			var exit *exec.ExitError
 			if !errors.As(err, &exit) {
-				t.Errorf("ended with %v", err)
+				t.Errorf("outer process: %v, want an exit error", err)
 			}
 		})
 	}
 }
 
-// refusing runs this test binary where no network namespace may be made.
-func refusing(t *testing.T, env ...string) (output string, status int) {
+// runWithoutNetns runs this test binary where it cannot create network namespaces.
+func runWithoutNetns(t *testing.T, env ...string) (output string, status int) {
 	t.Helper()
-	cmd := exec.Command("/bin/sh", "-c", "echo 0 >/proc/sys/user/max_net_namespaces && exec "+self(t)+" -test.v -test.run 'TestNetnsPods|TestRemainder'")
+	cmd := exec.Command("/bin/sh", "-c", "echo 0 >/proc/sys/user/max_net_namespaces && exec "+self(t)+
+		" -test.v -test.run 'TestNetnsPods|TestWithoutNamespaces'")
 	cmd.Env = append(os.Environ(), env...)
-	// The limit is that of the new user namespace, not the host's.
+	// The limit applies to the new user namespace, not to the host.
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  unix.CLONE_NEWUSER,
 		UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: 0, Size: 1}},
@@ -118,13 +119,14 @@ func refusing(t *testing.T, env ...string) (output string, status int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-func TestRemainderRunsWithoutNamespaces(t *testing.T) { t.Log("the remainder ran") }
+// TestWithoutNamespaces runs where namespace tests cannot; TestNetnsForbidden looks for its log.
+func TestWithoutNamespaces(t *testing.T) { t.Log("ran without namespaces") }
 
-func TestNetnsRefusalIsSaid(t *testing.T) {
+func TestNetnsForbidden(t *testing.T) {
 	t.Setenv("WEFT_REQUIRE_NETNS", "")
-	out, status := refusing(t)
-	if status != 0 || !strings.Contains(out, "the remainder ran") {
-		t.Errorf("status %d, want the other tests to run and pass:\n%s", status, out)
+	out, status := runWithoutNetns(t)
+	if status != 0 || !strings.Contains(out, "ran without namespaces") {
+		t.Errorf("status %d, want 0 and the other tests to run:\n%s", status, out)
 	}
 	if want := "NOT TESTED: TestNetnsPods: "; !strings.Contains(out, want) {
 		t.Errorf("want %q in:\n%s", want, out)
@@ -132,16 +134,16 @@ func TestNetnsRefusalIsSaid(t *testing.T) {
 	if want := "sysctl user.max_net_namespaces"; !strings.Contains(out, want) {
 		t.Errorf("want the remedy %q in:\n%s", want, out)
 	}
-	if out, status := refusing(t, "WEFT_REQUIRE_NETNS=1"); status != 1 || !strings.Contains(out, "FAIL") {
-		t.Errorf("status %d, want 1 where they are required:\n%s", status, out)
+	if out, status := runWithoutNetns(t, "WEFT_REQUIRE_NETNS=1"); status != 1 || !strings.Contains(out, "FAIL") {
+		t.Errorf("status %d, want 1 with WEFT_REQUIRE_NETNS=1:\n%s", status, out)
 	}
 }
 
-func TestNetnsKnowsWhereItIs(t *testing.T) {
+func TestNetnsHostView(t *testing.T) {
 	if !lab.Inside() {
-		t.Error("a namespace test does not know that it is inside")
+		t.Error("Inside() = false in a namespace test")
 	}
 	if o, err := lab.ReadHostView(); err != nil || o.PID == "1" || o.PID == "" {
-		t.Errorf("seen from outside: %+v, %v", o, err)
+		t.Errorf("ReadHostView: %+v, %v", o, err)
 	}
 }

@@ -15,14 +15,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mode says what the underlay's links do with frames above the MTU that a sender left for the hardware to cut.
+// Mode selects how the underlay's links treat GSO frames, which senders leave for the hardware to
+// segment.
 type Mode string
 
 const (
-	// ModeOff passes such frames whole (up to 64 KiB), as links inside one machine do. It flatters whatever uses them.
+	// ModeOff passes GSO frames whole (up to 64 KiB), as links inside one machine do. It flatters
+	// everything that uses them.
 	ModeOff Mode = "off"
-	// ModeWire has no segmentation offload: every frame is cut to the MTU before it leaves, as on a real wire, and the
-	// receiving side may join frames again (GRO).
+	// ModeWire disables segmentation offload: every frame is cut to the MTU before it leaves, as on
+	// a real wire, and the receiving side may merge frames again (GRO).
 	ModeWire Mode = "wire"
 )
 
@@ -30,14 +32,14 @@ const (
 	rootName     = "root"
 	underlayPort = "eth0" // of a node
 	podPort      = "eth0" // of a pod
-	// managementPort leads a node to root.
+	// managementPort links a node to root.
 	managementPort = "mgmt0"
-	podBridge      = "cni0" // of a node, as the CNI bridge plugin names it
+	podBridge      = "cni0" // of a node; the default name of the CNI bridge plugin
 
 	defaultMTU = 1500
-	firstHost  = 11 // of a node in its underlay subnet; root is host 1
+	firstHost  = 11 // host number of the first node in each underlay subnet; root has 1
 
-	// closeTimeout bounds how long Close waits for processes that it has killed.
+	// closeTimeout bounds the time that Close waits for processes it has killed.
 	closeTimeout = 5 * time.Second
 )
 
@@ -45,27 +47,28 @@ const (
 type Options struct {
 	Nodes       int // 2 if 0
 	PodsPerNode int // 1 if 0, none if negative
-	// Underlay are the subnets of the nodes, 172.31.0.0/24 if empty. With several of them, nodes are dealt out in turn
-	// and root routes between them.
+	// Underlay lists the nodes' subnets, 172.31.0.0/24 if empty. Nodes are assigned to several
+	// subnets in turn, and root routes between them.
 	Underlay []netip.Prefix
-	// Underlay6 gives nodes IPv6 addresses as well: none, or one for each of Underlay.
+	// Underlay6 adds IPv6 addresses to the nodes: empty, or one prefix per prefix of Underlay.
 	Underlay6 []netip.Prefix
 	MTU       int  // of the underlay, in bytes; 1500 if 0
 	Mode      Mode // ModeOff if empty
-	// Direct joins exactly two nodes by one link without a bridge and without a default route: nothing but the two ends
-	// costs CPU time.
+	// Direct connects exactly two nodes by one link, without a bridge and a default route, so that
+	// only the two ends cost CPU time.
 	Direct bool
-	// Management is a /24 for a second device of each node, mgmt0, which leads to root alone: for pages and servers that
-	// must not share the underlay. Without it, a direct lab's nodes do not reach root.
+	// Management is a /24 for a second device of each node, mgmt0, linked to root only: for traffic
+	// that must not share the underlay, such as metrics. Without it, the nodes of a direct lab
+	// cannot reach root.
 	Management netip.Prefix
-	// Name goes before the names of nodes and pods, for several direct labs at once.
+	// NamePrefix precedes the names of nodes and pods, so that several direct labs can coexist.
 	NamePrefix string
 }
 
-// Lab is a running network of nodes. Its methods may be called from several goroutines.
+// Lab is a running network of nodes. Its methods are safe for concurrent use.
 type Lab struct {
-	// Root is the lab's own network namespace, where this process lives: servers listen on Root.Addr. It takes part in
-	// partitions like a node.
+	// Root is the lab's own network namespace, in which this process runs: servers listen on
+	// Root.Addr. [Lab.Partition] accepts it like a node.
 	Root  *Node
 	Nodes []*Node
 
@@ -75,13 +78,13 @@ type Lab struct {
 	processes []*Process
 }
 
-// New builds the underlay, the nodes and their pods. The pods have no address and no link until [Node.Attach]. It fails
-// outside [Run] or [Main].
+// New builds the underlay, the nodes and their pods. Pods have no link and no address until
+// [Node.Attach]. New fails outside [Run] and [Main].
 func New(ctx context.Context, o Options) (*Lab, error) {
 	if !Inside() {
-		return nil, errors.New("build lab: not inside its namespaces: call lab.Run or lab.Main first")
+		return nil, errors.New("build lab: not in its namespaces: call lab.Run or lab.Main first")
 	}
-	o, err := o.complete()
+	o, err := o.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("build lab: %w", err)
 	}
@@ -92,7 +95,8 @@ func New(ctx context.Context, o Options) (*Lab, error) {
 	return l, nil
 }
 
-func (o Options) complete() (Options, error) {
+// withDefaults fills in the defaults and validates the options.
+func (o Options) withDefaults() (Options, error) {
 	if o.Nodes == 0 {
 		o.Nodes = 2
 	}
@@ -110,17 +114,18 @@ func (o Options) complete() (Options, error) {
 	}
 	switch {
 	case o.Mode != ModeOff && o.Mode != ModeWire:
-		return o, fmt.Errorf("mode %q: want %s or %s", o.Mode, ModeWire, ModeOff)
+		return o, fmt.Errorf("unknown mode %q: want %s or %s", o.Mode, ModeWire, ModeOff)
 	case len(o.Underlay6) != 0 && len(o.Underlay6) != len(o.Underlay):
-		return o, fmt.Errorf("%d IPv6 underlays for %d IPv4 ones", len(o.Underlay6), len(o.Underlay))
+		return o, fmt.Errorf("%d IPv6 underlay prefixes for %d IPv4 ones",
+			len(o.Underlay6), len(o.Underlay))
 	case o.Direct && (o.Nodes != 2 || len(o.Underlay) != 1):
-		return o, errors.New("a direct link joins two nodes in one subnet")
+		return o, errors.New("a direct lab needs 2 nodes in 1 subnet")
 	}
 	return o, nil
 }
 
 func (l *Lab) build(ctx context.Context) error {
-	if err := l.makeRoot(); err != nil {
+	if err := l.addRoot(); err != nil {
 		return fmt.Errorf("root: %w", err)
 	}
 	for range l.options.Nodes {
@@ -132,23 +137,23 @@ func (l *Lab) build(ctx context.Context) error {
 		}
 	}
 	if l.options.Direct {
-		return l.joinDirectly()
+		return l.linkDirectly()
 	}
 	return nil
 }
 
-// makeRoot gives the lab's own namespace a bridge and an address for each underlay subnet.
-func (l *Lab) makeRoot() error {
+// addRoot opens the lab's own namespace and gives it a bridge and an address per underlay subnet.
+func (l *Lab) addRoot() error {
 	ns, err := openRoot()
 	if err != nil {
 		return err
 	}
-	dir := filepath.Join(markFolder, l.options.NamePrefix+rootName)
+	dir := filepath.Join(labDir, l.options.NamePrefix+rootName)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
 	l.Root = &Node{NS: ns, Dir: dir, lab: l}
-	if err := l.Root.forward(); err != nil {
+	if err := l.Root.enableForwarding(); err != nil {
 		return err
 	}
 	if l.options.Direct {
@@ -162,15 +167,17 @@ func (l *Lab) makeRoot() error {
 	return nil
 }
 
+// openRoot opens the namespace of this process.
 func openRoot() (ns *NS, err error) {
 	err = onThread(func() error {
-		// Threads are in the namespace of the process unless they were moved, and moved ones are thrown away.
+		// A new thread is in the namespace of the process: moved threads are never used again.
 		ns, err = openNS(rootName)
 		return err
 	})
 	return ns, err
 }
 
+// addBridge adds the bridge and root's addresses of the i-th underlay subnet.
 func (l *Lab) addBridge(i int) error {
 	name := bridgeName(i)
 	if err := addBridge(l.Root.NS, name, l.options.MTU); err != nil {
@@ -193,7 +200,7 @@ func (l *Lab) addBridge(i int) error {
 	return nil
 }
 
-// Close ends every process of the lab and gives its namespaces back. Closing twice does nothing.
+// Close kills every process of the lab and releases its namespaces. Closing twice is a no-op.
 func (l *Lab) Close() error {
 	l.mu.Lock()
 	processes, nodes := l.processes, l.Nodes
@@ -225,7 +232,7 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// testing is what [Start] needs of a *testing.T.
+// testing is the part of *testing.T that [Start] uses.
 type testing interface {
 	Fatal(...any)
 	Log(...any)
@@ -233,8 +240,8 @@ type testing interface {
 	Cleanup(func())
 }
 
-// Start is [New] for a test: it fails the test at once when the lab cannot be built, prints what the processes logged if
-// the test failed, and closes the lab at its end.
+// Start is [New] for tests: it fails the test if the lab cannot be built, prints the logs of its
+// processes if the test failed, and closes the lab when the test ends.
 func Start(t testing, o Options) *Lab {
 	l, err := New(context.Background(), o)
 	if err != nil {
@@ -243,7 +250,8 @@ func Start(t testing, o Options) *Lab {
 	t.Cleanup(func() {
 		if t.Failed() {
 			for _, p := range l.Processes() {
-				t.Log(p.Name + " on " + p.Node + " logged:\n" + strings.Join(p.Tail(tailLines), "\n"))
+				tail := strings.Join(p.Tail(tailLines), "\n")
+				t.Log(p.Name + " on " + p.Node + " logged:\n" + tail)
 			}
 		}
 		if err := l.Close(); err != nil {
@@ -253,43 +261,44 @@ func Start(t testing, o Options) *Lab {
 	return l
 }
 
-// tailLines is how much of a daemon's log a failed test shows.
+// tailLines is the number of log lines shown per process of a failed test.
 const tailLines = 60
 
-// Processes lists what was started in the lab, ended processes included, in the order of their start.
+// Processes lists all processes started in the lab, in order, including those that have exited.
 func (l *Lab) Processes() []*Process {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.processes)
 }
 
-// Await calls ok until it returns nil, and fails with its last error when that takes longer than limit or ctx ends; then
-// with the cause of ctx's end too.
-func Await(ctx context.Context, limit time.Duration, what string, ok func() error) error {
+// Await calls ok until it returns nil. If that takes longer than limit or ctx ends, it returns the
+// last error of ok, wrapped together with the cause of ctx's end.
+func Await(ctx context.Context, limit time.Duration, desc string, ok func() error) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	tick := time.NewTicker(awaitInterval)
 	defer tick.Stop()
 	for {
-		last := ok()
-		if last == nil {
+		lastErr := ok()
+		if lastErr == nil {
 			return nil
 		}
 		select {
 		case <-ctx.Done():
 			if cause := context.Cause(ctx); !errors.Is(cause, context.DeadlineExceeded) {
-				return fmt.Errorf("%s: %w (so far: %w)", what, cause, last)
+				return fmt.Errorf("%s: %w (last error: %w)", desc, cause, lastErr)
 			}
-			return fmt.Errorf("%s: not within %v: %w", what, limit, last)
+			return fmt.Errorf("%s: not within %v: %w", desc, limit, lastErr)
 		case <-tick.C:
 		}
 	}
 }
 
-// awaitInterval is short against everything that is awaited and long against the cost of asking.
+// awaitInterval is short against the events awaited and long against the cost of a check.
 const awaitInterval = 10 * time.Millisecond
 
-// CheckTUN says whether TUN devices can be made here, and if not, why and what helps.
+// CheckTUN returns nil if this user can open TUN devices; otherwise its error names the reason and
+// the remedy.
 func CheckTUN() error {
 	const device = "/dev/net/tun"
 	fd, err := unix.Open(device, unix.O_RDWR|unix.O_CLOEXEC, 0)
@@ -297,9 +306,11 @@ func CheckTUN() error {
 	case err == nil:
 		return unix.Close(fd)
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return fmt.Errorf("open %s: %w: its usual mode lets everybody (sudo chmod 0666 %s), or run with sudo", device, err, device)
+		return fmt.Errorf("open %s: %w: its usual mode is 0666 (sudo chmod 0666 %s); or use sudo",
+			device, err, device)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
-		return fmt.Errorf("open %s: %w: this kernel has no tun driver loaded (sudo modprobe tun)", device, err)
+		return fmt.Errorf("open %s: %w: the tun driver is not loaded (sudo modprobe tun)",
+			device, err)
 	default:
 		return fmt.Errorf("open %s: %w", device, err)
 	}

@@ -10,32 +10,34 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Counters are a device's own counts since it was made.
+// Counters are the counters of a device since its creation.
 type Counters struct {
 	RxPackets, RxBytes, RxDropped uint64
 	TxPackets, TxBytes, TxDropped uint64
 }
 
-// Link is what the kernel says about a device.
+// Link describes a device.
 type Link struct {
 	Name, Kind string
 	Index, MTU int
 	Up         bool
 	TxQueueLen int
-	Addrs      []netip.Prefix // IPv6 link-local ones left out
+	Addrs      []netip.Prefix // without IPv6 link-local ones
 	Counters   Counters
 }
 
-// Link looks a device up by its name.
+// Link returns the device of the given name.
 func (ns *NS) Link(name string) (Link, error) {
 	link, err := ns.links.LinkByName(name)
 	if err != nil {
 		return Link{}, fmt.Errorf("%s: look up device %s: %w", ns.Name, name, err)
 	}
 	a := link.Attrs()
-	l := Link{Name: a.Name, Kind: link.Type(), Index: a.Index, MTU: a.MTU, Up: a.Flags&net.FlagUp != 0, TxQueueLen: a.TxQLen}
+	l := Link{Name: a.Name, Kind: link.Type(), Index: a.Index, MTU: a.MTU,
+		Up: a.Flags&net.FlagUp != 0, TxQueueLen: a.TxQLen}
 	if s := a.Statistics; s != nil {
-		l.Counters = Counters{s.RxPackets, s.RxBytes, s.RxDropped, s.TxPackets, s.TxBytes, s.TxDropped}
+		l.Counters = Counters{s.RxPackets, s.RxBytes, s.RxDropped,
+			s.TxPackets, s.TxBytes, s.TxDropped}
 	}
 	addrs, err := ns.links.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
@@ -49,7 +51,7 @@ func (ns *NS) Link(name string) (Link, error) {
 	return l, nil
 }
 
-// HasLink says whether there is a device of that name.
+// HasLink reports whether a device of the given name exists.
 func (ns *NS) HasLink(name string) bool {
 	_, err := ns.links.LinkByName(name)
 	return err == nil
@@ -70,10 +72,13 @@ func (ns *NS) SetUp(name string, up bool) error {
 
 // SetMTU changes a device's MTU.
 func (ns *NS) SetMTU(name string, mtu int) error {
-	return ns.change("set MTU of", name, func(l netlink.Link) error { return ns.links.LinkSetMTU(l, mtu) })
+	return ns.change("set MTU of", name, func(l netlink.Link) error {
+		return ns.links.LinkSetMTU(l, mtu)
+	})
 }
 
-// AddAddr gives a device an address; an IPv6 one is usable at once (no duplicate detection).
+// AddAddr adds an address to a device. An IPv6 address is usable at once (no duplicate address
+// detection).
 func (ns *NS) AddAddr(name string, p netip.Prefix) error {
 	return ns.change("add "+p.String()+" to", name, func(l netlink.Link) error {
 		address := &netlink.Addr{IPNet: ipNet(p)}
@@ -84,25 +89,26 @@ func (ns *NS) AddAddr(name string, p netip.Prefix) error {
 	})
 }
 
-// DeleteAddr takes an address away from a device.
+// DeleteAddr removes an address from a device.
 func (ns *NS) DeleteAddr(name string, p netip.Prefix) error {
-	return ns.change("take "+p.String()+" from", name, func(l netlink.Link) error {
+	return ns.change("delete "+p.String()+" from", name, func(l netlink.Link) error {
 		return ns.links.AddrDel(l, &netlink.Addr{IPNet: ipNet(p)})
 	})
 }
 
-func (ns *NS) change(step, name string, f func(netlink.Link) error) error {
+// change looks a device up and calls f for it; action is the verb for errors.
+func (ns *NS) change(action, name string, f func(netlink.Link) error) error {
 	link, err := ns.links.LinkByName(name)
 	if err == nil {
 		err = f(link)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %s device %s: %w", ns.Name, step, name, err)
+		return fmt.Errorf("%s: %s device %s: %w", ns.Name, action, name, err)
 	}
 	return nil
 }
 
-// Route is one route of the main table.
+// Route is a route of the main table.
 type Route struct {
 	Dst      netip.Prefix
 	Via      netip.Addr
@@ -112,7 +118,8 @@ type Route struct {
 	Scope    int
 }
 
-// Routes lists the main table, both families, without the kernel's own IPv6 ones.
+// Routes lists the main table in both families, without the IPv6 routes that the kernel adds
+// itself.
 func (ns *NS) Routes() ([]Route, error) {
 	list, err := ns.links.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -134,13 +141,14 @@ func (ns *NS) Routes() ([]Route, error) {
 		}
 		via, _ := netip.AddrFromSlice(r.Gw) // no gateway: the zero address
 		src, _ := netip.AddrFromSlice(r.Src)
-		routes = append(routes, Route{Dst: dst, Via: via.Unmap(), Device: names[r.LinkIndex], Source: src.Unmap(),
+		routes = append(routes, Route{
+			Dst: dst, Via: via.Unmap(), Device: names[r.LinkIndex], Source: src.Unmap(),
 			Protocol: int(r.Protocol), Scope: int(r.Scope)})
 	}
 	return routes, nil
 }
 
-// AddRoute adds or replaces a route by way of a gateway, or straight out of a device.
+// AddRoute adds or replaces a route via a gateway, via a device, or via both.
 func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, device string) error {
 	route := &netlink.Route{Dst: ipNet(dst)}
 	var err error
@@ -162,10 +170,10 @@ func (ns *NS) AddRoute(dst netip.Prefix, via netip.Addr, device string) error {
 	return nil
 }
 
-// SetRouteMTU tells the namespace that packets to dst get no further than so many bytes, as a router on the way would; via
-// is the gateway or, on one link, not valid.
+// SetRouteMTU replaces the route to dst by one with a path MTU, as if a router on the way had
+// reported it. via is the gateway; it is the zero Addr for an on-link route.
 func (ns *NS) SetRouteMTU(dst netip.Prefix, via netip.Addr, device string, mtu int) error {
-	return ns.change("limit the path to "+dst.String()+" through", device, func(l netlink.Link) error {
+	return ns.change("set MTU of route "+dst.String()+" via", device, func(l netlink.Link) error {
 		route := &netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(dst), MTU: mtu}
 		if via.IsValid() {
 			route.Gw = via.AsSlice()
@@ -174,10 +182,12 @@ func (ns *NS) SetRouteMTU(dst netip.Prefix, via netip.Addr, device string, mtu i
 	})
 }
 
-// AddLocalRoute makes every address of a prefix one of the namespace's own, as source and as destination.
+// AddLocalRoute makes every address of a prefix local to the namespace, as source and as
+// destination.
 func (ns *NS) AddLocalRoute(p netip.Prefix) error {
 	return ns.change("add local "+p.String()+" to", "lo", func(l netlink.Link) error {
-		return ns.links.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: ipNet(p), Type: unix.RTN_LOCAL,
+		return ns.links.RouteReplace(&netlink.Route{
+			LinkIndex: l.Attrs().Index, Dst: ipNet(p), Type: unix.RTN_LOCAL,
 			Table: unix.RT_TABLE_LOCAL, Scope: unix.RT_SCOPE_HOST})
 	})
 }
@@ -190,7 +200,8 @@ func (ns *NS) DeleteRoute(dst netip.Prefix) error {
 	return nil
 }
 
-// addBridge makes a bridge that is up, without the delays and chatter of spanning tree and multicast snooping.
+// addBridge adds a bridge that is up, without the delays of spanning tree and without multicast
+// snooping.
 func addBridge(ns *NS, name string, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, mtu
@@ -202,44 +213,52 @@ func addBridge(ns *NS, name string, mtu int) error {
 	return ns.links.LinkSetUp(bridge)
 }
 
-// addVeth makes a pair of devices between two namespaces, both up.
+// addVeth adds a veth pair between two namespaces, both ends up.
 func addVeth(a *NS, nameA string, b *NS, nameB string, mtu int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = nameA, mtu
 	veth := netlink.NewVeth(attrs)
-	veth.PeerName, veth.PeerNamespace, veth.PeerMTU = nameB, netlink.NsFd(b.file.Fd()), uint32(mtu)
+	veth.PeerName, veth.PeerMTU = nameB, uint32(mtu)
+	veth.PeerNamespace = netlink.NsFd(b.file.Fd())
 	if err := a.links.LinkAdd(veth); err != nil {
 		return fmt.Errorf("add link %s/%s to %s/%s: %w", a.Name, nameA, b.Name, nameB, err)
 	}
 	return errors.Join(a.SetUp(nameA, true), b.SetUp(nameB, true))
 }
 
+// setMaster makes a device a port of a bridge.
 func setMaster(ns *NS, name, bridge string) error {
 	master, err := ns.links.LinkByName(bridge)
 	if err != nil {
 		return fmt.Errorf("look up bridge %s: %w", bridge, err)
 	}
-	return ns.change("join "+bridge+" by", name, func(l netlink.Link) error { return ns.links.LinkSetMaster(l, master) })
+	return ns.change("add to "+bridge, name, func(l netlink.Link) error {
+		return ns.links.LinkSetMaster(l, master)
+	})
 }
 
-// joinUnderlay plugs the node into its subnet's bridge and gives it its address and default route.
+// joinUnderlay connects the node to its subnet's bridge and adds its addresses and default routes.
 func (n *Node) joinUnderlay() error {
 	port, root, o := "u-"+n.Name, n.lab.Root.NS, n.lab.options
 	if err := addVeth(root, port, n.NS, underlayPort, o.MTU); err != nil {
 		return err
 	}
 	if o.Mode == ModeWire {
-		if err := errors.Join(noSegmentation(root, port, false), noSegmentation(n.NS, underlayPort, true)); err != nil {
+		err := errors.Join(disableSegmentation(root, port, false),
+			disableSegmentation(n.NS, underlayPort, true))
+		if err != nil {
 			return err
 		}
 	}
 	if err := setMaster(root, port, bridgeName(n.subnet)); err != nil {
 		return err
 	}
-	return n.addressUnderlay()
+	return n.addUnderlayAddrs()
 }
 
-func (n *Node) addressUnderlay() error {
+// addUnderlayAddrs adds the node's underlay addresses and, unless the lab is direct, default
+// routes.
+func (n *Node) addUnderlayAddrs() error {
 	o := n.lab.options
 	for _, family := range []struct {
 		addr     netip.Addr
@@ -249,55 +268,59 @@ func (n *Node) addressUnderlay() error {
 			continue
 		}
 		subnet := family.underlay[n.subnet]
-		if err := n.AddAddr(underlayPort, netip.PrefixFrom(family.addr, subnet.Bits())); err != nil {
+		if err := n.AddAddr(underlayPort,
+			netip.PrefixFrom(family.addr, subnet.Bits())); err != nil {
 			return err
 		}
 		if o.Direct {
 			continue
 		}
-		if err := n.AddRoute(defaultRoute(family.addr), hostOf(subnet, 1), underlayPort); err != nil {
+		if err := n.AddRoute(defaultRoute(family.addr), hostOf(subnet, 1),
+			underlayPort); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// joinManagement gives the node its link to root, with a subnet of four addresses of its own.
+// joinManagement links the node to root, with a /30 of the management network.
 func (n *Node) joinManagement() error {
 	network := n.lab.options.Management
 	if !network.IsValid() {
 		return nil
 	}
-	port, root := fmt.Sprintf("m%d-%s%d", network.Addr().As4()[2], n.lab.options.NamePrefix, n.index+1), n.lab.Root.NS
+	root := n.lab.Root.NS
+	port := fmt.Sprintf("m%d-%s%d", network.Addr().As4()[2], n.lab.options.NamePrefix, n.index+1)
 	if err := addVeth(root, port, n.NS, managementPort, defaultMTU); err != nil {
 		return err
 	}
-	n.RootManagement, n.Management = hostOf(network, 4*n.index+1), hostOf(network, 4*n.index+2)
+	n.RootManagement = hostOf(network, 4*n.index+1)
+	n.Management = hostOf(network, 4*n.index+2)
 	return errors.Join(root.AddAddr(port, netip.PrefixFrom(n.RootManagement, 30)),
 		n.AddAddr(managementPort, netip.PrefixFrom(n.Management, 30)))
 }
 
-// joinDirectly links the two nodes of a direct lab.
-func (l *Lab) joinDirectly() error {
+// linkDirectly links the two nodes of a direct lab.
+func (l *Lab) linkDirectly() error {
 	a, b := l.Nodes[0], l.Nodes[1]
 	if err := addVeth(a.NS, underlayPort, b.NS, underlayPort, l.options.MTU); err != nil {
 		return err
 	}
 	for _, n := range l.Nodes {
 		if l.options.Mode == ModeWire {
-			if err := noSegmentation(n.NS, underlayPort, true); err != nil {
+			if err := disableSegmentation(n.NS, underlayPort, true); err != nil {
 				return err
 			}
 		}
-		if err := n.addressUnderlay(); err != nil {
+		if err := n.addUnderlayAddrs(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// plug joins the i-th pod to the node's bridge.
-func (n *Node) plug(p *Pod, i, mtu int) error {
+// connectPod connects the i-th pod to the node's bridge.
+func (n *Node) connectPod(p *Pod, i, mtu int) error {
 	port := fmt.Sprintf("pod%d", i+1)
 	if err := addVeth(n.NS, port, p.NS, podPort, mtu); err != nil {
 		return err
@@ -309,6 +332,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
+// prefixOf converts n; it returns false if n is nil or no valid network.
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	if n == nil {
 		return netip.Prefix{}, false

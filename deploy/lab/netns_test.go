@@ -1,7 +1,7 @@
 package lab_test
 
 import (
-	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -17,7 +17,8 @@ func TestNetnsPods(t *testing.T) {
 	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: 2, Mode: lab.ModeWire,
 		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
 	a := l.Nodes[0]
-	env := subnetenv.File{Subnet: netip.MustParsePrefix("10.5.1.1/24"), Subnet6: netip.MustParsePrefix("fd10:5:1::1/64"), MTU: 1400}
+	env := subnetenv.File{Subnet: netip.MustParsePrefix("10.5.1.1/24"),
+		Subnet6: netip.MustParsePrefix("fd10:5:1::1/64"), MTU: 1400}
 	if err := a.Attach(env); err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +67,8 @@ func TestNetnsModes(t *testing.T) {
 						features["tx-tcp-segmentation"], features["tx-udp-segmentation"], c.segment)
 				}
 			}
-			// The receiver's device counts frames: with segmentation, far fewer than the bytes need at this MTU.
+			// With segmentation offload, the receiver counts far fewer frames than the bytes need
+			// at this MTU.
 			before, err := l.Nodes[1].Link("eth0")
 			if err != nil {
 				t.Fatal(err)
@@ -122,7 +124,7 @@ func TestNetnsFaults(t *testing.T) {
 	}
 	reaches(a, b, true)
 	if r, err := a.Ping(t.Context(), old, lab.Ping{Timeout: 200 * time.Millisecond}); err != nil || r.Received != 0 {
-		t.Errorf("old address answers: %+v, %v", r, err)
+		t.Errorf("ping to the old address: %+v, %v", r, err)
 	}
 	if err := l.KillNode(b); err != nil {
 		t.Fatal(err)
@@ -130,7 +132,7 @@ func TestNetnsFaults(t *testing.T) {
 	reaches(a, b, false)
 }
 
-func TestNetnsTwoSubnetsAreRouted(t *testing.T) {
+func TestNetnsTwoUnderlaySubnets(t *testing.T) {
 	l := lab.Start(t, lab.Options{Nodes: 3, PodsPerNode: -1, Underlay: []netip.Prefix{
 		netip.MustParsePrefix("172.31.1.0/24"), netip.MustParsePrefix("172.31.2.0/24")}})
 	a, b, c := l.Nodes[0], l.Nodes[1], l.Nodes[2]
@@ -143,7 +145,7 @@ func TestNetnsTwoSubnetsAreRouted(t *testing.T) {
 		}
 	}
 	if err := l.Partition(a, b); err == nil {
-		t.Error("a partition across subnets would do nothing, and is not refused")
+		t.Error("a partition across subnets returned no error")
 	}
 }
 
@@ -153,9 +155,9 @@ func TestNetnsPingUntilStopped(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = lab.Await(t.Context(), 5*time.Second, "answers", func() error {
+	err = lab.Await(t.Context(), 5*time.Second, "20 replies", func() error {
 		if r := p.Result(); r.Received < 20 {
-			return errors.New("too few")
+			return fmt.Errorf("%d replies", r.Received)
 		}
 		return nil
 	})
@@ -166,14 +168,15 @@ func TestNetnsPingUntilStopped(t *testing.T) {
 	if r.Received < 20 || r.Lost() != 0 || len(r.RTT) != r.Received || r.RTTMedian() <= 0 {
 		t.Errorf("%+v", r)
 	}
-	if again := p.Stop(); again.Sent != r.Sent {
-		t.Errorf("stopped again: %d sent, %d before", again.Sent, r.Sent)
+	if second := p.Stop(); second.Sent != r.Sent {
+		t.Errorf("second Stop: %d sent, want %d", second.Sent, r.Sent)
 	}
 }
 
 func TestNetnsDirect(t *testing.T) {
 	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1, Mode: lab.ModeWire})
-	if r, err := l.Nodes[0].Ping(t.Context(), l.Nodes[1].Addr, lab.Ping{Size: 1500, DontFragment: true}); err != nil || r.Received != 1 {
+	r, err := l.Nodes[0].Ping(t.Context(), l.Nodes[1].Addr, lab.Ping{Size: 1500, DontFragment: true})
+	if err != nil || r.Received != 1 {
 		t.Errorf("%+v, %v", r, err)
 	}
 }
@@ -185,14 +188,17 @@ func TestNetnsKernelTunnels(t *testing.T) {
 		mtu          int
 		join         func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (int, error)
 	}{
-		{"none", "", 1500, func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RoutePeers(peers) }},
+		{"none", "", 1500, func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) {
+			return n.RoutePeers(peers)
+		}},
 		{"vxlan", "vxlan", 1450, (*lab.Node).TunnelVXLAN},
 		{"ipip", "ipip", 1480, (*lab.Node).TunnelIPIP},
 	} {
 		t.Run(c.kind, func(t *testing.T) {
-			l := lab.Start(t, lab.Options{NamePrefix: "x", Direct: true, Mode: lab.ModeWire, Management: netip.MustParsePrefix("10.254.7.0/24")})
+			l := lab.Start(t, lab.Options{NamePrefix: "x", Direct: true, Mode: lab.ModeWire,
+				Management: netip.MustParsePrefix("10.254.7.0/24")})
 			if c.driver != "" && !l.Nodes[0].HasDriver(c.driver) {
-				t.Skipf("not tested: the kernel has no driver for %s", c.driver)
+				t.Skipf("NOT TESTED: the kernel has no %s driver", c.driver)
 			}
 			for i, n := range l.Nodes {
 				other := lab.Peer{Node: l.Nodes[1-i], Subnet: subnets[1-i]}
@@ -200,12 +206,13 @@ func TestNetnsKernelTunnels(t *testing.T) {
 				if err != nil || mtu != c.mtu {
 					t.Fatalf("MTU %d, %v, want %d", mtu, err, c.mtu)
 				}
-				if err := n.Attach(subnetenv.File{Subnet: netip.PrefixFrom(subnets[i].Addr().Next(), 24), MTU: mtu}); err != nil {
+				env := subnetenv.File{Subnet: netip.PrefixFrom(subnets[i].Addr().Next(), 24), MTU: mtu}
+				if err := n.Attach(env); err != nil {
 					t.Fatal(err)
 				}
 				r, err := l.Root.Ping(t.Context(), n.Management, lab.Ping{})
 				if err != nil || r.Received != 1 {
-					t.Errorf("root does not reach %s on %s: %+v, %v", n.Name, n.Management, r, err)
+					t.Errorf("ping from root to %s (%s): %+v, %v", n.Name, n.Management, r, err)
 				}
 			}
 			a, b := l.Nodes[0].Pods[0], l.Nodes[1].Pods[0]
@@ -223,7 +230,9 @@ func TestNetnsKernelTunnels(t *testing.T) {
 func TestNetnsProcess(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	n := l.Nodes[1]
-	p, err := n.Start([]string{"/bin/sh", "-c", `echo "$WHO"; cat /proc/sys/kernel/hostname; echo here >/run/file; ls /sys/class/net; trap 'exit 7' TERM; echo ready; while :; do :; done`}, "WHO=me")
+	const script = `echo "$WHO"; cat /proc/sys/kernel/hostname; echo here >/run/file; ls /sys/class/net
+trap 'exit 7' TERM; echo ready; while :; do :; done`
+	p, err := n.Start([]string{"/bin/sh", "-c", script}, "WHO=me")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -237,7 +246,7 @@ func TestNetnsProcess(t *testing.T) {
 		t.Fatal(err, p.Log())
 	}
 	if lines := p.Tail(100); lines[0] != "me" || lines[1] != "node2" || !slices.Contains(lines, "eth0") {
-		t.Errorf("log %q: want the variable and the node's own name and devices", lines)
+		t.Errorf("log %q: want the variable, the node's host name and its devices", lines)
 	}
 	if b, err := os.ReadFile(n.Path("file")); err != nil || string(b) != "here\n" {
 		t.Errorf("the node's /run/file: %q, %v", b, err)
@@ -249,14 +258,14 @@ func TestNetnsProcess(t *testing.T) {
 		t.Errorf("%d bytes, %v", m, err)
 	}
 	if status, err := p.Stop(t.Context()); err != nil || status != 7 {
-		t.Errorf("stopped with %d, %v", status, err)
+		t.Errorf("exit status %d, %v, want 7", status, err)
 	}
 	if p.Running() {
 		t.Error("still running")
 	}
 }
 
-func TestNetnsCloseLeavesNothing(t *testing.T) {
+func TestNetnsClose(t *testing.T) {
 	l, err := lab.New(t.Context(), lab.Options{Nodes: 2})
 	if err != nil {
 		t.Fatal(err)
@@ -269,22 +278,22 @@ func TestNetnsCloseLeavesNothing(t *testing.T) {
 		t.Error(err)
 	}
 	if p.Running() {
-		t.Error("a process outlives the lab")
+		t.Error("a process is still running after Close")
 	}
 	for _, dir := range []string{"/run/netns", "/run/weft-lab"} {
 		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
-			t.Errorf("%s holds %v, %v", dir, left, err)
+			t.Errorf("%s contains %v, %v after Close", dir, left, err)
 		}
 	}
-	if again, err := lab.New(t.Context(), lab.Options{Nodes: 2}); err != nil {
-		t.Errorf("the names are not free again: %v", err)
-	} else if err := again.Close(); err != nil {
+	if second, err := lab.New(t.Context(), lab.Options{Nodes: 2}); err != nil {
+		t.Errorf("second lab with the same names: %v", err)
+	} else if err := second.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestNetnsProcessorTime waits until a process that works has used some, and then looks at one that sleeps meanwhile.
-func TestNetnsProcessorTime(t *testing.T) {
+// TestNetnsCPUTime waits until a busy process has used some CPU time and then checks an idle one.
+func TestNetnsCPUTime(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	start := func(script string) *lab.Process {
 		p, err := l.Nodes[0].Start([]string{"/bin/sh", "-c", script})
@@ -304,10 +313,10 @@ func TestNetnsProcessorTime(t *testing.T) {
 	const enough = 300 * time.Millisecond
 	for end := time.Now().Add(10 * time.Second); cpu(busy) < enough; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("a loop has used %v in 10 s", cpu(busy))
+			t.Fatalf("a busy loop used %v in 10 s", cpu(busy))
 		}
 	}
 	if used := cpu(idle); used <= 0 || used >= enough {
-		t.Errorf("a sleeping process has used %v", used)
+		t.Errorf("a sleeping process used %v", used)
 	}
 }

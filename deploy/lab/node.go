@@ -10,14 +10,16 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// Node is one machine: a network namespace on the underlay, with a /run of its own and pods.
+// Node is a machine: a network namespace on the underlay, with its own /run and pods.
 type Node struct {
 	*NS
 	Addr  netip.Addr // on the underlay
 	Addr6 netip.Addr // on the underlay, if that has IPv6
-	// Management is the node's address for root on a management network, RootManagement is root's for the node.
+	// Management is the node's address on the management network, RootManagement that of root on
+	// the same link.
 	Management, RootManagement netip.Addr
-	// Dir is what the node's processes see as /run. It outlives them, so a restarted daemon finds its files.
+	// Dir is the directory that the node's processes have as /run. It outlives them, so a restarted
+	// daemon finds its files.
 	Dir  string
 	Pods []*Pod
 
@@ -26,21 +28,22 @@ type Node struct {
 	subnet int // index of its underlay
 }
 
-// Pod is a network namespace behind its node's bridge.
+// Pod is a network namespace connected to its node's bridge.
 type Pod struct {
 	*NS
 	Node  *Node
-	Addr  netip.Addr // once attached
-	Addr6 netip.Addr // once attached, if the node's subnet.env has an IPv6 subnet
+	Addr  netip.Addr // set by Attach
+	Addr6 netip.Addr // set by Attach if there is an IPv6 subnet
 }
 
-// AddNode adds one more node with its pods; it is called node1, node2, ... and its pods node1-pod1, ...
+// AddNode adds a node with its pods. Nodes are named node1, node2, ..., their pods node1-pod1, ...
 func (l *Lab) AddNode() (*Node, error) {
 	l.mu.Lock()
 	index := len(l.Nodes)
 	l.mu.Unlock()
 	name := fmt.Sprintf("%snode%d", l.options.NamePrefix, index+1)
-	n := &Node{lab: l, index: index, subnet: index % len(l.options.Underlay), Dir: filepath.Join(markFolder, name)}
+	n := &Node{lab: l, index: index, subnet: index % len(l.options.Underlay),
+		Dir: filepath.Join(labDir, name)}
 	host := firstHost + index/len(l.options.Underlay)
 	n.Addr = hostOf(l.options.Underlay[n.subnet], host)
 	if len(l.options.Underlay6) > 0 {
@@ -53,17 +56,18 @@ func (l *Lab) AddNode() (*Node, error) {
 	l.mu.Lock()
 	l.Nodes = append(l.Nodes, n)
 	l.mu.Unlock()
-	if err := n.furnish(); err != nil {
+	if err := n.build(); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return n, nil
 }
 
-func (n *Node) furnish() error {
+// build adds the node's pods and links.
+func (n *Node) build() error {
 	if err := os.MkdirAll(n.Dir, 0o755); err != nil {
 		return err
 	}
-	if err := n.forward(); err != nil {
+	if err := n.enableForwarding(); err != nil {
 		return err
 	}
 	for i := range n.lab.options.PodsPerNode {
@@ -82,9 +86,9 @@ func (n *Node) furnish() error {
 	return n.joinUnderlay()
 }
 
-// forward makes the namespace a router. The source check by route is off, whatever the host has: with it, a packet that
-// the daemon should refuse would not even reach it.
-func (n *Node) forward() error {
+// enableForwarding makes the namespace a router. Reverse path filtering is off regardless of the
+// host's default: it would drop the packets that the daemon is expected to refuse.
+func (n *Node) enableForwarding() error {
 	for _, s := range []struct{ name, value string }{
 		{"ipv4/ip_forward", "1"},
 		{"ipv4/conf/all/rp_filter", "0"},
@@ -101,12 +105,13 @@ func (n *Node) forward() error {
 	return err
 }
 
-// Path is where a file below the node's /run is for this process: Path("flannel/subnet.env").
+// Path returns the path, for this process, of a file below the node's /run:
+// Path("flannel/subnet.env").
 func (n *Node) Path(name string) string { return filepath.Join(n.Dir, name) }
 
-// Attach does what the CNI plugins do on a real node: it makes the bridge cni0 with the gateway's address and joins every
-// pod to it, with the second, third, ... address of the subnet and the MTU that env says. Attaching again follows a
-// changed env.
+// Attach does the work of the CNI plugins on a real node: it adds the bridge cni0 with the
+// gateway's address and connects every pod to it, with the second, third, ... address of the subnet
+// and env's MTU. Calling it again applies a changed env.
 func (n *Node) Attach(env subnetenv.File) error {
 	if err := n.attach(env); err != nil {
 		return fmt.Errorf("%s: attach pods: %w", n.Name, err)
@@ -129,13 +134,13 @@ func (n *Node) attach(env subnetenv.File) error {
 		return fmt.Errorf("add %s: %w", podBridge, err)
 	}
 	for i, p := range n.Pods {
-		if err := n.plug(p, i, env.MTU); err != nil {
+		if err := n.connectPod(p, i, env.MTU); err != nil {
 			return fmt.Errorf("%s: %w", p.Name, err)
 		}
 	}
 	for _, gateway := range []netip.Prefix{env.Subnet, env.Subnet6} {
 		if gateway.IsValid() {
-			if err := n.addressPods(gateway); err != nil {
+			if err := n.addPodAddrs(gateway); err != nil {
 				return err
 			}
 		}
@@ -143,8 +148,9 @@ func (n *Node) attach(env subnetenv.File) error {
 	return nil
 }
 
-// addressPods gives the bridge the gateway's address and each pod one of its own, for one family.
-func (n *Node) addressPods(gateway netip.Prefix) error {
+// addPodAddrs adds the gateway's address to the bridge and an address and a default route to each
+// pod, for one family.
+func (n *Node) addPodAddrs(gateway netip.Prefix) error {
 	if err := n.AddAddr(podBridge, gateway); err != nil {
 		return err
 	}
@@ -165,7 +171,8 @@ func (n *Node) addressPods(gateway netip.Prefix) error {
 	return nil
 }
 
-// destroy gives the node's namespaces back, and its links at once: the kernel only gets round to them some time later.
+// destroy releases the node's namespaces. It deletes the links first: the kernel removes them only
+// some time after the namespace is gone.
 func (n *Node) destroy() error {
 	var errs []error
 	for _, port := range []string{underlayPort, managementPort} {
@@ -179,7 +186,7 @@ func (n *Node) destroy() error {
 	return errors.Join(append(errs, n.NS.Close(), os.RemoveAll(n.Dir))...)
 }
 
-// defaultRoute is the destination "everything" of a's family.
+// defaultRoute returns the default destination (0.0.0.0/0 or ::/0) of a's family.
 func defaultRoute(a netip.Addr) netip.Prefix {
 	if a.Is4() {
 		return netip.PrefixFrom(netip.IPv4Unspecified(), 0)

@@ -14,12 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// threadNetns is the network namespace of the calling thread, where /proc/self would be that of the first thread.
+// threadNetns is the network namespace of the calling thread; /proc/self would be that of the first
+// thread.
 const threadNetns = "/proc/thread-self/ns/net"
 
-// NS is one network namespace. It stays until Close, or until the lab's first process ends.
+// NS is a network namespace. It lasts until Close or until the lab's first process exits.
 type NS struct {
-	// Name is also its name for `ip netns exec` inside the lab. The lab's own namespace is called "root".
+	// Name is valid for ip-netns(8) inside the lab. The lab's own namespace is named "root".
 	Name string
 
 	file  *os.File
@@ -27,22 +28,23 @@ type NS struct {
 	once  sync.Once
 }
 
-// NewNS makes a network namespace with its loopback up. It refuses to run outside [Run] or [Main].
+// NewNS creates a network namespace with its loopback device up. It fails outside [Run] and [Main].
 func NewNS(name string) (*NS, error) {
 	if !Inside() {
-		return nil, fmt.Errorf("namespace %s: not inside a lab: call lab.Run or lab.Main first", name)
+		return nil, fmt.Errorf("create namespace %s: not in a lab: call lab.Run or lab.Main first",
+			name)
 	}
 	var ns *NS
 	err := onThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("unshare: %w", err)
 		}
-		mount := filepath.Join(netnsFolder, name)
+		mount := filepath.Join(netnsDir, name)
 		if err := os.WriteFile(mount, nil, 0o444); err != nil {
 			return err
 		}
 		if err := unix.Mount(threadNetns, mount, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("name it: %w", err)
+			return fmt.Errorf("bind to %s: %w", mount, err)
 		}
 		if err := setLoopbackUp(); err != nil {
 			return err
@@ -51,12 +53,12 @@ func NewNS(name string) (*NS, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("namespace %s: %w", name, err)
+		return nil, fmt.Errorf("create namespace %s: %w", name, err)
 	}
 	return ns, nil
 }
 
-// openNS keeps hold of the calling thread's namespace.
+// openNS opens the calling thread's namespace.
 func openNS(name string) (*NS, error) {
 	file, err := os.Open(threadNetns)
 	if err != nil {
@@ -69,12 +71,12 @@ func openNS(name string) (*NS, error) {
 	return &NS{Name: name, file: file, links: links}, nil
 }
 
-// Do runs f inside the namespace, on a thread of its own that is thrown away. What f opens stays in the namespace; a
-// goroutine that f starts does not.
+// Do runs f inside the namespace, on a thread of its own that is discarded afterwards. Files and
+// sockets opened by f stay in the namespace; goroutines started by f do not run in it.
 func (ns *NS) Do(f func() error) error {
 	err := onThread(func() error {
 		if err := unix.Setns(int(ns.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter: %w", err)
+			return fmt.Errorf("enter namespace: %w", err)
 		}
 		return f()
 	})
@@ -104,12 +106,13 @@ func (ns *NS) ReadSysctl(name string) (value string, err error) {
 	return value, err
 }
 
-// Close gives the namespace back. Its devices vanish when the last process and socket in it are gone.
+// Close releases the namespace. Its devices are removed when the last process and socket in it are
+// gone.
 func (ns *NS) Close() error {
 	var err error
 	ns.once.Do(func() {
 		ns.links.Close()
-		mount := filepath.Join(netnsFolder, ns.Name)
+		mount := filepath.Join(netnsDir, ns.Name)
 		err = ns.file.Close()
 		if ns.Name != rootName {
 			err = errors.Join(err, unix.Unmount(mount, unix.MNT_DETACH), os.Remove(mount))
@@ -121,13 +124,13 @@ func (ns *NS) Close() error {
 	return nil
 }
 
-var errGoexit = errors.New("the function ended its goroutine (t.Fatal or runtime.Goexit inside Do)")
+var errGoexit = errors.New("function exited its goroutine (t.Fatal or runtime.Goexit inside Do)")
 
-// onThread runs f on a thread that f may change in any way: it is never used again.
+// onThread runs f on a thread that f may change in any way, since it is never used again.
 func onThread(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
-		// Not unlocked, so that the thread ends with the goroutine.
+		// Not unlocked, so the thread exits with the goroutine.
 		runtime.LockOSThread()
 		err := errGoexit
 		defer func() { done <- err }()
@@ -136,7 +139,7 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// setLoopbackUp does so in the calling thread's namespace.
+// setLoopbackUp sets lo up in the calling thread's namespace.
 func setLoopbackUp() error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {

@@ -24,42 +24,44 @@ const (
 	icmp6Unreachable, icmp6TooBig            = 1, 2
 
 	ipv4Header, ipv6Header, icmpHeader = 20, 40, 8
-	pingStamp                          = 8 // number of the probe, after the ICMP header
+	pingSeq                            = 8 // sequence number as 8 bytes, after the ICMP header
 
-	// DefaultPingSize is a packet like that of the ping program: 84 bytes with IPv4.
+	// DefaultPingSize is the IPv4 packet size of the ping program: 84 bytes.
 	DefaultPingSize = 84
 )
 
-// Ping describes a series of echo requests. The zero value is one of the usual size.
+// Ping describes a series of echo requests. The zero value is one request of the default size.
 type Ping struct {
-	Count    int           // 1 if 0; negative: until the context ends
+	Count    int           // 1 if 0; unlimited if negative
 	Interval time.Duration // between requests, 20 ms if 0
-	Timeout  time.Duration // for the last answers, 1 s if 0
+	Timeout  time.Duration // for the last replies, 1 s if 0
 	Size     int           // of the whole IP packet in bytes, DefaultPingSize if 0
-	// DontFragment sets DF and ignores what the kernel knows of the path's MTU, so that every packet really leaves.
+	// DontFragment sets DF and ignores the kernel's cached path MTU, so that every packet is sent.
 	DontFragment bool
 }
 
-// PingResult is what came of it.
+// PingResult counts requests, replies and errors.
 type PingResult struct {
 	Sent, Received int
 	Duplicates     int
-	// RTT has one entry for each answer, in the order of their arrival.
+	// RTT has one entry per reply, in order of arrival.
 	RTT []time.Duration
-	// TooBig is the MTU that the last "fragmentation needed" or "packet too big" named, TooBigCount how many came.
+	// TooBigMTU is the MTU in the last "fragmentation needed" or "packet too big" message,
+	// TooBigCount the number of such messages.
 	TooBigMTU, TooBigCount int
-	// Unreachable counts the other destination unreachable messages, UnreachableFrom sent the last of them.
+	// Unreachable counts the other destination unreachable messages; UnreachableFrom is the sender
+	// of the last one.
 	Unreachable     int
 	UnreachableFrom netip.Addr
-	// Refused counts requests that the sending kernel did not take, LastError says why.
+	// SendErrors counts requests that the kernel rejected; LastError is the last error.
 	SendErrors int
 	LastError  error
 }
 
-// Lost counts the requests without an answer.
+// Lost returns the number of requests without a reply.
 func (r PingResult) Lost() int { return r.Sent - r.Received }
 
-// RTTMedian is the middle of the round trip times, 0 if there are none.
+// RTTMedian returns the median round-trip time, 0 without replies.
 func (r PingResult) RTTMedian() time.Duration {
 	if len(r.RTT) == 0 {
 		return 0
@@ -75,18 +77,18 @@ type Pinger struct {
 	ping   Ping
 	id     uint16
 	cancel context.CancelFunc
-	ended  sync.WaitGroup // the sender and the receiver
+	done   sync.WaitGroup // sender and receiver
 	once   sync.Once      // of Stop
-	sent   chan struct{}  // closed when the sender has ended
+	sent   chan struct{}  // closed when the sender exits
 
-	mu     sync.Mutex
-	result PingResult
-	open   map[uint64]time.Time // requests without an answer, by number
-	known  uint64               // numbers given so far
+	mu      sync.Mutex
+	result  PingResult
+	pending map[uint64]time.Time // send times of unanswered requests, by sequence number
+	nextSeq uint64
 }
 
-// Ping sends echo requests from the namespace and waits for their answers. The error is about the sending side only:
-// what does not come back is in the result.
+// Ping sends echo requests from the namespace and waits for the replies. The error concerns only
+// sending; lost replies are in the result.
 func (ns *NS) Ping(ctx context.Context, dst netip.Addr, p Ping) (PingResult, error) {
 	pinger, err := ns.StartPing(ctx, dst, p)
 	if err != nil {
@@ -96,16 +98,18 @@ func (ns *NS) Ping(ctx context.Context, dst netip.Addr, p Ping) (PingResult, err
 	return pinger.Stop(), nil
 }
 
-// StartPing is Ping in the background, until [Pinger.Stop].
+// StartPing is Ping in the background, until [Pinger.Stop] or the end of ctx.
 func (ns *NS) StartPing(ctx context.Context, dst netip.Addr, p Ping) (*Pinger, error) {
-	p.Interval, p.Timeout = orDefault(p.Interval, 20*time.Millisecond), orDefault(p.Timeout, time.Second)
+	p.Interval = orDefault(p.Interval, 20*time.Millisecond)
+	p.Timeout = orDefault(p.Timeout, time.Second)
 	p.Size, p.Count = orDefault(p.Size, DefaultPingSize), orDefault(p.Count, 1)
 	network := "ip4:icmp"
 	if dst.Is6() {
 		network = "ip6:ipv6-icmp"
 	}
-	if least := headers(dst) + pingStamp; p.Size < least {
-		return nil, fmt.Errorf("ping %s from %s: %d bytes: want %d or more", dst, ns.Name, p.Size, least)
+	if minSize := headerLen(dst) + pingSeq; p.Size < minSize {
+		return nil, fmt.Errorf("ping %s from %s: size %d bytes: want at least %d",
+			dst, ns.Name, p.Size, minSize)
 	}
 	var conn net.PacketConn
 	err := ns.Do(func() (err error) {
@@ -116,18 +120,18 @@ func (ns *NS) StartPing(ctx context.Context, dst netip.Addr, p Ping) (*Pinger, e
 		return nil, fmt.Errorf("ping %s: %w", dst, err)
 	}
 	pinger := &Pinger{conn: conn.(*net.IPConn), dst: dst, ping: p, id: uint16(rand.Uint32()),
-		sent: make(chan struct{}), open: map[uint64]time.Time{}}
+		sent: make(chan struct{}), pending: map[uint64]time.Time{}}
 	if err := pinger.setOptions(); err != nil {
 		return nil, errors.Join(fmt.Errorf("ping %s from %s: %w", dst, ns.Name, err), conn.Close())
 	}
 	ctx, pinger.cancel = context.WithCancel(ctx)
-	pinger.ended.Go(func() { pinger.send(ctx) })
-	pinger.ended.Go(pinger.receive)
+	pinger.done.Go(func() { pinger.send(ctx) })
+	pinger.done.Go(pinger.receive)
 	return pinger, nil
 }
 
-// Stop ends the series, waits up to its timeout for the last answers and returns the result. Stopping again returns the
-// same.
+// Stop ends the series, waits up to the timeout for the last replies and returns the result.
+// Further calls return the same result.
 func (p *Pinger) Stop() PingResult {
 	p.once.Do(p.stop)
 	return p.Result()
@@ -137,15 +141,15 @@ func (p *Pinger) stop() {
 	p.cancel()
 	<-p.sent
 	deadline := time.Now().Add(p.ping.Timeout)
-	// The reader ends at the deadline, or at the answer to the last request.
+	// The reader exits at the deadline or at the last reply.
 	err := p.conn.SetReadDeadline(deadline)
 	p.mu.Lock()
-	waiting := len(p.open) > 0
+	waiting := len(p.pending) > 0
 	p.mu.Unlock()
 	if err != nil || !waiting {
 		err = errors.Join(err, p.conn.SetReadDeadline(time.Now()))
 	}
-	p.ended.Wait()
+	p.done.Wait()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err = errors.Join(err, p.conn.Close()); err != nil {
@@ -153,7 +157,7 @@ func (p *Pinger) stop() {
 	}
 }
 
-// Result is what has come so far.
+// Result returns the result so far.
 func (p *Pinger) Result() PingResult {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -170,15 +174,17 @@ func (p *Pinger) setOptions() error {
 	if err != nil {
 		return err
 	}
-	var serr error
+	var sockErr error
 	err = raw.Control(func(fd uintptr) {
 		if p.dst.Is4() {
-			serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE)
+			sockErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_MTU_DISCOVER,
+				unix.IP_PMTUDISC_PROBE)
 		} else {
-			serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE)
+			sockErr = unix.SetsockoptInt(int(fd), unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER,
+				unix.IPV6_PMTUDISC_PROBE)
 		}
 	})
-	return errors.Join(err, serr)
+	return errors.Join(err, sockErr)
 }
 
 func (p *Pinger) send(ctx context.Context) {
@@ -202,15 +208,15 @@ func (p *Pinger) send(ctx context.Context) {
 
 func (p *Pinger) sendOne() {
 	p.mu.Lock()
-	number := p.known
-	p.known++
-	p.open[number] = time.Now()
+	seq := p.nextSeq
+	p.nextSeq++
+	p.pending[seq] = time.Now()
 	p.mu.Unlock()
-	_, err := p.conn.WriteTo(p.request(number), &net.IPAddr{IP: p.dst.AsSlice()})
+	_, err := p.conn.WriteTo(p.request(seq), &net.IPAddr{IP: p.dst.AsSlice()})
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if err != nil {
-		delete(p.open, number)
+		delete(p.pending, seq)
 		p.result.SendErrors++
 		p.result.LastError = err
 		return
@@ -218,17 +224,17 @@ func (p *Pinger) sendOne() {
 	p.result.Sent++
 }
 
-// request builds an echo request; the kernel adds the IP header, and with IPv6 the checksum.
-func (p *Pinger) request(number uint64) []byte {
-	b := make([]byte, p.ping.Size-headers(p.dst)+icmpHeader)
+// request builds an echo request. The kernel adds the IP header and, for IPv6, the checksum.
+func (p *Pinger) request(seq uint64) []byte {
+	b := make([]byte, p.ping.Size-headerLen(p.dst)+icmpHeader)
 	b[0] = icmpEcho
 	if p.dst.Is6() {
 		b[0] = icmp6Echo
 	}
 	binary.BigEndian.PutUint16(b[4:], p.id)
-	binary.BigEndian.PutUint16(b[6:], uint16(number))
-	binary.BigEndian.PutUint64(b[icmpHeader:], number)
-	for i := icmpHeader + pingStamp; i < len(b); i++ {
+	binary.BigEndian.PutUint16(b[6:], uint16(seq))
+	binary.BigEndian.PutUint64(b[icmpHeader:], seq)
+	for i := icmpHeader + pingSeq; i < len(b); i++ {
 		b[i] = byte(i)
 	}
 	if p.dst.Is4() {
@@ -255,13 +261,13 @@ func (p *Pinger) receive() {
 			if temporary(err) {
 				continue
 			}
-			return // the deadline that Stop has set
+			return // the deadline set by Stop
 		}
-		p.take(buffer[:n], from)
+		p.handle(buffer[:n], from)
 		select {
 		case <-p.sent:
 			p.mu.Lock()
-			all := len(p.open) == 0
+			all := len(p.pending) == 0
 			p.mu.Unlock()
 			if all {
 				return
@@ -271,14 +277,14 @@ func (p *Pinger) receive() {
 	}
 }
 
-// temporary says whether a read failed because of an ICMP error that is queued on the socket.
+// temporary reports whether a read returned an ICMP error queued on the socket.
 func temporary(err error) bool {
 	var errno syscall.Errno
 	return errors.As(err, &errno) && !errors.Is(err, net.ErrClosed)
 }
 
-// take looks at one ICMP message; the namespace's whole ICMP traffic comes by here.
-func (p *Pinger) take(b []byte, from *net.IPAddr) {
+// handle processes one ICMP message. The socket receives all ICMP traffic of the namespace.
+func (p *Pinger) handle(b []byte, from *net.IPAddr) {
 	if len(b) < icmpHeader {
 		return
 	}
@@ -288,8 +294,9 @@ func (p *Pinger) take(b []byte, from *net.IPAddr) {
 	v4, kind := p.dst.Is4(), b[0]
 	switch {
 	case v4 && kind == icmpEchoReply, !v4 && kind == icmp6EchoReply:
-		if binary.BigEndian.Uint16(b[4:]) == p.id && len(b) >= icmpHeader+pingStamp && len(b) == p.ping.Size-headers(p.dst)+icmpHeader {
-			p.answer(binary.BigEndian.Uint64(b[icmpHeader:]), now)
+		if binary.BigEndian.Uint16(b[4:]) == p.id && len(b) >= icmpHeader+pingSeq &&
+			len(b) == p.ping.Size-headerLen(p.dst)+icmpHeader {
+			p.record(binary.BigEndian.Uint64(b[icmpHeader:]), now)
 		}
 	case v4 && kind == icmpUnreachable && b[1] == icmpCodeTooBig, !v4 && kind == icmp6TooBig:
 		if p.quotes(b[icmpHeader:]) {
@@ -305,18 +312,19 @@ func (p *Pinger) take(b []byte, from *net.IPAddr) {
 	}
 }
 
-func (p *Pinger) answer(number uint64, now time.Time) {
-	sent, ok := p.open[number]
+// record notes the reply to a request.
+func (p *Pinger) record(seq uint64, now time.Time) {
+	sent, ok := p.pending[seq]
 	if !ok {
 		p.result.Duplicates++
 		return
 	}
-	delete(p.open, number)
+	delete(p.pending, seq)
 	p.result.Received++
 	p.result.RTT = append(p.result.RTT, now.Sub(sent))
 }
 
-// quotes says whether an ICMP error is about one of our requests.
+// quotes reports whether the packet quoted in an ICMP error is a request of p.
 func (p *Pinger) quotes(b []byte) bool {
 	header, dst := ipv6Header, 24
 	if p.dst.Is4() {
@@ -328,21 +336,22 @@ func (p *Pinger) quotes(b []byte) bool {
 	if len(b) < header+icmpHeader {
 		return false
 	}
-	return slices.Equal(b[dst:dst+len(p.dst.AsSlice())], p.dst.AsSlice()) && binary.BigEndian.Uint16(b[header+4:]) == p.id
+	return slices.Equal(b[dst:dst+len(p.dst.AsSlice())], p.dst.AsSlice()) &&
+		binary.BigEndian.Uint16(b[header+4:]) == p.id
 }
 
-// headers is the size of the headers of an echo packet in a's family.
-func headers(a netip.Addr) int {
+// headerLen returns the length of the IP and ICMP headers in a's family.
+func headerLen(a netip.Addr) int {
 	if a.Is4() {
 		return ipv4Header + icmpHeader
 	}
 	return ipv6Header + icmpHeader
 }
 
-func orDefault[T comparable](v, otherwise T) T {
+func orDefault[T comparable](v, def T) T {
 	var zero T
 	if v == zero {
-		return otherwise
+		return def
 	}
 	return v
 }

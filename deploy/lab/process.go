@@ -15,26 +15,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Process is a program that runs in a node. It ends with the lab at the latest.
+// Process is a program running in a node. The lab kills it when it closes.
 type Process struct {
-	Name string // the program's name, for messages
+	Name string // base name of the program, for messages
 	Node string
 
-	cmd  *exec.Cmd
-	log  *logBuffer
-	done chan struct{}
-	end  error // what Wait of the command said; valid once done is closed
+	cmd     *exec.Cmd
+	log     *logBuffer
+	done    chan struct{}
+	exitErr error // result of cmd.Wait; valid once done is closed
 }
 
-// Start runs a program in the node: in its network, with the node's own /run and host name and with a /sys that shows the
-// node's devices. env is added to this process's environment. Output of both kinds is kept for Log and Tail.
+// Start runs a program in the node: in its network namespace, with its own /run and host name, and
+// with a /sys that shows its devices. env is added to this process's environment. Standard output
+// and standard error are kept for Log and Tail.
 func (n *Node) Start(argv []string, env ...string) (*Process, error) {
-	p := &Process{Name: baseName(argv[0]), Node: n.Name, log: &logBuffer{}, done: make(chan struct{})}
+	p := &Process{Name: baseName(argv[0]), Node: n.Name, log: &logBuffer{},
+		done: make(chan struct{})}
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Env = append(os.Environ(), env...)
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	err := n.Do(func() error {
-		if err := n.ownView(); err != nil {
+		if err := n.unshareView(); err != nil {
 			return err
 		}
 		return p.cmd.Start()
@@ -43,7 +45,7 @@ func (n *Node) Start(argv []string, env ...string) (*Process, error) {
 		return nil, fmt.Errorf("start %s: %w", p.Name, err)
 	}
 	go func() {
-		p.end = p.cmd.Wait()
+		p.exitErr = p.cmd.Wait()
 		close(p.done)
 	}()
 	n.lab.mu.Lock()
@@ -52,8 +54,9 @@ func (n *Node) Start(argv []string, env ...string) (*Process, error) {
 	return p, nil
 }
 
-// ownView gives the calling thread, and what it starts, the node's host name, /run and /sys.
-func (n *Node) ownView() error {
+// unshareView gives the calling thread, and the program started from it, the node's host name, /run
+// and /sys.
+func (n *Node) unshareView() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("unshare mounts and host name: %w", err)
 	}
@@ -63,20 +66,21 @@ func (n *Node) ownView() error {
 	if err := unix.Mount(n.Dir, "/run", "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("mount own /run: %w", err)
 	}
-	// Busy: this network namespace's view is there already, as in root.
-	if err := mountView("sysfs"); err != nil && !hidden(err) && !errors.Is(err, unix.EBUSY) {
+	// EBUSY: this network namespace's sysfs is mounted already, as in root.
+	err := mountPseudoFS("sysfs")
+	if err != nil && !isMountHidden(err) && !errors.Is(err, unix.EBUSY) {
 		return err
 	}
 	return nil
 }
 
-// PID is the process's number inside the lab.
+// PID returns the process ID inside the lab.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Done is closed when the process has ended.
+// Done returns a channel that is closed when the process has exited.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Running says whether the process has not ended yet.
+// Running reports whether the process has not exited yet.
 func (p *Process) Running() bool {
 	select {
 	case <-p.done:
@@ -86,21 +90,21 @@ func (p *Process) Running() bool {
 	}
 }
 
-// Wait waits for the end and returns the exit status, -1 if a signal ended it. The error is about the waiting, not
-// about the status.
+// Wait waits for the process to exit and returns its exit status, -1 if a signal killed it. A
+// non-zero exit status is not an error.
 func (p *Process) Wait(ctx context.Context) (int, error) {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
 		return 0, fmt.Errorf("wait for %s on %s: %w", p.Name, p.Node, ctx.Err())
 	}
-	if err := ignoreExit(p.end); err != nil {
+	if err := ignoreExit(p.exitErr); err != nil {
 		return 0, fmt.Errorf("wait for %s on %s: %w", p.Name, p.Node, err)
 	}
 	return p.cmd.ProcessState.ExitCode(), nil
 }
 
-// Signal sends a signal; a process that has already ended is not an error.
+// Signal sends a signal. It is not an error if the process has already exited.
 func (p *Process) Signal(s os.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("send %v to %s on %s: %w", s, p.Name, p.Node, err)
@@ -108,13 +112,13 @@ func (p *Process) Signal(s os.Signal) error {
 	return nil
 }
 
-// Kill ends the process at once, as kill -9 does.
+// Kill kills the process with SIGKILL.
 func (p *Process) Kill() {
-	// The only errors are "already ended" and "not permitted", and it is our own child.
+	// Possible errors are "already exited" and "not permitted", and it is a child of this process.
 	_ = p.cmd.Process.Kill()
 }
 
-// Stop asks the process to end (SIGTERM), waits for it and returns its exit status.
+// Stop sends SIGTERM, waits for the process to exit and returns its exit status.
 func (p *Process) Stop(ctx context.Context) (int, error) {
 	if err := p.Signal(unix.SIGTERM); err != nil {
 		return 0, err
@@ -122,7 +126,7 @@ func (p *Process) Stop(ctx context.Context) (int, error) {
 	return p.Wait(ctx)
 }
 
-// Log returns everything the process has printed, except the start of a very long log.
+// Log returns the output of the process, without the beginning of a very long log.
 func (p *Process) Log() string { return p.log.String() }
 
 // Tail returns the last n lines of the log.
@@ -131,7 +135,7 @@ func (p *Process) Tail(n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
-// FDs counts the process's open file descriptors.
+// FDs returns the number of open file descriptors.
 func (p *Process) FDs() (int, error) {
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
 	if err != nil {
@@ -140,7 +144,7 @@ func (p *Process) FDs() (int, error) {
 	return len(entries), nil
 }
 
-// Memory is the resident size in bytes.
+// RSS returns the resident set size in bytes.
 func (p *Process) RSS() (int64, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID()))
 	if err != nil {
@@ -149,7 +153,8 @@ func (p *Process) RSS() (int64, error) {
 	_, rest, _ := bytes.Cut(b, []byte("VmRSS:"))
 	fields := bytes.Fields(rest)
 	if len(fields) < 2 {
-		return 0, fmt.Errorf("read memory of %s on %s: no VmRSS, it has ended", p.Name, p.Node)
+		return 0, fmt.Errorf("read memory of %s on %s: no VmRSS: process has exited", p.Name,
+			p.Node)
 	}
 	kib, err := strconv.ParseInt(string(fields[0]), 10, 64)
 	if err != nil {
@@ -158,20 +163,20 @@ func (p *Process) RSS() (int64, error) {
 	return kib << 10, nil
 }
 
-// CPU is the processor time that the process has used.
+// CPUTime returns the CPU time used by the process.
 func (p *Process) CPUTime() (time.Duration, error) {
-	const schedClock = 2 // CPUCLOCK_SCHED of include/linux/posix-timers.h, which also has how the number is made
+	const schedClock = 2 // CPUCLOCK_SCHED; include/linux/posix-timers.h defines the clock ID
 	var used unix.Timespec
 	if err := unix.ClockGettime(int32(^p.PID()<<3|schedClock), &used); err != nil {
-		return 0, fmt.Errorf("read processor time of %s on %s: %w", p.Name, p.Node, err)
+		return 0, fmt.Errorf("read CPU time of %s on %s: %w", p.Name, p.Node, err)
 	}
 	return time.Duration(used.Nano()), nil
 }
 
-// logLimit bounds what is kept of one process's output, in bytes.
+// logLimit bounds the output kept per process, in bytes.
 const logLimit = 4 << 20
 
-// logBuffer keeps the end of what is written to it.
+// logBuffer keeps the end of the data written to it.
 type logBuffer struct {
 	mu sync.Mutex
 	b  []byte

@@ -11,31 +11,35 @@ import (
 )
 
 const (
-	// requireVariable, set to 1, makes it a failure when the namespace tests cannot run.
-	requireVariable = "WEFT_REQUIRE_NETNS"
-	stageRefused    = "refused"
-	netnsTests      = "^TestNetns"
+	// requireNetnsEnv, set to 1, turns a skipped namespace test into a failure.
+	requireNetnsEnv = "WEFT_REQUIRE_NETNS"
+	// stageForbidden is the stage of a program that lists its tests without namespaces.
+	stageForbidden = "forbidden"
+	netnsPattern   = "^TestNetns"
 )
 
-// runner is what a *testing.M is for us; so this package, which also commands use, does not import testing.
+// runner is the part of *testing.M that Main uses. Commands import this package, so it must not
+// import testing.
 type runner interface{ Run() int }
 
-// Main runs a package's tests inside namespaces of their own: flags, exit status, output and profiles are those of an
-// ordinary run. Use it as
+// Main runs a package's tests in namespaces of their own. Flags, exit status, output and profiles
+// are those of an ordinary run. Use it as
 //
 //	func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 //
-// Where the host forbids it, all tests but TestNetns... run, and it prints which were left out and why; with
-// WEFT_REQUIRE_NETNS=1 in the environment that is a failure.
+// Where the host forbids namespaces, Main runs all tests except TestNetns... and prints a line "NOT
+// TESTED: name: reason" for each test left out. With WEFT_REQUIRE_NETNS=1 in the environment that
+// is a failure.
 func Main(m runner) int {
-	// A fuzz worker talks to its parent through inherited descriptors, which a second start would lose.
-	if slices.Contains(os.Args, "-test.fuzzworker") || os.Getenv(stageVariable) == stageRefused {
+	// A fuzz worker talks to its parent over inherited descriptors, which a second start would
+	// lose.
+	if slices.Contains(os.Args, "-test.fuzzworker") || os.Getenv(stageVariable) == stageForbidden {
 		return m.Run()
 	}
 	status, err := Run(m.Run)
-	var no *NamespaceError
-	if errors.As(err, &no) {
-		return runOthers(m, no)
+	var forbidden *NamespaceError
+	if errors.As(err, &forbidden) {
+		return runWithoutNamespaces(m, forbidden)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -44,17 +48,17 @@ func Main(m runner) int {
 	return status
 }
 
-// runOthers runs the tests that need no namespaces.
-func runOthers(m runner, why error) int {
+// runWithoutNamespaces runs the tests that need no namespaces and reports the others.
+func runWithoutNamespaces(m runner, reason error) int {
 	skipped, err := listTests()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	flag.Parse()
-	pattern := netnsTests
-	if given := flag.Lookup("test.skip").Value.String(); given != "" {
-		pattern = given + "|" + pattern
+	pattern := netnsPattern
+	if skip := flag.Lookup("test.skip").Value.String(); skip != "" {
+		pattern = skip + "|" + pattern
 	}
 	if err := flag.Set("test.skip", pattern); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -62,23 +66,24 @@ func runOthers(m runner, why error) int {
 	}
 	status := m.Run()
 	for _, name := range skipped {
-		fmt.Printf("NOT TESTED: %s: %v\n", name, why)
+		fmt.Printf("NOT TESTED: %s: %v\n", name, reason)
 	}
-	if len(skipped) > 0 && os.Getenv(requireVariable) == "1" {
-		fmt.Printf("FAIL: %d namespace tests could not run and %s=1\n", len(skipped), requireVariable)
+	if len(skipped) > 0 && os.Getenv(requireNetnsEnv) == "1" {
+		fmt.Printf("FAIL: %d namespace tests could not run, but %s=1\n", len(skipped),
+			requireNetnsEnv)
 		return 1
 	}
 	return status
 }
 
-// listTests asks the test binary itself, since *testing.M does not tell.
+// listTests lists the namespace tests by running the test binary, since *testing.M cannot.
 func listTests() ([]string, error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, fmt.Errorf("find own program: %w", err)
+		return nil, fmt.Errorf("find own executable: %w", err)
 	}
-	cmd := exec.Command(self, "-test.list="+netnsTests)
-	cmd.Env = append(os.Environ(), stageVariable+"="+stageRefused)
+	cmd := exec.Command(self, "-test.list="+netnsPattern)
+	cmd.Env = append(os.Environ(), stageVariable+"="+stageForbidden)
 	out, err := cmd.Output()
 	if err != nil {
 		return nil, fmt.Errorf("list namespace tests: %w", err)
@@ -92,19 +97,19 @@ func listTests() ([]string, error) {
 	return names, nil
 }
 
-// skipper is what [SkipWithoutTUN] needs of a *testing.T.
+// skipper is the part of *testing.T that [SkipWithoutTUN] uses.
 type skipper interface {
 	Skip(...any)
 	Fatal(...any)
 }
 
-// SkipWithoutTUN skips a test, saying why, where this user may not make TUN devices; with WEFT_REQUIRE_NETNS=1 it fails
-// the test instead.
+// SkipWithoutTUN skips a test, with the reason, if this user cannot open TUN devices. With
+// WEFT_REQUIRE_NETNS=1 it fails the test instead.
 func SkipWithoutTUN(t skipper) {
 	err := CheckTUN()
 	switch {
 	case err == nil:
-	case os.Getenv(requireVariable) == "1":
+	case os.Getenv(requireNetnsEnv) == "1":
 		t.Fatal(err)
 	default:
 		t.Skip("NOT TESTED:", err)

@@ -10,23 +10,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What flannel gives its kernel tunnels, and what we give them when they are rivals.
+// Parameters of the kernel tunnels that the benchmarks compare with, as flannel sets them.
 const (
 	vxlanDevice, ipipDevice = "vxlan1", "ipip1"
 	vxlanID                 = 1
-	vxlanPort               = 8472 // the kernel's own default
+	vxlanPort               = 8472 // the kernel's default
 
-	// Bytes that a tunnel over IPv4 adds: outer Ethernet, IP, UDP and VXLAN headers; outer IP header.
+	// Overhead over IPv4 in bytes: inner Ethernet, outer IP, UDP and VXLAN headers (50); outer IP
+	// header (20).
 	vxlanOverhead, ipipOverhead = 50, 20
 )
 
-// Peer is another node as the end of a kernel tunnel.
+// Peer is the remote node of a kernel tunnel.
 type Peer struct {
 	Node   *Node
-	Subnet netip.Prefix // of its pods
+	Subnet netip.Prefix // of the node's pods
 }
 
-// RouteTo sends the peers' subnets to the peers themselves, without a tunnel. It returns the MTU for pods.
+// RoutePeers adds routes to the peers' subnets via the peers, without a tunnel. It returns the MTU
+// for pods.
 func (n *Node) RoutePeers(peers []Peer) (mtu int, err error) {
 	for _, p := range peers {
 		if err := n.AddRoute(p.Subnet, p.Node.Addr, underlayPort); err != nil {
@@ -36,8 +38,8 @@ func (n *Node) RoutePeers(peers []Peer) (mtu int, err error) {
 	return n.lab.options.MTU, nil
 }
 
-// TunnelVXLAN sends the peers' subnets through a VXLAN device, with static neighbours as flannel sets them. It returns
-// the MTU for pods.
+// TunnelVXLAN routes the peers' subnets through a VXLAN device, with static ARP and FDB entries as
+// flannel sets them. It returns the MTU for pods.
 func (n *Node) TunnelVXLAN(own netip.Prefix, peers []Peer) (mtu int, err error) {
 	mtu = n.lab.options.MTU - vxlanOverhead
 	under, err := n.links.LinkByName(underlayPort)
@@ -46,19 +48,23 @@ func (n *Node) TunnelVXLAN(own netip.Prefix, peers []Peer) (mtu int, err error) 
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = vxlanDevice, mtu, n.tunnelMAC()
-	device := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vxlanID, VtepDevIndex: under.Attrs().Index, SrcAddr: n.Addr.AsSlice(), Port: vxlanPort}
+	device := &netlink.Vxlan{LinkAttrs: attrs, VxlanId: vxlanID, Port: vxlanPort,
+		VtepDevIndex: under.Attrs().Index, SrcAddr: n.Addr.AsSlice()}
 	if err := n.addTunnel(device, own); err != nil {
 		return 0, err
 	}
 	index := device.Attrs().Index
 	for _, p := range peers {
 		vtep := p.Subnet.Masked().Addr()
-		arp := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, IP: vtep.AsSlice(), HardwareAddr: p.Node.tunnelMAC()}
-		fdb := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT, Family: unix.AF_BRIDGE, Flags: unix.NTF_SELF,
+		arp := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT,
+			IP: vtep.AsSlice(), HardwareAddr: p.Node.tunnelMAC()}
+		fdb := &netlink.Neigh{LinkIndex: index, State: unix.NUD_PERMANENT,
+			Family: unix.AF_BRIDGE, Flags: unix.NTF_SELF,
 			IP: p.Node.Addr.AsSlice(), HardwareAddr: p.Node.tunnelMAC()}
 		for _, entry := range []*netlink.Neigh{arp, fdb} {
 			if err := n.links.NeighSet(entry); err != nil {
-				return 0, fmt.Errorf("%s: tell %s of %s: %w", n.Name, vxlanDevice, p.Node.Name, err)
+				return 0, fmt.Errorf("%s: add neighbour %s on %s: %w", n.Name, p.Node.Name,
+					vxlanDevice, err)
 			}
 		}
 		if err := n.routeOnLink(index, p.Subnet, vtep); err != nil {
@@ -68,8 +74,8 @@ func (n *Node) TunnelVXLAN(own netip.Prefix, peers []Peer) (mtu int, err error) 
 	return mtu, nil
 }
 
-// TunnelIPIP sends the peers' subnets through an IPIP device. It returns the MTU for pods. A kernel without the driver
-// fails with an error that wraps EOPNOTSUPP.
+// TunnelIPIP routes the peers' subnets through an IPIP device. It returns the MTU for pods. Without
+// the ipip driver the error wraps EOPNOTSUPP.
 func (n *Node) TunnelIPIP(own netip.Prefix, peers []Peer) (mtu int, err error) {
 	mtu = n.lab.options.MTU - ipipOverhead
 	attrs := netlink.NewLinkAttrs()
@@ -90,14 +96,16 @@ func (n *Node) TunnelIPIP(own netip.Prefix, peers []Peer) (mtu int, err error) {
 	return mtu, nil
 }
 
-// RouteThrough sends the peers' subnets into a device that is there already and adds so many bytes to each packet. It
-// returns the MTU for pods, which is the device's from then on.
-func (n *Node) RouteThrough(device string, overhead int, own netip.Prefix, peers []Peer) (mtu int, err error) {
+// RouteThrough routes the peers' subnets through an existing tunnel device that adds overhead bytes
+// per packet. It sets the device's MTU accordingly and returns it as the MTU for pods.
+func (n *Node) RouteThrough(
+	device string, overhead int, own netip.Prefix, peers []Peer,
+) (mtu int, err error) {
 	mtu = n.lab.options.MTU - overhead
 	if err := n.SetMTU(device, mtu); err != nil {
 		return 0, err
 	}
-	if err := n.raise(device, own); err != nil {
+	if err := n.activate(device, own); err != nil {
 		return 0, err
 	}
 	for _, p := range peers {
@@ -108,7 +116,7 @@ func (n *Node) RouteThrough(device string, overhead int, own netip.Prefix, peers
 	return mtu, nil
 }
 
-// HasDriver says whether the kernel knows a kind of device ("wireguard"), by trying to make one.
+// HasDriver reports whether the kernel supports a kind of device ("wireguard"), by adding one.
 func (ns *NS) HasDriver(kind string) bool {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "probe0"
@@ -117,36 +125,38 @@ func (ns *NS) HasDriver(kind string) bool {
 	if err == nil {
 		err = ns.links.LinkDel(device)
 	}
-	// A kind that lacks attributes fails in another way.
+	// A supported kind without its attributes fails with another error.
 	return !errors.Is(err, unix.EOPNOTSUPP)
 }
 
-// addTunnel makes a device and raises it.
+// addTunnel adds a device and activates it.
 func (n *Node) addTunnel(device netlink.Link, own netip.Prefix) error {
 	name := device.Attrs().Name
 	if err := n.links.LinkAdd(device); err != nil {
 		return fmt.Errorf("%s: add device %s: %w", n.Name, name, err)
 	}
-	return n.raise(name, own)
+	return n.activate(name, own)
 }
 
-// raise gives a device the first address of the node's own subnet and sets it up.
-func (n *Node) raise(name string, own netip.Prefix) error {
-	if err := n.AddAddr(name, netip.PrefixFrom(own.Masked().Addr(), own.Addr().BitLen())); err != nil {
+// activate adds the first address of the node's own subnet to a device and sets it up.
+func (n *Node) activate(name string, own netip.Prefix) error {
+	addr := netip.PrefixFrom(own.Masked().Addr(), own.Addr().BitLen())
+	if err := n.AddAddr(name, addr); err != nil {
 		return err
 	}
 	return n.SetUp(name, true)
 }
 
 func (n *Node) routeOnLink(index int, dst netip.Prefix, via netip.Addr) error {
-	route := &netlink.Route{LinkIndex: index, Dst: ipNet(dst), Gw: via.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+	route := &netlink.Route{LinkIndex: index, Dst: ipNet(dst), Gw: via.AsSlice(),
+		Flags: int(netlink.FLAG_ONLINK)}
 	if err := n.links.RouteReplace(route); err != nil {
 		return fmt.Errorf("%s: route %s via %s: %w", n.Name, dst, via, err)
 	}
 	return nil
 }
 
-// tunnelMAC is a hardware address (locally administered) that is the node's alone.
+// tunnelMAC returns a locally administered hardware address unique to the node.
 func (n *Node) tunnelMAC() net.HardwareAddr {
 	a := n.Addr.As4()
 	return net.HardwareAddr{0x02, 0x77, a[0], a[1], a[2], a[3]}
