@@ -1,6 +1,7 @@
-// Command install-conf puts the CNI config where the kubelet looks for it. With two arguments it is flannel's install-conf:
-// one atomic copy. With --ready it waits first until the daemon is ready, so that no pod starts before its network is up,
-// and with --hold it stays and puts the file there again whenever it is gone or is another.
+// Command install-conf copies the CNI config to the directory where the kubelet reads it. With two
+// arguments it behaves as flannel's install-conf: one atomic copy. With --ready it first waits
+// until the daemon is ready, so that no pod starts before its network is up. With --hold it keeps
+// running and restores the file whenever it is missing or differs.
 package main
 
 import (
@@ -24,8 +25,8 @@ const usage = `install-conf [--ready URL] [--hold] SOURCE TARGET
 
 Copies a CNI config atomically.
 
-  --ready  wait until a GET of this URL is answered with 200
-  --hold   stay, and copy again when either file has changed
+  --ready  first wait until a GET of this URL returns 200
+  --hold   keep running, and copy again when either file changes
 `
 
 func main() {
@@ -34,19 +35,19 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stderr))
 }
 
-// installer is what the command line asks for.
+// installer holds the command line and the state of the command.
 type installer struct {
 	source, target string
 	ready          string // URL; empty: do not wait
 	hold           bool
-	every          time.Duration // between two looks at what is waited for
+	interval       time.Duration // between polls of the URL or the files
 	log            io.Writer
-	said           string // the trouble said last
+	lastLogged     string // last error logged; empty after success
 }
 
-// run returns the exit code: 0 when all is done or a signal ended it.
+// run returns the exit code: 0 when the copy is done or a signal ended it.
 func run(ctx context.Context, args []string, log io.Writer) int {
-	i := installer{every: time.Second, log: log}
+	i := installer{interval: time.Second, log: log}
 	flags := flag.NewFlagSet("install-conf", flag.ContinueOnError)
 	flags.SetOutput(log)
 	flags.Usage = func() { fmt.Fprint(log, usage) }
@@ -70,7 +71,7 @@ func run(ctx context.Context, args []string, log io.Writer) int {
 }
 
 func (i *installer) run(ctx context.Context) error {
-	if i.ready != "" && !i.await(ctx) {
+	if i.ready != "" && !i.waitReady(ctx) {
 		return nil
 	}
 	if !i.hold {
@@ -79,60 +80,61 @@ func (i *installer) run(ctx context.Context) error {
 	}
 	for {
 		changed, err := i.install()
-		i.say(err)
+		i.logOnce(err)
 		if changed {
 			fmt.Fprintln(i.log, "install-conf: wrote", i.target)
 		}
-		if !i.pause(ctx) {
+		if !i.sleep(ctx) {
 			return nil
 		}
 	}
 }
 
-// await returns true when the URL is answered with 200, false when ctx has ended.
-func (i *installer) await(ctx context.Context) bool {
+// waitReady returns true when the URL returns 200, false when ctx ends.
+func (i *installer) waitReady(ctx context.Context) bool {
 	for {
-		err := ask(ctx, i.ready)
+		err := checkReady(ctx, i.ready)
 		if err == nil {
 			return true
 		}
 		if ctx.Err() == nil {
-			i.say(err)
+			i.logOnce(err)
 		}
-		if !i.pause(ctx) {
+		if !i.sleep(ctx) {
 			return false
 		}
 	}
 }
 
-// askTimeout bounds one question, and longest what is read of its answer.
+// Bounds of one readiness request: its duration, and the bytes read of its response.
 const (
-	askTimeout = 5 * time.Second
-	longest    = 4 << 10
+	requestTimeout = 5 * time.Second
+	maxBody        = 4 << 10
 )
 
-func ask(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+// checkReady returns nil if a GET of the URL returns 200.
+func checkReady(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	answer, err := http.DefaultClient.Do(q)
+	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		return err
 	}
-	defer answer.Body.Close()
-	if answer.StatusCode == http.StatusOK {
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusOK {
 		return nil
 	}
-	b, err := io.ReadAll(io.LimitReader(answer.Body, longest))
-	return errors.Join(fmt.Errorf("%s: %s: %s", url, answer.Status, bytes.TrimSpace(b)), err)
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	return errors.Join(fmt.Errorf("%s: %s: %s", url, resp.Status, bytes.TrimSpace(b)), err)
 }
 
-// pause waits for the next look; false says that ctx has ended.
-func (i *installer) pause(ctx context.Context) bool {
-	t := time.NewTimer(i.every)
+// sleep waits for the interval; it returns false if ctx ended.
+func (i *installer) sleep(ctx context.Context) bool {
+	t := time.NewTimer(i.interval)
 	defer t.Stop()
 	select {
 	case <-t.C:
@@ -142,29 +144,29 @@ func (i *installer) pause(ctx context.Context) bool {
 	}
 }
 
-// say writes trouble once for as long as it stays the same.
-func (i *installer) say(err error) {
+// logOnce logs an error once while it lasts.
+func (i *installer) logOnce(err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
-	if text != "" && text != i.said {
+	if text != "" && text != i.lastLogged {
 		fmt.Fprintln(i.log, "install-conf: waiting:", text)
 	}
-	i.said = text
+	i.lastLogged = text
 }
 
-// install makes the target hold what the source does. changed is false if it does already.
+// install copies the source to the target. changed is false if they are already equal.
 func (i *installer) install() (changed bool, err error) {
 	b, err := os.ReadFile(i.source)
 	if err != nil {
 		return false, err
 	}
 	if !json.Valid(b) {
-		return false, fmt.Errorf("%s is not JSON, nothing is installed", i.source)
+		return false, fmt.Errorf("%s: not valid JSON; target left unchanged", i.source)
 	}
-	have, err := os.ReadFile(i.target)
-	if err == nil && bytes.Equal(have, b) {
+	old, err := os.ReadFile(i.target)
+	if err == nil && bytes.Equal(old, b) {
 		return false, nil
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -173,7 +175,8 @@ func (i *installer) install() (changed bool, err error) {
 	return true, replace(i.target, b)
 }
 
-// replace writes a file by way of a hidden one beside it: what reads the folder sees the old file or the new one.
+// replace writes a file by renaming a hidden temporary file in the same directory, so that a reader
+// sees the old content or the new one.
 func replace(path string, b []byte) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
 	if err != nil {
@@ -185,7 +188,7 @@ func replace(path string, b []byte) (err error) {
 		}
 	}()
 	_, err = f.Write(b)
-	// The mode is for others to read, whatever the umask.
+	// Readable by all users, regardless of the umask.
 	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
 		return err
 	}

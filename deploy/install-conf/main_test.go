@@ -16,6 +16,7 @@ import (
 
 const conf = `{"name": "cbr0", "cniVersion": "0.3.1", "plugins": []}`
 
+// files creates a source with the given content and returns its path and that of the target.
 func files(t *testing.T, source string) (string, string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -39,7 +40,7 @@ func read(path string) string {
 	return string(b)
 }
 
-func TestCopyIsWholeAndLeavesNothingElse(t *testing.T) {
+func TestCopy(t *testing.T) {
 	from, to := files(t, conf)
 	write(t, to, "old")
 	var log bytes.Buffer
@@ -55,24 +56,24 @@ func TestCopyIsWholeAndLeavesNothingElse(t *testing.T) {
 	}
 	entries, err := os.ReadDir(filepath.Dir(to))
 	if err != nil || len(entries) != 1 {
-		t.Errorf("beside the target there is %v, %v", entries, err)
+		t.Errorf("directory of the target: %v, %v; want only the target", entries, err)
 	}
 }
 
-func TestWhatCannotBeInstalledLeavesTheTargetAlone(t *testing.T) {
-	for name, spoil := range map[string]func(from, to string) []string{
-		"no source":   func(_, to string) []string { return []string{to + "-none", to} },
-		"no JSON":     func(from, to string) []string { write(t, from, `{"name":`); return []string{from, to} },
-		"no folder":   func(from, to string) []string { return []string{from, filepath.Join(to, "x", "y")} },
-		"one file":    func(from, _ string) []string { return []string{from} },
-		"three files": func(from, to string) []string { return []string{from, to, to} },
+func TestCopyFailed(t *testing.T) {
+	for name, arguments := range map[string]func(from, to string) []string{
+		"no source":    func(_, to string) []string { return []string{to + "-none", to} },
+		"not JSON":     func(from, to string) []string { write(t, from, `{"name":`); return []string{from, to} },
+		"no directory": func(from, to string) []string { return []string{from, filepath.Join(to, "x", "y")} },
+		"one file":     func(from, _ string) []string { return []string{from} },
+		"three files":  func(from, to string) []string { return []string{from, to, to} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			from, to := files(t, conf)
 			write(t, to, "old")
 			var log bytes.Buffer
-			if code := run(t.Context(), spoil(from, to), &log); code == 0 || log.Len() == 0 {
-				t.Errorf("exit code %d, said %q", code, &log)
+			if code := run(t.Context(), arguments(from, to), &log); code == 0 || log.Len() == 0 {
+				t.Errorf("exit code %d, logged %q", code, &log)
 			}
 			if got := read(to); got != "old" {
 				t.Errorf("target holds %q", got)
@@ -81,10 +82,10 @@ func TestWhatCannotBeInstalledLeavesTheTargetAlone(t *testing.T) {
 	}
 }
 
-// quickly makes an installer that looks often, and runs it until the test ends.
-func quickly(t *testing.T, i installer) {
+// start runs an installer with a short interval until the test ends.
+func start(t *testing.T, i installer) {
 	t.Helper()
-	i.every, i.log = time.Millisecond, &bytes.Buffer{}
+	i.interval, i.log = time.Millisecond, &bytes.Buffer{}
 	ctx, cancel := context.WithCancel(context.Background())
 	var done sync.WaitGroup
 	done.Go(func() {
@@ -98,47 +99,48 @@ func quickly(t *testing.T, i installer) {
 	})
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+// eventually waits until ok returns true.
+func eventually(t *testing.T, desc string, ok func() bool) {
 	t.Helper()
 	limit := time.Now().Add(20 * time.Second)
 	for tick := time.NewTicker(time.Millisecond); !ok(); <-tick.C {
 		if time.Now().After(limit) {
-			t.Fatalf("waited for %s", what)
+			t.Fatalf("no %s within 20 s", desc)
 		}
 	}
 }
 
-func TestNothingIsInstalledBeforeTheDaemonIsReady(t *testing.T) {
+func TestWaitReady(t *testing.T) {
 	from, to := files(t, conf)
 	var ready atomic.Bool
-	var asked atomic.Int32
+	var requests atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		asked.Add(1)
+		requests.Add(1)
 		if !ready.Load() {
 			http.Error(w, "lease: no subnet yet", http.StatusServiceUnavailable)
 		}
 	}))
 	defer server.Close()
-	quickly(t, installer{source: from, target: to, ready: server.URL})
-	eventually(t, "some questions", func() bool { return asked.Load() > 3 })
+	start(t, installer{source: from, target: to, ready: server.URL})
+	eventually(t, "requests", func() bool { return requests.Load() > 3 })
 	if read(to) != "" {
 		t.Fatal("installed before the daemon was ready")
 	}
 	ready.Store(true)
-	eventually(t, "the config", func() bool { return read(to) == conf })
+	eventually(t, "config", func() bool { return read(to) == conf })
 }
 
-func TestHoldFollowsBothFiles(t *testing.T) {
+func TestHold(t *testing.T) {
 	from, to := files(t, conf)
-	quickly(t, installer{source: from, target: to, hold: true})
-	eventually(t, "the config", func() bool { return read(to) == conf })
+	start(t, installer{source: from, target: to, hold: true})
+	eventually(t, "config", func() bool { return read(to) == conf })
 	if err := os.Remove(to); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the config again", func() bool { return read(to) == conf })
-	write(t, to, "another's")
-	eventually(t, "the config in place of another's", func() bool { return read(to) == conf })
+	eventually(t, "restored config after removal", func() bool { return read(to) == conf })
+	write(t, to, "overwritten")
+	eventually(t, "restored config after overwriting", func() bool { return read(to) == conf })
 	changed := strings.Replace(conf, "cbr0", "cbr1", 1)
 	write(t, from, changed)
-	eventually(t, "the changed config", func() bool { return read(to) == changed })
+	eventually(t, "changed config", func() bool { return read(to) == changed })
 }
