@@ -1,22 +1,25 @@
-// Package encap knows what the bytes of a packet mean: the header of an inner packet, what an encapsulation
-// costs, how a packet that does not fit is cut, and how its sender is told.
+// Package encap defines the bytes of the overlay: the header of an inner packet, the overhead of
+// each encapsulation, IPv4 fragmentation, and the ICMP errors returned to a sender.
 //
-// On the wire of the udp backend a datagram's payload is one bare inner packet, with nothing before or after it:
+// On the wire of the udp backend a datagram's payload is exactly one bare inner packet:
 //
 //	 outer IP (20 or 40)   UDP (8)         inner packet, as it left the pod
 //	+--------------------+---------------+------------------+------------------------------+
 //	| node -> node, DF   | 8285 -> 8285  | IPv4 or IPv6     | TCP, UDP, ICMP, anything     |
 //	+--------------------+---------------+------------------+------------------------------+
 //
-// Words used in this package and in dataplane:
+// There is no header between UDP and the inner packet, and there must not be one: flannel's udp
+// backend and the kernel's FOU tunnels read the same bytes.
 //
-//	inner packet   what a pod sent: one IPv4 or IPv6 packet
-//	frame          what a TUN queue gives or takes: an inner packet, or a super-frame
-//	super-frame    up to 64 KiB of one TCP or UDP flow under one header, to be cut into equal segments
-//	segment        one inner packet cut out of a super-frame; the last of a super-frame may be shorter
+// Terms used in this package and in dataplane:
+//
+//	inner packet   one IPv4 or IPv6 packet sent by a pod
+//	frame          the unit read from or written to a TUN queue: an inner packet or a GSO frame
+//	GSO frame      up to 64 KiB of one TCP or UDP flow under one header, cut into equal segments
+//	segment        one inner packet cut from a GSO frame; the last of a frame may be shorter
 //	datagram       a UDP payload: exactly one inner packet
-//	train          datagrams of one size for one node that the kernel sends or delivers in one message;
-//	               the last may be shorter
+//	train          datagrams of one size for one node, sent or delivered by the kernel in one
+//	               message; the last may be shorter
 //
-// Everything here is pure: no descriptor, no goroutine, no clock, no log.
+// The package is pure: it has no file descriptors, goroutines, clocks or logs.
 package encap

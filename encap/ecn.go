@@ -2,7 +2,7 @@ package encap
 
 import "encoding/binary"
 
-// The two fields of a TOS (RFC 3168 section 5, RFC 2474).
+// Masks of the two fields of a TOS byte (RFC 3168 section 5, RFC 2474).
 const (
 	MaskECN  = 0x03
 	MaskDSCP = 0xfc
@@ -15,9 +15,9 @@ const (
 	ecnCE     = 3
 )
 
-// DecapTOS returns the inner packet's TOS after the outer header with its own is taken off: what RFC 6040 section
-// 4.2 makes of the two ECN fields, and the inner DSCP (RFC 2983's pipe model). ok is false where the packet must be
-// dropped: congestion was marked on one whose transport would not understand.
+// DecapTOS returns the TOS of the inner packet after decapsulation: the ECN fields combined by RFC
+// 6040 section 4.2, and the inner DSCP (pipe model of RFC 2983). ok is false if the packet must be
+// dropped: the outer header is marked CE, but the inner transport is not ECN-capable.
 func DecapTOS(inner, outer uint8) (tos uint8, ok bool) {
 	in, out := inner&MaskECN, outer&MaskECN
 	switch {
@@ -29,7 +29,7 @@ func DecapTOS(inner, outer uint8) (tos uint8, ok bool) {
 	return inner, true
 }
 
-// TOS returns the TOS of the inner packet pkt, which ParseInner has accepted.
+// TOS returns the TOS of the inner packet pkt, which must have been accepted by ParseInner.
 func TOS(pkt []byte) uint8 {
 	if pkt[0]>>4 == 6 {
 		return pkt[0]<<4 | pkt[1]>>4
@@ -37,7 +37,7 @@ func TOS(pkt []byte) uint8 {
 	return pkt[1]
 }
 
-// SetTOS changes the TOS of the inner packet pkt, which ParseInner has accepted, in place.
+// SetTOS sets the TOS of the inner packet pkt in place. ParseInner must have accepted pkt.
 func SetTOS(pkt []byte, tos uint8) {
 	if pkt[0]>>4 == 6 {
 		pkt[0] = pkt[0]&0xf0 | tos>>4
@@ -46,8 +46,9 @@ func SetTOS(pkt []byte, tos uint8) {
 	}
 	before := binary.BigEndian.Uint16(pkt)
 	pkt[1] = tos
-	// RFC 1624 equation 3: the checksum follows the one word that changes.
-	check := uint32(^binary.BigEndian.Uint16(pkt[10:])) + uint32(^before) + uint32(binary.BigEndian.Uint16(pkt))
+	// Incremental checksum update: RFC 1624 equation 3.
+	check := uint32(^binary.BigEndian.Uint16(pkt[10:])) + uint32(^before) +
+		uint32(binary.BigEndian.Uint16(pkt))
 	check = check>>16 + check&0xffff
 	check += check >> 16
 	binary.BigEndian.PutUint16(pkt[10:], ^uint16(check))

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestDecapTOS is figure 4 of RFC 6040, cell by cell.
+// TestDecapTOS checks every cell of figure 4 of RFC 6040.
 func TestDecapTOS(t *testing.T) {
 	const notECT, ect1, ect0, ce, drop = 0, 1, 2, 3, 9
 	figure := map[uint8]map[uint8]uint8{ // inner -> outer -> outgoing
@@ -26,7 +26,7 @@ func TestDecapTOS(t *testing.T) {
 }
 
 func TestSetTOS(t *testing.T) {
-	for id := range 1 << 16 { // every checksum there is
+	for id := range 1 << 16 { // covers every checksum
 		v4 := packet4("10.5.1.2", "10.5.2.3", ProtoUDP, flagDF, nil, nil)
 		v4[4], v4[5], v4[10], v4[11] = byte(id>>8), byte(id), 0, 0
 		sum := ^slowSum(v4[:20])
@@ -46,7 +46,7 @@ func TestSetTOS(t *testing.T) {
 			}
 		}
 		v6 := packet6("fd00::1", "fd00::2", ProtoUDP, nil)
-		v6[1] |= 5 // the flow label's first bits
+		v6[1] |= 5 // first bits of the flow label
 		want := bytes.Clone(v6)
 		SetTOS(v6, uint8(tos))
 		if in := mustParse(t, v6); in.TOS != uint8(tos) || TOS(v6) != uint8(tos) || v6[1]&0x0f != 5 {
@@ -54,7 +54,7 @@ func TestSetTOS(t *testing.T) {
 		}
 		SetTOS(v6, 0)
 		if !bytes.Equal(v6, want) {
-			t.Fatalf("%x is not what it was: %x", v6, want)
+			t.Fatalf("other bits changed: %x, now %x", v6, want)
 		}
 	}
 }

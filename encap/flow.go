@@ -9,32 +9,33 @@ import (
 	"golang.org/x/net/bpf"
 )
 
-// MaxSockets is the most sockets that FlowProgram spreads flows over.
+// MaxSockets is the largest number of sockets that FlowProgram supports.
 const MaxSockets = 1 << 16
 
-// protoSCTP has its ports where TCP and UDP have them (RFC 9260 section 3.1).
+// protoSCTP is SCTP, which has its ports at the same offset as TCP and UDP (RFC 9260 section 3.1).
 const protoSCTP = 132
 
-// Factors of the flow hash: odd, without structure (digits of the golden ratio, of pi and of e).
+// Factors of the flow hash: odd and without structure (digits of the golden ratio, of pi and of e).
 const (
-	mixWord  = 0x9e3779b1
-	mixEnd   = 0x243f6a89
-	mixFinal = 0xb7e15163
+	mixWord     = 0x9e3779b1
+	mixEndpoint = 0x243f6a89
+	mixFinal    = 0xb7e15163
 )
 
-// FlowHash returns a hash of the inner packet's flow that is the same in both directions. The flow is the two
-// addresses and, in TCP, UDP and SCTP packets that are not fragments, the two ports; everything else (ICMP,
-// fragments, IPv6 with extension headers) hashes on addresses alone, so that all pieces of a packet meet.
-// ok is false for what is not IP or too short to tell.
+// FlowHash returns a symmetric hash of the inner packet's flow: it is equal in both directions. The
+// flow is the two addresses and, in unfragmented TCP, UDP and SCTP packets, the two ports. All
+// other packets (ICMP, fragments, IPv6 with extension headers) are hashed by address only, so that
+// all fragments of a packet have the same hash. ok is false if pkt is not IP or is too short.
 //
-// It is the Go twin of the classic BPF program that FlowProgram gives, and only does what such a program can.
+// FlowHash is the Go equivalent of the classic BPF program returned by FlowProgram, and is limited
+// to operations that such a program has.
 func FlowHash(pkt []byte) (hash uint32, ok bool) {
 	if len(pkt) == 0 {
 		return 0, false
 	}
-	var src, dst uint32 // one word for each end
+	var src, dst uint32 // one word per endpoint
 	var proto uint8
-	var ports int // offset
+	var ports int // offset of the ports
 	switch pkt[0] >> 4 {
 	case 4:
 		if len(pkt) < ipv4HeaderLen {
@@ -60,13 +61,13 @@ func FlowHash(pkt []byte) (hash uint32, ok bool) {
 		src += uint32(binary.BigEndian.Uint16(pkt[ports:]))
 		dst += uint32(binary.BigEndian.Uint16(pkt[ports+2:]))
 	}
-	// Each end is mixed on its own before the two are added: a sum or an exclusive or of bare addresses does not
-	// tell 10.0.1.2 and 10.0.3.4 from 10.0.1.4 and 10.0.3.2, and clusters are full of those.
-	hash = mix(mix(src, mixEnd)+mix(dst, mixEnd), mixFinal)
+	// Mix each endpoint before adding the two. A sum or XOR of plain addresses would give 10.0.1.2
+	// and 10.0.3.4 the same value as 10.0.1.4 and 10.0.3.2, which is common in clusters.
+	hash = mix(mix(src, mixEndpoint)+mix(dst, mixEndpoint), mixFinal)
 	return hash, true
 }
 
-// foldWords makes one word of an address.
+// foldWords hashes an address into one word.
 func foldWords(addr []byte) (h uint32) {
 	for i := 0; i < len(addr); i += 4 {
 		h = (h + binary.BigEndian.Uint32(addr[i:])) * mixWord
@@ -81,10 +82,10 @@ func mix(h, factor uint32) uint32 {
 
 var errSockets = errors.New("number of sockets out of range")
 
-// FlowProgram returns a classic BPF program for SO_ATTACH_REUSEPORT_CBPF on a group of n sockets: it returns
-// FlowHash modulo n, the index of a socket in the group, or 0 where there is no hash. The kernel runs it on the
-// UDP payload, which is the inner packet; on a train that its receive offload joined, on the first packet of it.
-// n goes from 1 to MaxSockets.
+// FlowProgram returns a classic BPF program for SO_ATTACH_REUSEPORT_CBPF on a group of n sockets, 1
+// to MaxSockets. The program returns the index of a socket in the group: FlowHash modulo n, or 0 if
+// FlowHash is not ok. The kernel runs it on the UDP payload, which is the inner packet. For a train
+// joined by GRO, that is the first packet.
 func FlowProgram(n int) ([]bpf.RawInstruction, error) {
 	if n < 1 || n > MaxSockets {
 		return nil, fmt.Errorf("flow program for %d sockets: %w", n, errSockets)
@@ -96,14 +97,16 @@ func FlowProgram(n int) ([]bpf.RawInstruction, error) {
 	return raw, nil
 }
 
-// Scratch words of the flow program. A load beyond the packet's end makes the program return 0.
+// Scratch words of the flow program.
 const (
-	wordSrc   = iota // one word for each end, as in FlowHash
-	wordDst          //
-	wordProto        // 0 where there are no ports to look at
+	wordSrc   = iota // source endpoint, as in FlowHash
+	wordDst          // destination endpoint
+	wordProto        // upper-layer protocol; 0 if ports are not hashed
 	wordPorts        // offset of the ports
 )
 
+// flowProgram returns the instructions of FlowProgram. A load beyond the end of the packet makes a
+// BPF program return 0.
 func flowProgram(n uint32) []bpf.Instruction {
 	addrs6 := addrs6Program()
 	addrs4 := append(addrs4Program(), bpf.Jump{Skip: uint32(len(addrs6))})
@@ -126,12 +129,12 @@ func flowProgram(n uint32) []bpf.Instruction {
 		},
 		ports,
 		[]bpf.Instruction{bpf.LoadScratch{Dst: bpf.RegA, N: wordSrc}},
-		mixProgram(mixEnd),
+		mixProgram(mixEndpoint),
 		[]bpf.Instruction{
 			bpf.StoreScratch{Src: bpf.RegA, N: wordSrc},
 			bpf.LoadScratch{Dst: bpf.RegA, N: wordDst},
 		},
-		mixProgram(mixEnd),
+		mixProgram(mixEndpoint),
 		[]bpf.Instruction{
 			bpf.LoadScratch{Dst: bpf.RegX, N: wordSrc},
 			bpf.ALUOpX{Op: bpf.ALUOpAdd},
@@ -144,13 +147,14 @@ func flowProgram(n uint32) []bpf.Instruction {
 	)
 }
 
-// addrs4Program loads addresses, protocol and the ports' offset of an IPv4 packet.
+// addrs4Program stores the hashed addresses, the protocol and the offset of the ports of an IPv4
+// packet.
 func addrs4Program() []bpf.Instruction {
 	return slices.Concat(
 		foldProgram(12, 1, wordSrc),
 		foldProgram(16, 1, wordDst),
 		[]bpf.Instruction{
-			bpf.LoadMemShift{Off: 0}, // the header's length
+			bpf.LoadMemShift{Off: 0}, // header length
 			bpf.StoreScratch{Src: bpf.RegX, N: wordPorts},
 			bpf.LoadAbsolute{Off: 6, Size: 2},
 			bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: flagMF | maskOffset, SkipTrue: 2},
@@ -162,7 +166,7 @@ func addrs4Program() []bpf.Instruction {
 	)
 }
 
-// addrs6Program does for IPv6 what addrs4Program does for IPv4.
+// addrs6Program is addrs4Program for IPv6.
 func addrs6Program() []bpf.Instruction {
 	return slices.Concat(
 		foldProgram(8, 4, wordSrc),
@@ -176,7 +180,8 @@ func addrs6Program() []bpf.Instruction {
 	)
 }
 
-// foldProgram is foldWords for the address of some words at offset off; the result goes to a scratch word.
+// foldProgram is foldWords for the address at offset off, of the given number of words. It stores
+// the result in a scratch word.
 func foldProgram(off uint32, words, scratch int) []bpf.Instruction {
 	p := []bpf.Instruction{bpf.LoadConstant{Dst: bpf.RegA, Val: 0}}
 	for range words {
@@ -191,7 +196,7 @@ func foldProgram(off uint32, words, scratch int) []bpf.Instruction {
 	return append(p, bpf.StoreScratch{Src: bpf.RegA, N: scratch})
 }
 
-// portProgram adds the port at offset off behind the header to a scratch word.
+// portProgram adds the port at offset off after the IP header to a scratch word.
 func portProgram(off uint32, scratch int) []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.LoadScratch{Dst: bpf.RegX, N: wordPorts},
@@ -202,7 +207,7 @@ func portProgram(off uint32, scratch int) []bpf.Instruction {
 	}
 }
 
-// mixProgram is mix on the accumulator.
+// mixProgram is mix for the accumulator.
 func mixProgram(factor uint32) []bpf.Instruction {
 	return []bpf.Instruction{
 		bpf.TAX{},

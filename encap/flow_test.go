@@ -17,7 +17,7 @@ func flowVM(t testing.TB, n int) *bpf.VM {
 	}
 	program, all := bpf.Disassemble(raw)
 	if !all {
-		t.Fatal("the program has instructions that nobody can decode")
+		t.Fatal("program has unknown instructions")
 	}
 	vm, err := bpf.NewVM(program)
 	if err != nil {
@@ -35,7 +35,7 @@ func flowSocket(pkt []byte, n int) int {
 	return int(hash % uint32(n))
 }
 
-// checkFlow compares the program with its twin on one packet.
+// checkFlow compares the program with flowSocket on one packet.
 func checkFlow(t testing.TB, vm *bpf.VM, pkt []byte, n int) {
 	t.Helper()
 	got, err := vm.Run(pkt)
@@ -43,11 +43,11 @@ func checkFlow(t testing.TB, vm *bpf.VM, pkt []byte, n int) {
 		t.Fatal(err)
 	}
 	if want := flowSocket(pkt, n); got != want {
-		t.Fatalf("% x: the program chooses %d of %d, flowSocket %d", pkt, got, n, want)
+		t.Fatalf("% x: program selects socket %d of %d, flowSocket %d", pkt, got, n, want)
 	}
 }
 
-// flowPacket builds a packet of proto with both ports behind the header.
+// flowPacket builds a packet of proto with both ports after the IP header.
 func flowPacket(src, dst []byte, proto uint8, sport, dport uint16) []byte {
 	var b []byte
 	if len(src) == 4 {
@@ -66,8 +66,8 @@ func flowPacket(src, dst []byte, proto uint8, sport, dport uint16) []byte {
 	return append(b, make([]byte, 16)...)
 }
 
-// TestFlowProgram runs the program in a virtual machine against its Go twin, on random packets: right ones, cut
-// ones, and noise.
+// TestFlowProgram compares the program, run in a BPF virtual machine, with FlowHash on random
+// packets: valid, truncated, and noise.
 func TestFlowProgram(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 1))
 	for _, n := range []int{1, 2, 3, 7, 16, MaxSockets} {
@@ -95,8 +95,8 @@ func TestFlowProgram(t *testing.T) {
 	}
 }
 
-// TestFlowHashMeaning holds what is, and what is not, part of a flow.
-func TestFlowHashMeaning(t *testing.T) {
+// TestFlowHashFields checks the header fields that are part of a flow.
+func TestFlowHashFields(t *testing.T) {
 	v4 := func(proto uint8, sport, dport uint16) []byte {
 		return flowPacket([]byte{10, 1, 2, 3}, []byte{10, 1, 9, 8}, proto, sport, dport)
 	}
@@ -113,14 +113,17 @@ func TestFlowHashMeaning(t *testing.T) {
 		a, b []byte
 		same bool
 	}{
-		{"tcp, both directions", v4(6, 1000, 80), flowPacket([]byte{10, 1, 9, 8}, []byte{10, 1, 2, 3}, 6, 80, 1000), true},
-		{"udp over ipv6, both directions", flowPacket(v6a, v6b, 17, 1000, 53), flowPacket(v6b, v6a, 17, 53, 1000), true},
+		{"tcp, both directions", v4(6, 1000, 80),
+			flowPacket([]byte{10, 1, 9, 8}, []byte{10, 1, 2, 3}, 6, 80, 1000), true},
+		{"udp over ipv6, both directions", flowPacket(v6a, v6b, 17, 1000, 53),
+			flowPacket(v6b, v6a, 17, 53, 1000), true},
 		{"another port", v4(6, 1000, 80), v4(6, 1001, 80), false},
 		{"another port, sctp", v4(132, 1000, 80), v4(132, 1001, 80), false},
 		{"another port, ipv6", flowPacket(v6a, v6b, 17, 1000, 53), flowPacket(v6a, v6b, 17, 1000, 54), false},
 		{"another address", v4(6, 1000, 80), flowPacket([]byte{10, 1, 2, 4}, []byte{10, 1, 9, 8}, 6, 1000, 80), false},
 		{"another address, ipv6", flowPacket(v6a, v6b, 58, 0, 0), flowPacket(v6a, v6a, 58, 0, 0), false},
-		{"swapped parts of addresses", v4(6, 1000, 80), flowPacket([]byte{10, 1, 2, 8}, []byte{10, 1, 9, 3}, 6, 1000, 80), false},
+		{"swapped parts of addresses", v4(6, 1000, 80),
+			flowPacket([]byte{10, 1, 2, 8}, []byte{10, 1, 9, 3}, 6, 1000, 80), false},
 		{"icmp ignores what is not a port", v4(1, 1000, 80), v4(1, 7, 8), true},
 		{"first and later fragment", fragment(v4(17, 1000, 80), 0x2000), fragment(v4(17, 7, 8), 185), true},
 		{"fragment and whole packet", fragment(v4(17, 1000, 80), 0x2000), v4(17, 1000, 80), false},
@@ -137,16 +140,19 @@ func TestFlowHashMeaning(t *testing.T) {
 			}
 		})
 	}
-	for _, b := range [][]byte{nil, {0x45}, v4(6, 1, 2)[:19], v4(6, 1, 2)[:23], flowPacket(v6a, v6b, 17, 1, 2)[:43], {0x50, 19: 0}} {
+	for _, b := range [][]byte{
+		nil, {0x45}, v4(6, 1, 2)[:19], v4(6, 1, 2)[:23], flowPacket(v6a, v6b, 17, 1, 2)[:43], {0x50, 19: 0},
+	} {
 		if _, ok := FlowHash(b); ok {
-			t.Errorf("a hash for % x", b)
+			t.Errorf("FlowHash(% x) is ok, want not", b)
 		}
 	}
 }
 
-// TestFlowSpread looks at how evenly the flows of a cluster fall on sockets. The limit is five standard deviations
-// of a fair throw; a hash that keeps structure of its input misses it by far.
-func TestFlowSpread(t *testing.T) {
+// TestFlowHashDistribution checks that typical flows of a cluster are spread evenly over the
+// sockets. The limit is five standard deviations of a uniform distribution; a hash that keeps
+// structure of its input exceeds it by far.
+func TestFlowHashDistribution(t *testing.T) {
 	pod := func(v6 bool, node, pod int) []byte {
 		if v6 {
 			return []byte{0xfd, 0x42, 0, 0, 0, 0, 0, byte(node), 0, 0, 0, 0, 0, 0, 0, byte(pod)}
@@ -185,7 +191,8 @@ func TestFlowSpread(t *testing.T) {
 				limit := 5 * math.Sqrt(mean*(1-1/float64(n)))
 				for s, h := range hits {
 					if math.Abs(float64(h)-mean) > limit {
-						t.Errorf("%s, ipv6 %v: socket %d of %d got %d of %d flows, want %.0f +- %.0f", kind.name, v6, s, n, h, flows, mean, limit)
+						t.Errorf("%s, ipv6 %v: socket %d of %d got %d of %d flows, want %.0f +- %.0f",
+							kind.name, v6, s, n, h, flows, mean, limit)
 					}
 				}
 			}

@@ -2,17 +2,18 @@ package encap
 
 import "encoding/binary"
 
-// Fragmenter cuts one IPv4 packet that may be fragmented into pieces that fit an MTU (RFC 791 section 3.2).
-// It is for inner packets without DF on a path that is narrower than the TUN. IPv6 routers never cut.
+// Fragmenter fragments one IPv4 packet without DF to an MTU (RFC 791 section 3.2). It is for paths
+// whose MTU is smaller than that of the TUN. IPv6 packets are fragmented only by their sender.
 type Fragmenter struct {
-	pkt    []byte // the packet to cut; borrowed from NewFragmenter's caller
-	header int    // length of its header
+	pkt    []byte // borrowed from the caller of NewFragmenter
+	header int    // header length of pkt
 	mtu    int
-	done   int // payload bytes already cut off
+	done   int // payload bytes already returned
 }
 
-// NewFragmenter prepares to cut pkt, which in describes. It keeps pkt until the last Next. ok is false where
-// the packet must not be cut (DF, IPv6) or the MTU leaves no room for 8 bytes behind its header.
+// NewFragmenter returns a Fragmenter for pkt, whose parsed header is in. It borrows pkt until the
+// last Next. ok is false if the packet must not be fragmented (DF, IPv6) or if the MTU leaves less
+// than 8 bytes for payload.
 func NewFragmenter(pkt []byte, in *Inner, mtu int) (f Fragmenter, ok bool) {
 	if in.Version != 4 || in.DF || mtu < in.HeaderLen+8 {
 		return Fragmenter{}, false
@@ -20,7 +21,8 @@ func NewFragmenter(pkt []byte, in *Inner, mtu int) (f Fragmenter, ok bool) {
 	return Fragmenter{pkt: pkt, header: in.HeaderLen, mtu: mtu}, true
 }
 
-// Next appends the next fragment to dst and returns it; nothing is appended after the last one.
+// Next appends the next fragment to dst and returns the extended slice. After the last fragment it
+// returns dst unchanged.
 func (f *Fragmenter) Next(dst []byte) []byte {
 	payload := f.pkt[f.header:]
 	if f.done >= len(payload) {
@@ -33,14 +35,15 @@ func (f *Fragmenter) Next(dst []byte) []byte {
 	rest := payload[f.done:]
 	more := header+len(rest) > f.mtu
 	if more {
-		rest = rest[:(f.mtu-header)&^7] // offsets count in units of 8
+		rest = rest[:(f.mtu-header)&^7] // fragment offsets are in units of 8 bytes
 	}
 	dst = append(dst, rest...)
 
 	b := dst[start:]
 	b[0] = 4<<4 | uint8(header/4)
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
-	field := binary.BigEndian.Uint16(f.pkt[6:]) + uint16(f.done/8) // a fragment may be cut again: keep its MF and add
+	// pkt may itself be a fragment: keep its MF flag and add to its offset.
+	field := binary.BigEndian.Uint16(f.pkt[6:]) + uint16(f.done/8)
 	if more {
 		field |= flagMF
 	}
@@ -51,8 +54,8 @@ func (f *Fragmenter) Next(dst []byte) []byte {
 	return dst
 }
 
-// appendOptions appends all options to the first fragment and, to the others, those that ask to be copied:
-// the top bit of the option's type.
+// appendOptions appends the IP options: all of them to the first fragment, and those with the
+// copied flag (the top bit of the option type) to the others.
 func (f *Fragmenter) appendOptions(dst []byte) []byte {
 	options := f.pkt[ipv4HeaderLen:f.header]
 	if f.done == 0 {
@@ -66,7 +69,7 @@ func (f *Fragmenter) appendOptions(dst []byte) []byte {
 			size = len(options)
 		case kind == 1: // no operation
 		case len(options) < 2 || options[1] < 2 || int(options[1]) > len(options):
-			size = len(options) // malformed: nothing behind it can be trusted
+			size = len(options) // malformed: ignore the rest
 		default:
 			size = int(options[1])
 			if kind&0x80 != 0 {

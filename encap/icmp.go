@@ -6,38 +6,40 @@ import (
 	"slices"
 )
 
-// MaxICMP is the size in bytes of the largest message that AppendUnreachable and AppendTooBig build.
+// MaxICMP is the size in bytes of the largest packet that AppendUnreachable and AppendTooBig
+// append.
 const MaxICMP = maxICMP6
 
 const (
-	maxICMP4      = 576     // RFC 1812 section 4.3.2.3: quote as much as fits into 576 bytes
+	maxICMP4      = 576     // RFC 1812 section 4.3.2.3: quote as much as fits in 576 bytes
 	maxICMP6      = MinMTU6 // RFC 4443 section 2.4 (c)
 	icmpHeaderLen = 8       // in both versions
 	icmpHops      = 64      // RFC 1700's default
-	icmpTOS       = 6 << 5  // precedence "internetwork control" for errors: RFC 1812 section 4.3.2.5
+	icmpTOS       = 6 << 5  // precedence "internetwork control": RFC 1812 section 4.3.2.5
 )
 
-// Types and codes of RFC 792 and RFC 4443.
+// ICMP types and codes (RFC 792, RFC 4443).
 const (
 	icmp4Unreachable   = 3
 	icmp4NetCode       = 0
-	icmp4FragNeeded    = 4 // a code of icmp4Unreachable; the MTU's place is from RFC 1191
+	icmp4FragNeeded    = 4 // code of icmp4Unreachable; the MTU field is from RFC 1191
 	icmp6Unreachable   = 1
 	icmp6NoRouteCode   = 0
 	icmp6TooBig        = 2
-	icmp6Informational = 128 // types below are errors
+	icmp6Informational = 128 // lower types are errors
 	icmp6Redirect      = 137
 )
 
-// AppendUnreachable appends to dst the ICMP message "net unreachable" (IPv6: "no route to destination") about
-// the inner packet pkt, which in describes. It appends nothing where the RFCs forbid an answer: see mayAnswer.
-// With room for MaxICMP bytes in dst it does not allocate.
+// AppendUnreachable appends to dst an ICMP "net unreachable" packet (IPv6: "no route to
+// destination") in response to the inner packet pkt, whose parsed header is in. It appends nothing
+// if the RFCs forbid an error: see mayAnswer. It does not allocate if dst has room for MaxICMP
+// bytes.
 //
-// The message comes from the packet's own destination. RFC 1812 section 4.3.2.4 would have an address of the
-// router, but a message enters the host through the TUN, and Linux drops what comes in from outside with an
-// address of the host as its source (net/ipv4/fib_frontend.c, fib_validate_source). The kernel's own tunnels
-// answer the same way (net/ipv4/ip_tunnel_core.c, iptunnel_pmtud_build_icmp), and reverse path filters let it
-// pass, since the way to the destination is the TUN.
+// The source address is the destination of pkt. RFC 1812 section 4.3.2.4 requires an address of the
+// router, but the packet enters the host through the TUN, and Linux drops packets received on a
+// device with a local source address (net/ipv4/fib_frontend.c, fib_validate_source). The kernel's
+// own tunnels do the same (net/ipv4/ip_tunnel_core.c, iptunnel_pmtud_build_icmp). Reverse path
+// filters accept the packet, since the route to its source is through the TUN.
 func AppendUnreachable(dst []byte, pkt []byte, in *Inner) []byte {
 	if in.Version == 6 {
 		return appendICMP(dst, pkt, in, icmp6Unreachable, icmp6NoRouteCode, 0)
@@ -45,10 +47,10 @@ func AppendUnreachable(dst []byte, pkt []byte, in *Inner) []byte {
 	return appendICMP(dst, pkt, in, icmp4Unreachable, icmp4NetCode, 0)
 }
 
-// AppendTooBig appends the ICMP message "fragmentation needed" (IPv6: "packet too big") with the MTU in bytes
-// that the inner sender should use, under the same rules as AppendUnreachable. IPv6 is told no less than MinMTU6, below
-// which Linux does not listen (net/ipv6/route.c, __ip6_rt_update_pmtu): what carries less has to cut the packets itself
-// (RFC 2473 section 7.1).
+// AppendTooBig appends an ICMP "fragmentation needed" packet (IPv6: "packet too big") with the MTU
+// in bytes, under the same rules as AppendUnreachable. For IPv6 the MTU is at least MinMTU6: Linux
+// ignores lower values (net/ipv6/route.c, __ip6_rt_update_pmtu), and a tunnel with a smaller MTU
+// must fragment its outer packets (RFC 2473 section 7.1).
 func AppendTooBig(dst []byte, pkt []byte, in *Inner, mtu int) []byte {
 	if in.Version == 6 {
 		return appendICMP(dst, pkt, in, icmp6TooBig, 0, uint32(max(mtu, MinMTU6)))
@@ -85,9 +87,10 @@ func appendICMP(dst, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte
 	return dst
 }
 
-// mayAnswer applies RFC 1122 section 3.2.2, RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 (e): no ICMP
-// error about an ICMP error, a later fragment, or a packet of which one end is not a single host.
-// A packet too short to show its ICMP type may be an error and is not answered either.
+// mayAnswer reports whether an ICMP error may be sent in response to pkt. RFC 1122 section 3.2.2,
+// RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 (e) forbid errors in response to an ICMP error,
+// to a non-first fragment, and to a packet whose source or destination is not a single host. A
+// packet too short to hold an ICMP type is treated as an error.
 func mayAnswer(pkt []byte, in *Inner) bool {
 	if in.NonFirstFragment || !isHost(in.Dst) || !isHost(in.Src) || in.Src == in.Dst {
 		return false
@@ -104,13 +107,13 @@ func mayAnswer(pkt []byte, in *Inner) bool {
 		return typ >= icmp6Informational && typ != icmp6Redirect
 	}
 	switch typ {
-	case 0, 8, 13, 14, 15, 16, 17, 18: // echo, timestamp, information and mask: queries and their answers
+	case 0, 8, 13, 14, 15, 16, 17, 18: // echo, timestamp, information, mask: requests and replies
 		return true
 	}
-	return false // errors, and what RFC 1122 section 3.2.2 tells to discard
+	return false // errors, and unknown types, which RFC 1122 section 3.2.2 discards
 }
 
-// isHost reports whether a can be the address of one host, to which an answer may go.
+// isHost reports whether a can be the address of a single host, and so receive an ICMP error.
 func isHost(a netip.Addr) bool {
 	if !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
 		return false
@@ -126,7 +129,7 @@ func putIPv4(b []byte, total int, src, dst netip.Addr) {
 	s, d := src.As4(), dst.As4()
 	b[0], b[1] = 0x45, icmpTOS
 	binary.BigEndian.PutUint16(b[2:], uint16(total))
-	binary.BigEndian.PutUint16(b[6:], flagDF) // never cut, so the identification may stay 0 (RFC 6864 section 4.1)
+	binary.BigEndian.PutUint16(b[6:], flagDF) // atomic: the ID may be 0 (RFC 6864 section 4.1)
 	b[8], b[9] = icmpHops, ProtoICMP
 	copy(b[12:], s[:])
 	copy(b[16:], d[:])
@@ -142,7 +145,7 @@ func putIPv6(b []byte, total int, src, dst netip.Addr) {
 	copy(b[24:], d[:])
 }
 
-// pseudo6 is the partial sum of IPv6's pseudo-header (RFC 8200 section 8.1).
+// pseudo6 returns the sum of the IPv6 pseudo-header (RFC 8200 section 8.1).
 func pseudo6(src, dst netip.Addr, length int, proto uint8) uint16 {
 	s, d := src.As16(), dst.As16()
 	var tail [8]byte
@@ -151,8 +154,9 @@ func pseudo6(src, dst netip.Addr, length int, proto uint8) uint16 {
 	return sum(sum(sum(0, s[:]), d[:]), tail[:])
 }
 
-// sum adds b to the Internet checksum's running sum (RFC 1071), not complemented. It is the plain one: an ICMP
-// error is rare and short, and this package must not need the fast one.
+// sum adds b to a running Internet checksum (RFC 1071), not complemented. It is in plain Go rather
+// than from encap/checksum: ICMP errors are rare and short, and this package does not import that
+// one.
 func sum(start uint16, b []byte) uint16 {
 	s := uint32(start)
 	for len(b) >= 2 {

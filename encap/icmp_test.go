@@ -17,7 +17,7 @@ func mustParse(t *testing.T, pkt []byte) *Inner {
 	return &in
 }
 
-// echo is an ICMP echo request or any other message of 8 bytes.
+// echo returns an 8-byte ICMP message of the given type, such as an echo request.
 func echo(typ byte) []byte { return []byte{typ, 0, 0, 0, 0, 7, 0, 1} }
 
 func TestUnreachableGolden(t *testing.T) {
@@ -31,7 +31,8 @@ func TestUnreachableGolden(t *testing.T) {
 	}
 }
 
-// TestUnreachableGolden6 has an odd number of bytes and room that was used before.
+// TestUnreachableGolden6 quotes an odd number of bytes and appends to a buffer that was used
+// before.
 func TestUnreachableGolden6(t *testing.T) {
 	pkt := packet6("fd00::1", "fd00::2", ProtoUDP, []byte{0x13, 0x88, 0x13, 0x89, 0, 9, 0xbe, 0xef, 0x5a})
 	used := bytes.Repeat([]byte{0xaa}, MaxICMP)
@@ -45,18 +46,18 @@ func TestUnreachableGolden6(t *testing.T) {
 	}
 }
 
-// verify4 checks the checksums and the length of an ICMP message over IPv4, by the slow sum.
+// verify4 checks the length and, by slowSum, the checksums of an ICMP packet over IPv4.
 func verify4(t *testing.T, msg []byte) {
 	t.Helper()
 	if int(binary.BigEndian.Uint16(msg[2:])) != len(msg) {
 		t.Errorf("length field %d of %d bytes", binary.BigEndian.Uint16(msg[2:]), len(msg))
 	}
 	if slowSum(msg[:20]) != 0xffff || slowSum(msg[20:]) != 0xffff {
-		t.Errorf("checksums of %x", msg)
+		t.Errorf("wrong checksum in %x", msg)
 	}
 }
 
-// verify6 checks the same over IPv6, the pseudo-header built byte by byte.
+// verify6 is verify4 for IPv6. It builds the pseudo-header byte by byte.
 func verify6(t *testing.T, msg []byte) {
 	t.Helper()
 	if int(binary.BigEndian.Uint16(msg[4:]))+40 != len(msg) {
@@ -66,7 +67,7 @@ func verify6(t *testing.T, msg []byte) {
 	pseudo = binary.BigEndian.AppendUint32(pseudo, uint32(len(msg)-40))
 	pseudo = append(pseudo, 0, 0, 0, ProtoICMPv6)
 	if slowSum(append(pseudo, msg[40:]...)) != 0xffff {
-		t.Errorf("checksum of %x", msg)
+		t.Errorf("wrong checksum in %x", msg)
 	}
 }
 
@@ -84,7 +85,7 @@ func TestTooBig(t *testing.T) {
 	v6 := packet6("fd00::1", "fd00:2::2", ProtoTCP, make([]byte, 1400))
 	msg = AppendTooBig([]byte("before"), v6, mustParse(t, v6), 1352)
 	if string(msg[:6]) != "before" {
-		t.Fatalf("overwrote what was there: %q", msg[:6])
+		t.Fatalf("bytes before the message overwritten: %q", msg[:6])
 	}
 	msg = msg[6:]
 	verify6(t, msg)
@@ -100,34 +101,40 @@ func TestTooBig(t *testing.T) {
 	}
 }
 
-// IPv6 does not listen to less than 1280 bytes, and IPv4's field has 16 bits.
-func TestTooBigSaysWhatIsHeard(t *testing.T) {
+// TestTooBigMTULimits checks the minimum of 1280 bytes in IPv6 and the 16-bit field in IPv4.
+func TestTooBigMTULimits(t *testing.T) {
 	v4, v6 := packet4("10.5.1.2", "10.5.2.2", ProtoUDP, flagDF, nil, nil), packet6("fd00::1", "fd00::2", ProtoUDP, nil)
 	for _, c := range []struct {
 		pkt       []byte
 		at        int
 		mtu, want uint32
-	}{{v6, 44, 1252, 1280}, {v6, 44, 1281, 1281}, {v6, 44, 70000, 70000}, {v4, 24, 1252, 1252}, {v4, 24, 70000, 65535}} {
-		if got := binary.BigEndian.Uint32(AppendTooBig(nil, c.pkt, mustParse(t, c.pkt), int(c.mtu))[c.at:]); got != c.want {
-			t.Errorf("IPv%d, %d bytes: told %d, want %d", c.pkt[0]>>4, c.mtu, got, c.want)
+	}{
+		{v6, 44, 1252, 1280}, {v6, 44, 1281, 1281}, {v6, 44, 70000, 70000},
+		{v4, 24, 1252, 1252}, {v4, 24, 70000, 65535},
+	} {
+		msg := AppendTooBig(nil, c.pkt, mustParse(t, c.pkt), int(c.mtu))
+		if got := binary.BigEndian.Uint32(msg[c.at:]); got != c.want {
+			t.Errorf("IPv%d, %d bytes: MTU field %d, want %d", c.pkt[0]>>4, c.mtu, got, c.want)
 		}
 	}
 }
 
-// TestShortPacketsAreQuotedWhole guards against reading behind a packet that is shorter than its header and 8 bytes.
-func TestShortPacketsAreQuotedWhole(t *testing.T) {
+// TestShortPacketQuoted checks that a packet with less than 8 bytes after its header is quoted
+// whole.
+func TestShortPacketQuoted(t *testing.T) {
 	for n := range 9 {
-		backing := append(packet4("10.5.1.2", "10.5.9.9", ProtoUDP, 0, nil, bytes.Repeat([]byte{0x5a}, n)), 0xaa, 0xbb, 0xcc)
+		payload := bytes.Repeat([]byte{0x5a}, n)
+		backing := append(packet4("10.5.1.2", "10.5.9.9", ProtoUDP, 0, nil, payload), 0xaa, 0xbb, 0xcc)
 		pkt := backing[:20+n]
 		msg := AppendUnreachable(nil, pkt, mustParse(t, pkt))
 		verify4(t, msg)
 		if !bytes.Equal(msg[28:], pkt) {
-			t.Errorf("%d bytes behind the header: quotes %x of %x", n, msg[28:], pkt)
+			t.Errorf("%d bytes after the header: quotes %x of %x", n, msg[28:], pkt)
 		}
 	}
 }
 
-func TestNotAnswered(t *testing.T) {
+func TestICMPNotAllowed(t *testing.T) {
 	type testCase struct {
 		name string
 		pkt  []byte
@@ -136,10 +143,14 @@ func TestNotAnswered(t *testing.T) {
 	var cases []testCase
 	add := func(want bool, name string, pkt []byte) { cases = append(cases, testCase{name, pkt, want}) }
 
-	for typ, want := range map[byte]bool{0: true, 3: false, 4: false, 5: false, 8: true, 11: false, 12: false, 13: true, 41: false} {
+	for typ, want := range map[byte]bool{
+		0: true, 3: false, 4: false, 5: false, 8: true, 11: false, 12: false, 13: true, 41: false,
+	} {
 		add(want, "ICMP type", packet4("10.5.1.2", "10.5.9.9", ProtoICMP, 0, nil, echo(typ)))
 	}
-	for typ, want := range map[byte]bool{1: false, 2: false, 3: false, 4: false, 127: false, 128: true, 129: true, 137: false, 143: true} {
+	for typ, want := range map[byte]bool{
+		1: false, 2: false, 3: false, 4: false, 127: false, 128: true, 129: true, 137: false, 143: true,
+	} {
 		add(want, "ICMPv6 type", packet6("fd00::1", "fd00::2", ProtoICMPv6, echo(typ)))
 	}
 	add(false, "ICMP without a type", packet4("10.5.1.2", "10.5.9.9", ProtoICMP, 0, nil, nil))
@@ -151,8 +162,9 @@ func TestNotAnswered(t *testing.T) {
 	add(false, "later fragment", packet4("10.5.1.2", "10.5.9.9", ProtoUDP, 1, nil, make([]byte, 8)))
 	add(false, "later fragment", packet6("fd00::1", "fd00::2", extFragment, []byte{ProtoUDP, 0, 0, 8, 0, 0, 0, 7}))
 	for src, want := range map[string]bool{
-		"0.0.0.0": false, "0.1.2.3": false, "127.0.0.1": false, "224.0.0.5": false, "239.1.1.1": false, "240.0.0.1": false,
-		"255.255.255.255": false, "1.0.0.0": true, "10.5.9.9": false, // the last is the destination itself
+		"0.0.0.0": false, "0.1.2.3": false, "127.0.0.1": false, "224.0.0.5": false, "239.1.1.1": false,
+		"240.0.0.1":       false,
+		"255.255.255.255": false, "1.0.0.0": true, "10.5.9.9": false, // the last is the destination
 	} {
 		add(want, "from "+src, packet4(src, "10.5.9.9", ProtoUDP, 0, nil, make([]byte, 8)))
 	}
@@ -167,15 +179,15 @@ func TestNotAnswered(t *testing.T) {
 	for _, c := range cases {
 		in := mustParse(t, c.pkt)
 		if got := len(AppendUnreachable(nil, c.pkt, in)) > 0; got != c.want {
-			t.Errorf("%s (%x): unreachable answered: %v", c.name, c.pkt, got)
+			t.Errorf("%s (%x): AppendUnreachable appended: %v", c.name, c.pkt, got)
 		}
 		if got := len(AppendTooBig(nil, c.pkt, in, 1300)) > 0; got != c.want {
-			t.Errorf("%s (%x): too big answered: %v", c.name, c.pkt, got)
+			t.Errorf("%s (%x): AppendTooBig appended: %v", c.name, c.pkt, got)
 		}
 	}
 }
 
-func TestICMPDoesNotAllocate(t *testing.T) {
+func TestICMPAllocs(t *testing.T) {
 	v4 := packet4("10.5.1.2", "10.5.2.2", ProtoTCP, flagDF, nil, make([]byte, 1400))
 	v6 := packet6("fd00::1", "fd00::2", ProtoTCP, make([]byte, 1400))
 	in4, in6 := mustParse(t, v4), mustParse(t, v6)
@@ -188,7 +200,8 @@ func TestICMPDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// FuzzICMP checks that whatever is answered is well formed, goes back to the sender, and stays within MaxICMP.
+// FuzzICMP checks that every ICMP error is well formed, addressed to the sender, and at most
+// MaxICMP bytes.
 func FuzzICMP(f *testing.F) {
 	f.Add(packet4("10.5.1.2", "10.5.9.9", ProtoUDP, 0, make([]byte, 40), make([]byte, 3)), 1300)
 	f.Add(packet6("fd00::1", "fd00::2", ProtoTCP, make([]byte, 1400)), 1280)
@@ -206,16 +219,16 @@ func FuzzICMP(f *testing.F) {
 			}
 			back := mustParse(t, msg)
 			if back.Dst != in.Src || back.Src != in.Dst || back.Version != in.Version {
-				t.Errorf("%v -> %v about %v -> %v", back.Src, back.Dst, in.Src, in.Dst)
+				t.Errorf("error %v -> %v in response to %v -> %v", back.Src, back.Dst, in.Src, in.Dst)
 			}
 			if in.Version == 4 {
 				verify4(t, msg)
 			} else {
 				verify6(t, msg)
 			}
-			// An error about the error would be a loop.
+			// An error in response to an error would loop.
 			if len(AppendUnreachable(nil, msg, back)) != 0 {
-				t.Error("an error is answered with an error")
+				t.Error("ICMP error sent in response to an ICMP error")
 			}
 		}
 	})

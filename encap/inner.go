@@ -6,14 +6,14 @@ import (
 	"net/netip"
 )
 
-// What can be wrong with an inner packet. ParseInner returns these very values, so that callers can compare.
+// Errors of ParseInner, which returns them unwrapped.
 var (
 	ErrTooShort   = errors.New("shorter than its header")
 	ErrBadVersion = errors.New("neither IPv4 nor IPv6")
 	ErrBadLength  = errors.New("length field and packet length differ")
 )
 
-// Upper-layer protocols this module looks into (IANA protocol numbers).
+// Upper-layer protocols that Weft inspects (IANA protocol numbers).
 const (
 	ProtoICMP   = 1
 	ProtoTCP    = 6
@@ -21,7 +21,7 @@ const (
 	ProtoICMPv6 = 58
 )
 
-// IPv6 extension headers that may stand before the upper layer (RFC 8200 section 4.1).
+// IPv6 extension headers that may precede the upper layer (RFC 8200 section 4.1).
 const (
 	extHopByHop    = 0
 	extRouting     = 43
@@ -29,21 +29,21 @@ const (
 	extDestination = 60
 )
 
-// Inner is what the header of an inner packet says, as far as the dataplane acts on it.
+// Inner holds the header fields of an inner packet that the dataplane uses.
 type Inner struct {
 	Src, Dst         netip.Addr
-	Len              int   // of the whole packet, in bytes
-	HeaderLen        int   // bytes before the upper layer: the IP header with its options or extension headers
+	Len              int   // total length in bytes
+	HeaderLen        int   // bytes of the IP header with its options or extension headers
 	Version          uint8 // 4 or 6
-	Proto            uint8 // of the upper layer
-	TOS              uint8 // DSCP and ECN: IPv4's TOS, IPv6's traffic class
-	DF               bool  // must not be fragmented on the way: the flag in IPv4, always so in IPv6
-	NonFirstFragment bool  // a fragment other than the first: it has no upper-layer header
+	Proto            uint8 // upper-layer protocol
+	TOS              uint8 // DSCP and ECN: IPv4 TOS, IPv6 traffic class
+	DF               bool  // must not be fragmented: the flag in IPv4, always true in IPv6
+	NonFirstFragment bool  // has no upper-layer header
 }
 
-// ParseInner reads the header of the inner packet b, which must be exactly one packet. It does not check
-// checksums: a packet that only passes through is verified by the kernel of the node that receives it.
-// The error is ErrTooShort, ErrBadVersion or ErrBadLength.
+// ParseInner parses the header of the inner packet b, which must be exactly one packet. It does not
+// verify checksums: the receiving kernel does. The error is ErrTooShort, ErrBadVersion or
+// ErrBadLength.
 func ParseInner(b []byte) (Inner, error) {
 	if len(b) < ipv4HeaderLen {
 		return Inner{}, ErrTooShort
@@ -82,7 +82,7 @@ func parse4(b []byte) (Inner, error) {
 	}, nil
 }
 
-// Bits of IPv4's flags and fragment offset field (RFC 791 section 3.1).
+// Bits of the IPv4 flags and fragment offset field (RFC 791 section 3.1).
 const (
 	flagDF     = 0x4000
 	flagMF     = 0x2000
@@ -109,8 +109,9 @@ func parse6(b []byte) (Inner, error) {
 	return in, in.skipExtensions(b)
 }
 
-// skipExtensions moves Proto and HeaderLen behind the IPv6 extension headers of b. It stops at the first
-// header it does not know, which then is the upper layer, and at a later fragment, which has none.
+// skipExtensions advances Proto and HeaderLen past the IPv6 extension headers of b. It stops at the
+// first unknown header, which it takes as the upper layer, and at a non-first fragment, which has
+// none.
 func (in *Inner) skipExtensions(b []byte) error {
 	for !in.NonFirstFragment {
 		var size int
@@ -120,7 +121,7 @@ func (in *Inner) skipExtensions(b []byte) error {
 			if len(rest) < 8 {
 				return ErrTooShort
 			}
-			size = 8 + int(rest[1])*8 // RFC 8200 section 4.3: units of 8, the first not counted
+			size = 8 + int(rest[1])*8 // RFC 8200 section 4.3: units of 8, not including the first
 		case extFragment:
 			if len(rest) < 8 {
 				return ErrTooShort
@@ -139,8 +140,9 @@ func (in *Inner) skipExtensions(b []byte) error {
 	return nil
 }
 
-// IsNDP reports whether the packet b, which in describes, is IPv6 neighbour or router discovery
-// (RFC 4861: ICMPv6 types 133 to 137). A TUN has no link layer to discover, and the overlay no router.
+// IsNDP reports whether the packet b, whose parsed header is in, is a Neighbor Discovery message
+// (RFC 4861: ICMPv6 types 133 to 137). The overlay has no use for them: a TUN has no link layer,
+// and there are no routers.
 func (in *Inner) IsNDP(b []byte) bool {
 	if in.Proto != ProtoICMPv6 || in.Version != 6 || in.NonFirstFragment || len(b) <= in.HeaderLen {
 		return false
@@ -149,7 +151,9 @@ func (in *Inner) IsNDP(b []byte) bool {
 	return t >= 133 && t <= 137
 }
 
-// IsMulticast reports whether the destination is more than one host: multicast, or IPv4's limited broadcast.
+// IsMulticast reports whether the destination is a multicast group or the IPv4 limited broadcast
+// address.
 func (in *Inner) IsMulticast() bool {
-	return in.Dst.IsMulticast() || in.Version == 4 && in.Dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})
+	return in.Dst.IsMulticast() ||
+		in.Version == 4 && in.Dst == netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }

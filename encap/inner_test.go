@@ -25,7 +25,8 @@ func packet4(src, dst string, proto uint8, flags uint16, options, payload []byte
 	return b
 }
 
-// packet6 builds an IPv6 packet; extensions and payload follow its header, next names the first of them.
+// packet6 builds an IPv6 packet. rest is everything after its header; next is the protocol that
+// rest begins with.
 func packet6(src, dst string, next uint8, rest []byte) []byte {
 	b := make([]byte, ipv6HeaderLen, ipv6HeaderLen+len(rest))
 	b[0] = 6 << 4
@@ -37,7 +38,7 @@ func packet6(src, dst string, next uint8, rest []byte) []byte {
 	return append(b, rest...)
 }
 
-// slowSum is the Internet checksum's sum, word by word with the carry added at once.
+// slowSum returns the Internet checksum of b, not complemented, folding the carry after every word.
 func slowSum(b []byte) uint16 {
 	var s uint16
 	for i := 0; i < len(b); i += 2 {
@@ -104,7 +105,7 @@ func TestParseInner(t *testing.T) {
 	}
 }
 
-func TestParseInnerRefuses(t *testing.T) {
+func TestParseInnerErrors(t *testing.T) {
 	v4 := packet4("10.5.1.2", "10.5.2.3", ProtoUDP, 0, nil, make([]byte, 12))
 	v6 := packet6("fd00::1", "fd00::2", ProtoUDP, make([]byte, 12))
 	change := func(b []byte, at int, to byte) []byte {
@@ -129,7 +130,8 @@ func TestParseInnerRefuses(t *testing.T) {
 		{"IPv6 39 bytes", v6[:39], ErrTooShort},
 		{"IPv6 cut off", v6[:51], ErrBadLength},
 		{"IPv6 with a tail", append(v6[:len(v6):len(v6)], 0), ErrBadLength},
-		{"IPv6 extension cut off", packet6("fd00::1", "fd00::2", extHopByHop, []byte{17, 1, 0, 0, 0, 0, 0, 0}), ErrTooShort},
+		{"IPv6 extension cut off",
+			packet6("fd00::1", "fd00::2", extHopByHop, []byte{17, 1, 0, 0, 0, 0, 0, 0}), ErrTooShort},
 		{"IPv6 extension of 7 bytes", packet6("fd00::1", "fd00::2", extRouting, make([]byte, 7)), ErrTooShort},
 		{"IPv6 fragment header cut off", packet6("fd00::1", "fd00::2", extFragment, make([]byte, 7)), ErrTooShort},
 	} {
@@ -139,7 +141,7 @@ func TestParseInnerRefuses(t *testing.T) {
 	}
 }
 
-func TestIsNeighbourMessage(t *testing.T) {
+func TestIsNDP(t *testing.T) {
 	icmp := func(typ byte) []byte { return []byte{typ, 0, 0, 0, 0, 0, 0, 0} }
 	later := append([]byte{ProtoICMPv6, 0, 0, 8, 0, 0, 0, 7}, icmp(135)...)
 	for _, c := range []struct {
@@ -166,7 +168,7 @@ func TestIsNeighbourMessage(t *testing.T) {
 	}
 }
 
-func TestIsGroup(t *testing.T) {
+func TestIsMulticast(t *testing.T) {
 	for dst, want := range map[string]bool{
 		"224.0.0.1": true, "239.255.255.255": true, "255.255.255.255": true, "240.0.0.1": false, "10.5.0.255": false,
 	} {
@@ -183,7 +185,7 @@ func TestIsGroup(t *testing.T) {
 	}
 }
 
-func TestParseInnerDoesNotAllocate(t *testing.T) {
+func TestParseInnerAllocs(t *testing.T) {
 	v4 := packet4("10.5.1.2", "10.5.2.3", ProtoUDP, 0, nil, make([]byte, 12))
 	v6 := packet6("fd00::1", "fd00::2", extHopByHop, append([]byte{ProtoUDP, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 8)...))
 	for _, pkt := range [][]byte{v4, v6, v6[:20]} {
@@ -193,7 +195,8 @@ func TestParseInnerDoesNotAllocate(t *testing.T) {
 	}
 }
 
-// FuzzParseInner checks what every caller relies on: offsets within the packet, and addresses as they lie in it.
+// FuzzParseInner checks that offsets lie within the packet and that addresses are those of the
+// packet.
 func FuzzParseInner(f *testing.F) {
 	f.Add(packet4("10.5.1.2", "10.5.2.3", ProtoUDP, flagMF, make([]byte, 4), make([]byte, 12)))
 	f.Add(packet6("fd00::1", "fd00::2", extHopByHop, append([]byte{ProtoUDP, 0, 1, 4, 0, 0, 0, 0}, make([]byte, 8)...)))
@@ -201,7 +204,7 @@ func FuzzParseInner(f *testing.F) {
 		in, err := ParseInner(b)
 		if err != nil {
 			if err != ErrTooShort && err != ErrBadVersion && err != ErrBadLength {
-				t.Errorf("unknown error %v", err)
+				t.Errorf("unexpected error %v", err)
 			}
 			return
 		}
@@ -235,7 +238,7 @@ func BenchmarkParseInner(b *testing.B) {
 func TestOverheads(t *testing.T) {
 	for _, c := range []struct {
 		name      string
-		got, want int // as flannel subtracts them, and as the kernel's devices do
+		got, want int // want: the values of flannel and of kernel devices
 	}{
 		{"udp", OverheadUDP4, 28}, {"udp over IPv6", OverheadUDP6, 48}, {"vxlan", OverheadVXLAN4, 50},
 		{"vxlan over IPv6", OverheadVXLAN6, 70}, {"ipip", OverheadIPIP, 20}, {"wireguard", OverheadWireGuard, 80},

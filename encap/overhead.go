@@ -1,27 +1,29 @@
 package encap
 
-// What each encapsulation adds to an inner packet, in bytes. A device's MTU is its underlay's MTU less this.
+// Overhead of each encapsulation in bytes. The MTU of a device is the MTU of its underlay less
+// this.
 const (
 	// OverheadUDP4 is an outer IPv4 header (20, RFC 791) and a UDP header (8, RFC 768).
 	OverheadUDP4 = ipv4HeaderLen + udpHeaderLen
 	// OverheadUDP6 is an outer IPv6 header (40, RFC 8200) and a UDP header (8).
 	OverheadUDP6 = ipv6HeaderLen + udpHeaderLen
-	// OverheadVXLAN4 is an inner Ethernet header (14), VXLAN (8, RFC 7348 section 5), UDP (8) and IPv4 (20).
+	// OverheadVXLAN4 is an inner Ethernet header (14), VXLAN (8, RFC 7348 section 5), UDP (8) and
+	// IPv4 (20).
 	OverheadVXLAN4 = ethernetHeaderLen + vxlanHeaderLen + OverheadUDP4
-	// OverheadVXLAN6 is the same under an outer IPv6 header.
+	// OverheadVXLAN6 is the same with an outer IPv6 header.
 	OverheadVXLAN6 = ethernetHeaderLen + vxlanHeaderLen + OverheadUDP6
 	// OverheadIPIP is one outer IPv4 header (RFC 2003).
 	OverheadIPIP = ipv4HeaderLen
-	// OverheadWireGuard is what WireGuard costs at most: IPv6 (40), UDP (8), its data header (16) and the
-	// authentication tag (16): the WireGuard paper, section 5.4.6. It is used for IPv4 too, so that one
-	// device can have peers of both families.
+	// OverheadWireGuard is the largest overhead of WireGuard: IPv6 (40), UDP (8), its data header
+	// (16) and the authentication tag (16) (WireGuard paper, section 5.4.6). It is used for IPv4
+	// too, so that one device can have peers of both families.
 	OverheadWireGuard = OverheadUDP6 + 16 + 16
 )
 
-// The largest UDP payload: 65,535 bytes less the headers that count towards a length field of 16 bits.
+// Largest UDP payload in bytes: 65,535 less the headers that the 16-bit length field includes.
 const (
-	MaxUDPPayload4 = 65535 - OverheadUDP4 // IPv4's total length counts its own header (RFC 791)
-	MaxUDPPayload6 = 65535 - udpHeaderLen // IPv6's payload length does not (RFC 8200)
+	MaxUDPPayload4 = 65535 - OverheadUDP4 // the IPv4 total length includes the header (RFC 791)
+	MaxUDPPayload6 = 65535 - udpHeaderLen // the IPv6 payload length does not (RFC 8200)
 )
 
 const (
@@ -32,7 +34,7 @@ const (
 	udpHeaderLen      = 8
 )
 
-// MinMTU4 and MinMTU6 are the smallest MTUs a link of each family may have (RFC 791, RFC 8200 section 5).
+// MinMTU4 and MinMTU6 are the smallest link MTUs of each family (RFC 791, RFC 8200 section 5).
 const (
 	MinMTU4 = 68
 	MinMTU6 = 1280
