@@ -6,10 +6,11 @@ import (
 	"testing"
 )
 
-// FuzzSplit gives any header with any frame: no panic, an end, and nothing written outside of what Next says.
+// FuzzSplit splits arbitrary frames with arbitrary headers. Split must not panic, must terminate,
+// and must not write beyond the length that Next returns.
 func FuzzSplit(f *testing.F) {
-	for _, p := range superFrames(11, 12) {
-		h, frame := p.superFrame(1 + len(p.payload)/3)
+	for _, p := range gsoFrames(11, 12) {
+		h, frame := p.gsoFrame(1 + len(p.payload)/3)
 		b := make([]byte, HeaderLen, HeaderLen+len(frame))
 		h.Encode(b)
 		f.Add(append(b, frame[:min(len(frame), 3000)]...))
@@ -40,18 +41,20 @@ func FuzzSplit(f *testing.F) {
 			segments++
 		}
 		if payload != len(frame)-s.header || !bytes.Equal(frame, before) {
-			t.Fatalf("%d payload bytes out of %d; frame changed: %v", payload, len(frame)-s.header, !bytes.Equal(frame, before))
+			t.Fatalf("%d of %d payload bytes; frame modified: %v",
+				payload, len(frame)-s.header, !bytes.Equal(frame, before))
 		}
 		if s.Next(dst) != 0 {
-			t.Fatal("a segment behind the last")
+			t.Fatal("segment after the last")
 		}
 	})
 }
 
-// FuzzSplitTwin compares with the slow twin: the fuzzer chooses the packet's fields and the segment size.
-func FuzzSplitTwin(f *testing.F) {
-	f.Add(uint8(0), []byte("payload that is cut"), uint16(5), uint32(1), uint8(0x18), uint16(0xffff))
-	f.Add(uint8(7), []byte("payload that is cut"), uint16(1), uint32(1<<32-3), uint8(0xff), uint16(9))
+// FuzzSplitReference compares Split with the reference implementation. The input selects the
+// packet's fields and the segment size.
+func FuzzSplitReference(f *testing.F) {
+	f.Add(uint8(0), []byte("payload to be split"), uint16(5), uint32(1), uint8(0x18), uint16(0xffff))
+	f.Add(uint8(7), []byte("payload to be split"), uint16(1), uint32(1<<32-3), uint8(0xff), uint16(9))
 	f.Fuzz(func(t *testing.T, kind uint8, payload []byte, size uint16, seq uint32, flags uint8, id uint16) {
 		if len(payload) == 0 || len(payload) > 60000 || size == 0 || len(payload)/int(size) > 2000 {
 			return
@@ -62,7 +65,7 @@ func FuzzSplitTwin(f *testing.F) {
 			p.id = 0
 		}
 		ecn := p.proto == 6 && kind&0x80 != 0
-		h, frame := p.superFrame(int(size))
+		h, frame := p.gsoFrame(int(size))
 		if ecn {
 			h.GSO |= GSOECN
 		}
@@ -73,8 +76,9 @@ func FuzzSplitTwin(f *testing.F) {
 	})
 }
 
-// FuzzMerge builds packets by four bytes each (flow, what is odd about it, size) and compares with the slow twin.
-// What is odd may be a field, with right checksums, or a flipped bit anywhere in the headers.
+// FuzzMerge compares Merger with the reference implementation. Each four bytes of input define a
+// packet: its flow, a mutation, and its size. A mutation changes a field, with correct checksums,
+// or flips a header bit.
 func FuzzMerge(f *testing.F) {
 	f.Add(uint64(1), bytes.Repeat([]byte{0, 255, 0, 9}, 40))
 	f.Add(uint64(2), bytes.Repeat([]byte{0, 255, 0, 9, 1, 255, 0, 200, 3, 255, 0, 9}, 20))
@@ -94,26 +98,27 @@ func FuzzMerge(f *testing.F) {
 			if !p.v6 && ops[0]&0x80 == 0 {
 				flow.id++
 			}
-			switch odd := ops[1]; {
-			case odd < 54:
-				traffic.rnd = rand.New(rand.NewPCG(uint64(odd), 0))
-				packets = append(packets, traffic.disturb(p))
-			case odd < 128:
+			switch mutation := ops[1]; {
+			case mutation < 54:
+				traffic.rnd = rand.New(rand.NewPCG(uint64(mutation), 0))
+				packets = append(packets, traffic.mutate(p))
+			case mutation < 128:
 				b := p.encode()
-				b[int(odd-54)%len(b)] ^= 1 << (ops[3] & 7)
+				b[int(mutation-54)%len(b)] ^= 1 << (ops[3] & 7)
 				packets = append(packets, b)
 			default:
 				packets = append(packets, p.encode())
 			}
 		}
-		got, want := feed(t, rand.New(rand.NewPCG(seed, 0)), everything(), packets)
+		got, want := mergeBoth(t, rand.New(rand.NewPCG(seed, 0)), mergeAll(), packets)
 		compare(t, got, want)
 	})
 }
 
-// FuzzMergeRaw gives any bytes as packets of one length: no panic, and nothing lost.
+// FuzzMergeRaw merges arbitrary bytes as packets of one length. The Merger must not panic or lose
+// packets.
 func FuzzMergeRaw(f *testing.F) {
-	for _, p := range superFrames(14, 6) {
+	for _, p := range gsoFrames(14, 6) {
 		p.payload = p.payload[:min(len(p.payload), 100)]
 		b := p.encode()
 		f.Add(uint16(len(b)), bytes.Repeat(b, 3))
@@ -123,7 +128,7 @@ func FuzzMergeRaw(f *testing.F) {
 			return
 		}
 		segments, n := 0, 0
-		m := NewMerger(everything(), func(h Header, frame []byte) { n += h.Segments(len(frame)) })
+		m := NewMerger(mergeAll(), func(h Header, frame []byte) { n += h.Segments(len(frame)) })
 		m.NextBuffer(bytes.Clone(b))
 		for at := 0; at < len(b); at += int(size) {
 			m.Add(at, min(int(size), len(b)-at))
@@ -131,7 +136,7 @@ func FuzzMergeRaw(f *testing.F) {
 		}
 		m.Flush()
 		if n != segments {
-			t.Fatalf("%d segments in, %d out", segments, n)
+			t.Fatalf("%d segments added, %d emitted", segments, n)
 		}
 	})
 }

@@ -1,11 +1,3 @@
-// Package offload is the arithmetic of segmentation offload on a TUN with IFF_VNET_HDR: the virtio header
-// before each frame, cutting one large frame into equal segments ([Splitter]), and joining segments into large
-// frames again ([Merger]).
-//
-// A frame is what one read or write of the TUN moves, without the virtio header: one IPv4 or IPv6 packet, which
-// may be up to 64 KiB long and stand for many. A segment is one packet cut out of it, or to be joined into it.
-//
-// Out of scope: descriptors, and the decision where a packet goes. Nothing here allocates after construction.
 package offload
 
 import (
@@ -18,53 +10,56 @@ const HeaderLen = 10
 
 // Flags of a Header (include/uapi/linux/virtio_net.h).
 const (
-	// NeedsChecksum: the checksum at ChecksumStart+ChecksumOffset holds the pseudo-header's sum only; whoever
-	// reads the frame has to finish it over everything from ChecksumStart on.
+	// NeedsChecksum means that the checksum at ChecksumStart+ChecksumOffset is partial: it holds
+	// only the sum of the pseudo-header. The reader must complete it over all bytes from
+	// ChecksumStart.
 	NeedsChecksum = 1
-	// DataValid: the checksum was verified. A TUN ignores it on frames that are written.
+	// DataValid means that the checksum was verified. The TUN driver ignores it on written frames.
 	DataValid = 2
 )
 
-// GSOType says how a frame is to be cut (include/uapi/linux/virtio_net.h, VIRTIO_NET_HDR_GSO_*).
+// GSOType is the segmentation type of a frame (include/uapi/linux/virtio_net.h,
+// VIRTIO_NET_HDR_GSO_*).
 type GSOType uint8
 
 const (
 	GSONone  GSOType = 0 // a single packet
 	GSOTCPv4 GSOType = 1 // TSO4
 	GSOTCPv6 GSOType = 4 // TSO6
-	GSOUDP   GSOType = 5 // UDP_L4 (USO): datagrams over IPv4 or IPv6. UFO (3), which is fragments, is not this
-	// GSOECN may be set besides a TCP type: CWR belongs to the first segment only (RFC 3168 section 6.1.2).
-	// Without it a CWR flag is part of Accurate ECN's counter (RFC 9768) and belongs to every segment.
+	GSOUDP   GSOType = 5 // UDP_L4 (USO): datagrams over IPv4 or IPv6; not UFO (3)
+	// GSOECN may be combined with a TCP type: only the first segment gets CWR (RFC 3168 section
+	// 6.1.2). Without it, CWR is part of the counter of Accurate ECN (RFC 9768) and is set in every
+	// segment.
 	GSOECN GSOType = 0x80
 )
 
-// Header is struct virtio_net_hdr: what has to be done to the frame behind it. Its zero value is a frame that
-// is complete as it is.
+// Header is struct virtio_net_hdr, which precedes each frame. The zero value describes a single
+// packet with a complete checksum.
 type Header struct {
 	Flags          uint8
 	GSO            GSOType
-	HeaderLen      uint16 // bytes of all headers of the frame; what the kernel gives is a hint only
-	SegmentSize    uint16 // payload bytes of each segment but the last, which may be shorter (gso_size)
-	ChecksumStart  uint16 // where the checksummed bytes begin: the TCP or UDP header
-	ChecksumOffset uint16 // the checksum's place, counted from ChecksumStart
+	HeaderLen      uint16 // bytes of all headers; only a hint in frames from the kernel
+	SegmentSize    uint16 // payload bytes per segment; the last may be shorter (gso_size)
+	ChecksumStart  uint16 // first checksummed byte: the TCP or UDP header
+	ChecksumOffset uint16 // offset of the checksum from ChecksumStart
 }
 
-// What can be wrong with a frame or its header. The functions here return these very values.
+// Errors of DecodeHeader and Split, which return them unwrapped.
 var (
 	ErrShortHeader    = errors.New("shorter than a virtio header")
 	ErrGSOType        = errors.New("unknown GSO type")
-	ErrIPVersion      = errors.New("IP version does not fit the GSO type")
+	ErrIPVersion      = errors.New("IP version does not match the GSO type")
 	ErrShortFrame     = errors.New("frame ends within its headers")
 	ErrLength         = errors.New("length field and frame length differ")
 	ErrSegmentSize    = errors.New("GSO frame without a segment size")
 	ErrNoChecksum     = errors.New("GSO frame without NEEDS_CSUM")
-	ErrChecksumOffset = errors.New("checksum place is not that of the upper-layer header")
-	ErrExtension      = errors.New("IPv6 extension header that cannot stand in a GSO frame")
+	ErrChecksumOffset = errors.New("checksum offset does not match the upper-layer header")
+	ErrExtension      = errors.New("IPv6 extension header not allowed in a GSO frame")
 	ErrFragment       = errors.New("GSO frame is a fragment")
 )
 
-// DecodeHeader reads a Header from the start of b. Fields are in the machine's byte order, which is what a TUN
-// uses unless TUNSETVNETLE or TUNSETVNETBE was asked for. The only error is ErrShortHeader.
+// DecodeHeader decodes a Header from the start of b. Fields are in native byte order, the default
+// of a TUN without TUNSETVNETLE or TUNSETVNETBE. The only error is ErrShortHeader.
 func DecodeHeader(b []byte) (Header, error) {
 	if len(b) < HeaderLen {
 		return Header{}, ErrShortHeader
@@ -79,7 +74,7 @@ func DecodeHeader(b []byte) (Header, error) {
 	}, nil
 }
 
-// Encode writes the header to the first HeaderLen bytes of b, in the machine's byte order.
+// Encode writes the header to the first HeaderLen bytes of b, in native byte order.
 func (h Header) Encode(b []byte) {
 	_ = b[HeaderLen-1]
 	b[0] = h.Flags
@@ -90,8 +85,8 @@ func (h Header) Encode(b []byte) {
 	binary.NativeEndian.PutUint16(b[8:], h.ChecksumOffset)
 }
 
-// Segments is the number of packets that a frame of n bytes with this header of a Merger's stands for. What comes from a
-// TUN has a HeaderLen that is a hint only: there Split tells.
+// Segments returns the number of segments in a frame of n bytes with this header. It is valid only
+// for headers from a Merger: in frames read from a TUN, HeaderLen is only a hint.
 func (h Header) Segments(n int) int {
 	if h.GSO == GSONone || h.SegmentSize == 0 || n <= int(h.HeaderLen) {
 		return 1

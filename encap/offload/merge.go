@@ -7,20 +7,20 @@ import (
 	"weft/encap/checksum"
 )
 
-// Limits says what a Merger may build and how much it may hold between two calls of Flush.
+// Limits configures the frames that a Merger may build and its memory between two calls of Flush.
 type Limits struct {
-	TCP bool // the TUN takes GSOTCPv4 and GSOTCPv6
-	UDP bool // the TUN takes GSOUDP (Linux 6.2)
+	TCP bool // the TUN accepts GSOTCPv4 and GSOTCPv6
+	UDP bool // the TUN accepts GSOUDP (Linux 6.2)
 
-	// UDPSegments is the most segments in a UDP frame: 64, or 128 where the kernel takes that many (from Linux
-	// 6.9; UDP_MAX_SEGMENTS in include/linux/udp.h). Zero means 64.
+	// UDPSegments is the maximum number of segments in a UDP frame: 64, or 128 if the kernel
+	// accepts it (Linux 6.9; UDP_MAX_SEGMENTS in include/linux/udp.h). Zero means 64.
 	UDPSegments int
-	Flows       int // most flows to hold open, up to 32767; zero means 256
-	Buffers     int // most trains between two calls of Flush; zero means 64
-	Pieces      int // most runs of payload that lie apart, over all flows; zero means 2048
+	Flows       int // maximum number of open flows, up to 32767; zero means 256
+	Buffers     int // maximum number of receive buffers between two Flushes; zero means 64
+	Pieces      int // maximum number of pieces, over all flows; zero means 2048
 }
 
-// maxFlows is what Merger.table can index.
+// maxFlows is the largest number of flows that the int16 indices in Merger.table can address.
 const maxFlows = 1<<15 - 1
 
 func (l Limits) withDefaults() Limits {
@@ -31,51 +31,54 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// Merger joins segments of TCP and UDP flows into large frames, across the trains they came in. A caller feeds it
-// every segment of a batch in the order of arrival:
+// Merger merges segments of TCP and UDP flows into GSO frames, across receive buffers. The caller
+// adds every segment of a batch in the order of arrival:
 //
 //	for each buffer { m.NextBuffer(buf); for each segment in it { m.Add(offset, length) } }
 //	m.Flush()
 //
-// The order within a flow (5-tuple, per direction) is kept; flows may overtake each other. A segment that cannot be
-// joined comes out alone and unchanged, byte for byte, after everything of its flow that came before it; where the
-// flow cannot be told, after everything that could be of its flow. A frame is written as soon as nothing can follow in
-// it, the rest by Flush. Checksums of all segments are verified before they are joined, others are left to the receiver.
+// The order within a flow (5-tuple, per direction) is kept; different flows may be reordered. A
+// segment that cannot be merged is emitted alone and unchanged, after all earlier segments of its
+// flow. If its flow is unknown, it is emitted after all segments that may belong to the same flow.
+// A frame is emitted as soon as no segment can follow in it, the others by Flush. Checksums are
+// verified only for segments that are merged; for the others that is left to the receiver.
 //
-// Buffers are borrowed from NextBuffer to the end of Flush, and are written to: in the fast case a payload moves towards
-// the front of its buffer, over the header between it and the payload before. A frame whose segments lie apart, with
-// other flows between, is put together in memory of the Merger. That is all allocated by NewMerger and bounded by
-// Limits: 64 KiB, 16 bytes a piece, and about 100 bytes a flow. A Merger belongs to one goroutine.
+// Buffers are borrowed from NextBuffer until Flush returns, and are modified: in the fast path a
+// payload is moved towards the front of its buffer, over the header between it and the payload
+// before. If other flows lie between the segments of a frame, the frame is copied to memory of the
+// Merger. All memory is allocated by NewMerger and bounded by Limits: 64 KiB, 16 bytes per piece,
+// and about 100 bytes per flow. A Merger is not safe for concurrent use.
 type Merger struct {
 	limits Limits
 	emit   func(h Header, frame []byte)
 
-	trains []train
-	flows  []flow          // one for each flow seen since the last drain; never reordered
-	pieces []piece         // payload runs of all flows, handed out in order
-	table  []int16         // hash of the flow's key -> index in flows, by linear probing; -1: free
-	recent int             // the flow of the last segment, most likely that of the next
-	joined []byte          // where a frame whose pieces lie apart is put together
-	saved  [maxHeader]byte // a header that a move may overwrite
+	buffers  []rxBuffer
+	flows    []flow          // flows seen since the last drain; never reordered
+	pieces   []piece         // payload runs of all flows, allocated in order
+	table    []int16         // hash of the flow key -> index in flows, by linear probing; -1: free
+	recent   int             // index of the flow of the last segment, most likely that of the next
+	gathered []byte          // copy of a frame that consists of several pieces
+	saved    [maxHeader]byte // a header that movePayload may overwrite
 }
 
-// train is a receive buffer. Everything from its start to top may still be needed; what lies behind top and
-// before the segment being added is free to be written.
-type train struct {
+// rxBuffer is a receive buffer. The bytes up to top may still be needed; those between top and the
+// segment being added may be overwritten.
+type rxBuffer struct {
 	buf []byte
 	top int
 }
 
-// flow is a 5-tuple and the frame that is open for it, if segments > 0. Its header lies at the start of the first piece.
+// flow is a 5-tuple and its open frame, if segments > 0. The header of the frame is at the start of
+// the first piece.
 type flow struct {
 	key      flowKey
 	slot     int32 // in Merger.table
 	segments int32
-	first    int32 // pieces of the open frame, the first and the last
-	last     int32
+	first    int32 // first piece of the open frame
+	last     int32 // last piece of the open frame
 	header   int32 // bytes of all headers
 	l4       int32 // offset of the TCP or UDP header
-	size     int32 // payload bytes a segment
+	size     int32 // payload bytes per segment
 	payload  int32 // payload bytes so far
 	seq      uint32
 	pseudo   uint16 // sum of addresses and protocol
@@ -84,15 +87,16 @@ type flow struct {
 	flags    uint8 // PSH and FIN of the last segment
 }
 
-// piece is a run of payload in a train (the first of a frame: headers and payload).
+// piece is a run of payload bytes in a receive buffer. The first piece of a frame includes the
+// headers.
 type piece struct {
-	train    int32
+	buffer   int32 // index in Merger.buffers
 	from, to int32
-	next     int32 // in Merger.pieces; -1: the last
+	next     int32 // index in Merger.pieces; -1: last piece
 }
 
-// NewMerger returns a Merger that gives each frame to emit, which borrows it until it returns and must not call
-// the Merger.
+// NewMerger returns a Merger that calls emit with each frame. emit borrows the frame until it
+// returns, and must not call the Merger.
 func NewMerger(l Limits, emit func(h Header, frame []byte)) *Merger {
 	l = l.withDefaults()
 	slots := 1
@@ -100,13 +104,13 @@ func NewMerger(l Limits, emit func(h Header, frame []byte)) *Merger {
 		slots *= 2
 	}
 	m := &Merger{
-		limits: l,
-		emit:   emit,
-		trains: make([]train, 0, l.Buffers),
-		flows:  make([]flow, 0, l.Flows),
-		pieces: make([]piece, 0, l.Pieces),
-		table:  make([]int16, slots),
-		joined: make([]byte, maxPacket),
+		limits:   l,
+		emit:     emit,
+		buffers:  make([]rxBuffer, 0, l.Buffers),
+		flows:    make([]flow, 0, l.Flows),
+		pieces:   make([]piece, 0, l.Pieces),
+		table:    make([]int16, slots),
+		gathered: make([]byte, maxPacket),
 	}
 	for i := range m.table {
 		m.table[i] = -1
@@ -114,39 +118,40 @@ func NewMerger(l Limits, emit func(h Header, frame []byte)) *Merger {
 	return m
 }
 
-// NextBuffer begins a receive buffer: the segments that are added next lie in it. All of buf up to its length, not
-// only what was received, is the Merger's until Flush returns. The more room there is behind what was received,
-// the more frames go on growing where they are when their next segments come in another buffer; 64 KiB is enough
-// for every frame that ends its train.
+// NextBuffer makes buf the receive buffer of the segments added next. The Merger owns all of buf up
+// to its length until Flush returns. If there is free space after the received bytes, frames can be
+// extended in place by segments from later buffers; 64 KiB suffices for any frame at the end of the
+// received bytes.
 func (m *Merger) NextBuffer(buf []byte) {
-	if len(m.trains) == cap(m.trains) {
+	if len(m.buffers) == cap(m.buffers) {
 		m.Flush()
 	}
-	m.trains = append(m.trains, train{buf: buf})
+	m.buffers = append(m.buffers, rxBuffer{buf: buf})
 }
 
-// Add takes the segment of n bytes at offset from of the current train: one inner packet. Segments of a train
-// are added in the order they lie in; bytes that are left out are dropped packets, and free.
+// Add adds the segment of n bytes at offset from in the current buffer: one inner packet. Segments
+// of a buffer must be added in ascending order of offsets. Bytes that are skipped may be
+// overwritten.
 func (m *Merger) Add(from, n int) {
-	t := &m.trains[len(m.trains)-1]
-	if from < t.top {
-		panic("offload: Merger.Add: segments of a train must be added in order")
+	b := &m.buffers[len(m.buffers)-1]
+	if from < b.top {
+		panic("offload: Merger.Add: segments of a buffer must be added in order")
 	}
-	s := segment{bytes: t.buf[from : from+n], from: from}
+	s := segment{bytes: b.buf[from : from+n], from: from}
 	switch m.parse(&s) {
-	case joinable:
-	case otherOfFlow:
+	case mergeable:
+	case sameFlow:
 		if f := m.find(&s.key); f != nil {
-			m.seal(f)
+			m.flushFlow(f)
 		}
 		m.emit(Header{}, s.bytes)
 		return
-	case otherOfPair:
-		m.sealPair(&s.key)
+	case sameHosts:
+		m.flushHosts(&s.key)
 		m.emit(Header{}, s.bytes)
 		return
 	default:
-		m.sealAll()
+		m.flushAll()
 		m.emit(Header{}, s.bytes)
 		return
 	}
@@ -154,29 +159,30 @@ func (m *Merger) Add(from, n int) {
 	f := m.findOrAdd(&s.key)
 	if f.segments > 0 {
 		if s.follows(m, f) && m.join(f, &s) {
-			if s.ends || s.payload() < int(f.size) {
-				m.seal(f)
+			if s.endsFrame || s.payload() < int(f.size) {
+				m.flushFlow(f)
 			}
 			return
 		}
-		m.seal(f)
+		m.flushFlow(f)
 	}
-	if s.ends {
-		m.emit(Header{}, s.bytes) // nothing may follow it
+	if s.endsFrame {
+		m.emit(Header{}, s.bytes)
 		return
 	}
 	m.open(f, &s)
 }
 
-// Flush writes every open frame, in the order their flows were first seen, and gives all buffers back.
+// Flush emits all open frames, in the order in which their flows were first seen, and releases all
+// buffers.
 func (m *Merger) Flush() {
 	m.drain()
-	m.trains = m.trains[:0]
+	m.buffers = m.buffers[:0]
 }
 
-// drain writes every open frame and forgets the flows.
+// drain emits all open frames and removes all flows.
 func (m *Merger) drain() {
-	m.sealAll()
+	m.flushAll()
 	for i := range m.flows {
 		m.table[m.flows[i].slot] = -1
 	}
@@ -185,8 +191,8 @@ func (m *Merger) drain() {
 	m.recent = 0
 }
 
-// open makes s the first segment of f's frame, where it lies. Its checksum is looked at only when a second
-// segment follows: most packets that come alone never need it.
+// open makes s the first segment of f's frame, in place. Its checksum is verified only when a
+// second segment follows: a lone packet is emitted unverified.
 func (m *Merger) open(f *flow, s *segment) {
 	if len(m.pieces) == cap(m.pieces) {
 		key := f.key
@@ -201,15 +207,17 @@ func (m *Merger) open(f *flow, s *segment) {
 	f.last = f.first
 }
 
-// addPiece notes a run of bytes of the current train that is needed until its frame is written.
+// addPiece adds a piece of the current buffer. Its bytes are kept until its frame is emitted.
 func (m *Merger) addPiece(from, to int) int32 {
-	current := len(m.trains) - 1
-	m.pieces = append(m.pieces, piece{train: int32(current), from: int32(from), to: int32(to), next: -1})
-	m.trains[current].top = to
+	current := len(m.buffers) - 1
+	m.pieces = append(m.pieces,
+		piece{buffer: int32(current), from: int32(from), to: int32(to), next: -1})
+	m.buffers[current].top = to
 	return int32(len(m.pieces) - 1)
 }
 
-// join adds the payload of s to f's frame. It reports false, with nothing changed, if a checksum is wrong.
+// join appends the payload of s to f's frame. It returns false, without changes, if a checksum is
+// wrong or there is no piece left.
 func (m *Merger) join(f *flow, s *segment) bool {
 	if f.segments == 1 {
 		f.pseudo = checksum.Pseudo(f.key.addrs(s.bytes), s.proto, 0)
@@ -222,7 +230,7 @@ func (m *Merger) join(f *flow, s *segment) bool {
 	}
 	sum := checksum.Add(f.pseudo, uint16(len(s.bytes)-s.l4))
 	sum = checksum.Sum(s.bytes[s.l4:s.header], sum)
-	if !m.move(f, s, sum) {
+	if !m.movePayload(f, s, sum) {
 		return false
 	}
 	f.segments++
@@ -231,33 +239,35 @@ func (m *Merger) join(f *flow, s *segment) bool {
 	return true
 }
 
-// firstValid verifies the checksums of the frame's first segment.
+// firstValid reports whether the checksums of the frame's first segment are correct.
 func (m *Merger) firstValid(f *flow) bool {
 	p := &m.pieces[f.first]
-	b := m.trains[p.train].buf[p.from:p.to]
+	b := m.buffers[p.buffer].buf[p.from:p.to]
 	if b[0]>>4 == 4 && !validIPv4(b) {
 		return false
 	}
 	return checksum.Sum(b[f.l4:], checksum.Add(f.pseudo, uint16(len(b)-int(f.l4)))) == 0xffff
 }
 
-// validIPv4 verifies the checksum of a header without options. The order of bytes in a word does not matter to whether
-// the sum is all ones.
+// validIPv4 reports whether the checksum of an IPv4 header without options is correct. The byte
+// order does not matter when comparing the sum with all ones.
 func validIPv4(b []byte) bool {
 	b = b[:ipv4HeaderLen]
 	v, w := binary.NativeEndian.Uint64(b), binary.NativeEndian.Uint64(b[8:])
-	return checksum.Fold(v>>32+v&0xffffffff+w>>32+w&0xffffffff+uint64(binary.NativeEndian.Uint32(b[16:]))) == 0xffff
+	sum := v>>32 + v&0xffffffff + w>>32 + w&0xffffffff + uint64(binary.NativeEndian.Uint32(b[16:]))
+	return checksum.Fold(sum) == 0xffff
 }
 
-// move verifies the payload of s, sum being that of all before it, and puts it behind the last piece of f's
-// frame: in place where the bytes between are free, else by noting it as a new piece.
-func (m *Merger) move(f *flow, s *segment, sum uint16) bool {
+// movePayload appends the payload of s to f's frame: in place if the bytes after the last piece are
+// free, else as a new piece. sum covers the pseudo-header and the upper-layer header of s. It
+// returns false, without changes, if the checksum is wrong or there is no piece left.
+func (m *Merger) movePayload(f *flow, s *segment, sum uint16) bool {
 	p := &m.pieces[f.last]
-	t := &m.trains[p.train]
+	b := &m.buffers[p.buffer]
 	payload := s.bytes[s.header:]
-	here := int(p.train) == len(m.trains)-1
+	current := int(p.buffer) == len(m.buffers)-1
 	end := int(p.to) + len(payload)
-	if t.top != int(p.to) || !here && end > len(t.buf) {
+	if b.top != int(p.to) || !current && end > len(b.buf) {
 		if len(m.pieces) == cap(m.pieces) || checksum.Sum(payload, sum) != 0xffff {
 			return false
 		}
@@ -265,27 +275,27 @@ func (m *Merger) move(f *flow, s *segment, sum uint16) bool {
 		f.last = p.next
 		return true
 	}
-	dst := t.buf[p.to:end]
+	dst := b.buf[p.to:end]
 	copy(m.saved[:], s.bytes[:s.header])
 	if checksum.Copy(dst, payload, sum) != 0xffff {
-		if here {
+		if current { // dst may overlap s: restore s
 			copy(payload, dst)
 			copy(s.bytes, m.saved[:s.header])
 		}
 		return false
 	}
 	p.to = int32(end)
-	t.top = end
+	b.top = end
 	return true
 }
 
-// seal writes f's frame, if one is open: a lone segment as it came, more under one header.
-func (m *Merger) seal(f *flow) {
+// flushFlow emits f's frame, if one is open: a lone segment unchanged, several under one header.
+func (m *Merger) flushFlow(f *flow) {
 	if f.segments == 0 {
 		return
 	}
 	p := &m.pieces[f.first]
-	frame := m.trains[p.train].buf[p.from:p.to]
+	frame := m.buffers[p.buffer].buf[p.from:p.to]
 	if f.segments == 1 {
 		f.segments = 0
 		m.emit(Header{}, frame)
@@ -294,25 +304,25 @@ func (m *Merger) seal(f *flow) {
 	if p.next >= 0 {
 		frame = m.gather(f.first)
 	}
-	h := f.finish(frame)
+	h := f.finishHeader(frame)
 	f.segments = 0
 	m.emit(h, frame)
 }
 
-// gather copies the pieces from the one given on behind each other.
+// gather copies the list of pieces that begins with first into one contiguous frame.
 func (m *Merger) gather(first int32) []byte {
 	n := 0
 	for i := first; i >= 0; {
 		p := &m.pieces[i]
-		n += copy(m.joined[n:], m.trains[p.train].buf[p.from:p.to])
+		n += copy(m.gathered[n:], m.buffers[p.buffer].buf[p.from:p.to])
 		i = p.next
 	}
-	return m.joined[:n]
+	return m.gathered[:n]
 }
 
-// finish turns the first segment's header into that of the whole frame: lengths, flags, and in the checksum's
-// place the sum of the pseudo-header, which is what NeedsChecksum promises.
-func (f *flow) finish(frame []byte) Header {
+// finishHeader turns the header of the first segment into that of the whole frame: lengths, flags,
+// and the partial checksum that NeedsChecksum requires (the sum of the pseudo-header).
+func (f *flow) finishHeader(frame []byte) Header {
 	h := Header{
 		Flags:         NeedsChecksum,
 		HeaderLen:     uint16(f.header),
@@ -341,8 +351,8 @@ func (f *flow) finish(frame []byte) Header {
 	return h
 }
 
-func (m *Merger) sealAll() {
+func (m *Merger) flushAll() {
 	for i := range m.flows {
-		m.seal(&m.flows[i])
+		m.flushFlow(&m.flows[i])
 	}
 }

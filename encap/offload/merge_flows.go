@@ -1,7 +1,7 @@
 package offload
 
-// find returns the flow with the key k, nil if none was seen since the last drain. The pointer is good until the
-// next findOrAdd.
+// find returns the flow with key k, or nil if it was not seen since the last drain. The pointer is
+// valid until the next findOrAdd.
 func (m *Merger) find(k *flowKey) *flow {
 	if m.recent < len(m.flows) && m.flows[m.recent].key.equal(k) {
 		return &m.flows[m.recent]
@@ -17,8 +17,8 @@ func (m *Merger) find(k *flowKey) *flow {
 	return &m.flows[i]
 }
 
-// findOrAdd is find, with a new flow where there was none. If there is no room for one, everything is written
-// out first and all flows are forgotten.
+// findOrAdd returns the flow with key k and adds it if it is missing. If there is no room for a new
+// flow, it drains the Merger first.
 func (m *Merger) findOrAdd(k *flowKey) *flow {
 	if f := m.find(k); f != nil {
 		return f
@@ -33,7 +33,8 @@ func (m *Merger) findOrAdd(k *flowKey) *flow {
 	return &m.flows[m.recent]
 }
 
-// slot is where in the table k is, or would be. The table is at least twice as large as there are flows.
+// slot returns the table index where k is or would be stored. The table is at least twice as large
+// as the maximum number of flows, so a free slot always exists.
 func (m *Merger) slot(k *flowKey) int {
 	mask := len(m.table) - 1
 	for slot := int(k.hash()) & mask; ; slot = (slot + 1) & mask {
@@ -43,12 +44,13 @@ func (m *Merger) slot(k *flowKey) int {
 	}
 }
 
-// sealPair writes the open frames of all flows between the two addresses of k. An IPv6 pair that looks like an
-// IPv4 one (all zero behind the first 8 bytes) would seal that too, which does no harm.
-func (m *Merger) sealPair(k *flowKey) {
+// flushHosts emits the open frames of all flows from the source to the destination of k. An IPv6
+// pair may equal an IPv4 one (if all bytes after the first 8 are zero); then both are flushed,
+// which is harmless.
+func (m *Merger) flushHosts(k *flowKey) {
 	for i := range m.flows {
 		if m.flows[i].key.addr == k.addr {
-			m.seal(&m.flows[i])
+			m.flushFlow(&m.flows[i])
 		}
 	}
 }

@@ -2,17 +2,16 @@ package offload
 
 import (
 	"bytes"
-	"encoding/binary"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 )
 
-func everything() Limits { return Limits{TCP: true, UDP: true} }
+func mergeAll() Limits { return Limits{TCP: true, UDP: true} }
 
-// perFlow sorts what was written by flow. A packet whose flow cannot be told stands in every flow that it must not
-// overtake, so that comparing flow by flow compares the order as far as it is promised.
+// perFlow groups emitted frames by flow. A packet of an unknown flow is added to every flow that it
+// must not overtake, so that comparing per flow checks exactly the guaranteed order.
 func perFlow(out []emitted) map[string][]emitted {
 	flows := map[string][]emitted{}
 	for _, e := range out {
@@ -20,11 +19,11 @@ func perFlow(out []emitted) map[string][]emitted {
 			flows[flow] = nil
 		}
 	}
-	flows["all strangers"] = nil
+	flows["unknown flows"] = nil
 	for _, e := range out {
 		pair, flow := flowOf(e.frame)
 		for k := range flows {
-			if k == flow || flow == "" && (strings.HasPrefix(k, pair) || k == "all strangers") {
+			if k == flow || flow == "" && (strings.HasPrefix(k, pair) || k == "unknown flows") {
 				flows[k] = append(flows[k], e)
 			}
 		}
@@ -32,6 +31,7 @@ func perFlow(out []emitted) map[string][]emitted {
 	return flows
 }
 
+// compare compares frames and their order per flow.
 func compare(t testing.TB, got, want []emitted) {
 	t.Helper()
 	g, w := perFlow(got), perFlow(want)
@@ -50,16 +50,16 @@ func compare(t testing.TB, got, want []emitted) {
 	}
 }
 
-// TestMergeMatchesSlowTwin is the main test: seeded mixed traffic, frame for frame and byte for byte.
-func TestMergeMatchesSlowTwin(t *testing.T) {
+// TestMergeReference compares Merger with the reference implementation on random mixed traffic.
+func TestMergeReference(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		flows  int
 		limits Limits
 	}{
-		{"one flow", 1, everything()},
-		{"two flows", 2, everything()},
-		{"40 flows", 40, everything()},
+		{"one flow", 1, mergeAll()},
+		{"two flows", 2, mergeAll()},
+		{"40 flows", 40, mergeAll()},
 		{"tcp only", 8, Limits{TCP: true}},
 		{"udp only", 8, Limits{UDP: true}},
 		{"128 datagrams", 4, Limits{TCP: true, UDP: true, UDPSegments: 128}},
@@ -70,7 +70,7 @@ func TestMergeMatchesSlowTwin(t *testing.T) {
 			merged := 0
 			for seed := range uint64(4) {
 				traffic := newTraffic(seed, tt.flows)
-				got, want := feed(t, rand.New(rand.NewPCG(seed, 2)), tt.limits, traffic.packets(1500))
+				got, want := mergeBoth(t, rand.New(rand.NewPCG(seed, 2)), tt.limits, traffic.packets(1500))
 				compare(t, got, want)
 				for _, e := range got {
 					if e.h.GSO != GSONone {
@@ -79,14 +79,14 @@ func TestMergeMatchesSlowTwin(t *testing.T) {
 				}
 			}
 			if (merged == 0) != (tt.limits == Limits{}) {
-				t.Errorf("%d frames of more than one segment", merged)
+				t.Errorf("%d GSO frames", merged)
 			}
 		})
 	}
 }
 
-// write adds packets as one train and returns what the Merger wrote until the flush.
-func write(l Limits, packets ...[]byte) []emitted {
+// merge adds packets in one buffer, flushes, and returns the emitted frames.
+func merge(l Limits, packets ...[]byte) []emitted {
 	var out []emitted
 	m := NewMerger(l, func(h Header, frame []byte) { out = append(out, emitted{h, bytes.Clone(frame)}) })
 	buf := append(bytes.Join(packets, nil), make([]byte, 65536)...)
@@ -100,39 +100,40 @@ func write(l Limits, packets ...[]byte) []emitted {
 	return out
 }
 
-// TestSplitThenMerge: what was cut from one frame becomes that frame again, byte for byte.
-func TestSplitThenMerge(t *testing.T) {
-	joined := 0
-	for i, p := range superFrames(5, 300) {
+// TestMergeAfterSplit checks that merging the segments of a frame restores the frame.
+func TestMergeAfterSplit(t *testing.T) {
+	merged := 0
+	for i, p := range gsoFrames(5, 300) {
 		if p.ext != "" || p.options != "" {
-			continue // passes through alone
+			continue // not mergeable
 		}
 		if p.proto == 6 {
-			p.tcp.flags &^= 0x80 // CWR: likewise
+			p.tcp.flags &^= 0x80 // CWR: not mergeable
 		}
 		size := 1 + len(p.payload)/40
-		h, frame := p.superFrame(size)
+		h, frame := p.gsoFrame(size)
 		segments := splitAll(t, h, frame)
 		if len(segments) < 2 {
 			continue
 		}
-		joined++
-		got := write(everything(), segments...)
+		merged++
+		got := merge(mergeAll(), segments...)
 		if len(got) != 1 || got[0].h != h || !bytes.Equal(got[0].frame, frame) {
-			t.Fatalf("frame %d of %d segments: %d frames back, the first %v\nwant %v", i, len(segments), len(got), got[0], emitted{h, frame})
+			t.Fatalf("frame %d of %d segments: %d frames, first %v\nwant %v",
+				i, len(segments), len(got), got[0], emitted{h, frame})
 		}
 		if n := got[0].h.Segments(len(frame)); n != len(segments) {
-			t.Errorf("frame %d: Segments says %d, want %d", i, n, len(segments))
+			t.Errorf("frame %d: Segments = %d, want %d", i, n, len(segments))
 		}
 	}
-	if joined < 100 {
-		t.Errorf("only %d frames were joined", joined)
+	if merged < 100 {
+		t.Errorf("only %d frames were merged, want at least 100", merged)
 	}
 }
 
-// TestMergeThenSplit: what was joined gives the packets again that came in, byte for byte and in order per flow. Only
-// an ID that stood still counts up afterwards, which DF allows.
-func TestMergeThenSplit(t *testing.T) {
+// TestSplitAfterMerge checks that splitting merged frames restores the packets and their order per
+// flow. Only a constant ID counts up afterwards, which DF allows.
+func TestSplitAfterMerge(t *testing.T) {
 	for seed := range uint64(4) {
 		traffic := newTraffic(seed, 10)
 		packets := traffic.packets(1500)
@@ -140,12 +141,12 @@ func TestMergeThenSplit(t *testing.T) {
 		for _, p := range packets {
 			want = append(want, emitted{frame: p})
 		}
-		written, _ := feed(t, rand.New(rand.NewPCG(seed, 3)), everything(), packets)
+		emittedFrames, _ := mergeBoth(t, rand.New(rand.NewPCG(seed, 3)), mergeAll(), packets)
 		var got []emitted
-		for _, e := range written {
+		for _, e := range emittedFrames {
 			segments := splitAll(t, e.h, e.frame)
 			if e.h.GSO != GSONone && len(segments) != e.h.Segments(len(e.frame)) {
-				t.Fatalf("%d segments, Segments says %d", len(segments), e.h.Segments(len(e.frame)))
+				t.Fatalf("%d segments, Segments = %d", len(segments), e.h.Segments(len(e.frame)))
 			}
 			for _, s := range segments {
 				got = append(got, emitted{frame: s})
@@ -160,7 +161,7 @@ func TestMergeThenSplit(t *testing.T) {
 	}
 }
 
-// withoutDFID returns a copy of a good packet with DF whose ID is zero; other packets it returns as they are.
+// withoutDFID returns a copy of b with ID 0 if b is a valid packet with DF, else b.
 func withoutDFID(b []byte) []byte {
 	p, ok := decode(b)
 	if !ok || p.fragment != 0x4000 {
@@ -170,7 +171,7 @@ func withoutDFID(b []byte) []byte {
 	return p.encode()
 }
 
-// TestMergeOrder holds what must not be overtaken.
+// TestMergeOrder checks which flows a packet that is not mergeable flushes.
 func TestMergeOrder(t *testing.T) {
 	traffic := newTraffic(6, 12)
 	flow := &traffic.flows[0]
@@ -196,19 +197,20 @@ func TestMergeOrder(t *testing.T) {
 	garbage := []byte{0x45, 0, 0}
 	elsewhere := bytes.Clone(icmpBytes)
 	elsewhere[19]++
+	mergedA, mergedB := len(a[0].encode())+500, len(b[0].encode())+400
 	for _, tt := range []struct {
 		name  string
 		third []byte
-		want  []int // lengths of what is written, in order
+		want  []int // lengths of emitted frames
 	}{
-		{"an ACK seals its flow only", ack.encode(), []int{len(a[0].encode()) + 500, len(ack.encode()), len(b[0].encode()) + 400}},
-		{"options seal their flow only", options.encode(), []int{len(a[0].encode()) + 500, len(options.encode()), len(b[0].encode()) + 400}},
-		{"no ports: both flows between the addresses", icmpBytes, []int{len(a[0].encode()) + 500, len(b[0].encode()) + 400, len(icmpBytes)}},
-		{"garbage: everything", garbage, []int{len(a[0].encode()) + 500, len(b[0].encode()) + 400, len(garbage)}},
-		{"other addresses: nothing", elsewhere, []int{len(elsewhere), len(a[0].encode()) + 500, len(b[0].encode()) + 400}},
+		{"pure ACK: its flow", ack.encode(), []int{mergedA, len(ack.encode()), mergedB}},
+		{"IPv4 options: their flow", options.encode(), []int{mergedA, len(options.encode()), mergedB}},
+		{"no ports: both flows between the addresses", icmpBytes, []int{mergedA, mergedB, len(icmpBytes)}},
+		{"unparsed: all flows", garbage, []int{mergedA, mergedB, len(garbage)}},
+		{"other addresses: no flow", elsewhere, []int{len(elsewhere), mergedA, mergedB}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			out := write(everything(), a[0].encode(), b[0].encode(), a[1].encode(), b[1].encode(), tt.third)
+			out := merge(mergeAll(), a[0].encode(), b[0].encode(), a[1].encode(), b[1].encode(), tt.third)
 			var got []int
 			for _, e := range out {
 				got = append(got, len(e.frame))
@@ -220,51 +222,51 @@ func TestMergeOrder(t *testing.T) {
 	}
 }
 
-// TestMergeBadChecksums damages one segment in the middle of a run, at each place: it must come out alone and as
-// it was, and what is around it must still be joined.
+// TestMergeBadChecksums corrupts one segment of a run, at each position. It must be emitted alone
+// and unchanged, and the other segments must still be merged.
 func TestMergeBadChecksums(t *testing.T) {
 	traffic := newTraffic(7, 4)
 	for kind := range traffic.flows {
 		for place := range 5 {
 			p := traffic.flows[kind]
 			p.payload = traffic.fill[:5*700]
-			h, frame := p.superFrame(700)
+			h, frame := p.gsoFrame(700)
 			packets := splitAll(t, h, frame)
 			bad := packets[place]
 			bad[len(bad)-3] ^= 0x40
 			var alone int
-			for _, e := range write(everything(), packets...) {
+			for _, e := range merge(mergeAll(), packets...) {
 				if e.h.GSO == GSONone && bytes.Equal(e.frame, bad) {
 					alone++
 				}
 				if e.h.GSO != GSONone && bytes.Contains(e.frame, bad[len(bad)-100:]) {
-					t.Errorf("flow %d, place %d: damage was joined", kind, place)
+					t.Errorf("flow %d, place %d: corrupted segment was merged", kind, place)
 				}
 			}
 			if alone != 1 {
-				t.Errorf("flow %d, place %d: the damaged packet came out %d times, want once", kind, place, alone)
+				t.Errorf("flow %d, place %d: corrupted packet emitted %d times, want once", kind, place, alone)
 			}
-			if out := len(write(everything(), packets...)); out > 3 {
+			if out := len(merge(mergeAll(), packets...)); out > 3 {
 				t.Errorf("flow %d, place %d: %d frames, want at most 3", kind, place, out)
 			}
 		}
 	}
 }
 
-// TestMergeTinyLimits runs into every bound: nothing may be lost, doubled or put out of order.
-// TestMergeLongest joins to the last byte that an IP length field can say.
-func TestMergeLongest(t *testing.T) {
+// TestMergeMaxPacket merges frames of exactly maxPacket bytes.
+func TestMergeMaxPacket(t *testing.T) {
 	for i, p := range newTraffic(1, 4).flows {
 		payload := 65535 - len(p.encode())
 		p.payload = strings.Repeat("\xff", payload)
-		h, frame := p.superFrame((payload + 59) / 60)
-		out := write(everything(), splitAll(t, h, frame)...)
+		h, frame := p.gsoFrame((payload + 59) / 60)
+		out := merge(mergeAll(), splitAll(t, h, frame)...)
 		if len(out) != 1 || !bytes.Equal(out[0].frame, frame) {
-			t.Errorf("flow %d: %d frames, want the one of %d bytes", i, len(out), len(frame))
+			t.Errorf("flow %d: %d frames, want one of %d bytes", i, len(out), len(frame))
 		}
 	}
 }
 
+// TestMergeTinyLimits exceeds every limit. No packet may be lost, duplicated or reordered.
 func TestMergeTinyLimits(t *testing.T) {
 	for _, l := range []Limits{
 		{TCP: true, UDP: true, Flows: 1, Buffers: 1, Pieces: 1},
@@ -278,8 +280,8 @@ func TestMergeTinyLimits(t *testing.T) {
 		for _, p := range packets {
 			want = append(want, emitted{frame: withoutDFID(p)})
 		}
-		written, _ := feed(t, rand.New(rand.NewPCG(8, 8)), l, packets)
-		for _, e := range written {
+		emittedFrames, _ := mergeBoth(t, rand.New(rand.NewPCG(8, 8)), l, packets)
+		for _, e := range emittedFrames {
 			for _, s := range splitAll(t, e.h, e.frame) {
 				got = append(got, emitted{frame: withoutDFID(s)})
 			}
@@ -288,18 +290,18 @@ func TestMergeTinyLimits(t *testing.T) {
 	}
 }
 
-// TestMergeAcrossTrains joins a frame whose segments came in three trains, with and without room behind the
-// first. With room, the frame must have grown where it lies.
-func TestMergeAcrossTrains(t *testing.T) {
+// TestMergeAcrossBuffers merges a frame whose segments are in three buffers, with and without free
+// space at the end of the first. With enough space, the frame must be extended in place.
+func TestMergeAcrossBuffers(t *testing.T) {
 	p := newTraffic(9, 1).flows[0]
 	p.payload = strings.Repeat("0123456789", 4000)
-	h, frame := p.superFrame(1000)
+	h, frame := p.gsoFrame(1000)
 	segments := splitAll(t, h, frame)
 	for _, room := range []int{0, 500, 65536} {
 		var out []emitted
 		var bufs [][]byte
 		inPlace := false
-		m := NewMerger(everything(), func(h Header, frame []byte) {
+		m := NewMerger(mergeAll(), func(h Header, frame []byte) {
 			inPlace = &frame[0] == &bufs[0][0]
 			out = append(out, emitted{h, bytes.Clone(frame)})
 		})
@@ -316,15 +318,15 @@ func TestMergeAcrossTrains(t *testing.T) {
 		}
 		m.Flush()
 		if len(out) != 1 || out[0].h != h || !bytes.Equal(out[0].frame, frame) {
-			t.Errorf("room %d: %d frames, want the one that was cut", room, len(out))
+			t.Errorf("room %d: %d frames, want the original frame", room, len(out))
 		}
 		if inPlace != (room == 65536) {
-			t.Errorf("room %d: grown in place: %v", room, inPlace)
+			t.Errorf("room %d: extended in place: %v", room, inPlace)
 		}
 	}
 }
 
-// TestMergeOtherFlow: a packet that continues a segment in everything but a part of what names the flow.
+// TestMergeOtherFlow checks that a packet is not merged if any part of the flow key differs.
 func TestMergeOtherFlow(t *testing.T) {
 	for _, flow := range []int{0, 1, 2, 3} {
 		a := fill(newTraffic(9, 4).flows[flow], 100)
@@ -333,11 +335,11 @@ func TestMergeOtherFlow(t *testing.T) {
 		if !b.v6 {
 			b.id++
 		}
-		if out := write(everything(), a.encode(), b.encode()); len(out) != 1 {
-			t.Fatalf("flow %d: %d frames, want the two joined", flow, len(out))
+		if out := merge(mergeAll(), a.encode(), b.encode()); len(out) != 1 {
+			t.Fatalf("flow %d: %d frames, want the two merged", flow, len(out))
 		}
 		var others []packet
-		for i := 1; i < len(b.addrs); i += 4 { // one word more and its neighbour less: the checksum does not see that
+		for i := 1; i < len(b.addrs); i += 4 { // increment a word and decrement the next: same checksum
 			o := b
 			addrs := []byte(o.addrs)
 			addrs[i]++
@@ -354,139 +356,33 @@ func TestMergeOtherFlow(t *testing.T) {
 		o.proto ^= 6 ^ 17
 		others = append(others, o)
 		for _, o := range others {
-			if out := write(everything(), a.encode(), o.encode()); len(out) != 2 {
-				t.Errorf("flow %d and one to %x, ports %x, protocol %d were joined", flow, o.addrs, o.ports, o.proto)
+			if out := merge(mergeAll(), a.encode(), o.encode()); len(out) != 2 {
+				t.Errorf("flow %d was merged with addresses %x, ports %x, protocol %d", flow, o.addrs, o.ports, o.proto)
 			}
 		}
 	}
 }
 
-// TestMergeTrainLimit: one train too many flushes the ones before.
-func TestMergeTrainLimit(t *testing.T) {
+// TestMergeBufferLimit checks that a buffer beyond the limit flushes the earlier ones.
+func TestMergeBufferLimit(t *testing.T) {
 	traffic := newTraffic(9, 1)
 	frames := 0
 	m := NewMerger(Limits{TCP: true, Buffers: 2}, func(Header, []byte) { frames++ })
 	for i, p := range traffic.run(&traffic.flows[0], 3, 100) {
 		if m.NextBuffer(p.encode()); frames != i/2 {
-			t.Errorf("%d frames at train %d", frames, i)
+			t.Errorf("%d frames at buffer %d", frames, i)
 		}
 		m.Add(0, len(p.encode()))
 	}
 }
 
-// fill gives p a payload of n bytes.
-func fill(p packet, n int) packet {
-	p.payload = strings.Repeat("\x5a", n)
-	return p
-}
-
-// TestMergeRules holds each rule on two segments, the second following the first, after one change to the second
-// or to both. Checksums are right unless the change is made to bytes.
-func TestMergeRules(t *testing.T) {
-	type change struct {
-		name   string
-		flow   int             // 0 TCP, 1 UDP over IPv4; 2, 3 over IPv6
-		first  func(p *packet) // changes the first segment
-		second func(p *packet) // changes the second
-		raw    func(b []byte)  // changes the bytes of both
-		joined bool
-	}
-	both := func(name string, flow int, f func(p *packet), joined bool) change {
-		return change{name: name, flow: flow, first: f, second: f, joined: joined}
-	}
-	second := func(name string, flow int, f func(p *packet), joined bool) change {
-		return change{name: name, flow: flow, second: f, joined: joined}
-	}
-	flags := func(v uint8) func(p *packet) { return func(p *packet) { p.tcp.flags = v } }
-	tests := []change{
-		second("tcp", 0, func(p *packet) {}, true),
-		second("udp", 1, func(p *packet) {}, true),
-		second("tcp6", 2, func(p *packet) {}, true),
-		second("udp6", 3, func(p *packet) {}, true),
-		both("no flags", 0, flags(0), false),
-		both("SYN", 0, flags(0x12), false),
-		both("RST", 0, flags(0x14), false),
-		both("URG", 0, flags(0x30), false),
-		both("ECE", 0, flags(0x50), true),
-		second("ECE on one", 0, flags(0x50), false),
-		both("CWR", 0, flags(0x90), false),
-		both("PSH on both", 0, flags(0x18), false),
-		second("PSH on the last", 0, flags(0x18), true),
-		second("FIN on the last", 2, flags(0x11), true),
-		second("window", 0, func(p *packet) { p.tcp.window++ }, false),
-		second("urgent pointer", 0, func(p *packet) { p.tcp.urgent++ }, false),
-		second("reserved bits", 0, func(p *packet) { p.tcp.reserved = 1 }, false),
-		second("a shorter one", 0, func(p *packet) { *p = fill(*p, 99) }, true),
-		second("a longer one", 0, func(p *packet) { *p = fill(*p, 101) }, false),
-		second("a shorter datagram", 1, func(p *packet) { *p = fill(*p, 1) }, true),
-		second("a longer datagram", 3, func(p *packet) { *p = fill(*p, 101) }, false),
-		both("nothing in them", 1, func(p *packet) { p.payload = "" }, false),
-		both("IPv4 options", 0, func(p *packet) { p.options = "\x94\x04\x00\x00" }, false),
-		both("IPv4 reserved bit", 0, func(p *packet) { p.fragment |= 0x8000 }, false),
-		both("fragment", 1, func(p *packet) { p.fragment = 0x2000 }, false),
-		both("ID stands still with DF", 0, func(p *packet) { p.fragment, p.id = 0x4000, 7 }, true),
-		both("ID stands still without DF", 0, func(p *packet) { p.fragment, p.id = 0, 7 }, false),
-		both("ID stands still without DF, udp", 1, func(p *packet) { p.fragment, p.id = 0, 7 }, false),
-		second("ID jumps", 0, func(p *packet) { p.id++ }, false),
-		second("ID goes back", 0, func(p *packet) { p.id -= 2 }, false),
-		both("extension header", 2, func(p *packet) { p.ext, p.next = "\x06\x00\x01\x04\x00\x00\x00\x00", 60 }, false),
-		second("traffic class", 2, func(p *packet) { p.tos ^= 2 }, false),
-		second("flow label", 3, func(p *packet) { p.label++ }, false),
-		second("hop limit", 3, func(p *packet) { p.ttl-- }, false),
-		{name: "UDP length below the packet's", flow: 1, raw: func(b []byte) {
-			b[25]--
-			putUDPChecksum(b)
-		}},
-		{name: "no UDP checksum", flow: 1, raw: func(b []byte) { b[26], b[27] = 0, 0 }},
-		{name: "no UDP checksum, where it would be zero", flow: 1, raw: func(b []byte) {
-			b[28], b[29] = 0, 0
-			putUDPChecksum(b)
-			copy(b[28:30], b[26:28])
-			b[26], b[27] = 0, 0
-		}},
-		{name: "bytes behind the packet", flow: 0, raw: func(b []byte) { b[3]--; b[10], b[11] = 0, 0 }},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			a := fill(newTraffic(9, 4).flows[tt.flow], 100)
-			b := a
-			b.tcp.seq += 100
-			if !b.v6 {
-				b.id++
-			}
-			if tt.first != nil {
-				tt.first(&a)
-			}
-			if tt.second != nil {
-				tt.second(&b)
-			}
-			packets := [][]byte{a.encode(), b.encode()}
-			for _, p := range packets {
-				if tt.raw != nil {
-					tt.raw(p)
-				}
-			}
-			out := write(everything(), packets...)
-			if (len(out) == 1) != tt.joined {
-				t.Errorf("%d frames, want them joined: %v", len(out), tt.joined)
-			}
-		})
-	}
-}
-
-// putUDPChecksum makes the checksum of a UDP packet over IPv4 right for its bytes.
-func putUDPChecksum(b []byte) {
-	b[26], b[27] = 0, 0
-	pseudo := append(append([]byte{}, b[12:20]...), 0, 17, 0, byte(len(b)-20))
-	binary.BigEndian.PutUint16(b[26:], ^slowSum(append(pseudo, b[20:]...)))
-}
-
-// TestMergeLongerHeader: the second segment's header is longer than the whole first one, which ends its buffer.
+// TestMergeLongerHeader adds a segment whose header is longer than the entire first segment, which
+// ends its buffer.
 func TestMergeLongerHeader(t *testing.T) {
 	p := fill(newTraffic(9, 1).flows[0], 1)
 	p.tcp.options = ""
 	frames := 0
-	m := NewMerger(everything(), func(Header, []byte) { frames++ })
+	m := NewMerger(mergeAll(), func(Header, []byte) { frames++ })
 	m.NextBuffer(p.encode())
 	m.Add(0, len(p.encode()))
 	p.tcp.seq++
@@ -504,12 +400,12 @@ func TestMergeAddOutOfOrder(t *testing.T) {
 	packets := traffic.run(&traffic.flows[0], 2, 100)
 	buf := slices.Concat(packets[0].encode(), packets[1].encode())
 	n := len(packets[0].encode())
-	m := NewMerger(everything(), func(Header, []byte) {})
+	m := NewMerger(mergeAll(), func(Header, []byte) {})
 	m.NextBuffer(buf)
 	m.Add(n, len(buf)-n)
 	defer func() {
 		if recover() == nil {
-			t.Error("no panic for a segment that lies before the last one")
+			t.Error("no panic for a segment before the last one")
 		}
 	}()
 	m.Add(0, n)

@@ -1,22 +1,18 @@
 package offload
 
-import (
-	"encoding/binary"
-	"fmt"
-	"strings"
-)
+import "encoding/binary"
 
-// packet is the slow twin's view of a TCP or UDP packet: every field by name, encoded and decoded one at a time,
-// with checksums from the definition. What the package does with offsets, sums and moves is compared with it.
+// packet is a TCP or UDP packet as used by the reference implementations. It is encoded and decoded
+// field by field, with checksums computed from their definition.
 type packet struct {
 	v6       bool
 	tos, ttl uint8
 	id       uint16
-	fragment uint16 // IPv4's flags and offset
-	label    uint32 // IPv6's flow label
+	fragment uint16 // IPv4 flags and fragment offset
+	label    uint32 // IPv6 flow label
 	addrs    string // source and destination
 	options  string // IPv4
-	ext      string // IPv6 extension headers; the first byte of each names the next
+	ext      string // IPv6 extension headers; the first byte of each is the next header
 	next     uint8  // IPv6: type of the first extension header
 	proto    uint8
 	ports    uint32
@@ -27,12 +23,13 @@ type packet struct {
 
 type tcpFields struct {
 	seq, ack       uint32
-	reserved       uint8 // lower half of the byte with the data offset
+	reserved       uint8 // lower 4 bits of the byte with the data offset
 	flags          uint8
 	window, urgent uint16
 	options        string
 }
 
+// slowSum returns the Internet checksum of b, not complemented, folding the carry after every word.
 func slowSum(b []byte) uint16 {
 	s := uint32(0)
 	for i := 0; i < len(b); i += 2 {
@@ -81,7 +78,7 @@ func (p *packet) encodeUpper() []byte {
 	return b
 }
 
-// encode gives the packet's bytes with right lengths and checksums.
+// encode returns the packet's bytes with correct lengths and checksums.
 func (p *packet) encode() []byte {
 	upper := p.encodeUpper()
 	if p.v6 {
@@ -108,7 +105,7 @@ func (p *packet) encode() []byte {
 	return append(b, upper...)
 }
 
-// upperAt is the offset of the TCP or UDP header.
+// upperAt returns the offset of the TCP or UDP header.
 func (p *packet) upperAt() int {
 	if p.v6 {
 		return 40 + len(p.ext)
@@ -116,7 +113,8 @@ func (p *packet) upperAt() int {
 	return 20 + len(p.options)
 }
 
-// decode reads a TCP or UDP packet; ok is false for anything else, for wrong lengths and for wrong checksums.
+// decode decodes a TCP or UDP packet. ok is false for other packets and for wrong lengths or
+// checksums.
 func decode(b []byte) (p packet, ok bool) {
 	if len(b) < 20 {
 		return p, false
@@ -125,7 +123,8 @@ func decode(b []byte) (p packet, ok bool) {
 	switch b[0] >> 4 {
 	case 4:
 		header := int(b[0]&15) * 4
-		if header < 20 || len(b) < header || int(binary.BigEndian.Uint16(b[2:])) != len(b) || slowSum(b[:header]) != 0xffff {
+		if header < 20 || len(b) < header || int(binary.BigEndian.Uint16(b[2:])) != len(b) ||
+			slowSum(b[:header]) != 0xffff {
 			return p, false
 		}
 		p.tos, p.id, p.fragment = b[1], binary.BigEndian.Uint16(b[4:]), binary.BigEndian.Uint16(b[6:])
@@ -173,8 +172,10 @@ func (p *packet) decodeUpper(b []byte) bool {
 		}
 		header := int(b[12]>>4) * 4
 		p.tcp = tcpFields{
-			seq: binary.BigEndian.Uint32(b[4:]), ack: binary.BigEndian.Uint32(b[8:]), reserved: b[12] & 15, flags: b[13],
-			window: binary.BigEndian.Uint16(b[14:]), urgent: binary.BigEndian.Uint16(b[18:]), options: string(b[20:header]),
+			seq: binary.BigEndian.Uint32(b[4:]), ack: binary.BigEndian.Uint32(b[8:]),
+			reserved: b[12] & 15, flags: b[13],
+			window: binary.BigEndian.Uint16(b[14:]), urgent: binary.BigEndian.Uint16(b[18:]),
+			options: string(b[20:header]),
 		}
 		p.payload = string(b[header:])
 		return valid
@@ -182,12 +183,15 @@ func (p *packet) decodeUpper(b []byte) bool {
 	return false
 }
 
-// superFrame gives the packet as a kernel would hand it out for cutting: with the pseudo-header's sum where the
-// checksum goes, and the header that says so.
-func (p *packet) superFrame(size int) (Header, []byte) {
+// gsoFrame returns the packet as a GSO frame, as read from the kernel: with a partial checksum and
+// the virtio header.
+func (p *packet) gsoFrame(size int) (Header, []byte) {
 	b := p.encode()
 	at := p.upperAt()
-	h := Header{Flags: NeedsChecksum, SegmentSize: uint16(size), ChecksumStart: uint16(at), HeaderLen: uint16(len(b) - len(p.payload))}
+	h := Header{
+		Flags: NeedsChecksum, SegmentSize: uint16(size), ChecksumStart: uint16(at),
+		HeaderLen: uint16(len(b) - len(p.payload)),
+	}
 	switch {
 	case p.proto == 17:
 		h.GSO, h.ChecksumOffset = GSOUDP, 6
@@ -200,7 +204,7 @@ func (p *packet) superFrame(size int) (Header, []byte) {
 	return h, b
 }
 
-// slowSplit is the slow twin of Splitter for the frame that superFrame gives.
+// slowSplit is the reference implementation of Splitter for frames returned by gsoFrame.
 func (p *packet) slowSplit(size int, ecn bool) [][]byte {
 	var out [][]byte
 	for done := 0; done < len(p.payload); done += size {
@@ -217,139 +221,4 @@ func (p *packet) slowSplit(size int, ecn bool) [][]byte {
 		out = append(out, q.encode())
 	}
 	return out
-}
-
-// slowMerger is the slow twin of Merger: it keeps the packets of each flow and builds frames at the end. What it
-// gives out has the right order within each flow, not across flows.
-type slowMerger struct {
-	limits Limits
-	open   map[string][]packet
-	first  map[string][]byte // the first packet of each open flow as it came
-	out    []emitted
-}
-
-type emitted struct {
-	h     Header
-	frame []byte
-}
-
-func (e emitted) String() string {
-	return fmt.Sprintf("%+v, %d bytes % x...", e.h, len(e.frame), e.frame[:min(len(e.frame), 80)])
-}
-
-func newSlowMerger(l Limits) *slowMerger {
-	return &slowMerger{limits: l, open: map[string][]packet{}, first: map[string][]byte{}}
-}
-
-// flowOf names the addresses and the flow of a packet; flow is empty where it cannot be told, pair if neither can.
-func flowOf(b []byte) (pair, flow string) {
-	if len(b) < 20 {
-		return "", ""
-	}
-	switch b[0] >> 4 {
-	case 4:
-		header := int(b[0]&15) * 4
-		if header < 20 || int(binary.BigEndian.Uint16(b[2:])) != len(b) {
-			return "", ""
-		}
-		pair = "4" + string(b[12:20])
-		if (b[9] == 6 || b[9] == 17) && len(b) >= header+8 && binary.BigEndian.Uint16(b[6:])&0x3fff == 0 {
-			flow = pair + string(b[9:10]) + string(b[header:header+4])
-		}
-	case 6:
-		if len(b) < 40 || int(binary.BigEndian.Uint16(b[4:])) != len(b)-40 {
-			return "", ""
-		}
-		pair = "6" + string(b[8:40])
-		if (b[6] == 6 || b[6] == 17) && len(b) >= 48 {
-			flow = pair + string(b[6:7]) + string(b[40:44])
-		}
-	}
-	return pair, flow
-}
-
-func (m *slowMerger) add(b []byte) {
-	pair, flow := flowOf(b)
-	if flow == "" {
-		for k := range m.open {
-			if strings.HasPrefix(k, pair) {
-				m.seal(k)
-			}
-		}
-		m.out = append(m.out, emitted{frame: b})
-		return
-	}
-	p, ok := decode(b)
-	ok = ok && m.joinable(p)
-	if ok && m.joins(m.open[flow], p) {
-		m.open[flow] = append(m.open[flow], p)
-		if p.tcp.flags&0x09 != 0 || len(p.payload) < len(m.open[flow][0].payload) {
-			m.seal(flow)
-		}
-		return
-	}
-	m.seal(flow)
-	if !ok || p.tcp.flags&0x09 != 0 {
-		m.out = append(m.out, emitted{frame: b})
-		return
-	}
-	m.open[flow], m.first[flow] = []packet{p}, b
-}
-
-func (m *slowMerger) joinable(p packet) bool {
-	if p.options != "" || p.ext != "" || p.fragment&0x8000 != 0 || p.zeroSum || p.payload == "" {
-		return false
-	}
-	if p.proto == 6 {
-		return m.limits.TCP && p.tcp.flags|0x49 == 0x59
-	}
-	return m.limits.UDP
-}
-
-func (m *slowMerger) joins(open []packet, p packet) bool {
-	if len(open) == 0 || p.proto == 17 && len(open) >= m.limits.UDPSegments {
-		return false
-	}
-	first, total := open[0], len(open[0].encode())
-	want := first
-	want.payload = p.payload
-	for _, q := range open[1:] {
-		total += len(q.payload)
-	}
-	if p.proto == 6 {
-		want.tcp.flags |= p.tcp.flags & 0x09
-		want.tcp.seq += uint32(total - len(first.encode()) + len(first.payload))
-	}
-	fixed := p.fragment == 0x4000 && p.id == first.id
-	if len(open) > 1 {
-		fixed = open[1].id == first.id
-	}
-	if !fixed && !p.v6 {
-		want.id += uint16(len(open))
-	}
-	return p == want && len(p.payload) <= len(first.payload) && total+len(p.payload) <= 65535
-}
-
-func (m *slowMerger) seal(flow string) {
-	open := m.open[flow]
-	delete(m.open, flow)
-	switch len(open) {
-	case 0:
-	case 1:
-		m.out = append(m.out, emitted{frame: m.first[flow]})
-	default:
-		p := open[0]
-		for _, q := range open[1:] {
-			p.payload += q.payload
-			p.tcp.flags |= q.tcp.flags
-		}
-		h, frame := p.superFrame(len(open[0].payload))
-		m.out = append(m.out, emitted{h, frame})
-	}
-}
-
-func (m *slowMerger) flush() {
-	for k := range m.open {
-		m.seal(k)
-	}
 }

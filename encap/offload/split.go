@@ -6,42 +6,43 @@ import (
 	"weft/encap/checksum"
 )
 
-// Splitter cuts one frame into segments, each written whole into memory of the caller. It is a plain value: a
-// caller whose memory is full keeps it and goes on later. The frame is borrowed until the last Next; it is only
-// read, and must not change in between.
+// Splitter cuts one frame into segments and writes each to memory of the caller. If that is full,
+// the caller can keep the Splitter and continue later. The frame is borrowed until the last Next.
+// It is not modified, and the caller must not modify it.
 //
 //	s, err := offload.Split(h, frame)
 //	for s.NextLen() > 0 {
-//		n := s.Next(slot[used:]) // 0: does not fit, s is as before
+//		n := s.Next(slot[used:]) // 0: does not fit, s is unchanged
 //	}
 type Splitter struct {
 	frame    []byte
 	l4       int // offset of the TCP or UDP header
-	header   int // bytes of all headers, repeated in every segment
-	size     int // payload bytes a segment
+	header   int // bytes of all headers, which every segment repeats
+	size     int // payload bytes per segment
 	done     int // payload bytes already cut off
-	checksum int // offset of the upper-layer checksum; 0: the frame goes out as it is
+	checksum int // offset of the upper-layer checksum; 0: copy the frame unchanged
 	kind     splitKind
 	firstCWR bool   // CWR only on the first segment
 	id       uint16 // IPv4 ID of the next segment
 	seq      uint32 // TCP sequence number of the next segment
-	ipSum    uint16 // of the IPv4 header without length, ID and checksum
-	l4Sum    uint16 // of pseudo-header and upper-layer header without what differs between segments
+	ipSum    uint16 // sum of the IPv4 header without length, ID and checksum
+	l4Sum    uint16 // sum of the pseudo-header and the constant words of the upper-layer header
 }
 
 type splitKind uint8
 
 const (
-	single splitKind = iota // no GSO: one segment, the frame itself
+	single splitKind = iota // no GSO: the frame is the only segment
 	tcp
 	udp
 )
 
-// Split prepares to cut frame, which h describes. A frame that needs no cutting gives one segment, with its
-// checksum finished where h asks for that. The error is one of this package's values; the frame cannot be sent then.
+// Split returns a Splitter for frame, which h describes. A frame without GSO yields one segment,
+// with its checksum completed if h requires it. The error is one of the Err values of this package.
 //
-// IPv4 options and IPv6 extension headers are repeated in every segment. The payload's checksum is built on the
-// sum that the kernel left in the checksum field (which covers a routing header's final destination, too).
+// IPv4 options and IPv6 extension headers are repeated in every segment. The checksum is based on
+// the partial sum in the checksum field, which takes the final destination of a routing header into
+// account.
 func Split(h Header, frame []byte) (Splitter, error) {
 	if h.GSO == GSONone {
 		return splitNone(h, frame)
@@ -57,7 +58,7 @@ func Split(h Header, frame []byte) (Splitter, error) {
 		return Splitter{}, ErrGSOType
 	}
 	if h.Flags&NeedsChecksum == 0 {
-		return Splitter{}, ErrNoChecksum // virtio 1.2 section 5.1.6.2: a GSO type comes with NEEDS_CSUM
+		return Splitter{}, ErrNoChecksum // virtio 1.2 section 5.1.6.2: GSO requires NEEDS_CSUM
 	}
 	if s.size == 0 {
 		return Splitter{}, ErrSegmentSize
@@ -84,7 +85,8 @@ func splitNone(h Header, frame []byte) (Splitter, error) {
 	return s, nil
 }
 
-// checkNetwork checks the IP header of a GSO frame: version, length, and that the upper layer begins at s.l4.
+// checkNetwork validates the IP header of a GSO frame: the version, the length, and that the upper
+// layer begins at s.l4.
 func (s *Splitter) checkNetwork(gso GSOType) error {
 	b := s.frame
 	if len(b) < ipv4HeaderLen {
@@ -98,10 +100,11 @@ func (s *Splitter) checkNetwork(gso GSOType) error {
 		if int(binary.BigEndian.Uint16(b[ipv4Length:])) != len(b) {
 			return ErrLength
 		}
-		if binary.BigEndian.Uint16(b[ipv4Fragment:])&ipv4IsPiece != 0 {
+		if binary.BigEndian.Uint16(b[ipv4Fragment:])&ipv4FragmentMask != 0 {
 			return ErrFragment
 		}
-		if header := int(b[0]&0x0f) * 4; header < ipv4HeaderLen || header != s.l4 || b[ipv4Proto] != s.proto() {
+		header := int(b[0]&0x0f) * 4
+		if header < ipv4HeaderLen || header != s.l4 || b[ipv4Proto] != s.proto() {
 			return ErrChecksumOffset
 		}
 	case 6:
@@ -128,7 +131,8 @@ func (s *Splitter) proto() uint8 {
 	return protoUDP
 }
 
-// checkExtensions follows IPv6 extension headers from next, which stands at offset at, to the upper layer.
+// checkExtensions follows the IPv6 extension headers, of which the first has type next and offset
+// at, to the upper layer.
 func (s *Splitter) checkExtensions(next uint8, at int) error {
 	for next != s.proto() {
 		if next != extHopByHop && next != extRouting && next != extDestination {
@@ -138,7 +142,7 @@ func (s *Splitter) checkExtensions(next uint8, at int) error {
 			return ErrShortFrame
 		}
 		next = s.frame[at]
-		at += 8 + int(s.frame[at+1])*8 // RFC 8200 section 4.3: units of 8, the first not counted
+		at += 8 + int(s.frame[at+1])*8 // RFC 8200 section 4.3: units of 8, not including the first
 	}
 	if at != s.l4 {
 		return ErrChecksumOffset
@@ -146,10 +150,10 @@ func (s *Splitter) checkExtensions(next uint8, at int) error {
 	return nil
 }
 
-// prepare reads the upper-layer header and sums what is the same in all segments.
+// prepare parses the upper-layer header and sums the fields that are equal in all segments.
 func (s *Splitter) prepare(checksumOffset int) error {
 	l4, total := s.frame[min(s.l4, len(s.frame)):], len(s.frame)-s.l4
-	var fixed uint64 // sum of the upper-layer header's words that do not change, the checksum taken as 0
+	var fixed uint64 // sum of the constant words of the upper-layer header, without the checksum
 	switch s.kind {
 	case tcp:
 		if total < tcpHeaderLen {
@@ -161,8 +165,10 @@ func (s *Splitter) prepare(checksumOffset int) error {
 		}
 		s.header, s.checksum = s.l4+header, s.l4+tcpChecksum
 		s.seq = binary.BigEndian.Uint32(l4[tcpSeq:])
-		fixed = uint64(checksum.Sum(l4[:tcpSeq], 0)) + uint64(checksum.Sum(l4[tcpAck:tcpOffset], 0)) +
-			uint64(binary.BigEndian.Uint16(l4[tcpWindow:])) + uint64(checksum.Sum(l4[tcpUrgent:header], 0))
+		fixed = uint64(checksum.Sum(l4[:tcpSeq], 0)) +
+			uint64(checksum.Sum(l4[tcpAck:tcpOffset], 0)) +
+			uint64(binary.BigEndian.Uint16(l4[tcpWindow:])) +
+			uint64(checksum.Sum(l4[tcpUrgent:header], 0))
 	case udp:
 		if total < udpHeaderLen {
 			return ErrShortFrame
@@ -176,23 +182,25 @@ func (s *Splitter) prepare(checksumOffset int) error {
 	if s.header == len(s.frame) {
 		return ErrShortFrame
 	}
-	// The kernel's sum of the pseudo-header covers the whole frame's length: take that out.
+	// The kernel's sum of the pseudo-header includes the length of the whole frame: subtract it.
 	seed := binary.BigEndian.Uint16(s.frame[s.checksum:])
 	s.l4Sum = checksum.Fold(fixed + uint64(seed) + uint64(^uint16(total)))
 	if s.frame[0]>>4 == 4 {
 		s.id = binary.BigEndian.Uint16(s.frame[ipv4ID:])
-		s.ipSum = checksum.Add(checksum.Sum(s.frame[:ipv4Length], 0), checksum.Sum(s.frame[ipv4Fragment:ipv4Checksum], 0))
+		s.ipSum = checksum.Add(checksum.Sum(s.frame[:ipv4Length], 0),
+			checksum.Sum(s.frame[ipv4Fragment:ipv4Checksum], 0))
 		s.ipSum = checksum.Sum(s.frame[ipv4Addrs:s.l4], s.ipSum)
 	}
 	return nil
 }
 
-// MaxLen is the length in bytes of the first segment; none is longer, and only the last can be shorter.
+// MaxLen returns the length in bytes of the first segment. No other segment is longer, and only the
+// last can be shorter.
 func (s *Splitter) MaxLen() int {
 	return s.header + min(s.size, len(s.frame)-s.header)
 }
 
-// NextLen is the length in bytes of the segment that Next will write, 0 behind the last.
+// NextLen returns the length in bytes of the segment that Next will write, or 0 after the last.
 func (s *Splitter) NextLen() int {
 	rest := len(s.frame) - s.header - s.done
 	if rest <= 0 {
@@ -201,8 +209,8 @@ func (s *Splitter) NextLen() int {
 	return s.header + min(s.size, rest)
 }
 
-// Next writes the next segment to the start of dst and returns its length. It returns 0 and changes nothing if
-// there is none left or dst is shorter than NextLen.
+// Next writes the next segment to the start of dst and returns its length. It returns 0 without
+// changes if no segment is left or dst is shorter than NextLen.
 func (s *Splitter) Next(dst []byte) int {
 	n := s.NextLen()
 	if n == 0 || n > len(dst) {
@@ -226,7 +234,7 @@ func (s *Splitter) Next(dst []byte) int {
 	}
 	check := ^checksum.Copy(dst[s.header:], payload, checksum.Fold(sum))
 	if check == 0 && s.kind == udp {
-		check = 0xffff // RFC 768: zero would mean "no checksum"
+		check = 0xffff // RFC 768: zero means "no checksum"
 	}
 	binary.BigEndian.PutUint16(dst[s.checksum:], check)
 	s.done += len(payload)
@@ -242,8 +250,9 @@ func (s *Splitter) copySingle(dst []byte) {
 	putChecksum(dst[s.checksum:], checksum.Copy(dst[s.l4:], s.frame[s.l4:], 0))
 }
 
-// putChecksum finishes the checksum of a single frame. Zero becomes 0xffff whatever the protocol is, as in the
-// kernel (net/core/dev.c, skb_checksum_help): in UDP zero would mean "none", elsewhere the two are equal.
+// putChecksum writes the checksum of a frame without GSO. Like the kernel, it replaces zero by
+// 0xffff in all protocols (net/core/dev.c, skb_checksum_help): zero means "no checksum" in UDP,
+// and elsewhere the two values are equivalent.
 func putChecksum(b []byte, sum uint16) {
 	check := ^sum
 	if check == 0 {
@@ -252,7 +261,8 @@ func putChecksum(b []byte, sum uint16) {
 	binary.BigEndian.PutUint16(b, check)
 }
 
-// putNetwork fixes the IP header of the segment dst: the length and, in IPv4, the ID, which counts up, and the checksum.
+// putNetwork updates the IP header of the segment dst: the length and, in IPv4, the ID, which
+// counts up, and the checksum.
 func (s *Splitter) putNetwork(dst []byte) {
 	if dst[0]>>4 == 6 {
 		binary.BigEndian.PutUint16(dst[ipv6Length:], uint16(len(dst)-ipv6HeaderLen))
@@ -265,10 +275,12 @@ func (s *Splitter) putNetwork(dst []byte) {
 	s.id++
 }
 
-// putTCP fixes sequence number and flags of the segment dst with n payload bytes, and returns their sum.
+// putTCP updates the sequence number and the flags of the segment dst with n payload bytes, and
+// returns their sum.
 func (s *Splitter) putTCP(dst []byte, n int) uint64 {
-	// Read from the frame: a word of which dst has just got a part would keep the CPU waiting for dst's cache line.
-	flags := binary.BigEndian.Uint16(s.frame[s.l4+tcpOffset:]) // and the data offset
+	// Read from the frame rather than from dst: loading a word that was just written in part stalls
+	// the CPU.
+	flags := binary.BigEndian.Uint16(s.frame[s.l4+tcpOffset:]) // includes the data offset
 	if s.header+s.done+n < len(s.frame) {
 		flags &^= tcpFIN | tcpPSH
 	}

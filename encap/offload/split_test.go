@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// splitAll cuts a frame into copies, one slot for each segment.
+// splitAll splits a frame into separately allocated segments.
 func splitAll(t testing.TB, h Header, frame []byte) [][]byte {
 	t.Helper()
 	s, err := Split(h, frame)
@@ -21,15 +21,15 @@ func splitAll(t testing.TB, h Header, frame []byte) [][]byte {
 		want := s.NextLen()
 		dst := make([]byte, want)
 		if n := s.Next(dst); n != want {
-			t.Fatalf("Next wrote %d bytes, NextLen said %d", n, want)
+			t.Fatalf("Next wrote %d bytes, NextLen returned %d", n, want)
 		}
 		out = append(out, dst)
 	}
 	return out
 }
 
-// superFrames makes seeded packets of every kind that can be cut.
-func superFrames(seed uint64, n int) []packet {
+// gsoFrames returns n random packets of every kind that can be split, from a seed.
+func gsoFrames(seed uint64, n int) []packet {
 	traffic := newTraffic(seed, 8)
 	rnd := traffic.rnd
 	var out []packet
@@ -44,7 +44,8 @@ func superFrames(seed uint64, n int) []packet {
 		}
 		switch {
 		case p.v6 && rnd.IntN(3) == 0:
-			p.ext, p.next = string([]byte{60, 1})+strings.Repeat("\x00", 14)+string([]byte{p.proto, 0, 1, 4, 0, 0, 0, 0}), 0
+			p.ext = string([]byte{60, 1}) + strings.Repeat("\x00", 14) + string([]byte{p.proto, 0, 1, 4, 0, 0, 0, 0})
+			p.next = 0
 		case !p.v6 && rnd.IntN(3) == 0:
 			p.options = "\x94\x04\x00\x00"
 		}
@@ -53,14 +54,14 @@ func superFrames(seed uint64, n int) []packet {
 	return out
 }
 
-func TestSplitMatchesSlowTwin(t *testing.T) {
+func TestSplitReference(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(3, 4))
-	for i, p := range superFrames(1, 600) {
+	for i, p := range gsoFrames(1, 600) {
 		size := 1 + rnd.IntN(max(1, min(len(p.payload)*5/4, 3000)))
 		if len(p.payload)/size > 500 {
 			size = 1 + len(p.payload)/100
 		}
-		h, frame := p.superFrame(size)
+		h, frame := p.gsoFrame(size)
 		ecn := p.proto == 6 && i%2 == 0
 		if ecn {
 			h.GSO |= GSOECN
@@ -72,20 +73,21 @@ func TestSplitMatchesSlowTwin(t *testing.T) {
 		}
 		for j := range want {
 			if !bytes.Equal(got[j], want[j]) {
-				t.Fatalf("frame %d, %+v, segment %d of %d:\n got % x\nwant % x", i, h, j, len(want), got[j][:80], want[j][:80])
+				t.Fatalf("frame %d, %+v, segment %d of %d:\n got % x\nwant % x",
+					i, h, j, len(want), got[j][:80], want[j][:80])
 			}
 		}
 		if !bytes.Equal(frame, before) {
-			t.Fatalf("frame %d was written to", i)
+			t.Fatalf("frame %d was modified", i)
 		}
 	}
 }
 
-// TestSplitSuspends cuts into slots that are too small for all, one after the other, as trains are filled.
-func TestSplitSuspends(t *testing.T) {
-	for i, p := range superFrames(2, 100) {
+// TestSplitResume splits each frame into a sequence of slots, each too small for all segments.
+func TestSplitResume(t *testing.T) {
+	for i, p := range gsoFrames(2, 100) {
 		size := 1 + len(p.payload)/7
-		h, frame := p.superFrame(size)
+		h, frame := p.gsoFrame(size)
 		s, err := Split(h, frame)
 		if err != nil {
 			t.Fatal(err)
@@ -102,10 +104,10 @@ func TestSplitSuspends(t *testing.T) {
 				n := s.Next(free)
 				if n == 0 {
 					if want != 0 && want <= len(free) {
-						t.Fatalf("frame %d: %d bytes refused with %d free", i, want, len(free))
+						t.Fatalf("frame %d: Next wrote nothing: %d bytes needed, %d free", i, want, len(free))
 					}
 					if !bytes.Equal(free, before) || s.NextLen() != want {
-						t.Fatalf("frame %d: something changed though nothing fit", i)
+						t.Fatalf("frame %d: Next changed state or dst although the segment did not fit", i)
 					}
 					break
 				}
@@ -115,7 +117,7 @@ func TestSplitSuspends(t *testing.T) {
 			got = append(got, slot[:used]...)
 		}
 		if want := bytes.Join(p.slowSplit(size, false), nil); !bytes.Equal(got, want) {
-			t.Fatalf("frame %d: suspended cutting gives other bytes", i)
+			t.Fatalf("frame %d: resumed split returns different bytes", i)
 		}
 		if longest != s.MaxLen() {
 			t.Errorf("frame %d: longest segment %d, MaxLen %d", i, longest, s.MaxLen())
@@ -123,8 +125,8 @@ func TestSplitSuspends(t *testing.T) {
 	}
 }
 
-// TestSplitZeroChecksum makes payloads whose checksum comes out as zero. In UDP that would mean "none"; in TCP it
-// is a checksum like any other, which the kernel replaces in frames that it does not cut, and only there.
+// TestSplitZeroChecksum splits frames whose checksum is zero. In UDP, zero means "no checksum" and
+// is replaced. In TCP it is a regular value, which the kernel replaces only in frames without GSO.
 func TestSplitZeroChecksum(t *testing.T) {
 	for _, tt := range []struct {
 		flow, place int
@@ -134,7 +136,7 @@ func TestSplitZeroChecksum(t *testing.T) {
 		p.payload = strings.Repeat("\x00", 20)
 		check := p.encode()[tt.place:][:2]
 		p.payload = string(check) + p.payload[2:] // now the sum is 0xffff
-		h, frame := p.superFrame(20)
+		h, frame := p.gsoFrame(20)
 		if got := binary.BigEndian.Uint16(splitAll(t, h, frame)[0][tt.place:]); got != tt.cut {
 			t.Errorf("protocol %d, cut: checksum %#04x, want %#04x", p.proto, got, tt.cut)
 		}
@@ -145,18 +147,18 @@ func TestSplitZeroChecksum(t *testing.T) {
 	}
 }
 
-// TestSingle holds Split on frames that are not cut against the complete packet.
-func TestSingle(t *testing.T) {
-	empty := newTraffic(1, 2).flows[1] // UDP, whose checksum then is the last of the frame
-	for i, p := range append(superFrames(3, 200), empty) {
+// TestSplitNoGSO compares the result of Split for a frame without GSO with the complete packet.
+func TestSplitNoGSO(t *testing.T) {
+	empty := newTraffic(1, 2).flows[1] // UDP without payload: the checksum ends the frame
+	for i, p := range append(gsoFrames(3, 200), empty) {
 		want := p.encode()
 		if got := splitAll(t, Header{}, want); len(got) != 1 || !bytes.Equal(got[0], want) {
-			t.Fatalf("frame %d without work to do: changed", i)
+			t.Fatalf("frame %d with zero header: changed", i)
 		}
-		h, frame := p.superFrame(1)
+		h, frame := p.gsoFrame(1)
 		h.GSO, h.SegmentSize = GSONone, 0
 		if got := splitAll(t, h, frame); len(got) != 1 || !bytes.Equal(got[0], want) {
-			t.Fatalf("frame %d through Split: other bytes", i)
+			t.Fatalf("frame %d with partial checksum: wrong bytes", i)
 		}
 	}
 }
@@ -190,33 +192,42 @@ func TestSplitErrors(t *testing.T) {
 		{"TSO4 on IPv6", tcp6, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrIPVersion},
 		{"version 5", tcp4, func(h *Header, b []byte) []byte { b[0] = 0x55; return b }, ErrIPVersion},
 		{"TSO4 on UDP", udp4, func(h *Header, b []byte) []byte { h.GSO = GSOTCPv4; return b }, ErrChecksumOffset},
-		{"cut short", tcp4, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
-		{"cut short, IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
-		{"cut within IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:39] }, ErrShortFrame},
+		{"truncated", tcp4, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
+		{"truncated, IPv6", tcp6, func(h *Header, b []byte) []byte { return b[:len(b)-1] }, ErrLength},
+		{"truncated IPv6 header", tcp6, func(h *Header, b []byte) []byte { return b[:39] }, ErrShortFrame},
 		{"fragment", fragment, nil, ErrFragment},
 		{"fragment header", unknownExt, nil, ErrExtension},
 		{"wrong start", tcp4, func(h *Header, b []byte) []byte { h.ChecksumStart += 4; return b }, ErrChecksumOffset},
-		{"wrong start, IPv6", tcp6, func(h *Header, b []byte) []byte { h.ChecksumStart += 8; return b }, ErrChecksumOffset},
-		{"wrong place", tcp4, func(h *Header, b []byte) []byte { h.ChecksumOffset = 6; return b }, ErrChecksumOffset},
+		{
+			"wrong start, IPv6", tcp6,
+			func(h *Header, b []byte) []byte { h.ChecksumStart += 8; return b }, ErrChecksumOffset,
+		},
+		{"wrong offset", tcp4, func(h *Header, b []byte) []byte { h.ChecksumOffset = 6; return b }, ErrChecksumOffset},
 		{"header length below 20", tcp4, func(h *Header, b []byte) []byte { b[32] = 0x40; return b }, ErrShortFrame},
 		{"no payload", empty, nil, ErrShortFrame},
 		{
-			"TCP header behind the end", empty,
+			"TCP header past the end", empty,
 			func(h *Header, b []byte) []byte { b[32] = 0xf0; return b }, ErrShortFrame,
 		},
 		{
-			"extension header behind the end", tcp6,
+			"extension header past the end", tcp6,
 			func(h *Header, b []byte) []byte { b[6], b[5], b[4] = 60, 4, 0; return b[:44] }, ErrShortFrame,
 		},
 		{
-			"partial checksum behind the end", tcp4,
-			func(h *Header, b []byte) []byte { h.GSO = GSONone; return b[:h.ChecksumStart+h.ChecksumOffset+1] }, ErrChecksumOffset,
+			"partial checksum past the end", tcp4,
+			func(h *Header, b []byte) []byte {
+				h.GSO = GSONone
+				return b[:h.ChecksumStart+h.ChecksumOffset+1]
+			}, ErrChecksumOffset,
 		},
-		{"partial checksum nowhere", tcp4, func(h *Header, b []byte) []byte { *h = Header{Flags: NeedsChecksum}; return b }, ErrChecksumOffset},
+		{
+			"partial checksum without offset", tcp4,
+			func(h *Header, b []byte) []byte { *h = Header{Flags: NeedsChecksum}; return b }, ErrChecksumOffset,
+		},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			h, b := tt.p.superFrame(1000)
+			h, b := tt.p.gsoFrame(1000)
 			if tt.edit != nil {
 				b = tt.edit(&h, b)
 			}
@@ -228,7 +239,10 @@ func TestSplitErrors(t *testing.T) {
 }
 
 func TestHeaderCodec(t *testing.T) {
-	h := Header{Flags: 1, GSO: GSOTCPv6 | GSOECN, HeaderLen: 72, SegmentSize: 1428, ChecksumStart: 40, ChecksumOffset: 16}
+	h := Header{
+		Flags: 1, GSO: GSOTCPv6 | GSOECN, HeaderLen: 72, SegmentSize: 1428,
+		ChecksumStart: 40, ChecksumOffset: 16,
+	}
 	b := make([]byte, HeaderLen+1)
 	b[HeaderLen] = 0x77
 	h.Encode(b)

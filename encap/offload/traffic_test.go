@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// traffic makes a seeded mix of packets: runs of segments that can be joined, with everything that must not be
-// joined strewn in between.
+// traffic generates a random mix of packets from a seed: runs of mergeable segments, with packets
+// that must not be merged in between.
 type traffic struct {
 	rnd   *rand.Rand
 	flows []packet
@@ -39,7 +39,8 @@ func (t *traffic) newFlow(i int) packet {
 	}
 	if p.v6 {
 		p.label, p.id = uint32(i), 0
-		p.addrs = "\xfd" + strings.Repeat("\x10", 14) + string(rune('a'+i%3)) + "\xfd" + strings.Repeat("\x20", 14) + "\x02"
+		p.addrs = "\xfd" + strings.Repeat("\x10", 14) + string(rune('a'+i%3)) +
+			"\xfd" + strings.Repeat("\x20", 14) + "\x02"
 	} else {
 		p.addrs = "\x0a\x01\x00" + string(rune('a'+i%3)) + "\x0a\x02\x00\x07"
 	}
@@ -50,7 +51,8 @@ func (t *traffic) newFlow(i int) packet {
 	return p
 }
 
-// run makes the next packets of flow f: n segments of the given payload size in sequence, the last one shorter.
+// run returns the next n segments of flow f with payloads of the given size; the last may be
+// shorter.
 func (t *traffic) run(f *packet, n, size int) []packet {
 	var out []packet
 	fixed := f.fragment == 0x4000 && t.rnd.IntN(4) == 0
@@ -75,9 +77,9 @@ func (t *traffic) run(f *packet, n, size int) []packet {
 	return out
 }
 
-// disturb changes one thing about p that must keep it from being joined, or at least from being joined in the
-// usual way. It returns the packet's bytes.
-func (t *traffic) disturb(p packet) []byte {
+// mutate changes one property of p that must prevent or affect merging, and returns the packet's
+// bytes.
+func (t *traffic) mutate(p packet) []byte {
 	switch t.rnd.IntN(18) {
 	case 0:
 		p.ttl--
@@ -115,18 +117,18 @@ func (t *traffic) disturb(p packet) []byte {
 	b := p.encode()
 	switch t.rnd.IntN(12) {
 	case 0:
-		b[t.rnd.IntN(len(b))] ^= 1 << t.rnd.IntN(8) // damage, mostly seen by a checksum
+		b[t.rnd.IntN(len(b))] ^= 1 << t.rnd.IntN(8) // corruption, mostly detected by a checksum
 	case 1:
 		b = b[:t.rnd.IntN(len(b))+1]
 	case 2:
-		b = append(b, 0, 0) // bytes behind the packet
+		b = append(b, 0, 0) // trailing bytes
 	case 3:
-		b[len(b)-1] ^= 0x10 // damage in the payload or header checksum
+		b[len(b)-1] ^= 0x10 // corruption of the payload or header checksum
 	}
 	return b
 }
 
-// packets makes about n packets.
+// packets returns about n packets.
 func (t *traffic) packets(n int) [][]byte {
 	var out [][]byte
 	for len(out) < n {
@@ -135,9 +137,9 @@ func (t *traffic) packets(n int) [][]byte {
 		for _, p := range t.run(f, 1+t.rnd.IntN([]int{10, 60, 200}[t.rnd.IntN(3)]), size) {
 			switch {
 			case t.rnd.IntN(40) == 0:
-				out = append(out, t.disturb(p))
+				out = append(out, t.mutate(p))
 			case t.rnd.IntN(100) == 0:
-				out = append(out, t.stranger())
+				out = append(out, t.otherPacket())
 				fallthrough
 			default:
 				out = append(out, p.encode())
@@ -151,15 +153,15 @@ func (t *traffic) packets(n int) [][]byte {
 	return out
 }
 
-// stranger makes a packet that is neither TCP nor UDP.
-func (t *traffic) stranger() []byte {
+// otherPacket returns a packet that is neither TCP nor UDP.
+func (t *traffic) otherPacket() []byte {
 	p := t.flows[t.rnd.IntN(len(t.flows))]
 	p.proto = 17
 	p.payload = t.fill[:10]
 	b := p.encode()
 	switch t.rnd.IntN(4) {
 	case 0:
-		b[0] = 0x30 // no IP version we know
+		b[0] = 0x30 // unknown IP version
 	case 1:
 		b = b[:10]
 	default:
@@ -174,50 +176,51 @@ func (t *traffic) stranger() []byte {
 	return b
 }
 
-// place is where a packet lies in its train.
-type place struct{ from, n int }
+// span is the position of a packet in its buffer.
+type span struct{ from, n int }
 
-// layOut writes packets behind each other into buf, some with a gap between as if one had been dropped, and
-// returns their places and the packets left.
-func layOut(rnd *rand.Rand, buf []byte, packets [][]byte) ([]place, [][]byte) {
-	var out []place
+// layOut writes packets one after the other to buf, with occasional gaps as for dropped packets,
+// and returns their spans and the remaining packets.
+func layOut(rnd *rand.Rand, buf []byte, packets [][]byte) ([]span, [][]byte) {
+	var out []span
 	at := 0
 	for n := 1 + rnd.IntN(80); n > 0 && len(packets) > 0 && at+len(packets[0])+9 <= 65536; n-- {
 		if rnd.IntN(20) == 0 {
 			at += rnd.IntN(9)
 		}
-		out = append(out, place{at, copy(buf[at:], packets[0])})
+		out = append(out, span{at, copy(buf[at:], packets[0])})
 		at += len(packets[0])
 		packets = packets[1:]
 	}
 	return out, packets
 }
 
-// feed gives packets in trains to a Merger and to its slow twin, flushes both after a few trains, and returns what
-// each wrote. Half of the buffers have room behind the train. All are overwritten after each flush.
-func feed(t testing.TB, rnd *rand.Rand, l Limits, packets [][]byte) (got, want []emitted) {
+// mergeBoth adds packets to a Merger and to the reference implementation, flushes both after a few
+// buffers, and returns the frames emitted by each. Half of the buffers have free space at the end.
+// All buffers are overwritten after each flush.
+func mergeBoth(t testing.TB, rnd *rand.Rand, l Limits, packets [][]byte) (got, want []emitted) {
 	t.Helper()
 	m := NewMerger(l, func(h Header, frame []byte) {
 		got = append(got, emitted{h, bytes.Clone(frame)})
 	})
-	twin := newSlowMerger(l.withDefaults())
+	reference := newSlowMerger(l.withDefaults())
 	buffers := make([][]byte, 16)
 	for i := range buffers {
 		buffers[i] = make([]byte, 65536*(1+i%2))
 	}
 	for len(packets) > 0 {
 		for _, buf := range buffers[:1+rnd.IntN(len(buffers))] {
-			var places []place
+			var spans []span
 			before := packets
-			places, packets = layOut(rnd, buf, packets)
+			spans, packets = layOut(rnd, buf, packets)
 			m.NextBuffer(buf)
-			for i, p := range places {
-				twin.add(before[i])
+			for i, p := range spans {
+				reference.add(before[i])
 				m.Add(p.from, p.n)
 			}
 		}
 		m.Flush()
-		twin.flush()
+		reference.flush()
 		for _, buf := range buffers {
 			copy(buf, bytes.Repeat([]byte{0xaa}, len(buf)))
 		}
@@ -225,7 +228,7 @@ func feed(t testing.TB, rnd *rand.Rand, l Limits, packets [][]byte) (got, want [
 	n := len(got)
 	m.Flush()
 	if len(got) != n {
-		t.Error("Flush wrote something twice, or kept something over a flush")
+		t.Error("second Flush emitted frames")
 	}
-	return got, twin.out
+	return got, reference.out
 }

@@ -1,6 +1,6 @@
 package offload
 
-// Sizes and places of header fields that are changed or compared here, in bytes.
+// Header lengths and field offsets in bytes.
 const (
 	ipv4HeaderLen = 20 // without options (RFC 791 section 3.1)
 	ipv6HeaderLen = 40 // RFC 8200 section 3
@@ -21,7 +21,7 @@ const (
 
 	tcpSeq      = 4
 	tcpAck      = 8
-	tcpOffset   = 12 // data offset in the upper half, in units of 4; reserved bits and AE below
+	tcpOffset   = 12 // upper 4 bits: data offset in units of 4; lower: reserved bits and AE
 	tcpFlags    = 13
 	tcpWindow   = 14
 	tcpChecksum = 16
@@ -31,11 +31,11 @@ const (
 	udpChecksum = 6
 )
 
-// Bits of IPv4's flags and fragment offset.
+// Bits of the IPv4 flags and fragment offset field.
 const (
-	ipv4DF       = 0x4000
-	ipv4IsPiece  = 0x3fff // more fragments, or an offset
-	ipv4Reserved = 0x8000
+	ipv4DF           = 0x4000
+	ipv4FragmentMask = 0x3fff // more fragments, or an offset: nonzero in fragments
+	ipv4Reserved     = 0x8000
 )
 
 // TCP flags (RFC 9293 section 3.1).
@@ -47,8 +47,8 @@ const (
 	tcpCWR = 0x80
 )
 
-// Protocol numbers (IANA), and the IPv6 extension headers that may stand before TCP or UDP in a packet that is
-// not a fragment (RFC 8200 section 4.1).
+// Protocol numbers (IANA), and the IPv6 extension headers that may precede TCP or UDP in an
+// unfragmented packet (RFC 8200 section 4.1).
 const (
 	protoTCP       = 6
 	protoUDP       = 17
@@ -57,6 +57,6 @@ const (
 	extDestination = 60
 )
 
-// maxPacket is the largest IP packet in bytes that is handled here: what IPv4's length field can say. IPv6 could
-// say 40 more, without a jumbogram; nobody misses them.
+// maxPacket is the size in bytes of the largest IP packet that is cut or merged: the maximum of the
+// IPv4 length field. IPv6 allows 40 bytes more without a jumbogram; such packets are not merged.
 const maxPacket = 65535
