@@ -75,7 +75,7 @@ func TestNetnsPageOfMetrics(t *testing.T) {
 			http.Error(w, "broken", http.StatusInternalServerError)
 			return
 		}
-		if _, err := io.WriteString(w, "weft_drops_total 5\nweft_engine_capability{capability=\"x\"} 1\n"); err != nil {
+		if _, err := io.WriteString(w, "weft_drops_total 5\nweft_engine_feature{feature=\"x\"} 1\n"); err != nil {
 			t.Error(err)
 		}
 	}

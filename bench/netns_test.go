@@ -79,7 +79,7 @@ func TestNetnsScrape(t *testing.T) {
 		t.Fatal(err)
 	}
 	page := "# HELP a b\na 1\nweft_drops_total{reason=\"a b\"} 2\nweft_drops_total{reason=\"c\"} 3e2\nweft_drops_total_not 9\n" +
-		"weft_engine_capability{capability=\"y\"} 1\nweft_engine_capability{capability=\"x\"} 1\nweft_engine_capability{capability=\"z\"} 0\n"
+		"weft_engine_feature{feature=\"y\"} 1\nweft_engine_capability{capability=\"x\"} 1\nweft_engine_capability{capability=\"z\"} 0\n"
 	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path != "/metrics" {
 			http.Error(w, "no such page", http.StatusTeapot)

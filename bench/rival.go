@@ -259,7 +259,7 @@ func (o *overlay) metrics(n *lab.Node) (Metrics, error) {
 // Capabilities says which abilities of the kernel our daemon uses, and which not.
 func (m Metrics) Capabilities() (used, unused []string) {
 	for sample, v := range m {
-		name, ok := strings.CutPrefix(sample, `weft_engine_capability{capability="`)
+		name, ok := strings.CutPrefix(sample, `weft_engine_feature{feature="`)
 		if !ok {
 			continue
 		}

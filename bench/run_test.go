@@ -101,7 +101,7 @@ func routed(t *testing.T, name string, page http.HandlerFunc) Rival {
 // out of that case alone, and what was used of the kernel is noted once.
 func TestNetnsRunTakesTurns(t *testing.T) {
 	page := func(w http.ResponseWriter, _ *http.Request) {
-		if _, err := io.WriteString(w, "weft_engine_capability{capability=\"x\"} 1\nweft_engine_capability{capability=\"y\"} 0\n"); err != nil {
+		if _, err := io.WriteString(w, "weft_engine_feature{feature=\"x\"} 1\nweft_engine_capability{capability=\"y\"} 0\n"); err != nil {
 			t.Error(err)
 		}
 	}

@@ -7,34 +7,34 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Info describes one metric of the daemon's own.
+// Info describes one metric of the daemon.
 type Info struct {
 	Name, Help string
 	Kind       string // "gauge" or "counter"
 	Labels     []string
 }
 
-// metric is one row of the table that everything about a metric is read from.
+// metric is one row of the table of metrics.
 type metric struct {
 	Info
-	// read returns the current samples; an empty result leaves the metric out.
+	// read returns the current samples. A metric without samples is not exported.
 	read func(*scrape) []sample
 }
 
-// sample is one value of a metric, with values for its labels in their order.
+// sample is one value of a metric with the values of its labels, in the order of Info.Labels.
 type sample struct {
 	value  float64
 	labels []string
 }
 
-// scrape is what the rows read from.
+// scrape is the input of the rows.
 type scrape struct {
 	Snapshot
 	build Build
-	nodes []NodeTraffic // Traffic.Nodes bounded
+	nodes []NodeTraffic // Traffic.Nodes, limited in number
 }
 
-// List returns the daemon's own metrics in the order they are documented in.
+// List returns the metrics of the daemon in the order of the documentation.
 func List() []Info {
 	var all []Info
 	for _, m := range table() {
@@ -48,7 +48,7 @@ const (
 	counter = "counter"
 )
 
-// table is the one list of names, help texts, labels and values.
+// table returns all metrics: names, help texts, labels and the source of their values.
 func table() []metric {
 	return slices.Concat(stateMetrics(), trafficMetrics())
 }
@@ -60,9 +60,9 @@ func stateMetrics() []metric {
 			func(s *scrape) []sample {
 				return []sample{{1, []string{s.build.Version, s.build.Commit, s.build.GoVersion}}}
 			}},
-		{Info{"weft_ready", "Whether lease, device and rules are in place, as /readyz says (1 yes, 0 no).", gauge, nil},
-			func(s *scrape) []sample { return yesNo(s.Ready) }},
-		{Info{"weft_condition", "Whether one of the conditions of being ready holds (1 yes, 0 no).", gauge,
+		{Info{"weft_ready", "Whether the node is ready, as in /readyz (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return flag(s.Ready) }},
+		{Info{"weft_condition", "Whether a condition of readiness holds (1 yes, 0 no).", gauge,
 			[]string{"condition"}},
 			func(s *scrape) []sample {
 				return each(s.Conditions, func(c Condition) sample {
@@ -70,16 +70,16 @@ func stateMetrics() []metric {
 				})
 			}},
 		{Info{"weft_store_connected", "Whether the lease store answers (1 yes, 0 no).", gauge, nil},
-			func(s *scrape) []sample { return yesNo(s.StoreConnected) }},
+			func(s *scrape) []sample { return flag(s.StoreConnected) }},
 		{Info{"weft_store_revision", "Revision of the node list in use; 0 before the first.", gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.StoreRevision)}} }},
 		{Info{"weft_nodes", "Other nodes known from the lease store.", gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Nodes)}} }},
-		{Info{"weft_nodes_unreachable", "Other nodes with a subnet that this node has no path to; /status says why.", gauge, nil},
+		{Info{"weft_nodes_unreachable", "Other nodes with a subnet that this node has no path to; /status has the reason.", gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Unreachable)}} }},
 		{Info{"weft_lease_held", "Whether this node holds a lease on its subnet (1 yes, 0 no).", gauge, nil},
-			func(s *scrape) []sample { return yesNo(s.Lease.Held) }},
-		{Info{"weft_lease_age_seconds", "Time since this process got its lease; left out while it holds none.", gauge, nil},
+			func(s *scrape) []sample { return flag(s.Lease.Held) }},
+		{Info{"weft_lease_age_seconds", "Time since this process acquired its lease; absent without a lease.", gauge, nil},
 			func(s *scrape) []sample {
 				if !s.Lease.Held {
 					return nil
@@ -87,22 +87,22 @@ func stateMetrics() []metric {
 				return []sample{{value: s.Lease.Age.Seconds()}}
 			}},
 		{Info{"weft_lease_expiry_seconds",
-			"Time until the lease runs out unless renewed; left out for a lease that never does.", gauge, nil},
+			"Time until the lease expires unless renewed; absent for a lease that never expires.", gauge, nil},
 			func(s *scrape) []sample {
-				if !s.Lease.Held || s.Lease.Endless {
+				if !s.Lease.Held || s.Lease.Permanent {
 					return nil
 				}
-				return []sample{{value: s.Lease.Expires.Seconds()}}
+				return []sample{{value: s.Lease.ExpiresIn.Seconds()}}
 			}},
 		{Info{"weft_reconciler_in_sync",
-			"Whether the kernel's links, addresses and routes were as wanted when last checked (1 yes, 0 no).", gauge, nil},
-			func(s *scrape) []sample { return yesNo(s.ReconcilerInSync) }},
-		{Info{"weft_kernel_repairs_total", "Links, addresses and routes put back after something else had changed them.",
+			"Whether the kernel's links, addresses and routes were as desired when last checked (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return flag(s.ReconcilerInSync) }},
+		{Info{"weft_kernel_repairs_total", "Links, addresses and routes restored after another program had changed them.",
 			counter, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.KernelRepairs)}} }},
-		{Info{"weft_rules_in_place", "Whether the packet filter rules are as wanted (1 yes, 0 no).", gauge, nil},
-			func(s *scrape) []sample { return yesNo(s.RulesInPlace) }},
-		{Info{"weft_rule_repairs_total", "Times the packet filter rules were put back after something else had changed them.",
+		{Info{"weft_rules_in_place", "Whether the packet filter rules are as desired (1 yes, 0 no).", gauge, nil},
+			func(s *scrape) []sample { return flag(s.RulesInPlace) }},
+		{Info{"weft_rule_repairs_total", "Times the packet filter rules were restored after another program had changed them.",
 			counter, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.RuleRepairs)}} }},
 	}
@@ -111,7 +111,7 @@ func stateMetrics() []metric {
 func trafficMetrics() []metric {
 	direction := []string{"direction"}
 	return []metric{
-		{Info{"weft_packets_total", "Inner packets carried; out is from the pods to other nodes.", counter, direction},
+		{Info{"weft_packets_total", "Inner packets carried; out is from pods to other nodes.", counter, direction},
 			traffic(func(t *Traffic) []sample {
 				return []sample{{float64(t.Out.Packets), []string{"out"}}, {float64(t.In.Packets), []string{"in"}}}
 			})},
@@ -124,39 +124,40 @@ func trafficMetrics() []metric {
 				return each(t.Drops, func(d Drop) sample { return sample{float64(d.Packets), []string{d.Reason}} })
 			})},
 		{Info{"weft_queue_overflows_total",
-			"What the kernel dropped because the daemon's receive queue on that side was full: packets, or at the socket trains of them.",
+			"Packets that the kernel dropped because a receive queue of the daemon was full; at the socket a GRO train counts once.",
 			counter, []string{"queue"}},
 			traffic(func(t *Traffic) []sample {
 				return each(t.Overflows, func(o Overflow) sample { return sample{float64(o.Packets), []string{o.Queue}} })
 			})},
-		{Info{"weft_reopens_total", "Times the device or the sockets were made again: lost, or the sockets moved to another address.", counter, []string{"what"}},
+		{Info{"weft_recreations_total", "Times the device or the sockets were recreated, after a loss or a change of the underlay address.",
+			counter, []string{"object"}},
 			traffic(func(t *Traffic) []sample {
-				return each(t.Reopens, func(r Reopen) sample { return sample{float64(r.Count), []string{r.What}} })
+				return each(t.Recreations, func(r Recreation) sample { return sample{float64(r.Count), []string{r.Object}} })
 			})},
-		{Info{"weft_icmp_errors_total", "ICMP errors owed to senders in pods: sent, or suppressed by the rate limit.", counter,
+		{Info{"weft_icmp_errors_total", "ICMP errors to senders in pods: sent, or suppressed by the rate limit.", counter,
 			[]string{"outcome"}},
 			traffic(func(t *Traffic) []sample {
 				return []sample{{float64(t.ICMPSent), []string{"sent"}}, {float64(t.ICMPSuppressed), []string{"suppressed"}}}
 			})},
-		{Info{"weft_engine_info", "The engine that carries the packets; the value is always 1.", gauge, []string{"engine"}},
+		{Info{"weft_engine_info", "Engine in use; the value is always 1.", gauge, []string{"engine"}},
 			traffic(func(t *Traffic) []sample { return []sample{{1, []string{t.Engine}}} })},
-		{Info{"weft_engine_capability", "Whether the engine uses this kernel capability (1 yes, 0 no).", gauge,
-			[]string{"capability"}},
+		{Info{"weft_engine_feature", "Whether the engine uses this kernel feature (1 yes, 0 no).", gauge,
+			[]string{"feature"}},
 			traffic(func(t *Traffic) []sample {
-				return each(t.Capabilities, func(c Capability) sample { return sample{number(c.Used), []string{c.Name}} })
+				return each(t.Features, func(f Feature) sample { return sample{number(f.Used), []string{f.Name}} })
 			})},
 		{Info{"weft_node_packets_total",
-			"Inner packets carried to (out) or from (in) another node; nodes beyond a bound are summed as node=\"other\".",
+			"Inner packets carried to (out) or from (in) another node; nodes beyond a limit are summed as node=\"other\".",
 			counter, []string{"node", "direction"}},
 			perNode(func(v Volume) uint64 { return v.Packets })},
 		{Info{"weft_node_bytes_total",
-			"Bytes of the inner packets carried to (out) or from (in) another node; bounded in the same way.",
+			"Bytes of the inner packets carried to (out) or from (in) another node; limited in the same way.",
 			counter, []string{"node", "direction"}},
 			perNode(func(v Volume) uint64 { return v.Bytes })},
 	}
 }
 
-// traffic leaves a metric out while there is no dataplane.
+// traffic returns no samples while there is no dataplane.
 func traffic(read func(*Traffic) []sample) func(*scrape) []sample {
 	return func(s *scrape) []sample {
 		if s.Traffic == nil {
@@ -178,15 +179,15 @@ func perNode(amount func(Volume) uint64) func(*scrape) []sample {
 	}
 }
 
-func each[T any](list []T, one func(T) sample) []sample {
+func each[T any](list []T, toSample func(T) sample) []sample {
 	samples := make([]sample, 0, len(list))
 	for _, v := range list {
-		samples = append(samples, one(v))
+		samples = append(samples, toSample(v))
 	}
 	return samples
 }
 
-func yesNo(b bool) []sample { return []sample{{value: number(b)}} }
+func flag(b bool) []sample { return []sample{{value: number(b)}} }
 
 func number(b bool) float64 {
 	if b {
@@ -200,14 +201,14 @@ type collector struct {
 	build Build
 	rows  []row
 
-	// mu makes one step of reading a snapshot and bounding its nodes: an older
-	// snapshot bounded after a newer one would look like counters that fell.
+	// mu guards read and nodes together. If an older snapshot reached the limiter after a newer
+	// one, counters would seem to decrease.
 	mu    sync.Mutex
 	read  func() Snapshot
-	nodes *nodeBound
+	nodes *nodeLimiter
 }
 
-// row is a metric with what Prometheus needs to know about it.
+// row is a metric with its Prometheus descriptor.
 type row struct {
 	metric
 	desc *prometheus.Desc
@@ -219,7 +220,7 @@ func newCollector(o Options) *collector {
 	if limit == 0 {
 		limit = DefaultMaxNodes
 	}
-	c := &collector{build: o.Build, read: o.Read, nodes: newNodeBound(limit)}
+	c := &collector{build: o.Build, read: o.Read, nodes: newNodeLimiter(limit)}
 	for _, m := range table() {
 		kind := prometheus.GaugeValue
 		if m.Kind == counter {
@@ -230,14 +231,14 @@ func newCollector(o Options) *collector {
 	return c
 }
 
-// Describe sends every metric's description.
+// Describe sends the descriptors of all metrics.
 func (c *collector) Describe(out chan<- *prometheus.Desc) {
 	for _, r := range c.rows {
 		out <- r.desc
 	}
 }
 
-// Collect reads one snapshot and sends all of its values.
+// Collect reads one snapshot and sends its values.
 func (c *collector) Collect(out chan<- prometheus.Metric) {
 	s := c.scrape()
 	for _, r := range c.rows {

@@ -1,9 +1,12 @@
-// Package metrics says what the daemon's numbers are called: their names, help
-// texts and labels, one registry, and the HTTP handler that serves them.
+// Package metrics exports the state of the daemon to Prometheus: names, help texts and labels of
+// the metrics, one registry, and the HTTP handler that serves it.
 //
-// It knows no other package of the daemon. Whoever wires the daemon fills a
-// [Snapshot] of plain values, and a scrape pulls one: nothing is counted here,
-// so the packet path pays for a metric only when somebody looks.
+// The package imports no other package of the daemon and counts nothing itself. Each scrape reads
+// a [Snapshot] of plain values from the caller, so the packet path pays nothing for a metric.
+//
+// To add a counter of the dataplane: count it in dataplane/stats.go, add a field to [Traffic], copy
+// it in cmd/weftd/agent/traffic.go, and add a row to trafficMetrics in collector.go. The tests of
+// the three packages and of the documentation fail until each is done.
 package metrics
 
 import (
@@ -16,37 +19,34 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
-// DefaultMaxNodes is how many nodes get counters under their own name when
-// [Options.MaxNodes] is 0. Four series a node then stay below a thousand, which
-// a scrape of every node of a large cluster by one Prometheus bears.
+// DefaultMaxNodes is the number of nodes with series of their own if [Options.MaxNodes] is 0. At
+// four series per node, the total stays below 1000 per daemon, so one Prometheus can scrape every
+// node of a large cluster.
 const DefaultMaxNodes = 200
 
-// OtherNodes is the value of the node label that sums up every node without
-// series of its own.
+// OtherNodes is the value of the node label for the sum of all nodes without series of their own.
 const OtherNodes = "other"
 
-// Build is what the binary says about itself; it becomes weft_build_info.
+// Build identifies the binary; it is exported as weft_build_info.
 type Build struct {
 	Version   string `json:"version"`
 	Commit    string `json:"commit"`
 	GoVersion string `json:"go_version"`
 }
 
-// Options are the fixed facts of one registry.
+// Options configure a [Handler].
 type Options struct {
 	Build Build
-	// Read returns the values of this moment. It is called once a scrape, never
-	// twice at once. Required.
+	// Read returns the current values. It is called once per scrape, never concurrently. Required.
 	Read func() Snapshot
-	// MaxNodes bounds the nodes that are labelled by name; 0 means
-	// [DefaultMaxNodes].
+	// MaxNodes limits the number of nodes labelled by name; 0 means [DefaultMaxNodes].
 	MaxNodes int
-	// Log is told of scrapes that fail. Required.
+	// Log receives the errors of failed scrapes. Required.
 	Log *slog.Logger
 }
 
-// Handler returns the handler for /metrics: the daemon's own numbers, the Go
-// runtime's and the process's.
+// Handler returns the handler for /metrics. It serves the metrics of the daemon, of the Go runtime
+// and of the process.
 func Handler(o Options) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
@@ -60,8 +60,8 @@ func Handler(o Options) http.Handler {
 	})
 }
 
-// scrapeLog is the logger promhttp asks for.
+// scrapeLog implements promhttp.Logger.
 type scrapeLog struct{ log *slog.Logger }
 
-// Println reports one failed scrape.
+// Println logs a failed scrape.
 func (l scrapeLog) Println(v ...any) { l.log.Warn("metrics scrape failed", "err", fmt.Sprint(v...)) }

@@ -16,7 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 )
 
-// full is a snapshot in which every metric has a value, each a different one.
+// full returns a snapshot in which every metric has a different value.
 func full() Snapshot {
 	return Snapshot{
 		Ready:          true,
@@ -24,16 +24,16 @@ func full() Snapshot {
 		StoreConnected: true,
 		StoreRevision:  71,
 		Unreachable:    1,
-		Lease:          Lease{Held: true, Age: 90 * time.Second, Expires: 24*time.Hour - 90*time.Second},
+		Lease:          Lease{Held: true, Age: 90 * time.Second, ExpiresIn: 24*time.Hour - 90*time.Second},
 		Nodes:          2,
 		Traffic: &Traffic{
-			Engine:       "portable",
-			Capabilities: []Capability{{"udp-gso", false, "too old"}, {"multi-queue", true, ""}},
-			Out:          Volume{11, 1100}, In: Volume{12, 1200},
-			Drops:     []Drop{{"short", 3}, {"unknown-node", 0}},
-			Overflows: []Overflow{{"socket", 4}, {"tun", 5}},
-			Reopens:   []Reopen{{"device", 6}, {"socket", 0}},
-			ICMPSent:  21, ICMPSuppressed: 22,
+			Engine:   "portable",
+			Features: []Feature{{"udp-gso", false, "too old"}, {"multi-queue", true, ""}},
+			Out:      Volume{11, 1100}, In: Volume{12, 1200},
+			Drops:       []Drop{{"short", 3}, {"unknown-node", 0}},
+			Overflows:   []Overflow{{"socket", 4}, {"tun", 5}},
+			Recreations: []Recreation{{"device", 6}, {"socket", 0}},
+			ICMPSent:    21, ICMPSuppressed: 22,
 			Nodes: []NodeTraffic{{"b", Volume{7, 700}, Volume{8, 800}}, {"a", Volume{9, 900}, Volume{10, 1000}}},
 		},
 		ReconcilerInSync: true,
@@ -43,7 +43,7 @@ func full() Snapshot {
 	}
 }
 
-// scrapeText returns what the handler serves.
+// scrapeText returns the response of the handler.
 func scrapeText(t *testing.T, o Options) string {
 	t.Helper()
 	var logged bytes.Buffer
@@ -56,7 +56,7 @@ func scrapeText(t *testing.T, o Options) string {
 	return w.Body.String()
 }
 
-// ownSamples returns the lines of the daemon's own metrics.
+// ownSamples returns the lines of the daemon's metrics.
 func ownSamples(t *testing.T, o Options) []string {
 	t.Helper()
 	var lines []string
@@ -68,7 +68,7 @@ func ownSamples(t *testing.T, o Options) []string {
 	return lines
 }
 
-// has says whether one of the lines is a sample of the metric.
+// has reports whether one of the lines is a sample of the metric.
 func has(lines []string, metric string) bool {
 	return slices.ContainsFunc(lines, func(line string) bool {
 		rest, ok := strings.CutPrefix(line, metric)
@@ -76,7 +76,7 @@ func has(lines []string, metric string) bool {
 	})
 }
 
-func TestEveryMetricOfAFullSnapshot(t *testing.T) {
+func TestHandlerFullSnapshot(t *testing.T) {
 	const want = `
 weft_build_info{commit="abc",goversion="go1.26",version="v1"} 1
 weft_ready 1
@@ -101,13 +101,13 @@ weft_drops_total{reason="short"} 3
 weft_drops_total{reason="unknown-node"} 0
 weft_queue_overflows_total{queue="socket"} 4
 weft_queue_overflows_total{queue="tun"} 5
-weft_reopens_total{what="device"} 6
-weft_reopens_total{what="socket"} 0
+weft_recreations_total{object="device"} 6
+weft_recreations_total{object="socket"} 0
 weft_icmp_errors_total{outcome="sent"} 21
 weft_icmp_errors_total{outcome="suppressed"} 22
 weft_engine_info{engine="portable"} 1
-weft_engine_capability{capability="multi-queue"} 1
-weft_engine_capability{capability="udp-gso"} 0
+weft_engine_feature{feature="multi-queue"} 1
+weft_engine_feature{feature="udp-gso"} 0
 weft_node_packets_total{direction="in",node="a"} 10
 weft_node_packets_total{direction="in",node="b"} 8
 weft_node_packets_total{direction="out",node="a"} 9
@@ -130,7 +130,7 @@ weft_node_bytes_total{direction="out",node="b"} 700
 	}
 }
 
-func TestMetricsPassTheLinter(t *testing.T) {
+func TestMetricsLint(t *testing.T) {
 	problems, err := promlint.New(strings.NewReader(scrapeText(t, Options{Read: full}))).Lint()
 	if err != nil {
 		t.Fatal(err)
@@ -140,7 +140,7 @@ func TestMetricsPassTheLinter(t *testing.T) {
 	}
 }
 
-func TestListIsWellFormed(t *testing.T) {
+func TestListWellFormed(t *testing.T) {
 	seen := map[string]bool{}
 	for _, info := range List() {
 		if seen[info.Name] {
@@ -156,17 +156,17 @@ func TestListIsWellFormed(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotThereIsLeftOut(t *testing.T) {
+func TestAbsentMetrics(t *testing.T) {
 	tests := []struct {
 		name   string
 		change func(*Snapshot)
 		absent []string
 	}{
 		{"no lease", func(s *Snapshot) { s.Lease = Lease{} }, []string{"weft_lease_age_seconds", "weft_lease_expiry_seconds"}},
-		{"endless lease", func(s *Snapshot) { s.Lease.Endless = true }, []string{"weft_lease_expiry_seconds"}},
+		{"permanent lease", func(s *Snapshot) { s.Lease.Permanent = true }, []string{"weft_lease_expiry_seconds"}},
 		{"no dataplane", func(s *Snapshot) { s.Traffic = nil }, []string{"weft_packets_total", "weft_bytes_total",
-			"weft_drops_total", "weft_queue_overflows_total", "weft_reopens_total", "weft_icmp_errors_total", "weft_engine_info",
-			"weft_engine_capability", "weft_node_packets_total", "weft_node_bytes_total"}},
+			"weft_drops_total", "weft_queue_overflows_total", "weft_recreations_total", "weft_icmp_errors_total", "weft_engine_info",
+			"weft_engine_feature", "weft_node_packets_total", "weft_node_bytes_total"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -183,9 +183,9 @@ func TestWhatIsNotThereIsLeftOut(t *testing.T) {
 	}
 }
 
-func TestHandlerServesOwnAndRuntimeMetrics(t *testing.T) {
+func TestHandlerRuntimeMetrics(t *testing.T) {
 	s := full()
-	// Neither a name that is no text nor one that is the sum's may break a scrape.
+	// Neither invalid UTF-8 nor the name of the sum may break a scrape.
 	s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: "bad\xff"}, NodeTraffic{Node: OtherNodes}, NodeTraffic{Node: "a"})
 	lines := strings.Split(scrapeText(t, Options{Read: func() Snapshot { return s }}), "\n")
 	names := []string{"go_goroutines", "process_open_fds"}
@@ -199,7 +199,7 @@ func TestHandlerServesOwnAndRuntimeMetrics(t *testing.T) {
 	}
 }
 
-func TestHandlerLogsAFailedMetricAndServesTheRest(t *testing.T) {
+func TestHandlerFailedMetric(t *testing.T) {
 	var logged bytes.Buffer
 	s := full()
 	s.Conditions = append(s.Conditions, s.Conditions[0]) // two samples with one name
@@ -218,35 +218,35 @@ func node(name string, n uint64) NodeTraffic {
 	return NodeTraffic{Node: name, Out: Volume{n, n}, In: Volume{n, n}}
 }
 
-func TestNodeBound(t *testing.T) {
-	b := newNodeBound(2)
+func TestNodeLimiter(t *testing.T) {
+	b := newNodeLimiter(2)
 	steps := []struct {
-		what       string
+		name       string
 		seen, want []NodeTraffic
 	}{
 		{"room for all", []NodeTraffic{node("b", 1), node("a", 2)}, []NodeTraffic{node("a", 2), node("b", 1)}},
-		{"the third goes into the sum", []NodeTraffic{node("a", 2), node("b", 1), node("aa", 5)},
+		{"a third node is summed", []NodeTraffic{node("a", 2), node("b", 1), node("aa", 5)},
 			[]NodeTraffic{node("a", 2), node("b", 1), node("other", 5)}},
-		{"a summed node stays there when a name gets free, a new one gets it",
+		{"a free name goes to a new node, not to a summed one",
 			[]NodeTraffic{node("b", 1), node("aa", 6), node("c", 1)},
 			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 6)}},
-		{"one that began again does not lower the sum", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 1)},
+		{"a restarted counter does not lower the sum", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 1)},
 			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 7)}},
-		{"one that is gone does not either", []NodeTraffic{node("b", 1), node("c", 1)},
+		{"a removed node does not lower the sum", []NodeTraffic{node("b", 1), node("c", 1)},
 			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 7)}},
-		{"it is counted on when it comes back", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 3)},
+		{"a node that comes back adds to the sum", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 3)},
 			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 10)}},
-		{"a node called other is summed, one name twice is one", []NodeTraffic{node("b", 1), node("b", 2), node("other", 1)},
+		{"a node named other is summed, duplicate names are merged", []NodeTraffic{node("b", 1), node("b", 2), node("other", 1)},
 			[]NodeTraffic{node("b", 3), node("other", 11)}},
 	}
 	for _, step := range steps {
 		if got := b.apply(step.seen); !slices.Equal(got, step.want) {
-			t.Fatalf("%s: got %v, want %v", step.what, got, step.want)
+			t.Fatalf("%s: got %v, want %v", step.name, got, step.want)
 		}
 	}
 }
 
-func TestNodeLabelsAreBounded(t *testing.T) {
+func TestNodeLabelLimit(t *testing.T) {
 	s := full()
 	s.Traffic.Nodes = nil
 	for i := range 3 * DefaultMaxNodes {
@@ -263,9 +263,9 @@ func TestNodeLabelsAreBounded(t *testing.T) {
 	}
 }
 
-// TestREADMEListsEveryMetric holds the list against the table in the README: a
-// row names metrics and, in its second column, the labels they have.
-func TestREADMEListsEveryMetric(t *testing.T) {
+// TestREADMEListsMetrics compares the list with the table in the README. A row names metrics and, in
+// its second column, their labels.
+func TestREADMEListsMetrics(t *testing.T) {
 	text, err := os.ReadFile("../README.md")
 	if err != nil {
 		t.Fatal(err)
@@ -296,11 +296,11 @@ func TestREADMEListsEveryMetric(t *testing.T) {
 		}
 		for _, label := range info.Labels {
 			if !slices.Contains(labels, label) {
-				t.Errorf("%s has the label %s, which the README does not show", info.Name, label)
+				t.Errorf("README lacks the label %[2]s of %[1]s", info.Name, label)
 			}
 		}
 	}
 	for name := range shown {
-		t.Errorf("the README shows %s, which there is not", name)
+		t.Errorf("the README lists %s, which does not exist", name)
 	}
 }

@@ -5,28 +5,27 @@ import (
 	"strings"
 )
 
-// nodeBound keeps the number of node labels below a limit without ever letting
-// a counter fall: the first nodes seen keep a series each for as long as they
-// are known, all others are summed as [OtherNodes], where what a node counted
-// stays in the sum after the node is gone. (A sum that fell would look like a
-// restart to Prometheus, and rate() would show a burst that never was.)
-type nodeBound struct {
-	limit   int
-	named   map[string]bool
-	others  map[string]NodeTraffic // last seen values of the summed nodes
-	retired NodeTraffic            // of the summed nodes that went or began again
-	used    bool                   // the sum has been shown, so it stays
+// nodeLimiter limits the number of node labels without decreasing any counter. The first nodes seen
+// keep series of their own while they are known. All others are summed as [OtherNodes], and the
+// traffic of a node stays in that sum after the node is gone: to Prometheus a decrease would be a
+// restart, and rate() would show a burst that never happened.
+type nodeLimiter struct {
+	limit    int
+	named    map[string]bool
+	summed   map[string]NodeTraffic // last values of the summed nodes
+	retired  NodeTraffic            // traffic of summed nodes that are gone or restarted at zero
+	exported bool                   // the sum has been exported and must not disappear
 }
 
-func newNodeBound(limit int) *nodeBound {
-	return &nodeBound{limit: limit, named: map[string]bool{}, others: map[string]NodeTraffic{}}
+func newNodeLimiter(limit int) *nodeLimiter {
+	return &nodeLimiter{limit: limit, named: map[string]bool{}, summed: map[string]NodeTraffic{}}
 }
 
-// apply returns at most limit named nodes in order of name, and then the sum of
-// the rest if there ever was one.
-func (b *nodeBound) apply(nodes []NodeTraffic) []NodeTraffic {
+// apply returns at most limit nodes, sorted by name, followed by the sum of the rest if there has
+// ever been one.
+func (l *nodeLimiter) apply(nodes []NodeTraffic) []NodeTraffic {
 	now := byName(nodes)
-	b.forget(now)
+	l.forget(now)
 
 	names := make([]string, 0, len(now))
 	for name := range now {
@@ -36,55 +35,54 @@ func (b *nodeBound) apply(nodes []NodeTraffic) []NodeTraffic {
 	var shown []NodeTraffic
 	sum := NodeTraffic{Node: OtherNodes}
 	for _, name := range names {
-		if b.hasName(name) {
+		if l.hasName(name) {
 			shown = append(shown, now[name])
 			continue
 		}
-		if last := b.others[name]; restarted(last, now[name]) {
-			b.retired.add(last)
+		if last := l.summed[name]; restarted(last, now[name]) {
+			l.retired.add(last)
 		}
-		b.others[name] = now[name]
-		b.used = true
+		l.summed[name] = now[name]
+		l.exported = true
 		sum.add(now[name])
 	}
-	if b.used {
-		sum.add(b.retired)
+	if l.exported {
+		sum.add(l.retired)
 		shown = append(shown, sum)
 	}
 	return shown
 }
 
-// forget drops what is no longer known.
-func (b *nodeBound) forget(now map[string]NodeTraffic) {
-	for name := range b.named {
+// forget removes nodes that are no longer known.
+func (l *nodeLimiter) forget(now map[string]NodeTraffic) {
+	for name := range l.named {
 		if _, ok := now[name]; !ok {
-			delete(b.named, name)
+			delete(l.named, name)
 		}
 	}
-	for name, last := range b.others {
+	for name, last := range l.summed {
 		if _, ok := now[name]; !ok {
-			b.retired.add(last)
-			delete(b.others, name)
+			l.retired.add(last)
+			delete(l.summed, name)
 		}
 	}
 }
 
-// hasName says whether the node has a series of its own, giving it one if there
-// is room and it is not in the sum already.
-func (b *nodeBound) hasName(name string) bool {
-	if b.named[name] {
+// hasName reports whether the node has series of its own. A new node gets them if the limit allows.
+func (l *nodeLimiter) hasName(name string) bool {
+	if l.named[name] {
 		return true
 	}
-	_, summed := b.others[name]
-	if summed || name == OtherNodes || len(b.named) >= b.limit {
+	_, summed := l.summed[name]
+	if summed || name == OtherNodes || len(l.named) >= l.limit {
 		return false
 	}
-	b.named[name] = true
+	l.named[name] = true
 	return true
 }
 
-// byName sums entries of one name. Bytes that are no UTF-8, which Prometheus
-// refuses in a label, are replaced first.
+// byName sums the entries of each name. Invalid UTF-8, which Prometheus rejects in labels, is
+// replaced first.
 func byName(nodes []NodeTraffic) map[string]NodeTraffic {
 	m := make(map[string]NodeTraffic, len(nodes))
 	for _, n := range nodes {
@@ -104,8 +102,8 @@ func (n *NodeTraffic) add(o NodeTraffic) {
 	n.In.Bytes += o.In.Bytes
 }
 
-// restarted says that a node's counters began again at zero, as they do when it
-// leaves and comes back between two scrapes.
+// restarted reports whether a node's counters restarted at zero, as they do if it leaves and comes
+// back between two scrapes.
 func restarted(last, now NodeTraffic) bool {
 	return now.Out.Packets < last.Out.Packets || now.In.Packets < last.In.Packets
 }

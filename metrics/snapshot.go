@@ -2,10 +2,10 @@ package metrics
 
 import "time"
 
-// Snapshot is every number of one moment. Counters count from the start of the
-// process. The caller must not change the slices and maps after handing it over.
+// Snapshot is the state of the daemon at one moment. Counters count from the start of the
+// process. The caller must not change the slices after passing them on.
 type Snapshot struct {
-	// Ready is what /readyz answers, Conditions are the parts it is made of.
+	// Ready is the answer of /readyz, Conditions are its parts.
 	Ready      bool
 	Conditions []Condition
 
@@ -13,90 +13,86 @@ type Snapshot struct {
 	// StoreRevision is the revision of the node list in use, 0 before the first.
 	StoreRevision int64
 	Lease         Lease
-	// Nodes is how many other nodes are known.
+	// Nodes is the number of other nodes.
 	Nodes int
-	// Unreachable is how many of them have a subnet that this node has no path to.
+	// Unreachable is the number of other nodes with a subnet that this node has no path to.
 	Unreachable int
 
 	// Traffic is nil while there is no dataplane.
 	Traffic *Traffic
 
-	// ReconcilerInSync says that the kernel looked as planned when last checked.
+	// ReconcilerInSync reports whether the kernel matched the desired state when last checked.
 	ReconcilerInSync bool
-	// KernelRepairs is how many changes were made to get there again after
-	// something else had changed the kernel.
+	// KernelRepairs counts the changes that undid changes by other programs.
 	KernelRepairs uint64
-	// RulesInPlace says that the packet filter rules are as wanted, RuleRepairs
-	// how often they had to be put back.
+	// RulesInPlace reports whether the packet filter rules match the desired ones.
 	RulesInPlace bool
-	RuleRepairs  uint64
+	// RuleRepairs counts how often the packet filter rules were restored.
+	RuleRepairs uint64
 }
 
-// Condition is one thing that must be in place for the node to be ready.
+// Condition is one condition of readiness.
 type Condition struct {
 	Name string // a short fixed word, for example "lease"
 	OK   bool
 }
 
-// Lease is the node's own claim on its subnet.
+// Lease describes the node's lease on its subnet.
 type Lease struct {
-	Held    bool
-	Age     time.Duration // since this process got it
-	Expires time.Duration // from now; negative once it has run out
-	// Endless is true for a lease that never expires; Expires then means nothing.
-	Endless bool
+	Held      bool
+	Age       time.Duration // since this process acquired it
+	ExpiresIn time.Duration // negative after expiry; meaningless if Permanent
+	Permanent bool          // never expires
 }
 
-// Traffic is what the dataplane has counted. Its JSON is the form in which the
-// daemon's status shows it.
+// Traffic holds the counters of the dataplane. Its JSON form is part of the daemon's status.
 type Traffic struct {
-	Engine       string       `json:"engine"` // the engine that carries the packets
-	Capabilities []Capability `json:"capabilities,omitempty"`
-	Out          Volume       `json:"out"`       // from the TUN to other nodes
-	In           Volume       `json:"in"`        // from other nodes to the TUN
-	Drops        []Drop       `json:"drops"`     // one entry a reason, also those that are 0
-	Overflows    []Overflow   `json:"overflows"` // one entry a kind of queue
-	Reopens      []Reopen     `json:"reopens"`   // one entry a thing that can be lost
-	// ICMPSent are errors told to inner senders, ICMPSuppressed those that the
-	// rate limit held back.
+	Engine      string       `json:"engine"` // engine in use: "offload" or "portable"
+	Features    []Feature    `json:"features,omitempty"`
+	Out         Volume       `json:"out"`         // from the TUN to other nodes
+	In          Volume       `json:"in"`          // from other nodes to the TUN
+	Drops       []Drop       `json:"drops"`       // one entry per reason, including zeros
+	Overflows   []Overflow   `json:"overflows"`   // one entry per kind of queue
+	Recreations []Recreation `json:"recreations"` // one entry per kind of object
+	// ICMPSent counts errors sent to inner senders, ICMPSuppressed those withheld by the rate limit.
 	ICMPSent       uint64 `json:"icmp_sent"`
 	ICMPSuppressed uint64 `json:"icmp_suppressed"`
-	// SuperFramesRefused are joined packets that the device took only one by one.
-	SuperFramesRefused uint64        `json:"super_frames_refused"`
-	Nodes              []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
+	// GSOFramesRejected counts GSO frames that the TUN rejected and that were written as segments.
+	GSOFramesRejected uint64        `json:"gso_frames_rejected"`
+	Nodes             []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
 }
 
-// Volume is an amount of traffic; bytes are those of the inner packets.
+// Volume is an amount of traffic. Bytes are those of the inner packets.
 type Volume struct {
 	Packets uint64 `json:"packets"`
 	Bytes   uint64 `json:"bytes"`
 }
 
-// Drop is how many packets died of one reason.
+// Drop is the number of packets dropped for one reason.
 type Drop struct {
 	Reason  string `json:"reason"`
 	Packets uint64 `json:"packets"`
 }
 
-// Overflow is how many packets the kernel dropped because a queue of ours was
-// full. At the socket a train of them counts once.
+// Overflow is the number of packets that the kernel dropped because one of the dataplane's receive
+// queues was full. At the socket, a GRO train counts as one packet.
 type Overflow struct {
 	Queue   string `json:"queue"` // "socket" or "tun"
 	Packets uint64 `json:"packets"`
 }
 
-// Reopen is how often something of ours was made again: it was lost, or had to
-// move to another address.
-type Reopen struct {
-	What  string `json:"what"` // "device" or "socket"
-	Count uint64 `json:"count"`
+// Recreation is how often an object of the dataplane was recreated, because it was lost or because
+// the underlay address changed.
+type Recreation struct {
+	Object string `json:"object"` // "device" or "socket"
+	Count  uint64 `json:"count"`
 }
 
-// Capability is something the engine can use if the kernel has it.
-type Capability struct {
+// Feature is a kernel feature that the engine uses where available.
+type Feature struct {
 	Name   string `json:"name"`
 	Used   bool   `json:"used"`
-	Reason string `json:"reason,omitempty"` // why it is not used; not in the metrics
+	Reason string `json:"reason,omitempty"` // why it is not used; not exported as a metric
 }
 
 // NodeTraffic is the traffic to and from one other node.

@@ -127,7 +127,7 @@ func TestNetnsDeviceIsMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitReady(t, 200, "")
-	if _, body, err := fetch("/metrics"); err != nil || !strings.Contains(body, `weft_reopens_total{what="device"} 1`) {
+	if _, body, err := fetch("/metrics"); err != nil || !strings.Contains(body, `weft_recreations_total{object="device"} 1`) {
 		t.Errorf("the metric does not count it: %v", err)
 	}
 	s.stop(t)

@@ -128,12 +128,12 @@ func TestStatusAsMetrics(t *testing.T) {
 		!m.RulesInPlace || m.RuleRepairs != 5 || len(m.Conditions) != 2 || m.Conditions[0] != (metrics.Condition{Name: "lease", OK: true}) {
 		t.Errorf("got %+v", m)
 	}
-	if l := m.Lease; !l.Held || l.Endless || l.Age < time.Hour || l.Expires > time.Minute || l.Expires < time.Minute/2 {
+	if l := m.Lease; !l.Held || l.Permanent || l.Age < time.Hour || l.ExpiresIn > time.Minute || l.ExpiresIn < time.Minute/2 {
 		t.Errorf("lease is %+v", l)
 	}
 	s.Lease.Expires = time.Time{}
-	if !s.metrics().Lease.Endless {
-		t.Error("a lease without an end is not endless")
+	if !s.metrics().Lease.Permanent {
+		t.Error("a lease without expiry is not permanent")
 	}
 }
 

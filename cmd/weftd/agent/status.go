@@ -115,10 +115,10 @@ func (s Status) metrics() metrics.Snapshot {
 	}
 	if s.Lease != nil {
 		m.Lease = metrics.Lease{
-			Held:    s.Lease.Held,
-			Age:     time.Since(s.Lease.Since),
-			Expires: time.Until(s.Lease.Expires),
-			Endless: s.Lease.Expires.IsZero(),
+			Held:      s.Lease.Held,
+			Age:       time.Since(s.Lease.Since),
+			ExpiresIn: time.Until(s.Lease.Expires),
+			Permanent: s.Lease.Expires.IsZero(),
 		}
 	}
 	return m

@@ -6,26 +6,26 @@ import (
 	"weft/metrics"
 )
 
-// traffic turns the engine's counters and abilities into those that metrics names.
+// traffic converts the engine's counters and features to metrics.
 func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Traffic {
 	t := &metrics.Traffic{
-		Engine:             dataplane.ModePortable.String(),
-		Out:                metrics.Volume(s.Sent),
-		In:                 metrics.Volume(s.Received),
-		ICMPSent:           s.ICMPSent,
-		ICMPSuppressed:     s.ICMPSuppressed,
-		SuperFramesRefused: s.GSOFramesRejected,
+		Engine:            dataplane.ModePortable.String(),
+		Out:               metrics.Volume(s.Sent),
+		In:                metrics.Volume(s.Received),
+		ICMPSent:          s.ICMPSent,
+		ICMPSuppressed:    s.ICMPSuppressed,
+		GSOFramesRejected: s.GSOFramesRejected,
 		Overflows: []metrics.Overflow{
 			{Queue: "socket", Packets: s.SocketOverflows},
 			{Queue: "tun", Packets: s.TUNOverflows},
 		},
-		Reopens: []metrics.Reopen{
-			{What: "device", Count: s.DeviceRecreations},
-			{What: "socket", Count: s.SocketRecreations},
+		Recreations: []metrics.Recreation{
+			{Object: "device", Count: s.DeviceRecreations},
+			{Object: "socket", Count: s.SocketRecreations},
 		},
 	}
 	for _, f := range features {
-		t.Capabilities = append(t.Capabilities, metrics.Capability{Name: string(f.Feature), Used: f.Used, Reason: f.Reason})
+		t.Features = append(t.Features, metrics.Feature{Name: string(f.Feature), Used: f.Used, Reason: f.Reason})
 		if f.Feature == feature.VnetHeader && f.Used {
 			t.Engine = dataplane.ModeOffload.String()
 		}

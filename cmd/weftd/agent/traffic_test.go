@@ -30,16 +30,16 @@ func TestTraffic(t *testing.T) {
 	got.Drops = nil
 	want := &metrics.Traffic{
 		Engine: "offload",
-		Capabilities: []metrics.Capability{
+		Features: []metrics.Feature{
 			{Name: string(feature.VnetHeader), Used: true}, {Name: string(feature.GRO), Reason: "too old"},
 		},
-		SuperFramesRefused: 16,
-		Out:                metrics.Volume{Packets: 1, Bytes: 2},
-		In:                 metrics.Volume{Packets: 3, Bytes: 4},
+		GSOFramesRejected: 16,
+		Out:               metrics.Volume{Packets: 1, Bytes: 2},
+		In:                metrics.Volume{Packets: 3, Bytes: 4},
 		Overflows: []metrics.Overflow{
 			{Queue: "socket", Packets: 8}, {Queue: "tun", Packets: 9},
 		},
-		Reopens:        []metrics.Reopen{{What: "device", Count: 10}, {What: "socket", Count: 11}},
+		Recreations:    []metrics.Recreation{{Object: "device", Count: 10}, {Object: "socket", Count: 11}},
 		ICMPSent:       6,
 		ICMPSuppressed: 7,
 		Nodes: []metrics.NodeTraffic{
