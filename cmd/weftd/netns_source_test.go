@@ -112,7 +112,7 @@ func (c *cluster) checkMode(d *member, f filter, docker bool) {
 		c.t.Errorf("%s: rules %+v", d.node.Name, r)
 	}
 	noted := slices.ContainsFunc(r.Notes, func(n string) bool {
-		return strings.Contains(n, "MASQUERADE") && strings.Contains(n, "; our rules before it keep them")
+		return strings.Contains(n, "MASQUERADE") && strings.Contains(n, "; weftd's rules before it prevent that")
 	})
 	// Those of iptables cannot be looked at while nftables is asked for and iptables is not kept there.
 	if f.name == "iptables" && noted != docker {

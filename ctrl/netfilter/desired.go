@@ -7,80 +7,84 @@ import (
 	"slices"
 )
 
-// kubeProxyMark is the packet mark bit by which kube-proxy asks for masquerading (--iptables-masquerade-bit=14); it does
-// that itself, and twice would be wrong.
+// kubeProxyMark is the packet mark bit with which kube-proxy requests masquerading
+// (--iptables-masquerade-bit=14). kube-proxy has its own rule for it; masquerading twice would be
+// wrong.
 const kubeProxyMark = 0x4000
 
 // Net is the pod network of one address family.
 type Net struct {
-	// Network is the whole cluster's, Subnet this node's own part of it. Bits behind the prefix length do not matter.
+	// Network is the network of the whole cluster, Subnet this node's part of it. Host bits are
+	// ignored.
 	Network, Subnet netip.Prefix
 }
 
-// Desired says which rules this host is to have. It is a complete state: what it does not ask for is taken away.
+// Desired is the complete set of rules that this host should have. Rules it does not ask for are
+// removed.
 type Desired struct {
-	// Nets holds one entry for each address family in use.
+	// Nets holds one entry per address family in use.
 	Nets []Net
 
-	// Masquerade rewrites the source of what pods send out of the cluster network, and of what comes into it from
-	// elsewhere (flannel's --ip-masq).
+	// Masquerade rewrites the source of packets that pods send out of the cluster network, and of
+	// packets that enter it from outside (flannel's --ip-masq).
 	Masquerade bool
 	// NoRandomPorts masquerades without random source ports: the port stays the same where possible
 	// (--ip-masq-fully-random-disable).
 	NoRandomPorts bool
 	// Forward accepts forwarded packets from and to the cluster network (--iptables-forward-rules).
 	Forward bool
-	// KeepSource protects pods' source addresses between nodes from source rewriting that others do, above all from the
-	// MASQUERADE rule of a dockerd for everything that leaves by another device than its bridge. Usually set along with
-	// Masquerade.
+	// KeepSource preserves pods' source addresses between nodes where other programs' rules would
+	// rewrite them. The most common one is dockerd's MASQUERADE rule for packets that leave by a
+	// device other than its bridge. Usually set along with Masquerade.
 	KeepSource bool
-	// NoTrack holds our own UDP address and port, one for each address family of the underlay: what is sent to that port
-	// by us or to us goes past connection tracking. An unspecified address (0.0.0.0 or ::) means any of its family. A
-	// firewall of the host must then accept the port itself (answers are no longer known as such), and ICMP errors about
-	// our packets even where it drops what conntrack calls invalid.
+	// NoTrack holds this daemon's UDP address and port, one per address family of the underlay.
+	// Packets that the node sends to that port or receives on it bypass connection tracking. An
+	// unspecified address (0.0.0.0 or ::) means any address of its family. A firewall on the host
+	// must then accept the port explicitly, since replies no longer match a connection, and must
+	// accept ICMP errors about these packets even if it drops packets in conntrack state INVALID.
 	NoTrack []netip.AddrPort
 
-	// NFTables asks for nftables (EnableNFTables in the network config). Otherwise iptables is taken where it works, and
-	// nftables where only that does.
+	// NFTables requests nftables (EnableNFTables in the network config). Otherwise iptables is used
+	// if it works, else nftables.
 	NFTables bool
 }
 
-// equal tells whether both ask for the same.
+// equal reports whether d and e ask for the same rules.
 func (d Desired) equal(e Desired) bool {
 	if !slices.Equal(d.Nets, e.Nets) || !slices.Equal(d.NoTrack, e.NoTrack) {
 		return false
 	}
-	return d.Masquerade == e.Masquerade && d.NoRandomPorts == e.NoRandomPorts && d.Forward == e.Forward &&
-		d.KeepSource == e.KeepSource && d.NFTables == e.NFTables
+	return d.Masquerade == e.Masquerade && d.NoRandomPorts == e.NoRandomPorts &&
+		d.Forward == e.Forward && d.KeepSource == e.KeepSource && d.NFTables == e.NFTables
 }
 
-// check finds what no rules can be made of.
-func (d Desired) check() error {
+// validate returns an error if d cannot be expressed as rules.
+func (d Desired) validate() error {
 	seen := map[family]bool{}
 	for _, n := range d.Nets {
 		if !n.Network.IsValid() {
-			return errors.New("a network is not set")
+			return errors.New("network is not set")
 		}
 		f := familyOf(n.Network.Addr())
 		if seen[f] {
-			return fmt.Errorf("%s has two networks, the second is %v", f, n.Network)
+			return fmt.Errorf("more than one %s network: %v", f, n.Network)
 		}
 		seen[f] = true
 		needsSubnet := d.Masquerade || d.KeepSource
 		if needsSubnet && (!n.Subnet.IsValid() || familyOf(n.Subnet.Addr()) != f) {
-			return fmt.Errorf("network %v has no %s subnet of this node", n.Network, f)
+			return fmt.Errorf("network %v: no %s subnet for this node", n.Network, f)
 		}
 	}
 	for _, a := range d.NoTrack {
 		if !a.Addr().IsValid() || a.Port() == 0 {
-			return fmt.Errorf("%v is no address and port to leave untracked", a)
+			return fmt.Errorf("invalid NoTrack address and port: %v", a)
 		}
 	}
 	return nil
 }
 
-// rules lists everything wanted for one family, in the order of evaluation within each chain. The numbers in the
-// comments are those of the table in this package's documentation.
+// rules returns the wanted rules of one family, in evaluation order within each chain. The numbers
+// in the comments below refer to the table in the package documentation.
 func (d Desired) rules(f family) []rule {
 	var rs []rule
 	for _, n := range d.Nets {
@@ -106,68 +110,73 @@ func (d Desired) rules(f family) []rule {
 	return rs
 }
 
-// masqueradeRules are flannel's, rules 1 to 7.
-func masqueradeRules(network, subnet, multicast netip.Prefix, plainPorts bool) []rule {
+// masqueradeRules returns rules 1 to 7, which are flannel's.
+func masqueradeRules(network, subnet, multicast netip.Prefix, noRandomPorts bool) []rule {
 	in := func(r rule) rule {
 		r.table, r.chain, r.comment = tableNAT, chainMasquerade, commentMasquerade
 		return r
 	}
-	out := masqueradeRandom
-	if plainPorts {
-		out = masquerade
+	verdict := verdictMasqueradeRandom
+	if noRandomPorts {
+		verdict = verdictMasquerade
 	}
 	return []rule{
-		entrance(chainMasquerade),
-		in(rule{mark: kubeProxyMark, verdict: back}),
-		in(rule{src: is(subnet), dst: is(network), verdict: back}),
-		in(rule{src: is(network), dst: is(subnet), verdict: back}),
-		// Traffic from outside that a node sent on to this one keeps its source, so that the pod sees the real client.
-		in(rule{src: isNot(network), dst: is(subnet), verdict: back}),
-		in(rule{src: is(network), dst: isNot(multicast), verdict: out}),
-		in(rule{src: isNot(network), dst: is(network), verdict: out}),
+		jumpTo(chainMasquerade),
+		in(rule{mark: kubeProxyMark, verdict: verdictReturn}),
+		in(rule{src: is(subnet), dst: is(network), verdict: verdictReturn}),
+		in(rule{src: is(network), dst: is(subnet), verdict: verdictReturn}),
+		// Traffic from outside that another node forwarded here keeps its source, so that the pod
+		// sees the real client.
+		in(rule{src: isNot(network), dst: is(subnet), verdict: verdictReturn}),
+		in(rule{src: is(network), dst: isNot(multicast), verdict: verdict}),
+		in(rule{src: isNot(network), dst: is(network), verdict: verdict}),
 	}
 }
 
-// forwardRules are flannel's, rules 8 to 10.
+// forwardRules returns rules 8 to 10, which are flannel's.
 func forwardRules(network netip.Prefix) []rule {
 	in := func(r rule) rule {
 		r.table, r.chain, r.comment = tableFilter, chainForward, commentForward
 		return r
 	}
 	return []rule{
-		entrance(chainForward),
-		in(rule{src: is(network), verdict: accept}),
-		in(rule{dst: is(network), verdict: accept}),
+		jumpTo(chainForward),
+		in(rule{src: is(network), verdict: verdictAccept}),
+		in(rule{dst: is(network), verdict: verdictAccept}),
 	}
 }
 
-// keepSourceRules are ours, rules 11 to 15. What kube-proxy marked and what stays on this node is left to those who
-// handle it: a container that reaches itself through its own published port is masqueraded by dockerd, and must be.
+// keepSourceRules returns rules 11 to 15, which flannel does not have. They skip packets that
+// kube-proxy marked and packets that stay on this node: a container that reaches itself through its
+// own published port is masqueraded by dockerd, and must be.
 func keepSourceRules(network, subnet netip.Prefix) []rule {
 	in := func(r rule) rule {
 		r.table, r.chain, r.comment = tableNAT, chainKeepSource, commentKeepSource
 		return r
 	}
 	return []rule{
-		entrance(chainKeepSource),
-		in(rule{mark: kubeProxyMark, verdict: back}),
-		in(rule{src: is(subnet), dst: is(subnet), verdict: back}),
-		in(rule{src: is(subnet), dst: is(network), verdict: keepSource}),
-		in(rule{src: is(network), dst: is(subnet), verdict: keepSource}),
+		jumpTo(chainKeepSource),
+		in(rule{mark: kubeProxyMark, verdict: verdictReturn}),
+		in(rule{src: is(subnet), dst: is(subnet), verdict: verdictReturn}),
+		in(rule{src: is(subnet), dst: is(network), verdict: verdictKeepSource}),
+		in(rule{src: is(network), dst: is(subnet), verdict: verdictKeepSource}),
 	}
 }
 
-// noTrackRules are ours, rules 16 and 17. They name the local address, so that a pod that talks to the same port number
-// elsewhere is still tracked and masqueraded.
-func noTrackRules(own netip.AddrPort, comment string) []rule {
-	host := isHost(own.Addr())
+// noTrackRules returns rules 16 and 17, which flannel does not have. They match the local address,
+// so that a pod's traffic to the same port number elsewhere is still tracked and masqueraded.
+func noTrackRules(local netip.AddrPort, comment string) []rule {
+	addr, port := isAddr(local.Addr()), local.Port()
 	return []rule{
-		{table: tableRaw, chain: hookPrerouting, dst: host, udpPort: own.Port(), verdict: noTrack, comment: comment},
-		{table: tableRaw, chain: hookOutput, src: host, udpPort: own.Port(), verdict: noTrack, comment: comment},
+		{table: tableRaw, chain: hookPrerouting, dst: addr, udpPort: port,
+			verdict: verdictNoTrack, comment: comment},
+		{table: tableRaw, chain: hookOutput, src: addr, udpPort: port,
+			verdict: verdictNoTrack, comment: comment},
 	}
 }
 
-// noTrackComment says whose a rule against tracking is, by the network that tells daemons on one host apart.
+// noTrackComment returns the comment of rules 16 and 17. It names the network, which identifies the
+// daemon on this host.
 func (d Desired) noTrackComment() string {
 	if len(d.Nets) == 0 {
 		return commentNoTrack
@@ -175,9 +184,10 @@ func (d Desired) noTrackComment() string {
 	return commentNoTrack + " " + d.Nets[0].Network.Masked().String()
 }
 
-// entrance is the rule of a built-in chain that leads to one of ours.
-func entrance(chain string) rule {
-	r := rule{table: tableNAT, chain: hookPostrouting, verdict: jump, to: chain, comment: commentMasquerade}
+// jumpTo returns the rule of a built-in chain that jumps to one of the own chains.
+func jumpTo(chain string) rule {
+	r := rule{table: tableNAT, chain: hookPostrouting, verdict: verdictJump, to: chain,
+		comment: commentMasquerade}
 	switch chain {
 	case chainForward:
 		r.table, r.chain, r.comment = tableFilter, hookForward, commentForward

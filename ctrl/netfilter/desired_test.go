@@ -15,7 +15,7 @@ var (
 )
 
 // everything asks for all rules there are, in both families.
-func everything() Desired {
+func allRules() Desired {
 	return Desired{Nets: []Net{net4, net6}, Masquerade: true, Forward: true, KeepSource: true,
 		NoTrack: []netip.AddrPort{own4, own6}}
 }
@@ -59,11 +59,11 @@ raw -A OUTPUT -s 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "w
 )
 
 // saved writes rules like the texts above.
-func saved(rs []rule) string {
+func saveText(rs []rule) string {
 	var b strings.Builder
 	b.WriteByte('\n')
 	for _, r := range rs {
-		b.WriteString(r.table + " -A " + r.chain + " " + r.text() + "\n")
+		b.WriteString(r.table + " -A " + r.chain + " " + r.spec() + "\n")
 	}
 	return b.String()
 }
@@ -100,12 +100,12 @@ func TestRules(t *testing.T) {
 		{"nothing", func(d *Desired) { *d = Desired{Nets: d.Nets} }, ipv4, "\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d := everything()
+			d := allRules()
 			tt.change(&d)
-			if err := d.check(); err != nil {
+			if err := d.validate(); err != nil {
 				t.Fatal(err)
 			}
-			if got := saved(d.rules(tt.family)); got != tt.want {
+			if got := saveText(d.rules(tt.family)); got != tt.want {
 				t.Errorf("got%s\nwant%s", got, tt.want)
 			}
 		})
@@ -115,17 +115,17 @@ func TestRules(t *testing.T) {
 // TestRulesStayInTheLayout holds that no rule names a place where nobody would look for it later.
 func TestRulesStayInTheLayout(t *testing.T) {
 	for _, f := range families() {
-		for _, r := range everything().rules(f) {
+		for _, r := range allRules().rules(f) {
 			i := slices.IndexFunc(layouts(), func(l layout) bool { return l.table == r.table })
 			if i < 0 {
-				t.Fatalf("%s: table unknown", r.text())
+				t.Fatalf("%s: table unknown", r.spec())
 			}
 			l := layouts()[i]
-			if !slices.Contains(l.own, r.chain) && !slices.Contains(l.hooks, r.chain) {
-				t.Errorf("%s: chain %s unknown in %s", r.text(), r.chain, r.table)
+			if !slices.Contains(l.ownChains, r.chain) && !slices.Contains(l.hooks, r.chain) {
+				t.Errorf("%s: chain %s unknown in %s", r.spec(), r.chain, r.table)
 			}
-			if p, _ := parse(r.table, "-A "+r.chain+" "+r.text()); slices.Contains(l.hooks, r.chain) && !ours(l, p) {
-				t.Errorf("%s in %s would not be known as ours", r.text(), r.chain)
+			if p, _ := parse(r.table, "-A "+r.chain+" "+r.spec()); slices.Contains(l.hooks, r.chain) && !isManaged(l, p) {
+				t.Errorf("%s in %s would not be known as ours", r.spec(), r.chain)
 			}
 		}
 	}
@@ -138,27 +138,27 @@ func TestCheck(t *testing.T) {
 		want   string
 	}{
 		{"fine", func(*Desired) {}, ""},
-		{"no network", func(d *Desired) { d.Nets = []Net{{Subnet: net4.Subnet}} }, "a network is not set"},
+		{"no network", func(d *Desired) { d.Nets = []Net{{Subnet: net4.Subnet}} }, "network is not set"},
 		{"two of a family", func(d *Desired) { d.Nets = []Net{net4, net6, net4} },
-			"IPv4 has two networks, the second is 10.5.0.0/16"},
+			"more than one IPv4 network: 10.5.0.0/16"},
 		{"no subnet to masquerade", func(d *Desired) { d.Nets[1].Subnet, d.KeepSource = netip.Prefix{}, false },
-			"network fc00::/48 has no IPv6 subnet of this node"},
+			"network fc00::/48: no IPv6 subnet for this node"},
 		{"no subnet to protect", func(d *Desired) { d.Nets[0].Subnet, d.Masquerade = netip.Prefix{}, false },
-			"network 10.5.0.0/16 has no IPv4 subnet of this node"},
+			"network 10.5.0.0/16: no IPv4 subnet for this node"},
 		{"subnet of the other family", func(d *Desired) { d.Nets[0].Subnet = net6.Subnet },
-			"network 10.5.0.0/16 has no IPv4 subnet of this node"},
+			"network 10.5.0.0/16: no IPv4 subnet for this node"},
 		{"no subnet, none needed",
 			func(d *Desired) { d.Nets[0].Subnet, d.Masquerade, d.KeepSource = netip.Prefix{}, false, false }, ""},
 		{"no port", func(d *Desired) { d.NoTrack = []netip.AddrPort{netip.AddrPortFrom(own4.Addr(), 0)} },
-			"192.0.2.7:0 is no address and port to leave untracked"},
+			"invalid NoTrack address and port: 192.0.2.7:0"},
 		{"no address", func(d *Desired) { d.NoTrack = []netip.AddrPort{netip.AddrPortFrom(netip.Addr{}, 8285)} },
-			"invalid AddrPort is no address and port to leave untracked"},
+			"invalid NoTrack address and port: invalid AddrPort"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			d := everything()
+			d := allRules()
 			tt.change(&d)
 			got := ""
-			if err := d.check(); err != nil {
+			if err := d.validate(); err != nil {
 				got = err.Error()
 			}
 			if got != tt.want {
@@ -171,7 +171,7 @@ func TestCheck(t *testing.T) {
 func TestAddrMatch(t *testing.T) {
 	network, subnet := net4.Network, net4.Subnet.Masked()
 	other := netip.MustParsePrefix("192.168.0.0/16")
-	host := isHost(netip.MustParseAddr("10.5.77.2"))
+	host := isAddr(netip.MustParseAddr("10.5.77.2"))
 	for _, tt := range []struct {
 		name             string
 		m                addrMatch
@@ -188,7 +188,7 @@ func TestAddrMatch(t *testing.T) {
 		{"not the network", isNot(network), false, false},
 		{"not more than the network", isNot(netip.MustParsePrefix("10.0.0.0/8")), false, false},
 	} {
-		if got := tt.m.mayMatch(network); got != tt.mayMatch {
+		if got := tt.m.overlaps(network); got != tt.mayMatch {
 			t.Errorf("%s: mayMatch %v", tt.name, got)
 		}
 		if got := tt.m.within(subnet); got != tt.within {

@@ -8,53 +8,34 @@ import (
 	"strings"
 )
 
-// attempts is how often a change of one table is tried when somebody else changes the same chains in between.
-const attempts = 3
-
-// report is what an applier did and saw.
-type report struct {
-	changes []string // what was set right, in words; empty if all was in place
-	notes   []string // what the operator should know although nothing failed
-}
-
-func (r *report) add(more report) {
-	r.changes = append(r.changes, more.changes...)
-	for _, note := range more.notes {
-		if !slices.Contains(r.notes, note) { // both families see the same
-			r.notes = append(r.notes, note)
-		}
-	}
-}
-
-// stayTracked is the note about a host that cannot leave packets untracked. Nothing depends on it but speed.
-func stayTracked(why error) string {
-	return fmt.Sprintf("our own packets stay in connection tracking: %v", why)
-}
+// maxAttempts is the number of times a change of one table is tried if another program changes the
+// same chains concurrently.
+const maxAttempts = 3
 
 // tables is iptables for one address family.
 type tables interface {
-	// has tells whether the kernel holds the table, without bringing it into being.
+	// has reports whether the kernel has the table, without creating it.
 	has(table string) bool
-	// list returns the lines of `iptables -S chain`, and false for a chain that does not exist.
+	// list returns the lines of `iptables -S chain`. exists is false if there is no such chain.
 	list(table, chain string) (lines []string, exists bool, err error)
-	// restore hands text to iptables-restore --noflush. One table's part takes effect as a whole or not at all.
+	// restore passes text to iptables-restore --noflush, which commits each table atomically.
 	restore(ctx context.Context, text string) error
 }
 
-// applyTables makes the tables of one family hold exactly the wanted rules among ours. A table that fails does not hold up
-// the others.
-func applyTables(ctx context.Context, t tables, g goal) (report, error) {
+// applyTables makes the tables of one family hold exactly the wanted rules among this daemon's. If
+// one table fails, the others are still applied.
+func applyTables(ctx context.Context, t tables, want ruleset) (report, error) {
 	var (
 		total report
 		errs  []error
 	)
 	for _, l := range layouts() {
-		part := g
-		part.rules = lowered(l.table, g.rules)
-		if len(part.rules) == 0 && !t.has(l.table) {
+		ofTable := want
+		ofTable.rules = forIPTables(l.table, want.rules)
+		if len(ofTable.rules) == 0 && !t.has(l.table) {
 			continue
 		}
-		r, err := applyTable(ctx, t, l, part)
+		r, err := applyTable(ctx, t, l, ofTable)
 		total.add(r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("table %s: %w", l.table, err))
@@ -63,35 +44,35 @@ func applyTables(ctx context.Context, t tables, g goal) (report, error) {
 	return total, errors.Join(errs...)
 }
 
-// lowered picks the rules of one table, in the words that iptables has.
-func lowered(table string, want []rule) []rule {
+// forIPTables returns the rules of one table, with verdicts that iptables supports.
+func forIPTables(table string, want []rule) []rule {
 	var rs []rule
 	for _, r := range want {
 		if r.table != table {
 			continue
 		}
-		if r.verdict == keepSource {
-			r.verdict = accept
+		if r.verdict == verdictKeepSource {
+			r.verdict = verdictAccept
 		}
 		rs = append(rs, r)
 	}
 	return rs
 }
 
-func applyTable(ctx context.Context, t tables, l layout, g goal) (report, error) {
+func applyTable(ctx context.Context, t tables, l layout, want ruleset) (report, error) {
 	var (
 		done    report
 		lastErr error
 	)
-	for range attempts {
-		have, err := read(t, l)
+	for range maxAttempts {
+		have, err := listChains(t, l)
 		if err != nil {
 			return done, err
 		}
-		now := g
+		needed := want
 		var notes []string
-		now.rules, notes = unprotected(l, g, have)
-		lines, changes := plan(l, now, have)
+		needed.rules, notes = dropUnneededGuard(l, want, have)
+		lines, changes := plan(l, needed, have)
 		if len(lines) == 0 {
 			done.notes = notes
 			return done, nil
@@ -102,16 +83,16 @@ func applyTable(ctx context.Context, t tables, l layout, g goal) (report, error)
 		}
 		if lastErr == nil {
 			done.changes = append(done.changes, changes...)
-			lastErr = fmt.Errorf("rules do not read back as they were set: %s", strings.Join(changes, ", "))
+			lastErr = fmt.Errorf("rules do not read back as set: %s", strings.Join(changes, ", "))
 		}
 	}
 	return done, lastErr
 }
 
-// read lists the chains of one table that concern us.
-func read(t tables, l layout) (listing, error) {
+// listChains lists the chains of one table that can hold managed rules.
+func listChains(t tables, l layout) (listing, error) {
 	have := listing{}
-	for _, chain := range slices.Concat(l.hooks, l.own) {
+	for _, chain := range slices.Concat(l.hooks, l.ownChains) {
 		lines, exists, err := t.list(l.table, chain)
 		if err != nil {
 			return nil, fmt.Errorf("list %s: %w", chain, err)
@@ -123,30 +104,33 @@ func read(t tables, l layout) (listing, error) {
 	return have, nil
 }
 
-// unprotected leaves the protection of sources out of want where nobody can rewrite them, so that a host without such a
-// rule holds flannel's rules and no others. A rule that does is named even where no protection is wanted; one that leads
-// to others is not, since it seldom leads to one that does.
-func unprotected(l layout, g goal, have listing) (rest []rule, notes []string) {
-	caught := false
-	for _, p := range rulesIn(l.table, have[hookPostrouting]) {
-		if ours(l, p) || !slices.ContainsFunc(g.nets, func(n Net) bool { return catches(p, n) }) {
+// dropUnneededGuard returns the wanted rules, without the guard (rules 11 to 15) if no foreign rule
+// can rewrite pods' sources. Such a host then holds flannel's rules and no others.
+//
+// The notes name every foreign rule that rewrites sources itself, even if no guard is wanted. They
+// do not name jumps to foreign chains, since few of those chains rewrite sources.
+func dropUnneededGuard(l layout, want ruleset, have listing) (needed []rule, notes []string) {
+	endangered := false
+	for _, p := range parseChain(l.table, have[hookPostrouting]) {
+		mayRewrite := func(n Net) bool { return mayRewritePodSource(p, n) }
+		if isManaged(l, p) || !slices.ContainsFunc(want.nets, mayRewrite) {
 			continue
 		}
-		caught = true
-		if rewrites(p) {
-			notes = append(notes,
-				fmt.Sprintf("%q in %s %s would rewrite pods' sources between nodes", p.line, l.table, hookPostrouting))
+		endangered = true
+		if rewritesSource(p) {
+			notes = append(notes, fmt.Sprintf(
+				"%q in %s %s would rewrite pods' sources between nodes", p.line, l.table, hookPostrouting))
 		}
 	}
 	isGuard := func(r rule) bool { return r.comment == commentKeepSource }
 	switch {
-	case !slices.ContainsFunc(g.rules, isGuard):
-		return g.rules, notes
-	case !caught:
-		return slices.DeleteFunc(slices.Clone(g.rules), isGuard), nil
+	case !slices.ContainsFunc(want.rules, isGuard):
+		return want.rules, notes
+	case !endangered:
+		return slices.DeleteFunc(slices.Clone(want.rules), isGuard), nil
 	}
 	for i := range notes {
-		notes[i] += "; our rules before it keep them"
+		notes[i] += "; weftd's rules before it prevent that"
 	}
-	return g.rules, notes
+	return want.rules, notes
 }

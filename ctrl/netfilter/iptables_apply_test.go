@@ -27,25 +27,25 @@ const (
 )
 
 // former is a network that was ours.
-var former = []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}
+var previous = []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}
 
 // chainText lists the rules that everything wants in one chain of IPv4, as iptables prints them.
 func chainText(table, chain string) []string {
 	var text []string
-	for _, r := range inChain(lowered(table, everything().rules(ipv4)), table, chain) {
-		text = append(text, r.text())
+	for _, r := range inChain(forIPTables(table, allRules().rules(ipv4)), table, chain) {
+		text = append(text, r.spec())
 	}
 	return text
 }
 
 func applied(t *testing.T, f *fakeTables, d Desired) report {
 	t.Helper()
-	r, err := applyTables(t.Context(), f, d.goals(former)[ipv4])
+	r, err := applyTables(t.Context(), f, d.rulesets(previous)[ipv4])
 	if err != nil {
 		t.Fatal(err)
 	}
 	before := len(f.restores)
-	again, err := applyTables(t.Context(), f, d.goals(former)[ipv4])
+	again, err := applyTables(t.Context(), f, d.rulesets(previous)[ipv4])
 	if err != nil || len(again.changes) > 0 || len(f.restores) != before {
 		t.Fatalf("a second time: %v, %v", again.changes, err)
 	}
@@ -75,25 +75,25 @@ func TestHooks(t *testing.T) {
 		{"a pod's own chain", tableNAT, hookPostrouting, []string{keepJump, masqJump, cniRule},
 			[]string{keepJump, masqJump, cniRule}, "", 0},
 		{"a pod's own chain came in front", tableNAT, hookPostrouting, []string{cniRule, keepJump, masqJump},
-			[]string{keepJump, cniRule, masqJump}, "our rules moved in front of what made them void", 0},
+			[]string{keepJump, cniRule, masqJump}, "rules moved before a rule that bypassed them", 0},
 		{"a chain for others' addresses", tableNAT, hookPostrouting, []string{"-s 10.6.1.2/32 -j CNI-0123"},
 			[]string{"-s 10.6.1.2/32 -j CNI-0123", masqJump}, "1 rules set", 0},
 		{"double", tableNAT, hookPostrouting, []string{masqJump, logRule, masqJump}, []string{logRule, masqJump},
-			"1 old or double rules removed", 0},
+			"1 old or duplicate rules removed", 0},
 		{"of an older flannel, former network", tableNAT, hookPostrouting, []string{oldMasq, logRule},
 			[]string{logRule, masqJump},
-			"1 rules set, 1 old ones removed", 0},
+			"1 rules set, 1 old rules removed", 0},
 		{"of an older flannel, sibling's network", tableNAT, hookPostrouting, []string{siblingMasq, logRule},
 			[]string{siblingMasq, logRule, masqJump}, "1 rules set", 0},
 		{"with another comment", tableNAT, hookPostrouting, []string{"-j FLANNEL-POSTRTG"}, []string{masqJump},
-			"1 rules set, 1 old ones removed", 0},
+			"1 rules set, 1 old rules removed", 0},
 		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`},
 			[]string{masqJump},
 			"altered rules replaced", 0},
 		{"on a condition", tableNAT, hookPostrouting, []string{"-o eth0 " + masqJump}, []string{masqJump},
 			"altered rules replaced", 0},
 		{"behind what accepts all", tableNAT, hookPostrouting, []string{logRule, "-j ACCEPT", masqJump},
-			[]string{logRule, masqJump, "-j ACCEPT"}, "our rules moved in front of what made them void", 0},
+			[]string{logRule, masqJump, "-j ACCEPT"}, "rules moved before a rule that bypassed them", 0},
 		{"behind what rewrites all", tableNAT, hookPostrouting, []string{"-j SNAT --to-source 192.0.2.1"},
 			[]string{keepJump, masqJump, "-j SNAT --to-source 192.0.2.1"}, "2 rules set", 1},
 		{"docker's rule", tableNAT, hookPostrouting, []string{dockerRule}, []string{keepJump, dockerRule, masqJump},
@@ -101,14 +101,14 @@ func TestHooks(t *testing.T) {
 		{"docker's rule, guarded", tableNAT, hookPostrouting, []string{logRule, keepJump, dockerRule, masqJump},
 			[]string{logRule, keepJump, dockerRule, masqJump}, "", 1},
 		{"docker's rule came back in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
-			[]string{keepJump, dockerRule, masqJump}, "our rules moved in front of what made them void", 1},
+			[]string{keepJump, dockerRule, masqJump}, "rules moved before a rule that bypassed them", 1},
 		{"docker's rule behind ours", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
 			[]string{keepJump, dockerRule, masqJump}, "1 rules set", 1},
 		{"docker's rule gone", tableNAT, hookPostrouting, []string{keepJump, masqJump}, []string{masqJump},
-			"1 old or double rules removed", 0},
+			"1 old or duplicate rules removed", 0},
 		{"guard behind the rest", tableNAT, hookPostrouting, []string{masqJump, keepJump, dockerRule},
 			[]string{keepJump, dockerRule, masqJump},
-			"order of our rules restored", 1},
+			"order of rules restored", 1},
 		{"a container's own published port", tableNAT, hookPostrouting, []string{hairpinRule},
 			[]string{hairpinRule, masqJump}, "1 rules set", 0},
 		{"rewriting of marked packets", tableNAT, hookPostrouting, []string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE"},
@@ -122,7 +122,7 @@ func TestHooks(t *testing.T) {
 			[]string{"-j DOCKER-USER", forwardJump, rejectAll}, "1 rules set", 0},
 		{"forward, closed before ours", tableFilter, hookForward, []string{rejectAll, forwardJump},
 			[]string{forwardJump, rejectAll},
-			"our rules moved in front of what made them void", 0},
+			"rules moved before a rule that bypassed them", 0},
 		{"forward, closed for one device", tableFilter, hookForward, []string{"-i eth1 " + rejectAll, forwardJump},
 			[]string{"-i eth1 " + rejectAll, forwardJump}, "", 0},
 		{"forward, a log without effect", tableFilter, hookForward, []string{"-j LOG --log-prefix x", forwardJump},
@@ -133,19 +133,19 @@ func TestHooks(t *testing.T) {
 			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack`,
 				"-i lo -j ACCEPT"},
 			slices.Concat([]string{"-i lo -j ACCEPT"},
-				chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old ones removed", 0},
+				chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old rules removed", 0},
 		{"raw, a sibling's for the same address", tableRaw, hookPrerouting, []string{siblingNoTrack},
 			slices.Concat([]string{siblingNoTrack}, chainText(tableRaw, hookPrerouting)), "1 rules set", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFakeTables()
 			for _, l := range layouts() {
-				for _, own := range l.own {
+				for _, own := range l.ownChains {
 					f.chains[l.table][own] = chainText(l.table, own)
 				}
 			}
 			f.chains[tt.table][tt.hook] = tt.have
-			r := applied(t, f, everything())
+			r := applied(t, f, allRules())
 			if got := f.chains[tt.table][tt.hook]; !slices.Equal(got, tt.want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(tt.want, "\n"))
 			}
@@ -184,7 +184,7 @@ func TestOwnChains(t *testing.T) {
 			f := newFakeTables()
 			f.chains[tableNAT][hookPostrouting] = []string{masqJump}
 			f.chains[tableNAT][chainMasquerade] = have
-			r := applied(t, f, everything())
+			r := applied(t, f, allRules())
 			if got := f.chains[tableNAT][chainMasquerade]; !slices.Equal(got, right) {
 				t.Errorf("got\n%s", strings.Join(got, "\n"))
 			}
@@ -207,7 +207,7 @@ func TestDropped(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeTables()
 			f.chains[tableNAT][hookPostrouting] = []string{dockerRule}
-			d := everything()
+			d := allRules()
 			applied(t, f, d)
 			rest(&d)
 			applied(t, f, d)
@@ -243,7 +243,7 @@ func TestForeignRulesStay(t *testing.T) {
 			}
 		}
 		f.chains[tableNAT][chainMasquerade] = nil
-		applied(t, f, everything())
+		applied(t, f, allRules())
 		guarded := slices.Contains(others, dockerRule) || slices.Contains(others, "-o eth0 -j MASQUERADE") ||
 			slices.Contains(others, cniRule)
 		var left []string
@@ -279,15 +279,15 @@ func TestApplyTablesFailures(t *testing.T) {
 	t.Run("restore fails", func(t *testing.T) {
 		f := newFakeTables()
 		f.fail = broken
-		r, err := applyTables(t.Context(), f, everything().goals(nil)[ipv4])
-		if !errors.Is(err, broken) || len(r.changes) > 0 || len(f.restores) != 3*attempts {
+		r, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
+		if !errors.Is(err, broken) || len(r.changes) > 0 || len(f.restores) != 3*maxAttempts {
 			t.Errorf("%v, %v, %d restores", err, r, len(f.restores))
 		}
 	})
 	t.Run("one table fails, the rest is done", func(t *testing.T) {
 		f := newFakeTables()
 		f.listFails = hookForward
-		_, err := applyTables(t.Context(), f, everything().goals(nil)[ipv4])
+		_, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
 		if err == nil || err.Error() != "table filter: list FORWARD: cannot list FORWARD" {
 			t.Errorf("error %v", err)
 		}
@@ -304,7 +304,7 @@ func TestApplyTablesFailures(t *testing.T) {
 				f.chains[table][hookPostrouting] = []string{dockerRule}
 			}
 		}
-		if r := applied(t, f, everything()); len(r.notes) != 1 {
+		if r := applied(t, f, allRules()); len(r.notes) != 1 {
 			t.Errorf("notes %q", r.notes)
 		}
 		if want := []string{keepJump, dockerRule, masqJump}; !slices.Equal(f.chains[tableNAT][hookPostrouting], want) {
@@ -319,7 +319,7 @@ func TestApplyTablesFailures(t *testing.T) {
 				f.chains[table][hookForward], f.chains[table][chainForward] = []string{forwardJump}, []string{accepted}
 			}
 		}
-		applied(t, f, everything())
+		applied(t, f, allRules())
 		want := append([]string{accepted}, chainText(tableFilter, chainForward)...)
 		if got := f.chains[tableFilter]; !slices.Equal(got[chainForward], want) || len(got[hookForward]) != 1 {
 			t.Errorf("got %q", got)
@@ -328,9 +328,9 @@ func TestApplyTablesFailures(t *testing.T) {
 	t.Run("rules do not read back", func(t *testing.T) {
 		f := newFakeTables()
 		f.distort = func(r string) string { return strings.ReplaceAll(r, "RETURN", "CONTINUE") }
-		_, err := applyTables(t.Context(), f, everything().goals(nil)[ipv4])
+		_, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
 		if err == nil || !strings.Contains(err.Error(),
-			"do not read back as they were set: nat FLANNEL-POSTRTG: 6 rules set") {
+			"do not read back as set: nat FLANNEL-POSTRTG: 6 rules set") {
 			t.Errorf("error %v", err)
 		}
 	})
@@ -338,14 +338,14 @@ func TestApplyTablesFailures(t *testing.T) {
 		f := newFakeTables()
 		ctx, cancel := context.WithCancel(t.Context())
 		f.meddle = func(string) { cancel() }
-		if _, err := applyTables(ctx, f, everything().goals(nil)[ipv4]); !errors.Is(err, context.Canceled) {
+		if _, err := applyTables(ctx, f, allRules().rulesets(nil)[ipv4]); !errors.Is(err, context.Canceled) {
 			t.Errorf("error %v", err)
 		}
 	})
 	t.Run("absent tables are not asked for", func(t *testing.T) {
 		f := newFakeTables()
 		f.absent = func(table string) bool { return table == tableRaw }
-		d := everything()
+		d := allRules()
 		d.NoTrack = nil
 		applied(t, f, d)
 		if len(f.listed[tableRaw]) > 0 || len(f.listed[tableNAT]) == 0 {

@@ -6,38 +6,40 @@ import (
 	"strings"
 )
 
-// listing is what `iptables -S CHAIN` prints, by chain, for the chains of one table's layout. A chain that does not exist
-// has no entry.
+// listing holds the output of `iptables -S CHAIN` by chain, for the chains of one table's layout. A
+// chain that does not exist has no entry.
 type listing map[string][]string
 
-// plan compares what one table has with what is wanted, and returns the lines for iptables-restore --noflush that make it
-// so, and what they change in words for the log. Nothing to do: both are empty. Rules of others stay, in their order.
-func plan(l layout, g goal, have listing) (lines, changes []string) {
+// plan compares one table with the wanted rules. It returns the lines for iptables-restore
+// --noflush that make the table match, and descriptions of the changes for the log. Both are empty
+// if the table already matches. Foreign rules stay, in their order.
+func plan(l layout, want ruleset, have listing) (lines, changes []string) {
 	var create, remove []string
-	var occupied []string // chains of ours that only siblings have rules in
-	for _, chain := range l.own {
+	var occupied []string // own chains that hold only other daemons' rules
+	for _, chain := range l.ownChains {
 		listed, exists := have[chain]
-		want := inChain(g.rules, l.table, chain)
-		if !exists && len(want) == 0 {
+		wanted := inChain(want.rules, l.table, chain)
+		if !exists && len(wanted) == 0 {
 			continue
 		}
 		if !exists {
-			// Refused if a sibling makes the chain meanwhile; naming it instead would empty it.
+			// If another daemon creates the chain concurrently, -N fails and the attempt is
+			// retried. A line ":chain" would flush that daemon's rules.
 			create = append(create, "-N "+chain)
 		}
-		more, m := planOwn(g, chain, want, rulesIn(l.table, listed))
+		more, e := planOwnChain(want, chain, wanted, parseChain(l.table, listed))
 		lines = append(lines, more...)
-		if m.void {
+		if e.deleteChain {
 			remove = append(remove, "-X "+chain)
-		} else if len(want) == 0 {
+		} else if len(wanted) == 0 {
 			occupied = append(occupied, chain)
 		}
-		if !m.nothing() {
-			changes = append(changes, fmt.Sprintf("%s %s: %s", l.table, chain, m.words()))
+		if !e.isEmpty() {
+			changes = append(changes, fmt.Sprintf("%s %s: %s", l.table, chain, e.summary()))
 		}
 	}
 	for _, chain := range l.hooks {
-		more, change := planHook(l, g, chain, occupied, have[chain])
+		more, change := planHook(l, want, chain, occupied, have[chain])
 		lines = append(lines, more...)
 		if change != "" {
 			changes = append(changes, change)
@@ -46,138 +48,154 @@ func plan(l layout, g goal, have listing) (lines, changes []string) {
 	return slices.Concat(create, lines, remove), changes
 }
 
-// planOwn does the part of plan for what is in a chain of ours, rule by rule: a sibling may write to the same chain
-// between our look and our change.
-func planOwn(g goal, chain string, want []rule, listed []parsed) (lines []string, m mend) {
-	have := make([]found, len(listed))
+// planOwnChain plans the changes inside an own chain. It changes single rules, because another
+// daemon may write to the chain after it was listed.
+func planOwnChain(
+	want ruleset, chain string, wanted []rule, listed []parsedRule,
+) (lines []string, e chainEdit) {
+	have := make([]kernelRule, len(listed))
 	for i, p := range listed {
-		have[i] = found{p.rule, p.exact()}
+		have[i] = kernelRule{p.rule, p.exact()}
 	}
-	m = g.mend(want, have)
-	for _, i := range m.drop {
+	e = want.edit(wanted, have)
+	for _, i := range e.deletes {
 		lines = append(lines, deletion(listed[i]))
 	}
-	for i, r := range m.front {
-		lines = append(lines, fmt.Sprintf("-I %s %d %s", chain, i+1, r.text()))
+	for i, r := range e.inserts {
+		lines = append(lines, fmt.Sprintf("-I %s %d %s", chain, i+1, r.spec()))
 	}
-	for _, r := range m.back {
-		lines = append(lines, "-A "+chain+" "+r.text())
+	for _, r := range e.appends {
+		lines = append(lines, "-A "+chain+" "+r.spec())
 	}
-	return lines, m
+	return lines, e
 }
 
-func deletion(p parsed) string { return "-D" + strings.TrimPrefix(p.line, "-A") }
+// deletion returns the line that deletes a listed rule.
+func deletion(p parsedRule) string { return "-D" + strings.TrimPrefix(p.line, "-A") }
 
-// planHook does the part of plan for one built-in chain, where our rules stand among others'. The jumps there belong to
-// whoever has rules in the chain that they lead to.
-func planHook(l layout, g goal, chain string, occupied, listed []string) (lines []string, change string) {
-	var mine, foreign []parsed
+// planHook plans the changes to a built-in chain, which holds this daemon's rules among others.
+// Jumps to the occupied chains stay, because other daemons need them.
+func planHook(
+	l layout, want ruleset, chain string, occupied, listed []string,
+) (lines []string, change string) {
+	var own, others []parsedRule
 	inPlace := true
-	for _, p := range rulesIn(l.table, listed) {
-		if ours(l, p) && !g.sibling(p.rule) {
-			inPlace = inPlace && !slices.ContainsFunc(foreign, spoils(p.rule))
-			mine = append(mine, p)
+	for _, p := range parseChain(l.table, listed) {
+		if isManaged(l, p) && !want.otherDaemon(p.rule) {
+			inPlace = inPlace && !slices.ContainsFunc(others, mustComeAfter(p.rule))
+			own = append(own, p)
 		} else {
-			foreign = append(foreign, p)
+			others = append(others, p)
 		}
 	}
-	want := inChain(g.rules, l.table, chain)
-	for _, p := range mine {
-		if r := entrance(p.target); slices.Contains(occupied, p.target) && !slices.Contains(want, r) {
-			want = append(want, r)
+	wanted := inChain(want.rules, l.table, chain)
+	for _, p := range own {
+		r := jumpTo(p.target)
+		if slices.Contains(occupied, p.target) && !slices.Contains(wanted, r) {
+			wanted = append(wanted, r)
 		}
 	}
-	slices.SortStableFunc(want, func(a, b rule) int { return slices.Index(l.own, a.to) - slices.Index(l.own, b.to) })
-	have, allExact := bare(mine)
-	if inPlace && allExact && slices.Equal(have, want) {
+	slices.SortStableFunc(wanted, func(a, b rule) int {
+		return slices.Index(l.ownChains, a.to) - slices.Index(l.ownChains, b.to)
+	})
+	have, allExact := ruleValues(own)
+	if inPlace && allExact && slices.Equal(have, wanted) {
 		return nil, ""
 	}
-	for _, p := range mine {
+	for _, p := range own {
 		lines = append(lines, deletion(p))
 	}
-	lines = append(lines, insertions(want, foreign)...)
-	return lines, fmt.Sprintf("%s %s: %s", l.table, chain, difference(have, want, inPlace, allExact))
+	lines = append(lines, insertions(wanted, others)...)
+	summary := hookSummary(have, wanted, inPlace, allExact)
+	return lines, fmt.Sprintf("%s %s: %s", l.table, chain, summary)
 }
 
-// insertions puts our rules, in their order, among the foreign ones of a built-in chain: each in front of the first rule
-// that would spoil it, else at the end as flannel does.
-func insertions(want []rule, foreign []parsed) []string {
+// insertions returns the lines that add the wanted rules to a built-in chain, in their order. Each
+// rule is inserted in front of the first of the others that must come after it, or appended if
+// there is none, as flannel does.
+func insertions(want []rule, others []parsedRule) []string {
 	lines := make([]string, len(want))
-	end := len(foreign)
+	end := len(others)
 	for i, r := range slices.Backward(want) {
-		if at := slices.IndexFunc(foreign[:end], spoils(r)); at >= 0 {
+		if at := slices.IndexFunc(others[:end], mustComeAfter(r)); at >= 0 {
 			end = at
 		}
-		if end == len(foreign) {
-			lines[i] = "-A " + r.chain + " " + r.text()
+		if end == len(others) {
+			lines[i] = "-A " + r.chain + " " + r.spec()
 		} else {
-			// The i rules of ours before this one are in already, and places count from 1.
-			lines[i] = fmt.Sprintf("-I %s %d %s", r.chain, end+i+1, r.text())
+			// Rule numbers start at 1. The i rules before this one are already inserted.
+			lines[i] = fmt.Sprintf("-I %s %d %s", r.chain, end+i+1, r.spec())
 		}
 	}
 	return lines
 }
 
-// spoils returns a test for rules that must not stand before r: for the protection of sources one that may rewrite
-// sources, for the rest one that no packet gets past.
-func spoils(r rule) func(parsed) bool {
-	if r.verdict == jump && r.to == chainKeepSource {
-		return mayRewrite
+// mustComeAfter returns a test for rules that must come after r. If r is the jump to the guard,
+// these are the rules that may rewrite sources. For other rules, these are catch-all rules.
+func mustComeAfter(r rule) func(parsedRule) bool {
+	if r.verdict == verdictJump && r.to == chainKeepSource {
+		return mayRewriteSource
 	}
-	return ends
+	return isCatchAll
 }
 
-// rewrites tells whether a rule of the nat table can change a packet's source by itself.
-func rewrites(p parsed) bool {
+// rewritesSource reports whether a rule of the nat table rewrites sources itself.
+func rewritesSource(p parsedRule) bool {
 	return slices.Contains([]string{"MASQUERADE", "SNAT", "NETMAP"}, p.target)
 }
 
-// mayRewrite also takes in a rule that leads to a chain of somebody else's, such as those of CNI plugins and firewalld. What
-// is in there we do not follow: it changes with every pod, and in front of it our protection does no harm.
-func mayRewrite(p parsed) bool {
-	// kube-proxy's chain is on every node of a cluster, and rewrites only what is marked for it.
-	return rewrites(p) || !keepsSources(p.target) && p.target != "KUBE-POSTROUTING"
+// mayRewriteSource reports whether a rule rewrites sources itself or jumps to a foreign chain that
+// might, such as those of CNI plugins and firewalld. The contents of those chains are not
+// inspected: they change with every pod, and an unneeded guard does no harm.
+func mayRewriteSource(p parsedRule) bool {
+	// kube-proxy's chain exists on every node of a cluster, and rewrites only packets with its
+	// mark.
+	return rewritesSource(p) || !neverRewrites(p.target) && p.target != "KUBE-POSTROUTING"
 }
 
-// keepsSources tells whether a target is one of those of iptables-extensions(8) that leave addresses as they are. What is
-// none of them is taken for a chain.
-func keepsSources(target string) bool {
-	return slices.Contains([]string{"", "ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE", "LOG", "NFLOG", "ULOG",
-		"AUDIT", "TRACE", "MARK", "CONNMARK", "CLASSIFY", "SET"}, target)
+// neverRewrites reports whether a target is one of those in iptables-extensions(8) that do not
+// change addresses. Any other target is assumed to be a chain.
+func neverRewrites(target string) bool {
+	return slices.Contains([]string{"", "ACCEPT", "DROP", "REJECT", "RETURN", "QUEUE", "NFQUEUE",
+		"LOG", "NFLOG", "ULOG", "AUDIT", "TRACE", "MARK", "CONNMARK", "CLASSIFY", "SET"}, target)
 }
 
-// ends tells whether every packet ends at the rule: it has no condition, and its target lets nothing through to the next
-// rule. Hosts that deny by default close their FORWARD chain in this way.
-func ends(p parsed) bool {
-	conditional := p.src.prefix.IsValid() || p.dst.prefix.IsValid() || p.udpPort != 0 || p.marked || p.others > 0
-	return !conditional && (rewrites(p) || slices.Contains([]string{"ACCEPT", "DROP", "REJECT", "RETURN"}, p.target))
+// isCatchAll reports whether no packet gets past the rule: it matches all packets, and its target
+// is terminating. Hosts that deny by default end their FORWARD chain with such a rule.
+func isCatchAll(p parsedRule) bool {
+	matchesAll := !p.src.prefix.IsValid() && !p.dst.prefix.IsValid() && p.udpPort == 0 &&
+		!p.matchesMark && p.unknownMatches == 0
+	terminating := []string{"ACCEPT", "DROP", "REJECT", "RETURN"}
+	return matchesAll && (rewritesSource(p) || slices.Contains(terminating, p.target))
 }
 
-// ours tells whether a rule in a built-in chain was made by us, by flannel, or by a sibling or an earlier run of either: it
-// jumps to a chain of ours or carries our comment.
-func ours(l layout, p parsed) bool {
-	if slices.Contains(l.own, p.target) {
+// isManaged reports whether a rule in a built-in chain was added by a Weft or flannel daemon: it
+// jumps to an own chain or has one of the own comments.
+func isManaged(l layout, p parsedRule) bool {
+	if slices.Contains(l.ownChains, p.target) {
 		return true
 	}
 	comments := []string{commentMasquerade, commentForward, commentKeepSource}
 	return slices.Contains(comments, p.comment) || strings.HasPrefix(p.comment, commentNoTrack)
 }
 
-// catches tells whether a rule of somebody else's may rewrite the source of what pods of n send each other between nodes.
-// One that looks at the packet's mark is for packets that were marked for it.
-func catches(p parsed, n Net) bool {
-	return mayRewrite(p) && !p.marked && between(p.src, p.dst, n)
+// mayRewritePodSource reports whether a foreign rule may rewrite the source of packets that pods of
+// n send to pods on other nodes. A rule that matches the packet mark does not count, because pods'
+// packets to other nodes do not have its mark.
+func mayRewritePodSource(p parsedRule, n Net) bool {
+	return mayRewriteSource(p) && !p.matchesMark && coversNodeToNode(p.src, p.dst, n)
 }
 
-// between tells whether the addresses take in packets from node to node. What stays on this node is not meant.
-func between(src, dst addrMatch, n Net) bool {
+// coversNodeToNode reports whether the address matches include packets between pods on different
+// nodes. Matches limited to destinations on this node do not.
+func coversNodeToNode(src, dst addrMatch, n Net) bool {
 	network := n.Network.Masked()
-	return src.mayMatch(network) && dst.mayMatch(network) && !dst.within(n.Subnet.Masked())
+	return src.overlaps(network) && dst.overlaps(network) && !dst.within(n.Subnet.Masked())
 }
 
-// rulesIn reads a listed chain.
-func rulesIn(table string, listed []string) []parsed {
-	var ps []parsed
+// parseChain parses the rules of a listed chain.
+func parseChain(table string, listed []string) []parsedRule {
+	var ps []parsedRule
 	for _, line := range listed {
 		if p, ok := parse(table, line); ok {
 			ps = append(ps, p)
@@ -186,29 +204,29 @@ func rulesIn(table string, listed []string) []parsed {
 	return ps
 }
 
-// bare strips parsed rules to their values, and tells whether those say all.
-func bare(ps []parsed) (rs []rule, exact bool) {
-	exact = true
+// ruleValues returns the rules of ps, and whether all of them are exact.
+func ruleValues(ps []parsedRule) (rs []rule, allExact bool) {
+	allExact = true
 	for _, p := range ps {
 		rs = append(rs, p.rule)
-		exact = exact && p.exact()
+		allExact = allExact && p.exact()
 	}
-	return rs, exact
+	return rs, allExact
 }
 
-// inChain picks the rules of one chain.
+// inChain returns the rules of one chain.
 func inChain(rs []rule, table, chain string) []rule {
-	var some []rule
+	var matching []rule
 	for _, r := range rs {
 		if r.table == table && r.chain == chain {
-			some = append(some, r)
+			matching = append(matching, r)
 		}
 	}
-	return some
+	return matching
 }
 
-// difference says in words what is wrong with our rules in a built-in chain.
-func difference(have, want []rule, placed, exact bool) string {
+// hookSummary describes the changes to this daemon's rules in a built-in chain for the log.
+func hookSummary(have, want []rule, inPlace, allExact bool) string {
 	missing, extra := 0, len(have)
 	for _, r := range want {
 		if slices.Contains(have, r) {
@@ -221,14 +239,14 @@ func difference(have, want []rule, placed, exact bool) string {
 	case missing > 0 && extra == 0:
 		return fmt.Sprintf("%d rules set", missing)
 	case missing > 0:
-		return fmt.Sprintf("%d rules set, %d old ones removed", missing, extra)
+		return fmt.Sprintf("%d rules set, %d old rules removed", missing, extra)
 	case extra > 0:
-		return fmt.Sprintf("%d old or double rules removed", extra)
-	case !exact:
+		return fmt.Sprintf("%d old or duplicate rules removed", extra)
+	case !allExact:
 		return "altered rules replaced"
-	case !placed:
-		return "our rules moved in front of what made them void"
+	case !inPlace:
+		return "rules moved before a rule that bypassed them"
 	default:
-		return "order of our rules restored"
+		return "order of rules restored"
 	}
 }

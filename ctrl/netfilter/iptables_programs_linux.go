@@ -14,160 +14,166 @@ import (
 )
 
 const (
-	// lockWait is how many seconds an iptables program waits for another one to release the tables.
+	// lockWait is the number of seconds that an iptables program waits for the xtables lock.
 	lockWait = 5
-	// execLimit bounds a call of a program, which may have to wait for that lock.
-	execLimit = 2 * lockWait * time.Second
-	// probeChain exists only within the transaction that asks what the host can do.
-	probeChain = "WEFT-PROBE"
-	// notExist is the exit status by which iptables says that a chain does not exist, or that it cannot read it.
-	notExist = 1
+	// execTimeout limits one run of a program, which may have to wait for that lock.
+	execTimeout = 2 * lockWait * time.Second
+	// probeChainName is the name of a chain that exists only within a probe's transaction.
+	probeChainName = "WEFT-PROBE"
+	// exitNoChain is the exit status of iptables if a chain does not exist or cannot be read.
+	exitNoChain = 1
 )
 
-// xtables is iptables of one variant (legacy or nft) for one address family, through the host's programs.
-type xtables struct {
-	family  family
-	program string // "iptables", "ip6tables-legacy", ...
-	legacy  bool
-	lister  *iptables.IPTables
-	path    string // of the restore program
-	wait    bool   // it knows --wait
+// iptablesPrograms are the host's iptables programs of one variant (legacy or nft) for one address
+// family.
+type iptablesPrograms struct {
+	family      family
+	program     string // "iptables", "ip6tables-legacy", ...
+	legacy      bool
+	lister      *iptables.IPTables
+	restorePath string // path of iptables-restore
+	hasWait     bool   // iptables-restore has --wait
 
-	randomFully bool  // MASQUERADE takes --random-fully
-	noTrackErr  error // why packets cannot be left untracked; nil if they can
+	hasRandomFully bool  // MASQUERADE has --random-fully
+	noTrackErr     error // why CT --notrack is unavailable; nil if it is available
 }
 
-// variants are the endings of the programs' names in the order in which they are tried. The plain name is the variant
-// that the host has chosen.
+// variants returns the suffixes of the programs' names in the order in which they are tried. The
+// name without a suffix is the variant that the host has selected.
 func variants() []string { return []string{"", "-nft", "-legacy"} }
 
-// findXtables finds the programs of a variant. It does not touch the kernel.
-func findXtables(ctx context.Context, f family, variant string) (*xtables, error) {
+// findPrograms finds the programs of a variant. It does not access the kernel.
+func findPrograms(ctx context.Context, f family, variant string) (*iptablesPrograms, error) {
 	base, protocol := "iptables", iptables.ProtocolIPv4
 	if f == ipv6 {
 		base, protocol = "ip6tables", iptables.ProtocolIPv6
 	}
-	x := &xtables{family: f, program: base + variant, wait: true}
-	path, err := exec.LookPath(x.program + "-restore")
+	p := &iptablesPrograms{family: f, program: base + variant, hasWait: true}
+	path, err := exec.LookPath(p.program + "-restore")
 	if err != nil {
-		return nil, fmt.Errorf("find %s-restore: %w", x.program, err)
+		return nil, fmt.Errorf("find %s-restore: %w", p.program, err)
 	}
-	x.path = path
-	x.lister, err = iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockWait), iptables.Path(x.program))
+	p.restorePath = path
+	p.lister, err = iptables.New(iptables.IPFamily(protocol), iptables.Timeout(lockWait),
+		iptables.Path(p.program))
 	if err != nil {
-		return nil, fmt.Errorf("find %s: %w", x.program, err)
+		return nil, fmt.Errorf("find %s: %w", p.program, err)
 	}
-	version, err := x.run(ctx, x.program, "", "--version")
+	version, err := p.run(ctx, p.program, "", "--version")
 	if err != nil {
 		return nil, err
 	}
-	x.legacy = !strings.Contains(version, "nf_tables")
-	return x, nil
+	p.legacy = !strings.Contains(version, "nf_tables")
+	return p, nil
 }
 
-// probe asks the kernel, through the programs, for what the rules need: one transaction each, that leaves nothing behind.
-// Tables without a wanted rule are not touched, since their mere presence costs time per packet.
-func (x *xtables) probe(ctx context.Context, want []rule) error {
+// probe tests whether the programs and the kernel support the wanted rules. Each test is one
+// transaction that leaves nothing behind. Tables without a wanted rule are not accessed, since an
+// existing table costs time per packet even if it is empty.
+func (p *iptablesPrograms) probe(ctx context.Context, want []rule) error {
 	for _, l := range layouts() {
-		if len(lowered(l.table, want)) == 0 {
+		if len(forIPTables(l.table, want)) == 0 {
 			continue
 		}
-		err := x.tryAccept(ctx, l.table)
+		err := p.probeTable(ctx, l.table)
 		switch {
 		case l.table == tableRaw:
-			x.noTrackErr = err
+			p.noTrackErr = err
 			if err == nil {
-				x.noTrackErr = x.try(ctx, l.table, rule{verdict: noTrack}.target())
+				p.noTrackErr = p.probeVerdict(ctx, l.table, verdictNoTrack)
 			}
 		case err != nil:
-			return fmt.Errorf("%s does not work here: %w", x.program, err)
+			return fmt.Errorf("probe %s: table %s: %w", p.program, l.table, err)
 		case l.table == tableNAT:
-			if err := x.try(ctx, l.table, rule{verdict: masquerade}.target()); err != nil {
-				return fmt.Errorf("%s cannot masquerade here: %w", x.program, err)
+			if err := p.probeVerdict(ctx, l.table, verdictMasquerade); err != nil {
+				return fmt.Errorf("probe %s: masquerade: %w", p.program, err)
 			}
-			x.randomFully = x.try(ctx, l.table, rule{verdict: masqueradeRandom}.target()) == nil
+			p.hasRandomFully = p.probeVerdict(ctx, l.table, verdictMasqueradeRandom) == nil
 		}
 	}
 	return nil
 }
 
-// tryAccept asks for the least that a table can do. Programs before 1.6.2 do not know --wait.
-func (x *xtables) tryAccept(ctx context.Context, table string) error {
-	target := rule{verdict: accept}.target()
-	x.wait = true
-	err := x.try(ctx, table, target)
+// probeTable tests whether a table can hold a rule with verdictAccept, and sets hasWait. Programs
+// before 1.6.2 have no --wait.
+func (p *iptablesPrograms) probeTable(ctx context.Context, table string) error {
+	p.hasWait = true
+	err := p.probeVerdict(ctx, table, verdictAccept)
 	if err == nil {
 		return nil
 	}
-	x.wait = false
-	if x.try(ctx, table, target) == nil {
+	p.hasWait = false
+	if p.probeVerdict(ctx, table, verdictAccept) == nil {
 		return nil
 	}
-	x.wait = true
+	p.hasWait = true
 	return err
 }
 
-// try makes a chain with one rule and takes both away again, in one transaction.
-func (x *xtables) try(ctx context.Context, table, target string) error {
-	return x.restore(ctx, strings.Join([]string{
-		"*" + table, ":" + probeChain + " - [0:0]", "-A " + probeChain + " -j " + target,
-		"-F " + probeChain, "-X " + probeChain, "COMMIT", "",
+// probeVerdict adds and removes a chain with one rule, in one transaction.
+func (p *iptablesPrograms) probeVerdict(ctx context.Context, table string, v verdict) error {
+	target := rule{verdict: v}.target()
+	return p.restore(ctx, strings.Join([]string{
+		"*" + table, ":" + probeChainName + " - [0:0]", "-A " + probeChainName + " -j " + target,
+		"-F " + probeChainName, "-X " + probeChainName, "COMMIT", "",
 	}, "\n"))
 }
 
-// fit leaves out of want what this host cannot do and what the rest does not depend on.
-func (x *xtables) fit(want []rule) (rs []rule, notes []string) {
+// degrade replaces or omits the optional rules that this host does not support.
+func (p *iptablesPrograms) degrade(want []rule) (rs []rule, notes []string) {
 	for _, r := range want {
 		switch {
-		case r.verdict == noTrack && x.noTrackErr != nil:
+		case r.verdict == verdictNoTrack && p.noTrackErr != nil:
 			if len(notes) == 0 {
-				notes = append(notes, stayTracked(x.noTrackErr))
+				notes = append(notes, noTrackNote(p.noTrackErr))
 			}
 			continue
-		case r.verdict == masqueradeRandom && !x.randomFully:
-			r.verdict = masquerade
+		case r.verdict == verdictMasqueradeRandom && !p.hasRandomFully:
+			r.verdict = verdictMasquerade
 		}
 		rs = append(rs, r)
 	}
 	return rs, notes
 }
 
-func (x *xtables) apply(ctx context.Context, g goal) (report, error) {
-	fitting := g
+func (p *iptablesPrograms) apply(ctx context.Context, want ruleset) (report, error) {
+	supported := want
 	var notes []string
-	fitting.rules, notes = x.fit(g.rules)
-	r, err := applyTables(ctx, x, fitting)
+	supported.rules, notes = p.degrade(want.rules)
+	r, err := applyTables(ctx, p, supported)
 	for i := range r.changes {
-		r.changes[i] = x.program + " " + r.changes[i]
+		r.changes[i] = p.program + " " + r.changes[i]
 	}
-	r.notes = append(append(r.notes, notes...), x.onlooker(g.nets).look(g.rules)...)
+	r.notes = append(append(r.notes, notes...), p.foreignRules(want.nets).inspect(want.rules)...)
 	if err != nil {
-		return r, fmt.Errorf("%s: %w", x.program, err)
+		return r, fmt.Errorf("%s: %w", p.program, err)
 	}
 	return r, nil
 }
 
-// onlooker sees what iptables does not: tables of nftables, those of iptables-nft included if this is the other variant.
-func (x *xtables) onlooker(nets []Net) onlooker {
-	own := []string{tableName(x.family)}
-	if !x.legacy {
-		own = append(own, tableNAT, tableFilter, tableRaw)
+// foreignRules returns the inspector for the nftables tables that these programs do not show. With
+// the legacy variant that includes the tables of iptables-nft.
+func (p *iptablesPrograms) foreignRules(nets []Net) foreignRules {
+	skip := []string{tableName(p.family)}
+	if !p.legacy {
+		skip = append(skip, tableNAT, tableFilter, tableRaw)
 	}
-	return onlooker{family: x.family, nets: nets, own: own,
-		outcome: "rules of iptables cannot prevent it, with EnableNFTables in the network config ours can"}
+	return foreignRules{family: p.family, nets: nets, skipTables: skip,
+		remedy: "iptables rules cannot prevent that, nftables rules can: " +
+			"set EnableNFTables in the network config"}
 }
 
 // has implements tables.
-func (x *xtables) has(table string) bool {
-	if x.legacy {
-		return legacyTable(x.family, table)
+func (p *iptablesPrograms) has(table string) bool {
+	if p.legacy {
+		return hasLegacyTable(p.family, table)
 	}
-	return nftTable(x.family, table)
+	return hasNFTTable(p.family, table)
 }
 
-// legacyTable looks at the list of tables that the kernel's own iptables holds in this network namespace. It does not
-// exist in a kernel without it.
-func legacyTable(f family, table string) bool {
+// hasLegacyTable reports whether legacy iptables has a table in this network namespace. The file
+// that lists them does not exist in a kernel without legacy iptables.
+func hasLegacyTable(f family, table string) bool {
 	file := "/proc/thread-self/net/ip_tables_names"
 	if f == ipv6 {
 		file = "/proc/thread-self/net/ip6_tables_names"
@@ -177,35 +183,38 @@ func legacyTable(f family, table string) bool {
 }
 
 // list implements tables.
-func (x *xtables) list(table, chain string) ([]string, bool, error) {
-	lines, err := x.lister.List(table, chain)
-	var status *iptables.Error
-	if errors.As(err, &status) && status.ExitStatus() == notExist {
+func (p *iptablesPrograms) list(table, chain string) ([]string, bool, error) {
+	lines, err := p.lister.List(table, chain)
+	var exitErr *iptables.Error
+	if errors.As(err, &exitErr) && exitErr.ExitStatus() == exitNoChain {
 		return nil, false, nil
 	}
 	return lines, err == nil, err
 }
 
 // restore implements tables.
-func (x *xtables) restore(ctx context.Context, text string) error {
+func (p *iptablesPrograms) restore(ctx context.Context, text string) error {
 	args := []string{"--noflush"}
-	if x.wait {
+	if p.hasWait {
 		args = append(args, "--wait", fmt.Sprint(lockWait))
 	}
-	_, err := x.run(ctx, x.path, text, args...)
+	_, err := p.run(ctx, p.restorePath, text, args...)
 	return err
 }
 
-// run is the only place that starts a program ourselves: no shell, the text on its standard input.
-func (x *xtables) run(ctx context.Context, program, input string, args ...string) (output string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, execLimit)
+// run runs a program without a shell, with input as its standard input. Only lister starts programs
+// by other means.
+func (p *iptablesPrograms) run(
+	ctx context.Context, program, input string, args ...string,
+) (output string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, execTimeout)
 	defer cancel()
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
 	if err := cmd.Run(); err != nil {
-		said := strings.Join(strings.Fields(stderr.String()), " ")
-		return "", fmt.Errorf("run %s %s: %w: %s", program, strings.Join(args, " "), err, said)
+		message := strings.Join(strings.Fields(stderr.String()), " ")
+		return "", fmt.Errorf("run %s %s: %w: %s", program, strings.Join(args, " "), err, message)
 	}
 	return stdout.String(), nil
 }

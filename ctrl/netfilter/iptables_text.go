@@ -7,9 +7,10 @@ import (
 	"strings"
 )
 
-// text writes a rule as iptables-save prints it, without the leading -A CHAIN. The words and their order are those of
-// iptables(8) and of what flannel leaves, so that a listing can be compared by eye.
-func (r rule) text() string {
+// spec returns the rule specification as iptables-save prints it, without the leading -A CHAIN.
+// Options and their order are those of iptables(8) and of flannel's rules, so that listings can be
+// compared by eye.
+func (r rule) spec() string {
 	var b strings.Builder
 	word := func(format string, args ...any) {
 		if b.Len() > 0 {
@@ -42,34 +43,34 @@ func (r rule) text() string {
 	return b.String()
 }
 
-// target is the verdict in iptables' words. Accepting in the nat table is what keeps a source there: no later rule of
-// that table is asked.
+// target returns the verdict as an iptables target. Accepting in the nat table preserves the
+// source, because it ends the traversal of that table.
 func (r rule) target() string {
 	switch r.verdict {
-	case jump:
+	case verdictJump:
 		return r.to
-	case back:
+	case verdictReturn:
 		return "RETURN"
-	case accept, keepSource:
+	case verdictAccept, verdictKeepSource:
 		return "ACCEPT"
-	case masquerade:
+	case verdictMasquerade:
 		return "MASQUERADE"
-	case masqueradeRandom:
+	case verdictMasqueradeRandom:
 		return "MASQUERADE --random-fully"
-	case noTrack:
+	case verdictNoTrack:
 		return "CT --notrack"
 	}
 	return fmt.Sprintf("verdict(%d)", r.verdict)
 }
 
-// quote makes one word of s for iptables-restore.
+// quote returns s as one quoted word for iptables-restore.
 func quote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(s) + `"`
 }
 
-// words cuts a listed rule into words, as iptables-restore does: blanks part them, double quotes keep blanks, a backslash
-// takes the next character as it is.
-func words(line string) []string {
+// splitWords splits a listed rule into words as iptables-restore does: spaces separate words,
+// double quotes preserve spaces, a backslash escapes the next character.
+func splitWords(line string) []string {
 	var (
 		all    []string
 		word   []byte
@@ -98,65 +99,68 @@ func words(line string) []string {
 	return all
 }
 
-// parsed is a listed rule of anybody's, as far as we understand it.
-type parsed struct {
+// parsedRule is a rule listed by iptables, of any program. Only the options that rule can express
+// are parsed; the rest are counted.
+type parsedRule struct {
 	rule
-	line    string // as it was listed
-	target  string // the word after -j or -g, empty without one
-	marked  bool   // the packet's mark is looked at
-	udp     bool   // only UDP is matched
-	others  int    // words before the target that rule cannot express: conditions
-	options int    // words after the target that rule cannot express
+	line           string // as listed
+	target         string // word after -j or -g; empty without one
+	matchesMark    bool   // matches the packet mark
+	udp            bool   // matches UDP only
+	unknownMatches int    // words before the target that rule cannot express
+	unknownOptions int    // words after the target that rule cannot express
 }
 
-// parse reads one line of `iptables -S`; ok tells whether it is a rule at all.
-func parse(table, line string) (p parsed, ok bool) {
-	w := words(line)
+// parse parses one line of `iptables -S`. ok reports whether the line is a rule.
+func parse(table, line string) (p parsedRule, ok bool) {
+	w := splitWords(line)
 	if len(w) < 2 || w[0] != "-A" {
-		return parsed{}, false
+		return parsedRule{}, false
 	}
 	p.line, p.table, p.chain = line, table, w[1]
 	for w = w[2:]; len(w) > 0; {
-		w = p.take(w)
+		w = p.parseOption(w)
 	}
 	if p.udp != (p.udpPort != 0) {
-		p.others++
+		p.unknownMatches++
 	}
 	return p, true
 }
 
-// exact tells whether nothing was left out, so that rule says all of it.
-func (p parsed) exact() bool { return p.others == 0 && p.options == 0 && p.verdict != 0 }
+// exact reports whether rule describes the listed rule completely.
+func (p parsedRule) exact() bool {
+	return p.unknownMatches == 0 && p.unknownOptions == 0 && p.verdict != 0
+}
 
-// take reads the option at the head of w and returns what follows it.
-func (p *parsed) take(w []string) (rest []string) {
+// parseOption parses the option at the head of w and returns the words after it.
+func (p *parsedRule) parseOption(w []string) (rest []string) {
 	not := w[0] == "!" && len(w) > 1
 	if not {
 		w = w[1:]
 	}
-	if len(w) > 1 && p.takePair(w[0], w[1], not) {
+	if len(w) > 1 && p.parseValue(w[0], w[1], not) {
 		return w[2:]
 	}
 	switch {
-	case w[0] == "--random-fully" && p.verdict == masquerade:
-		p.verdict = masqueradeRandom
+	case w[0] == "--random-fully" && p.verdict == verdictMasquerade:
+		p.verdict = verdictMasqueradeRandom
 	case w[0] == "--notrack" && p.target == "CT":
-		p.verdict = noTrack
+		p.verdict = verdictNoTrack
 	case p.target != "":
-		p.options++
+		p.unknownOptions++
 	default:
-		p.others++
+		p.unknownMatches++
 	}
 	return w[1:]
 }
 
-// takePair reads an option that has a value, and tells whether it could.
-func (p *parsed) takePair(option, value string, not bool) bool {
+// parseValue parses an option with a value. It reports false if rule cannot express the option.
+func (p *parsedRule) parseValue(option, value string, not bool) bool {
 	switch option {
 	case "-s":
-		return takeAddr(&p.src, value, not)
+		return parseAddr(&p.src, value, not)
 	case "-d":
-		return takeAddr(&p.dst, value, not)
+		return parseAddr(&p.dst, value, not)
 	case "-p":
 		p.udp = value == "udp" && !not
 		return p.udp
@@ -167,19 +171,19 @@ func (p *parsed) takePair(option, value string, not bool) bool {
 		p.udpPort = uint16(port)
 		return err == nil && !not
 	case "--mark":
-		p.marked = true
-		return !not && p.takeMark(value)
+		p.matchesMark = true
+		return !not && p.parseMark(value)
 	case "--comment":
 		p.comment = value
 	case "-j", "-g":
-		p.takeTarget(value, option == "-g")
+		p.parseTarget(value, option == "-g")
 	default:
 		return false
 	}
 	return true
 }
 
-func takeAddr(m *addrMatch, value string, not bool) bool {
+func parseAddr(m *addrMatch, value string, not bool) bool {
 	prefix, err := netip.ParsePrefix(value)
 	if err != nil {
 		return false
@@ -188,8 +192,9 @@ func takeAddr(m *addrMatch, value string, not bool) bool {
 	return true
 }
 
-// takeMark reads VALUE/MASK and tells whether it asks for all bits of the mask to be set, which is all that rule knows.
-func (p *parsed) takeMark(value string) bool {
+// parseMark parses VALUE/MASK. It reports false unless all bits of the mask must be set, the only
+// mark match that rule can express.
+func (p *parsedRule) parseMark(value string) bool {
 	v, m, _ := strings.Cut(value, "/")
 	mark, err := strconv.ParseUint(v, 0, 32)
 	if err != nil {
@@ -203,21 +208,21 @@ func (p *parsed) takeMark(value string) bool {
 	return true
 }
 
-func (p *parsed) takeTarget(value string, away bool) {
+func (p *parsedRule) parseTarget(value string, isGoto bool) {
 	p.target = value
 	switch value {
 	case "RETURN":
-		p.verdict = back
+		p.verdict = verdictReturn
 	case "ACCEPT":
-		p.verdict = accept
+		p.verdict = verdictAccept
 	case "MASQUERADE":
-		p.verdict = masquerade
-	case "NOTRACK": // how iptables-nft lists what was given by that name
-		p.verdict = noTrack
+		p.verdict = verdictMasquerade
+	case "NOTRACK": // iptables-nft lists rules that were added with -j NOTRACK this way
+		p.verdict = verdictNoTrack
 	case chainMasquerade, chainForward, chainKeepSource:
-		p.verdict, p.to = jump, value
-		if away {
-			p.options++
+		p.verdict, p.to = verdictJump, value
+		if isGoto {
+			p.unknownOptions++
 		}
 	}
 }

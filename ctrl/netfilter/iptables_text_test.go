@@ -9,8 +9,8 @@ import (
 // TestTextReadsBack: what we write, and what the kernel then lists, is the same value to us.
 func TestTextReadsBack(t *testing.T) {
 	for _, f := range families() {
-		for _, r := range lowered(tableNAT, everything().rules(f)) {
-			line := "-A " + r.chain + " " + r.text()
+		for _, r := range forIPTables(tableNAT, allRules().rules(f)) {
+			line := "-A " + r.chain + " " + r.spec()
 			p, ok := parse(r.table, line)
 			if !ok || !p.exact() || p.rule != r {
 				t.Errorf("%s\nread %+v\nwant %+v", line, p, r)
@@ -18,18 +18,18 @@ func TestTextReadsBack(t *testing.T) {
 		}
 	}
 	for _, table := range []string{tableFilter, tableRaw} {
-		for _, r := range lowered(table, everything().rules(ipv4)) {
-			if p, _ := parse(table, "-A "+r.chain+" "+r.text()); !p.exact() || p.rule != r {
-				t.Errorf("%s read as %+v", r.text(), p)
+		for _, r := range forIPTables(table, allRules().rules(ipv4)) {
+			if p, _ := parse(table, "-A "+r.chain+" "+r.spec()); !p.exact() || p.rule != r {
+				t.Errorf("%s read as %+v", r.spec(), p)
 			}
 		}
 	}
 }
 
 func TestParse(t *testing.T) {
-	notrack := everything().rules(ipv4)
+	notrack := allRules().rules(ipv4)
 	last := notrack[len(notrack)-1]
-	masq := rule{table: tableNAT, chain: "X", verdict: masquerade}
+	masq := rule{table: tableNAT, chain: "X", verdict: verdictMasquerade}
 	for _, tt := range []struct {
 		line  string
 		ok    bool
@@ -46,7 +46,7 @@ func TestParse(t *testing.T) {
 		{"-A X -j MASQUERADE --random", true, false, rule{}},
 		{"-A X -j SNAT --to-source 1.2.3.4", true, false, rule{}},
 		{"-A X -g FLANNEL-FWD", true, false, rule{}},
-		{"-A X -j FLANNEL-FWD", true, true, rule{table: tableNAT, chain: "X", verdict: jump, to: chainForward}},
+		{"-A X -j FLANNEL-FWD", true, true, rule{table: tableNAT, chain: "X", verdict: verdictJump, to: chainForward}},
 		{"-A X -i eth0 -j ACCEPT", true, false, rule{}},
 		{"-A X ! -o docker0 -j MASQUERADE", true, false, rule{}},
 		{"-A X -p udp -j ACCEPT", true, false, rule{}},
@@ -56,9 +56,9 @@ func TestParse(t *testing.T) {
 		{"-A X -p udp -m udp ! --dport 2 -j ACCEPT", true, false, rule{}},
 		{"-A X -p udp -m udp --dport 65536 -j ACCEPT", true, false, rule{}},
 		{"-A X -m mark --mark 0x4000/0x4000 -j RETURN", true, true,
-			rule{table: tableNAT, chain: "X", mark: 0x4000, verdict: back}},
+			rule{table: tableNAT, chain: "X", mark: 0x4000, verdict: verdictReturn}},
 		{"-A X -m mark --mark 16384/16384 -j RETURN", true, true,
-			rule{table: tableNAT, chain: "X", mark: 0x4000, verdict: back}},
+			rule{table: tableNAT, chain: "X", mark: 0x4000, verdict: verdictReturn}},
 		{"-A X -m mark --mark 0x4000 -j RETURN", true, false, rule{}},
 		{"-A X -m mark --mark 0x4000/0xffff -j RETURN", true, false, rule{}},
 		{"-A X -m mark --mark 0x0/0x0 -j RETURN", true, false, rule{}},
@@ -70,8 +70,8 @@ func TestParse(t *testing.T) {
 		{"-A X -j", true, false, rule{}},
 		{"-A X !", true, false, rule{}},
 		{"-A X --notrack -j CT", true, false, rule{}},
-		{"-A OUTPUT " + last.text(), true, true, last},
-		{"-A OUTPUT " + strings.Replace(last.text(), "CT --notrack", "NOTRACK", 1), true, true, last},
+		{"-A OUTPUT " + last.spec(), true, true, last},
+		{"-A OUTPUT " + strings.Replace(last.spec(), "CT --notrack", "NOTRACK", 1), true, true, last},
 	} {
 		table := tableNAT
 		if strings.Contains(tt.line, "OUTPUT") {
@@ -98,14 +98,14 @@ func TestWords(t *testing.T) {
 		{`a\ b`, []string{"a b"}},
 		{`"open`, []string{"open"}},
 	} {
-		if got := words(tt.line); !slices.Equal(got, tt.want) {
+		if got := splitWords(tt.line); !slices.Equal(got, tt.want) {
 			t.Errorf("%q: got %q, want %q", tt.line, got, tt.want)
 		}
 	}
 }
 
 func TestUnknownVerdictShows(t *testing.T) {
-	if got := (rule{}).text(); got != "-j verdict(0)" {
+	if got := (rule{}).spec(); got != "-j verdict(0)" {
 		t.Error(got)
 	}
 }
@@ -113,8 +113,8 @@ func TestUnknownVerdictShows(t *testing.T) {
 // FuzzParse feeds listings of other people's rules: no panic, and what counts as understood survives being written and
 // read again.
 func FuzzParse(f *testing.F) {
-	for _, r := range everything().rules(ipv4) {
-		f.Add("-A " + r.chain + " " + r.text())
+	for _, r := range allRules().rules(ipv4) {
+		f.Add("-A " + r.chain + " " + r.spec())
 	}
 	f.Add(`-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE`)
 	f.Add(`-A X ! -s fc00::/7 -m comment --comment "a \"b" -g Y`)
@@ -123,7 +123,7 @@ func FuzzParse(f *testing.F) {
 		if !ok || !p.exact() {
 			return
 		}
-		again, ok := parse(tableNAT, "-A "+quote(p.chain)+" "+p.text())
+		again, ok := parse(tableNAT, "-A "+quote(p.chain)+" "+p.spec())
 		// An address with bits behind its prefix is read as it stands, by the kernel too.
 		if !ok || again.rule != p.rule {
 			t.Errorf("%q reads as %+v, written and read again as %+v", line, p.rule, again.rule)

@@ -2,7 +2,6 @@ package netfilter
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -13,22 +12,10 @@ import (
 	"time"
 )
 
-// ErrUnsupported says that this host has neither a working iptables nor nftables for rules that are wanted.
-var ErrUnsupported = errors.New("no packet filter to set rules with")
-
-// Mode is the mechanism that carries the rules.
-type Mode string
-
-// The mechanisms. The zero Mode is none, because nothing was applied yet.
-const (
-	IPTables Mode = "iptables"
-	NFTables Mode = "nftables"
-)
-
-// Options tune a Manager; the zero value is ready for use.
+// Options configures a Manager. The zero value is ready for use.
 type Options struct {
-	Log    *slog.Logger  // nil: silent
-	Resync time.Duration // how often the rules are compared with what is wanted; 0: 5 s, flannel's default
+	Log    *slog.Logger  // nil discards all messages
+	Resync time.Duration // period of the comparison with the kernel; 0 means 5 s, flannel's default
 	// Previous holds the networks and subnets of earlier runs of this daemon, whose rules are
 	// removed.
 	Previous []netip.Prefix
@@ -36,55 +23,83 @@ type Options struct {
 
 const defaultResync = 5 * time.Second
 
-// Status is how the last comparison of the kernel's rules with the wanted ones ended.
+// Status is the result of the last comparison of the kernel's rules with the wanted ones.
 type Status struct {
-	InPlace bool      // everything wanted is there, and nothing that is not; false from a Set that changes something
-	Since   time.Time // of the last change of InPlace
-	Mode    Mode      // what carries the rules
-	Err     error     // why the rules are not in place; nil while they are, and before the first Set
-	Notes   []string  // what the operator should know although nothing failed; belongs to the reader
-	Repairs uint64    // how often rules were set right that had been in place
+	InPlace bool      // exactly the wanted rules exist; false from a changing Set until applied
+	Since   time.Time // time of the last change of InPlace
+	Mode    Mode      // mechanism that carries the rules
+	Err     error     // why the rules are not in place; nil if they are, and before the first Set
+	Notes   []string  // conditions that the operator should know, not errors; owned by the caller
+	Repairs uint64    // number of times that rules in place were found changed and repaired
 }
 
-// applier sets rules in one of the two ways.
+// applier sets rules with one mechanism, iptables or nftables.
 type applier interface {
-	// apply makes the kernel hold exactly the wanted rules among those that are ours.
-	apply(ctx context.Context, want map[family]goal) (report, error)
+	// apply makes the kernel hold exactly the wanted rules among this daemon's.
+	apply(ctx context.Context, want map[family]ruleset) (report, error)
 	mode() Mode
 }
 
-// host is what this machine offers.
+// host gives access to the packet filters of the machine.
 type host interface {
-	// open finds a way to set the wanted rules, by nftables if that is asked for.
-	open(ctx context.Context, nftables bool, want map[family]goal) (applier, error)
-	// sweep removes our rules, not a sibling's, from wherever the chosen applier does not look.
-	sweep(ctx context.Context, chosen applier, sibling func(rule) bool) error
+	// open returns an applier for the wanted rules; nftables requests the one for nftables.
+	open(ctx context.Context, nftables bool, want map[family]ruleset) (applier, error)
+	// removeElsewhere removes this daemon's rules from all places that current does not manage.
+	// Other daemons' rules stay.
+	removeElsewhere(ctx context.Context, current applier, otherDaemon func(rule) bool) error
 }
 
-// Manager keeps the host's rules as the last Desired that was Set. Set and Status are safe for concurrent use with Run.
+// report is the result of applying rules.
+type report struct {
+	changes []string // descriptions of the changes made; empty if all rules were in place
+	notes   []string // see Status.Notes
+}
+
+// add appends more to r. Both families may report the same note, which is kept once.
+func (r *report) add(more report) {
+	r.changes = append(r.changes, more.changes...)
+	for _, note := range more.notes {
+		if !slices.Contains(r.notes, note) {
+			r.notes = append(r.notes, note)
+		}
+	}
+}
+
+// noTrackNote is the note for a host that cannot exempt packets from connection tracking. That
+// costs only speed.
+func noTrackNote(cause error) string {
+	return fmt.Sprintf("tunnel packets stay in connection tracking: %v", cause)
+}
+
+// Manager keeps the host's rules equal to the Desired of the last Set. Set and Status may be called
+// concurrently with Run.
 type Manager struct {
 	host   host
 	log    *slog.Logger
 	resync time.Duration
-	poke   chan struct{}
+	notify chan struct{} // wakes Run after a Set
 
-	mu     sync.Mutex
-	want   Desired
-	set    bool // there was a Set
-	news   bool // want was not looked at since
-	status Status
+	mu      sync.Mutex
+	want    Desired
+	set     bool // Set was called
+	changed bool // want differs from current
+	status  Status
 
-	// Of Run alone.
+	// The fields below belong to Run.
+
 	current Desired
-	former  []netip.Prefix // networks and subnets of ours whose rules may be left; another daemon may have them later
-	chosen  applier        // nil: to be opened
-	mode    Mode           // of the last one that was
-	swept   bool           // nothing of ours is left elsewhere
-	said    map[string]bool
+	// previous holds this daemon's earlier networks and subnets whose rules may remain. It is
+	// cleared once they are removed, because another daemon may use those networks later.
+	previous  []netip.Prefix
+	applier   applier         // nil until opened
+	mode      Mode            // mode of the last applier
+	cleanedUp bool            // this daemon has no rules outside of applier
+	logged    map[string]bool // messages logged since they first occurred; see logOnce
 }
 
 func newManager(h host, o Options) *Manager {
-	m := &Manager{host: h, log: o.Log, resync: o.Resync, poke: make(chan struct{}, 1), said: map[string]bool{}}
+	m := &Manager{host: h, log: o.Log, resync: o.Resync, notify: make(chan struct{}, 1),
+		logged: map[string]bool{}}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -92,31 +107,32 @@ func newManager(h host, o Options) *Manager {
 		m.resync = defaultResync
 	}
 	for _, p := range o.Previous {
-		m.former = append(m.former, p.Masked())
+		m.previous = append(m.previous, p.Masked())
 	}
 	m.status.Since = time.Now()
 	return m
 }
 
-// Set replaces the wanted rules; the slices belong to the manager from now on. Setting what is set already does nothing.
+// Set replaces the wanted rules. The manager takes ownership of the slices in d. Setting the same
+// value again has no effect.
 func (m *Manager) Set(d Desired) {
 	m.mu.Lock()
 	same := m.set && m.want.equal(d)
 	if !same {
-		m.want, m.set, m.news = d, true, true
-		m.put(Status{Mode: m.status.Mode, Repairs: m.status.Repairs})
+		m.want, m.set, m.changed = d, true, true
+		m.setStatus(Status{Mode: m.status.Mode, Repairs: m.status.Repairs})
 	}
 	m.mu.Unlock()
 	if same {
 		return
 	}
 	select {
-	case m.poke <- struct{}{}:
+	case m.notify <- struct{}{}:
 	default:
 	}
 }
 
-// Status reports the last comparison.
+// Status returns the result of the last comparison.
 func (m *Manager) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -125,29 +141,29 @@ func (m *Manager) Status() Status {
 	return s
 }
 
-// Run applies the wanted rules until ctx ends, whose error it returns. The rules stay as they are then, and nothing
-// happens before the first Set.
+// Run applies the wanted rules until ctx ends, and returns ctx's error. It does nothing before the
+// first Set, and leaves the rules in place when it returns.
 func (m *Manager) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-m.poke:
+	case <-m.notify:
 	}
 	ticker := time.NewTicker(m.resync)
 	defer ticker.Stop()
 	for {
-		m.once(ctx)
+		m.reconcileOnce(ctx)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-m.poke:
+		case <-m.notify:
 		case <-ticker.C:
 		}
 	}
 }
 
-// put replaces the status and keeps count of the time. The lock is held.
-func (m *Manager) put(s Status) {
+// setStatus replaces the status and updates Since. The caller holds mu.
+func (m *Manager) setStatus(s Status) {
 	s.Since = m.status.Since
 	if s.InPlace != m.status.InPlace {
 		s.Since = time.Now()
@@ -155,87 +171,95 @@ func (m *Manager) put(s Status) {
 	m.status = s
 }
 
-// once compares and repairs, and puts down how that went.
-func (m *Manager) once(ctx context.Context) {
+// reconcileOnce compares and repairs the rules once, and records the result in the status.
+func (m *Manager) reconcileOnce(ctx context.Context) {
 	m.mu.Lock()
 	before := m.status
-	if m.news {
-		m.former = append(m.former, prefixes(m.current.Nets)...)
-		m.current, m.news, m.chosen = m.want, false, nil
+	if m.changed {
+		m.previous = append(m.previous, prefixes(m.current.Nets)...)
+		m.current, m.changed, m.applier = m.want, false, nil
 	}
 	m.mu.Unlock()
 
 	r, err := m.apply(ctx)
 	if ctx.Err() != nil {
-		return // what was cut short says nothing about the host
+		return // an interrupted attempt says nothing about the host
 	}
-	now := Status{InPlace: err == nil, Mode: m.mode, Err: err, Notes: r.notes, Repairs: before.Repairs}
+	now := Status{
+		InPlace: err == nil, Mode: m.mode, Err: err, Notes: r.notes, Repairs: before.Repairs,
+	}
 	repaired := len(r.changes) > 0 && before.InPlace
 	if repaired {
 		now.Repairs++
 	}
-	m.tell(now, r.changes, repaired)
+	m.logResult(now, r.changes, repaired)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.news {
-		now.InPlace = false // that was for what is wanted no more
+	if m.changed {
+		now.InPlace = false // the result is for an outdated Desired
 	}
-	m.put(now)
+	m.setStatus(now)
 }
 
-// apply makes one attempt. An applier that failed is looked for anew the next time: programs come and go.
+// apply makes one attempt. After a failure the next attempt opens a new applier, because programs
+// may have been installed or removed.
 func (m *Manager) apply(ctx context.Context) (report, error) {
-	if err := m.current.check(); err != nil {
+	if err := m.current.validate(); err != nil {
 		return report{}, err
 	}
-	want := m.current.goals(m.former)
-	if m.chosen == nil {
-		chosen, err := m.host.open(ctx, m.current.NFTables, want)
+	want := m.current.rulesets(m.previous)
+	if m.applier == nil {
+		a, err := m.host.open(ctx, m.current.NFTables, want)
 		if err != nil {
 			return report{}, err
 		}
-		m.chosen, m.mode, m.swept = chosen, chosen.mode(), false
+		m.applier, m.mode, m.cleanedUp = a, a.mode(), false
 	}
-	r, err := m.chosen.apply(ctx, want)
+	r, err := m.applier.apply(ctx, want)
 	if err != nil {
-		m.chosen = nil
+		m.applier = nil
 		return r, err
 	}
-	// Only now, so that the rules of the other way serve until these do.
-	if !m.swept {
-		if err := m.host.sweep(ctx, m.chosen, want[ipv4].sibling); err != nil {
-			r.notes = append(r.notes, fmt.Sprintf("rules of an earlier run may be left: %v", err))
+	// Remove the rules of the other mechanism last: they serve until these are in place.
+	if !m.cleanedUp {
+		err := m.host.removeElsewhere(ctx, m.applier, want[ipv4].otherDaemon)
+		if err != nil {
+			r.notes = append(r.notes, fmt.Sprintf("rules of an earlier run may remain: %v", err))
 		} else {
-			m.swept, m.former = true, nil
+			m.cleanedUp, m.previous = true, nil
 		}
 	}
 	return r, nil
 }
 
-// tell logs every change, and each distinct failure and note once for as long as it lasts.
-func (m *Manager) tell(now Status, changes []string, repaired bool) {
+// logResult logs every change, and each distinct error and note once while it lasts.
+func (m *Manager) logResult(now Status, changes []string, repaired bool) {
 	if len(changes) > 0 {
 		level, message := slog.LevelInfo, "packet filter rules set"
 		if repaired {
 			level, message = slog.LevelWarn, "packet filter rules repaired"
 		}
-		m.log.Log(context.Background(), level, message, "mode", now.Mode, "changes", strings.Join(changes, "; "))
+		m.log.Log(context.Background(), level, message,
+			"mode", now.Mode, "changes", strings.Join(changes, "; "))
 	}
-	if now.Err != nil && m.isNew(now.Err.Error()) {
-		m.log.Error("packet filter rules are not in place", "err", now.Err)
+	if now.Err != nil {
+		m.logOnce(slog.LevelError, "packet filter rules not in place", "err", now.Err.Error())
 	}
 	for _, note := range now.Notes {
-		if m.isNew(note) {
-			m.log.Warn("packet filter", "note", note)
-		}
+		m.logOnce(slog.LevelWarn, "packet filter note", "note", note)
 	}
 	if now.InPlace {
-		maps.DeleteFunc(m.said, func(text string, _ bool) bool { return !slices.Contains(now.Notes, text) })
+		maps.DeleteFunc(m.logged, func(text string, _ bool) bool {
+			return !slices.Contains(now.Notes, text)
+		})
 	}
 }
 
-// isNew tells whether a text was not said yet.
-func (m *Manager) isNew(text string) bool {
-	defer func() { m.said[text] = true }()
-	return !m.said[text]
+// logOnce logs a message unless value was logged before and still lasts.
+func (m *Manager) logOnce(level slog.Level, message, key, value string) {
+	if m.logged[value] {
+		return
+	}
+	m.logged[value] = true
+	m.log.Log(context.Background(), level, message, key, value)
 }

@@ -8,61 +8,10 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 )
-
-// fakeHost offers one applier for each mode.
-type fakeHost struct {
-	appliers map[Mode]*fakeApplier
-
-	mu       sync.Mutex
-	openErr  error
-	sweepErr error
-	opens    []Mode
-	sweeps   []Mode
-}
-
-func newFakeHost() *fakeHost {
-	return &fakeHost{appliers: map[Mode]*fakeApplier{IPTables: {by: IPTables}, NFTables: {by: NFTables}}}
-}
-
-func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family]goal) (applier, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.openErr != nil {
-		return nil, h.openErr
-	}
-	mode := IPTables
-	if nftables {
-		mode = NFTables
-	}
-	h.opens = append(h.opens, mode)
-	return h.appliers[mode], nil
-}
-
-func (h *fakeHost) sweep(_ context.Context, chosen applier, _ func(rule) bool) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sweeps = append(h.sweeps, chosen.mode())
-	return h.sweepErr
-}
-
-// set changes what opening and sweeping return from now on.
-func (h *fakeHost) set(open, sweep error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.openErr, h.sweepErr = open, sweep
-}
-
-// calls returns what was opened and swept so far.
-func (h *fakeHost) calls() (opens, sweeps []Mode) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return slices.Clone(h.opens), slices.Clone(h.sweeps)
-}
 
 // pass lets time go by, and whatever happens in it.
 func pass(d time.Duration) {
@@ -97,29 +46,29 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 			t.Fatalf("before Set: %+v, opened %v", s, opened)
 		}
 		notes := []string{"docker"}
-		a.set(report{[]string{"all set"}, notes}, nil)
+		a.setResult(report{[]string{"all set"}, notes}, nil)
 		start := time.Now()
-		m.Set(everything())
+		m.Set(allRules())
 		synctest.Wait()
 		s := m.Status()
 		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 || !slices.Equal(s.Notes, notes) {
 			t.Fatalf("after Set: %+v", s)
 		}
 		s.Notes[0] = "the reader's own"
-		if got := a.applied()[0]; !slices.Equal(got[ipv4].rules, everything().rules(ipv4)) || len(got[ipv6].rules) == 0 {
+		if got := a.applied()[0]; !slices.Equal(got[ipv4].rules, allRules().rules(ipv4)) || len(got[ipv6].rules) == 0 {
 			t.Errorf("applied %v", a.applied()[0])
 		}
 		pass(defaultResync * 3)
 		if len(a.applied()) != 4 || m.Status().Repairs != 0 {
 			t.Errorf("%d comparisons in three periods", len(a.applied()))
 		}
-		a.set(report{[]string{"jump restored"}, notes}, nil)
+		a.setResult(report{[]string{"jump restored"}, notes}, nil)
 		pass(defaultResync)
 		if s := m.Status(); s.Repairs != 1 || !s.Since.Equal(start) || s.Notes[0] != "docker" {
 			t.Errorf("after a repair: %+v", s)
 		}
 		// A change that was asked for is no repair.
-		a.set(report{[]string{"masquerade removed"}, notes}, nil)
+		a.setResult(report{[]string{"masquerade removed"}, notes}, nil)
 		m.Set(Desired{})
 		synctest.Wait()
 		opened, _ = h.calls()
@@ -130,7 +79,7 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 			`level=INFO msg="packet filter rules set" mode=iptables changes="all set"`,
 			`level=WARN msg="packet filter rules repaired" mode=iptables changes="jump restored"`,
 			`level=INFO msg="packet filter rules set" mode=iptables changes="masquerade removed"`,
-			`level=WARN msg="packet filter" note=docker`,
+			`level=WARN msg="packet filter note" note=docker`,
 		} {
 			if n := strings.Count(out.String(), want); n != 1 {
 				t.Errorf("logged %d times: %s\n%s", n, want, out)
@@ -142,17 +91,17 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 func TestManagerRetriesAndSaysItOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
-		h.set(fmt.Errorf("%w: nothing installed", ErrUnsupported), nil)
+		h.setErrors(fmt.Errorf("%w: nothing installed", ErrUnsupported), nil)
 		m, out := running(t, h)
-		m.Set(everything())
+		m.Set(allRules())
 		pass(defaultResync*10 + time.Second)
 		if s := m.Status(); s.InPlace || !errors.Is(s.Err, ErrUnsupported) || s.Mode != "" {
 			t.Fatalf("%+v", s)
 		}
-		h.set(nil, nil)
+		h.setErrors(nil, nil)
 		a := h.appliers[IPTables]
 		locked := errors.New("table is locked")
-		a.set(report{}, locked)
+		a.setResult(report{}, locked)
 		pass(defaultResync * 3)
 		if s := m.Status(); s.InPlace || s.Err.Error() != "table is locked" || s.Mode != IPTables {
 			t.Fatalf("%+v", s)
@@ -160,12 +109,12 @@ func TestManagerRetriesAndSaysItOnce(t *testing.T) {
 		if _, sweeps := h.calls(); len(sweeps) > 0 {
 			t.Error("old rules were removed before new ones were in place")
 		}
-		a.set(report{}, nil)
+		a.setResult(report{}, nil)
 		pass(defaultResync)
 		if s := m.Status(); !s.InPlace || s.Err != nil || time.Since(s.Since) > defaultResync {
 			t.Fatalf("%+v", s)
 		}
-		a.set(report{}, locked)
+		a.setResult(report{}, locked)
 		pass(defaultResync)
 		if s := m.Status(); s.InPlace {
 			t.Fatalf("%+v", s)
@@ -182,7 +131,7 @@ func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
 		m, out := running(t, h)
-		d := everything()
+		d := allRules()
 		m.Set(d)
 		pass(defaultResync * 3)
 		d.NFTables = true
@@ -196,12 +145,12 @@ func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
 			t.Errorf("%+v", s)
 		}
 		// What cannot be removed is tried again, is said once, and does not make the rules themselves wrong.
-		h.set(nil, errors.New("no iptables-legacy"))
+		h.setErrors(nil, errors.New("no iptables-legacy"))
 		d.NFTables = false
 		m.Set(d)
 		pass(defaultResync*3 + time.Second)
 		s := m.Status()
-		want := []string{"rules of an earlier run may be left: no iptables-legacy"}
+		want := []string{"rules of an earlier run may remain: no iptables-legacy"}
 		if _, sweeps = h.calls(); !s.InPlace || len(sweeps) != 6 || !slices.Equal(s.Notes, want) {
 			t.Errorf("%+v, swept %v", s, sweeps)
 		}
@@ -216,11 +165,11 @@ func TestManagerSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
 		m, _ := running(t, h)
-		m.Set(everything())
+		m.Set(allRules())
 		synctest.Wait()
 		placed := m.Status()
 		pass(time.Second)
-		m.Set(everything())
+		m.Set(allRules())
 		synctest.Wait()
 		if s := m.Status(); !s.InPlace || s.Since != placed.Since || len(h.appliers[IPTables].applied()) != 1 {
 			t.Errorf("the same again: %+v", s)
@@ -234,7 +183,7 @@ func TestManagerSet(t *testing.T) {
 			func(d *Desired) { d.KeepSource = false },
 			func(d *Desired) { d.NFTables = true },
 		} {
-			d := everything()
+			d := allRules()
 			change(&d)
 			m.Set(d)
 			if s := m.Status(); s.InPlace || s.Err != nil {
@@ -252,14 +201,14 @@ func TestManagerSet(t *testing.T) {
 func TestManagerSetMeanwhile(t *testing.T) {
 	h := newFakeHost()
 	m := newManager(h, Options{})
-	m.Set(everything())
+	m.Set(allRules())
 	h.appliers[IPTables].during = func() { m.Set(Desired{}) }
-	m.once(t.Context())
+	m.reconcileOnce(t.Context())
 	if s := m.Status(); s.InPlace {
 		t.Errorf("%+v", s)
 	}
 	h.appliers[IPTables].during = nil
-	m.once(t.Context())
+	m.reconcileOnce(t.Context())
 	if s := m.Status(); !s.InPlace {
 		t.Errorf("%+v", s)
 	}
@@ -281,13 +230,13 @@ func TestManagerRefusesNonsense(t *testing.T) {
 func TestManagerStopped(t *testing.T) {
 	h := newFakeHost()
 	m := newManager(h, Options{})
-	m.Set(everything())
-	m.once(t.Context())
+	m.Set(allRules())
+	m.reconcileOnce(t.Context())
 	before := m.Status()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	h.appliers[IPTables].set(report{}, context.Canceled)
-	m.once(ctx)
+	h.appliers[IPTables].setResult(report{}, context.Canceled)
+	m.reconcileOnce(ctx)
 	if after := m.Status(); !after.InPlace || after.Since != before.Since {
 		t.Errorf("%+v", after)
 	}

@@ -1,24 +1,41 @@
 package netfilter
 
-import "fmt"
+import (
+	"errors"
+	"fmt"
+)
 
-// choose opens nftables if that is asked for, else iptables, and nftables where iptables does not work. It never returns
-// more than one; the error is ErrUnsupported with the reasons.
-func choose(nftables bool, byIPTables, byNFTables func() (applier, error)) (applier, error) {
+// ErrUnsupported reports that rules are wanted, but this host has neither a working iptables nor a
+// working nftables.
+var ErrUnsupported = errors.New("no usable packet filter")
+
+// Mode is the mechanism that carries the rules. The zero value means that no rules were applied
+// yet.
+type Mode string
+
+// The values of Mode.
+const (
+	IPTables Mode = "iptables"
+	NFTables Mode = "nftables"
+)
+
+// choose opens nftables if nftables is true. Otherwise it opens iptables and falls back to
+// nftables. It never returns more than one applier. Its errors wrap ErrUnsupported and the causes.
+func choose(nftables bool, openIPTables, openNFTables func() (applier, error)) (applier, error) {
 	if nftables {
-		a, err := byNFTables()
+		a, err := openNFTables()
 		if err != nil {
-			return nil, fmt.Errorf("%w: EnableNFTables is set, but %w", ErrUnsupported, err)
+			return nil, fmt.Errorf("%w: EnableNFTables is set: %w", ErrUnsupported, err)
 		}
 		return a, nil
 	}
-	a, noIPTables := byIPTables()
-	if noIPTables == nil {
+	a, iptablesErr := openIPTables()
+	if iptablesErr == nil {
 		return a, nil
 	}
-	a, noNFTables := byNFTables()
-	if noNFTables == nil {
+	a, nftablesErr := openNFTables()
+	if nftablesErr == nil {
 		return a, nil
 	}
-	return nil, fmt.Errorf("%w: %w; %w", ErrUnsupported, noIPTables, noNFTables)
+	return nil, fmt.Errorf("%w: %w; %w", ErrUnsupported, iptablesErr, nftablesErr)
 }

@@ -1,52 +1,9 @@
 package netfilter
 
 import (
-	"context"
 	"errors"
-	"slices"
-	"sync"
 	"testing"
 )
-
-// fakeApplier has rules set without a kernel.
-type fakeApplier struct {
-	by Mode
-
-	mu    sync.Mutex
-	err   error
-	r     report
-	wants []map[family]goal
-
-	during func() // called while it applies
-}
-
-func (a *fakeApplier) mode() Mode { return a.by }
-
-func (a *fakeApplier) apply(_ context.Context, want map[family]goal) (report, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.during != nil {
-		a.during()
-	}
-	a.wants = append(a.wants, want)
-	r := a.r
-	a.r.changes = nil
-	return r, a.err
-}
-
-// set changes what it reports from now on.
-func (a *fakeApplier) set(r report, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.r, a.err = r, err
-}
-
-// applied returns what it was asked for so far.
-func (a *fakeApplier) applied() []map[family]goal {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return slices.Clone(a.wants)
-}
 
 func TestChoose(t *testing.T) {
 	noBinary, noModule := errors.New("no iptables binary"), errors.New("no nf_tables")
@@ -68,8 +25,8 @@ func TestChoose(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			opened := 0
 			a, err := choose(tt.wanted,
-				func() (applier, error) { opened++; return &fakeApplier{by: IPTables}, tt.iptables },
-				func() (applier, error) { return &fakeApplier{by: NFTables}, tt.nftables })
+				func() (applier, error) { opened++; return &fakeApplier{fixedMode: IPTables}, tt.iptables },
+				func() (applier, error) { return &fakeApplier{fixedMode: NFTables}, tt.nftables })
 			if opened != tt.opened {
 				t.Errorf("iptables opened %d times", opened)
 			}

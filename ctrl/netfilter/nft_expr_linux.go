@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where the fields lie that rules look at, and how long they are, in bytes: RFC 791 section 3.1, RFC 8200 section 3,
+// Offsets and lengths in bytes of the matched fields: RFC 791 section 3.1, RFC 8200 section 3,
 // RFC 768.
 const (
 	srcOffset4, dstOffset4 = 12, 16
@@ -20,10 +20,10 @@ const (
 	markLen                = 4
 )
 
-// register is the first of the kernel's 128-bit registers; each match loads it anew.
+// register is the first of the kernel's 128-bit registers. Every match loads it before use.
 const register = unix.NFT_REG_1
 
-// addrField says where the source or destination address lies in the inner header.
+// addrField returns the offset and length of the source or destination address in the IP header.
 func addrField(f family, source bool) (offset, length uint32) {
 	switch {
 	case f == ipv4 && source:
@@ -37,8 +37,8 @@ func addrField(f family, source bool) (offset, length uint32) {
 	}
 }
 
-// encode translates a rule into the kernel's nftables expressions. A jump has none: where iptables jumps from a built-in
-// chain, nftables has a base chain of our own.
+// encode translates a rule into nftables expressions. A jump has none: in place of a jump from a
+// built-in chain, nftables has a base chain.
 func encode(f family, r rule) []expr.Any {
 	var e []expr.Any
 	e = append(e, encodeAddr(f, true, r.src)...)
@@ -46,16 +46,16 @@ func encode(f family, r rule) []expr.Any {
 	if r.udpPort != 0 {
 		e = append(e,
 			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: []byte{unix.IPPROTO_UDP}},
-			&expr.Payload{DestRegister: register, Base: expr.PayloadBaseTransportHeader, Offset: udpPortOffset, Len: udpPortLen},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: binaryutil.BigEndian.PutUint16(r.udpPort)})
+			compare(expr.CmpOpEq, []byte{unix.IPPROTO_UDP}),
+			load(expr.PayloadBaseTransportHeader, udpPortOffset, udpPortLen),
+			compare(expr.CmpOpEq, binaryutil.BigEndian.PutUint16(r.udpPort)))
 	}
 	if r.mark != 0 {
 		mark := binaryutil.NativeEndian.PutUint32(r.mark)
 		e = append(e,
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: register},
-			&expr.Bitwise{SourceRegister: register, DestRegister: register, Len: markLen, Mask: mark, Xor: make([]byte, markLen)},
-			&expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: mark})
+			mask(mark),
+			compare(expr.CmpOpEq, mark))
 	}
 	return append(e, encodeVerdict(f, r.verdict)...)
 }
@@ -65,19 +65,34 @@ func encodeAddr(f family, source bool, m addrMatch) []expr.Any {
 		return nil
 	}
 	offset, length := addrField(f, source)
-	e := []expr.Any{&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}}
+	e := []expr.Any{load(expr.PayloadBaseNetworkHeader, offset, length)}
 	if !m.prefix.IsSingleIP() {
-		e = append(e, &expr.Bitwise{SourceRegister: register, DestRegister: register, Len: length,
-			Mask: prefixMask(m.prefix.Bits(), int(length)), Xor: make([]byte, length)})
+		e = append(e, mask(prefixMask(m.prefix.Bits(), int(length))))
 	}
 	op := expr.CmpOpEq
 	if m.not {
 		op = expr.CmpOpNeq
 	}
-	return append(e, &expr.Cmp{Op: op, Register: register, Data: m.prefix.Masked().Addr().AsSlice()})
+	return append(e, compare(op, m.prefix.Masked().Addr().AsSlice()))
 }
 
-// prefixMask is a netmask of n leading ones.
+// load returns the expression that loads a header field into the register.
+func load(base expr.PayloadBase, offset, length uint32) expr.Any {
+	return &expr.Payload{DestRegister: register, Base: base, Offset: offset, Len: length}
+}
+
+// mask returns the expression that masks the register.
+func mask(m []byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: register, DestRegister: register,
+		Len: uint32(len(m)), Mask: m, Xor: make([]byte, len(m))}
+}
+
+// compare returns the expression that compares the register with data.
+func compare(op expr.CmpOp, data []byte) expr.Any {
+	return &expr.Cmp{Op: op, Register: register, Data: data}
+}
+
+// prefixMask returns a netmask of n leading ones, length bytes long.
 func prefixMask(n, length int) []byte {
 	m := make([]byte, length)
 	for i := range m {
@@ -87,50 +102,53 @@ func prefixMask(n, length int) []byte {
 	return m
 }
 
-// encodeVerdict ends a rule. A source is kept by translating it to itself: that binds the flow, so no chain that comes
-// later, in whatever table, translates it again, which no verdict of ours could prevent (nf_nat_inet_fn in the kernel's
-// net/netfilter/nf_nat_core.c asks the chains only until one has bound the flow).
+// encodeVerdict translates a verdict. verdictKeepSource translates the source to itself. That binds
+// the flow, so no later chain of any table translates it again, which an accept verdict could not
+// prevent (nf_nat_inet_fn in the kernel's net/netfilter/nf_nat_core.c calls the chains only until
+// one has bound the flow).
 func encodeVerdict(f family, v verdict) []expr.Any {
 	switch v {
-	case back:
+	case verdictReturn:
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictReturn}}
-	case accept:
+	case verdictAccept:
 		return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-	case masquerade:
+	case verdictMasquerade:
 		return []expr.Any{&expr.Masq{}}
-	case masqueradeRandom:
+	case verdictMasqueradeRandom:
 		return []expr.Any{&expr.Masq{FullyRandom: true}}
-	case noTrack:
+	case verdictNoTrack:
 		return []expr.Any{&expr.Notrack{}}
-	case keepSource:
+	case verdictKeepSource:
 		offset, length := addrField(f, true)
 		protocol := uint32(unix.NFPROTO_IPV4)
 		if f == ipv6 {
 			protocol = unix.NFPROTO_IPV6
 		}
 		return []expr.Any{
-			&expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+			load(expr.PayloadBaseNetworkHeader, offset, length),
 			&expr.NAT{Type: expr.NATTypeSourceNAT, Family: protocol, RegAddrMin: register},
 		}
 	}
 	return nil
 }
 
-// decoded is a kernel rule of anybody's, as far as we understand it.
-type decoded struct {
+// decodedRule is a kernel rule of any program. Only the expressions that rule can express are
+// decoded; the rest are counted.
+type decodedRule struct {
 	rule
-	marked   bool // the packet's mark is looked at
-	rewrites bool // it changes the source
-	others   int  // expressions that rule cannot express
+	matchesMark    bool // matches the packet mark
+	rewritesSource bool // rewrites the source address
+	unknown        int  // number of expressions that rule cannot express
 }
 
-func (d decoded) exact() bool { return d.others == 0 && d.verdict != 0 }
+// exact reports whether rule describes the kernel's rule completely.
+func (d decodedRule) exact() bool { return d.unknown == 0 && d.verdict != 0 }
 
-// field is what a register was loaded with.
-type field uint8
+// loadedField is the packet field that was loaded into a register.
+type loadedField uint8
 
 const (
-	fieldOther field = iota
+	fieldOther loadedField = iota
 	fieldSrc
 	fieldDst
 	fieldMark
@@ -138,11 +156,12 @@ const (
 	fieldPort
 )
 
-// decode is the reverse of encode. It takes rules of other programs too, as far as their conditions are plain prefixes.
-func decode(f family, exprs []expr.Any) decoded {
+// decode is the inverse of encode. It also accepts rules of other programs, and decodes their
+// conditions as far as they are plain prefixes.
+func decode(f family, exprs []expr.Any) decodedRule {
 	var (
-		d      decoded
-		loaded field
+		d      decodedRule
+		loaded loadedField
 		masked []byte
 		udp    bool
 	)
@@ -151,31 +170,32 @@ func decode(f family, exprs []expr.Any) decoded {
 		case *expr.Counter:
 		case *expr.Meta:
 			loaded, masked = metaField(e), nil
-			d.marked = d.marked || loaded == fieldMark
+			d.matchesMark = d.matchesMark || loaded == fieldMark
 		case *expr.Payload:
 			loaded, masked = payloadField(f, e), nil
 		case *expr.Bitwise:
 			masked = e.Mask
 			if len(bytes.Trim(e.Xor, "\x00")) > 0 {
-				d.others++
+				d.unknown++
 			}
 		case *expr.Cmp:
-			if loaded == fieldProtocol && e.Op == expr.CmpOpEq && bytes.Equal(e.Data, []byte{unix.IPPROTO_UDP}) {
+			if loaded == fieldProtocol && e.Op == expr.CmpOpEq &&
+				bytes.Equal(e.Data, []byte{unix.IPPROTO_UDP}) {
 				udp = true
-			} else if !d.compare(f, loaded, masked, e) {
-				d.others++
+			} else if !d.decodeCmp(f, loaded, masked, e) {
+				d.unknown++
 			}
 		default:
-			d.end(e, loaded)
+			d.decodeVerdict(e, loaded)
 		}
 	}
 	if udp != (d.udpPort != 0) {
-		d.others++
+		d.unknown++
 	}
 	return d
 }
 
-func metaField(e *expr.Meta) field {
+func metaField(e *expr.Meta) loadedField {
 	switch {
 	case e.SourceRegister:
 		return fieldOther
@@ -187,7 +207,7 @@ func metaField(e *expr.Meta) field {
 	return fieldOther
 }
 
-func payloadField(f family, e *expr.Payload) field {
+func payloadField(f family, e *expr.Payload) loadedField {
 	srcAt, length := addrField(f, true)
 	dstAt, _ := addrField(f, false)
 	switch network := e.Base == expr.PayloadBaseNetworkHeader; {
@@ -195,18 +215,19 @@ func payloadField(f family, e *expr.Payload) field {
 		return fieldSrc
 	case network && e.Offset == dstAt && e.Len <= length:
 		return fieldDst
-	case e.Base == expr.PayloadBaseTransportHeader && e.Offset == udpPortOffset && e.Len == udpPortLen:
+	case e.Base == expr.PayloadBaseTransportHeader &&
+		e.Offset == udpPortOffset && e.Len == udpPortLen:
 		return fieldPort
 	}
 	return fieldOther
 }
 
-// compare takes one comparison into the rule and tells whether rule can express it.
-func (d *decoded) compare(f family, loaded field, masked []byte, e *expr.Cmp) bool {
+// decodeCmp decodes one comparison. It reports false if rule cannot express it.
+func (d *decodedRule) decodeCmp(f family, loaded loadedField, masked []byte, e *expr.Cmp) bool {
 	equal := e.Op == expr.CmpOpEq
 	switch loaded {
 	case fieldSrc, fieldDst:
-		m, ok := compareAddr(f, masked, e)
+		m, ok := decodeAddr(f, masked, e)
 		if loaded == fieldSrc {
 			d.src = m
 		} else {
@@ -229,8 +250,9 @@ func (d *decoded) compare(f family, loaded field, masked []byte, e *expr.Cmp) bo
 	return false
 }
 
-// compareAddr reads a prefix out of a comparison. Fewer bytes than an address has are a prefix too: nft loads just those.
-func compareAddr(f family, masked []byte, e *expr.Cmp) (addrMatch, bool) {
+// decodeAddr decodes a comparison of an address as a prefix. A comparison shorter than an address
+// is a prefix too: nft loads only the leading bytes.
+func decodeAddr(f family, masked []byte, e *expr.Cmp) (addrMatch, bool) {
 	_, length := addrField(f, true)
 	n := 8 * len(e.Data)
 	if masked != nil {
@@ -245,46 +267,47 @@ func compareAddr(f family, masked []byte, e *expr.Cmp) (addrMatch, bool) {
 	if len(e.Data) > int(length) || e.Op != expr.CmpOpEq && e.Op != expr.CmpOpNeq {
 		return addrMatch{}, false
 	}
-	addr, _ := netip.AddrFromSlice(append(bytes.Clone(e.Data), make([]byte, int(length)-len(e.Data))...))
+	missing := make([]byte, int(length)-len(e.Data))
+	addr, _ := netip.AddrFromSlice(append(bytes.Clone(e.Data), missing...))
 	return addrMatch{prefix: netip.PrefixFrom(addr, n), not: e.Op == expr.CmpOpNeq}, true
 }
 
-// end takes the expression that decides into the rule.
-func (d *decoded) end(e expr.Any, loaded field) {
+// decodeVerdict decodes the expression that determines the verdict.
+func (d *decodedRule) decodeVerdict(e expr.Any, loaded loadedField) {
 	switch e := e.(type) {
 	case *expr.Verdict:
 		switch e.Kind {
 		case expr.VerdictReturn:
-			d.verdict = back
+			d.verdict = verdictReturn
 		case expr.VerdictAccept:
-			d.verdict = accept
+			d.verdict = verdictAccept
 		case expr.VerdictJump:
-			d.verdict, d.to = jump, e.Chain
+			d.verdict, d.to = verdictJump, e.Chain
 		default:
-			d.others++
+			d.unknown++
 		}
 	case *expr.Masq:
-		d.verdict, d.rewrites = masquerade, true
+		d.verdict, d.rewritesSource = verdictMasquerade, true
 		if e.FullyRandom {
-			d.verdict = masqueradeRandom
+			d.verdict = verdictMasqueradeRandom
 		}
 		if e.Random || e.Persistent || e.ToPorts {
-			d.others++
+			d.unknown++
 		}
 	case *expr.NAT:
-		d.rewrites = e.Type == expr.NATTypeSourceNAT
+		d.rewritesSource = e.Type == expr.NATTypeSourceNAT
 		plain := !e.Random && !e.FullyRandom && !e.Persistent && !e.Prefix && e.RegProtoMin == 0
-		if d.rewrites && plain && loaded == fieldSrc {
-			d.verdict = keepSource
+		if d.rewritesSource && plain && loaded == fieldSrc {
+			d.verdict = verdictKeepSource
 		} else {
-			d.others++
+			d.unknown++
 		}
-	case *expr.Target: // how iptables-nft writes what has no expression of its own
-		d.rewrites = rewrites(parsed{target: e.Name})
-		d.others++
+	case *expr.Target: // iptables-nft uses it for targets without an nftables expression
+		d.rewritesSource = rewritesSource(parsedRule{target: e.Name})
+		d.unknown++
 	case *expr.Notrack:
-		d.verdict = noTrack
+		d.verdict = verdictNoTrack
 	default:
-		d.others++
+		d.unknown++
 	}
 }

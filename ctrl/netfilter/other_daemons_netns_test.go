@@ -13,7 +13,7 @@ import (
 )
 
 // siblingOf is what a second daemon on the host wants: the same of another network, at the same address and port.
-func siblingOf(d Desired) Desired {
+func otherDaemonOf(d Desired) Desired {
 	d.Nets = []Net{
 		{netip.MustParsePrefix("10.6.0.0/16"), netip.MustParsePrefix("10.6.9.0/24")},
 		{netip.MustParsePrefix("fc06::/48"), netip.MustParsePrefix("fc06:0:0:9::/64")},
@@ -22,19 +22,19 @@ func siblingOf(d Desired) Desired {
 }
 
 // everythingBy is all that can be wanted of one way.
-func everythingBy(w way) Desired {
-	d := everything()
+func allRulesIn(w firewall) Desired {
+	d := allRules()
 	d.NFTables = w.nft
 	return d
 }
 
 // lines are a listing's, each with its chain in front, without the headings that nftables has.
-func (w way) lines(t *testing.T, ns *lab.NS) []string {
+func (w firewall) lines(t *testing.T, ns *lab.NS) []string {
 	t.Helper()
 	var all []string
 	for _, f := range families() {
 		heading := ""
-		for line := range strings.Lines(w.sorted(w.rulesOf(t, ns, f))) {
+		for line := range strings.Lines(w.sorted(w.listRules(t, ns, f))) {
 			switch rule, indented := strings.CutPrefix(line, "\t"); {
 			case indented:
 				all = append(all, heading+rule)
@@ -49,21 +49,21 @@ func (w way) lines(t *testing.T, ns *lab.NS) []string {
 }
 
 // docked is a namespace with a rule that pods' sources must be protected from.
-func (w way) docked(t *testing.T) *lab.NS {
+func (w firewall) newDockerNS(t *testing.T) *lab.NS {
 	t.Helper()
 	ns := newNS(t)
 	if !w.nft {
 		for _, f := range families() {
-			run(t, ns, w.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
+			runIn(t, ns, w.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
 		}
 	}
 	return ns
 }
 
 // alone are the lines of one daemon that has the host for itself.
-func (w way) alone(t *testing.T, d Desired) (lines []string) {
+func (w firewall) linesAlone(t *testing.T, d Desired) (lines []string) {
 	t.Run("alone", func(t *testing.T) {
-		ns := w.docked(t)
+		ns := w.newDockerNS(t)
 		set(t, ns, w.manager(), d)
 		lines = w.lines(t, ns)
 	})
@@ -71,7 +71,7 @@ func (w way) alone(t *testing.T, d Desired) (lines []string) {
 }
 
 // checkOf expects, of all the lines of one daemon, each to be there once and in order, or none that only it has.
-func (w way) checkOf(t *testing.T, ns *lab.NS, step string, alone []string) {
+func (w firewall) checkLines(t *testing.T, ns *lab.NS, step string, alone []string) {
 	t.Helper()
 	var got []string
 	for _, line := range w.lines(t, ns) {
@@ -85,7 +85,7 @@ func (w way) checkOf(t *testing.T, ns *lab.NS, step string, alone []string) {
 }
 
 // checkNone expects nothing that names one of the networks.
-func (w way) checkNone(t *testing.T, ns *lab.NS, step string, nets []Net) {
+func (w firewall) checkNoNetworks(t *testing.T, ns *lab.NS, step string, nets []Net) {
 	t.Helper()
 	for _, line := range w.lines(t, ns) {
 		for _, p := range prefixes(nets) {
@@ -99,17 +99,17 @@ func (w way) checkNone(t *testing.T, ns *lab.NS, step string, nets []Net) {
 // TestNetnsSiblings has two daemons with other networks on one host, each in its way: both are complete, keep quiet, and
 // leave the other one's rules alone when they change or go.
 func TestNetnsSiblings(t *testing.T) {
-	for i, wa := range ways() {
-		for _, wb := range []way{wa, ways()[(i+1)%len(ways())]} {
+	for i, wa := range firewalls() {
+		for _, wb := range []firewall{wa, firewalls()[(i+1)%len(firewalls())]} {
 			t.Run(wa.name+" beside "+wb.name, func(t *testing.T) {
-				wa.need(t)
-				wb.need(t)
-				da, db := everythingBy(wa), siblingOf(everythingBy(wb))
-				aloneA, aloneB := wa.alone(t, da), wb.alone(t, db)
-				ns := wa.docked(t)
+				wa.require(t)
+				wb.require(t)
+				da, db := allRulesIn(wa), otherDaemonOf(allRulesIn(wb))
+				aloneA, aloneB := wa.linesAlone(t, da), wb.linesAlone(t, db)
+				ns := wa.newDockerNS(t)
 				if wb.variant != wa.variant && !wb.nft {
 					for _, f := range families() {
-						run(t, ns, wb.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
+						runIn(t, ns, wb.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
 					}
 				}
 				a, b := wa.manager(), wb.manager()
@@ -126,15 +126,15 @@ func TestNetnsSiblings(t *testing.T) {
 				both := func(step string) {
 					t.Helper()
 					quiet(step)
-					wa.checkOf(t, ns, step+", the first", aloneA)
-					wb.checkOf(t, ns, step+", the second", aloneB)
+					wa.checkLines(t, ns, step+", the first", aloneA)
+					wb.checkLines(t, ns, step+", the second", aloneB)
 				}
 				both("started")
 				off := Desired{Nets: db.Nets, NFTables: wb.nft}
 				set(t, ns, b, off)
 				quiet("the second wants nothing")
-				wa.checkOf(t, ns, "the second wants nothing", aloneA)
-				wb.checkNone(t, ns, "the second wants nothing", db.Nets)
+				wa.checkLines(t, ns, "the second wants nothing", aloneA)
+				wb.checkNoNetworks(t, ns, "the second wants nothing", db.Nets)
 
 				set(t, ns, b, db)
 				both("the second wants all again")
@@ -142,24 +142,24 @@ func TestNetnsSiblings(t *testing.T) {
 				other.Nets = []Net{{netip.MustParsePrefix("10.7.0.0/16"), netip.MustParsePrefix("10.7.1.0/24")}}
 				set(t, ns, b, other)
 				quiet("the second changed its network")
-				wa.checkOf(t, ns, "the second changed its network", aloneA)
-				wb.checkNone(t, ns, "the second changed its network", db.Nets)
+				wa.checkLines(t, ns, "the second changed its network", aloneA)
+				wb.checkNoNetworks(t, ns, "the second changed its network", db.Nets)
 
-				b = newManager(ofVariant{variant: wb.variant}, Options{Previous: prefixes(other.Nets)})
+				b = newManager(variantHost{variant: wb.variant}, Options{Previous: prefixes(other.Nets)})
 				set(t, ns, b, db)
 				both("the second changed back between two runs")
-				wb.checkNone(t, ns, "the second changed back between two runs", other.Nets)
+				wb.checkNoNetworks(t, ns, "the second changed back between two runs", other.Nets)
 
 				da.NFTables = wb.nft
 				a = wb.manager()
 				set(t, ns, a, da)
 				quiet("the first goes the other's way")
-				wb.checkOf(t, ns, "the first goes the other's way", aloneB)
+				wb.checkLines(t, ns, "the first goes the other's way", aloneB)
 				if wa != wb && !wa.nft {
-					wa.checkNone(t, ns, "the first goes the other's way", da.Nets)
+					wa.checkNoNetworks(t, ns, "the first goes the other's way", da.Nets)
 				}
-				do(t, ns, func() error { _, err := Cleanup(t.Context()); return err })
-				wb.checkNone(t, ns, "cleanup", slices.Concat(da.Nets, db.Nets))
+				inNS(t, ns, func() error { _, err := Cleanup(t.Context()); return err })
+				wb.checkNoNetworks(t, ns, "cleanup", slices.Concat(da.Nets, db.Nets))
 			})
 		}
 	}
@@ -167,11 +167,11 @@ func TestNetnsSiblings(t *testing.T) {
 
 // TestNetnsSiblingInAMisplacedChain: a chain that has to be made anew keeps what another daemon has in it.
 func TestNetnsSiblingInAMisplacedChain(t *testing.T) {
-	w := way{name: "nftables", nft: true}
-	w.need(t)
-	d := everythingBy(w)
-	sibling := siblingOf(d)
-	aloneA, aloneB := w.alone(t, d), w.alone(t, sibling)
+	w := firewall{name: "nftables", nft: true}
+	w.require(t)
+	d := allRulesIn(w)
+	sibling := otherDaemonOf(d)
+	aloneA, aloneB := w.linesAlone(t, d), w.linesAlone(t, sibling)
 	ns, a := newNS(t), w.manager()
 	set(t, ns, a, d)
 	set(t, ns, w.manager(), sibling)
@@ -181,15 +181,15 @@ func TestNetnsSiblingInAMisplacedChain(t *testing.T) {
 		}
 		b.do(t, ns, w)
 		resync(t, ns, a)
-		w.checkOf(t, ns, b.name+", ours", aloneA)
-		w.checkOf(t, ns, b.name+", the sibling's", aloneB)
+		w.checkLines(t, ns, b.name+", ours", aloneA)
+		w.checkLines(t, ns, b.name+", the sibling's", aloneB)
 	}
 }
 
 // flannelsTable writes what flannel does with nftables, but for the comments of table and chains: kube-proxy's mark is
 // compared as a whole there.
-func flannelsTable(network Desired) error {
-	conn, err := dial()
+func addFlannelTable(network Desired) error {
+	conn, err := dialNFT()
 	if err != nil {
 		return err
 	}
@@ -199,8 +199,8 @@ func flannelsTable(network Desired) error {
 			continue
 		}
 		chain := addChain(conn, t, c)
-		for _, r := range nftRules(c, network.rules(ipv4)) {
-			k := kernelForm(ipv4, t, chain, r)
+		for _, r := range forNFTables(c, network.rules(ipv4)) {
+			k := toNFTRule(ipv4, t, chain, r)
 			k.Exprs = slices.DeleteFunc(k.Exprs, func(e expr.Any) bool {
 				_, masks := e.(*expr.Bitwise)
 				return masks && r.mark != 0
@@ -213,13 +213,13 @@ func flannelsTable(network Desired) error {
 
 // TestNetnsFlannelsTable takes over from flannel, and stands beside one with another network.
 func TestNetnsFlannelsTable(t *testing.T) {
-	w := way{name: "nftables", nft: true}
-	w.need(t)
-	d := everythingBy(w)
-	alone := w.alone(t, d)
+	w := firewall{name: "nftables", nft: true}
+	w.require(t)
+	d := allRulesIn(w)
+	alone := w.linesAlone(t, d)
 	t.Run("same network", func(t *testing.T) {
 		ns, m := newNS(t), w.manager()
-		do(t, ns, func() error { return flannelsTable(d) })
+		inNS(t, ns, func() error { return addFlannelTable(d) })
 		set(t, ns, m, d)
 		if got := w.lines(t, ns); !slices.Equal(got, alone) {
 			t.Errorf("got\n%s", strings.Join(got, ""))
@@ -227,11 +227,11 @@ func TestNetnsFlannelsTable(t *testing.T) {
 	})
 	t.Run("another network", func(t *testing.T) {
 		ns, m := newNS(t), w.manager()
-		do(t, ns, func() error { return flannelsTable(siblingOf(d)) })
+		inNS(t, ns, func() error { return addFlannelTable(otherDaemonOf(d)) })
 		theirs := slices.DeleteFunc(w.lines(t, ns), func(line string) bool { return !strings.Contains(line, "10.6.") })
 		set(t, ns, m, d)
-		w.checkOf(t, ns, "beside flannel, ours", alone)
-		w.checkOf(t, ns, "beside flannel, flannel's", theirs)
+		w.checkLines(t, ns, "beside flannel, ours", alone)
+		w.checkLines(t, ns, "beside flannel, flannel's", theirs)
 		if s := resync(t, ns, m); s.Repairs > 0 || len(theirs) != 7 {
 			t.Errorf("%d repairs; of flannel %q", s.Repairs, theirs)
 		}

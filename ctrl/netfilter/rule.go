@@ -5,7 +5,7 @@ import (
 	"net/netip"
 )
 
-// family is the address family of one set of rules.
+// family is an address family.
 type family uint8
 
 const (
@@ -13,12 +13,12 @@ const (
 	ipv6 family = 6
 )
 
-// families is the loop over both.
+// families returns both address families, for loops.
 func families() []family { return []family{ipv4, ipv6} }
 
 func (f family) String() string { return fmt.Sprintf("IPv%d", uint8(f)) }
 
-// familyOf tells the family of an address; an IPv4 address mapped into IPv6 counts as IPv4.
+// familyOf returns the family of an address. An IPv4-mapped IPv6 address counts as IPv4.
 func familyOf(a netip.Addr) family {
 	if a.Unmap().Is4() {
 		return ipv4
@@ -26,7 +26,8 @@ func familyOf(a netip.Addr) family {
 	return ipv6
 }
 
-// multicast is what never leaves masqueraded: 224.0.0.0/4 (RFC 5771), ff00::/8 (RFC 4291 section 2.7).
+// multicast returns the multicast prefix, which is never masqueraded: 224.0.0.0/4 (RFC 5771) or
+// ff00::/8 (RFC 4291 section 2.7).
 func (f family) multicast() netip.Prefix {
 	if f == ipv4 {
 		return netip.PrefixFrom(netip.AddrFrom4([4]byte{224}), 4)
@@ -34,8 +35,8 @@ func (f family) multicast() netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16([16]byte{0xff}), 8)
 }
 
-// Tables and chains of the kernel's iptables that we hang rules into, and the chains that are ours. Each rule says its
-// place in these words; the nftables applier translates them.
+// Names of iptables tables, built-in chains (hooks), own chains, and rule comments. A rule states
+// its place in these terms; the nftables applier translates them.
 const (
 	tableNAT    = "nat"
 	tableFilter = "filter"
@@ -46,8 +47,8 @@ const (
 	hookPrerouting  = "PREROUTING"
 	hookOutput      = "OUTPUT"
 
-	// chainMasquerade and chainForward have flannel's names (pkg/trafficmngr/iptables), so that either daemon finds and
-	// replaces what the other one left.
+	// chainMasquerade and chainForward have flannel's names (pkg/trafficmngr/iptables), so that
+	// each daemon finds and replaces the rules that the other one left.
 	chainMasquerade = "FLANNEL-POSTRTG"
 	chainForward    = "FLANNEL-FWD"
 	chainKeepSource = "WEFT-KEEP-SOURCE"
@@ -55,14 +56,14 @@ const (
 	commentMasquerade = "flanneld masq"
 	commentForward    = "flanneld forward"
 	commentKeepSource = "weft keep source"
-	commentNoTrack    = "weft notrack" // with the network behind it
+	commentNoTrack    = "weft notrack" // followed by the network
 )
 
-// layout is the part of an iptables table that concerns us.
+// layout is the part of an iptables table that can hold managed rules.
 type layout struct {
-	table string
-	hooks []string // built-in chains that may hold single rules of ours
-	own   []string // chains of ours, in the order in which packets come to them
+	table     string
+	hooks     []string // built-in chains that may hold single managed rules
+	ownChains []string // chains that hold only managed rules, in the order packets traverse them
 }
 
 func layouts() []layout {
@@ -73,28 +74,29 @@ func layouts() []layout {
 	}
 }
 
-// verdict is what happens to a packet that a rule matches.
+// verdict is the action of a rule on the packets that match.
 type verdict uint8
 
 const (
-	// jump goes through the chain rule.to.
-	jump verdict = iota + 1
-	// back returns to the calling chain, or to the policy.
-	back
-	// accept ends the table.
-	accept
-	// keepSource ends address translation: no later rule, whoever wrote it, may rewrite the packet's source.
-	keepSource
-	// masquerade rewrites the source to an address of the device the packet leaves by.
-	masquerade
-	// masqueradeRandom also draws the source port at random, which avoids the port races that lose a packet when many
-	// flows are translated at once.
-	masqueradeRandom
-	// noTrack hides the packet from connection tracking.
-	noTrack
+	// verdictJump continues in the chain rule.to.
+	verdictJump verdict = iota + 1
+	// verdictReturn returns to the calling chain, or to the policy.
+	verdictReturn
+	// verdictAccept ends the table.
+	verdictAccept
+	// verdictKeepSource ends source translation: no later rule of any program may rewrite the
+	// packet's source.
+	verdictKeepSource
+	// verdictMasquerade rewrites the source to an address of the outgoing device.
+	verdictMasquerade
+	// verdictMasqueradeRandom is verdictMasquerade with a random source port. Without it, flows
+	// translated at the same time may race for a port, and the loser's packet is dropped.
+	verdictMasqueradeRandom
+	// verdictNoTrack exempts the packet from connection tracking.
+	verdictNoTrack
 )
 
-// addrMatch restricts a source or destination; the zero value matches every address.
+// addrMatch matches a source or destination address. The zero value matches every address.
 type addrMatch struct {
 	prefix netip.Prefix
 	not    bool
@@ -103,16 +105,16 @@ type addrMatch struct {
 func is(p netip.Prefix) addrMatch    { return addrMatch{prefix: p} }
 func isNot(p netip.Prefix) addrMatch { return addrMatch{prefix: p, not: true} }
 
-// isHost matches one address, or all when it is not a definite one.
-func isHost(a netip.Addr) addrMatch {
+// isAddr matches a single address, or every address if a is unspecified or invalid.
+func isAddr(a netip.Addr) addrMatch {
 	if a = a.Unmap(); !a.IsValid() || a.IsUnspecified() {
 		return addrMatch{}
 	}
 	return is(netip.PrefixFrom(a, a.BitLen()))
 }
 
-// mayMatch tells whether some address of p is matched.
-func (m addrMatch) mayMatch(p netip.Prefix) bool {
+// overlaps reports whether m matches some address of p.
+func (m addrMatch) overlaps(p netip.Prefix) bool {
 	switch {
 	case !m.prefix.IsValid():
 		return true
@@ -123,24 +125,24 @@ func (m addrMatch) mayMatch(p netip.Prefix) bool {
 	}
 }
 
-// within tells whether only addresses of p are matched.
+// within reports whether m matches only addresses of p.
 func (m addrMatch) within(p netip.Prefix) bool {
 	return m.prefix.IsValid() && !m.not && contains(p, m.prefix)
 }
 
-// contains tells whether all of inner lies in outer.
+// contains reports whether inner is a subset of outer.
 func contains(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }
 
-// rule is one packet filter rule as a value, with == for equality. Both appliers write these and read the kernel's rules
-// back into these.
+// rule is a packet filter rule as a comparable value. Both appliers write these rules and parse the
+// kernel's rules into them.
 type rule struct {
 	table, chain string
 	src, dst     addrMatch
-	mark         uint32 // bits of the packet mark that must be set; 0: not looked at
-	udpPort      uint16 // UDP destination port; 0: any protocol
+	mark         uint32 // bits of the packet mark that must be set; 0 matches every mark
+	udpPort      uint16 // UDP destination port; 0 matches every protocol
 	verdict      verdict
-	to           string // the chain of a jump
+	to           string // target chain of verdictJump
 	comment      string
 }

@@ -17,14 +17,14 @@ import (
 )
 
 // docker is a way in which a source rewriting rule like dockerd's may be there.
-type docker struct {
+type natRule struct {
 	name    string
 	variant string // of the iptables programs; "table" is a foreign nftables table
 	chain   string // that POSTROUTING leads to and that has the rule, as CNI plugins and firewalld do it; empty: none
 }
 
 // overlay is two nodes with two pods each that reach each other by plain routes, and the lab's root as the outside.
-type overlay struct {
+type testOverlay struct {
 	*lab.Lab
 	nets [2][]Net // of each node
 }
@@ -34,10 +34,10 @@ var (
 	podNetwork6 = netip.MustParsePrefix("fc00:5::/48")
 )
 
-func newOverlay(t *testing.T) *overlay {
+func newTestOverlay(t *testing.T) *testOverlay {
 	t.Helper()
 	underlay6 := []netip.Prefix{netip.MustParsePrefix("fd31::/64")}
-	o := &overlay{Lab: lab.Start(t, lab.Options{PodsPerNode: 2, Underlay6: underlay6})}
+	o := &testOverlay{Lab: lab.Start(t, lab.Options{PodsPerNode: 2, Underlay6: underlay6})}
 	for i, n := range o.Nodes {
 		env := subnetenv.File{Network: podNetwork4, Network6: podNetwork6, MTU: 1500,
 			Subnet:  netip.MustParsePrefix(fmt.Sprintf("10.5.%d.1/24", i+1)),
@@ -69,7 +69,7 @@ func route(t *testing.T, ns *lab.NS, to netip.Prefix, via netip.Addr) {
 }
 
 // seen sends a datagram and returns the source that the receiver sees.
-func seen(from, to *lab.NS, dst netip.Addr) (src netip.Addr, err error) {
+func seenSource(from, to *lab.NS, dst netip.Addr) (src netip.Addr, err error) {
 	var receiver *net.UDPConn
 	err = to.Do(func() (err error) {
 		receiver, err = net.ListenUDP("udp", &net.UDPAddr{IP: dst.AsSlice()})
@@ -100,16 +100,16 @@ func seen(from, to *lab.NS, dst netip.Addr) (src netip.Addr, err error) {
 
 // dockerRule puts a rule like dockerd's on the first node, or takes it away: what pods send out by another device than
 // their bridge gets the node's address.
-func (o *overlay) dockerRule(t *testing.T, d docker, present bool) {
+func (o *testOverlay) setNATRule(t *testing.T, d natRule, present bool) {
 	t.Helper()
 	node := o.Nodes[0].NS
 	if d.variant == "table" {
-		do(t, node, func() error { return foreignTable(o.nets[0], present) })
+		inNS(t, node, func() error { return foreignTable(o.nets[0], present) })
 		return
 	}
 	for i, f := range families() {
 		nat := func(args ...string) {
-			run(t, node, way{variant: d.variant}.program(f), append([]string{"-t", "nat"}, args...)...)
+			runIn(t, node, firewall{variant: d.variant}.program(f), append([]string{"-t", "nat"}, args...)...)
 		}
 		command := "-D"
 		if present {
@@ -134,12 +134,12 @@ func (o *overlay) dockerRule(t *testing.T, d docker, present bool) {
 
 // foreignTable is dockerRule in an nftables table of somebody else's, where iptables would have it.
 func foreignTable(nets []Net, present bool) error {
-	conn, err := dial()
+	conn, err := dialNFT()
 	if err != nil {
 		return err
 	}
 	for i, f := range families() {
-		t := &nftables.Table{Name: "foreign", Family: kernelFamily(f)}
+		t := &nftables.Table{Name: "foreign", Family: nftFamily(f)}
 		conn.AddTable(t)
 		if !present {
 			conn.DelTable(t)
@@ -159,17 +159,17 @@ func foreignTable(nets []Net, present bool) error {
 
 // TestNetnsSources sends real packets over every combination and looks at the source that arrives.
 func TestNetnsSources(t *testing.T) {
-	none := docker{name: "no docker"}
-	dockers := map[string][]docker{
+	none := natRule{name: "no docker"}
+	dockers := map[string][]natRule{
 		"nftables": {none, {name: "docker by iptables-nft", variant: "-nft"},
 			{name: "docker by iptables-legacy", variant: "-legacy"}, {name: "docker by nftables", variant: "table"}},
 		"iptables-nft":    {none, {name: "docker", variant: "-nft"}, {"a chain", "-nft", "CNI-0123"}},
 		"iptables-legacy": {none, {name: "docker", variant: "-legacy"}, {"a chain", "-legacy", "CNI-0123"}},
 	}
-	for _, w := range ways() {
+	for _, w := range firewalls() {
 		t.Run(w.name, func(t *testing.T) {
-			w.need(t)
-			o := newOverlay(t)
+			w.require(t)
+			o := newTestOverlay(t)
 			m := w.manager()
 			for _, docked := range dockers[w.name] {
 				for _, masquerade := range []bool{true, false} {
@@ -178,11 +178,11 @@ func TestNetnsSources(t *testing.T) {
 							NFTables: w.nft}
 						withDocker := docked.name != "no docker"
 						if withDocker && docked.variant != "table" {
-							needProgram(t, "iptables"+docked.variant)
+							requireProgram(t, "iptables"+docked.variant)
 						}
 						if withDocker {
-							o.dockerRule(t, docked, true)
-							defer o.dockerRule(t, docked, false)
+							o.setNATRule(t, docked, true)
+							defer o.setNATRule(t, docked, false)
 						}
 						set(t, o.Nodes[0].NS, m, d)
 						o.checkSources(t, masquerade, withDocker)
@@ -194,7 +194,7 @@ func TestNetnsSources(t *testing.T) {
 }
 
 // checkSources knows who is to see whom. The rules and the docker rule are on the first node.
-func (o *overlay) checkSources(t *testing.T, masquerade, withDocker bool) {
+func (o *testOverlay) checkSources(t *testing.T, masquerade, withDocker bool) {
 	t.Helper()
 	near, far := o.Nodes[0], o.Nodes[1]
 	type host struct {
@@ -236,7 +236,7 @@ func (o *overlay) checkSources(t *testing.T, masquerade, withDocker bool) {
 			rewrittenIf(masquerade, outside)},
 	} {
 		for i, f := range families() {
-			got, err := seen(tt.from.ns, tt.to.ns, tt.to.addrs[i])
+			got, err := seenSource(tt.from.ns, tt.to.ns, tt.to.addrs[i])
 			if err != nil {
 				t.Errorf("%s, %s: %v", tt.name, f, err)
 			} else if got != tt.want.addrs[i] {

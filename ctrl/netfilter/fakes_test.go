@@ -1,0 +1,97 @@
+package netfilter
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// fakeApplier has rules set without a kernel.
+type fakeApplier struct {
+	fixedMode Mode
+
+	mu    sync.Mutex
+	err   error
+	r     report
+	wants []map[family]ruleset
+
+	during func() // called while it applies
+}
+
+func (a *fakeApplier) mode() Mode { return a.fixedMode }
+
+func (a *fakeApplier) apply(_ context.Context, want map[family]ruleset) (report, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.during != nil {
+		a.during()
+	}
+	a.wants = append(a.wants, want)
+	r := a.r
+	a.r.changes = nil
+	return r, a.err
+}
+
+// set changes what it reports from now on.
+func (a *fakeApplier) setResult(r report, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.r, a.err = r, err
+}
+
+// applied returns what it was asked for so far.
+func (a *fakeApplier) applied() []map[family]ruleset {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.wants)
+}
+
+// fakeHost offers one applier for each mode.
+type fakeHost struct {
+	appliers map[Mode]*fakeApplier
+
+	mu        sync.Mutex
+	openErr   error
+	removeErr error
+	opens     []Mode
+	removes   []Mode
+}
+
+func newFakeHost() *fakeHost {
+	return &fakeHost{appliers: map[Mode]*fakeApplier{IPTables: {fixedMode: IPTables}, NFTables: {fixedMode: NFTables}}}
+}
+
+func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family]ruleset) (applier, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.openErr != nil {
+		return nil, h.openErr
+	}
+	mode := IPTables
+	if nftables {
+		mode = NFTables
+	}
+	h.opens = append(h.opens, mode)
+	return h.appliers[mode], nil
+}
+
+func (h *fakeHost) removeElsewhere(_ context.Context, chosen applier, _ func(rule) bool) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.removes = append(h.removes, chosen.mode())
+	return h.removeErr
+}
+
+// set changes what opening and sweeping return from now on.
+func (h *fakeHost) setErrors(open, sweep error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.openErr, h.removeErr = open, sweep
+}
+
+// calls returns what was opened and swept so far.
+func (h *fakeHost) calls() (opens, sweeps []Mode) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.opens), slices.Clone(h.removes)
+}

@@ -1,0 +1,145 @@
+package netfilter
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/nftables"
+)
+
+// TestNetnsForeignRulesStay puts others' rules between ours.
+func TestNetnsForeignRulesStay(t *testing.T) {
+	for _, w := range iptablesFirewalls() {
+		t.Run(w.name, func(t *testing.T) {
+			w.require(t)
+			ns, m := newNS(t), w.manager()
+			for _, args := range []string{
+				"-t nat -N KUBE-POSTROUTING", "-t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+				"-t nat -A POSTROUTING -m comment --comment kube -j KUBE-POSTROUTING",
+				"-t nat -A POSTROUTING -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE",
+				"-A FORWARD -i docker0 -j ACCEPT", "-A FORWARD -j REJECT --reject-with icmp-host-prohibited", "-P FORWARD DROP",
+				"-t raw -A PREROUTING -i lo -j ACCEPT", "-t mangle -A POSTROUTING -o eth9 -j ACCEPT",
+			} {
+				runIn(t, ns, w.program(ipv4), strings.Fields(args)...)
+			}
+			before := w.listRules(t, ns, ipv4)
+			set(t, ns, m, allRules())
+			all := w.listRules(t, ns, ipv4)
+			var foreign []string
+			for line := range strings.Lines(all) {
+				if !strings.Contains(line, "flanneld") && !strings.Contains(line, "weft") {
+					foreign = append(foreign, line)
+				}
+			}
+			if got := strings.Join(foreign, ""); w.sorted(got) != w.sorted(before) {
+				t.Errorf("others' rules: got%s\nwant%s", got, before)
+			}
+			want := `filter -A FORWARD -i docker0 -j ACCEPT
+filter -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
+filter -A FORWARD -j REJECT --reject-with icmp-host-prohibited
+`
+			if !strings.Contains(all, want) {
+				t.Errorf("the closing rule shuts pods out:%s", all)
+			}
+			inNS(t, ns, func() error {
+				removed, err := Cleanup(t.Context())
+				if err == nil && len(removed) == 0 {
+					err = errors.New("nothing was removed")
+				}
+				return err
+			})
+			if got := w.listRules(t, ns, ipv4); got != before {
+				t.Errorf("after cleanup: got%s\nwant%s", got, before)
+			}
+			if policy := runIn(t, ns, w.program(ipv4), "-S", "FORWARD"); !strings.HasPrefix(policy, "-P FORWARD DROP\n") {
+				t.Errorf("the policy of FORWARD was changed: %s", policy)
+			}
+		})
+	}
+}
+
+// TestNetnsDockerRule: the guard comes when dockerd does, stays in front when dockerd starts again, and goes with it.
+func TestNetnsDockerRule(t *testing.T) {
+	docker := strings.Fields("POSTROUTING -s 10.5.77.0/24 ! -o docker0 -j MASQUERADE")
+	for _, w := range firewalls() {
+		t.Run(w.name, func(t *testing.T) {
+			w.require(t)
+			program := "iptables" + w.variant
+			requireProgram(t, program)
+			ns, m := newNS(t), w.manager()
+			d := allRules()
+			d.NFTables = w.nft
+			if s := set(t, ns, m, d); len(s.Notes) > 0 {
+				t.Errorf("notes without dockerd: %q", s.Notes)
+			}
+			before := w.listRules(t, ns, ipv4)
+			runIn(t, ns, program, append([]string{"-t", "nat", "-I"}, docker...)...)
+			for _, when := range []string{"started", "started again"} {
+				s := resync(t, ns, m)
+				if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "would rewrite pods' sources") {
+					t.Errorf("dockerd %s: notes %q", when, s.Notes)
+				}
+				rules := w.listRules(t, ns, ipv4)
+				if at := strings.Index(rules, keepJump); !w.nft && (at < 0 || at > strings.Index(rules, "docker0")) {
+					t.Errorf("dockerd %s:%s", when, rules)
+				}
+				runIn(t, ns, program, append([]string{"-t", "nat", "-D"}, docker...)...)
+				runIn(t, ns, program, append([]string{"-t", "nat", "-I"}, docker...)...)
+			}
+			runIn(t, ns, program, append([]string{"-t", "nat", "-D"}, docker...)...)
+			if s := resync(t, ns, m); len(s.Notes) > 0 {
+				t.Errorf("notes after dockerd: %q", s.Notes)
+			}
+			if after := w.listRules(t, ns, ipv4); !w.nft && w.sorted(after) != w.sorted(before) {
+				t.Errorf("after dockerd:%s", after)
+			}
+		})
+	}
+}
+
+// TestNetnsNotes: what we cannot change, the operator is told.
+func TestNetnsNotes(t *testing.T) {
+	requireNFTables(t)
+	for _, w := range firewalls() {
+		t.Run(w.name, func(t *testing.T) {
+			w.require(t)
+			ns, m := newNS(t), w.manager()
+			d := allRules()
+			d.NFTables = w.nft
+			if s := set(t, ns, m, d); len(s.Notes) > 0 {
+				t.Errorf("notes on an empty host: %q", s.Notes)
+			}
+			inNS(t, ns, func() error {
+				if err := foreignTable([]Net{net4, net6}, true); err != nil {
+					return err
+				}
+				conn, err := dialNFT()
+				if err != nil {
+					return err
+				}
+				table := conn.AddTable(&nftables.Table{Name: "closed", Family: nftables.TableFamilyINet})
+				drop := nftables.ChainPolicyDrop
+				conn.AddChain(&nftables.Chain{Name: "fwd", Table: table, Type: nftables.ChainTypeFilter,
+					Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+				return conn.Flush()
+			})
+			remedy := "iptables rules cannot prevent that, nftables rules can: set EnableNFTables in the network config"
+			if w.nft {
+				remedy = "weftd's chain before it prevents that"
+			}
+			rewrites := "nftables chain post of table foreign would rewrite pods' sources between nodes; " + remedy
+			drops := "nftables chain fwd of table closed has policy drop; rules in other tables cannot accept packets that it drops"
+			want := []string{rewrites, drops}
+			if s := resync(t, ns, m); !slices.Equal(s.Notes, want) {
+				t.Errorf("notes\n%s\nwant\n%s", strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
+			}
+			d.KeepSource = false
+			want[0] = strings.TrimSuffix(rewrites, "; "+remedy)
+			if s := set(t, ns, m, d); !slices.Equal(s.Notes, want) {
+				t.Errorf("without KeepSource: notes\n%s\nwant\n%s", strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
+			}
+		})
+	}
+}

@@ -1,0 +1,104 @@
+package netfilter
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"testing"
+)
+
+// TestNetnsRulesAreFlannels compares the kernel's listing with what flannel leaves, character by character.
+func TestNetnsRulesAreFlannels(t *testing.T) {
+	for _, w := range iptablesFirewalls() {
+		t.Run(w.name, func(t *testing.T) {
+			w.require(t)
+			ns, m := newNS(t), w.manager()
+			d := Desired{Nets: []Net{net4, net6}, Masquerade: true, Forward: true, KeepSource: true}
+			set(t, ns, m, d)
+			forward6 := strings.ReplaceAll(flannelForward, "10.5.0.0/16", "fc00::/48")
+			for f, want := range map[family]string{
+				ipv4: flannelMasquerade + flannelForward[1:],
+				ipv6: flannelMasquerade6 + forward6[1:],
+			} {
+				if got := w.sorted(w.listRules(t, ns, f)); got != w.sorted(want) {
+					t.Errorf("%s: got%s\nwant%s", f, got, want)
+				}
+			}
+			d.NoRandomPorts, d.Forward, d.Nets = true, false, d.Nets[:1]
+			set(t, ns, m, d)
+			plain := strings.ReplaceAll(flannelMasquerade, " --random-fully", "")
+			if got := w.listRules(t, ns, ipv4); got != plain {
+				t.Errorf("plain ports: got%s\nwant%s", got, plain)
+			}
+			if got := w.listRules(t, ns, ipv6); got != "\n" {
+				t.Errorf("IPv6 switched off: got%s", got)
+			}
+			set(t, ns, m, Desired{Nets: d.Nets})
+			if got := w.listRules(t, ns, ipv4); got != "\n" {
+				t.Errorf("nothing wanted: got%s", got)
+			}
+		})
+	}
+}
+
+// TestNetnsChangesSayTheFamily reads the log of a start: each change is of a place that exists once.
+func TestNetnsChangesSayTheFamily(t *testing.T) {
+	for _, w := range firewalls() {
+		t.Run(w.name, func(t *testing.T) {
+			w.require(t)
+			var log bytes.Buffer
+			m := newManager(variantHost{variant: w.variant}, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+			set(t, newNS(t), m, allRulesIn(w))
+			for _, f := range families() {
+				want := w.program(f) + " nat FLANNEL-POSTRTG: 6 rules set;"
+				if w.nft {
+					want = "table " + tableName(f) + " postrtg: 6 rules set;"
+				}
+				if !strings.Contains(log.String(), want) {
+					t.Errorf("%q is not in %s", want, &log)
+				}
+			}
+		})
+	}
+}
+
+// TestNetnsNoTrack sends to our port and to another one, and looks which of them the kernel keeps track of.
+func TestNetnsNoTrack(t *testing.T) {
+	for _, w := range firewalls() {
+		t.Run(w.name, func(t *testing.T) {
+			w.require(t)
+			ns, m := newNS(t), w.manager()
+			if _, err := ns.ReadSysctl("netfilter/nf_conntrack_count"); err != nil {
+				t.Skipf("NOT TESTED: %v", err)
+			}
+			own := netip.MustParseAddrPort("127.0.0.1:8285")
+			set(t, ns, m, Desired{Nets: []Net{net4}, Masquerade: true, NFTables: w.nft, NoTrack: []netip.AddrPort{own}})
+			tracked := func() (count string) {
+				count, err := ns.ReadSysctl("netfilter/nf_conntrack_count")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return count
+			}
+			for _, tt := range []struct {
+				port uint16
+				want string
+			}{{8285, "0"}, {8286, "1"}} {
+				inNS(t, ns, func() error {
+					c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(own.Addr(), tt.port)))
+					if err != nil {
+						return err
+					}
+					_, err = c.Write([]byte("x"))
+					return errors.Join(err, c.Close())
+				})
+				if got := tracked(); got != tt.want {
+					t.Errorf("port %d: %s flows tracked, want %s", tt.port, got, tt.want)
+				}
+			}
+		})
+	}
+}
