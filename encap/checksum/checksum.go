@@ -1,13 +1,11 @@
-// Package checksum computes the internet checksum (RFC 1071) of packet bytes.
+// Package checksum computes the Internet checksum (RFC 1071).
 //
-// All sums here are ones' complement sums of big-endian 16-bit words, folded to
-// 16 bits and not complemented: the value that goes on the wire is the complement
-// (^sum). An odd last byte counts as the high half of a word, so only the last
-// piece of a message may have an odd length when a sum is built from pieces.
+// All sums are ones' complement sums of big-endian 16-bit words, folded to 16 bits and not
+// complemented: the checksum on the wire is ^sum. An odd last byte counts as the high half of a
+// word, so if a sum is built from several pieces, only the last may have an odd length.
 //
-// [Sum] and [Copy] choose once per call between assembly (AVX2 on amd64, NEON on
-// arm64) and plain Go. Out of scope: what is summed. Which bytes a header
-// covers and where its checksum lies is the caller's knowledge.
+// [Sum] and [Copy] select assembly (AVX2 on amd64, NEON on arm64) or plain Go on each call. Out of
+// scope: which bytes a checksum covers and where it is stored.
 package checksum
 
 import (
@@ -15,20 +13,20 @@ import (
 	"math/bits"
 )
 
-// blockLen is the granule of the assembly routines in bytes: they take whole
-// blocks, the Go code around them takes the rest.
+// blockLen is the block size of the assembly routines in bytes. They process whole blocks, and the
+// Go code around them the rest.
 const blockLen = 32
 
-// Sum returns the folded sum of b added to initial.
+// Sum returns the folded sum of initial and b.
 func Sum(b []byte, initial uint16) uint16 {
 	return sum(b, initial)
 }
 
-// Copy copies src to the start of dst and returns the folded sum of src added to
-// initial, in one pass over the bytes. It panics if dst is shorter than src.
+// Copy copies src to the start of dst and returns the folded sum of initial and src, in one pass.
+// It panics if dst is shorter than src.
 //
-// The two may overlap if dst does not start behind src (moving bytes towards the
-// front of a buffer is safe). Bytes of dst behind len(src) are left alone.
+// The two may overlap if dst does not start after src (moving bytes towards the front of a buffer
+// is safe). Bytes of dst beyond len(src) are not modified.
 func Copy(dst, src []byte, initial uint16) uint16 {
 	if len(dst) < len(src) {
 		panic("checksum: Copy to a destination shorter than the source")
@@ -42,7 +40,7 @@ func Add(a, b uint16) uint16 {
 	return uint16(s + s>>16)
 }
 
-// Fold reduces a plain sum of 16-bit words, or of wider words built of them, to 16 bits.
+// Fold folds a sum of 16-bit words, or of 32- or 64-bit words made of them, to 16 bits.
 func Fold(s uint64) uint16 {
 	s = s>>32 + s&0xffffffff
 	s = s>>32 + s&0xffffffff
@@ -51,11 +49,10 @@ func Fold(s uint64) uint16 {
 	return uint16(s)
 }
 
-// Pseudo returns the folded sum of the pseudo-header that TCP and UDP checksums
-// cover: over IPv4 (RFC 9293 section 3.1, RFC 768) and over IPv6 (RFC 8200
-// section 8.1) alike. addrs is the source and the destination address as they lie
-// behind each other in the IP header, length the bytes of the upper-layer header
-// and its payload.
+// Pseudo returns the folded sum of the pseudo-header of TCP and UDP checksums over IPv4 (RFC 9293
+// section 3.1, RFC 768) and IPv6 (RFC 8200 section 8.1). addrs is the source address followed by
+// the destination address, as in the IP header. length is the size of the upper-layer header and
+// payload in bytes.
 func Pseudo(addrs []byte, proto uint8, length int) uint16 {
 	n := uint64(length)
 	return Sum(addrs, Fold(n>>16+n&0xffff+uint64(proto)))
@@ -66,18 +63,19 @@ func sumPlain(b []byte, initial uint16) uint16 {
 	return finish(addPlain(start(initial), b))
 }
 
-// copySumPlain is Copy in plain Go; dst and src have the same length.
+// copySumPlain is Copy in plain Go. dst and src have the same length.
 func copySumPlain(dst, src []byte, initial uint16) uint16 {
 	return finish(copyAddPlain(start(initial), dst, src))
 }
 
-// start and finish turn a folded sum into one of little-endian words and back. Those are what most machines load as
-// they are, and the sum does not depend on the byte order otherwise (RFC 1071 section 2 B).
+// start converts a folded sum to a sum of little-endian words. Most machines load those without a
+// byte swap, and apart from that the sum does not depend on the byte order (RFC 1071 section 2 B).
 func start(sum uint16) uint64 { return uint64(bits.ReverseBytes16(sum)) }
 
+// finish folds a sum of little-endian words and converts it back.
 func finish(s uint64) uint16 { return bits.ReverseBytes16(Fold(s)) }
 
-// addPlain adds the little-endian 64-bit words of b to s, with the carry going round.
+// addPlain adds the little-endian 64-bit words of b to s, with end-around carry.
 func addPlain(s uint64, b []byte) uint64 {
 	c := uint64(0)
 	for len(b) >= blockLen {
@@ -95,8 +93,9 @@ func addPlain(s uint64, b []byte) uint64 {
 	return s + c
 }
 
-// copyAddPlain is addPlain for src, which it copies to dst of the same length. A round loads all of its bytes before
-// it stores the first, and rounds go upwards, which is what makes the overlap that Copy allows safe.
+// copyAddPlain is addPlain for src, which it copies to dst of the same length. Each iteration loads
+// all its bytes before it stores any, in ascending order, so that overlap as allowed by Copy is
+// safe.
 func copyAddPlain(s uint64, dst, src []byte) uint64 {
 	c := uint64(0)
 	for len(src) >= blockLen && len(dst) >= blockLen {

@@ -2,8 +2,8 @@ package checksum
 
 import "golang.org/x/sys/cpu"
 
-// The lengths in bytes from which the vector code is faster than plain Go; below, its set-up costs more than it saves
-// (BenchmarkSum and BenchmarkCopy on a Xeon of 2.8 GHz).
+// Minimum input lengths in bytes for the vector code. Shorter inputs are faster in plain Go
+// (BenchmarkSum and BenchmarkCopy on a Xeon at 2.8 GHz).
 const (
 	sumVectorMin  = 256
 	copyVectorMin = 96
@@ -23,26 +23,27 @@ func copySum(dst, src []byte, initial uint16) uint16 {
 	return copySumAVX2(dst, src, initial)
 }
 
-// sumAVX2 is sumPlain with the whole blocks in assembly. The CPU must have AVX2.
+// sumAVX2 is sumPlain with whole blocks summed in assembly. The CPU must have AVX2.
 func sumAVX2(b []byte, initial uint16) uint16 {
 	n := len(b) &^ (blockLen - 1)
 	return finish(addPlain(start(initial)+sumBlocksAVX2(b[:n]), b[n:]))
 }
 
-// copySumAVX2 is copySumPlain with the whole blocks in assembly. The CPU must have AVX2.
+// copySumAVX2 is copySumPlain with whole blocks summed in assembly. The CPU must have AVX2.
 func copySumAVX2(dst, src []byte, initial uint16) uint16 {
 	n := len(src) &^ (blockLen - 1)
-	return finish(copyAddPlain(start(initial)+copySumBlocksAVX2(dst[:n], src[:n]), dst[n:], src[n:]))
+	s := start(initial) + copySumBlocksAVX2(dst[:n], src[:n])
+	return finish(copyAddPlain(s, dst[n:], src[n:]))
 }
 
-// sumBlocksAVX2 returns the exact sum of the little-endian 32-bit words of b,
-// whose length must be a multiple of blockLen.
+// sumBlocksAVX2 returns the exact sum of the little-endian 32-bit words of b. Its length must be a
+// multiple of blockLen.
 //
 //go:noescape
 func sumBlocksAVX2(b []byte) uint64
 
-// copySumBlocksAVX2 copies src to dst, from the front to the back, and returns
-// what sumBlocksAVX2 does. Both have the same length, a multiple of blockLen.
+// copySumBlocksAVX2 copies src to dst in ascending order and returns the sum of src as
+// sumBlocksAVX2 does. Both have the same length, a multiple of blockLen.
 //
 //go:noescape
 func copySumBlocksAVX2(dst, src []byte) uint64

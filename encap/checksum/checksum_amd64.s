@@ -1,14 +1,14 @@
 #include "textflag.h"
 
-// Both routines keep two sums per 64-bit lane: the words themselves (which may
-// wrap around) and their high halves (which cannot: each is below 2^32). The sum
-// of the low halves is then the first minus the second shifted up by 32, exact
-// again, since all that wrapped around were multiples of 2^64. That is three
-// vector instructions per 32 bytes, against four for masking both halves.
+// Both routines keep two sums per 64-bit lane: one of the words, which may wrap
+// around, and one of their high halves, which cannot (each is below 2^32). The
+// sum of the low halves is the first minus the second shifted left by 32. It is
+// exact, since the first is only off by multiples of 2^64. This takes
+// three vector instructions per 32 bytes, instead of four for masking both halves.
 //
-// Y0-Y3 hold the sums of words, Y4-Y7 those of high halves, Y8-Y15 the data.
+// Y0-Y3 hold the sums of the words, Y4-Y7 those of the high halves, Y8-Y15 the data.
 
-// REDUCE adds everything up into AX. Needs nothing but the sums; clobbers Y0-Y8.
+// REDUCE adds Y0-Y7 up into AX. It clobbers Y0-Y8.
 #define REDUCE \
 	VPADDQ Y1, Y0, Y0     \
 	VPADDQ Y3, Y2, Y2     \
@@ -91,9 +91,9 @@ done:
 
 // func copySumBlocksAVX2(dst, src []byte) uint64
 //
-// A round loads all of its bytes before it stores the first, and rounds go
-// upwards: no store reaches a byte of src that is still to be loaded as long as
-// dst does not start behind src.
+// Each iteration loads all its bytes before it stores any, in ascending order.
+// So no store overwrites a byte of src that is not yet loaded, unless dst starts
+// after src.
 TEXT ·copySumBlocksAVX2(SB), NOSPLIT, $0-56
 	MOVQ dst_base+0(FP), DI
 	MOVQ src_base+24(FP), SI

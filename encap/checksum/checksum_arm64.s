@@ -1,14 +1,14 @@
 #include "textflag.h"
 
-// Both routines keep two sums per 64-bit lane: the words themselves (which may
-// wrap around) and their high halves (which cannot: each is below 2^32). The sum
-// of the low halves is then the first minus the second shifted up by 32, exact
-// again, since all that wrapped around were multiples of 2^64. With USRA, which
-// shifts and adds, that is two vector instructions per 16 bytes.
+// Both routines keep two sums per 64-bit lane: one of the words, which may wrap
+// around, and one of their high halves, which cannot (each is below 2^32). The
+// sum of the low halves is the first minus the second shifted left by 32. It is
+// exact, since the first is only off by multiples of 2^64. With USRA, which
+// shifts and adds, this takes two vector instructions per 16 bytes.
 //
-// V0-V3 hold the sums of words, V4-V7 those of high halves, V8-V11 the data.
+// V0-V3 hold the sums of the words, V4-V7 those of the high halves, V8-V11 the data.
 
-// REDUCE adds everything up into R0; clobbers V0-V8 and R1.
+// REDUCE adds V0-V7 up into R0. It clobbers V0-V8 and R1.
 #define REDUCE \
 	VADD V1.D2, V0.D2, V0.D2 \
 	VADD V3.D2, V2.D2, V2.D2 \
@@ -73,9 +73,9 @@ done:
 
 // func copySumBlocksNEON(dst, src []byte) uint64
 //
-// A round loads all of its bytes before it stores the first, and rounds go
-// upwards: no store reaches a byte of src that is still to be loaded as long as
-// dst does not start behind src.
+// Each iteration loads all its bytes before it stores any, in ascending order.
+// So no store overwrites a byte of src that is not yet loaded, unless dst starts
+// after src.
 TEXT ·copySumBlocksNEON(SB), NOSPLIT, $0-56
 	MOVD dst_base+0(FP), R4
 	MOVD src_base+24(FP), R2

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// slowSum is the slow twin: RFC 1071 section 1 as it is written, one word at a time.
+// slowSum is the reference implementation: RFC 1071 section 1, one word at a time.
 func slowSum(b []byte, initial uint16) uint16 {
 	s := uint32(initial)
 	for i := 0; i < len(b); i += 2 {
@@ -22,8 +22,8 @@ func slowSum(b []byte, initial uint16) uint16 {
 	return uint16(s)
 }
 
-// routine is one implementation under test. needs names the CPU feature that is
-// missing, empty if it can run here.
+// routine is one implementation under test. needs is the missing CPU feature, or empty if the
+// routine can run.
 type routine struct {
 	name  string
 	needs string
@@ -34,7 +34,7 @@ type routine struct {
 func (r routine) require(t testing.TB) {
 	t.Helper()
 	if r.needs != "" {
-		t.Skipf("NOT TESTED: this CPU has no %s, so %s did not run", r.needs, r.name)
+		t.Skipf("NOT TESTED: %s: CPU has no %s", r.name, r.needs)
 	}
 }
 
@@ -45,8 +45,8 @@ func allRoutines() []routine {
 	}, assembly()...)
 }
 
-// pattern fills b so that every carry path is taken: random bytes, all ones, all
-// zeros, or ones in the high halves of 64-bit words only.
+// pattern fills b to cover every carry path: random bytes, all ones, all zeros, or ones in the high
+// halves of 64-bit words only.
 func pattern(b []byte, kind int, rnd *rand.ChaCha8) {
 	switch kind {
 	case 0:
@@ -64,7 +64,8 @@ func pattern(b []byte, kind int, rnd *rand.ChaCha8) {
 	}
 }
 
-func TestRoutinesMatchSlowTwin(t *testing.T) {
+// TestReference compares all implementations with slowSum.
+func TestReference(t *testing.T) {
 	for _, r := range allRoutines() {
 		t.Run(r.name, func(t *testing.T) {
 			r.require(t)
@@ -99,7 +100,7 @@ func TestRoutinesMatchSlowTwin(t *testing.T) {
 
 func zero(b []byte) bool { return len(bytes.TrimLeft(b, "\x00")) == 0 }
 
-func TestEveryAlignment(t *testing.T) {
+func TestAlignment(t *testing.T) {
 	for _, r := range allRoutines() {
 		t.Run(r.name, func(t *testing.T) {
 			r.require(t)
@@ -114,7 +115,8 @@ func TestEveryAlignment(t *testing.T) {
 						t.Fatalf("sum at +%d: %#04x, want %#04x", from, got, want)
 					}
 					if got := r.copy(dst, src, 0); got != want || !bytes.Equal(dst, src) {
-						t.Fatalf("copy from +%d to +%d: sum %#04x, want %#04x, equal bytes: %v", from, to, got, want, bytes.Equal(dst, src))
+						t.Fatalf("copy from +%d to +%d: sum %#04x, want %#04x, equal bytes: %v",
+							from, to, got, want, bytes.Equal(dst, src))
 					}
 				}
 			}
@@ -122,8 +124,7 @@ func TestEveryAlignment(t *testing.T) {
 	}
 }
 
-// TestCopyOverlap moves bytes towards the front by every distance that a removed
-// header can make, and by none.
+// TestCopyOverlap moves bytes towards the front by 0 to 200 bytes, the range of removed headers.
 func TestCopyOverlap(t *testing.T) {
 	for _, r := range allRoutines() {
 		t.Run(r.name, func(t *testing.T) {
@@ -147,8 +148,7 @@ func TestCopyOverlap(t *testing.T) {
 	}
 }
 
-// TestLongInput holds sums of many all-ones words, which overflow accumulators
-// that are folded too late.
+// TestLongInput sums many all-ones words, which overflow accumulators that are folded too late.
 func TestLongInput(t *testing.T) {
 	b := bytes.Repeat([]byte{0xff}, 1<<20+5)
 	dst := make([]byte, len(b))
@@ -166,9 +166,9 @@ func TestLongInput(t *testing.T) {
 	}
 }
 
-// TestKnownHeader holds the IPv4 header example that RFC 1071 checks are usually
-// shown with: the checksum field of this header is right, so all sums to 0xffff.
-func TestKnownHeader(t *testing.T) {
+// TestIPv4Header checks a common example of an IPv4 header with a valid checksum, whose sum is
+// 0xffff.
+func TestIPv4Header(t *testing.T) {
 	header := []byte{
 		0x45, 0x00, 0x00, 0x73, 0x00, 0x00, 0x40, 0x00, 0x40, 0x11,
 		0xb8, 0x61, 0xc0, 0xa8, 0x00, 0x01, 0xc0, 0xa8, 0x00, 0xc7,
@@ -187,7 +187,7 @@ func TestPseudo(t *testing.T) {
 		name   string
 		addrs  []byte
 		length int
-		full   []byte // the pseudo-header spelled out
+		full   []byte // expected pseudo-header
 	}{
 		{
 			"ipv4 udp", []byte{10, 1, 2, 3, 10, 1, 3, 4}, 1480,
@@ -222,7 +222,7 @@ func TestFold(t *testing.T) {
 func TestCopyShortDestination(t *testing.T) {
 	defer func() {
 		if recover() == nil {
-			t.Error("no panic for a destination that is too short")
+			t.Error("no panic for a short destination")
 		}
 	}()
 	Copy(make([]byte, 63, 100), make([]byte, 64), 0)
@@ -252,11 +252,11 @@ func FuzzSum(f *testing.F) {
 	})
 }
 
-func TestNoAllocation(t *testing.T) {
+func TestAllocs(t *testing.T) {
 	src, dst := make([]byte, 1448), make([]byte, 1448)
 	var s uint16
 	if n := testing.AllocsPerRun(100, func() { s = Copy(dst, src, Sum(src, s)) }); n != 0 {
-		t.Errorf("%v allocations a call, want none", n)
+		t.Errorf("%v allocations per call, want 0", n)
 	}
 }
 
@@ -272,7 +272,10 @@ func benchmark(b *testing.B, op func(r routine, dst, src []byte) uint16) {
 	for _, size := range []struct {
 		name string
 		n    int
-	}{{"20", 20}, {"40", 40}, {"64", 64}, {"128", 128}, {"256", 256}, {"1448", 1448}, {"8948", 8948}, {"65483", 65483}} {
+	}{
+		{"20", 20}, {"40", 40}, {"64", 64}, {"128", 128}, {"256", 256},
+		{"1448", 1448}, {"8948", 8948}, {"65483", 65483},
+	} {
 		src, dst := make([]byte, size.n), make([]byte, size.n)
 		for _, r := range allRoutines() {
 			b.Run(size.name+"/"+r.name, func(b *testing.B) {
