@@ -1,11 +1,16 @@
 package deploy_test
 
 import (
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/yaml"
 
 	"weft/deploy/lab"
 )
@@ -105,4 +110,100 @@ func (c *cluster) stop(t testing.TB, m *machine) {
 		}
 		return nil
 	})
+}
+
+// stockPod is what the daemon set of flannel's own manifest runs, reduced to what a container runtime acts on. The
+// containers keep the runtime's default capabilities there, and there is no /dev/net/tun.
+const stockPod = `
+initContainers:
+- name: install-cni
+  command: [/opt/bin/install-conf]
+  args: [/etc/kube-flannel/cni-conf.json, /etc/cni/net.d/10-flannel.conflist]
+  volumeMounts:
+  - {name: cni, mountPath: /etc/cni/net.d}
+  - {name: config, mountPath: /etc/kube-flannel/}
+containers:
+- name: kube-flannel
+  command: [/opt/bin/flanneld]
+  args: [--ip-masq, --kube-subnet-mgr, --healthz-port=8081]
+  securityContext:
+    privileged: false
+    capabilities:
+      add: [NET_ADMIN, NET_RAW]
+  env:
+  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+  - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
+  - {name: EVENT_QUEUE_DEPTH, value: "5000"}
+  - {name: CONT_WHEN_CACHE_NOT_READY, value: "false"}
+  volumeMounts:
+  - {name: run, mountPath: /run/flannel}
+  - {name: config, mountPath: /etc/kube-flannel/}
+`
+
+// stockRole is what flannel's manifest lets its account do.
+const stockRole = `apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRole
+metadata:
+  name: weft
+rules:
+- {apiGroups: [""], resources: [pods], verbs: [get]}
+- {apiGroups: [""], resources: [nodes], verbs: [get, list, watch]}
+- {apiGroups: [""], resources: [nodes/status], verbs: [patch]}
+`
+
+// TestNetnsStockManifestWithOurImage runs what flannel's own manifest runs, from our image, on one node, and flannel itself,
+// if it is there, on the other.
+func TestNetnsStockManifestWithOurImage(t *testing.T) {
+	c := newCluster(t, "vxlan", lab.Options{Nodes: 2})
+	apply(t, c.api, []byte(stockRole), false)
+	c.annotateAll(t)
+	for name, podCIDR := range map[string]string{"node1": "10.244.1.0/24", "node2": "10.244.2.0/24"} {
+		c.renumber(t, c.nodes[name], podCIDR)
+	}
+	c.annotateAll(t)
+	m, other := c.nodes["node1"], c.nodes["node2"]
+	c.runStock(t, m)
+	if os.Getenv(flanneldVariable) != "" {
+		c.startFlannel(t, other)
+	} else {
+		t.Logf("NOT TESTED beside flannel's own daemon: %s does not name one", flanneldVariable)
+		c.start(t, other)
+	}
+	for _, n := range c.nodes {
+		c.ready(t, n)
+	}
+	c.attach(t)
+	c.checkAnnotations(t, m, "vxlan")
+	c.checkCondition(t, m, "False", "FlannelIsUp")
+	c.checkConflist(t, m)
+}
+
+// runStock makes the pod of the stock manifest: the object, which the daemon asks for its node's name, and its containers.
+func (c *cluster) runStock(t *testing.T, m *machine) {
+	t.Helper()
+	var pod corev1.PodSpec
+	if err := yaml.UnmarshalStrict([]byte(stockPod), &pod); err != nil {
+		t.Fatal(err)
+	}
+	const name = "kube-flannel-ds-x"
+	o, err := json.Marshal(map[string]any{
+		"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name, "namespace": c.daemons.Namespace},
+		"spec": map[string]any{"nodeName": m.Name, "hostNetwork": true, "serviceAccountName": "weft",
+			"containers": []any{map[string]any{"name": "kube-flannel", "image": "flannel"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := split(t, o)[0]
+	if err := c.api.Apply(t.Context(), object.path(t), object.text, false); err != nil {
+		t.Fatal(err)
+	}
+	fields := map[string]string{"metadata.name": name, "metadata.namespace": c.daemons.Namespace}
+	installer := describe(t, pod.InitContainers[0], fields, buildImage(t), m.volumes).start(t, m.Node, c.account)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if code, err := installer.Wait(ctx); err != nil || code != 0 {
+		t.Fatalf("install-conf ended with %d, %v\n%s", code, err, installer.Log())
+	}
+	m.daemon = describe(t, pod.Containers[0], fields, buildImage(t), m.volumes).start(t, m.Node, c.account, c.apiEnv()...)
 }

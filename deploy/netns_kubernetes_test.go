@@ -344,3 +344,81 @@ func TestNetnsConditionFollowsForwarding(t *testing.T) {
 	}
 	c.checkCondition(t, m, "False", "FlannelIsUp")
 }
+
+// TestNetnsRollingUpdate restarts the pods node by node, as the daemon set does, under traffic.
+func TestNetnsRollingUpdate(t *testing.T) {
+	for _, overlay := range overlays() {
+		t.Run(overlay, func(t *testing.T) {
+			c := newCluster(t, overlay, lab.Options{Nodes: 3})
+			c.up(t)
+			c.attach(t)
+			from, to := c.nodes["node1"].Pods[0], c.nodes["node2"].Pods[0]
+			ping, err := from.StartPing(t.Context(), to.Addr, lab.Ping{Count: -1, Interval: 5 * time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range c.nodes {
+				before, err := os.ReadFile(m.Path("flannel/subnet.env"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.checkConflist(t, m)
+				c.stop(t, m)
+				if _, err := os.Stat(filepath.Join(m.volumes["cni"], "10-flannel.conflist")); err != nil {
+					t.Error(err)
+				}
+				c.start(t, m)
+				c.ready(t, m)
+				if after, err := os.ReadFile(m.Path("flannel/subnet.env")); err != nil || string(after) != string(before) {
+					t.Errorf("subnet.env was %q and is %q, %v", before, after, err)
+				}
+			}
+			r := ping.Stop()
+			t.Logf("%d of %d pings lost over three restarts", r.Lost(), r.Sent)
+			if r.Sent < 100 {
+				t.Error("too few to tell")
+			}
+			if overlay != "udp" && r.Lost() > 0 {
+				t.Error("the kernel carries the traffic of this backend, nothing may be lost")
+			}
+			c.reach(t)
+		})
+	}
+}
+
+// TestNetnsDualStack runs both families on the overlay of the vxlan backend.
+func TestNetnsDualStack(t *testing.T) {
+	c := newCluster(t, "vxlan", lab.Options{Nodes: 2, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
+	writeNetwork(t, c, `{"Network": "10.244.0.0/16", "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56", "Backend": {"Type": "vxlan"}}`)
+	if err := c.api.AllocateCIDRs("10.244.0.0/16,fd00:10:244::/56"); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range c.nodes {
+		c.start(t, m)
+	}
+	for _, m := range c.nodes {
+		c.ready(t, m)
+		a := c.node(t, m.Name).Metadata.Annotations
+		if a[prefix+"public-ipv6"] != m.Addr6.String() || a[prefix+"backend-v6-data"] == "" || a[prefix+"public-ip"] != m.Addr.String() {
+			t.Errorf("%s publishes %v", m.Name, a)
+		}
+	}
+	c.attach(t)
+	for _, m := range c.nodes {
+		if !m.Pods[0].Addr6.IsValid() {
+			t.Fatal(errors.New("pods have no IPv6 address"))
+		}
+	}
+	// A change of one family alone.
+	n := c.nodes["node1"]
+	if err := c.api.Annotate(t.Context(), n.Name, map[string]any{prefix + "public-ipv6-overwrite": "fd31::77"}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "node2 to hear of it", func() error {
+		got := c.node(t, n.Name).Metadata.Annotations[prefix+"public-ipv6"]
+		if got != "fd31::77" {
+			return errors.New("node1 publishes " + got)
+		}
+		return nil
+	})
+}
