@@ -23,24 +23,25 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// patience bounds every wait here. It is long because the machine may be busy; nothing waits it out.
-const patience = 60 * time.Second
+// waitTimeout bounds every wait of these tests. It is long because the machine may be busy.
+const waitTimeout = 60 * time.Second
 
-// image is a folder with the image's files, built by the first test that needs it.
+// image is the directory with the image's files, built by the first test that needs it.
 var image struct {
 	once sync.Once
 	dir  string
 	err  error
 }
 
-// buildImage returns the folder.
-func buildImage(t testing.TB) string {
+// buildImageDir builds the image's files and returns their directory.
+func buildImageDir(t testing.TB) string {
 	t.Helper()
 	image.once.Do(func() {
 		if image.dir, image.err = os.MkdirTemp("", "weft-image"); image.err != nil {
 			return
 		}
-		for name, pkg := range map[string]string{"flanneld": "weft/cmd/weftd", "install-conf": "weft/deploy/install-conf"} {
+		for name, pkg := range map[string]string{"flanneld": "weft/cmd/weftd",
+			"install-conf": "weft/deploy/install-conf"} {
 			cmd := exec.Command("go", "build", "-o", filepath.Join(image.dir, "opt", "bin", name), pkg)
 			cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -54,8 +55,8 @@ func buildImage(t testing.TB) string {
 	return image.dir
 }
 
-// startAPI runs a control plane on an address until the test ends, or skips the test.
-func startAPI(t testing.TB, at netip.Addr) *testkube.Cluster {
+// startControlPlane runs a control plane on an address until the test ends, or skips the test.
+func startControlPlane(t testing.TB, at netip.Addr) *testkube.Cluster {
 	t.Helper()
 	c, err := testkube.Start(at, t.TempDir())
 	if errors.Is(err, testkube.ErrNoBinary) {
@@ -72,32 +73,34 @@ func startAPI(t testing.TB, at netip.Addr) *testkube.Cluster {
 	return c
 }
 
-// cluster is a lab whose nodes run the shipped manifest against a real API server.
+// cluster is a lab whose nodes run the shipped manifest with a real API server.
 type cluster struct {
 	*lab.Lab
 	api       *testkube.Cluster
 	manifests []byte
 	daemons   appsv1.DaemonSet
-	account   string // folder with the service account's token
-	nodes     map[string]*machine
+	account   string // directory with the service account's token
+	nodes     map[string]*clusterNode
 }
 
-// machine is one node of it.
-type machine struct {
+// clusterNode is a node of a cluster.
+type clusterNode struct {
 	*lab.Node
-	volumes   map[string]string // the node's paths of the pod's volumes
+	volumes   map[string]string // host paths of the pod's volumes by name
 	daemon    *lab.Process
 	installer *lab.Process
 }
 
-// newCluster applies an overlay and makes the Node objects, which get their pod CIDRs from the real controller.
+// newCluster applies an overlay and creates the Node objects, to which the real controller assigns
+// pod CIDRs.
 func newCluster(t testing.TB, overlay string, o lab.Options) *cluster {
 	t.Helper()
 	if overlay == "udp" {
 		lab.SkipWithoutTUN(t)
 	}
-	c := &cluster{Lab: lab.Start(t, o), manifests: kustomize(t, filepath.Join("kubernetes", "overlays", overlay)), nodes: map[string]*machine{}}
-	c.api = startAPI(t, c.Root.Addr)
+	c := &cluster{Lab: lab.Start(t, o), nodes: map[string]*clusterNode{},
+		manifests: kustomize(t, filepath.Join("kubernetes", "overlays", overlay))}
+	c.api = startControlPlane(t, c.Root.Addr)
 	apply(t, c.api, c.manifests, false)
 	c.daemons = daemonSet(t, c.manifests)
 	c.account = c.serviceAccount(t)
@@ -105,12 +108,13 @@ func newCluster(t testing.TB, overlay string, o lab.Options) *cluster {
 		if err := c.api.AddNode(t.Context(), n.Name); err != nil {
 			t.Fatal(err)
 		}
-		c.nodes[n.Name] = &machine{Node: n, volumes: c.volumes(t, n)}
+		c.nodes[n.Name] = &clusterNode{Node: n, volumes: c.volumes(t, n)}
 	}
 	return c
 }
 
-// serviceAccount lays the manifest's own account where a container sees it.
+// serviceAccount writes the credentials of the manifest's service account to a directory, as a
+// container sees them.
 func (c *cluster) serviceAccount(t testing.TB) string {
 	t.Helper()
 	spec := c.daemons.Spec.Template.Spec
@@ -123,7 +127,8 @@ func (c *cluster) serviceAccount(t testing.TB) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for name, content := range map[string]string{"token": token, "ca.crt": string(ca), "namespace": c.daemons.Namespace} {
+	for name, content := range map[string]string{"token": token, "ca.crt": string(ca),
+		"namespace": c.daemons.Namespace} {
 		writeFile(t, filepath.Join(dir, name), content)
 	}
 	return dir
@@ -136,29 +141,29 @@ func writeFile(t testing.TB, path, content string) {
 	}
 }
 
-// volumes makes a node's paths for the pod's volumes.
+// volumes creates the host paths of the pod's volumes on a node.
 func (c *cluster) volumes(t testing.TB, n *lab.Node) map[string]string {
 	t.Helper()
 	paths := map[string]string{}
 	for _, v := range c.daemons.Spec.Template.Spec.Volumes {
-		made := "" // where a folder of the host is for this process
+		dir := "" // the host path as seen by this process
 		switch {
 		case v.ConfigMap != nil:
 			paths[v.Name] = t.TempDir()
 			projectConfigMap(t, paths[v.Name], configMap(t, c.manifests))
 		case v.HostPath == nil:
-			t.Fatalf("volume %s is of an unknown kind", v.Name)
+			t.Fatalf("volume %s: unsupported type", v.Name)
 		case strings.HasPrefix(v.HostPath.Path, "/run/"):
-			paths[v.Name] = v.HostPath.Path // the node has a /run of its own
-			made = n.Path(strings.TrimPrefix(v.HostPath.Path, "/run/"))
+			paths[v.Name] = v.HostPath.Path // each node has its own /run
+			dir = n.Path(strings.TrimPrefix(v.HostPath.Path, "/run/"))
 		case *v.HostPath.Type == corev1.HostPathCharDev:
 			paths[v.Name] = v.HostPath.Path
 		default:
 			paths[v.Name] = filepath.Join(t.TempDir(), v.HostPath.Path)
-			made = paths[v.Name]
+			dir = paths[v.Name]
 		}
-		if made != "" && *v.HostPath.Type == corev1.HostPathDirectoryOrCreate {
-			if err := os.MkdirAll(made, 0o755); err != nil {
+		if dir != "" && *v.HostPath.Type == corev1.HostPathDirectoryOrCreate {
+			if err := os.MkdirAll(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -166,8 +171,8 @@ func (c *cluster) volumes(t testing.TB, n *lab.Node) map[string]string {
 	return paths
 }
 
-// projectConfigMap writes a config map's files as the kubelet does: through a link that is swapped, so that all of them
-// change at once.
+// projectConfigMap writes the files of a ConfigMap as the kubelet does: a symbolic link is
+// replaced, so that all files change at once.
 func projectConfigMap(t testing.TB, dir string, files map[string]string) {
 	t.Helper()
 	version, err := os.MkdirTemp(dir, "..version")
@@ -179,7 +184,8 @@ func projectConfigMap(t testing.TB, dir string, files map[string]string) {
 	}
 	for name, content := range files {
 		writeFile(t, filepath.Join(version, name), content)
-		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrExist) {
+		if err := os.Symlink(filepath.Join("..data", name), filepath.Join(dir, name)); err != nil &&
+			!errors.Is(err, os.ErrExist) {
 			t.Fatal(err)
 		}
 	}
@@ -191,94 +197,98 @@ func projectConfigMap(t testing.TB, dir string, files map[string]string) {
 	}
 }
 
-// run starts one of the pod's containers on a node.
-func (c *cluster) run(t testing.TB, m *machine, name string) *lab.Process {
+// startContainer starts one of the pod's containers on a node.
+func (c *cluster) startContainer(t testing.TB, m *clusterNode, name string) *lab.Process {
 	t.Helper()
 	for _, spec := range c.daemons.Spec.Template.Spec.Containers {
 		if spec.Name != name {
 			continue
 		}
 		fields := map[string]string{"spec.nodeName": m.Name}
-		return describe(t, spec, fields, buildImage(t), m.volumes).start(t, m.Node, c.account, c.apiEnv()...)
+		return newContainer(t, spec, fields, buildImageDir(t), m.volumes).start(t, m.Node, c.account,
+			c.apiServerEnv()...)
 	}
 	t.Fatalf("the manifest has no container %s", name)
 	return nil
 }
 
-// apiEnv is how a pod finds the API server.
-func (c *cluster) apiEnv() []string {
+// apiServerEnv returns the variables by which a pod finds the API server.
+func (c *cluster) apiServerEnv() []string {
 	api := netip.MustParseAddrPort(strings.TrimPrefix(c.api.URL, "https://"))
-	return []string{"KUBERNETES_SERVICE_HOST=" + api.Addr().String(), fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", api.Port())}
+	return []string{"KUBERNETES_SERVICE_HOST=" + api.Addr().String(),
+		fmt.Sprintf("KUBERNETES_SERVICE_PORT=%d", api.Port())}
 }
 
-// start runs the pod on a node.
-func (c *cluster) start(t testing.TB, m *machine) {
+// startPod starts the pod on a node.
+func (c *cluster) startPod(t testing.TB, m *clusterNode) {
 	t.Helper()
-	m.daemon, m.installer = c.run(t, m, "weft"), c.run(t, m, "install-cni")
+	m.daemon, m.installer = c.startContainer(t, m, "weft"), c.startContainer(t, m, "install-cni")
 }
 
-// up brings all nodes up and waits until they are ready.
-func (c *cluster) up(t testing.TB) {
+// startAll starts the pod on all nodes and waits until they are ready.
+func (c *cluster) startAll(t testing.TB) {
 	t.Helper()
-	if err := c.api.AllocateCIDRs(configNetwork(t, configMap(t, c.manifests)["net-conf.json"])); err != nil {
+	if err := c.api.AllocateCIDRs(podNetworks(t, configMap(t, c.manifests)["net-conf.json"])); err != nil {
 		t.Fatal(err)
 	}
 	for _, m := range c.nodes {
-		c.start(t, m)
+		c.startPod(t, m)
 	}
 	for _, m := range c.nodes {
-		c.ready(t, m)
+		c.waitReady(t, m)
 	}
 }
 
-// probe asks a node's health server, as the manifest's probes do.
-func (c *cluster) probe(ctx context.Context, m *machine, probe *corev1.Probe) error {
+// runProbe runs one of the manifest's HTTP probes on a node.
+func (c *cluster) runProbe(ctx context.Context, m *clusterNode, probe *corev1.Probe) error {
 	ports := c.daemons.Spec.Template.Spec.Containers[0].Ports
 	if len(ports) != 1 || probe.HTTPGet.Port.StrVal != ports[0].Name {
-		return fmt.Errorf("the probe is of port %v, the container has %v", probe.HTTPGet.Port, ports)
+		return fmt.Errorf("probe of port %v, but the container has %v", probe.HTTPGet.Port, ports)
 	}
 	url := fmt.Sprintf("http://%s:%d%s", m.Addr, ports[0].ContainerPort, probe.HTTPGet.Path)
-	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: time.Second}
-	answer, err := client.Do(q)
+	resp, err := client.Do(req)
 	if err != nil {
 		return err
 	}
-	defer answer.Body.Close()
-	b, err := io.ReadAll(answer.Body)
-	if answer.StatusCode != http.StatusOK {
-		err = errors.Join(err, fmt.Errorf("%s: %s", answer.Status, b))
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if resp.StatusCode != http.StatusOK {
+		err = errors.Join(err, fmt.Errorf("%s: %s", resp.Status, b))
 	}
 	return err
 }
 
-// weft is the daemon's container in the manifest.
-func (c *cluster) weft() corev1.Container { return c.daemons.Spec.Template.Spec.Containers[0] }
+// daemonContainer returns the daemon's container of the manifest.
+func (c *cluster) daemonContainer() corev1.Container {
+	return c.daemons.Spec.Template.Spec.Containers[0]
+}
 
-// ready waits for a node's readiness probe.
-func (c *cluster) ready(t testing.TB, m *machine) {
+// waitReady waits until a node's readiness probe succeeds.
+func (c *cluster) waitReady(t testing.TB, m *clusterNode) {
 	t.Helper()
 	await(t, m.Name+" to be ready", func() error {
 		if !m.daemon.Running() {
-			t.Fatalf("%s: the daemon has ended", m.Name)
+			t.Fatalf("%s: the daemon has exited", m.Name)
 		}
-		return c.probe(t.Context(), m, c.weft().ReadinessProbe)
+		return c.runProbe(t.Context(), m, c.daemonContainer().ReadinessProbe)
 	})
 }
 
 // await waits until ok returns nil.
-func await(t testing.TB, what string, ok func() error) {
+func await(t testing.TB, desc string, ok func() error) {
 	t.Helper()
-	if err := lab.Await(t.Context(), patience, what, ok); err != nil {
+	if err := lab.Await(t.Context(), waitTimeout, desc, ok); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// node reads a node's object.
-func (c *cluster) node(t testing.TB, name string) testkube.Node {
+// nodeObject reads a Node object.
+func (c *cluster) nodeObject(t testing.TB, name string) testkube.Node {
 	t.Helper()
 	n, err := c.api.Node(t.Context(), name)
 	if err != nil {
@@ -287,16 +297,17 @@ func (c *cluster) node(t testing.TB, name string) testkube.Node {
 	return n
 }
 
-// attach gives every node's pods their addresses and returns when all of them reach each other.
-func (c *cluster) attach(t testing.TB) {
+// attachPods connects the pods of all nodes and waits until they reach each other.
+func (c *cluster) attachPods(t testing.TB) {
 	t.Helper()
 	for _, m := range c.nodes {
 		c.attachNode(t, m)
 	}
-	c.reach(t)
+	c.waitReachable(t)
 }
 
-func (c *cluster) attachNode(t testing.TB, m *machine) {
+// attachNode connects the pods of a node as its subnet.env specifies.
+func (c *cluster) attachNode(t testing.TB, m *clusterNode) {
 	t.Helper()
 	env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
 	if err != nil {
@@ -307,8 +318,8 @@ func (c *cluster) attachNode(t testing.TB, m *machine) {
 	}
 }
 
-// reach waits until every pod reaches the pods of every other node.
-func (c *cluster) reach(t testing.TB) {
+// waitReachable waits until the first pod of every node reaches all pods of every other node.
+func (c *cluster) waitReachable(t testing.TB) {
 	t.Helper()
 	for _, from := range c.nodes {
 		for _, to := range c.nodes {
@@ -316,20 +327,23 @@ func (c *cluster) reach(t testing.TB) {
 				continue
 			}
 			for _, pod := range to.Pods {
-				await(t, from.Pods[0].Name+" to reach "+pod.Name, func() error { return reaches(t.Context(), from.Pods[0], pod) })
+				await(t, from.Pods[0].Name+" to reach "+pod.Name, func() error {
+					return pingPod(t.Context(), from.Pods[0], pod)
+				})
 			}
 		}
 	}
 }
 
-func reaches(ctx context.Context, from, to *lab.Pod) error {
+// pingPod pings every address of a pod once.
+func pingPod(ctx context.Context, from, to *lab.Pod) error {
 	for _, at := range []netip.Addr{to.Addr, to.Addr6} {
 		if !at.IsValid() {
 			continue
 		}
 		r, err := from.Ping(ctx, at, lab.Ping{Count: 1, Timeout: 300 * time.Millisecond})
 		if err == nil && r.Received == 0 {
-			err = fmt.Errorf("no answer from %s (%+v)", at, r)
+			err = fmt.Errorf("no reply from %s (%+v)", at, r)
 		}
 		if err != nil {
 			return err

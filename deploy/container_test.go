@@ -18,16 +18,16 @@ import (
 	"weft/deploy/lab"
 )
 
-// initArg makes the test binary the first program of a container.
+// initArg as first argument makes the test binary the init process of a container.
 const initArg = "weft-test-container"
 
 func TestMain(m *testing.M) {
 	if len(os.Args) == 3 && os.Args[1] == initArg {
-		fmt.Fprintln(os.Stderr, "container:", enter(os.Args[2])) // it returns only to say why not
+		fmt.Fprintln(os.Stderr, "container:", runContainer(os.Args[2])) // returns only on error
 		os.Exit(125)
 	}
 	if len(os.Args) > 2 && os.Args[1] == dockerArg {
-		fmt.Fprintln(os.Stderr, "dockerd:", enterDocker(os.Args[2:]))
+		fmt.Fprintln(os.Stderr, "dockerd:", execDockerd(os.Args[2:]))
 		os.Exit(125)
 	}
 	status := lab.Main(m)
@@ -38,27 +38,32 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// container is what a runtime makes of a pod's container: the test's own, so that the manifest is followed to the letter.
+// container is a minimal container runtime. It is the tests' own so that they follow the manifest
+// to the letter.
 type container struct {
-	Root         string // folder with the image's files
+	Root         string // directory with the image's files
 	ReadOnlyRoot bool
 	Mounts       []mount
 	Argv, Env    []string
-	Capabilities []string // all that it has
+	Capabilities []string // the complete set
 	NoNewPrivs   bool
 }
 
-// mount shows a file or folder of the node inside.
+// mount is a bind mount of a file or directory of the node.
 type mount struct {
 	Source, Target string
 	ReadOnly       bool
 }
 
-// describe turns a container of a manifest into one that runs on a lab's node, as root, which the image leaves it. fields
-// are what the pod's own fields hold, volumes the node's paths of the pod's volumes by their names.
-func describe(t testing.TB, c corev1.Container, fields map[string]string, root string, volumes map[string]string) container {
+// newContainer converts a container of a manifest to one that runs on a lab's node. It runs as
+// root, the image's default. fields holds the values for fieldRef, volumes the host paths of the
+// pod's volumes by name.
+func newContainer(
+	t testing.TB, c corev1.Container, fields map[string]string, root string, volumes map[string]string,
+) container {
 	t.Helper()
-	r := container{Root: root, Argv: slices.Concat(c.Command, c.Args), Env: []string{"PATH=/bin"}, Capabilities: defaultCapabilities()}
+	r := container{Root: root, Argv: slices.Concat(c.Command, c.Args), Env: []string{"PATH=/bin"},
+		Capabilities: defaultCapabilities()}
 	if s := c.SecurityContext; s != nil {
 		r.ReadOnlyRoot = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem
 		r.NoNewPrivs = s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation
@@ -76,7 +81,7 @@ func describe(t testing.TB, c corev1.Container, fields map[string]string, root s
 		case e.ValueFrom.FieldRef != nil && fields[e.ValueFrom.FieldRef.FieldPath] != "":
 			r.Env = append(r.Env, e.Name+"="+fields[e.ValueFrom.FieldRef.FieldPath])
 		default:
-			t.Fatalf("%s: variable %s is of an unknown kind", c.Name, e.Name)
+			t.Fatalf("%s: variable %s: unsupported source", c.Name, e.Name)
 		}
 	}
 	for _, m := range c.VolumeMounts {
@@ -89,7 +94,8 @@ func describe(t testing.TB, c corev1.Container, fields map[string]string, root s
 	return r
 }
 
-// start runs the container on a node, with what a kubelet adds: the service account, and how to reach the API server.
+// start runs the container on a node, with the additions of a kubelet: the service account and the
+// API server's address.
 func (c container) start(t testing.TB, n *lab.Node, account string, env ...string) *lab.Process {
 	t.Helper()
 	c.Mounts = append(c.Mounts, mount{account, "/var/run/secrets/kubernetes.io/serviceaccount", true})
@@ -109,35 +115,35 @@ func (c container) start(t testing.TB, n *lab.Node, account string, env ...strin
 	return p
 }
 
-// enter makes the calling process the container's program.
-func enter(spec string) error {
-	runtime.LockOSThread() // mounts and capabilities are a thread's
+// runContainer turns the calling process into the container's program.
+func runContainer(spec string) error {
+	runtime.LockOSThread() // mount namespaces and capabilities are per thread
 	var c container
 	if err := json.Unmarshal([]byte(spec), &c); err != nil {
 		return err
 	}
-	root, err := c.furnish()
+	root, err := c.mountRoot()
 	if err != nil {
 		return err
 	}
 	if err := unix.PivotRoot(root, root); err != nil {
 		return fmt.Errorf("pivot root: %w", err)
 	}
-	// The old root lies over the new one (pivot_root(2)).
+	// The old root is mounted over the new one (pivot_root(2)).
 	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount the old root: %w", err)
 	}
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}
-	if err := c.confine(); err != nil {
+	if err := c.dropPrivileges(); err != nil {
 		return err
 	}
 	return fmt.Errorf("run %s: %w", c.Argv[0], syscall.Exec(c.Argv[0], c.Argv, c.Env))
 }
 
-// furnish makes the container's view of files and returns its root, which is the working folder.
-func (c container) furnish() (string, error) {
+// mountRoot mounts the container's file system and makes its root the working directory.
+func (c container) mountRoot() (string, error) {
 	root, err := os.MkdirTemp("/run", "container")
 	if err != nil {
 		return "", err
@@ -153,7 +159,7 @@ func (c container) furnish() (string, error) {
 		mounts = append(mounts, mount{"/dev/" + device, "/dev/" + device, false})
 	}
 	for _, m := range append(mounts, c.Mounts...) {
-		if err := m.make(root); err != nil {
+		if err := m.mount(root); err != nil {
 			return "", fmt.Errorf("mount %s: %w", m.Target, err)
 		}
 	}
@@ -165,8 +171,8 @@ func (c container) furnish() (string, error) {
 	return root, os.Chdir(root)
 }
 
-// make mounts below root. The target is made if it is not there.
-func (m mount) make(root string) error {
+// mount bind-mounts m below root. It creates a missing target.
+func (m mount) mount(root string) error {
 	target := filepath.Join(root, m.Target)
 	info, err := os.Stat(m.Source)
 	if err != nil {
@@ -191,38 +197,50 @@ func (m mount) make(root string) error {
 	if !m.ReadOnly {
 		return nil
 	}
-	// Flags that the mount has may not be taken away inside a user namespace.
-	var have unix.Statfs_t
-	if err := unix.Statfs(target, &have); err != nil {
+	// A user namespace must keep the flags that the mount already has.
+	var stat unix.Statfs_t
+	if err := unix.Statfs(target, &stat); err != nil {
 		return err
 	}
-	kept := uintptr(have.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	kept := uintptr(stat.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
 	return unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|kept, "")
 }
 
-// capabilities by the names that manifests use (linux/capability.h).
+// capabilities maps the names used in manifests to capability numbers (linux/capability.h).
 func capabilities() map[string]int {
 	return map[string]int{
-		"AUDIT_WRITE": unix.CAP_AUDIT_WRITE, "CHOWN": unix.CAP_CHOWN, "DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "FOWNER": unix.CAP_FOWNER,
-		"FSETID": unix.CAP_FSETID, "KILL": unix.CAP_KILL, "MKNOD": unix.CAP_MKNOD, "NET_ADMIN": unix.CAP_NET_ADMIN,
-		"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE, "NET_RAW": unix.CAP_NET_RAW, "SETFCAP": unix.CAP_SETFCAP, "SETGID": unix.CAP_SETGID,
-		"SETPCAP": unix.CAP_SETPCAP, "SETUID": unix.CAP_SETUID, "SYS_CHROOT": unix.CAP_SYS_CHROOT, "SYS_NICE": unix.CAP_SYS_NICE,
+		"AUDIT_WRITE":      unix.CAP_AUDIT_WRITE,
+		"CHOWN":            unix.CAP_CHOWN,
+		"DAC_OVERRIDE":     unix.CAP_DAC_OVERRIDE,
+		"FOWNER":           unix.CAP_FOWNER,
+		"FSETID":           unix.CAP_FSETID,
+		"KILL":             unix.CAP_KILL,
+		"MKNOD":            unix.CAP_MKNOD,
+		"NET_ADMIN":        unix.CAP_NET_ADMIN,
+		"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE,
+		"NET_RAW":          unix.CAP_NET_RAW,
+		"SETFCAP":          unix.CAP_SETFCAP,
+		"SETGID":           unix.CAP_SETGID,
+		"SETPCAP":          unix.CAP_SETPCAP,
+		"SETUID":           unix.CAP_SETUID,
+		"SYS_CHROOT":       unix.CAP_SYS_CHROOT,
+		"SYS_NICE":         unix.CAP_SYS_NICE,
 	}
 }
 
-// defaultCapabilities are those that containerd and docker leave a container.
+// defaultCapabilities returns the capabilities that containerd and docker grant by default.
 func defaultCapabilities() []string {
-	return []string{"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "NET_RAW", "SETFCAP",
-		"SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}
+	return []string{"AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD",
+		"NET_BIND_SERVICE", "NET_RAW", "SETFCAP", "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT"}
 }
 
-// confine takes away what the container does not have.
-func (c container) confine() error {
+// dropPrivileges drops all capabilities that the container does not have and sets no_new_privs.
+func (c container) dropPrivileges() error {
 	kept := 0
 	for _, name := range c.Capabilities {
 		n, ok := capabilities()[name]
 		if !ok {
-			return fmt.Errorf("capability %s is not known here", name)
+			return fmt.Errorf("unknown capability %s", name)
 		}
 		kept |= 1 << n
 	}

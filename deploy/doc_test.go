@@ -1,11 +1,14 @@
-// Package deploy_test holds what is shipped in this folder to its word. A real API server accepts the manifests, their service
-// account may do what the daemon needs and nothing else, and the containers, run as they are written in namespaces of this
-// machine, make a network for pods. Units and compose files are run as they are written too.
+// Package deploy_test tests the manifests, units and images in this directory. A real API server
+// must accept the manifests, and their service account must have exactly the permissions that the
+// daemon needs. The containers, run in network namespaces as the manifests specify, must connect
+// pods. Units and compose files are run as written, too.
 //
-// What does not come with Go is found by environment variables or in PATH; tests that miss one are skipped and say so:
+// Tests that need a program beyond the Go toolchain are skipped with "NOT TESTED" if it is missing:
 //
-//	WEFT_TESTKUBE   the control plane: .ci/kube/build prints its path
-//	WEFT_CNI       a folder with cnitool and the CNI plugins: .ci/kube/cni prints it
-//	WEFT_FLANNELD  flannel's own daemon
-//	dockerd, docker, systemd-analyze
+//	WEFT_TESTKUBE  path of the test control plane; .ci/kube/build builds it and prints the path
+//	WEFT_CNI       directory with cnitool and the CNI plugins; .ci/kube/cni prints it
+//	WEFT_FLANNELD  path of flannel's daemon
+//	PATH           dockerd, docker, systemd-analyze
+//
+// docs/testing.md lists all variables.
 package deploy_test

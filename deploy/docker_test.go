@@ -17,11 +17,11 @@ import (
 	"weft/deploy/lab"
 )
 
-// dockerArg makes the test binary start dockerd in a lab's node.
+// dockerArg as first argument makes the test binary start dockerd in a lab's node.
 const dockerArg = "weft-test-dockerd"
 
-// enterDocker shows the cgroups of the machine, which a node's own /sys hides, and becomes dockerd.
-func enterDocker(argv []string) error {
+// execDockerd mounts the machine's cgroups, which a node's own /sys hides, and executes dockerd.
+func execDockerd(argv []string) error {
 	b, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return err
@@ -31,39 +31,39 @@ func enterDocker(argv []string) error {
 	}
 	for line := range strings.Lines(string(b)) {
 		left, right, _ := strings.Cut(line, " - ")
-		at, what := strings.Fields(left)[4], strings.Fields(right)
-		if !strings.HasPrefix(what[0], "cgroup") || !strings.HasPrefix(at, "/sys/fs/cgroup") {
+		target, fs := strings.Fields(left)[4], strings.Fields(right)
+		if !strings.HasPrefix(fs[0], "cgroup") || !strings.HasPrefix(target, "/sys/fs/cgroup") {
 			continue
 		}
-		if err := os.MkdirAll(at, 0o755); err != nil {
+		if err := os.MkdirAll(target, 0o755); err != nil {
 			return err
 		}
-		options := strings.TrimPrefix(strings.TrimPrefix(what[2], "rw"), ",")
-		if err := unix.Mount(what[0], at, what[0], 0, options); err != nil {
-			return fmt.Errorf("mount %s: %w", at, err)
+		options := strings.TrimPrefix(strings.TrimPrefix(fs[2], "rw"), ",")
+		if err := unix.Mount(fs[0], target, fs[0], 0, options); err != nil {
+			return fmt.Errorf("mount %s: %w", target, err)
 		}
 	}
 	return syscall.Exec(argv[0], argv, os.Environ())
 }
 
-// docker is a dockerd in a node of a lab.
+// docker is a dockerd running in a node of a lab.
 type docker struct {
 	node   *lab.Node
 	daemon *lab.Process
 }
 
-// startDocker runs a dockerd with some flags until the test ends, or skips the test.
+// startDocker runs a dockerd with the given flags until the test ends, or skips the test.
 func startDocker(t *testing.T, n *lab.Node, flags ...string) *docker {
 	t.Helper()
 	program, err := exec.LookPath("dockerd")
 	if err != nil {
-		t.Skipf("NOT TESTED with docker: %v", err)
+		t.Skipf("NOT TESTED: docker: %v", err)
 	}
 	if _, err := exec.LookPath("docker"); err != nil {
-		t.Skipf("NOT TESTED with docker: %v", err)
+		t.Skipf("NOT TESTED: docker: %v", err)
 	}
 	if b, err := os.ReadFile("/proc/self/uid_map"); err != nil || strings.Fields(string(b))[2] == "1" {
-		t.Skipf("NOT TESTED with docker: a dockerd needs to be root, which this user is only inside (%v)", err)
+		t.Skipf("NOT TESTED: dockerd needs root on the host, not only in a user namespace (%v)", err)
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -78,24 +78,24 @@ func startDocker(t *testing.T, n *lab.Node, flags ...string) *docker {
 	t.Cleanup(d.stop)
 	await(t, n.Name+"'s dockerd", func() error {
 		if !d.daemon.Running() {
-			t.Fatalf("dockerd has ended\n%s", strings.Join(d.daemon.Tail(10), "\n"))
+			t.Fatalf("dockerd has exited\n%s", strings.Join(d.daemon.Tail(10), "\n"))
 		}
-		_, err := d.do("version")
+		_, err := d.run("version")
 		return err
 	})
 	return d
 }
 
-// stop ends the dockerd and with it its containers, whose cgroups are the machine's.
+// stop stops dockerd and with it its containers, whose cgroups belong to the machine.
 func (d *docker) stop() {
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 	defer cancel()
-	// What is left is ended with the lab.
+	// The lab kills the rest.
 	_, _ = d.daemon.Stop(ctx)
 }
 
-// do runs the docker program.
-func (d *docker) do(args ...string) (string, error) {
+// run runs the docker client.
+func (d *docker) run(args ...string) (string, error) {
 	cmd := exec.Command("docker", append([]string{"--host=unix://" + d.node.Path("docker.sock")}, args...)...)
 	cmd.Env = append(os.Environ(), "DOCKER_BUILDKIT=0", "DOCKER_CONFIG="+os.TempDir())
 	var stderr bytes.Buffer
@@ -107,38 +107,39 @@ func (d *docker) do(args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-func (d *docker) must(t *testing.T, args ...string) string {
+// mustRun is run; it fails the test on error.
+func (d *docker) mustRun(t *testing.T, args ...string) string {
 	t.Helper()
-	out, err := d.do(args...)
+	out, err := d.run(args...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return out
 }
 
-// buildDockerImage builds the image in the way that build-image does.
-func (d *docker) buildDockerImage(t *testing.T) {
+// buildImage builds the image as build-image does.
+func (d *docker) buildImage(t *testing.T) {
 	t.Helper()
-	d.must(t, "build", "-q", "-t", "weft:dev", "-f", "docker/Dockerfile", buildImage(t))
+	d.mustRun(t, "build", "-q", "-t", "weft:dev", "-f", "docker/Dockerfile", buildImageDir(t))
 }
 
-// pid is the number of a container's process.
+// pid returns the process ID of a container.
 func (d *docker) pid(t *testing.T, name string) int {
 	t.Helper()
-	pid, err := strconv.Atoi(d.must(t, "inspect", "-f", "{{.State.Pid}}", name))
+	pid, err := strconv.Atoi(d.mustRun(t, "inspect", "-f", "{{.State.Pid}}", name))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return pid
 }
 
-// inContainer runs f in the network of a container. A socket that f opens stays there.
+// inContainer runs f in the network namespace of a container. Sockets opened by f stay in it.
 func (d *docker) inContainer(t *testing.T, name string, f func() error) error {
 	t.Helper()
 	path := fmt.Sprintf("/proc/%d/ns/net", d.pid(t, name))
 	done := make(chan error, 1)
 	go func() {
-		runtime.LockOSThread() // and never unlock: the thread is thrown away
+		runtime.LockOSThread() // not unlocked, so the thread exits with the goroutine
 		file, err := os.Open(path)
 		if err != nil {
 			done <- err
@@ -146,7 +147,7 @@ func (d *docker) inContainer(t *testing.T, name string, f func() error) error {
 		}
 		defer file.Close()
 		if err := unix.Setns(int(file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter %s: %w", path, err)
+			done <- fmt.Errorf("enter namespace %s: %w", path, err)
 			return
 		}
 		done <- f()

@@ -18,21 +18,21 @@ import (
 	"weft/lease/kube/testkube"
 )
 
-var update = flag.Bool("update", false, "write weft.yml anew")
+var update = flag.Bool("update", false, "rewrite weft.yml")
 
-// header is what weft.yml begins with.
+// header is the beginning of weft.yml.
 const header = `# Weft for a Kubernetes cluster, with the udp backend. The cluster has to give its nodes pod CIDRs
 # (kube-controller-manager --allocate-node-cidrs, kubeadm init --pod-network-cidr=10.244.0.0/16).
 #
 # This is overlays/udp as one file; go test ./deploy -run TestWeftYML -update writes it.
 `
 
-// kustomize renders a folder beside this file.
+// kustomize renders a directory relative to this file.
 func kustomize(t testing.TB, dir string) []byte {
 	t.Helper()
 	binary := os.Getenv(testkube.BinaryEnv)
 	if binary == "" {
-		t.Skipf("NOT TESTED: the rendering of %s: %v", dir, testkube.ErrNoBinary)
+		t.Skipf("NOT TESTED: render %s: %v", dir, testkube.ErrNoBinary)
 	}
 	var stderr bytes.Buffer
 	cmd := exec.Command(binary, "kustomize", dir)
@@ -44,10 +44,10 @@ func kustomize(t testing.TB, dir string) []byte {
 	return out
 }
 
-// overlays are the backends that there is an overlay for.
+// overlays returns the backends that have an overlay.
 func overlays() []string { return []string{"udp", "vxlan", "host-gw"} }
 
-func TestWeftYMLIsTheUDPOverlay(t *testing.T) {
+func TestWeftYML(t *testing.T) {
 	want := append([]byte(header), kustomize(t, "kubernetes/overlays/udp")...)
 	if *update {
 		if err := os.WriteFile("kubernetes/weft.yml", want, 0o644); err != nil {
@@ -59,7 +59,7 @@ func TestWeftYMLIsTheUDPOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Error("weft.yml is not what overlays/udp makes; -update writes it")
+		t.Error("weft.yml differs from the rendered overlays/udp; -update rewrites it")
 	}
 }
 
@@ -71,8 +71,8 @@ type object struct {
 	Metadata   struct{ Name, Namespace string }
 }
 
-// split takes the objects of a file apart.
-func split(t testing.TB, manifests []byte) []object {
+// parseManifests returns the objects of a file.
+func parseManifests(t testing.TB, manifests []byte) []object {
 	t.Helper()
 	var objects []object
 	for _, text := range strings.Split(string(manifests), "\n---\n") {
@@ -89,16 +89,17 @@ func split(t testing.TB, manifests []byte) []object {
 	return objects
 }
 
-// path is where the API server has the object.
-func (o object) path(t testing.TB) string {
+// apiPath returns the path of the object on the API server.
+func (o object) apiPath(t testing.TB) string {
 	t.Helper()
 	resources := map[string]string{
-		"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps", "DaemonSet": "daemonsets",
+		"Namespace": "namespaces", "ServiceAccount": "serviceaccounts", "ConfigMap": "configmaps",
+		"DaemonSet":   "daemonsets",
 		"ClusterRole": "clusterroles", "ClusterRoleBinding": "clusterrolebindings", "Pod": "pods",
 	}
 	resource, ok := resources[o.Kind]
 	if !ok {
-		t.Fatalf("no path is known for a %s", o.Kind)
+		t.Fatalf("%s: unknown API path", o.Kind)
 	}
 	base := "/apis/" + o.APIVersion
 	if !strings.Contains(o.APIVersion, "/") {
@@ -110,21 +111,21 @@ func (o object) path(t testing.TB) string {
 	return base + "/" + resource + "/" + o.Metadata.Name
 }
 
-// apply makes the API server have the manifests, or only check them.
-func apply(t testing.TB, c *testkube.Cluster, manifests []byte, dry bool) {
+// apply applies the manifests to the API server, or only validates them if dryRun is set.
+func apply(t testing.TB, c *testkube.Cluster, manifests []byte, dryRun bool) {
 	t.Helper()
-	for _, o := range split(t, manifests) {
-		// What lies in a namespace cannot be checked before that is there.
-		if err := c.Apply(t.Context(), o.path(t), o.text, dry && o.Kind != "Namespace"); err != nil {
+	for _, o := range parseManifests(t, manifests) {
+		// Objects cannot be validated before their namespace exists.
+		if err := c.Apply(t.Context(), o.apiPath(t), o.text, dryRun && o.Kind != "Namespace"); err != nil {
 			t.Errorf("%s %s: %v", o.Kind, o.Metadata.Name, err)
 		}
 	}
 }
 
-// daemonSet finds the daemon set among manifests. Fields that Kubernetes does not know are errors.
+// daemonSet returns the DaemonSet among manifests. Unknown fields are errors.
 func daemonSet(t testing.TB, manifests []byte) appsv1.DaemonSet {
 	t.Helper()
-	for _, o := range split(t, manifests) {
+	for _, o := range parseManifests(t, manifests) {
 		if o.Kind != "DaemonSet" {
 			continue
 		}
@@ -138,10 +139,10 @@ func daemonSet(t testing.TB, manifests []byte) appsv1.DaemonSet {
 	return appsv1.DaemonSet{}
 }
 
-// configMap returns the files of the config map among manifests.
+// configMap returns the files of the ConfigMap among manifests.
 func configMap(t testing.TB, manifests []byte) map[string]string {
 	t.Helper()
-	for _, o := range split(t, manifests) {
+	for _, o := range parseManifests(t, manifests) {
 		var m corev1.ConfigMap
 		if o.Kind == "ConfigMap" {
 			if err := yaml.UnmarshalStrict(o.text, &m); err != nil {
@@ -154,13 +155,14 @@ func configMap(t testing.TB, manifests []byte) map[string]string {
 	return nil
 }
 
-// TestDaemonSetAsPromised holds what the README promises of the pods, in every overlay.
-func TestDaemonSetAsPromised(t *testing.T) {
+// TestDaemonSet checks the properties that docs/kubernetes.md promises, in every overlay.
+func TestDaemonSet(t *testing.T) {
 	for _, overlay := range overlays() {
 		t.Run(overlay, func(t *testing.T) {
 			d := daemonSet(t, kustomize(t, filepath.Join("kubernetes", "overlays", overlay)))
 			spec := d.Spec.Template.Spec
-			if u := d.Spec.UpdateStrategy; u.Type != appsv1.RollingUpdateDaemonSetStrategyType || u.RollingUpdate.MaxUnavailable.IntValue() != 1 {
+			if u := d.Spec.UpdateStrategy; u.Type != appsv1.RollingUpdateDaemonSetStrategyType ||
+				u.RollingUpdate.MaxUnavailable.IntValue() != 1 {
 				t.Errorf("update strategy %+v", u)
 			}
 			if !spec.HostNetwork || spec.PriorityClassName != "system-node-critical" {
@@ -176,7 +178,7 @@ func TestDaemonSetAsPromised(t *testing.T) {
 				}
 				want := ""
 				if c.Name == "weft" {
-					want = fmt.Sprint(rights(overlay))
+					want = fmt.Sprint(daemonCapabilities(overlay))
 				} else if len(s.Capabilities.Add) == 0 {
 					want = "[]"
 				}
@@ -191,15 +193,15 @@ func TestDaemonSetAsPromised(t *testing.T) {
 	}
 }
 
-// rights are the capabilities that the daemon has in an overlay.
-func rights(overlay string) []string {
+// daemonCapabilities returns the capabilities of the daemon in an overlay.
+func daemonCapabilities(overlay string) []string {
 	if overlay == "udp" {
 		return []string{"NET_ADMIN", "NET_RAW", "SYS_NICE"}
 	}
 	return []string{"NET_ADMIN", "NET_RAW"}
 }
 
-// hostPath finds the volume of a path of the host.
+// hostPath returns the volume of a host path, or nil.
 func hostPath(spec corev1.PodSpec, path string) *corev1.Volume {
 	for i, v := range spec.Volumes {
 		if v.HostPath != nil && v.HostPath.Path == path {

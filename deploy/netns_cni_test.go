@@ -16,27 +16,27 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// cniVariable names the environment variable with the folder of the CNI programs.
-const cniVariable = "WEFT_CNI"
+// cniEnv names the environment variable with the directory of the CNI programs.
+const cniEnv = "WEFT_CNI"
 
-// cniPrograms is that folder, or skips the test.
-func cniPrograms(t testing.TB) string {
+// cniDir returns that directory, or skips the test.
+func cniDir(t testing.TB) string {
 	t.Helper()
-	dir := os.Getenv(cniVariable)
+	dir := os.Getenv(cniEnv)
 	if dir == "" {
-		t.Skipf("NOT TESTED with real CNI plugins: %s is not set; .ci/kube/cni builds them and prints the folder", cniVariable)
+		t.Skipf("NOT TESTED: CNI plugins: %s is not set; .ci/kube/cni builds them and prints the directory", cniEnv)
 	}
 	return dir
 }
 
-// cniResult is what the chain of plugins answers.
+// cniResult is the result of a chain of plugins.
 type cniResult struct {
 	IPs []struct{ Address netip.Prefix }
 }
 
-// cni has the plugins add a pod to its node or take it away, as the kubelet does: with the config that the installer wrote,
-// unchanged, and the node's own files.
-func cni(programs, verb string, m *machine, pod *lab.Pod) (cniResult, error) {
+// runCNI adds a pod to its node or deletes it through the plugins, as the kubelet does: with the
+// unmodified config written by the installer, and the node's own files.
+func runCNI(programs, verb string, m *clusterNode, pod *lab.Pod) (cniResult, error) {
 	var out []byte
 	err := m.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
@@ -52,7 +52,8 @@ func cni(programs, verb string, m *machine, pod *lab.Pod) (cniResult, error) {
 		}
 		cmd := exec.Command(filepath.Join(programs, "cnitool"), verb, "cbr0", filepath.Join("/run/netns", pod.Name))
 		cmd.Env = append(os.Environ(), "CNI_PATH="+programs, "NETCONFPATH="+m.volumes["cni"],
-			fmt.Sprintf(`CAP_ARGS={"portMappings":[{"hostPort":%d,"containerPort":%d,"protocol":"tcp"}]}`, hostPort, podPort))
+			fmt.Sprintf(`CAP_ARGS={"portMappings":[{"hostPort":%d,"containerPort":%d,"protocol":"tcp"}]}`,
+				hostPort, podPort))
 		var err error
 		if out, err = cmd.Output(); err != nil {
 			var exit *exec.ExitError
@@ -70,59 +71,61 @@ func cni(programs, verb string, m *machine, pod *lab.Pod) (cniResult, error) {
 	return r, err
 }
 
-// hostPort of a node leads to podPort of its pod.
+// hostPort of a node is forwarded to podPort of its pod.
 const hostPort, podPort = 8080, 80
 
-// addPods adds every node's pod by the plugins, and takes them away when the test ends.
+// addPods adds every node's pod through the plugins.
 func (c *cluster) addPods(t testing.TB) {
 	t.Helper()
-	programs := cniPrograms(t)
+	programs := cniDir(t)
 	for _, m := range c.nodes {
 		pod := m.Pods[0]
-		r, err := cni(programs, "add", m, pod)
+		r, err := runCNI(programs, "add", m, pod)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, ip := range r.IPs {
-			if pod.Addr = ip.Address.Addr(); !netip.MustParsePrefix(c.node(t, m.Name).Spec.PodCIDR).Contains(pod.Addr) {
-				t.Errorf("%s got %s", pod.Name, pod.Addr)
+			pod.Addr = ip.Address.Addr()
+			podCIDR := netip.MustParsePrefix(c.nodeObject(t, m.Name).Spec.PodCIDR)
+			if !podCIDR.Contains(pod.Addr) {
+				t.Errorf("%s has %s, not in the pod CIDR", pod.Name, pod.Addr)
 			}
 		}
 		if len(r.IPs) != 1 {
-			t.Errorf("%s got %+v", pod.Name, r)
+			t.Errorf("%s: %+v, want one address", pod.Name, r)
 		}
 	}
 }
 
-func TestNetnsPodsOfRealPlugins(t *testing.T) {
-	programs := cniPrograms(t)
+func TestNetnsCNIPlugins(t *testing.T) {
+	programs := cniDir(t)
 	for _, overlay := range overlays() {
 		t.Run(overlay, func(t *testing.T) {
 			c := newCluster(t, overlay, lab.Options{Nodes: 3})
-			c.up(t)
+			c.startAll(t)
 			for _, m := range c.nodes {
 				c.checkConflist(t, m)
 			}
 			c.addPods(t)
-			c.reach(t)
+			c.waitReachable(t)
 			c.checkMTU(t)
 			c.checkHostPort(t)
 			m := c.nodes["node1"]
 			before := m.Pods[0].Addr
-			if _, err := cni(programs, "del", m, m.Pods[0]); err != nil {
+			if _, err := runCNI(programs, "del", m, m.Pods[0]); err != nil {
 				t.Fatal(err)
 			}
-			r, err := cni(programs, "add", m, m.Pods[0])
+			r, err := runCNI(programs, "add", m, m.Pods[0])
 			if err != nil || len(r.IPs) != 1 || r.IPs[0].Address.Addr() == before {
 				t.Fatalf("added again: %+v, %v (before: %s)", r, err, before)
 			}
 			m.Pods[0].Addr = r.IPs[0].Address.Addr()
-			c.reach(t)
+			c.waitReachable(t)
 		})
 	}
 }
 
-// checkMTU holds that pods got the MTU of subnet.env, and that a packet of that size gets through.
+// checkMTU checks that pods have the MTU of subnet.env and that TCP works with it.
 func (c *cluster) checkMTU(t *testing.T) {
 	t.Helper()
 	for _, m := range c.nodes {
@@ -134,12 +137,13 @@ func (c *cluster) checkMTU(t *testing.T) {
 			t.Errorf("%s: MTU %d, %v, want %d", m.Pods[0].Name, l.MTU, err, env.MTU)
 		}
 	}
-	if err := lab.CheckTCP(t.Context(), c.Nodes[0].Pods[0].NS, c.Nodes[1].Pods[0].NS, c.Nodes[1].Pods[0].Addr, 1<<20); err != nil {
+	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	if err := lab.CheckTCP(t.Context(), from.NS, to.NS, to.Addr, 1<<20); err != nil {
 		t.Error(err)
 	}
 }
 
-// checkHostPort reaches a pod by its node's address from another node.
+// checkHostPort connects to a pod from another node through the host port of its node.
 func (c *cluster) checkHostPort(t *testing.T) {
 	t.Helper()
 	server, client := c.Nodes[0], c.Nodes[1]

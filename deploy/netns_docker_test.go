@@ -22,11 +22,14 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// port is where containers listen to each other.
+// port is the TCP port used between containers.
 const port = 7777
 
-// reachesContainer connects from one container to an address of another, and says under which address it was seen there.
-func reachesContainer(t *testing.T, d *docker, from string, peer *docker, to string, at netip.Addr) (seen netip.Addr, err error) {
+// connectContainers connects from one container to an address of another and returns the source
+// address seen there.
+func connectContainers(
+	t *testing.T, d *docker, from string, peer *docker, to string, at netip.Addr,
+) (seen netip.Addr, err error) {
 	t.Helper()
 	var l net.Listener
 	err = peer.inContainer(t, to, func() (err error) {
@@ -58,7 +61,7 @@ func reachesContainer(t *testing.T, d *docker, from string, peer *docker, to str
 	return (<-accepted).Addr(), nil
 }
 
-// service is the compose file's.
+// service is the service in the compose file.
 type service struct {
 	Image, Restart string
 	Command        []string
@@ -71,10 +74,12 @@ type service struct {
 	Volumes        []string
 }
 
-// runFlags are docker run's for the service, without its network and its volumes.
+// runFlags returns the flags of docker run for the service, without its network and volumes.
 func (s service) runFlags() []string {
 	flags := []string{"--restart=" + s.Restart, fmt.Sprintf("--read-only=%v", s.ReadOnly)}
-	for flag, values := range map[string][]string{"cap-drop": s.CapDrop, "cap-add": s.CapAdd, "security-opt": s.SecurityOpt, "device": s.Devices} {
+	for flag, values := range map[string][]string{
+		"cap-drop": s.CapDrop, "cap-add": s.CapAdd, "security-opt": s.SecurityOpt, "device": s.Devices,
+	} {
 		for _, v := range values {
 			flags = append(flags, "--"+flag+"="+v)
 		}
@@ -82,7 +87,7 @@ func (s service) runFlags() []string {
 	return flags
 }
 
-// composeService reads the compose file strictly.
+// composeService reads the compose file; unknown fields are errors.
 func composeService(t *testing.T) service {
 	t.Helper()
 	b, err := os.ReadFile("docker/compose.yml")
@@ -96,16 +101,17 @@ func composeService(t *testing.T) service {
 	return file.Services["weft"]
 }
 
-// TestNetnsImageUnderDocker runs the compose file's container as two nodes on a network of docker's, stops and starts one,
-// and pauses it for a minute.
-func TestNetnsImageUnderDocker(t *testing.T) {
+// TestNetnsDockerCompose runs two copies of the compose file's service as nodes on a docker
+// network, restarts one and pauses it for a minute.
+func TestNetnsDockerCompose(t *testing.T) {
 	n := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
 	d := startDocker(t, n)
-	d.buildDockerImage(t)
-	d.must(t, "network", "create", "--subnet=172.30.0.0/24", "--gateway=172.30.0.1", "nodes")
+	d.buildImage(t)
+	d.mustRun(t, "network", "create", "--subnet=172.30.0.0/24", "--gateway=172.30.0.1", "nodes")
 	var etcd *testetcd.Server
 	err := n.Do(func() (err error) {
-		etcd, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
+		etcd, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"),
+			Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
 		return err
 	})
 	if err != nil {
@@ -117,45 +123,46 @@ func TestNetnsImageUnderDocker(t *testing.T) {
 	}
 	names := []string{"node-a", "node-b"}
 	for i, name := range names {
-		d.runNode(t, name, nodeAddress(i), etcd.Endpoint())
+		d.runDaemon(t, name, nodeAddress(i), etcd.Endpoint())
 	}
 	a, b := d.subnet(t, names, 0), d.subnet(t, names, 1)
 	for _, name := range names {
-		// 2 stands for a filter (proc_pid_status(5)): docker's own, which the daemon gets by with.
+		// 2 means filter mode (proc_pid_status(5)): the daemon works under docker's own filter.
 		if got := processStatus(t, d.pid(t, name), "Seccomp"); got != "2" {
 			t.Errorf("%s: seccomp mode %s", name, got)
 		}
 	}
-	both := func(when string) {
+	checkTraffic := func(when string) {
 		t.Helper()
 		if again := d.subnet(t, names, 1); again != b {
-			t.Errorf("%s: node-b had %s and has %s", when, b, again)
+			t.Errorf("%s: node-b has %s, want %s as before", when, again, b)
 		}
 		await(t, "traffic "+when, func() error {
-			_, err := reachesContainer(t, d, "node-a", d, "node-b", b)
-			_, back := reachesContainer(t, d, "node-b", d, "node-a", a)
+			_, err := connectContainers(t, d, "node-a", d, "node-b", b)
+			_, back := connectContainers(t, d, "node-b", d, "node-a", a)
 			return errors.Join(err, back)
 		})
 	}
-	both("at first")
-	d.must(t, "stop", "node-b")
-	d.must(t, "start", "node-b")
-	both("after a restart")
+	checkTraffic("at the start")
+	d.mustRun(t, "stop", "node-b")
+	d.mustRun(t, "start", "node-b")
+	checkTraffic("after a restart")
 	pause := time.Minute
 	if testing.Short() {
 		pause = 5 * time.Second
 	}
-	d.must(t, "pause", "node-b")
-	time.Sleep(pause) // the length of the outage is what is tested
-	d.must(t, "unpause", "node-b")
-	both("after a pause")
+	d.mustRun(t, "pause", "node-b")
+	time.Sleep(pause) // the length of the outage is under test
+	d.mustRun(t, "unpause", "node-b")
+	checkTraffic("after a pause")
 }
 
-// nodeAddress is the i-th container's on the network of docker's.
+// nodeAddress returns the address of the i-th container on the docker network.
 func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 30, 0, byte(11 + i)}) }
 
-// runNode runs the compose file's service on the network of docker's, with a volume of its own for what the host would keep.
-func (d *docker) runNode(t *testing.T, name string, at netip.Addr, etcd string) {
+// runDaemon runs the compose file's service on the docker network, with docker volumes in place of
+// host directories.
+func (d *docker) runDaemon(t *testing.T, name string, at netip.Addr, etcd string) {
 	t.Helper()
 	s := composeService(t)
 	run := append([]string{"run", "-d", "--name=" + name, "--network=nodes", "--ip=" + at.String()}, s.runFlags()...)
@@ -167,17 +174,18 @@ func (d *docker) runNode(t *testing.T, name string, at netip.Addr, etcd string) 
 	for _, arg := range s.Command {
 		run = append(run, strings.ReplaceAll(arg, "${ETCD:-http://127.0.0.1:2379}", etcd))
 	}
-	d.must(t, run...)
+	d.mustRun(t, run...)
 }
 
-// subnet waits until the i-th container is ready and returns the first address of its subnet, which is its device's.
+// subnet waits until the i-th container is ready and returns the first address of its subnet, the
+// address of its device.
 func (d *docker) subnet(t *testing.T, names []string, i int) netip.Addr {
 	t.Helper()
 	var subnet netip.Prefix
 	await(t, names[i]+" to be ready", func() (err error) {
-		subnet, err = leasedByContainer(d.node, netip.AddrPortFrom(nodeAddress(i), 8081).String())
+		subnet, err = readLeasedSubnet(d.node, netip.AddrPortFrom(nodeAddress(i), 8081).String())
 		if err != nil {
-			logs, _ := d.do("logs", "--tail=3", names[i])
+			logs, _ := d.run("logs", "--tail=3", names[i])
 			err = fmt.Errorf("%w\n%s", err, logs)
 		}
 		return err
@@ -185,25 +193,25 @@ func (d *docker) subnet(t *testing.T, names []string, i int) netip.Addr {
 	return subnet.Addr()
 }
 
-// leasedByContainer asks a ready daemon for its subnet.
-func leasedByContainer(n *lab.Node, at string) (netip.Prefix, error) {
+// readLeasedSubnet reads the subnet from the /status of a ready daemon.
+func readLeasedSubnet(n *lab.Node, at string) (netip.Prefix, error) {
 	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(context.Context, string, string) (net.Conn, error) {
 			return n.Dial("tcp", netip.MustParseAddrPort(at))
 		},
 	}}
-	answer, err := client.Get("http://" + at + "/status")
+	resp, err := client.Get("http://" + at + "/status")
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	defer answer.Body.Close()
+	defer resp.Body.Close()
 	var s struct {
 		Ready      bool
 		Conditions any
 		Lease      struct{ Subnet netip.Prefix }
 	}
-	if err := json.NewDecoder(answer.Body).Decode(&s); err != nil {
+	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
 		return netip.Prefix{}, err
 	}
 	if !s.Ready {
@@ -212,12 +220,13 @@ func leasedByContainer(n *lab.Node, at string) (netip.Prefix, error) {
 	return s.Lease.Subnet, nil
 }
 
-// TestNetnsDockerOnTheLeasedSubnet starts dockerd on two nodes with what weft docker-opts writes. Containers reach each other
-// and are seen under their own addresses.
-func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
+// TestNetnsDockerOpts starts dockerd on two nodes with the output of weft docker-opts. Containers
+// must reach each other under their own addresses.
+func TestNetnsDockerOpts(t *testing.T) {
 	lab.SkipWithoutTUN(t)
 	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: -1})
-	etcd, err := testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
+	etcd, err := testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"),
+		Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -231,7 +240,8 @@ func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
 	}
 	dockers, addresses := make([]*docker, 2), make([]netip.Addr, 2)
 	for i, n := range l.Nodes {
-		if _, err := n.Start([]string{filepath.Join(buildImage(t), "opt/bin/flanneld"), "--etcd-endpoints=" + etcd.Endpoint(), "--ip-masq"}); err != nil {
+		if _, err := n.Start([]string{filepath.Join(buildImageDir(t), "opt/bin/flanneld"),
+			"--etcd-endpoints=" + etcd.Endpoint(), "--ip-masq"}); err != nil {
 			t.Fatal(err)
 		}
 		env := n.Path("flannel/subnet.env")
@@ -243,11 +253,12 @@ func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
 		if out, err := exec.Command(tool, "docker-opts", "-f", env, "-d", options).CombinedOutput(); err != nil {
 			t.Fatalf("%v\n%s", err, out)
 		}
-		words := strings.Fields(strings.Trim(settings(t, options)["DOCKER_OPTS"][0], `" `))
+		words := strings.Fields(strings.Trim(readSettings(t, options)["DOCKER_OPTS"][0], `" `))
 		d := startDocker(t, n, words...)
-		d.buildDockerImage(t)
-		d.must(t, "run", "-d", "--name=pod", "--entrypoint=/opt/bin/install-conf", "weft:dev", "--ready=http://127.0.0.1:1/", "a", "b")
-		address, err := netip.ParseAddr(d.must(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pod"))
+		d.buildImage(t)
+		d.mustRun(t, "run", "-d", "--name=pod", "--entrypoint=/opt/bin/install-conf", "weft:dev",
+			"--ready=http://127.0.0.1:1/", "a", "b")
+		address, err := netip.ParseAddr(d.mustRun(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pod"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -256,9 +267,9 @@ func TestNetnsDockerOnTheLeasedSubnet(t *testing.T) {
 	for i, d := range dockers {
 		peer := 1 - i
 		await(t, "containers to reach each other", func() error {
-			seen, err := reachesContainer(t, d, "pod", dockers[peer], "pod", addresses[peer])
+			seen, err := connectContainers(t, d, "pod", dockers[peer], "pod", addresses[peer])
 			if err == nil && seen != addresses[i] {
-				err = fmt.Errorf("container %s is seen as %s", addresses[i], seen)
+				err = fmt.Errorf("container %s connects from %s", addresses[i], seen)
 			}
 			return err
 		})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -15,15 +14,15 @@ import (
 	"weft/deploy/lab"
 )
 
-// flanneldVariable names the environment variable with the path of flannel's daemon.
-const flanneldVariable = "WEFT_FLANNELD"
+// flanneldEnv names the environment variable with the path of flannel's daemon.
+const flanneldEnv = "WEFT_FLANNELD"
 
-// startFlannel runs flannel's daemon on a node as its own manifest does.
-func (c *cluster) startFlannel(t testing.TB, m *machine) {
+// startFlannel runs flannel's daemon on a node as flannel's manifest does.
+func (c *cluster) startFlannel(t testing.TB, m *clusterNode) {
 	t.Helper()
-	binary := os.Getenv(flanneldVariable)
+	binary := os.Getenv(flanneldEnv)
 	if binary == "" {
-		t.Skipf("NOT TESTED beside flannel's own daemon: %s does not name one", flanneldVariable)
+		t.Skipf("NOT TESTED: flannel's daemon: %s is not set", flanneldEnv)
 	}
 	var err error
 	m.daemon, err = m.Start([]string{binary, "--ip-masq", "--kube-subnet-mgr", "--healthz-port=8081",
@@ -34,55 +33,55 @@ func (c *cluster) startFlannel(t testing.TB, m *machine) {
 	}
 }
 
-// TestNetnsBesideFlannel runs flannel's own daemon on one node of three.
-func TestNetnsBesideFlannel(t *testing.T) {
+// TestNetnsFlannelPeer runs flannel's daemon on one of three nodes.
+func TestNetnsFlannelPeer(t *testing.T) {
 	for _, overlay := range overlays() {
 		t.Run(overlay, func(t *testing.T) {
 			c := newCluster(t, overlay, lab.Options{Nodes: 3})
-			theirs := c.nodes["node2"]
-			c.annotateAll(t) // without any annotation flannel panics
-			if err := c.api.AllocateCIDRs(configNetwork(t, configMap(t, c.manifests)["net-conf.json"])); err != nil {
+			flannelNode := c.nodes["node2"]
+			c.annotateAll(t) // flannel panics on a Node without annotations
+			if err := c.api.AllocateCIDRs(podNetworks(t, configMap(t, c.manifests)["net-conf.json"])); err != nil {
 				t.Fatal(err)
 			}
 			await(t, "pod CIDRs", func() error {
-				if c.node(t, theirs.Name).Spec.PodCIDR == "" {
-					return errors.New("none yet") // without it flannel ends
+				if c.nodeObject(t, flannelNode.Name).Spec.PodCIDR == "" {
+					return errors.New("none yet") // flannel exits without it
 				}
 				return nil
 			})
 			for _, m := range c.nodes {
-				if m == theirs {
+				if m == flannelNode {
 					c.startFlannel(t, m)
 				} else {
-					c.start(t, m)
+					c.startPod(t, m)
 				}
 			}
 			for _, m := range c.nodes {
-				c.ready(t, m)
+				c.waitReady(t, m)
 			}
-			c.attach(t)
-			c.checkAnnotations(t, theirs, overlay) // the check is right: flannel passes it
+			c.attachPods(t)
+			c.checkAnnotations(t, flannelNode, overlay) // proves the check itself: flannel passes it
 			c.checkAnnotations(t, c.nodes["node1"], overlay)
-			c.checkCondition(t, theirs, "False", "FlannelIsUp")
+			c.checkCondition(t, flannelNode, "False", "FlannelIsUp")
 
-			// The node changes hands, and back.
-			mac := c.node(t, theirs.Name).Metadata.Annotations[prefix+"backend-data"]
-			c.stop(t, theirs)
-			c.start(t, theirs)
-			c.ready(t, theirs)
-			c.reach(t)
-			if got := c.node(t, theirs.Name).Metadata.Annotations[prefix+"backend-data"]; got != mac {
-				t.Errorf("backend-data was %s under flannel and is %s", mac, got)
+			// The node changes to Weft and back.
+			mac := c.nodeObject(t, flannelNode.Name).Metadata.Annotations[prefix+"backend-data"]
+			c.stopPod(t, flannelNode)
+			c.startPod(t, flannelNode)
+			c.waitReady(t, flannelNode)
+			c.waitReachable(t)
+			if got := c.nodeObject(t, flannelNode.Name).Metadata.Annotations[prefix+"backend-data"]; got != mac {
+				t.Errorf("backend-data was %s with flannel and is %s", mac, got)
 			}
-			c.stop(t, theirs)
-			c.startFlannel(t, theirs)
-			c.ready(t, theirs)
-			c.reach(t)
+			c.stopPod(t, flannelNode)
+			c.startFlannel(t, flannelNode)
+			c.waitReady(t, flannelNode)
+			c.waitReachable(t)
 		})
 	}
 }
 
-// annotateAll gives every Node an annotation of somebody else's.
+// annotateAll adds an unrelated annotation to every Node.
 func (c *cluster) annotateAll(t testing.TB) {
 	t.Helper()
 	for name := range c.nodes {
@@ -92,29 +91,30 @@ func (c *cluster) annotateAll(t testing.TB) {
 	}
 }
 
-// stop ends a node's daemon and its installer.
-func (c *cluster) stop(t testing.TB, m *machine) {
+// stopPod stops a node's daemon and its installer.
+func (c *cluster) stopPod(t testing.TB, m *clusterNode) {
 	t.Helper()
 	for _, p := range []*lab.Process{m.daemon, m.installer} {
 		if p == nil {
 			continue
 		}
 		if code, err := p.Stop(t.Context()); err != nil || code != 0 {
-			t.Errorf("%s ended with %d, %v\n%s", p.Name, code, err, strings.Join(p.Tail(5), "\n"))
+			t.Errorf("%s: exit status %d, %v\n%s", p.Name, code, err, strings.Join(p.Tail(5), "\n"))
 		}
 	}
 	m.daemon, m.installer = nil, nil
 	await(t, m.Name+"'s health port to be free", func() error {
-		if err := c.probe(t.Context(), m, c.weft().LivenessProbe); err == nil {
-			return fmt.Errorf("something answers still")
+		if err := c.runProbe(t.Context(), m, c.daemonContainer().LivenessProbe); err == nil {
+			return errors.New("the port is still in use")
 		}
 		return nil
 	})
 }
 
-// stockPod is what the daemon set of flannel's own manifest runs, reduced to what a container runtime acts on. The
-// containers keep the runtime's default capabilities there, and there is no /dev/net/tun.
-const stockPod = `
+// flannelPodSpec is the pod of the DaemonSet in flannel's manifest, reduced to the fields that
+// matter to a container runtime. Its containers keep the runtime's default capabilities and have no
+// /dev/net/tun.
+const flannelPodSpec = `
 initContainers:
 - name: install-cni
   command: [/opt/bin/install-conf]
@@ -140,8 +140,8 @@ containers:
   - {name: config, mountPath: /etc/kube-flannel/}
 `
 
-// stockRole is what flannel's manifest lets its account do.
-const stockRole = `apiVersion: rbac.authorization.k8s.io/v1
+// flannelRole is the role of the account in flannel's manifest.
+const flannelRole = `apiVersion: rbac.authorization.k8s.io/v1
 kind: ClusterRole
 metadata:
   name: weft
@@ -151,38 +151,39 @@ rules:
 - {apiGroups: [""], resources: [nodes/status], verbs: [patch]}
 `
 
-// TestNetnsStockManifestWithOurImage runs what flannel's own manifest runs, from our image, on one node, and flannel itself,
-// if it is there, on the other.
-func TestNetnsStockManifestWithOurImage(t *testing.T) {
+// TestNetnsFlannelManifest runs the pod of flannel's manifest from Weft's image on one node and, if
+// available, flannel's daemon on the other.
+func TestNetnsFlannelManifest(t *testing.T) {
 	c := newCluster(t, "vxlan", lab.Options{Nodes: 2})
-	apply(t, c.api, []byte(stockRole), false)
+	apply(t, c.api, []byte(flannelRole), false)
 	c.annotateAll(t)
 	for name, podCIDR := range map[string]string{"node1": "10.244.1.0/24", "node2": "10.244.2.0/24"} {
-		c.renumber(t, c.nodes[name], podCIDR)
+		c.recreateNode(t, c.nodes[name], podCIDR)
 	}
 	c.annotateAll(t)
 	m, other := c.nodes["node1"], c.nodes["node2"]
-	c.runStock(t, m)
-	if os.Getenv(flanneldVariable) != "" {
+	c.startFlannelPod(t, m)
+	if os.Getenv(flanneldEnv) != "" {
 		c.startFlannel(t, other)
 	} else {
-		t.Logf("NOT TESTED beside flannel's own daemon: %s does not name one", flanneldVariable)
-		c.start(t, other)
+		t.Logf("NOT TESTED: flannel's daemon as peer: %s is not set", flanneldEnv)
+		c.startPod(t, other)
 	}
 	for _, n := range c.nodes {
-		c.ready(t, n)
+		c.waitReady(t, n)
 	}
-	c.attach(t)
+	c.attachPods(t)
 	c.checkAnnotations(t, m, "vxlan")
 	c.checkCondition(t, m, "False", "FlannelIsUp")
 	c.checkConflist(t, m)
 }
 
-// runStock makes the pod of the stock manifest: the object, which the daemon asks for its node's name, and its containers.
-func (c *cluster) runStock(t *testing.T, m *machine) {
+// startFlannelPod creates the Pod object, from which the daemon reads its node's name, and runs its
+// containers.
+func (c *cluster) startFlannelPod(t *testing.T, m *clusterNode) {
 	t.Helper()
 	var pod corev1.PodSpec
-	if err := yaml.UnmarshalStrict([]byte(stockPod), &pod); err != nil {
+	if err := yaml.UnmarshalStrict([]byte(flannelPodSpec), &pod); err != nil {
 		t.Fatal(err)
 	}
 	const name = "kube-flannel-ds-x"
@@ -194,16 +195,17 @@ func (c *cluster) runStock(t *testing.T, m *machine) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	object := split(t, o)[0]
-	if err := c.api.Apply(t.Context(), object.path(t), object.text, false); err != nil {
+	object := parseManifests(t, o)[0]
+	if err := c.api.Apply(t.Context(), object.apiPath(t), object.text, false); err != nil {
 		t.Fatal(err)
 	}
 	fields := map[string]string{"metadata.name": name, "metadata.namespace": c.daemons.Namespace}
-	installer := describe(t, pod.InitContainers[0], fields, buildImage(t), m.volumes).start(t, m.Node, c.account)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	installer := newContainer(t, pod.InitContainers[0], fields, buildImageDir(t), m.volumes).start(t, m.Node, c.account)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	if code, err := installer.Wait(ctx); err != nil || code != 0 {
-		t.Fatalf("install-conf ended with %d, %v\n%s", code, err, installer.Log())
+		t.Fatalf("install-conf: exit status %d, %v\n%s", code, err, installer.Log())
 	}
-	m.daemon = describe(t, pod.Containers[0], fields, buildImage(t), m.volumes).start(t, m.Node, c.account, c.apiEnv()...)
+	m.daemon = newContainer(t, pod.Containers[0], fields, buildImageDir(t), m.volumes).start(t, m.Node, c.account,
+		c.apiServerEnv()...)
 }

@@ -12,16 +12,16 @@ import (
 )
 
 const (
-	manyNodes = 1000
-	// A watch of all nodes lasts 5 to 10 minutes before the client asks for it anew (client-go's reflector): 8 an hour.
+	scaleNodes = 1000
+	// client-go's reflector renews a watch every 5 to 10 minutes: 8 per hour.
 	watchesPerHour = 8
 )
 
-// scaleConf has room for them.
+// scaleConf is a network with room for scaleNodes.
 const scaleConf = `{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}`
 
-// renumber makes a node's object anew, with a pod CIDR.
-func (c *cluster) renumber(t testing.TB, m *machine, podCIDR string) {
+// recreateNode recreates a Node object with a pod CIDR.
+func (c *cluster) recreateNode(t testing.TB, m *clusterNode, podCIDR string) {
 	t.Helper()
 	if err := c.api.DeleteNode(t.Context(), m.Name); err != nil {
 		t.Fatal(err)
@@ -31,8 +31,8 @@ func (c *cluster) renumber(t testing.TB, m *machine, podCIDR string) {
 	}
 }
 
-// addMany creates Nodes with leases, some at a time.
-func (c *cluster) addMany(t testing.TB, n int) {
+// addPeers creates n Nodes with leases, eight at a time.
+func (c *cluster) addPeers(t testing.TB, n int) {
 	t.Helper()
 	var group sync.WaitGroup
 	numbers, failed := make(chan int), make(chan error, n)
@@ -57,13 +57,14 @@ func (c *cluster) addMany(t testing.TB, n int) {
 	}
 }
 
-// peer is where the i-th peer and its pods are.
+// peer returns the pod CIDR and the public address of the i-th peer.
 func peer(i int) (podCIDR netip.Prefix, public netip.Addr) {
-	i += 1024 // beyond what the lab's own nodes have
+	i += 1024 // above the subnets of the lab's own nodes
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 128 + byte(i>>8), byte(i), 0}), 24),
 		netip.AddrFrom4([4]byte{172, 31, 0, 100})
 }
 
+// addPeer creates the Node of the i-th peer with its lease.
 func (c *cluster) addPeer(t testing.TB, i int) error {
 	podCIDR, public := peer(i)
 	mac := fmt.Sprintf(`{"VNI":1,"VtepMAC":"0a:00:00:00:%02x:%02x"}`, i>>8, i&0xff)
@@ -72,8 +73,8 @@ func (c *cluster) addPeer(t testing.TB, i int) error {
 	})
 }
 
-// peersRouted counts the routes to peers in the kernel.
-func (m *machine) peersRouted(t testing.TB) int {
+// peerRoutes returns the number of routes to peers in the kernel.
+func (m *clusterNode) peerRoutes(t testing.TB) int {
 	t.Helper()
 	routes, err := m.Routes()
 	if err != nil {
@@ -88,15 +89,16 @@ func (m *machine) peersRouted(t testing.TB) int {
 	return n
 }
 
-// TestNetnsCallsOfTheAPIServer holds what a daemon asks for at its start, and that it asks for nothing while nothing happens.
-func TestNetnsCallsOfTheAPIServer(t *testing.T) {
+// TestNetnsAPIServerCalls checks the requests of a daemon's start, and that it sends none while
+// nothing changes.
+func TestNetnsAPIServerCalls(t *testing.T) {
 	c := newCluster(t, "vxlan", lab.Options{Nodes: 1})
-	writeNetwork(t, c, scaleConf)
-	c.addMany(t, 20)
+	setNetConf(t, c, scaleConf)
+	c.addPeers(t, 20)
 	m := c.nodes["node1"]
-	c.renumber(t, m, "10.244.0.0/24")
-	c.start(t, m)
-	c.ready(t, m)
+	c.recreateNode(t, m, "10.244.0.0/24")
+	c.startPod(t, m)
+	c.waitReady(t, m)
 	c.checkCondition(t, m, "False", "FlannelIsUp")
 	want := "get nodes, get nodes, patch nodes/status, watch nodes, patch nodes/status"
 	if got := c.calls(t); got != want {
@@ -106,7 +108,7 @@ func TestNetnsCallsOfTheAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the new node's route", func() error {
-		if n := m.peersRouted(t); n != 21 {
+		if n := m.peerRoutes(t); n != 21 {
 			return fmt.Errorf("%d routes", n)
 		}
 		return nil
@@ -116,6 +118,7 @@ func TestNetnsCallsOfTheAPIServer(t *testing.T) {
 	}
 }
 
+// calls returns the daemon's requests to the API server so far.
 func (c *cluster) calls(t testing.TB) string {
 	t.Helper()
 	calls, err := c.api.Calls("weftd/")
@@ -129,29 +132,29 @@ func (c *cluster) calls(t testing.TB) string {
 	return strings.Join(texts, ", ")
 }
 
-// BenchmarkNetnsThousandNodes measures a daemon of the vxlan backend in a cluster of 1,000 nodes: its memory, its calls of
-// the API server, the time from its start to the last route, and from a new Node to its route.
+// BenchmarkNetnsThousandNodes measures a vxlan daemon in a cluster of 1,000 nodes: its memory, its
+// API requests, the time from its start to the last route, and from a new Node to its route.
 func BenchmarkNetnsThousandNodes(b *testing.B) {
 	c := newCluster(b, "vxlan", lab.Options{Nodes: 1})
-	writeNetwork(b, c, scaleConf)
-	c.addMany(b, manyNodes)
+	setNetConf(b, c, scaleConf)
+	c.addPeers(b, scaleNodes)
 	m := c.nodes["node1"]
-	c.renumber(b, m, "10.244.0.0/24")
+	c.recreateNode(b, m, "10.244.0.0/24")
 	routed := func(n int) time.Duration {
 		began := time.Now()
 		await(b, "routes", func() error {
-			if got := m.peersRouted(b); got != n {
+			if got := m.peerRoutes(b); got != n {
 				return fmt.Errorf("%d of %d", got, n)
 			}
 			return nil
 		})
 		return time.Since(began)
 	}
-	c.start(b, m)
-	start := routed(manyNodes)
-	c.ready(b, m)
+	c.startPod(b, m)
+	start := routed(scaleNodes)
+	c.waitReady(b, m)
 	calls := len(strings.Split(c.calls(b), ","))
-	next := manyNodes
+	next := scaleNodes
 	var latency time.Duration
 	for b.Loop() {
 		if err := c.addPeer(b, next); err != nil {
@@ -171,8 +174,8 @@ func BenchmarkNetnsThousandNodes(b *testing.B) {
 	b.ReportMetric(float64(len(strings.Split(c.calls(b), ","))-calls+watchesPerHour), "calls/h")
 }
 
-// writeNetwork changes the config of all nodes.
-func writeNetwork(t testing.TB, c *cluster, netConf string) {
+// setNetConf changes the network config of all nodes.
+func setNetConf(t testing.TB, c *cluster, netConf string) {
 	t.Helper()
 	for _, m := range c.nodes {
 		files := configMap(t, c.manifests)

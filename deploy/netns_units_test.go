@@ -18,8 +18,9 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// settings reads a file of KEY=value lines, as systemd and supervisord have them. A key may come more than once.
-func settings(t *testing.T, path string) map[string][]string {
+// readSettings reads a file of KEY=value lines, as systemd and supervisord use them. Keys may
+// repeat.
+func readSettings(t *testing.T, path string) map[string][]string {
 	t.Helper()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -35,12 +36,13 @@ func settings(t *testing.T, path string) map[string][]string {
 	return s
 }
 
-// startEtcd runs an etcd with a network config on a node's loopback.
+// startEtcd runs an etcd with a network config on a node's loopback address.
 func startEtcd(t *testing.T, n *lab.Node) *testetcd.Server {
 	t.Helper()
 	var server *testetcd.Server
 	err := n.Do(func() (err error) {
-		server, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"), Listen: netip.MustParseAddrPort("127.0.0.1:2379")})
+		server, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"),
+			Listen: netip.MustParseAddrPort("127.0.0.1:2379")})
 		return err
 	})
 	if err != nil {
@@ -53,23 +55,24 @@ func startEtcd(t *testing.T, n *lab.Node) *testetcd.Server {
 	return server
 }
 
-// hostRoot is a folder with the daemon where packages put it.
-func hostRoot(t *testing.T) string {
+// installedRoot returns a directory with the daemon at its install path.
+func installedRoot(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(root, "usr", "local", "bin"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Link(filepath.Join(buildImage(t), "opt", "bin", "flanneld"), filepath.Join(root, "usr", "local", "bin", "weftd")); err != nil {
+	if err := os.Link(filepath.Join(buildImageDir(t), "opt", "bin", "flanneld"),
+		filepath.Join(root, "usr", "local", "bin", "weftd")); err != nil {
 		t.Fatal(err)
 	}
 	return root
 }
 
-// TestNetnsSystemdUnit runs the unit's command line with the rights that the unit leaves it, and plays systemd's part.
+// TestNetnsSystemdUnit runs the unit's command line with the unit's privileges and acts as systemd.
 func TestNetnsSystemdUnit(t *testing.T) {
 	lab.SkipWithoutTUN(t)
-	unit := settings(t, "systemd/weftd.service")
+	unit := readSettings(t, "systemd/weftd.service")
 	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
 	startEtcd(t, n)
 	if err := os.MkdirAll(n.Path("flannel"), 0o755); err != nil { // RuntimeDirectory
@@ -80,7 +83,7 @@ func TestNetnsSystemdUnit(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer socket.Close()
-	c := container{Root: hostRoot(t), Argv: strings.Fields(unit["ExecStart"][0])}
+	c := container{Root: installedRoot(t), Argv: strings.Fields(unit["ExecStart"][0])}
 	c.ReadOnlyRoot, c.NoNewPrivs = unit["ProtectSystem"][0] == "strict", unit["NoNewPrivileges"][0] == "yes"
 	for name := range strings.FieldsSeq(unit["CapabilityBoundingSet"][0]) {
 		c.Capabilities = append(c.Capabilities, strings.TrimPrefix(name, "CAP_"))
@@ -90,15 +93,16 @@ func TestNetnsSystemdUnit(t *testing.T) {
 		path, _, _ := strings.Cut(device, " ")
 		c.Mounts = append(c.Mounts, mount{path, path, false})
 	}
-	const limit = 2 * time.Second // in place of the unit's WatchdogSec, so that the test need not wait
-	c.Env = append(strings.Fields(unit["Environment"][0]), "NOTIFY_SOCKET=/run/flannel/notify", fmt.Sprintf("WATCHDOG_USEC=%d", limit.Microseconds()))
+	const limit = 2 * time.Second // shorter than the unit's WatchdogSec, to keep the test short
+	c.Env = append(strings.Fields(unit["Environment"][0]), "NOTIFY_SOCKET=/run/flannel/notify",
+		fmt.Sprintf("WATCHDOG_USEC=%d", limit.Microseconds()))
 	p := c.start(t, n, t.TempDir())
 
-	began := map[string]time.Time{}
-	for beats := 0; beats < 5 || began["READY=1"].IsZero(); {
-		message := notified(t, socket, patience)
-		if _, seen := began[message]; !seen {
-			began[message] = time.Now()
+	firstSeen := map[string]time.Time{}
+	for beats := 0; beats < 5 || firstSeen["READY=1"].IsZero(); {
+		message := readNotification(t, socket, waitTimeout)
+		if _, seen := firstSeen[message]; !seen {
+			firstSeen[message] = time.Now()
 		}
 		switch message {
 		case "READY=1":
@@ -108,26 +112,26 @@ func TestNetnsSystemdUnit(t *testing.T) {
 		case "WATCHDOG=1":
 			beats++
 		default:
-			t.Errorf("systemd was told %q", message)
+			t.Errorf("unexpected notification %q", message)
 		}
 	}
 	stopped := time.Now()
 	if code, err := p.Stop(t.Context()); err != nil || code != 0 {
-		t.Errorf("ended with %d, %v", code, err)
+		t.Errorf("exit status %d, %v", code, err)
 	}
 	if took := time.Since(stopped); took > 10*time.Second {
-		t.Errorf("it took %v to end", took)
+		t.Errorf("exit took %v", took)
 	}
 	for message := ""; message != "STOPPING=1"; {
-		message = notified(t, socket, time.Second)
+		message = readNotification(t, socket, time.Second)
 	}
 	if _, err := subnetenv.Read(n.Path("flannel/subnet.env")); err != nil {
-		t.Errorf("after the end: %v", err)
+		t.Errorf("after exit: %v", err)
 	}
 }
 
-// notified reads what the daemon tells systemd.
-func notified(t *testing.T, socket *net.UnixConn, limit time.Duration) string {
+// readNotification reads a notification to systemd (sd_notify(3)).
+func readNotification(t *testing.T, socket *net.UnixConn, limit time.Duration) string {
 	t.Helper()
 	if err := socket.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		t.Fatal(err)
@@ -140,8 +144,9 @@ func notified(t *testing.T, socket *net.UnixConn, limit time.Duration) string {
 	return string(b[:n])
 }
 
-// TestSystemdAcceptsTheUnit has systemd's own tools read the unit. The exposure is theirs, in tenths; 27 when written.
-func TestSystemdAcceptsTheUnit(t *testing.T) {
+// TestSystemdAnalyze checks the unit with systemd-analyze. The exposure threshold is in tenths; the
+// unit had 27 when written.
+func TestSystemdAnalyze(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skipf("NOT TESTED: %v", err)
@@ -152,7 +157,8 @@ func TestSystemdAcceptsTheUnit(t *testing.T) {
 	}
 	unit := filepath.Join(t.TempDir(), "weftd.service")
 	writeFile(t, unit, strings.Replace(string(b), "/usr/local/bin/weftd", "/bin/true", 1))
-	for _, args := range [][]string{{"verify", "--man=no", unit}, {"security", "--offline=true", "--threshold=30", unit}} {
+	for _, args := range [][]string{{"verify", "--man=no", unit},
+		{"security", "--offline=true", "--threshold=30", unit}} {
 		cmd := exec.Command(analyze, args...)
 		out, err := cmd.CombinedOutput()
 		if err != nil || args[0] == "verify" && len(out) > 0 {
@@ -161,21 +167,21 @@ func TestSystemdAcceptsTheUnit(t *testing.T) {
 	}
 }
 
-// TestNetnsSupervisorProgram runs the supervisor example's command.
-func TestNetnsSupervisorProgram(t *testing.T) {
+// TestNetnsSupervisor runs the command of the supervisord example.
+func TestNetnsSupervisor(t *testing.T) {
 	lab.SkipWithoutTUN(t)
-	program := settings(t, "supervisor/weftd.conf")
+	program := readSettings(t, "supervisor/weftd.conf")
 	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
 	startEtcd(t, n)
 	argv := strings.Fields(program["command"][0])
-	argv[0] = filepath.Join(hostRoot(t), argv[0])
+	argv[0] = filepath.Join(installedRoot(t), argv[0])
 	p, err := n.Start(argv)
 	if err != nil {
 		t.Fatal(err)
 	}
 	await(t, "subnet.env", func() error {
 		if !p.Running() {
-			t.Fatal("the daemon has ended")
+			t.Fatal("the daemon has exited")
 		}
 		_, err := subnetenv.Read(n.Path("flannel/subnet.env"))
 		return err
@@ -183,6 +189,6 @@ func TestNetnsSupervisorProgram(t *testing.T) {
 	ctx, cancel := context.WithTimeoutCause(t.Context(), 10*time.Second, errors.New("longer than stopwaitsecs"))
 	defer cancel()
 	if code, err := p.Stop(ctx); err != nil || code != 0 {
-		t.Errorf("ended with %d, %v", code, err)
+		t.Errorf("exit status %d, %v", code, err)
 	}
 }

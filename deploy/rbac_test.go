@@ -12,77 +12,82 @@ import (
 	"weft/lease/kube/testkube"
 )
 
-// TestManifestsAreAccepted has the API server check every overlay, and the pod that the daemon set would make, which meets
-// checks (pod security, priority class, service account) that the daemon set itself does not.
-func TestManifestsAreAccepted(t *testing.T) {
-	c := startAPI(t, netip.MustParseAddr("127.0.0.1"))
+// TestManifestsValid has the API server validate every overlay and the pod of its DaemonSet. The
+// pod passes admission checks (pod security, priority class, service account) that the DaemonSet
+// does not.
+func TestManifestsValid(t *testing.T) {
+	c := startControlPlane(t, netip.MustParseAddr("127.0.0.1"))
 	for _, overlay := range overlays() {
 		manifests := kustomize(t, "kubernetes/overlays/"+overlay)
 		apply(t, c, manifests, true)
 		apply(t, c, manifests, false)
 		d := daemonSet(t, manifests)
 		pod, err := json.Marshal(map[string]any{
-			"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": "weft-x", "namespace": d.Namespace, "labels": d.Spec.Template.Labels},
-			"spec": d.Spec.Template.Spec,
+			"apiVersion": "v1", "kind": "Pod",
+			"metadata": map[string]any{"name": "weft-x", "namespace": d.Namespace, "labels": d.Spec.Template.Labels},
+			"spec":     d.Spec.Template.Spec,
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
-		o := split(t, pod)[0]
-		if err := c.Apply(t.Context(), o.path(t), pod, true); err != nil {
-			t.Errorf("%s: the daemon set's pod: %v", overlay, err)
+		o := parseManifests(t, pod)[0]
+		if err := c.Apply(t.Context(), o.apiPath(t), pod, true); err != nil {
+			t.Errorf("%s: pod of the DaemonSet: %v", overlay, err)
 		}
 	}
-	// The checks are real ones.
-	broken := strings.Replace(string(kustomize(t, "kubernetes/overlays/udp")), "hostNetwork: true", "hostNetwerk: true", 1)
-	for _, o := range split(t, []byte(broken)) {
+	// Prove that the validation is strict.
+	broken := strings.Replace(string(kustomize(t, "kubernetes/overlays/udp")), "hostNetwork: true", "hostNetwerk: true",
+		1)
+	for _, o := range parseManifests(t, []byte(broken)) {
 		if o.Kind == "DaemonSet" {
-			if err := c.Apply(t.Context(), o.path(t), o.text, true); err == nil {
+			if err := c.Apply(t.Context(), o.apiPath(t), o.text, true); err == nil {
 				t.Error("an unknown field was accepted")
 			}
 		}
 	}
 }
 
-// rule is one line of what an account may do.
+// rule is a permission of an account.
 type rule struct{ Verbs, APIGroups, Resources, ResourceNames []string }
 
-// rulesOf asks the API server what an account may do.
-func rulesOf(t *testing.T, c *testkube.Cluster, token string) []string {
+// permissions returns the permissions of an account as the API server reports them.
+func permissions(t *testing.T, c *testkube.Cluster, token string) []string {
 	t.Helper()
 	status, b, err := c.Do(t.Context(), testkube.Request{
 		Method: http.MethodPost, Path: "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews", Token: token,
-		Body: map[string]any{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview", "spec": map[string]any{"namespace": "default"}},
+		Body: map[string]any{"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectRulesReview",
+			"spec": map[string]any{"namespace": "default"}},
 	})
 	if err != nil || status != http.StatusCreated {
 		t.Fatalf("status %d, %v: %s", status, err, b)
 	}
-	var answer struct {
+	var resp struct {
 		Status struct{ ResourceRules []rule }
 	}
-	if err := json.Unmarshal(b, &answer); err != nil {
+	if err := json.Unmarshal(b, &resp); err != nil {
 		t.Fatal(err)
 	}
 	var lines []string
-	for _, r := range answer.Status.ResourceRules {
+	for _, r := range resp.Status.ResourceRules {
 		lines = append(lines, fmt.Sprint(r))
 	}
 	slices.Sort(lines)
 	return lines
 }
 
-// TestServiceAccountMayDoNoMore compares all that the manifest's account may do with what an account without any binding
-// may, and tries some of it.
-func TestServiceAccountMayDoNoMore(t *testing.T) {
-	c := startAPI(t, netip.MustParseAddr("127.0.0.1"))
+// TestServiceAccountPermissions compares the permissions of the manifest's account with those of an
+// account without a binding, and tries some requests.
+func TestServiceAccountPermissions(t *testing.T) {
+	c := startControlPlane(t, netip.MustParseAddr("127.0.0.1"))
 	manifests := kustomize(t, "kubernetes/overlays/udp")
 	apply(t, c, manifests, false)
 	d := daemonSet(t, manifests)
-	nobody := object{}
-	for _, o := range split(t, []byte("apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: nobody, namespace: "+d.Namespace+"}")) {
-		nobody = o
+	unbound := object{}
+	account := "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: unbound, namespace: " + d.Namespace + "}"
+	for _, o := range parseManifests(t, []byte(account)) {
+		unbound = o
 	}
-	if err := c.Apply(t.Context(), nobody.path(t), nobody.text, false); err != nil {
+	if err := c.Apply(t.Context(), unbound.apiPath(t), unbound.text, false); err != nil {
 		t.Fatal(err)
 	}
 	token := func(account string) string {
@@ -93,17 +98,18 @@ func TestServiceAccountMayDoNoMore(t *testing.T) {
 		return s
 	}
 	weft := token(d.Spec.Template.Spec.ServiceAccountName)
-	without := rulesOf(t, c, token("nobody"))
-	var more []string
-	for _, line := range rulesOf(t, c, weft) {
-		if !slices.Contains(without, line) {
-			more = append(more, line)
+	base := permissions(t, c, token("unbound"))
+	var added []string
+	for _, line := range permissions(t, c, weft) {
+		if !slices.Contains(base, line) {
+			added = append(added, line)
 		}
 	}
-	want := []string{fmt.Sprint(rule{Verbs: []string{"get", "list", "watch"}, APIGroups: []string{""}, Resources: []string{"nodes"}}),
+	want := []string{fmt.Sprint(rule{Verbs: []string{"get", "list", "watch"}, APIGroups: []string{""},
+		Resources: []string{"nodes"}}),
 		fmt.Sprint(rule{Verbs: []string{"patch"}, APIGroups: []string{""}, Resources: []string{"nodes/status"}})}
-	if !slices.Equal(more, want) {
-		t.Errorf("the account may do\n%s\nwant\n%s", strings.Join(more, "\n"), strings.Join(want, "\n"))
+	if !slices.Equal(added, want) {
+		t.Errorf("permissions of the account\n%s\nwant\n%s", strings.Join(added, "\n"), strings.Join(want, "\n"))
 	}
 	if err := c.AddNode(t.Context(), "n"); err != nil {
 		t.Fatal(err)
