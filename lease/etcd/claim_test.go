@@ -16,7 +16,7 @@ import (
 	"weft/lease"
 )
 
-// cluster is what most tests begin with: a server, an operator and a network config.
+// cluster is a server with a network config, and an operator's client for it.
 type cluster struct {
 	operator
 	config  func(n int) Config
@@ -26,9 +26,10 @@ type cluster struct {
 func newCluster(t *testing.T, network string) cluster {
 	t.Helper()
 	server := serve(t)
-	op := operate(t, server, "/coreos.com/network")
+	op := newOperator(t, server, "/coreos.com/network")
 	op.put(t, "/config", network)
-	return cluster{op, func(n int) Config { return quiet(server, "/coreos.com/network", n) }, parseNetwork(t, network)}
+	return cluster{op, func(n int) Config { return testConfig(server, "/coreos.com/network", n) },
+		parseNetwork(t, network)}
 }
 
 const (
@@ -45,7 +46,7 @@ func mustClaim(t *testing.T, s *Store, r lease.Request) lease.Lease {
 	return l
 }
 
-func TestKeysAndValuesAreFlannels(t *testing.T) {
+func TestClaimFlannelFormat(t *testing.T) {
 	c := newCluster(t, dual)
 	s := open(t, c.config(0))
 	s.random = func(int) int { return 4 }
@@ -69,7 +70,7 @@ func TestKeysAndValuesAreFlannels(t *testing.T) {
 	if len(owners) != 2 || !strings.Contains(owners["10.5.5.0-24"], `"node":"node0"`) {
 		t.Errorf("owner keys: %v", owners)
 	}
-	ttl, err := c.TimeToLive(t.Context(), c.grantOf(t, "/subnets/10.5.5.0-24"))
+	ttl, err := c.TimeToLive(t.Context(), c.leaseIDOf(t, "/subnets/10.5.5.0-24"))
 	if err != nil || ttl.GrantedTTL != 86400 {
 		t.Errorf("etcd lease of %d s, %v", ttl.GrantedTTL, err)
 	}
@@ -83,7 +84,7 @@ func trimSlash(m map[string]string) map[string]string {
 	return trimmed
 }
 
-func TestFifteenFitAndTheSixteenthIsTold(t *testing.T) {
+func TestClaimFullPool(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	subnets := make([]netip.Prefix, 15)
 	var all sync.WaitGroup
@@ -104,32 +105,32 @@ func TestFifteenFitAndTheSixteenthIsTold(t *testing.T) {
 	}
 	_, err := open(t, c.config(15)).Claim(t.Context(), request(c.network, 15))
 	if !errors.Is(err, lease.ErrNoSubnet) || !strings.Contains(err.Error(), "10.5.1.0/24 to 10.5.15.0/24") {
-		t.Errorf("the sixteenth got %v", err)
+		t.Errorf("claim from a full pool: got %v", err)
 	}
 	if got := c.all(t, "/weft/owners/"); len(got) != 15 {
 		t.Errorf("%d owner keys", len(got))
 	}
 }
 
-func TestLeaseOfAFlannelNodeIsTakenOver(t *testing.T) {
+func TestClaimFlannelLease(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.7.0/24"), Attrs: request(c.network, 0).Attrs})
-	old := c.grantOf(t, "/subnets/10.5.7.0-24")
+	old := c.leaseIDOf(t, "/subnets/10.5.7.0-24")
 	r := request(c.network, 0)
 	r.Previous = prefix("10.5.3.0/24")
 	l := mustClaim(t, open(t, c.config(0)), r)
 	if l.Subnet != prefix("10.5.7.0/24") || time.Until(l.Expires) < 23*time.Hour {
 		t.Errorf("got %s until %s", l.Subnet, l.Expires)
 	}
-	if now := c.grantOf(t, "/subnets/10.5.7.0-24"); now == old || now == 0 {
-		t.Errorf("the key hangs on etcd lease %x, before %x", now, old)
+	if now := c.leaseIDOf(t, "/subnets/10.5.7.0-24"); now == old || now == 0 {
+		t.Errorf("key has etcd lease %x, before the claim %x", now, old)
 	}
 	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
-		t.Errorf("the replaced etcd lease lives on: %+v, %v", ttl, err)
+		t.Errorf("replaced etcd lease not revoked: %+v, %v", ttl, err)
 	}
 }
 
-func TestSharedEtcdLeaseIsNotRevoked(t *testing.T) {
+func TestSharedEtcdLeaseNotRevoked(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	grant, err := c.Grant(t.Context(), 86400)
 	if err != nil {
@@ -140,11 +141,11 @@ func TestSharedEtcdLeaseIsNotRevoked(t *testing.T) {
 	c.put(t, "/subnets/10.5.8.0-24", `{"PublicIP":"192.0.2.9","PublicIPv6":null}`, clientv3.WithLease(grant.ID))
 	mustClaim(t, open(t, c.config(0)), request(c.network, 0))
 	if got := c.all(t, "/subnets/"); len(got) != 2 {
-		t.Errorf("left over: %v", got)
+		t.Errorf("keys: %v", got)
 	}
 }
 
-func TestReservationStaysOne(t *testing.T) {
+func TestReservationKept(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	c.put(t, "/subnets/10.5.7.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
 	s := open(t, c.config(0))
@@ -156,26 +157,27 @@ func TestReservationStaysOne(t *testing.T) {
 	if l, err := s.Renew(t.Context(), l); err != nil || !l.Expires.IsZero() {
 		t.Errorf("renewed until %s, %v", l.Expires, err)
 	}
-	if grant := c.grantOf(t, "/subnets/10.5.7.0-24"); grant != 0 {
-		t.Errorf("the reservation hangs on etcd lease %x", grant)
+	if grant := c.leaseIDOf(t, "/subnets/10.5.7.0-24"); grant != 0 {
+		t.Errorf("reservation has etcd lease %x", grant)
 	}
 	if got := c.all(t, "/subnets/")["10.5.7.0-24"]; !strings.Contains(got, "host-gw") {
-		t.Errorf("the attributes were not published: %s", got)
+		t.Errorf("attributes not published: %s", got)
 	}
-	// The other way round: an operator's put without a lease makes a reservation of a live lease.
+	// Conversely, an operator's put without an etcd lease turns a live lease into a reservation.
 	s = open(t, c.config(1))
 	l = mustClaim(t, s, request(c.network, 1))
 	key := "/subnets/" + formatKey(l)
 	c.put(t, key, `{"PublicIP":"192.0.2.2","PublicIPv6":null}`)
-	if l, err := s.Renew(t.Context(), l); err != nil || !l.Expires.IsZero() || c.grantOf(t, key) != 0 {
-		t.Errorf("renewed until %s on etcd lease %x, %v", l.Expires, c.grantOf(t, key), err)
+	if l, err := s.Renew(t.Context(), l); err != nil || !l.Expires.IsZero() || c.leaseIDOf(t, key) != 0 {
+		t.Errorf("renewed until %s on etcd lease %x, %v", l.Expires, c.leaseIDOf(t, key), err)
 	}
 }
 
-func TestReservationStaysOneWhenIPv6ComesOn(t *testing.T) {
+func TestReservationKeptEnablingIPv6(t *testing.T) {
 	c := newCluster(t, dual)
 	c.put(t, "/subnets/10.5.7.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
-	c.put(t, "/subnets/10.99.0.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`) // outside the network: an operator's affair
+	// outside the network: left to the operator
+	c.put(t, "/subnets/10.99.0.0-24", `{"PublicIP":"192.0.2.1","PublicIPv6":null}`)
 	l := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
 	if l.Subnet != prefix("10.5.7.0/24") || !l.Subnet6.IsValid() {
 		t.Errorf("got %s %s", l.Subnet, l.Subnet6)
@@ -184,16 +186,16 @@ func TestReservationStaysOneWhenIPv6ComesOn(t *testing.T) {
 	if len(got) != 2 || got["10.99.0.0-24"] == "" || got[formatKey(l)] == "" {
 		t.Errorf("keys: %v", got)
 	}
-	if grant := c.grantOf(t, "/subnets/"+formatKey(l)); grant != 0 {
-		t.Errorf("the reservation hangs on etcd lease %x", grant)
+	if grant := c.leaseIDOf(t, "/subnets/"+formatKey(l)); grant != 0 {
+		t.Errorf("reservation has etcd lease %x", grant)
 	}
 }
 
-func TestIPv6ComesOn(t *testing.T) {
+func TestClaimEnablingIPv6(t *testing.T) {
 	c := newCluster(t, dual)
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.2.0/24"), Attrs: request(c.network, 1).Attrs})
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})
-	old := c.grantOf(t, "/subnets/10.5.3.0-24")
+	old := c.leaseIDOf(t, "/subnets/10.5.3.0-24")
 	l := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
 	if l.Subnet != prefix("10.5.3.0/24") || !l.Subnet6.IsValid() {
 		t.Errorf("got %s %s", l.Subnet, l.Subnet6)
@@ -202,12 +204,12 @@ func TestIPv6ComesOn(t *testing.T) {
 		t.Errorf("keys: %v", got)
 	}
 	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
-		t.Errorf("the etcd lease of the deleted key lives on: %+v, %v", ttl, err)
+		t.Errorf("etcd lease of deleted key not revoked: %+v, %v", ttl, err)
 	}
 }
 
-// meanwhile makes the store's next draw, and only that one, run f first: between the list and the claim.
-func meanwhile(s *Store, f func()) {
+// duringClaim runs f once, when the store next chooses a random subnet: between list and claim.
+func duringClaim(s *Store, f func()) {
 	var once sync.Once
 	s.random = func(int) int {
 		once.Do(f)
@@ -215,7 +217,7 @@ func meanwhile(s *Store, f func()) {
 	}
 }
 
-func TestLostRaceIsTriedAgain(t *testing.T) {
+func TestClaimLostRace(t *testing.T) {
 	c := newCluster(t, dual)
 	rival := func(l lease.Lease) func() {
 		l.PublicIP = netip.MustParseAddr("192.0.2.200")
@@ -230,8 +232,11 @@ func TestLostRaceIsTriedAgain(t *testing.T) {
 	}{
 		{"the same key", onlyV4, lease.Lease{Subnet: prefix("10.5.1.0/24")}, "10.5.2.0/24", "", ""},
 		{"a wider key", onlyV4, lease.Lease{Subnet: prefix("10.5.0.0/22")}, "10.5.4.0/24", "", ""},
-		{"IPv4 in a key of both families", onlyV4, lease.Lease{Subnet: prefix("10.5.1.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.2.0/24", "", ""},
-		{"IPv6 beside another IPv4", dual, lease.Lease{Subnet: prefix("10.5.9.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.3.0/24", "fd10:5:0:2::/64", "10.5.3.0/24"},
+		{"IPv4 in a key of both families", onlyV4,
+			lease.Lease{Subnet: prefix("10.5.1.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.2.0/24", "", ""},
+		{"IPv6 beside another IPv4", dual,
+			lease.Lease{Subnet: prefix("10.5.9.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.3.0/24",
+			"fd10:5:0:2::/64", "10.5.3.0/24"},
 	}
 	for i, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -239,14 +244,15 @@ func TestLostRaceIsTriedAgain(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := open(t, c.config(i))
-			meanwhile(s, rival(test.rival))
+			duringClaim(s, rival(test.rival))
 			r := request(parseNetwork(t, test.network), i)
 			r.Previous = prefix(test.previous)
 			l := mustClaim(t, s, r)
 			if l.Subnet != prefix(test.want) || l.Subnet6 != prefix(test.want6) {
 				t.Errorf("got %s %s", l.Subnet, l.Subnet6)
 			}
-			if got := c.all(t, "/subnets/"); len(got) != 2 || got[formatKey(test.rival)] == "" || got[formatKey(l)] == "" {
+			if got := c.all(t, "/subnets/"); len(got) != 2 || got[formatKey(test.rival)] == "" ||
+				got[formatKey(l)] == "" {
 				t.Errorf("keys: %v", got)
 			}
 			if got := c.all(t, "/weft/owners/"); got[formatKey(l)] == "" {
@@ -256,112 +262,49 @@ func TestLostRaceIsTriedAgain(t *testing.T) {
 	}
 }
 
-func TestLostRaceOfOneFamilyKeepsTheOther(t *testing.T) {
+func TestClaimLostRaceOneFamily(t *testing.T) {
 	c := newCluster(t, dual)
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})
 	s := open(t, c.config(0))
-	meanwhile(s, func() {
-		c.putLease(t, lease.Lease{Subnet: prefix("10.5.9.0/24"), Subnet6: prefix("fd10:5:0:1::/64"), Attrs: request(c.network, 1).Attrs})
+	duringClaim(s, func() {
+		c.putLease(t, lease.Lease{Subnet: prefix("10.5.9.0/24"), Subnet6: prefix("fd10:5:0:1::/64"),
+			Attrs: request(c.network, 1).Attrs})
 	})
-	// The first try replaces our key, of IPv4 alone, before it turns out to have lost.
+	// The first attempt replaces the node's IPv4-only key, then loses the race.
 	l := mustClaim(t, s, request(c.network, 0))
 	if l.Subnet != prefix("10.5.3.0/24") || l.Subnet6 != prefix("fd10:5:0:2::/64") {
 		t.Errorf("got %s %s", l.Subnet, l.Subnet6)
 	}
 }
 
-func TestReuseDoesNotOverwriteWhatChangedMeanwhile(t *testing.T) {
+func TestClaimConcurrentChange(t *testing.T) {
 	c := newCluster(t, dual)
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs})
 	s := open(t, c.config(0))
-	// The draw of the IPv6 subnet is the moment at which the IPv4 lease becomes another node's.
-	meanwhile(s, func() { c.putLease(t, lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 1).Attrs}) })
+	// The IPv4 lease becomes another node's while the IPv6 subnet is chosen.
+	duringClaim(s, func() {
+		c.putLease(t,
+			lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 1).Attrs})
+	})
 	l := mustClaim(t, s, request(c.network, 0))
 	if l.Subnet == prefix("10.5.3.0/24") {
-		t.Error("took the subnet of another node")
+		t.Error("claimed the subnet of another node")
 	}
 	if got := c.all(t, "/subnets/")["10.5.3.0-24"]; !strings.Contains(got, "192.0.2.2") {
-		t.Errorf("the other node's key: %q", got)
+		t.Errorf("other node's key: %q", got)
 	}
 }
 
-func TestTwoLiveNodesWithOnePublicIP(t *testing.T) {
-	c := newCluster(t, onlyV4)
-	alice := open(t, c.config(0))
-	alice.ownerTTL = time.Second
-	r := request(c.network, 0)
-	r.Node = "alice"
-	held := mustClaim(t, alice, r)
-	watchNothing(t, alice) // keeps the owner key alive
-	r.Node = "bob"
-	bob := open(t, c.config(1))
-	refused := func() {
-		t.Helper()
-		_, err := bob.Claim(t.Context(), r)
-		if !errors.Is(err, lease.ErrInUse) || !strings.Contains(err.Error(), `"alice"`) || !strings.Contains(err.Error(), "192.0.2.1") {
-			t.Fatalf("bob got %v", err)
-		}
-	}
-	// Longer than the owner key lives without a beat.
-	for end := time.Now().Add(5 * alice.ownerTTL / 2); time.Now().Before(end); {
-		refused()
-	}
-	if got := c.all(t, "/subnets/"); len(got) != 1 {
-		t.Errorf("keys: %v", got)
-	}
-	if err := alice.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if l := mustClaim(t, bob, r); !l.SameSubnets(held) {
-		t.Errorf("after alice's farewell bob got %s, not %s", l.Subnet, held.Subnet)
-	}
-}
-
-func TestAnOwnerThatComesBackMeanwhileIsRespected(t *testing.T) {
-	c := newCluster(t, onlyV4)
-	l := lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs}
-	c.putLease(t, l) // alice's lease; she was cut off for so long that her owner key is gone
-	bob := open(t, c.config(1))
-	k := bob.ownerKeys()
-	got, err := bob.txn(t.Context(), "list", transaction{then: bob.listOps(k)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	try := &claim{request: request(c.network, 0), id: bob.id, keys: k}
-	v, owners := bob.listed(k, got)
-	if err := try.decide(v, owners, bob.random); err != nil {
-		t.Fatal(err)
-	}
-	c.put(t, "/weft/owners/10.5.3.0-24", `{"id":"hers","node":"alice"}`)
-	if got, err = bob.try(t.Context(), try); err != nil || got.Succeeded {
-		t.Errorf("took the lease of a live node: %v", err)
-	}
-	if _, err := bob.Claim(t.Context(), request(c.network, 0)); !errors.Is(err, lease.ErrInUse) {
-		t.Errorf("got %v", err)
-	}
-}
-
-// watchNothing runs a watch that nobody looks at until the test ends.
-func watchNothing(t *testing.T, s *Store) {
-	var done sync.WaitGroup
-	done.Go(func() {
-		if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err != nil {
-			t.Logf("watch ended: %v", err)
-		}
-	})
-	t.Cleanup(done.Wait)
-}
-
-func TestACrashedNodeComesBackAtOnceAndFreesItsAddressSoon(t *testing.T) {
+func TestClaimAfterCrash(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	s := open(t, c.config(0))
 	s.ownerTTL = time.Second
 	first := mustClaim(t, s, request(c.network, 0))
-	s.client.Close() // crash: no farewell
+	s.client.Close() // crash: the owner key is not revoked
 	again := open(t, c.config(0))
 	again.ownerTTL = time.Second
 	if l := mustClaim(t, again, request(c.network, 0)); !l.SameSubnets(first) {
-		t.Errorf("had %s, came back with %s", first.Subnet, l.Subnet)
+		t.Errorf("had %s, reclaimed %s", first.Subnet, l.Subnet)
 	}
 	again.client.Close()
 	other := open(t, c.config(1))
@@ -369,7 +312,7 @@ func TestACrashedNodeComesBackAtOnceAndFreesItsAddressSoon(t *testing.T) {
 		l, err := other.Claim(t.Context(), request(c.network, 0))
 		if err == nil {
 			if !l.SameSubnets(first) {
-				t.Errorf("the new node of the address got %s, not %s", l.Subnet, first.Subnet)
+				t.Errorf("new node with the address got %s, want %s", l.Subnet, first.Subnet)
 			}
 			return
 		}
@@ -379,7 +322,7 @@ func TestACrashedNodeComesBackAtOnceAndFreesItsAddressSoon(t *testing.T) {
 	}
 }
 
-func TestAddressChangedWhileDown(t *testing.T) {
+func TestClaimAddressChanged(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	first := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
 	r := request(c.network, 0)
@@ -393,19 +336,7 @@ func TestAddressChangedWhileDown(t *testing.T) {
 	}
 }
 
-func TestSubnetOfALiveOwnerIsNotGivenAway(t *testing.T) {
-	c := newCluster(t, `{"Network":"10.5.0.0/20","SubnetMin":"10.5.3.0","SubnetMax":"10.5.4.0"}`)
-	first := mustClaim(t, open(t, c.config(0)), request(c.network, 0))
-	c.delete(t, "/subnets/"+formatKey(first))
-	for n := 1; n <= 2; n++ {
-		l, err := open(t, c.config(n)).Claim(t.Context(), request(c.network, n))
-		if n == 1 && (err != nil || l.SameSubnets(first)) || n == 2 && !errors.Is(err, lease.ErrNoSubnet) {
-			t.Errorf("node %d got %s, %v", n, l.Subnet, err)
-		}
-	}
-}
-
-func TestUnreadableLeasesAreTaken(t *testing.T) {
+func TestUnreadableLeasesReserved(t *testing.T) {
 	c := newCluster(t, `{"Network":"10.5.0.0/20","SubnetMin":"10.5.3.0","SubnetMax":"10.5.4.0"}`)
 	c.put(t, "/subnets/10.5.3.0-24", `not JSON`)
 	grant, err := c.Grant(t.Context(), 86400)
@@ -424,13 +355,15 @@ func TestUnreadableLeasesAreTaken(t *testing.T) {
 	}
 }
 
-func TestKeysWrittenInAnotherWayAreTaken(t *testing.T) {
+func TestNoncanonicalKeysReserved(t *testing.T) {
 	const others = `{"PublicIP":"192.0.2.200","PublicIPv6":null}`
 	for _, test := range []struct{ network, key, want, want6 string }{
 		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.7-24", "10.5.2.0/24", ""},
 		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.0-024", "10.5.2.0/24", ""},
-		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "old/10.5.1.0-24", "10.5.2.0/24", ""},
-		{`{"Network":"10.5.0.0/20","EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`, "10.5.9.0-24&fd10:5:0:1::7-64", "10.5.1.0/24", "fd10:5:0:2::/64"},
+		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "old/10.5.1.0-24", "10.5.2.0/24",
+			""},
+		{`{"Network":"10.5.0.0/20","EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`, "10.5.9.0-24&fd10:5:0:1::7-64",
+			"10.5.1.0/24", "fd10:5:0:2::/64"},
 		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.7-0", "10.5.1.0/24", ""},
 		{`{"Network":"10.5.0.0/20","SubnetMin":"10.5.1.0","SubnetMax":"10.5.2.0"}`, "10.5.1.0-40", "10.5.1.0/24", ""},
 	} {
@@ -450,7 +383,7 @@ func TestKeysWrittenInAnotherWayAreTaken(t *testing.T) {
 	}
 }
 
-func TestOurOwnKeyWrittenInAnotherWayIsReplaced(t *testing.T) {
+func TestNoncanonicalOwnKeyReplaced(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	for n, test := range []struct {
 		key      string
@@ -473,96 +406,27 @@ func TestOurOwnKeyWrittenInAnotherWayIsReplaced(t *testing.T) {
 		if got := c.all(t, "/subnets/"); len(got) != n+1 || got[formatKey(l)] == "" {
 			t.Errorf("%s: keys %v", test.key, got)
 		}
-		if reserved := c.grantOf(t, "/subnets/"+formatKey(l)) == 0; reserved != test.reserved {
+		if reserved := c.leaseIDOf(t, "/subnets/"+formatKey(l)) == 0; reserved != test.reserved {
 			t.Errorf("%s: reserved %v", test.key, reserved)
 		}
 	}
 }
 
-func TestRenewMovesTheKeyToANewEtcdLease(t *testing.T) {
-	c := newCluster(t, onlyV4)
-	s := open(t, c.config(0))
-	l := mustClaim(t, s, request(c.network, 0))
-	old := c.grantOf(t, "/subnets/"+formatKey(l))
-	if _, err := s.Renew(t.Context(), l); err != nil {
-		t.Fatal(err)
-	}
-	if now := c.grantOf(t, "/subnets/"+formatKey(l)); now == old {
-		t.Error("the key hangs on the old etcd lease")
-	}
-	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
-		t.Errorf("the old etcd lease lives on: %+v, %v", ttl, err)
-	}
-}
-
-func TestRenewDoesNotOverwriteOthers(t *testing.T) {
-	c := newCluster(t, onlyV4)
-	s := open(t, c.config(0))
-	l := mustClaim(t, s, request(c.network, 0))
-	key := "/subnets/" + formatKey(l)
-	mine := fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, l.PublicIP)
-	tests := []struct {
-		name, value, owner string
-		lost               bool
-	}{
-		{"the same node, written by a flannel", mine, "", false},
-		{"another address", `{"PublicIP":"192.0.2.200","PublicIPv6":null}`, "", true},
-		{"not JSON", `x`, "", true},
-		{"another owner", mine, `{"id":"other","node":"bob"}`, true},
-	}
-	for _, test := range tests {
-		if test.owner != "" {
-			c.put(t, "/weft/owners/"+formatKey(l), test.owner)
-		}
-		c.put(t, key, test.value)
-		_, err := s.Renew(t.Context(), l)
-		if got := c.all(t, "/subnets/")[formatKey(l)]; errors.Is(err, lease.ErrLost) != test.lost || got != test.value {
-			t.Errorf("%s: got %v, the key says %s", test.name, err, got)
-		}
-	}
-	c.delete(t, key)
-	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
-		t.Errorf("without a key: %v", err)
-	}
-	if got := c.all(t, "/subnets/"); len(got) != 0 {
-		t.Errorf("a renewal made keys: %v", got)
-	}
-}
-
-func TestRenewLooksAgainIfSomebodyWroteInBetween(t *testing.T) {
-	c := newCluster(t, onlyV4)
-	s := open(t, c.config(0))
-	l := mustClaim(t, s, request(c.network, 0))
-	k := s.ownerKeys()
-	got, err := s.txn(t.Context(), "list", transaction{then: s.listOps(k)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	v, owners := s.listed(k, got)
-	key := formatKey(l)
-	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 9).Attrs})
-	if _, done, err := s.write(t.Context(), l, v.entries[key], k.unchanged(key, owners[key].mod), "overwritten"); done || err != nil {
-		t.Errorf("wrote over a change: %v, %v", done, err)
-	}
-	if got := c.all(t, "/subnets/")[key]; !strings.Contains(got, "192.0.2.10") {
-		t.Errorf("the key says %s", got)
-	}
-}
-
-func TestClaimNeedsAPublicIP(t *testing.T) {
+func TestClaimWithoutPublicIP(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	r := request(c.network, 0)
 	r.Attrs.PublicIP = netip.Addr{}
 	if l, err := open(t, c.config(0)).Claim(t.Context(), r); err == nil {
-		t.Errorf("got %s for nobody", l.Subnet)
+		t.Errorf("got %s without a public IP", l.Subnet)
 	}
 }
 
-func TestIPv6OnlyNodes(t *testing.T) {
+func TestClaimIPv6Only(t *testing.T) {
 	c := newCluster(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`)
 	seen := make(map[netip.Prefix]bool)
 	for n := range 3 {
-		r := lease.Request{Network: c.network, Node: "x", Attrs: lease.Attrs{PublicIPv6: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})}}
+		r := lease.Request{Network: c.network, Node: "x",
+			Attrs: lease.Attrs{PublicIPv6: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})}}
 		l := mustClaim(t, open(t, c.config(n)), r)
 		seen[l.Subnet6] = true
 		if again := mustClaim(t, open(t, c.config(n)), r); !again.SameSubnets(l) {
@@ -573,7 +437,8 @@ func TestIPv6OnlyNodes(t *testing.T) {
 		t.Errorf("three nodes got %v", seen)
 	}
 	for key, value := range c.all(t, "/subnets/") {
-		if !strings.HasPrefix(key, "0.0.0.0-0&fd10:5:0:") || !strings.HasPrefix(value, `{"PublicIP":"0.0.0.0","PublicIPv6":"fd`) {
+		if !strings.HasPrefix(key, "0.0.0.0-0&fd10:5:0:") ||
+			!strings.HasPrefix(value, `{"PublicIP":"0.0.0.0","PublicIPv6":"fd`) {
 			t.Errorf("%s: %s", key, value)
 		}
 	}

@@ -12,12 +12,12 @@ import (
 	"weft/lease/etcd/testetcd"
 )
 
-// nodes are daemons' managers on one etcd.
+// nodes are the managers of several daemons on one etcd.
 type nodes struct {
-	mu     sync.Mutex
-	states []lease.State
-	told   chan struct{} // holds one entry after a report
-	// lost is the first state that lacked a lease or had another subnet after complete was set.
+	mu       sync.Mutex
+	states   []lease.State
+	reported chan struct{} // holds one entry after a report
+	// lost is the first state after complete was set that lacked a lease or had another subnet.
 	complete bool
 	lost     *lease.State
 }
@@ -30,13 +30,13 @@ func (n *nodes) report(i int, s lease.State) {
 	n.states[i] = s
 	n.mu.Unlock()
 	select {
-	case n.told <- struct{}{}:
+	case n.reported <- struct{}{}:
 	default:
 	}
 }
 
-// agree waits until all nodes hold their leases and see all others.
-func (n *nodes) agree(t *testing.T) {
+// waitConverged waits until all nodes hold their leases and see all others.
+func (n *nodes) waitConverged(t *testing.T) {
 	t.Helper()
 	limit := time.After(30 * time.Second)
 	done := func() bool {
@@ -51,20 +51,20 @@ func (n *nodes) agree(t *testing.T) {
 	}
 	for !done() {
 		select {
-		case <-n.told:
+		case <-n.reported:
 		case <-limit:
-			t.Fatalf("the nodes do not agree: %+v", n.states)
+			t.Fatalf("nodes not converged: %+v", n.states)
 		}
 	}
 }
 
 func startNodes(t *testing.T, server *testetcd.Server, network lease.Network, count int) *nodes {
-	n := &nodes{states: make([]lease.State, count), told: make(chan struct{}, 1)}
+	n := &nodes{states: make([]lease.State, count), reported: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	for i := range count {
-		s := open(t, quiet(server, "/net", i))
-		s.callTimeout = 500 * time.Millisecond // so that an outage of a second is one
+		s := open(t, testConfig(server, "/net", i))
+		s.callTimeout = 500 * time.Millisecond // shorter than the outage
 		m := lease.NewManager(s, request(network, i), lease.Options{Log: slog.New(slog.DiscardHandler)})
 		running.Go(func() {
 			if err := m.Run(ctx, func(s lease.State) { n.report(i, s) }); err != nil {
@@ -76,16 +76,16 @@ func startNodes(t *testing.T, server *testetcd.Server, network lease.Network, co
 		cancel()
 		running.Wait()
 	})
-	n.agree(t)
+	n.waitConverged(t)
 	n.mu.Lock()
 	n.complete = true
 	n.mu.Unlock()
 	return n
 }
 
-func TestClusterOutlivesWipedData(t *testing.T) {
+func TestClusterWipedData(t *testing.T) {
 	server := serve(t)
-	operate(t, server, "/net").put(t, "/config", onlyV4)
+	newOperator(t, server, "/net").put(t, "/config", onlyV4)
 	const count = 5
 	n := startNodes(t, server, parseNetwork(t, onlyV4), count)
 	before := slices.Clone(n.states)
@@ -97,18 +97,18 @@ func TestClusterOutlivesWipedData(t *testing.T) {
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
-	op := operate(t, server, "/net")
+	op := newOperator(t, server, "/net")
 	limit := time.Now().Add(30 * time.Second)
 	for len(op.all(t, "/subnets/")) != count {
 		if time.Now().After(limit) {
-			t.Fatalf("claimed again: %v", op.all(t, "/subnets/"))
+			t.Fatalf("not all leases claimed again: %v", op.all(t, "/subnets/"))
 		}
 	}
-	n.agree(t)
+	n.waitConverged(t)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.lost != nil {
-		t.Errorf("a node lost sight of a lease: %+v", *n.lost)
+		t.Errorf("a node's state lacked a lease: %+v", *n.lost)
 	}
 	for i, s := range n.states {
 		if !s.Self.SameSubnets(before[i].Self) {
@@ -117,9 +117,9 @@ func TestClusterOutlivesWipedData(t *testing.T) {
 	}
 }
 
-func TestClusterOutlivesAnOutage(t *testing.T) {
+func TestClusterOutage(t *testing.T) {
 	server := serve(t)
-	operate(t, server, "/net").put(t, "/config", onlyV4)
+	newOperator(t, server, "/net").put(t, "/config", onlyV4)
 	n := startNodes(t, server, parseNetwork(t, onlyV4), 5)
 	server.Close()
 	down := func() bool {
@@ -130,18 +130,18 @@ func TestClusterOutlivesAnOutage(t *testing.T) {
 	limit := time.After(30 * time.Second)
 	for !down() {
 		select {
-		case <-n.told:
+		case <-n.reported:
 		case <-limit:
-			t.Fatalf("nobody noticed: %+v", n.states)
+			t.Fatalf("outage not noticed: %+v", n.states)
 		}
 	}
 	if err := server.Start(); err != nil {
 		t.Fatal(err)
 	}
-	n.agree(t)
+	n.waitConverged(t)
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.lost != nil {
-		t.Errorf("a node lost sight of a lease: %+v", *n.lost)
+		t.Errorf("a node's state lacked a lease: %+v", *n.lost)
 	}
 }

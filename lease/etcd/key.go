@@ -12,10 +12,10 @@ import (
 	"weft/lease"
 )
 
-// noSubnet stands for the IPv4 part in the key of a node that has IPv6 only, as flannel writes it.
+// noSubnet is the IPv4 part of the key of an IPv6-only node, as written by flannel.
 const noSubnet = "0.0.0.0-0"
 
-// formatKey makes the last part of a lease's key: flannel's MakeSubnetKey.
+// formatKey returns the last part of a lease's key, as flannel's MakeSubnetKey does.
 func formatKey(l lease.Lease) string {
 	key := noSubnet
 	if l.Subnet.IsValid() {
@@ -31,8 +31,8 @@ func formatPart(p netip.Prefix) string {
 	return fmt.Sprintf("%s-%d", p.Addr(), p.Bits())
 }
 
-// parseKey reads the last part of a lease's key into a lease that has nothing but subnets. It accepts exactly what
-// formatKey makes, so that a lease always finds its own key again.
+// parseKey parses the last part of a lease's key into a lease with only subnets. It accepts exactly
+// the results of formatKey, so that formatting the lease again gives the same key.
 func parseKey(key string) (lease.Lease, error) {
 	v4, v6, both := strings.Cut(key, "&")
 	var l lease.Lease
@@ -50,24 +50,28 @@ func parseKey(key string) (lease.Lease, error) {
 	return l, nil
 }
 
-// looseKey finds what flannel takes for subnets (pkg/subnet/subnet.go, ParseSubnetKey): to it they are the end of a key,
-// whatever comes before.
-var looseKey = regexp.MustCompile(`([0-9.]+)-([0-9]+)(?:&([0-9a-f:]+)-([0-9]+))?$`)
+// flannelKey matches the keys that flannel accepts (pkg/subnet/subnet.go, ParseSubnetKey): the
+// subnets are the end of the key, after any other text.
+var flannelKey = regexp.MustCompile(`([0-9.]+)-([0-9]+)(?:&([0-9a-f:]+)-([0-9]+))?$`)
 
-// parseLoosely reads the subnets of a key that parseKey refuses as flannel does, for which 10.5.1.7-24 keeps pods from
-// all of 10.5.1.0/24. What cannot be read is left unset, and so is a length of 0, which would keep pods from everywhere.
-func parseLoosely(key string) lease.Lease {
-	parts := looseKey.FindStringSubmatch(key)
+// parseLikeFlannel parses a key that parseKey rejects as flannel does: 10.5.1.7-24 reserves all of
+// 10.5.1.0/24. It leaves unreadable subnets unset, and also those of length 0, which would reserve
+// every address.
+func parseLikeFlannel(key string) lease.Lease {
+	parts := flannelKey.FindStringSubmatch(key)
 	if parts == nil {
 		return lease.Lease{}
 	}
-	return lease.Lease{Subnet: loosePart(parts[1], parts[2], netip.Addr.Is4), Subnet6: loosePart(parts[3], parts[4], netip.Addr.Is6)}
+	return lease.Lease{
+		Subnet:  parseFlannelPart(parts[1], parts[2], netip.Addr.Is4),
+		Subnet6: parseFlannelPart(parts[3], parts[4], netip.Addr.Is6),
+	}
 }
 
-func loosePart(addr, bits string, family func(netip.Addr) bool) netip.Prefix {
+func parseFlannelPart(addr, bits string, family func(netip.Addr) bool) netip.Prefix {
 	a, err := netip.ParseAddr(addr)
-	n, wrong := strconv.Atoi(bits)
-	if err != nil || wrong != nil || !family(a) || a.Is4In6() || n == 0 {
+	n, bitsErr := strconv.Atoi(bits)
+	if err != nil || bitsErr != nil || !family(a) || a.Is4In6() || n == 0 {
 		return netip.Prefix{}
 	}
 	return netip.PrefixFrom(a, n).Masked() // the zero Prefix if n is too long
@@ -84,12 +88,12 @@ func parsePart(s string, family func(netip.Addr) bool) (netip.Prefix, error) {
 	case p.Bits() == 0 || p != p.Masked():
 		return netip.Prefix{}, fmt.Errorf("%s is not the first address of a subnet", p)
 	case formatPart(p) != s:
-		return netip.Prefix{}, fmt.Errorf("%q is not written as %q", s, formatPart(p))
+		return netip.Prefix{}, fmt.Errorf("%q is not in canonical form, want %q", s, formatPart(p))
 	}
 	return p, nil
 }
 
-// wireAttrs is the value of a lease's key: flannel's LeaseAttrs, in its order of fields.
+// wireAttrs is the value of a lease's key: flannel's LeaseAttrs, with the same order of fields.
 type wireAttrs struct {
 	PublicIP      wireAddr
 	PublicIPv6    wireAddr
@@ -98,7 +102,7 @@ type wireAttrs struct {
 	BackendV6Data json.RawMessage `json:",omitempty"`
 }
 
-// wireAddr is an address that is null when unset.
+// wireAddr is an address that is null if unset.
 type wireAddr struct{ netip.Addr }
 
 func (a wireAddr) MarshalJSON() ([]byte, error) {
@@ -122,9 +126,12 @@ func (a *wireAddr) UnmarshalJSON(b []byte) error {
 	return err
 }
 
-// formatValue makes the value of a lease's key. An unset IPv4 address is written "0.0.0.0", an IPv6 one null.
+// formatValue returns the value of a lease's key. An unset IPv4 address becomes "0.0.0.0", an unset
+// IPv6 address null.
 func formatValue(a lease.Attrs) ([]byte, error) {
-	w := wireAttrs{wireAddr{a.PublicIP}, wireAddr{a.PublicIPv6}, a.BackendType, a.BackendData, a.BackendV6Data}
+	w := wireAttrs{
+		wireAddr{a.PublicIP}, wireAddr{a.PublicIPv6}, a.BackendType, a.BackendData, a.BackendV6Data,
+	}
 	if !w.PublicIP.IsValid() {
 		w.PublicIP.Addr = netip.IPv4Unspecified()
 	}
@@ -135,7 +142,7 @@ func formatValue(a lease.Attrs) ([]byte, error) {
 	return b, nil
 }
 
-// parseValue reads the value of a lease's key.
+// parseValue parses the value of a lease's key.
 func parseValue(b []byte) (lease.Attrs, error) {
 	var w wireAttrs
 	if err := json.Unmarshal(b, &w); err != nil {
@@ -143,14 +150,15 @@ func parseValue(b []byte) (lease.Attrs, error) {
 	}
 	for _, a := range []*wireAddr{&w.PublicIP, &w.PublicIPv6} {
 		if a.Is4In6() || a.Zone() != "" {
-			return lease.Attrs{}, fmt.Errorf("decode lease attributes: %s is not a plain address", a)
+			return lease.Attrs{}, fmt.Errorf(
+				"decode lease attributes: %s has a zone or an embedded IPv4 address", a)
 		}
 		if a.IsUnspecified() {
 			a.Addr = netip.Addr{}
 		}
 	}
 	if w.PublicIP.Is6() || w.PublicIPv6.Is4() {
-		return lease.Attrs{}, errors.New("decode lease attributes: an address of the wrong family")
+		return lease.Attrs{}, errors.New("decode lease attributes: address of the wrong family")
 	}
 	return lease.Attrs{
 		PublicIP: w.PublicIP.Addr, PublicIPv6: w.PublicIPv6.Addr,

@@ -11,7 +11,7 @@ import (
 	"weft/lease"
 )
 
-func TestKeys(t *testing.T) {
+func TestParseKey(t *testing.T) {
 	tests := []struct{ key, subnet, subnet6 string }{
 		{"10.12.13.0-24", "10.12.13.0/24", ""},
 		{"10.5.1.0-24&fd10:5:0:40::-64", "10.5.1.0/24", "fd10:5:0:40::/64"},
@@ -35,7 +35,7 @@ func TestKeys(t *testing.T) {
 			t.Errorf("%s: got %s and %s", test.key, l.Subnet, l.Subnet6)
 		}
 		if again := formatKey(l); again != test.key {
-			t.Errorf("%s is written again as %s", test.key, again)
+			t.Errorf("%s formatted again as %s", test.key, again)
 		}
 	}
 }
@@ -47,21 +47,24 @@ func prefix(s string) netip.Prefix {
 	return netip.MustParsePrefix(s)
 }
 
-func TestKeysRefused(t *testing.T) {
+func TestParseKeyErrors(t *testing.T) {
 	for _, key := range []string{
-		"", "foo", "10", "10.12.13.0", "10.12.13-24", "10.12.13.300-24", "10.12.13.0-24hi", "hi10.12.13.0-24", "a/10.12.13.0-24",
+		"", "foo", "10", "10.12.13.0", "10.12.13-24", "10.12.13.300-24", "10.12.13.0-24hi", "hi10.12.13.0-24",
+		"a/10.12.13.0-24",
 		"10.12.13.0-24&2001::-56hi", "10.12.13.0-24&:12:13:-56", "10.12.13.0-24&20011::-56", "10.12.13.0-24&2001-56",
 		"10.12.13.0-24&2001::", "10.12.13.0-24&", "&2001::-56", "10.12.13.0-33", "10.12.13.0-024", "10.12.13.0--24",
-		"10.12.13.0/24", "10.12.13.5-24", "0.0.0.0-0", "10.0.0.0-0", "2001::-56", "10.12.13.0-24&10.0.0.0-8", "10.12.13.0-24&FD00::-56",
-		"10.12.13.0-24&fd00::0-56", "10.12.13.0-24&::ffff:10.0.0.0-120", "10.12.13.0-24&fe80::1%eth0-128", "10.12.13.0-24&fd00::-64&fd01::-64",
+		"10.12.13.0/24", "10.12.13.5-24", "0.0.0.0-0", "10.0.0.0-0", "2001::-56", "10.12.13.0-24&10.0.0.0-8",
+		"10.12.13.0-24&FD00::-56",
+		"10.12.13.0-24&fd00::0-56", "10.12.13.0-24&::ffff:10.0.0.0-120", "10.12.13.0-24&fe80::1%eth0-128",
+		"10.12.13.0-24&fd00::-64&fd01::-64",
 	} {
 		if l, err := parseKey(key); err == nil {
-			t.Errorf("%q was read as %s %s", key, l.Subnet, l.Subnet6)
+			t.Errorf("%q parsed as %s %s", key, l.Subnet, l.Subnet6)
 		}
 	}
 }
 
-// The values are as a running flannel wrote them.
+// The values were written by a running flannel.
 func TestValues(t *testing.T) {
 	tests := []struct {
 		value string
@@ -74,7 +77,8 @@ func TestValues(t *testing.T) {
 		{`{"PublicIP":"172.31.0.1","PublicIPv6":"fd31::1","BackendType":"vxlan",` +
 			`"BackendData":{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"9a:71:00:00:00:02"}}`,
 			lease.Attrs{
-				PublicIP: netip.MustParseAddr("172.31.0.1"), PublicIPv6: netip.MustParseAddr("fd31::1"), BackendType: "vxlan",
+				PublicIP: netip.MustParseAddr("172.31.0.1"), PublicIPv6: netip.MustParseAddr("fd31::1"),
+				BackendType:   "vxlan",
 				BackendData:   json.RawMessage(`{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"}`),
 				BackendV6Data: json.RawMessage(`{"VNI":1,"VtepMAC":"9a:71:00:00:00:02"}`),
 			}},
@@ -82,7 +86,7 @@ func TestValues(t *testing.T) {
 	for _, test := range tests {
 		b, err := formatValue(test.attrs)
 		if err != nil || string(b) != test.value {
-			t.Errorf("wrote %s, %v\n want %s", b, err, test.value)
+			t.Errorf("got  %s, %v\nwant %s", b, err, test.value)
 		}
 		got, err := parseValue([]byte(test.value))
 		if err != nil || !reflect.DeepEqual(got, test.attrs) {
@@ -90,15 +94,17 @@ func TestValues(t *testing.T) {
 		}
 	}
 	for _, value := range []string{
-		``, `x`, `[]`, `"10.0.0.1"`, `{"PublicIP":5}`, `{"PublicIP":"fd31::1"}`, `{"PublicIPv6":"10.0.0.1"}`, `{"PublicIP":"10.0.0"}`,
-		`{"PublicIPv6":"fe80::1%eth0"}`, `{"PublicIPv6":"::ffff:10.0.0.1"}`, `{"PublicIP":"10.0.0.1"} x`, `{"BackendType":1}`,
+		``, `x`, `[]`, `"10.0.0.1"`, `{"PublicIP":5}`, `{"PublicIP":"fd31::1"}`, `{"PublicIPv6":"10.0.0.1"}`,
+		`{"PublicIP":"10.0.0"}`,
+		`{"PublicIPv6":"fe80::1%eth0"}`, `{"PublicIPv6":"::ffff:10.0.0.1"}`, `{"PublicIP":"10.0.0.1"} x`,
+		`{"BackendType":1}`,
 	} {
 		if got, err := parseValue([]byte(value)); err == nil {
-			t.Errorf("%s was read as %+v", value, got)
+			t.Errorf("%s parsed as %+v", value, got)
 		}
 	}
 	if _, err := formatValue(lease.Attrs{BackendData: json.RawMessage(`{`)}); err == nil {
-		t.Error("backend data that is no JSON was written")
+		t.Error("invalid backend data formatted without an error")
 	}
 }
 
@@ -112,10 +118,10 @@ func FuzzParseKey(f *testing.F) {
 			return
 		}
 		if again := formatKey(l); again != key {
-			t.Errorf("%q is written again as %q", key, again)
+			t.Errorf("%q formatted again as %q", key, again)
 		}
 		if !l.Subnet.IsValid() && !l.Subnet6.IsValid() {
-			t.Errorf("%q holds no subnet", key)
+			t.Errorf("%q parsed without a subnet", key)
 		}
 	})
 }
@@ -130,11 +136,12 @@ func FuzzParseValue(f *testing.F) {
 		}
 		written, err := formatValue(a)
 		if err != nil {
-			t.Fatalf("%s was read but cannot be written: %v", b, err)
+			t.Fatalf("%s parsed but cannot be formatted: %v", b, err)
 		}
 		again, err := parseValue(written)
-		if err != nil || again.PublicIP != a.PublicIP || again.PublicIPv6 != a.PublicIPv6 || again.BackendType != a.BackendType {
-			t.Errorf("%s was read as %+v, written as %s and read as %+v, %v", b, a, written, again, err)
+		if err != nil || again.PublicIP != a.PublicIP || again.PublicIPv6 != a.PublicIPv6 ||
+			again.BackendType != a.BackendType {
+			t.Errorf("%s parsed as %+v, formatted as %s and parsed as %+v, %v", b, a, written, again, err)
 		}
 	})
 }
@@ -143,8 +150,8 @@ func FuzzParseOwner(f *testing.F) {
 	f.Add([]byte(`{"id":"0123456789abcdef","node":"host"}`))
 	f.Add([]byte(`x`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if o := parseOwner(&mvccpb.KeyValue{Value: b, ModRevision: 3, Lease: 4}); o.mod != 3 || o.grant != 4 {
-			t.Errorf("%s was read as nobody: %+v", b, o)
+		if o := parseOwner(&mvccpb.KeyValue{Value: b, ModRevision: 3, Lease: 4}); o.mod != 3 || o.leaseID != 4 {
+			t.Errorf("%s parsed without revision or lease: %+v", b, o)
 		}
 	})
 }

@@ -14,22 +14,25 @@ import (
 	"weft/lease"
 )
 
-// entry is one key below subnets/.
+// entry is one key in <prefix>/subnets/.
 type entry struct {
-	key   string // the part after subnets/
+	key   string // without <prefix>/subnets/
 	value []byte
-	lease lease.Lease // its Attrs are unset if the value cannot be read, its subnets as far as the key cannot
-	err   error       // why the key or the value cannot be read
-	mod   int64       // revision of the last change
-	grant clientv3.LeaseID
+	// lease is the decoded lease. Its Attrs are unset if the value is unreadable; a subnet is unset
+	// if that part of the key is.
+	lease   lease.Lease
+	err     error // why the key or the value is unreadable; nil if both are readable
+	mod     int64 // revision of the last change
+	leaseID clientv3.LeaseID
 }
 
-// decode reads a key below subnets/ of which name is the last part.
-func decode(name string, kv *mvccpb.KeyValue) entry {
-	e := entry{key: name, value: kv.Value, mod: kv.ModRevision, grant: clientv3.LeaseID(kv.Lease)}
+// decodeEntry decodes a key-value pair. name is the key without <prefix>/subnets/.
+func decodeEntry(name string, kv *mvccpb.KeyValue) entry {
+	e := entry{key: name, value: kv.Value, mod: kv.ModRevision, leaseID: clientv3.LeaseID(kv.Lease)}
 	if e.lease, e.err = parseKey(name); e.err != nil {
-		if e.lease = parseLoosely(name); !e.lease.Subnet.IsValid() && !e.lease.Subnet6.IsValid() {
-			return e // nobody's
+		e.lease = parseLikeFlannel(name)
+		if !e.lease.Subnet.IsValid() && !e.lease.Subnet6.IsValid() {
+			return e
 		}
 	}
 	var err error
@@ -43,52 +46,56 @@ func decode(name string, kv *mvccpb.KeyValue) entry {
 	return e
 }
 
-// view is the content of subnets/ at one revision.
-type view struct {
-	prefix   string // of the keys, with the slash at its end
+// keyspace is the content of <prefix>/subnets/ at one revision.
+type keyspace struct {
+	prefix   string // of the keys, with a final slash
 	revision int64
-	cluster  uint64 // the etcd cluster's id
+	cluster  uint64 // cluster ID of etcd
 	entries  map[string]entry
 }
 
-// newView makes a view of a whole list.
-func newView(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue) *view {
-	v := &view{prefix: prefix, cluster: cluster, revision: revision, entries: make(map[string]entry, len(kvs))}
+// newKeyspace decodes a complete list.
+func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue) *keyspace {
+	ks := &keyspace{
+		prefix: prefix, cluster: cluster, revision: revision,
+		entries: make(map[string]entry, len(kvs)),
+	}
 	for _, kv := range kvs {
 		name := strings.TrimPrefix(string(kv.Key), prefix)
-		v.entries[name] = decode(name, kv)
+		ks.entries[name] = decodeEntry(name, kv)
 	}
-	return v
+	return ks
 }
 
-// apply brings the view up to date with what a watch told, and reports whether a lease came, went or changed.
-// A renewal writes the same bytes again, which is no change.
-func (v *view) apply(r clientv3.WatchResponse) bool {
+// apply updates the keyspace with a watch response and reports whether a lease was added, removed
+// or changed. A renewal that writes the same bytes again is not a change.
+func (ks *keyspace) apply(r clientv3.WatchResponse) bool {
 	changed := false
 	if r.IsProgressNotify() {
-		v.revision = max(v.revision, r.Header.GetRevision())
+		ks.revision = max(ks.revision, r.Header.GetRevision())
 	}
 	for _, ev := range r.Events {
-		v.revision = max(v.revision, ev.Kv.ModRevision) // the header may be ahead of events that are still to come
-		name := strings.TrimPrefix(string(ev.Kv.Key), v.prefix)
-		old, had := v.entries[name]
+		// The revision in the header may be ahead of events that are still to come.
+		ks.revision = max(ks.revision, ev.Kv.ModRevision)
+		name := strings.TrimPrefix(string(ev.Kv.Key), ks.prefix)
+		old, had := ks.entries[name]
 		if ev.Type == mvccpb.DELETE {
-			delete(v.entries, name)
+			delete(ks.entries, name)
 			changed = changed || had && old.err == nil
 			continue
 		}
-		now := decode(name, ev.Kv)
-		v.entries[name] = now
+		now := decodeEntry(name, ev.Kv)
+		ks.entries[name] = now
 		same := had && old.err == nil && now.err == nil && bytes.Equal(old.value, now.value)
 		changed = changed || !same && (now.err == nil || had && old.err == nil)
 	}
 	return changed
 }
 
-// snapshot lists the leases that can be read, ordered by subnet.
-func (v *view) snapshot() lease.Snapshot {
-	s := lease.Snapshot{Revision: v.revision, Leases: make([]lease.Lease, 0, len(v.entries))}
-	for _, e := range v.entries {
+// snapshot returns the readable leases, ordered by subnet.
+func (ks *keyspace) snapshot() lease.Snapshot {
+	s := lease.Snapshot{Revision: ks.revision, Leases: make([]lease.Lease, 0, len(ks.entries))}
+	for _, e := range ks.entries {
 		if e.err == nil {
 			s.Leases = append(s.Leases, e.lease)
 		}
@@ -97,28 +104,30 @@ func (v *view) snapshot() lease.Snapshot {
 	return s
 }
 
-// sorted lists all entries in the order of their keys.
-func (v *view) sorted() []entry {
-	return slices.SortedFunc(maps.Values(v.entries), func(a, b entry) int { return strings.Compare(a.key, b.key) })
+// sorted returns all entries, ordered by key.
+func (ks *keyspace) sorted() []entry {
+	byKey := func(a, b entry) int { return strings.Compare(a.key, b.key) }
+	return slices.SortedFunc(maps.Values(ks.entries), byKey)
 }
 
-// fingerprint is what one request without keys or values in its answer tells about subnets/.
+// fingerprint summarises <prefix>/subnets/ with data that one request obtains without keys or
+// values.
 type fingerprint struct {
 	cluster  uint64
 	revision int64 // of the whole etcd
 	count    int64 // of keys
-	newest   int64 // revision of the last change among the keys there are
+	newest   int64 // highest revision of a key's last change
 }
 
-// same reports whether the server is where the view is: in an etcd in which nothing was written since, nothing can have
-// been missed. It does without newest, for which etcd has to read and sort all keys.
-func (f fingerprint) same(server fingerprint) bool {
+// unwritten reports whether nothing was written to etcd since f, so that no change can have been
+// missed. It ignores newest, for which etcd has to read and sort all keys.
+func (f fingerprint) unwritten(server fingerprint) bool {
 	return f.cluster == server.cluster && f.revision == server.revision && f.count == server.count
 }
 
-func (v *view) fingerprint() fingerprint {
-	f := fingerprint{cluster: v.cluster, revision: v.revision, count: int64(len(v.entries))}
-	for _, e := range v.entries {
+func (ks *keyspace) fingerprint() fingerprint {
+	f := fingerprint{cluster: ks.cluster, revision: ks.revision, count: int64(len(ks.entries))}
+	for _, e := range ks.entries {
 		f.newest = max(f.newest, e.mod)
 	}
 	return f

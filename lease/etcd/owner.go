@@ -15,28 +15,28 @@ import (
 	"weft/lease"
 )
 
-// owner is an owner key. The zero owner stands for none.
+// owner is the content of an owner key. The zero owner means that the key does not exist.
 type owner struct {
-	ID    string `json:"id"`   // of the daemon: see identity
-	Node  string `json:"node"` // its host name, for people
-	mod   int64
-	grant clientv3.LeaseID
+	ID      string `json:"id"`   // of the daemon: see identity
+	Node    string `json:"node"` // its host name, for people
+	mod     int64  // revision of the last change
+	leaseID clientv3.LeaseID
 }
 
-// parseOwner reads an owner key. One that cannot be read is somebody's all the same: an id that is not ours.
+// parseOwner parses an owner key. An unreadable key counts as owned by another daemon.
 func parseOwner(kv *mvccpb.KeyValue) owner {
 	var o owner
 	if err := json.Unmarshal(kv.Value, &o); err != nil {
 		o = owner{ID: "unreadable", Node: "unknown"}
 	}
-	o.mod, o.grant = kv.ModRevision, clientv3.LeaseID(kv.Lease)
+	o.mod, o.leaseID = kv.ModRevision, clientv3.LeaseID(kv.Lease)
 	return o
 }
 
-// ownerKeys makes what is in a request for the sake of owner keys. A nil one makes nothing: the role that etcd gives us
-// may be one for flannel, which has no such keys.
+// ownerKeys builds the parts of a request that concern owner keys. A nil *ownerKeys builds none:
+// the etcd role may be one for flannel, which has no owner keys.
 type ownerKeys struct {
-	prefix string // with the slash at its end
+	prefix string // with a final slash
 }
 
 func (k *ownerKeys) list() []clientv3.Op {
@@ -53,11 +53,11 @@ func (k *ownerKeys) get(name string) []clientv3.Op {
 	return []clientv3.Op{clientv3.OpGet(k.prefix + name)}
 }
 
-// parse reads the answers to list or get, by the part of the key after the prefix.
-func (k *ownerKeys) parse(answers []*etcdserverpb.ResponseOp) map[string]owner {
+// parse parses the responses to list or get. The result has keys without the prefix.
+func (k *ownerKeys) parse(responses []*etcdserverpb.ResponseOp) map[string]owner {
 	owners := make(map[string]owner)
-	for _, a := range answers {
-		for _, kv := range a.GetResponseRange().Kvs {
+	for _, r := range responses {
+		for _, kv := range r.GetResponseRange().Kvs {
 			owners[strings.TrimPrefix(string(kv.Key), k.prefix)] = parseOwner(kv)
 		}
 	}
@@ -71,11 +71,11 @@ func (k *ownerKeys) unchanged(name string, mod int64) []clientv3.Cmp {
 	return []clientv3.Cmp{unchanged(k.prefix+name, mod)}
 }
 
-func (k *ownerKeys) put(name, value string, grant clientv3.LeaseID) []clientv3.Op {
+func (k *ownerKeys) put(name, value string, id clientv3.LeaseID) []clientv3.Op {
 	if k == nil {
 		return nil
 	}
-	return []clientv3.Op{clientv3.OpPut(k.prefix+name, value, clientv3.WithLease(grant))}
+	return []clientv3.Op{clientv3.OpPut(k.prefix+name, value, clientv3.WithLease(id))}
 }
 
 func (k *ownerKeys) delete(name string) []clientv3.Op {
@@ -85,8 +85,8 @@ func (k *ownerKeys) delete(name string) []clientv3.Op {
 	return []clientv3.Op{clientv3.OpDelete(k.prefix + name)}
 }
 
-// probe asks whether we may read and write owner keys, and changes none: etcd looks at the rights for all that a
-// transaction could do, and no key was made before revision 0.
+// probe returns a transaction that needs the permission to read and write owner keys but changes
+// nothing: etcd checks the permissions of both branches, and no key was created before revision 0.
 func (k *ownerKeys) probe() transaction {
 	key := k.prefix + "probe"
 	return transaction{
@@ -95,29 +95,32 @@ func (k *ownerKeys) probe() transaction {
 	}
 }
 
-// asAllowed runs what works on leases and their owners, and again without owner keys if etcd does not let us have them.
-func asAllowed[T any](ctx context.Context, s *Store, work func(*ownerKeys) (T, error)) (T, error) {
+// withOwnerKeys calls work with owner keys, and again without them if etcd does not permit them.
+func withOwnerKeys[T any](ctx context.Context, s *Store, work func(*ownerKeys) (T, error)) (T,
+	error) {
 	k := s.ownerKeys()
 	got, err := work(k)
 	if k == nil || !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		return got, err
 	}
-	if _, denied := s.txn(ctx, "ask for owner keys", k.probe()); !errors.Is(denied, rpctypes.ErrPermissionDenied) {
-		return got, err // it was about other keys, or cannot be told
+	if _, denied := s.txn(ctx, "probe owner key permission", k.probe()); !errors.Is(denied,
+		rpctypes.ErrPermissionDenied) {
+		return got, err // other keys were denied, or the probe failed
 	}
-	s.renounce(k)
+	s.disableOwnerKeys(k)
 	return work(nil)
 }
 
-// renounce gives owner keys up until the next start.
-func (s *Store) renounce(k *ownerKeys) {
+// disableOwnerKeys stops the use of owner keys until the next start.
+func (s *Store) disableOwnerKeys(k *ownerKeys) {
 	s.mu.Lock()
 	first := s.owners != nil
 	s.owners = nil
 	s.mu.Unlock()
 	if first {
-		s.config.Log.Warn("the etcd role has no READWRITE permission for our owner keys, going on without them: "+
-			"a second node with our public IP is not refused, and our subnet is not known again if our address changes while we are down",
+		s.config.Log.Warn("etcd role lacks READWRITE permission for owner keys: "+
+			"a second node with the same public IP is not detected, "+
+			"and the subnet is lost if the public IP changes while the daemon is down",
 			"prefix", k.prefix)
 	}
 }
@@ -128,7 +131,7 @@ func (s *Store) ownerKeys() *ownerKeys {
 	return s.owners
 }
 
-// ownerValue is what our owner key says.
+// ownerValue returns the value of this daemon's owner key.
 func (s *Store) ownerValue(node string) (string, error) {
 	b, err := json.Marshal(owner{ID: s.id, Node: node})
 	if err != nil {
@@ -137,71 +140,76 @@ func (s *Store) ownerValue(node string) (string, error) {
 	return string(b), nil
 }
 
-// inUse is the error for a lease whose owner is another live daemon.
+// inUse returns the error for a lease owned by another live daemon.
 func inUse(public fmt.Stringer, key string, o owner) error {
-	return fmt.Errorf("%w: %s belongs to node %q, which holds %s", lease.ErrInUse, public, o.Node, key)
+	return fmt.Errorf("%w: %s belongs to node %q, which holds %s", lease.ErrInUse, public, o.Node,
+		key)
 }
 
-// errOwnerGone says that our owner key is not there any more.
-var errOwnerGone = errors.New("etcd: our owner key is gone: cut off for too long, or the data was wiped")
+// errOwnerGone means that this daemon's owner key no longer exists.
+var errOwnerGone = errors.New("etcd: owner key expired: disconnected for too long, or data wiped")
 
-// beat keeps our owner key alive.
-func (s *Store) beat(ctx context.Context) error {
-	h := s.holding()
-	if h == nil || h.owner == clientv3.NoLease {
+// keepAlive extends the etcd lease of the owner key.
+func (s *Store) keepAlive(ctx context.Context) error {
+	own := s.getOwn()
+	if own == nil || own.ownerLeaseID == clientv3.NoLease {
 		return nil
 	}
-	err := s.call(ctx, "keep the owner key alive", func(ctx context.Context, c *clientv3.Client) error {
-		_, err := c.KeepAliveOnce(ctx, h.owner)
+	err := s.call(ctx, "keep owner key alive", func(ctx context.Context, c *clientv3.Client) error {
+		_, err := c.KeepAliveOnce(ctx, own.ownerLeaseID)
 		return err
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		if s.holding() != h {
-			return nil // a claim has replaced it meanwhile
+		if s.getOwn() != own {
+			return nil // replaced by a concurrent claim
 		}
 		return errOwnerGone
 	}
 	return err
 }
 
-// own makes sure that the owner key of the lease we hold is there and ours. e is the lease's entry, o its owner, both
-// as just listed. It forgets the lease and fails with lease.ErrInUse if another daemon is the owner now.
-func (s *Store) own(ctx context.Context, k *ownerKeys, h *held, e entry, o owner) error {
+// ensureOwnerKey ensures that the owner key of the own lease exists and belongs to this daemon. e
+// is the lease's entry, o its owner, both as just listed. If another daemon owns the lease now, it
+// clears the own lease and fails with lease.ErrInUse.
+func (s *Store) ensureOwnerKey(
+	ctx context.Context, k *ownerKeys, own *ownLease, e entry, o owner,
+) error {
 	switch {
 	case k == nil:
 		return nil
-	case o.ID == s.id && o.grant == h.owner:
-		return s.beat(ctx)
+	case o.ID == s.id && o.leaseID == own.ownerLeaseID:
+		return s.keepAlive(ctx)
 	case o.ID != s.id && o.mod != 0:
-		s.amend(h, nil)
-		return inUse(h.attrs.Public(), h.key, o)
+		s.replaceOwn(own, nil)
+		return inUse(own.attrs.Public(), own.key, o)
 	}
-	value, err := s.ownerValue(h.node)
+	value, err := s.ownerValue(own.node)
 	if err != nil {
 		return err
 	}
-	grant, err := s.grant(ctx, s.ownerTTL)
+	id, err := s.grant(ctx, s.ownerTTL)
 	if err != nil {
 		return err
 	}
-	got, err := s.txn(ctx, "put the owner key of "+h.key, transaction{
-		when: append(k.unchanged(h.key, o.mod), unchanged(s.subnetKey(h.key), e.mod)),
-		then: k.put(h.key, value, grant),
+	got, err := s.txn(ctx, "put owner key of "+own.key, transaction{
+		when: append(k.unchanged(own.key, o.mod), unchanged(s.subnetKey(own.key), e.mod)),
+		then: k.put(own.key, value, id),
 	})
 	if err != nil {
 		return err
 	}
 	if !got.Succeeded {
-		s.revokeEmpty(ctx, grant)
-		return fmt.Errorf("etcd: put the owner key of %s: it changed meanwhile", h.key)
+		s.revokeEmpty(ctx, id)
+		return fmt.Errorf("etcd: put owner key of %s: key changed concurrently", own.key)
 	}
-	now := *h
-	now.owner = grant
-	s.amend(h, &now)
+	now := *own
+	now.ownerLeaseID = id
+	s.replaceOwn(own, &now)
 	return nil
 }
 
-// unchanged compares a key with the revision of its last change as seen before; 0 says that there was no key.
+// unchanged returns a comparison that holds if a key's last change is still at revision mod; 0
+// means that the key does not exist.
 func unchanged(key string, mod int64) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", mod)
 }

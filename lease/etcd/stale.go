@@ -2,35 +2,39 @@ package etcd
 
 import "fmt"
 
-// maxMismatches is after how many checks in a row that do not match the list counts as wrong, whatever the stream
-// still tells.
+// maxMismatches is the number of consecutive mismatches after which the list counts as stale, even
+// if the stream still delivers changes.
 const maxMismatches = 3
 
-// guard judges fingerprints of the server against the view that the watch keeps.
-type guard struct {
+// staleDetector compares fingerprints of the server with those of the watched keyspace.
+type staleDetector struct {
 	mismatches int
-	revision   int64 // of the view at the last mismatch
+	revision   int64 // of the keyspace at the last mismatch
 }
 
-// judge returns an error if the view cannot be trusted any more. A difference alone may be a change that is still
-// on its way in the stream, so it must last from one check to the next without any word from the stream.
-func (g *guard) judge(held, server fingerprint) error {
+// check returns an error if the keyspace is stale. A mismatch alone may be a change that the stream
+// has not delivered yet, so it must last from one check to the next with nothing received in
+// between.
+func (d *staleDetector) check(local, server fingerprint) error {
 	switch {
-	case server.cluster != held.cluster:
-		return fmt.Errorf("etcd: cluster %x has become cluster %x", held.cluster, server.cluster)
-	case server.revision < held.revision:
-		return fmt.Errorf("etcd: revision went back from %d to %d: the data was wiped or restored", held.revision, server.revision)
-	case server.count == held.count && server.newest == held.newest:
-		*g = guard{}
+	case server.cluster != local.cluster:
+		return fmt.Errorf("etcd: cluster ID changed from %x to %x", local.cluster, server.cluster)
+	case server.revision < local.revision:
+		return fmt.Errorf("etcd: revision decreased from %d to %d: data wiped or restored",
+			local.revision, server.revision)
+	case server.count == local.count && server.newest == local.newest:
+		*d = staleDetector{}
 		return nil
-	case server.revision == held.revision:
-		return fmt.Errorf("etcd: %d leases listed, %d there, at the same revision %d", held.count, server.count, held.revision)
+	case server.revision == local.revision:
+		return fmt.Errorf("etcd: %d keys in the list, %d on the server, both at revision %d",
+			local.count, server.count, local.revision)
 	}
-	silent := g.mismatches > 0 && g.revision == held.revision
-	g.mismatches++
-	g.revision = held.revision
-	if silent || g.mismatches >= maxMismatches {
-		return fmt.Errorf("etcd: the watch stopped at revision %d, the server is at %d", held.revision, server.revision)
+	silent := d.mismatches > 0 && d.revision == local.revision
+	d.mismatches++
+	d.revision = local.revision
+	if silent || d.mismatches >= maxMismatches {
+		return fmt.Errorf("etcd: watch stopped at revision %d, server is at %d",
+			local.revision, server.revision)
 	}
 	return nil
 }

@@ -22,51 +22,54 @@ import (
 )
 
 const (
-	// leaseTTL is how long a lease lives without renewal: flannel's 24 hours.
+	// leaseTTL is the TTL of a lease, as in flannel.
 	leaseTTL = 24 * time.Hour
-	// defaultOwnerTTL is how long a dead daemon keeps its public IP from another node. A third of it is the beat.
+	// defaultOwnerTTL is the TTL of an owner key: for this long after its death, a daemon still
+	// blocks other nodes from using its public IP. Keep-alives are sent every third of it.
 	defaultOwnerTTL = 15 * time.Second
-	// defaultCallTimeout bounds every single request.
+	// defaultCallTimeout bounds each request.
 	defaultCallTimeout = 5 * time.Second
-	// closeTimeout bounds the farewell to an etcd that may be gone: a stop must not take seconds.
+	// closeTimeout bounds the revoke at shutdown: a stop must not take seconds if etcd is down.
 	closeTimeout = 500 * time.Millisecond
-	// pingEvery and pingTimeout find a connection that is dead without a word. etcd refuses pings more frequent than
-	// one in 5 s (embed's GRPCKeepAliveMinTime).
-	pingEvery, pingTimeout = 10 * time.Second, 5 * time.Second
-	// redialMax bounds grpc's pause between attempts to connect. Its own default grows to two minutes.
+	// pingInterval and pingTimeout detect a silently dead connection. etcd rejects pings more
+	// frequent than one per 5 s (embed's GRPCKeepAliveMinTime).
+	pingInterval, pingTimeout = 10 * time.Second, 5 * time.Second
+	// redialMax bounds gRPC's delay between connection attempts, two minutes by default.
 	redialMax = 3 * time.Second
-	// checkEvery is the default of Config.CheckInterval.
-	checkEvery = 20 * time.Second
+	// defaultCheckInterval is the default of Config.CheckInterval.
+	defaultCheckInterval = 20 * time.Second
 )
 
-// Store is an etcd cluster as a lease.Store. Close ends it.
+// Store implements lease.Store on an etcd cluster. The caller closes it.
 type Store struct {
 	config Config
 	dialer clientv3.Config
 	id     string // of this daemon, in owner keys
 	stop   context.CancelFunc
 
-	// Constants but for tests.
+	// Fixed outside tests.
 	ownerTTL, callTimeout time.Duration
 	random                func(n int) int
 
-	dialing sync.Mutex // held while the client is made, which may take a callTimeout
-	mu      sync.Mutex // guards what is below
+	dialing sync.Mutex // held while connecting, which may take callTimeout
+	mu      sync.Mutex // guards the fields below
 	client  *clientv3.Client
-	owners  *ownerKeys // nil: etcd does not allow us any
-	held    *held
-	granted clientv3.LeaseID // etcd lease on which the key is, or is just being, written
-	odd     map[string]bool  // keys that were complained about
+	owners  *ownerKeys // nil: not permitted by etcd
+	own     *ownLease  // nil: none
+	// pendingLease is the etcd lease that the own key is, or is about to be, attached to.
+	pendingLease clientv3.LeaseID
+	unreadable   map[string]bool // keys logged as unreadable
 }
 
-// held is what the store remembers about the lease that this daemon holds. It is replaced, never changed.
-type held struct {
-	key   string      // the part after subnets/
+// ownLease is the lease held by this daemon. It is replaced, never modified.
+type ownLease struct {
+	key   string      // without <prefix>/subnets/
 	attrs lease.Attrs // as last written
 	node  string
-	owner clientv3.LeaseID // etcd lease of the owner key; none without owner keys
-	grant clientv3.LeaseID // etcd lease of the key, as last written; none if it is a reservation
-	mod   int64            // revision of that write
+	// etcd lease of the key, as last written; none if it is a reservation
+	leaseID      clientv3.LeaseID
+	mod          int64            // revision of that write
+	ownerLeaseID clientv3.LeaseID // etcd lease of the owner key; none without owner keys
 }
 
 // Open checks the config and returns at once; the first request connects.
@@ -86,42 +89,46 @@ func Open(c Config) (*Store, error) {
 		c.Log = slog.Default()
 	}
 	if c.CheckInterval <= 0 {
-		c.CheckInterval = checkEvery
+		c.CheckInterval = defaultCheckInterval
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	redial := backoff.DefaultConfig
 	redial.BaseDelay, redial.MaxDelay = 100*time.Millisecond, redialMax
 	return &Store{
-		config: c, id: id, stop: stop, odd: make(map[string]bool),
+		config: c, id: id, stop: stop, unreadable: make(map[string]bool),
 		owners:   &ownerKeys{path.Join(c.Prefix, "weft/owners") + "/"},
 		ownerTTL: defaultOwnerTTL, callTimeout: defaultCallTimeout, random: rand.IntN,
 		dialer: clientv3.Config{
-			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username, Password: c.Password,
-			DialTimeout: defaultCallTimeout, DialKeepAliveTime: pingEvery, DialKeepAliveTimeout: pingTimeout,
-			Logger: zap.NewNop(), // errors are returned, and said once by the caller
+			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username,
+			Password:    c.Password,
+			DialTimeout: defaultCallTimeout, DialKeepAliveTime: pingInterval,
+			DialKeepAliveTimeout: pingTimeout,
+			Logger:               zap.NewNop(), // errors are returned, and logged by the caller
 			DialOptions: []grpc.DialOption{
-				grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial, MinConnectTimeout: defaultCallTimeout}),
-				grpc.WithChainUnaryInterceptor(noteCause),
+				grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial,
+					MinConnectTimeout: defaultCallTimeout}),
+				grpc.WithChainUnaryInterceptor(recordCause),
 			},
 		},
 	}, nil
 }
 
-// Close tells the other nodes that this daemon is gone, as far as etcd answers quickly, and disconnects. The lease
-// itself stays for the next start. Calls that still run fail.
+// Close revokes the owner key, if etcd answers quickly, and disconnects. The lease itself remains
+// for the next start. Calls in progress fail.
 func (s *Store) Close() error {
 	s.mu.Lock()
-	c, h := s.client, s.held
+	c, own := s.client, s.own
 	s.mu.Unlock()
 	defer s.stop()
 	if c == nil {
 		return nil
 	}
-	if h != nil && h.owner != clientv3.NoLease {
+	if own != nil && own.ownerLeaseID != clientv3.NoLease {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		if _, err := c.Revoke(ctx, h.owner); err != nil {
-			s.config.Log.Debug("owner key is left to expire", "lease", h.key, "err", err)
+		if _, err := c.Revoke(ctx, own.ownerLeaseID); err != nil {
+			s.config.Log.Debug("owner key not revoked, left to expire", "lease", own.key,
+				"err", err)
 		}
 	}
 	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
@@ -134,10 +141,11 @@ func (s *Store) Close() error {
 func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 	key := path.Join(s.config.Prefix, "config")
 	var got *clientv3.GetResponse
-	err := s.call(ctx, "read network config", func(ctx context.Context, c *clientv3.Client) (err error) {
-		got, err = c.Get(ctx, key)
-		return err
-	})
+	err := s.call(ctx, "read network config",
+		func(ctx context.Context, c *clientv3.Client) (err error) {
+			got, err = c.Get(ctx, key)
+			return err
+		})
 	if err != nil {
 		return lease.Network{}, err
 	}
@@ -154,15 +162,17 @@ func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 	return n, nil
 }
 
-// subnets is the prefix of all lease keys. The slash at its end keeps <prefix>/subnets-old out.
+// subnets returns the prefix of all lease keys. Its final slash excludes <prefix>/subnets-old.
 func (s *Store) subnets() string { return path.Join(s.config.Prefix, "subnets") + "/" }
 
 func (s *Store) subnetKey(name string) string { return s.subnets() + name }
 
-// call runs one request with the client and a time limit of its own. what names it in the error.
-func (s *Store) call(ctx context.Context, what string, request func(context.Context, *clientv3.Client) error) error {
-	var why cause
-	ctx, cancel := context.WithTimeout(context.WithValue(ctx, causeKey{}, &why), s.callTimeout)
+// call runs one request with a timeout. operation names it in errors.
+func (s *Store) call(
+	ctx context.Context, operation string, request func(context.Context, *clientv3.Client) error,
+) error {
+	var last cause
+	ctx, cancel := context.WithTimeout(context.WithValue(ctx, causeKey{}, &last), s.callTimeout)
 	defer cancel()
 	c, err := s.connect(ctx)
 	if err == nil {
@@ -172,13 +182,16 @@ func (s *Store) call(ctx context.Context, what string, request func(context.Cont
 	case err == nil:
 		return nil
 	case errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("etcd: %s: no answer from %s: %w%s", what, strings.Join(s.config.Endpoints, ", "), err, why.text())
+		endpoints := strings.Join(s.config.Endpoints, ", ")
+		return fmt.Errorf("etcd: %s: no answer from %s: %w%s", operation, endpoints, err,
+			last.text())
 	}
-	return fmt.Errorf("etcd: %s: %w", what, err)
+	return fmt.Errorf("etcd: %s: %w", operation, err)
 }
 
-// cause keeps what grpc knows of a request that timed out (connection refused, certificate not trusted), of which
-// etcd's client leaves only the timeout. It travels in the request's context, under causeKey.
+// cause holds the gRPC error of a request that timed out (connection refused, untrusted
+// certificate): etcd's client returns only the timeout. It is stored in the request's context under
+// causeKey.
 type cause struct {
 	mu   sync.Mutex
 	last string
@@ -186,8 +199,11 @@ type cause struct {
 
 type causeKey struct{}
 
-// noteCause is grpc's innermost interceptor.
-func noteCause(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+// recordCause is the innermost gRPC interceptor. It stores errors in the cause of the context.
+func recordCause(
+	ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	next grpc.UnaryInvoker, opts ...grpc.CallOption,
+) error {
 	err := next(ctx, method, req, reply, cc, opts...)
 	if c, ok := ctx.Value(causeKey{}).(*cause); ok && err != nil {
 		c.mu.Lock()
@@ -197,8 +213,8 @@ func noteCause(ctx context.Context, method string, req, reply any, cc *grpc.Clie
 	return err
 }
 
-// text is the cause in parentheses, if there is more to say than that time has run out. The local port goes, so that
-// the same trouble has the same text each time.
+// text returns the cause in parentheses; empty if it is just the timeout. It removes the local port
+// so that repeated errors have the same text.
 func (c *cause) text() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -208,7 +224,8 @@ func (c *cause) text() string {
 	return " (" + regexp.MustCompile(`:\d+->`).ReplaceAllString(c.last, "->") + ")"
 }
 
-// connect returns the one client. With a user name its constructor logs in and needs the server, hence not in Open.
+// connect returns the shared client and creates it if necessary. With a user name, the constructor
+// logs in, which needs the server; hence it is not called in Open.
 func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
 	s.dialing.Lock()
 	defer s.dialing.Unlock()
@@ -218,49 +235,51 @@ func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
 	if c != nil {
 		return c, nil
 	}
-	// The client lives as long as the context it is made with, so ctx may only end the making of it.
+	// The client lasts as long as the context passed to its constructor, so ctx must only cancel
+	// the construction.
 	dialer := s.dialer
-	life, end := context.WithCancel(dialer.Context)
-	dialer.Context = life
-	keep := context.AfterFunc(ctx, end)
-	made, err := clientv3.New(dialer)
-	if !keep() && err == nil {
-		made.Close()
+	clientCtx, cancel := context.WithCancel(dialer.Context)
+	dialer.Context = clientCtx
+	stop := context.AfterFunc(ctx, cancel)
+	c, err := clientv3.New(dialer)
+	if !stop() && err == nil {
+		c.Close()
 		err = ctx.Err()
 	}
 	if err != nil {
-		end()
+		cancel()
 		if ctx.Err() != nil {
-			err = ctx.Err() // which the constructor can only call a cancellation
+			err = ctx.Err() // the constructor reports a deadline as a cancellation, too
 		}
 		return nil, fmt.Errorf("connect: %w", err)
 	}
 	s.mu.Lock()
-	s.client = made
+	s.client = c
 	s.mu.Unlock()
-	return made, nil
+	return c, nil
 }
 
 // txn runs one transaction.
-func (s *Store) txn(ctx context.Context, what string, t transaction) (*clientv3.TxnResponse, error) {
+func (s *Store) txn(ctx context.Context, operation string, t transaction) (*clientv3.TxnResponse,
+	error) {
 	var got *clientv3.TxnResponse
-	err := s.call(ctx, what, func(ctx context.Context, c *clientv3.Client) (err error) {
+	err := s.call(ctx, operation, func(ctx context.Context, c *clientv3.Client) (err error) {
 		got, err = c.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()
 		return err
 	})
 	return got, err
 }
 
-// transaction is what etcd does at once: then if all of when holds, otherwise if not.
+// transaction is an etcd transaction: it runs then if all comparisons in when hold, else otherwise.
 type transaction struct {
 	when            []clientv3.Cmp
 	then, otherwise []clientv3.Op
 }
 
-// grant makes an etcd lease.
+// grant creates an etcd lease.
 func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID, error) {
 	var id clientv3.LeaseID
-	err := s.call(ctx, "grant an etcd lease", func(ctx context.Context, c *clientv3.Client) error {
+	err := s.call(ctx, "grant etcd lease", func(ctx context.Context, c *clientv3.Client) error {
 		g, err := c.Grant(ctx, int64(ttl/time.Second))
 		if err == nil {
 			id = g.ID
@@ -270,13 +289,13 @@ func (s *Store) grant(ctx context.Context, ttl time.Duration) (clientv3.LeaseID,
 	return id, err
 }
 
-// revokeEmpty ends an etcd lease that nothing hangs on any more. It would expire alone, so failure is no matter;
-// but an etcd lease with keys on it (an operator may have put several on one) is left alone.
+// revokeEmpty revokes an etcd lease that has no keys left; an operator may have attached other keys
+// to it. Errors are only logged because the etcd lease expires anyway.
 func (s *Store) revokeEmpty(ctx context.Context, id clientv3.LeaseID) {
 	if id == clientv3.NoLease {
 		return
 	}
-	err := s.call(ctx, "revoke an etcd lease", func(ctx context.Context, c *clientv3.Client) error {
+	err := s.call(ctx, "revoke etcd lease", func(ctx context.Context, c *clientv3.Client) error {
 		got, err := c.TimeToLive(ctx, id, clientv3.WithAttachedKeys())
 		if err != nil || got.TTL <= 0 || len(got.Keys) > 0 {
 			return err
@@ -285,69 +304,73 @@ func (s *Store) revokeEmpty(ctx context.Context, id clientv3.LeaseID) {
 		return err
 	})
 	if err != nil {
-		s.config.Log.Debug("an etcd lease is left to expire", "err", err)
+		s.config.Log.Debug("etcd lease not revoked, left to expire", "err", err)
 	}
 }
 
-// complain logs the entries that cannot be read, each key once for as long as it is there.
-func (s *Store) complain(v *view) {
+// logUnreadable logs unreadable entries, each key once while it exists.
+func (s *Store) logUnreadable(ks *keyspace) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for key := range s.odd {
-		if v.entries[key].err == nil {
-			delete(s.odd, key)
+	for key := range s.unreadable {
+		if ks.entries[key].err == nil {
+			delete(s.unreadable, key)
 		}
 	}
-	for key, e := range v.entries {
-		if e.err != nil && !s.odd[key] {
-			s.odd[key] = true
-			s.config.Log.Warn("ignoring a lease that cannot be read, but not giving its addresses out", "key", s.subnetKey(key), "err", e.err)
+	for key, e := range ks.entries {
+		if e.err != nil && !s.unreadable[key] {
+			s.unreadable[key] = true
+			s.config.Log.Warn("ignoring unreadable lease, its addresses stay reserved",
+				"key", s.subnetKey(key), "err", e.err)
 		}
 	}
 }
 
-func (s *Store) holding() *held {
+func (s *Store) getOwn() *ownLease {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.held
+	return s.own
 }
 
-func (s *Store) hold(h *held) {
+func (s *Store) setOwn(own *ownLease) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.held = h
+	s.own = own
 }
 
-// granting remembers the etcd lease that the key is about to be put on: the watch may see it there before the answer.
-func (s *Store) granting(id clientv3.LeaseID) {
+// setPendingLease records the etcd lease that the own key is about to be attached to: the watch may
+// deliver the change before the request returns.
+func (s *Store) setPendingLease(id clientv3.LeaseID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.granted = id
+	s.pendingLease = id
 }
 
-// moved reports whether somebody else has put our key on an etcd lease since we wrote it last.
-func (s *Store) moved(v *view) bool {
+// ownMoved reports whether another client has attached the own key to another etcd lease since this
+// daemon last wrote it.
+func (s *Store) ownMoved(ks *keyspace) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held == nil {
+	if s.own == nil {
 		return false
 	}
-	e := v.entries[s.held.key]
-	return e.mod > s.held.mod && e.grant != clientv3.NoLease && e.grant != s.held.grant && e.grant != s.granted
+	e := ks.entries[s.own.key]
+	return e.mod > s.own.mod && e.leaseID != clientv3.NoLease &&
+		e.leaseID != s.own.leaseID && e.leaseID != s.pendingLease
 }
 
-// snapshot is what Watch delivers.
-func (s *Store) snapshot(v *view) lease.Snapshot {
-	snapshot := v.snapshot()
-	snapshot.RenewNow = s.moved(v)
+// snapshot returns the snapshot that Watch delivers.
+func (s *Store) snapshot(ks *keyspace) lease.Snapshot {
+	snapshot := ks.snapshot()
+	snapshot.RenewNow = s.ownMoved(ks)
 	return snapshot
 }
 
-// amend replaces what is held unless another claim has done so meanwhile: Watch and Renew run at the same time.
-func (s *Store) amend(old, now *held) {
+// replaceOwn replaces the own lease unless it is no longer old: Watch and Renew run concurrently.
+func (s *Store) replaceOwn(old, now *ownLease) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held == old {
-		s.held = now
+	if s.own == old {
+		s.own = now
 	}
 }

@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// serve runs an etcd for one test.
+// serve runs an etcd server until the test ends.
 func serve(t *testing.T) *testetcd.Server {
 	t.Helper()
 	return serveConfig(t, testetcd.Config{})
@@ -37,13 +37,13 @@ func serveConfig(t *testing.T, c testetcd.Config) *testetcd.Server {
 	return s
 }
 
-// operator is etcdctl: a client of its own, for what happens behind the store's back.
+// operator is a separate client, like etcdctl, for changes made by other programs.
 type operator struct {
 	*clientv3.Client
 	prefix string
 }
 
-func operate(t *testing.T, s *testetcd.Server, prefix string) operator {
+func newOperator(t *testing.T, s *testetcd.Server, prefix string) operator {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
@@ -67,7 +67,7 @@ func (o operator) delete(t *testing.T, key string) {
 	}
 }
 
-// all returns the keys below a prefix, without it, and their values.
+// all returns the keys and values under a prefix. The keys are without the prefix.
 func (o operator) all(t *testing.T, below string) map[string]string {
 	t.Helper()
 	got, err := o.Get(t.Context(), o.prefix+below, clientv3.WithPrefix())
@@ -81,8 +81,8 @@ func (o operator) all(t *testing.T, below string) map[string]string {
 	return all
 }
 
-// grantOf returns the etcd lease of a key, 0 if it has none.
-func (o operator) grantOf(t *testing.T, key string) clientv3.LeaseID {
+// leaseIDOf returns the etcd lease of a key; 0 if it has none.
+func (o operator) leaseIDOf(t *testing.T, key string) clientv3.LeaseID {
 	t.Helper()
 	got, err := o.Get(t.Context(), o.prefix+key)
 	if err != nil || len(got.Kvs) != 1 {
@@ -91,8 +91,8 @@ func (o operator) grantOf(t *testing.T, key string) clientv3.LeaseID {
 	return clientv3.LeaseID(got.Kvs[0].Lease)
 }
 
-// quiet is the config of most tests: node n of a cluster at prefix.
-func quiet(s *testetcd.Server, prefix string, n int) Config {
+// testConfig returns the config of node n of a cluster at prefix, without logging.
+func testConfig(s *testetcd.Server, prefix string, n int) Config {
 	return Config{
 		Endpoints: []string{s.Endpoint()}, Prefix: prefix, Instance: fmt.Sprint("node", n),
 		CheckInterval: 100 * time.Millisecond, Log: slog.New(slog.DiscardHandler),
@@ -125,7 +125,7 @@ func parseNetwork(t *testing.T, config string) lease.Network {
 	return n
 }
 
-// request is what node n asks for.
+// request returns the lease request of node n.
 func request(network lease.Network, n int) lease.Request {
 	return lease.Request{
 		Network: network, Node: fmt.Sprint("node", n),
@@ -140,14 +140,14 @@ func TestStore(t *testing.T) {
 		const config = `{"Network":"10.5.0.0/19","SubnetLen":24,"SubnetMax":"10.5.20.0"}`
 		clusters++
 		prefix := fmt.Sprint("/cluster", clusters)
-		op := operate(t, server, prefix)
+		op := newOperator(t, server, prefix)
 		op.put(t, "/config", config)
 		network := parseNetwork(t, config)
 		next := 0
 		return storetest.Harness{
 			Nodes:   20,
 			Request: func(n int) lease.Request { return request(network, n) },
-			Open:    func(t *testing.T, n int) lease.Store { return open(t, quiet(server, prefix, n)) },
+			Open:    func(t *testing.T, n int) lease.Store { return open(t, testConfig(server, prefix, n)) },
 			Add: func(t *testing.T) lease.Lease {
 				for next++; ; next++ {
 					l := lease.Lease{
@@ -171,7 +171,7 @@ func TestStore(t *testing.T) {
 	})
 }
 
-func TestAnyPrefixWillDo(t *testing.T) {
+func TestPrefixes(t *testing.T) {
 	for _, test := range []struct{ prefix, config, subnets, owners string }{
 		{"/", "/config", "/subnets/", "/weft/owners/"},
 		{"", "config", "subnets/", "weft/owners/"},
@@ -179,9 +179,9 @@ func TestAnyPrefixWillDo(t *testing.T) {
 	} {
 		t.Run(test.prefix, func(t *testing.T) {
 			server := serve(t)
-			op := operate(t, server, "")
+			op := newOperator(t, server, "")
 			op.put(t, test.config, onlyV4)
-			s := open(t, quiet(server, test.prefix, 0))
+			s := open(t, testConfig(server, test.prefix, 0))
 			n, err := s.Network(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -192,7 +192,7 @@ func TestAnyPrefixWillDo(t *testing.T) {
 			}
 			for _, below := range []string{test.subnets, test.owners} {
 				if got := op.all(t, below); got[formatKey(l)] == "" {
-					t.Errorf("below %s: %v", below, got)
+					t.Errorf("keys in %s: %v", below, got)
 				}
 			}
 		})
@@ -206,12 +206,13 @@ func compact(t *testing.T, s *testetcd.Server) {
 	}
 }
 
-// putLease writes a lease as a flannel node would.
+// putLease writes a lease as a flannel node does.
 func (o operator) putLease(t *testing.T, l lease.Lease) {
 	t.Helper()
 	grant, err := o.Grant(context.Background(), 86400)
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.put(t, "/subnets/"+formatKey(l), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, l.PublicIP), clientv3.WithLease(grant.ID))
+	o.put(t, "/subnets/"+formatKey(l), fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, l.PublicIP),
+		clientv3.WithLease(grant.ID))
 }

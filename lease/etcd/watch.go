@@ -12,11 +12,13 @@ import (
 	"weft/lease"
 )
 
-// maxFailures is how many requests beside the stream may fail in a row before Watch gives up: one may be bad luck.
+// maxFailures is the number of consecutive failed requests beside the stream after which Watch
+// returns. A single failure may be transient.
 const maxFailures = 2
 
-// Watch lists the leases, delivers, and delivers again after each change, until ctx ends or the list is in doubt. In
-// the same loop it keeps the owner key alive and compares a fingerprint of the server's data with the list.
+// Watch lists the leases, delivers them, and delivers them again after each change, until ctx ends
+// or the list may be stale. The same loop keeps the owner key alive and compares a fingerprint of
+// the server's data with the list.
 func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 	err := s.watch(ctx, deliver)
 	if ctx.Err() != nil {
@@ -26,108 +28,137 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 }
 
 func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
-	v, err := s.list(ctx)
+	ks, err := s.list(ctx)
 	if err != nil {
 		return err
 	}
-	deliver(s.snapshot(v))
-	stream, cancel, err := s.open(ctx, v.revision+1)
+	deliver(s.snapshot(ks))
+	stream, cancel, err := s.openStream(ctx, ks.revision+1)
 	if err != nil {
 		return err
 	}
 	defer cancel()
+	return s.follow(ctx, stream, ks, deliver)
+}
+
+// follow keeps ks up to date from the stream and sends the periodic requests. It returns an error
+// if the stream ends, if ks is stale, or if too many requests fail.
+func (s *Store) follow(
+	ctx context.Context, stream clientv3.WatchChan, ks *keyspace, deliver func(lease.Snapshot),
+) error {
 	check := time.NewTimer(jitter(s.config.CheckInterval))
 	defer check.Stop()
-	beat := time.NewTicker(s.ownerTTL / 3)
-	defer beat.Stop()
-	var g guard
+	keepAlive := time.NewTicker(s.ownerTTL / 3)
+	defer keepAlive.Stop()
+	var d staleDetector
 	failures := 0
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			return nil
 		case r, ok := <-stream:
-			if !ok {
-				return errors.New("etcd: watch: the stream ended")
+			if err := s.receive(r, ok, ks, deliver); err != nil {
+				return err
 			}
-			if err := r.Err(); err != nil {
-				return fmt.Errorf("etcd: watch: %w", err)
-			}
-			if v.apply(r) || s.moved(v) {
-				deliver(s.snapshot(v))
-			}
-			s.complain(v)
 			continue
-		case <-beat.C:
-			err = s.beat(ctx)
+		case <-keepAlive.C:
+			err = s.keepAlive(ctx)
 		case <-check.C:
-			err = s.check(ctx, v, &g)
+			err = s.checkStale(ctx, ks, &d)
 			check.Reset(jitter(s.config.CheckInterval))
 		}
-		failures++
 		if err == nil {
 			failures = 0
-		} else if failures >= maxFailures || errors.Is(err, errOwnerGone) || errors.Is(err, errDoubt) {
+			continue
+		}
+		failures++
+		if failures >= maxFailures || errors.Is(err, errOwnerGone) || errors.Is(err, errStale) {
 			return err
 		}
 	}
 }
 
-// list reads all leases, and sees to the owner key of the one that we hold.
-func (s *Store) list(ctx context.Context) (*view, error) {
-	return asAllowed(ctx, s, func(k *ownerKeys) (*view, error) { return s.listWith(ctx, k) })
+// receive applies a response of the stream to ks and delivers the leases if they have changed. ok
+// is false if the stream has ended.
+func (s *Store) receive(
+	r clientv3.WatchResponse, ok bool, ks *keyspace, deliver func(lease.Snapshot),
+) error {
+	if !ok {
+		return errors.New("etcd: watch: stream ended")
+	}
+	if err := r.Err(); err != nil {
+		return fmt.Errorf("etcd: watch: %w", err)
+	}
+	if ks.apply(r) || s.ownMoved(ks) {
+		deliver(s.snapshot(ks))
+	}
+	s.logUnreadable(ks)
+	return nil
 }
 
-func (s *Store) listWith(ctx context.Context, k *ownerKeys) (*view, error) {
-	got, err := s.txn(ctx, s.listing(), transaction{then: s.listOps(k)})
+// list reads all leases and ensures that the owner key of the own lease exists.
+func (s *Store) list(ctx context.Context) (*keyspace, error) {
+	return withOwnerKeys(ctx, s, func(k *ownerKeys) (*keyspace,
+		error) {
+		return s.listUsing(ctx, k)
+	})
+}
+
+func (s *Store) listUsing(ctx context.Context, k *ownerKeys) (*keyspace, error) {
+	got, err := s.txn(ctx, s.listName(), transaction{then: s.listOps(k)})
 	if err != nil {
 		return nil, err
 	}
-	v, owners := s.listed(k, got)
-	s.complain(v)
-	h := s.holding()
-	if h == nil {
-		return v, nil
+	ks, owners := s.parseList(k, got)
+	s.logUnreadable(ks)
+	own := s.getOwn()
+	if own == nil {
+		return ks, nil
 	}
-	e, listed := v.entries[h.key]
-	if !listed || !e.lease.SameNode(h.attrs) {
-		return v, nil // lost: the manager sees it in the list and claims again
+	e, listed := ks.entries[own.key]
+	if !listed || !e.lease.SameNode(own.attrs) {
+		return ks, nil // lost: the manager notices it in the list and claims again
 	}
-	return v, s.own(ctx, k, h, e, owners[h.key])
+	return ks, s.ensureOwnerKey(ctx, k, own, e, owners[own.key])
 }
 
-// open starts the stream of changes from the given revision. cancel ends it.
-func (s *Store) open(ctx context.Context, from int64) (clientv3.WatchChan, context.CancelFunc, error) {
-	dial, done := context.WithTimeout(ctx, s.callTimeout)
-	defer done()
-	c, err := s.connect(dial)
+// openStream starts the stream of changes from the given revision. cancel ends it.
+func (s *Store) openStream(
+	ctx context.Context, from int64,
+) (stream clientv3.WatchChan, cancel context.CancelFunc, err error) {
+	dialCtx, dialCancel := context.WithTimeout(ctx, s.callTimeout)
+	defer dialCancel()
+	c, err := s.connect(dialCtx)
 	if err != nil {
 		return nil, nil, fmt.Errorf("etcd: watch: %w", err)
 	}
-	// A member without a leader must not leave us with an old list, hence WithRequireLeader. Client.Watch returns
-	// only when the server has answered, which it may never do.
-	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
-	patience := time.AfterFunc(s.callTimeout, cancel)
-	stream := c.Watch(ctx, s.subnets(), clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
-	if !patience.Stop() {
+	// WithRequireLeader: a member without a leader would serve a stale list. Client.Watch returns
+	// only after the server has responded, which may never happen.
+	ctx, cancel = context.WithCancel(clientv3.WithRequireLeader(ctx))
+	timeout := time.AfterFunc(s.callTimeout, cancel)
+	stream = c.Watch(ctx, s.subnets(),
+		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
+	if !timeout.Stop() {
 		cancel()
-		return nil, nil, fmt.Errorf("etcd: watch: no answer in %s", s.callTimeout)
+		return nil, nil, fmt.Errorf("etcd: watch: no answer within %s", s.callTimeout)
 	}
 	return stream, cancel, nil
 }
 
-// errDoubt marks a check that found the view wrong, unlike one that got no answer.
-var errDoubt = errors.New("the list is in doubt")
+// errStale marks a check that found the keyspace stale, unlike one that failed.
+var errStale = errors.New("lease list is stale")
 
-// check compares what the server holds with v: by a count of the keys, and by their newest change only if something was
-// written since v was known to be right, which may be no lease.
-func (s *Store) check(ctx context.Context, v *view, g *guard) error {
+// checkStale compares the server's data with ks: by the number of keys, and by their newest change
+// only if etcd was written to since ks was last known to be correct; the write may concern other
+// keys.
+func (s *Store) checkStale(ctx context.Context, ks *keyspace, d *staleDetector) error {
 	server, err := s.fingerprint(ctx, clientv3.WithCountOnly())
 	if err != nil {
 		return err
 	}
-	if v.fingerprint().same(server) {
-		*g = guard{}
+	if ks.fingerprint().unwritten(server) {
+		*d = staleDetector{}
 		return nil
 	}
 	server, err = s.fingerprint(ctx, clientv3.WithKeysOnly(), clientv3.WithLimit(1),
@@ -135,16 +166,17 @@ func (s *Store) check(ctx context.Context, v *view, g *guard) error {
 	if err != nil {
 		return err
 	}
-	if err := g.judge(v.fingerprint(), server); err != nil {
-		return fmt.Errorf("%w: %w", errDoubt, err)
+	if err := d.check(ks.fingerprint(), server); err != nil {
+		return fmt.Errorf("%w: %w", errStale, err)
 	}
-	if g.mismatches == 0 {
-		v.revision = server.revision
+	if d.mismatches == 0 {
+		ks.revision = server.revision
 	}
 	return nil
 }
 
-// fingerprint asks for what the options leave of all keys.
+// fingerprint requests the fingerprint of <prefix>/subnets/. Without the newest key in the
+// response, newest is 0.
 func (s *Store) fingerprint(ctx context.Context, opts ...clientv3.OpOption) (fingerprint, error) {
 	var got *clientv3.GetResponse
 	err := s.call(ctx, "check leases", func(ctx context.Context, c *clientv3.Client) (err error) {
@@ -161,5 +193,6 @@ func (s *Store) fingerprint(ctx context.Context, opts ...clientv3.OpOption) (fin
 	return f, nil
 }
 
-// jitter is d and up to a quarter more or less, so that nodes that lost etcd together do not ask in step for ever.
+// jitter returns d plus or minus up to a quarter, to desynchronise nodes that lost etcd at the same
+// time.
 func jitter(d time.Duration) time.Duration { return d - d/4 + rand.N(d/2) }

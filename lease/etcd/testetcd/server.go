@@ -1,5 +1,6 @@
-// Package testetcd runs a real etcd server inside the process, for tests, the demo and benchmarks: one member,
-// quiet, quick to elect itself, and without fsync, so its data survives the process but not a power cut.
+// Package testetcd runs a real etcd server inside the process, for tests, the demo and benchmarks.
+// It has one member, elects itself quickly and does not log. It does not call fsync: its data
+// survives the process but not a power failure.
 package testetcd
 
 import (
@@ -23,30 +24,32 @@ import (
 // readyTimeout bounds the wait for the first election. It takes under 100 ms on an idle machine.
 const readyTimeout = 30 * time.Second
 
-// Config says where a server keeps its data and listens.
+// Config configures a Server.
 type Config struct {
-	// Dir holds the data. It is created if it does not exist; Wipe empties it.
+	// Dir is the data directory. Start creates it if necessary; Wipe removes it.
 	Dir string
-	// Listen is the client address, on an IP of the network namespace that Start is called in. Port 0 picks a free
-	// one, which later Starts of the same Server keep.
+	// Listen is the client address, in the network namespace in which Start is called. Port 0
+	// selects a free port, which the Server keeps when it is restarted.
 	Listen netip.AddrPort
-	// CertFile and KeyFile make the server speak TLS. ClientCAFile makes it ask clients for a certificate too.
+	// CertFile and KeyFile enable TLS. ClientCAFile additionally requires client certificates.
 	CertFile, KeyFile, ClientCAFile string
 }
 
-// Server is a server that can be stopped and started again. Its methods are for one goroutine.
+// Server is an etcd server that can be stopped and restarted. Its methods are not safe for
+// concurrent use.
 type Server struct {
 	config Config
 	peer   netip.AddrPort
 	etcd   *embed.Etcd // nil while stopped
 
 	mu      sync.Mutex
-	serving []*grpc.Server // what etcd answers clients with
+	serving []*grpc.Server // gRPC servers for clients
 }
 
-// Start runs a server and returns when it takes requests. The caller closes it.
+// Start starts a server and returns when it accepts requests. The caller closes it.
 //
-// The sockets are opened by the calling goroutine: inside a namespace, call it with that thread locked.
+// The calling goroutine opens the sockets: to start the server in a network namespace, lock the
+// goroutine to a thread in that namespace.
 func Start(c Config) (*Server, error) {
 	s := &Server{config: c}
 	var err error
@@ -59,16 +62,16 @@ func Start(c Config) (*Server, error) {
 	return s, s.Start()
 }
 
-// Endpoint is the URL for clients, the same one for the whole life of the Server.
+// Endpoint returns the URL for clients. It survives restarts.
 func (s *Server) Endpoint() string {
 	u := s.clientURL()
 	return u.String()
 }
 
-// Start runs a stopped server again, with the data that Dir holds.
+// Start restarts a stopped server with the data in Dir.
 func (s *Server) Start() error {
 	if s.etcd != nil {
-		return errors.New("etcd server runs already")
+		return errors.New("start etcd: server is already running")
 	}
 	e, err := embed.StartEtcd(s.embedConfig())
 	if err != nil {
@@ -88,8 +91,8 @@ func (s *Server) Start() error {
 	return fmt.Errorf("wait for etcd on %s: %w", s.config.Listen, err)
 }
 
-// Close stops the server and keeps its data. Clients are cut off at once: etcd's own way out waits seconds for open
-// watches to end. Closing a stopped server does nothing.
+// Close stops the server and keeps its data. It closes client connections at once: etcd's own
+// shutdown waits seconds for open watches. Closing a stopped server does nothing.
 func (s *Server) Close() {
 	if s.etcd == nil {
 		return
@@ -108,15 +111,15 @@ func (s *Server) Close() {
 // Wipe removes the data of a stopped server.
 func (s *Server) Wipe() error {
 	if s.etcd != nil {
-		return errors.New("wipe etcd: the server runs")
+		return errors.New("wipe etcd: server is running")
 	}
 	return os.RemoveAll(s.config.Dir)
 }
 
-// Compact drops the history before the newest revision, as an operator's etcdctl compact would.
+// Compact discards the history before the current revision, like etcdctl compact.
 func (s *Server) Compact() error {
 	if s.etcd == nil {
-		return errors.New("compact etcd: the server does not run")
+		return errors.New("compact etcd: server is not running")
 	}
 	kv := s.etcd.Server.KV()
 	done, err := kv.Compact(traceutil.TODO(), kv.Rev())
@@ -151,14 +154,14 @@ func (s *Server) embedConfig() *embed.Config {
 		defer s.mu.Unlock()
 		s.serving = append(s.serving, g)
 	}
-	c.EnableGRPCGateway = false // it would dial the server from a thread of any namespace
+	c.EnableGRPCGateway = false // it would dial from a thread in any namespace
 	c.UnsafeNoFsync = true
-	c.BcryptCost = uint(bcrypt.MinCost) // passwords of a lab need no protection
-	c.TickMs, c.ElectionMs = 10, 100    // one member elects itself: measured 34 to 76 ms to ready
+	c.BcryptCost = uint(bcrypt.MinCost) // test passwords need no protection
+	c.TickMs, c.ElectionMs = 10, 100    // a single member is ready after 34 to 76 ms (measured)
 	return c
 }
 
-// freePort replaces port 0 by one that is free now.
+// freePort replaces port 0 by a port that is currently free.
 func freePort(a netip.AddrPort) (netip.AddrPort, error) {
 	if a.Port() != 0 {
 		return a, nil

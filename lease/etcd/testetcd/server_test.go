@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestRestartKeepsEndpointAndWipeNeedsStop(t *testing.T) {
+func TestServerRestart(t *testing.T) {
 	s, err := Start(Config{Dir: t.TempDir() + "/data", Listen: netip.MustParseAddrPort("127.0.0.1:0")})
 	if err != nil {
 		t.Fatal(err)
@@ -19,7 +19,7 @@ func TestRestartKeepsEndpointAndWipeNeedsStop(t *testing.T) {
 		t.Error(err)
 	}
 	s.Close()
-	s.Close() // closing twice is fine
+	s.Close() // closing twice is permitted
 	if err := s.Wipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -30,11 +30,11 @@ func TestRestartKeepsEndpointAndWipeNeedsStop(t *testing.T) {
 		t.Errorf("endpoint %s became %s", first, s.Endpoint())
 	}
 	if err := s.Start(); err == nil {
-		t.Error("a second Start of a running server succeeded")
+		t.Error("Start of a running server succeeded")
 	}
 }
 
-func TestStartSaysThatThePortIsTaken(t *testing.T) {
+func TestStartPortInUse(t *testing.T) {
 	c := Config{Dir: t.TempDir() + "/data", Listen: netip.MustParseAddrPort("127.0.0.1:0")}
 	s, err := Start(c)
 	if err != nil {

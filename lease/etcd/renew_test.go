@@ -1,0 +1,154 @@
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/lease"
+)
+
+func TestRenewNewEtcdLease(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	old := c.leaseIDOf(t, "/subnets/"+formatKey(l))
+	if _, err := s.Renew(t.Context(), l); err != nil {
+		t.Fatal(err)
+	}
+	if now := c.leaseIDOf(t, "/subnets/"+formatKey(l)); now == old {
+		t.Error("key still has the old etcd lease")
+	}
+	if ttl, err := c.TimeToLive(t.Context(), old); err != nil || ttl.TTL > 0 {
+		t.Errorf("old etcd lease not revoked: %+v, %v", ttl, err)
+	}
+}
+
+func TestRenewForeignKey(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	key := "/subnets/" + formatKey(l)
+	mine := fmt.Sprintf(`{"PublicIP":"%s","PublicIPv6":null}`, l.PublicIP)
+	tests := []struct {
+		name, value, owner string
+		lost               bool
+	}{
+		{"same node, written by flannel", mine, "", false},
+		{"another address", `{"PublicIP":"192.0.2.200","PublicIPv6":null}`, "", true},
+		{"not JSON", `x`, "", true},
+		{"another owner", mine, `{"id":"other","node":"bob"}`, true},
+	}
+	for _, test := range tests {
+		if test.owner != "" {
+			c.put(t, "/weft/owners/"+formatKey(l), test.owner)
+		}
+		c.put(t, key, test.value)
+		_, err := s.Renew(t.Context(), l)
+		if got := c.all(t, "/subnets/")[formatKey(l)]; errors.Is(err, lease.ErrLost) != test.lost || got != test.value {
+			t.Errorf("%s: got %v, key is %s", test.name, err, got)
+		}
+	}
+	c.delete(t, key)
+	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
+		t.Errorf("without a key: %v", err)
+	}
+	if got := c.all(t, "/subnets/"); len(got) != 0 {
+		t.Errorf("renewal created keys: %v", got)
+	}
+}
+
+func TestRenewConcurrentChange(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	k := s.ownerKeys()
+	got, err := s.txn(t.Context(), "list", transaction{then: s.listOps(k)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ks, owners := s.parseList(k, got)
+	key := formatKey(l)
+	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 9).Attrs})
+	if _, done, err := s.write(t.Context(), l, ks.entries[key], k.unchanged(key, owners[key].mod),
+		"overwritten"); done || err != nil {
+		t.Errorf("overwrote a concurrent change: %v, %v", done, err)
+	}
+	if got := c.all(t, "/subnets/")[key]; !strings.Contains(got, "192.0.2.10") {
+		t.Errorf("key is %s", got)
+	}
+}
+
+func TestRenewMovedKey(t *testing.T) {
+	for _, test := range []struct {
+		name     string
+		reserved bool // by the operator, before the claim
+	}{{"a lease", false}, {"a reservation", true}} {
+		t.Run(test.name, func(t *testing.T) {
+			c := newCluster(t, onlyV4)
+			value := `{"PublicIP":"192.0.2.1","PublicIPv6":null}`
+			if test.reserved {
+				c.put(t, "/subnets/10.5.7.0-24", value)
+			}
+			s := open(t, c.config(0))
+			key := "/subnets/" + formatKey(runManager(t, s, request(c.network, 0)))
+			changes := c.Watch(t.Context(), c.prefix+key)
+			short, err := c.Grant(t.Context(), 600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.put(t, key, value, clientv3.WithLease(short.ID))
+			limit := time.After(20 * time.Second)
+			for grant := short.ID; grant == short.ID; {
+				select {
+				case r := <-changes:
+					for _, e := range r.Events {
+						grant = clientv3.LeaseID(e.Kv.Lease)
+					}
+				case <-limit:
+					t.Fatal("key still has the operator's etcd lease")
+				}
+			}
+			ttl, err := c.TimeToLive(t.Context(), c.leaseIDOf(t, key))
+			if err != nil || ttl.GrantedTTL != 86400 {
+				t.Errorf("etcd lease of %d s, %v", ttl.GrantedTTL, err)
+			}
+		})
+	}
+}
+
+// runManager runs a Manager until the test ends and returns its lease.
+func runManager(t *testing.T, s *Store, r lease.Request) lease.Lease {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	states := make(chan lease.State, 1000)
+	var running sync.WaitGroup
+	running.Go(func() {
+		m := lease.NewManager(s, r, lease.Options{Log: slog.New(slog.DiscardHandler)})
+		if err := m.Run(ctx, func(s lease.State) { states <- s }); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+	limit := time.After(20 * time.Second)
+	for {
+		select {
+		case s := <-states:
+			if s.Held {
+				return s.Self
+			}
+		case <-limit:
+			t.Fatal("no lease")
+		}
+	}
+}
