@@ -14,13 +14,13 @@ var (
 	own6 = netip.MustParseAddrPort("[2001:db8::7]:8285")
 )
 
-// everything asks for all rules there are, in both families.
+// allRules returns a Desired that asks for all rules, in both families.
 func allRules() Desired {
 	return Desired{Nets: []Net{net4, net6}, Masquerade: true, Forward: true, KeepSource: true,
 		NoTrack: []netip.AddrPort{own4, own6}}
 }
 
-// What flannel v0.28 leaves, as iptables-save prints it.
+// Rules of flannel v0.28 and of Weft in the format of iptables-save, with the table in front.
 const (
 	flannelMasquerade = `
 nat -A POSTROUTING -m comment --comment "flanneld masq" -j FLANNEL-POSTRTG
@@ -58,7 +58,7 @@ raw -A OUTPUT -s 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "w
 `
 )
 
-// saved writes rules like the texts above.
+// saveText formats rules like the texts above.
 func saveText(rs []rule) string {
 	var b strings.Builder
 	b.WriteByte('\n')
@@ -112,8 +112,8 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestRulesStayInTheLayout holds that no rule names a place where nobody would look for it later.
-func TestRulesStayInTheLayout(t *testing.T) {
+// TestRulesInLayout checks that every rule stands in a chain that is listed later.
+func TestRulesInLayout(t *testing.T) {
 	for _, f := range families() {
 		for _, r := range allRules().rules(f) {
 			i := slices.IndexFunc(layouts(), func(l layout) bool { return l.table == r.table })
@@ -125,13 +125,13 @@ func TestRulesStayInTheLayout(t *testing.T) {
 				t.Errorf("%s: chain %s unknown in %s", r.spec(), r.chain, r.table)
 			}
 			if p, _ := parse(r.table, "-A "+r.chain+" "+r.spec()); slices.Contains(l.hooks, r.chain) && !isManaged(l, p) {
-				t.Errorf("%s in %s would not be known as ours", r.spec(), r.chain)
+				t.Errorf("%s in %s is not recognized as managed", r.spec(), r.chain)
 			}
 		}
 	}
 }
 
-func TestCheck(t *testing.T) {
+func TestValidate(t *testing.T) {
 	for _, tt := range []struct {
 		name   string
 		change func(*Desired)
@@ -175,7 +175,7 @@ func TestAddrMatch(t *testing.T) {
 	for _, tt := range []struct {
 		name             string
 		m                addrMatch
-		mayMatch, within bool // the network; the subnet
+		overlaps, within bool // network; subnet
 	}{
 		{"any", addrMatch{}, true, false},
 		{"the subnet", is(subnet), true, true},
@@ -188,8 +188,8 @@ func TestAddrMatch(t *testing.T) {
 		{"not the network", isNot(network), false, false},
 		{"not more than the network", isNot(netip.MustParsePrefix("10.0.0.0/8")), false, false},
 	} {
-		if got := tt.m.overlaps(network); got != tt.mayMatch {
-			t.Errorf("%s: mayMatch %v", tt.name, got)
+		if got := tt.m.overlaps(network); got != tt.overlaps {
+			t.Errorf("%s: overlaps %v", tt.name, got)
 		}
 		if got := tt.m.within(subnet); got != tt.within {
 			t.Errorf("%s: within %v", tt.name, got)

@@ -10,18 +10,18 @@ import (
 	"strings"
 )
 
-// fakeTables is iptables in memory: what iptables-restore --noflush does, for the commands that plan writes, done in the
-// plainest way. Chains hold the text behind "-A CHAIN ".
+// fakeTables is a plain in-memory model of iptables. It implements iptables-restore --noflush for
+// the commands that plan writes. Chains hold the rule specifications after "-A CHAIN ".
 type fakeTables struct {
-	chains map[string]map[string][]string // by table, by chain
+	chains map[string]map[string][]string // by table and chain
 
-	restores  []string                  // every text that was handed over
+	restores  []string                  // input of every restore
 	fail      error                     // returned by the next restores
-	listFails string                    // a chain that cannot be listed
-	meddle    func(table string)        // called before each restore, as if by another program
-	distort   func(rule string) string  // how the kernel lists a rule, if not as it was given
-	absent    func(table string) bool   // tables that the kernel does not hold
-	listed    map[string]map[string]int // how often each chain was listed
+	listFails string                    // chain that cannot be listed
+	meddle    func(table string)        // called before each restore; simulates another program
+	distort   func(rule string) string  // changes how a rule is listed; nil lists it as added
+	absent    func(table string) bool   // reports tables that the kernel does not have; nil means none
+	listed    map[string]map[string]int // number of listings by table and chain
 }
 
 func newFakeTables() *fakeTables {
@@ -91,7 +91,7 @@ func (f *fakeTables) restore(_ context.Context, text string) error {
 	return nil
 }
 
-// command performs one line on the chains of a table.
+// command runs one line on the chains of a table.
 func (f *fakeTables) command(chains map[string][]string, line string) error {
 	command, rest, _ := strings.Cut(line, " ")
 	chain, spec, _ := strings.Cut(rest, " ")

@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// fakeApplier has rules set without a kernel.
+// fakeApplier is an applier without a kernel.
 type fakeApplier struct {
 	fixedMode Mode
 
@@ -15,7 +15,7 @@ type fakeApplier struct {
 	r     report
 	wants []map[family]ruleset
 
-	during func() // called while it applies
+	during func() // called during apply
 }
 
 func (a *fakeApplier) mode() Mode { return a.fixedMode }
@@ -32,21 +32,21 @@ func (a *fakeApplier) apply(_ context.Context, want map[family]ruleset) (report,
 	return r, a.err
 }
 
-// set changes what it reports from now on.
+// setResult sets the result of later calls of apply.
 func (a *fakeApplier) setResult(r report, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.r, a.err = r, err
 }
 
-// applied returns what it was asked for so far.
+// applied returns the arguments of apply so far.
 func (a *fakeApplier) applied() []map[family]ruleset {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return slices.Clone(a.wants)
 }
 
-// fakeHost offers one applier for each mode.
+// fakeHost is a host with one fakeApplier per mode.
 type fakeHost struct {
 	appliers map[Mode]*fakeApplier
 
@@ -82,14 +82,14 @@ func (h *fakeHost) removeElsewhere(_ context.Context, chosen applier, _ func(rul
 	return h.removeErr
 }
 
-// set changes what opening and sweeping return from now on.
+// setErrors sets the errors that open and removeElsewhere return from now on.
 func (h *fakeHost) setErrors(open, sweep error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.openErr, h.removeErr = open, sweep
 }
 
-// calls returns what was opened and swept so far.
+// calls returns the modes opened, and those whose applier was passed to removeElsewhere.
 func (h *fakeHost) calls() (opens, sweeps []Mode) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

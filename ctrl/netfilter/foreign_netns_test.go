@@ -9,12 +9,12 @@ import (
 	"github.com/google/nftables"
 )
 
-// TestNetnsForeignRulesStay puts others' rules between ours.
+// TestNetnsForeignRulesStay sets and removes rules between foreign rules.
 func TestNetnsForeignRulesStay(t *testing.T) {
-	for _, w := range iptablesFirewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
-			ns, m := newNS(t), w.manager()
+	for _, fw := range iptablesFirewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			ns, m := newNS(t), fw.manager()
 			for _, args := range []string{
 				"-t nat -N KUBE-POSTROUTING", "-t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
 				"-t nat -A POSTROUTING -m comment --comment kube -j KUBE-POSTROUTING",
@@ -22,67 +22,68 @@ func TestNetnsForeignRulesStay(t *testing.T) {
 				"-A FORWARD -i docker0 -j ACCEPT", "-A FORWARD -j REJECT --reject-with icmp-host-prohibited", "-P FORWARD DROP",
 				"-t raw -A PREROUTING -i lo -j ACCEPT", "-t mangle -A POSTROUTING -o eth9 -j ACCEPT",
 			} {
-				runIn(t, ns, w.program(ipv4), strings.Fields(args)...)
+				runIn(t, ns, fw.program(ipv4), strings.Fields(args)...)
 			}
-			before := w.listRules(t, ns, ipv4)
+			before := fw.listRules(t, ns, ipv4)
 			set(t, ns, m, allRules())
-			all := w.listRules(t, ns, ipv4)
+			all := fw.listRules(t, ns, ipv4)
 			var foreign []string
 			for line := range strings.Lines(all) {
 				if !strings.Contains(line, "flanneld") && !strings.Contains(line, "weft") {
 					foreign = append(foreign, line)
 				}
 			}
-			if got := strings.Join(foreign, ""); w.sorted(got) != w.sorted(before) {
-				t.Errorf("others' rules: got%s\nwant%s", got, before)
+			if got := strings.Join(foreign, ""); fw.sorted(got) != fw.sorted(before) {
+				t.Errorf("foreign rules: got%s\nwant%s", got, before)
 			}
 			want := `filter -A FORWARD -i docker0 -j ACCEPT
 filter -A FORWARD -m comment --comment "flanneld forward" -j FLANNEL-FWD
 filter -A FORWARD -j REJECT --reject-with icmp-host-prohibited
 `
 			if !strings.Contains(all, want) {
-				t.Errorf("the closing rule shuts pods out:%s", all)
+				t.Errorf("reject rule precedes the jump:%s", all)
 			}
 			inNS(t, ns, func() error {
 				removed, err := Cleanup(t.Context())
 				if err == nil && len(removed) == 0 {
-					err = errors.New("nothing was removed")
+					err = errors.New("no rules removed")
 				}
 				return err
 			})
-			if got := w.listRules(t, ns, ipv4); got != before {
+			if got := fw.listRules(t, ns, ipv4); got != before {
 				t.Errorf("after cleanup: got%s\nwant%s", got, before)
 			}
-			if policy := runIn(t, ns, w.program(ipv4), "-S", "FORWARD"); !strings.HasPrefix(policy, "-P FORWARD DROP\n") {
-				t.Errorf("the policy of FORWARD was changed: %s", policy)
+			if policy := runIn(t, ns, fw.program(ipv4), "-S", "FORWARD"); !strings.HasPrefix(policy, "-P FORWARD DROP\n") {
+				t.Errorf("policy of FORWARD changed: %s", policy)
 			}
 		})
 	}
 }
 
-// TestNetnsDockerRule: the guard comes when dockerd does, stays in front when dockerd starts again, and goes with it.
+// TestNetnsDockerRule checks that the guard is added with dockerd's rule, moves in front of it
+// after a restart of dockerd, and is removed with it.
 func TestNetnsDockerRule(t *testing.T) {
 	docker := strings.Fields("POSTROUTING -s 10.5.77.0/24 ! -o docker0 -j MASQUERADE")
-	for _, w := range firewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
-			program := "iptables" + w.variant
+	for _, fw := range firewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			program := "iptables" + fw.variant
 			requireProgram(t, program)
-			ns, m := newNS(t), w.manager()
+			ns, m := newNS(t), fw.manager()
 			d := allRules()
-			d.NFTables = w.nft
+			d.NFTables = fw.nft
 			if s := set(t, ns, m, d); len(s.Notes) > 0 {
 				t.Errorf("notes without dockerd: %q", s.Notes)
 			}
-			before := w.listRules(t, ns, ipv4)
+			before := fw.listRules(t, ns, ipv4)
 			runIn(t, ns, program, append([]string{"-t", "nat", "-I"}, docker...)...)
-			for _, when := range []string{"started", "started again"} {
+			for _, when := range []string{"started", "restarted"} {
 				s := resync(t, ns, m)
 				if len(s.Notes) != 1 || !strings.Contains(s.Notes[0], "would rewrite pods' sources") {
 					t.Errorf("dockerd %s: notes %q", when, s.Notes)
 				}
-				rules := w.listRules(t, ns, ipv4)
-				if at := strings.Index(rules, keepJump); !w.nft && (at < 0 || at > strings.Index(rules, "docker0")) {
+				rules := fw.listRules(t, ns, ipv4)
+				if at := strings.Index(rules, keepJump); !fw.nft && (at < 0 || at > strings.Index(rules, "docker0")) {
 					t.Errorf("dockerd %s:%s", when, rules)
 				}
 				runIn(t, ns, program, append([]string{"-t", "nat", "-D"}, docker...)...)
@@ -92,22 +93,22 @@ func TestNetnsDockerRule(t *testing.T) {
 			if s := resync(t, ns, m); len(s.Notes) > 0 {
 				t.Errorf("notes after dockerd: %q", s.Notes)
 			}
-			if after := w.listRules(t, ns, ipv4); !w.nft && w.sorted(after) != w.sorted(before) {
+			if after := fw.listRules(t, ns, ipv4); !fw.nft && fw.sorted(after) != fw.sorted(before) {
 				t.Errorf("after dockerd:%s", after)
 			}
 		})
 	}
 }
 
-// TestNetnsNotes: what we cannot change, the operator is told.
+// TestNetnsNotes checks the notes on foreign chains that cannot be overridden.
 func TestNetnsNotes(t *testing.T) {
 	requireNFTables(t)
-	for _, w := range firewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
-			ns, m := newNS(t), w.manager()
+	for _, fw := range firewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			ns, m := newNS(t), fw.manager()
 			d := allRules()
-			d.NFTables = w.nft
+			d.NFTables = fw.nft
 			if s := set(t, ns, m, d); len(s.Notes) > 0 {
 				t.Errorf("notes on an empty host: %q", s.Notes)
 			}
@@ -126,7 +127,7 @@ func TestNetnsNotes(t *testing.T) {
 				return conn.Flush()
 			})
 			remedy := "iptables rules cannot prevent that, nftables rules can: set EnableNFTables in the network config"
-			if w.nft {
+			if fw.nft {
 				remedy = "weftd's chain before it prevents that"
 			}
 			rewrites := "nftables chain post of table foreign would rewrite pods' sources between nodes; " + remedy

@@ -12,24 +12,24 @@ import (
 )
 
 const (
-	dockerRule     = "-s 10.5.77.0/24 ! -o docker0 -j MASQUERADE"
-	hairpinRule    = "-s 10.5.77.2/32 -d 10.5.77.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"
-	kubeRule       = `-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING`
-	cniRule        = `-s 10.5.77.2/32 -m comment --comment "name: \"cbr0\" id: \"x\"" -j CNI-0123`
-	logRule        = "-j LOG --log-prefix x"
-	masqJump       = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
-	keepJump       = `-m comment --comment "weft keep source" -j WEFT-KEEP-SOURCE`
-	forwardJump    = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
-	oldMasq        = `-s 10.4.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
-	siblingMasq    = `-s 10.6.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
-	siblingNoTrack = `-d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.6.0.0/16" -j CT --notrack`
-	rejectAll      = "-j REJECT --reject-with icmp-host-prohibited"
+	dockerRule   = "-s 10.5.77.0/24 ! -o docker0 -j MASQUERADE"
+	hairpinRule  = "-s 10.5.77.2/32 -d 10.5.77.2/32 -p tcp -m tcp --dport 80 -j MASQUERADE"
+	kubeRule     = `-m comment --comment "kubernetes postrouting rules" -j KUBE-POSTROUTING`
+	cniRule      = `-s 10.5.77.2/32 -m comment --comment "name: \"cbr0\" id: \"x\"" -j CNI-0123`
+	logRule      = "-j LOG --log-prefix x"
+	masqJump     = `-m comment --comment "flanneld masq" -j FLANNEL-POSTRTG`
+	keepJump     = `-m comment --comment "weft keep source" -j WEFT-KEEP-SOURCE`
+	forwardJump  = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
+	oldMasq      = `-s 10.4.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
+	otherMasq    = `-s 10.6.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
+	otherNoTrack = `-d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.6.0.0/16" -j CT --notrack`
+	rejectAll    = "-j REJECT --reject-with icmp-host-prohibited"
 )
 
-// former is a network that was ours.
+// previous holds an earlier network of this daemon.
 var previous = []netip.Prefix{netip.MustParsePrefix("10.4.0.0/16")}
 
-// chainText lists the rules that everything wants in one chain of IPv4, as iptables prints them.
+// chainText returns the IPv4 rules of allRules in one chain, as iptables prints them.
 func chainText(table, chain string) []string {
 	var text []string
 	for _, r := range inChain(forIPTables(table, allRules().rules(ipv4)), table, chain) {
@@ -47,13 +47,13 @@ func applied(t *testing.T, f *fakeTables, d Desired) report {
 	before := len(f.restores)
 	again, err := applyTables(t.Context(), f, d.rulesets(previous)[ipv4])
 	if err != nil || len(again.changes) > 0 || len(f.restores) != before {
-		t.Fatalf("a second time: %v, %v", again.changes, err)
+		t.Fatalf("second apply: changes %v, error %v", again.changes, err)
 	}
 	return r
 }
 
-// TestHooks sets one built-in chain to what somebody left there, and compares what is there afterwards.
-func TestHooks(t *testing.T) {
+// TestApplyHookChain fills one built-in chain and compares its rules after apply.
+func TestApplyHookChain(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		table   string
@@ -65,8 +65,8 @@ func TestHooks(t *testing.T) {
 	}{
 		{"empty", tableNAT, hookPostrouting, nil, []string{masqJump}, "1 rules set", 0},
 		{"in place", tableNAT, hookPostrouting, []string{masqJump}, []string{masqJump}, "", 0},
-		{"after others", tableNAT, hookPostrouting, []string{logRule}, []string{logRule, masqJump}, "1 rules set", 0},
-		{"before others that came later", tableNAT, hookPostrouting, []string{masqJump, logRule},
+		{"after other rules", tableNAT, hookPostrouting, []string{logRule}, []string{logRule, masqJump}, "1 rules set", 0},
+		{"before rules added later", tableNAT, hookPostrouting, []string{masqJump, logRule},
 			[]string{masqJump, logRule}, "", 0},
 		{"another chain", tableNAT, hookPostrouting, []string{logRule, cniRule}, []string{logRule, keepJump, cniRule, masqJump},
 			"2 rules set", 0},
@@ -74,17 +74,17 @@ func TestHooks(t *testing.T) {
 			"1 rules set", 0},
 		{"a pod's own chain", tableNAT, hookPostrouting, []string{keepJump, masqJump, cniRule},
 			[]string{keepJump, masqJump, cniRule}, "", 0},
-		{"a pod's own chain came in front", tableNAT, hookPostrouting, []string{cniRule, keepJump, masqJump},
+		{"a pod's own chain added in front", tableNAT, hookPostrouting, []string{cniRule, keepJump, masqJump},
 			[]string{keepJump, cniRule, masqJump}, "rules moved before a rule that bypassed them", 0},
 		{"a chain for others' addresses", tableNAT, hookPostrouting, []string{"-s 10.6.1.2/32 -j CNI-0123"},
 			[]string{"-s 10.6.1.2/32 -j CNI-0123", masqJump}, "1 rules set", 0},
-		{"double", tableNAT, hookPostrouting, []string{masqJump, logRule, masqJump}, []string{logRule, masqJump},
+		{"duplicate", tableNAT, hookPostrouting, []string{masqJump, logRule, masqJump}, []string{logRule, masqJump},
 			"1 old or duplicate rules removed", 0},
-		{"of an older flannel, former network", tableNAT, hookPostrouting, []string{oldMasq, logRule},
+		{"old flannel rule, previous network", tableNAT, hookPostrouting, []string{oldMasq, logRule},
 			[]string{logRule, masqJump},
 			"1 rules set, 1 old rules removed", 0},
-		{"of an older flannel, sibling's network", tableNAT, hookPostrouting, []string{siblingMasq, logRule},
-			[]string{siblingMasq, logRule, masqJump}, "1 rules set", 0},
+		{"old flannel rule, other daemon's network", tableNAT, hookPostrouting, []string{otherMasq, logRule},
+			[]string{otherMasq, logRule, masqJump}, "1 rules set", 0},
 		{"with another comment", tableNAT, hookPostrouting, []string{"-j FLANNEL-POSTRTG"}, []string{masqJump},
 			"1 rules set, 1 old rules removed", 0},
 		{"as a goto", tableNAT, hookPostrouting, []string{`-m comment --comment "flanneld masq" -g FLANNEL-POSTRTG`},
@@ -92,21 +92,21 @@ func TestHooks(t *testing.T) {
 			"altered rules replaced", 0},
 		{"on a condition", tableNAT, hookPostrouting, []string{"-o eth0 " + masqJump}, []string{masqJump},
 			"altered rules replaced", 0},
-		{"behind what accepts all", tableNAT, hookPostrouting, []string{logRule, "-j ACCEPT", masqJump},
+		{"after a rule that accepts all", tableNAT, hookPostrouting, []string{logRule, "-j ACCEPT", masqJump},
 			[]string{logRule, masqJump, "-j ACCEPT"}, "rules moved before a rule that bypassed them", 0},
-		{"behind what rewrites all", tableNAT, hookPostrouting, []string{"-j SNAT --to-source 192.0.2.1"},
+		{"after a rule that rewrites all", tableNAT, hookPostrouting, []string{"-j SNAT --to-source 192.0.2.1"},
 			[]string{keepJump, masqJump, "-j SNAT --to-source 192.0.2.1"}, "2 rules set", 1},
 		{"docker's rule", tableNAT, hookPostrouting, []string{dockerRule}, []string{keepJump, dockerRule, masqJump},
 			"2 rules set", 1},
 		{"docker's rule, guarded", tableNAT, hookPostrouting, []string{logRule, keepJump, dockerRule, masqJump},
 			[]string{logRule, keepJump, dockerRule, masqJump}, "", 1},
-		{"docker's rule came back in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
+		{"docker's rule added in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
 			[]string{keepJump, dockerRule, masqJump}, "rules moved before a rule that bypassed them", 1},
-		{"docker's rule behind ours", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
+		{"docker's rule after ours", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
 			[]string{keepJump, dockerRule, masqJump}, "1 rules set", 1},
 		{"docker's rule gone", tableNAT, hookPostrouting, []string{keepJump, masqJump}, []string{masqJump},
 			"1 old or duplicate rules removed", 0},
-		{"guard behind the rest", tableNAT, hookPostrouting, []string{masqJump, keepJump, dockerRule},
+		{"guard after the other rules", tableNAT, hookPostrouting, []string{masqJump, keepJump, dockerRule},
 			[]string{keepJump, dockerRule, masqJump},
 			"order of rules restored", 1},
 		{"a container's own published port", tableNAT, hookPostrouting, []string{hairpinRule},
@@ -118,12 +118,12 @@ func TestHooks(t *testing.T) {
 			[]string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE", masqJump}, "1 rules set", 0},
 
 		{"forward, empty", tableFilter, hookForward, nil, []string{forwardJump}, "1 rules set", 0},
-		{"forward, closed at the end", tableFilter, hookForward, []string{"-j DOCKER-USER", rejectAll},
+		{"forward, rejected at the end", tableFilter, hookForward, []string{"-j DOCKER-USER", rejectAll},
 			[]string{"-j DOCKER-USER", forwardJump, rejectAll}, "1 rules set", 0},
-		{"forward, closed before ours", tableFilter, hookForward, []string{rejectAll, forwardJump},
+		{"forward, rejected before the jump", tableFilter, hookForward, []string{rejectAll, forwardJump},
 			[]string{forwardJump, rejectAll},
 			"rules moved before a rule that bypassed them", 0},
-		{"forward, closed for one device", tableFilter, hookForward, []string{"-i eth1 " + rejectAll, forwardJump},
+		{"forward, rejected for one device", tableFilter, hookForward, []string{"-i eth1 " + rejectAll, forwardJump},
 			[]string{"-i eth1 " + rejectAll, forwardJump}, "", 0},
 		{"forward, a log without effect", tableFilter, hookForward, []string{"-j LOG --log-prefix x", forwardJump},
 			[]string{"-j LOG --log-prefix x", forwardJump}, "", 0},
@@ -134,8 +134,8 @@ func TestHooks(t *testing.T) {
 				"-i lo -j ACCEPT"},
 			slices.Concat([]string{"-i lo -j ACCEPT"},
 				chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old rules removed", 0},
-		{"raw, a sibling's for the same address", tableRaw, hookPrerouting, []string{siblingNoTrack},
-			slices.Concat([]string{siblingNoTrack}, chainText(tableRaw, hookPrerouting)), "1 rules set", 0},
+		{"raw, other daemon's rule for the same address", tableRaw, hookPrerouting, []string{otherNoTrack},
+			slices.Concat([]string{otherNoTrack}, chainText(tableRaw, hookPrerouting)), "1 rules set", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFakeTables()
@@ -166,19 +166,19 @@ func TestHooks(t *testing.T) {
 	}
 }
 
-// TestOwnChains spoils a chain of ours in every way.
-func TestOwnChains(t *testing.T) {
+// TestApplyOwnChain repairs an own chain with every kind of fault.
+func TestApplyOwnChain(t *testing.T) {
 	right := chainText(tableNAT, chainMasquerade)
 	for name, have := range map[string][]string{
 		"empty":         nil,
 		"in place":      right,
 		"one missing":   right[1:],
-		"one double":    append(slices.Clone(right), right[2]),
-		"one more":      append([]string{"-j ACCEPT"}, right...),
+		"one duplicate": append(slices.Clone(right), right[2]),
+		"one extra":     append([]string{"-j ACCEPT"}, right...),
 		"order":         {right[0], right[2], right[1], right[3], right[4], right[5]},
 		"plain ports":   append(slices.Clone(right[:4]), strings.TrimSuffix(right[4], " --random-fully"), right[5]),
 		"old network":   {oldMasq},
-		"not one of us": {"-m conntrack --ctstate NEW -j DROP"},
+		"foreign rule":  {"-m conntrack --ctstate NEW -j DROP"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeTables()
@@ -195,8 +195,8 @@ func TestOwnChains(t *testing.T) {
 	}
 }
 
-// TestDropped takes every kind of rule away again.
-func TestDropped(t *testing.T) {
+// TestApplyRemovesRules withdraws each kind of rule.
+func TestApplyRemovesRules(t *testing.T) {
 	for name, rest := range map[string]func(*Desired){
 		"masquerade": func(d *Desired) { d.Masquerade = false },
 		"forward":    func(d *Desired) { d.Forward = false },
@@ -215,15 +215,15 @@ func TestDropped(t *testing.T) {
 			want.chains[tableNAT][hookPostrouting] = []string{dockerRule}
 			applied(t, want, d)
 			if got, fresh := fmt.Sprint(f.chains), fmt.Sprint(want.chains); got != fresh {
-				t.Errorf("left\n%s\nwhere nothing was before there is\n%s", got, fresh)
+				t.Errorf("got\n%s\nwant, as on a fresh host,\n%s", got, fresh)
 			}
 		})
 	}
 }
 
-// TestForeignRulesStay starts from random mixtures of others' rules and ours, whole and spoiled: others' rules must come
-// out untouched and in their order, and ours complete.
-func TestForeignRulesStay(t *testing.T) {
+// TestApplyKeepsForeignRules starts with random mixes of foreign and managed rules, intact and
+// altered. Foreign rules must stay in their order, and the wanted rules must be complete.
+func TestApplyKeepsForeignRules(t *testing.T) {
 	foreign := []string{logRule, kubeRule, cniRule, dockerRule, hairpinRule, "-j ACCEPT", "-o eth0 -j MASQUERADE",
 		"-m mark --mark 0x1/0x1 -j RETURN"}
 	mine := []string{masqJump, keepJump, oldMasq, "-j FLANNEL-POSTRTG"}
@@ -252,12 +252,12 @@ func TestForeignRulesStay(t *testing.T) {
 			switch line {
 			case masqJump:
 				if slices.Contains(f.chains[tableNAT][hookPostrouting][:i], "-j ACCEPT") {
-					t.Errorf("seed %d: our jump stands behind the end", seed)
+					t.Errorf("seed %d: jump stands after a catch-all rule", seed)
 				}
 				jumps = append(jumps, line)
 			case keepJump:
 				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") || l == cniRule }) {
-					t.Errorf("seed %d: the guard stands behind what it guards against", seed)
+					t.Errorf("seed %d: guard stands after a rule that rewrites sources", seed)
 				}
 				jumps = append(jumps, line)
 			default:
@@ -269,12 +269,12 @@ func TestForeignRulesStay(t *testing.T) {
 			want = []string{keepJump, masqJump}
 		}
 		if !slices.Equal(left, others) || !slices.Equal(jumps, want) {
-			t.Fatalf("seed %d: got %q, others were %q", seed, f.chains[tableNAT][hookPostrouting], others)
+			t.Fatalf("seed %d: got %q, foreign rules were %q", seed, f.chains[tableNAT][hookPostrouting], others)
 		}
 	}
 }
 
-func TestApplyTablesFailures(t *testing.T) {
+func TestApplyFailures(t *testing.T) {
 	broken := errors.New("resource temporarily unavailable")
 	t.Run("restore fails", func(t *testing.T) {
 		f := newFakeTables()
@@ -284,7 +284,7 @@ func TestApplyTablesFailures(t *testing.T) {
 			t.Errorf("%v, %v, %d restores", err, r, len(f.restores))
 		}
 	})
-	t.Run("one table fails, the rest is done", func(t *testing.T) {
+	t.Run("one table fails, the others are applied", func(t *testing.T) {
 		f := newFakeTables()
 		f.listFails = hookForward
 		_, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
@@ -292,10 +292,10 @@ func TestApplyTablesFailures(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 		if len(f.chains[tableNAT][chainMasquerade]) == 0 || len(f.chains[tableRaw][hookOutput]) == 0 {
-			t.Error("nat or raw was left alone")
+			t.Error("nat or raw not applied")
 		}
 	})
-	t.Run("somebody else changes the chain meanwhile", func(t *testing.T) {
+	t.Run("another program changes the chain", func(t *testing.T) {
 		f := newFakeTables()
 		f.chains[tableNAT][hookPostrouting] = []string{oldMasq}
 		times := 0
@@ -311,7 +311,7 @@ func TestApplyTablesFailures(t *testing.T) {
 			t.Errorf("got %q", f.chains[tableNAT][hookPostrouting])
 		}
 	})
-	t.Run("a sibling makes the same chains meanwhile", func(t *testing.T) {
+	t.Run("another daemon creates the same chains", func(t *testing.T) {
 		f := newFakeTables()
 		accepted := "-s 10.6.0.0/16 -m comment --comment \"flanneld forward\" -j ACCEPT"
 		f.meddle = func(table string) {
@@ -334,7 +334,7 @@ func TestApplyTablesFailures(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
-	t.Run("stopped", func(t *testing.T) {
+	t.Run("canceled", func(t *testing.T) {
 		f := newFakeTables()
 		ctx, cancel := context.WithCancel(t.Context())
 		f.meddle = func(string) { cancel() }
@@ -342,7 +342,7 @@ func TestApplyTablesFailures(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
-	t.Run("absent tables are not asked for", func(t *testing.T) {
+	t.Run("absent tables are not listed", func(t *testing.T) {
 		f := newFakeTables()
 		f.absent = func(table string) bool { return table == tableRaw }
 		d := allRules()

@@ -6,21 +6,21 @@ import (
 	"testing"
 )
 
-// TestTextReadsBack: what we write, and what the kernel then lists, is the same value to us.
-func TestTextReadsBack(t *testing.T) {
+// TestSpecRoundTrip checks that the text of every rule parses back to the same value.
+func TestSpecRoundTrip(t *testing.T) {
 	for _, f := range families() {
 		for _, r := range forIPTables(tableNAT, allRules().rules(f)) {
 			line := "-A " + r.chain + " " + r.spec()
 			p, ok := parse(r.table, line)
 			if !ok || !p.exact() || p.rule != r {
-				t.Errorf("%s\nread %+v\nwant %+v", line, p, r)
+				t.Errorf("%s\nparsed %+v\nwant %+v", line, p, r)
 			}
 		}
 	}
 	for _, table := range []string{tableFilter, tableRaw} {
 		for _, r := range forIPTables(table, allRules().rules(ipv4)) {
 			if p, _ := parse(table, "-A "+r.chain+" "+r.spec()); !p.exact() || p.rule != r {
-				t.Errorf("%s read as %+v", r.spec(), p)
+				t.Errorf("%s parsed as %+v", r.spec(), p)
 			}
 		}
 	}
@@ -34,7 +34,7 @@ func TestParse(t *testing.T) {
 		line  string
 		ok    bool
 		exact bool
-		want  rule // looked at if exact
+		want  rule // compared if exact
 	}{
 		{"", false, false, rule{}},
 		{"-P POSTROUTING ACCEPT", false, false, rule{}},
@@ -84,7 +84,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func TestWords(t *testing.T) {
+func TestSplitWords(t *testing.T) {
 	for _, tt := range []struct {
 		line string
 		want []string
@@ -104,14 +104,14 @@ func TestWords(t *testing.T) {
 	}
 }
 
-func TestUnknownVerdictShows(t *testing.T) {
+func TestUnknownVerdict(t *testing.T) {
 	if got := (rule{}).spec(); got != "-j verdict(0)" {
 		t.Error(got)
 	}
 }
 
-// FuzzParse feeds listings of other people's rules: no panic, and what counts as understood survives being written and
-// read again.
+// FuzzParse parses rules of other programs. It must not panic, and exact rules must survive a round
+// trip.
 func FuzzParse(f *testing.F) {
 	for _, r := range allRules().rules(ipv4) {
 		f.Add("-A " + r.chain + " " + r.spec())
@@ -124,9 +124,9 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		again, ok := parse(tableNAT, "-A "+quote(p.chain)+" "+p.spec())
-		// An address with bits behind its prefix is read as it stands, by the kernel too.
+		// Host bits in an address are preserved, as by the kernel.
 		if !ok || again.rule != p.rule {
-			t.Errorf("%q reads as %+v, written and read again as %+v", line, p.rule, again.rule)
+			t.Errorf("%q parsed as %+v, after a round trip as %+v", line, p.rule, again.rule)
 		}
 	})
 }

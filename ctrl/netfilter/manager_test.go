@@ -13,13 +13,14 @@ import (
 	"time"
 )
 
-// pass lets time go by, and whatever happens in it.
+// pass sleeps for d of fake time and waits until all goroutines are blocked.
 func pass(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
 }
 
-// running starts a manager with a period of 5 s in the bubble of the calling test, and returns its log.
+// running starts a manager with the default period in the calling test's bubble, and returns its
+// log.
 func running(t *testing.T, h host) (*Manager, *bytes.Buffer) {
 	var out bytes.Buffer
 	m := newManager(h, Options{Log: slog.New(slog.NewTextHandler(&out, nil))})
@@ -35,7 +36,7 @@ func running(t *testing.T, h host) (*Manager, *bytes.Buffer) {
 	return m, &out
 }
 
-func TestManagerAppliesAndResyncs(t *testing.T) {
+func TestManagerResync(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
 		a := h.appliers[IPTables]
@@ -54,7 +55,7 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 || !slices.Equal(s.Notes, notes) {
 			t.Fatalf("after Set: %+v", s)
 		}
-		s.Notes[0] = "the reader's own"
+		s.Notes[0] = "changed by the caller"
 		if got := a.applied()[0]; !slices.Equal(got[ipv4].rules, allRules().rules(ipv4)) || len(got[ipv6].rules) == 0 {
 			t.Errorf("applied %v", a.applied()[0])
 		}
@@ -67,7 +68,7 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 		if s := m.Status(); s.Repairs != 1 || !s.Since.Equal(start) || s.Notes[0] != "docker" {
 			t.Errorf("after a repair: %+v", s)
 		}
-		// A change that was asked for is no repair.
+		// A change after Set is not a repair.
 		a.setResult(report{[]string{"masquerade removed"}, notes}, nil)
 		m.Set(Desired{})
 		synctest.Wait()
@@ -88,7 +89,7 @@ func TestManagerAppliesAndResyncs(t *testing.T) {
 	})
 }
 
-func TestManagerRetriesAndSaysItOnce(t *testing.T) {
+func TestManagerRetryLogsOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
 		h.setErrors(fmt.Errorf("%w: nothing installed", ErrUnsupported), nil)
@@ -106,8 +107,8 @@ func TestManagerRetriesAndSaysItOnce(t *testing.T) {
 		if s := m.Status(); s.InPlace || s.Err.Error() != "table is locked" || s.Mode != IPTables {
 			t.Fatalf("%+v", s)
 		}
-		if _, sweeps := h.calls(); len(sweeps) > 0 {
-			t.Error("old rules were removed before new ones were in place")
+		if _, removals := h.calls(); len(removals) > 0 {
+			t.Error("old rules removed before the new ones were in place")
 		}
 		a.setResult(report{}, nil)
 		pass(defaultResync)
@@ -121,13 +122,13 @@ func TestManagerRetriesAndSaysItOnce(t *testing.T) {
 		}
 		for text, times := range map[string]int{"nothing installed": 1, "table is locked": 2} {
 			if n := strings.Count(out.String(), text); n != times {
-				t.Errorf("%q was said %d times, want %d:\n%s", text, n, times, out)
+				t.Errorf("%q logged %d times, want %d:\n%s", text, n, times, out)
 			}
 		}
 	})
 }
 
-func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
+func TestManagerModeChange(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
 		m, out := running(t, h)
@@ -137,30 +138,30 @@ func TestManagerChangesModeAndSweepsOnce(t *testing.T) {
 		d.NFTables = true
 		m.Set(d)
 		pass(defaultResync * 3)
-		opens, sweeps := h.calls()
-		if want := []Mode{IPTables, NFTables}; !slices.Equal(opens, want) || !slices.Equal(sweeps, want) {
-			t.Errorf("opened %v, swept %v", opens, sweeps)
+		opens, removals := h.calls()
+		if want := []Mode{IPTables, NFTables}; !slices.Equal(opens, want) || !slices.Equal(removals, want) {
+			t.Errorf("opened %v, removed elsewhere %v", opens, removals)
 		}
 		if s := m.Status(); s.Mode != NFTables {
 			t.Errorf("%+v", s)
 		}
-		// What cannot be removed is tried again, is said once, and does not make the rules themselves wrong.
+		// A failed removal is retried and logged once, and does not affect InPlace.
 		h.setErrors(nil, errors.New("no iptables-legacy"))
 		d.NFTables = false
 		m.Set(d)
 		pass(defaultResync*3 + time.Second)
 		s := m.Status()
 		want := []string{"rules of an earlier run may remain: no iptables-legacy"}
-		if _, sweeps = h.calls(); !s.InPlace || len(sweeps) != 6 || !slices.Equal(s.Notes, want) {
-			t.Errorf("%+v, swept %v", s, sweeps)
+		if _, removals = h.calls(); !s.InPlace || len(removals) != 6 || !slices.Equal(s.Notes, want) {
+			t.Errorf("%+v, removed elsewhere %v", s, removals)
 		}
 		if n := strings.Count(out.String(), "no iptables-legacy"); n != 1 {
-			t.Errorf("said %d times", n)
+			t.Errorf("logged %d times", n)
 		}
 	})
 }
 
-// TestManagerSet: what is wanted anew is not in place yet, what was wanted before still is.
+// TestManagerSet checks that InPlace turns false on a change and stays true on an identical Set.
 func TestManagerSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
@@ -172,7 +173,7 @@ func TestManagerSet(t *testing.T) {
 		m.Set(allRules())
 		synctest.Wait()
 		if s := m.Status(); !s.InPlace || s.Since != placed.Since || len(h.appliers[IPTables].applied()) != 1 {
-			t.Errorf("the same again: %+v", s)
+			t.Errorf("identical Set: %+v", s)
 		}
 		for i, change := range []func(*Desired){
 			func(d *Desired) { d.Nets = d.Nets[:1] },
@@ -197,8 +198,8 @@ func TestManagerSet(t *testing.T) {
 	})
 }
 
-// TestManagerSetMeanwhile: rules that are applied when others are wanted already do not count.
-func TestManagerSetMeanwhile(t *testing.T) {
+// TestManagerSetDuringApply checks that the result for an outdated Desired does not count.
+func TestManagerSetDuringApply(t *testing.T) {
 	h := newFakeHost()
 	m := newManager(h, Options{})
 	m.Set(allRules())
@@ -214,7 +215,7 @@ func TestManagerSetMeanwhile(t *testing.T) {
 	}
 }
 
-func TestManagerRefusesNonsense(t *testing.T) {
+func TestManagerInvalidDesired(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newFakeHost()
 		m, _ := running(t, h)
@@ -226,8 +227,8 @@ func TestManagerRefusesNonsense(t *testing.T) {
 	})
 }
 
-// TestManagerStopped: being stopped in the middle says nothing about the rules.
-func TestManagerStopped(t *testing.T) {
+// TestManagerCanceled checks that a canceled attempt does not change the status.
+func TestManagerCanceled(t *testing.T) {
 	h := newFakeHost()
 	m := newManager(h, Options{})
 	m.Set(allRules())

@@ -9,10 +9,10 @@ func TestChoose(t *testing.T) {
 	noBinary, noModule := errors.New("no iptables binary"), errors.New("no nf_tables")
 	for _, tt := range []struct {
 		name               string
-		wanted             bool // nftables
+		wanted             bool // nftables requested
 		iptables, nftables error
 		want               Mode
-		opened             int // of iptables
+		opened             int // number of attempts to open iptables
 	}{
 		{"default", false, nil, nil, IPTables, 1},
 		{"default without nftables", false, nil, noModule, IPTables, 1},

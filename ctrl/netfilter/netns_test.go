@@ -19,11 +19,11 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(m)) }
 
-// way is one way to set rules that a test goes through.
+// firewall is a packet filter under test: nftables, or iptables with one variant of its programs.
 type firewall struct {
 	name    string
 	nft     bool
-	variant string // of the iptables programs
+	variant string // suffix of the iptables programs
 }
 
 func firewalls() []firewall {
@@ -31,10 +31,10 @@ func firewalls() []firewall {
 		{name: "iptables-legacy", variant: "-legacy"}}
 }
 
-// iptablesWays leaves nftables out.
+// iptablesFirewalls returns all but nftables.
 func iptablesFirewalls() []firewall { return firewalls()[1:] }
 
-// ofVariant is this machine with one variant of the iptables programs.
+// variantHost is the real host limited to one variant of the iptables programs.
 type variantHost struct {
 	realHost
 	variant string
@@ -42,32 +42,32 @@ type variantHost struct {
 
 func (h variantHost) open(ctx context.Context, nftables bool, want map[family]ruleset) (applier, error) {
 	byIPTables := func() (applier, error) { return openVariant(ctx, h.variant, want) }
-	noNFTables := func() (applier, error) { return nil, errors.New("not in this test") }
+	noNFTables := func() (applier, error) { return nil, errors.New("disabled in this test") }
 	if nftables {
 		return h.realHost.open(ctx, true, want)
 	}
 	return choose(false, byIPTables, noNFTables)
 }
 
-func (w firewall) manager() *Manager { return newManager(variantHost{variant: w.variant}, Options{}) }
+func (fw firewall) manager() *Manager { return newManager(variantHost{variant: fw.variant}, Options{}) }
 
-// need skips where the programs are not installed or the kernel lacks what they need, and says so. It asks for much less
-// than our own probes do, so that those cannot hide behind it.
-func (w firewall) require(t *testing.T) {
+// require skips the test if the programs are not installed or the kernel does not support them. It
+// requires much less than the probes under test, so that their faults do not cause a skip.
+func (fw firewall) require(t *testing.T) {
 	t.Helper()
-	if w.nft {
+	if fw.nft {
 		requireNFTables(t)
 		return
 	}
 	for _, f := range families() {
-		requireProgram(t, w.program(f))
-		if out, err := exec.Command(w.program(f), "-t", "nat", "-S").CombinedOutput(); err != nil {
-			t.Skipf("NOT TESTED: %s: %v: %s", w.program(f), err, out)
+		requireProgram(t, fw.program(f))
+		if out, err := exec.Command(fw.program(f), "-t", "nat", "-S").CombinedOutput(); err != nil {
+			t.Skipf("NOT TESTED: %s: %v: %s", fw.program(f), err, out)
 		}
 	}
 }
 
-// needTables makes an empty nftables table and takes it away again.
+// requireNFTables skips the test if an empty nftables table cannot be added.
 func requireNFTables(t *testing.T) {
 	t.Helper()
 	conn, err := dialNFT()
@@ -75,7 +75,7 @@ func requireNFTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range families() {
-		conn.DelTable(conn.AddTable(&nftables.Table{Name: "needed", Family: nftFamily(f)}))
+		conn.DelTable(conn.AddTable(&nftables.Table{Name: "required", Family: nftFamily(f)}))
 	}
 	if err := conn.Flush(); isNFTUnsupported(err) {
 		t.Skipf("NOT TESTED: no nftables in this kernel: %v", err)
@@ -89,12 +89,12 @@ func requireProgram(t *testing.T, name string) {
 	}
 }
 
-// program is the iptables program of one family.
-func (w firewall) program(f family) string {
+// program returns the name of the iptables program for a family.
+func (fw firewall) program(f family) string {
 	if f == ipv6 {
-		return "ip6tables" + w.variant
+		return "ip6tables" + fw.variant
 	}
-	return "iptables" + w.variant
+	return "iptables" + fw.variant
 }
 
 func newNS(t *testing.T) *lab.NS {
@@ -111,6 +111,7 @@ func newNS(t *testing.T) *lab.NS {
 	return ns
 }
 
+// inNS calls f in a namespace.
 func inNS(t *testing.T, ns *lab.NS, f func() error) {
 	t.Helper()
 	if err := ns.Do(f); err != nil {
@@ -118,7 +119,7 @@ func inNS(t *testing.T, ns *lab.NS, f func() error) {
 	}
 }
 
-// run starts a program in a namespace and returns what it prints.
+// runIn runs a program in a namespace and returns its output.
 func runIn(t *testing.T, ns *lab.NS, program string, args ...string) string {
 	t.Helper()
 	var out, stderr bytes.Buffer
@@ -133,13 +134,14 @@ func runIn(t *testing.T, ns *lab.NS, program string, args ...string) string {
 	return out.String()
 }
 
-// set applies d once in the namespace, and expects it to work.
+// set applies d once in a namespace. It fails the test if the rules are not in place.
 func set(t *testing.T, ns *lab.NS, m *Manager, d Desired) Status {
 	t.Helper()
 	m.Set(d)
 	return resync(t, ns, m)
 }
 
+// resync compares and repairs the rules once in a namespace.
 func resync(t *testing.T, ns *lab.NS, m *Manager) Status {
 	t.Helper()
 	inNS(t, ns, func() error {
@@ -153,18 +155,20 @@ func resync(t *testing.T, ns *lab.NS, m *Manager) Status {
 	return s
 }
 
-// rulesOf lists all rules in a namespace that w can see, ours and others', without counters and handles.
-func (w firewall) listRules(t *testing.T, ns *lab.NS, f family) string {
+// listRules lists all rules in a namespace that fw can see, of any program, without counters and
+// handles.
+func (fw firewall) listRules(t *testing.T, ns *lab.NS, f family) string {
 	t.Helper()
-	if !w.nft {
-		return restoreText(runIn(t, ns, w.program(f)+"-save"))
+	if !fw.nft {
+		return restoreText(runIn(t, ns, fw.program(f)+"-save"))
 	}
 	var b strings.Builder
 	inNS(t, ns, func() error { return listNFT(&b, f) })
 	return b.String()
 }
 
-// restoreText turns the output of iptables-save into the form of the texts in desired_test.go, tables in our order.
+// restoreText converts the output of iptables-save to the format of the texts in desired_test.go,
+// in the order of layouts.
 func restoreText(saved string) string {
 	byTable := map[string][]string{}
 	table := ""
@@ -187,7 +191,7 @@ func restoreText(saved string) string {
 	return text
 }
 
-// listNFT writes every rule of a family's tables, ours in iptables' words.
+// listNFT writes all rules of a family's tables, as far as possible in iptables syntax.
 func listNFT(b *strings.Builder, f family) error {
 	conn, err := dialNFT()
 	if err != nil {
@@ -217,8 +221,8 @@ func listNFT(b *strings.Builder, f family) error {
 	return nil
 }
 
-// sorted puts the rules of one chain together: the programs list chains in the order in which they were made.
-func (w firewall) sorted(text string) string {
+// sorted sorts the rules by chain: the programs list chains in the order of their creation.
+func (fw firewall) sorted(text string) string {
 	lines := strings.SplitAfter(strings.TrimPrefix(text, "\n"), "\n")
 	slices.SortStableFunc(lines, func(a, b string) int {
 		key := func(line string) string { return strings.Join(append(strings.Fields(line), "", "", "")[:3], " ") }

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestEncodeDecode: every rule that goes to the kernel reads back as itself.
+// TestEncodeDecode checks that every rule survives a round trip.
 func TestEncodeDecode(t *testing.T) {
 	d := allRules()
 	plain := allRules()
@@ -26,7 +26,7 @@ func TestEncodeDecode(t *testing.T) {
 			got := decode(f, encode(f, r))
 			got.table, got.chain, got.comment = r.table, r.chain, r.comment
 			if !got.exact() || got.rule != r {
-				t.Errorf("%s\nread %+v\nwant %+v", r.spec(), got, r)
+				t.Errorf("%s\ndecoded %+v\nwant %+v", r.spec(), got, r)
 			}
 		}
 	}
@@ -41,7 +41,7 @@ func maskWith(bytes ...byte) expr.Any { return mask(bytes) }
 func equal(bytes ...byte) expr.Any    { return compare(expr.CmpOpEq, bytes) }
 func notEqual(bytes ...byte) expr.Any { return compare(expr.CmpOpNeq, bytes) }
 
-func TestDecodeOthers(t *testing.T) {
+func TestDecodeForeign(t *testing.T) {
 	prefix := func(s string) addrMatch { return is(netip.MustParsePrefix(s)) }
 	ret := &expr.Verdict{Kind: expr.VerdictReturn}
 	protocol := &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: register}
@@ -52,7 +52,7 @@ func TestDecodeOthers(t *testing.T) {
 		name     string
 		exprs    []expr.Any
 		exact    bool
-		want     rule // of an exact one; else only its addresses are looked at
+		want     rule // if not exact, only its addresses are compared
 		marked   bool
 		rewrites bool
 	}{
@@ -102,7 +102,7 @@ func TestDecodeOthers(t *testing.T) {
 	} {
 		d := decode(ipv4, tt.exprs)
 		if d.exact() != tt.exact || d.matchesMark != tt.marked || d.rewritesSource != tt.rewrites {
-			t.Errorf("%s: exact %v, marked %v, rewrites %v", tt.name, d.exact(), d.matchesMark, d.rewritesSource)
+			t.Errorf("%s: exact %v, matchesMark %v, rewritesSource %v", tt.name, d.exact(), d.matchesMark, d.rewritesSource)
 		}
 		if tt.exact && d.rule != tt.want || d.src != tt.want.src && tt.want.src.prefix.IsValid() {
 			t.Errorf("%s: %+v", tt.name, d.rule)
@@ -120,8 +120,8 @@ func TestPrefixMask(t *testing.T) {
 	}
 }
 
-// TestNFTFit is what is left of the rules on a kernel that cannot do all of it.
-func TestNFTFit(t *testing.T) {
+// TestNFTDegrade checks the rules for a kernel without the optional features.
+func TestNFTDegrade(t *testing.T) {
 	n := &nftApplier{noRandomPorts: map[family]bool{ipv4: true}, noTrackErr: map[family]error{ipv6: unix.EOPNOTSUPP}}
 	plain := allRules()
 	plain.NoRandomPorts = true

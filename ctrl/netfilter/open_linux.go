@@ -23,7 +23,7 @@ func (realHost) open(
 // iptablesApplier is the applier for iptables. It has an entry for each family with rules.
 type iptablesApplier map[family]*iptablesPrograms
 
-// openIPTables opens the first variant of the programs that works for every family with rules.
+// openIPTables opens the first variant of the programs that works for all families with rules.
 func openIPTables(ctx context.Context, want map[family]ruleset) (applier, error) {
 	var errs []error
 	for _, variant := range variants() {

@@ -12,7 +12,8 @@ import (
 	"weft/deploy/lab"
 )
 
-// siblingOf is what a second daemon on the host wants: the same of another network, at the same address and port.
+// otherDaemonOf returns d for a second daemon on the host, with another network and the same
+// address and port.
 func otherDaemonOf(d Desired) Desired {
 	d.Nets = []Net{
 		{netip.MustParsePrefix("10.6.0.0/16"), netip.MustParsePrefix("10.6.9.0/24")},
@@ -21,24 +22,25 @@ func otherDaemonOf(d Desired) Desired {
 	return d
 }
 
-// everythingBy is all that can be wanted of one way.
-func allRulesIn(w firewall) Desired {
+// allRulesIn returns allRules for one packet filter.
+func allRulesIn(fw firewall) Desired {
 	d := allRules()
-	d.NFTables = w.nft
+	d.NFTables = fw.nft
 	return d
 }
 
-// lines are a listing's, each with its chain in front, without the headings that nftables has.
-func (w firewall) lines(t *testing.T, ns *lab.NS) []string {
+// lines returns the lines of a listing. For nftables it replaces the headings by the chain in front
+// of each rule.
+func (fw firewall) lines(t *testing.T, ns *lab.NS) []string {
 	t.Helper()
 	var all []string
 	for _, f := range families() {
 		heading := ""
-		for line := range strings.Lines(w.sorted(w.listRules(t, ns, f))) {
+		for line := range strings.Lines(fw.sorted(fw.listRules(t, ns, f))) {
 			switch rule, indented := strings.CutPrefix(line, "\t"); {
 			case indented:
 				all = append(all, heading+rule)
-			case w.nft:
+			case fw.nft:
 				heading, _, _ = strings.Cut(line, ":")
 			default:
 				all = append(all, line)
@@ -48,33 +50,33 @@ func (w firewall) lines(t *testing.T, ns *lab.NS) []string {
 	return all
 }
 
-// docked is a namespace with a rule that pods' sources must be protected from.
-func (w firewall) newDockerNS(t *testing.T) *lab.NS {
+// newDockerNS returns a namespace with a rule that makes the guard necessary.
+func (fw firewall) newDockerNS(t *testing.T) *lab.NS {
 	t.Helper()
 	ns := newNS(t)
-	if !w.nft {
+	if !fw.nft {
 		for _, f := range families() {
-			runIn(t, ns, w.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
+			runIn(t, ns, fw.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
 		}
 	}
 	return ns
 }
 
-// alone are the lines of one daemon that has the host for itself.
-func (w firewall) linesAlone(t *testing.T, d Desired) (lines []string) {
+// linesAlone returns the lines of a daemon that is alone on its host.
+func (fw firewall) linesAlone(t *testing.T, d Desired) (lines []string) {
 	t.Run("alone", func(t *testing.T) {
-		ns := w.newDockerNS(t)
-		set(t, ns, w.manager(), d)
-		lines = w.lines(t, ns)
+		ns := fw.newDockerNS(t)
+		set(t, ns, fw.manager(), d)
+		lines = fw.lines(t, ns)
 	})
 	return lines
 }
 
-// checkOf expects, of all the lines of one daemon, each to be there once and in order, or none that only it has.
-func (w firewall) checkLines(t *testing.T, ns *lab.NS, step string, alone []string) {
+// checkLines checks that each line of alone is listed once, in that order.
+func (fw firewall) checkLines(t *testing.T, ns *lab.NS, step string, alone []string) {
 	t.Helper()
 	var got []string
-	for _, line := range w.lines(t, ns) {
+	for _, line := range fw.lines(t, ns) {
 		if slices.Contains(alone, line) {
 			got = append(got, line)
 		}
@@ -84,35 +86,36 @@ func (w firewall) checkLines(t *testing.T, ns *lab.NS, step string, alone []stri
 	}
 }
 
-// checkNone expects nothing that names one of the networks.
-func (w firewall) checkNoNetworks(t *testing.T, ns *lab.NS, step string, nets []Net) {
+// checkNoNetworks checks that no rule names one of the networks.
+func (fw firewall) checkNoNetworks(t *testing.T, ns *lab.NS, step string, nets []Net) {
 	t.Helper()
-	for _, line := range w.lines(t, ns) {
+	for _, line := range fw.lines(t, ns) {
 		for _, p := range prefixes(nets) {
 			if strings.Contains(line, p.String()) {
-				t.Errorf("%s: left %s", step, line)
+				t.Errorf("%s: rule left: %s", step, line)
 			}
 		}
 	}
 }
 
-// TestNetnsSiblings has two daemons with other networks on one host, each in its way: both are complete, keep quiet, and
-// leave the other one's rules alone when they change or go.
-func TestNetnsSiblings(t *testing.T) {
-	for i, wa := range firewalls() {
-		for _, wb := range []firewall{wa, firewalls()[(i+1)%len(firewalls())]} {
-			t.Run(wa.name+" beside "+wb.name, func(t *testing.T) {
-				wa.require(t)
-				wb.require(t)
-				da, db := allRulesIn(wa), otherDaemonOf(allRulesIn(wb))
-				aloneA, aloneB := wa.linesAlone(t, da), wb.linesAlone(t, db)
-				ns := wa.newDockerNS(t)
-				if wb.variant != wa.variant && !wb.nft {
+// TestNetnsTwoDaemons runs two daemons with different networks on one host, in the same and in
+// different packet filters. Both must have all their rules, make no repairs, and keep the other's
+// rules when they change or remove their own.
+func TestNetnsTwoDaemons(t *testing.T) {
+	for i, fwA := range firewalls() {
+		for _, fwB := range []firewall{fwA, firewalls()[(i+1)%len(firewalls())]} {
+			t.Run(fwA.name+" and "+fwB.name, func(t *testing.T) {
+				fwA.require(t)
+				fwB.require(t)
+				da, db := allRulesIn(fwA), otherDaemonOf(allRulesIn(fwB))
+				aloneA, aloneB := fwA.linesAlone(t, da), fwB.linesAlone(t, db)
+				ns := fwA.newDockerNS(t)
+				if fwB.variant != fwA.variant && !fwB.nft {
 					for _, f := range families() {
-						runIn(t, ns, wb.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
+						runIn(t, ns, fwB.program(f), "-t", "nat", "-A", "POSTROUTING", "!", "-o", "docker0", "-j", "MASQUERADE")
 					}
 				}
-				a, b := wa.manager(), wb.manager()
+				a, b := fwA.manager(), fwB.manager()
 				set(t, ns, a, da)
 				set(t, ns, b, db)
 				quiet := func(step string) {
@@ -126,68 +129,68 @@ func TestNetnsSiblings(t *testing.T) {
 				both := func(step string) {
 					t.Helper()
 					quiet(step)
-					wa.checkLines(t, ns, step+", the first", aloneA)
-					wb.checkLines(t, ns, step+", the second", aloneB)
+					fwA.checkLines(t, ns, step+", first daemon", aloneA)
+					fwB.checkLines(t, ns, step+", second daemon", aloneB)
 				}
 				both("started")
-				off := Desired{Nets: db.Nets, NFTables: wb.nft}
+				off := Desired{Nets: db.Nets, NFTables: fwB.nft}
 				set(t, ns, b, off)
-				quiet("the second wants nothing")
-				wa.checkLines(t, ns, "the second wants nothing", aloneA)
-				wb.checkNoNetworks(t, ns, "the second wants nothing", db.Nets)
+				quiet("second daemon removes its rules")
+				fwA.checkLines(t, ns, "second daemon removes its rules", aloneA)
+				fwB.checkNoNetworks(t, ns, "second daemon removes its rules", db.Nets)
 
 				set(t, ns, b, db)
-				both("the second wants all again")
+				both("second daemon sets its rules again")
 				other := db
 				other.Nets = []Net{{netip.MustParsePrefix("10.7.0.0/16"), netip.MustParsePrefix("10.7.1.0/24")}}
 				set(t, ns, b, other)
-				quiet("the second changed its network")
-				wa.checkLines(t, ns, "the second changed its network", aloneA)
-				wb.checkNoNetworks(t, ns, "the second changed its network", db.Nets)
+				quiet("second daemon changes its network")
+				fwA.checkLines(t, ns, "second daemon changes its network", aloneA)
+				fwB.checkNoNetworks(t, ns, "second daemon changes its network", db.Nets)
 
-				b = newManager(variantHost{variant: wb.variant}, Options{Previous: prefixes(other.Nets)})
+				b = newManager(variantHost{variant: fwB.variant}, Options{Previous: prefixes(other.Nets)})
 				set(t, ns, b, db)
-				both("the second changed back between two runs")
-				wb.checkNoNetworks(t, ns, "the second changed back between two runs", other.Nets)
+				both("second daemon restarts with its first network")
+				fwB.checkNoNetworks(t, ns, "second daemon restarts with its first network", other.Nets)
 
-				da.NFTables = wb.nft
-				a = wb.manager()
+				da.NFTables = fwB.nft
+				a = fwB.manager()
 				set(t, ns, a, da)
-				quiet("the first goes the other's way")
-				wb.checkLines(t, ns, "the first goes the other's way", aloneB)
-				if wa != wb && !wa.nft {
-					wa.checkNoNetworks(t, ns, "the first goes the other's way", da.Nets)
+				quiet("first daemon changes its mode")
+				fwB.checkLines(t, ns, "first daemon changes its mode", aloneB)
+				if fwA != fwB && !fwA.nft {
+					fwA.checkNoNetworks(t, ns, "first daemon changes its mode", da.Nets)
 				}
 				inNS(t, ns, func() error { _, err := Cleanup(t.Context()); return err })
-				wb.checkNoNetworks(t, ns, "cleanup", slices.Concat(da.Nets, db.Nets))
+				fwB.checkNoNetworks(t, ns, "cleanup", slices.Concat(da.Nets, db.Nets))
 			})
 		}
 	}
 }
 
-// TestNetnsSiblingInAMisplacedChain: a chain that has to be made anew keeps what another daemon has in it.
-func TestNetnsSiblingInAMisplacedChain(t *testing.T) {
-	w := firewall{name: "nftables", nft: true}
-	w.require(t)
-	d := allRulesIn(w)
-	sibling := otherDaemonOf(d)
-	aloneA, aloneB := w.linesAlone(t, d), w.linesAlone(t, sibling)
-	ns, a := newNS(t), w.manager()
+// TestNetnsRecreateSharedChain checks that a recreated chain keeps another daemon's rules.
+func TestNetnsRecreateSharedChain(t *testing.T) {
+	fw := firewall{name: "nftables", nft: true}
+	fw.require(t)
+	d := allRulesIn(fw)
+	other := otherDaemonOf(d)
+	aloneA, aloneB := fw.linesAlone(t, d), fw.linesAlone(t, other)
+	ns, a := newNS(t), fw.manager()
 	set(t, ns, a, d)
-	set(t, ns, w.manager(), sibling)
+	set(t, ns, fw.manager(), other)
 	for _, b := range nftBreakages() {
-		if !strings.HasPrefix(b.name, "a chain") {
+		if !strings.HasPrefix(b.name, "chain with") {
 			continue
 		}
-		b.do(t, ns, w)
+		b.do(t, ns, fw)
 		resync(t, ns, a)
-		w.checkLines(t, ns, b.name+", ours", aloneA)
-		w.checkLines(t, ns, b.name+", the sibling's", aloneB)
+		fw.checkLines(t, ns, b.name+", first daemon", aloneA)
+		fw.checkLines(t, ns, b.name+", second daemon", aloneB)
 	}
 }
 
-// flannelsTable writes what flannel does with nftables, but for the comments of table and chains: kube-proxy's mark is
-// compared as a whole there.
+// addFlannelTable adds flannel's nftables rules, without the comments of table and chains. flannel
+// compares the mark without a mask.
 func addFlannelTable(network Desired) error {
 	conn, err := dialNFT()
 	if err != nil {
@@ -211,29 +214,30 @@ func addFlannelTable(network Desired) error {
 	return conn.Flush()
 }
 
-// TestNetnsFlannelsTable takes over from flannel, and stands beside one with another network.
-func TestNetnsFlannelsTable(t *testing.T) {
-	w := firewall{name: "nftables", nft: true}
-	w.require(t)
-	d := allRulesIn(w)
-	alone := w.linesAlone(t, d)
+// TestNetnsFlannelTable takes over flannel's table, and shares it with a flannel of another
+// network.
+func TestNetnsFlannelTable(t *testing.T) {
+	fw := firewall{name: "nftables", nft: true}
+	fw.require(t)
+	d := allRulesIn(fw)
+	alone := fw.linesAlone(t, d)
 	t.Run("same network", func(t *testing.T) {
-		ns, m := newNS(t), w.manager()
+		ns, m := newNS(t), fw.manager()
 		inNS(t, ns, func() error { return addFlannelTable(d) })
 		set(t, ns, m, d)
-		if got := w.lines(t, ns); !slices.Equal(got, alone) {
+		if got := fw.lines(t, ns); !slices.Equal(got, alone) {
 			t.Errorf("got\n%s", strings.Join(got, ""))
 		}
 	})
 	t.Run("another network", func(t *testing.T) {
-		ns, m := newNS(t), w.manager()
+		ns, m := newNS(t), fw.manager()
 		inNS(t, ns, func() error { return addFlannelTable(otherDaemonOf(d)) })
-		theirs := slices.DeleteFunc(w.lines(t, ns), func(line string) bool { return !strings.Contains(line, "10.6.") })
+		theirs := slices.DeleteFunc(fw.lines(t, ns), func(line string) bool { return !strings.Contains(line, "10.6.") })
 		set(t, ns, m, d)
-		w.checkLines(t, ns, "beside flannel, ours", alone)
-		w.checkLines(t, ns, "beside flannel, flannel's", theirs)
+		fw.checkLines(t, ns, "beside flannel, ours", alone)
+		fw.checkLines(t, ns, "beside flannel, flannel's", theirs)
 		if s := resync(t, ns, m); s.Repairs > 0 || len(theirs) != 7 {
-			t.Errorf("%d repairs; of flannel %q", s.Repairs, theirs)
+			t.Errorf("%d repairs; flannel's rules %q", s.Repairs, theirs)
 		}
 	})
 }

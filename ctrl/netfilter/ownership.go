@@ -31,7 +31,7 @@ func (d Desired) rulesets(previous []netip.Prefix) map[family]ruleset {
 	return all
 }
 
-// noOtherDaemon reports false for every rule. Cleanup uses it to remove the rules of all daemons.
+// noOtherDaemon reports false for any rule. Cleanup uses it to remove the rules of all daemons.
 func noOtherDaemon(rule) bool { return false }
 
 // prefixes returns the networks and subnets of nets in the form that rules contain.

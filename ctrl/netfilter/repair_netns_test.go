@@ -12,35 +12,35 @@ import (
 	"weft/deploy/lab"
 )
 
-// breakage is something that goes wrong with our rules on real hosts.
+// breakage is damage to the rules that occurs on real hosts.
 type breakage struct {
 	name string
-	do   func(t *testing.T, ns *lab.NS, w firewall)
+	do   func(t *testing.T, ns *lab.NS, fw firewall)
 }
 
 func iptablesBreakages() []breakage {
 	command := func(args ...string) func(*testing.T, *lab.NS, firewall) {
-		return func(t *testing.T, ns *lab.NS, w firewall) { runIn(t, ns, w.program(ipv4), args...) }
+		return func(t *testing.T, ns *lab.NS, fw firewall) { runIn(t, ns, fw.program(ipv4), args...) }
 	}
 	return []breakage{
-		{"nat flushed, as by a firewalld reload", func(t *testing.T, ns *lab.NS, w firewall) {
-			runIn(t, ns, w.program(ipv4), "-t", "nat", "-F")
-			runIn(t, ns, w.program(ipv4), "-t", "nat", "-X")
-			runIn(t, ns, w.program(ipv6), "-t", "filter", "-F")
+		{"nat flushed, as by a firewalld reload", func(t *testing.T, ns *lab.NS, fw firewall) {
+			runIn(t, ns, fw.program(ipv4), "-t", "nat", "-F")
+			runIn(t, ns, fw.program(ipv4), "-t", "nat", "-X")
+			runIn(t, ns, fw.program(ipv6), "-t", "filter", "-F")
 		}},
-		{"our chain emptied", command("-t", "nat", "-F", chainMasquerade)},
-		{"a rule deleted", command("-t", "nat", "-D", chainMasquerade, "2")},
-		{"a rule in the wrong place", func(t *testing.T, ns *lab.NS, w firewall) {
-			runIn(t, ns, w.program(ipv4), "-t", "nat", "-D", chainMasquerade, "5")
-			runIn(t, ns, w.program(ipv4), "-t", "nat", "-I", chainMasquerade, "1", "-s", "10.5.0.0/16", "!",
+		{"own chain flushed", command("-t", "nat", "-F", chainMasquerade)},
+		{"rule deleted", command("-t", "nat", "-D", chainMasquerade, "2")},
+		{"rule out of order", func(t *testing.T, ns *lab.NS, fw firewall) {
+			runIn(t, ns, fw.program(ipv4), "-t", "nat", "-D", chainMasquerade, "5")
+			runIn(t, ns, fw.program(ipv4), "-t", "nat", "-I", chainMasquerade, "1", "-s", "10.5.0.0/16", "!",
 				"-d", "224.0.0.0/4", "-m", "comment", "--comment", commentMasquerade, "-j", "MASQUERADE", "--random-fully")
 		}},
-		{"a rule more in our chain", command("-A", chainForward, "-j", "DROP")},
-		{"our jump double",
+		{"extra rule in own chain", command("-A", chainForward, "-j", "DROP")},
+		{"duplicate jump",
 			command("-t", "nat", "-A", "POSTROUTING", "-m", "comment", "--comment", commentMasquerade,
 				"-j", chainMasquerade)},
-		{"our jump deleted", command("-D", "FORWARD", "-m", "comment", "--comment", commentForward, "-j", chainForward)},
-		{"notrack double", command("-t", "raw", "-A", "OUTPUT", "-s", "192.0.2.7", "-p", "udp", "--dport", "8285",
+		{"jump deleted", command("-D", "FORWARD", "-m", "comment", "--comment", commentForward, "-j", chainForward)},
+		{"duplicate notrack", command("-t", "raw", "-A", "OUTPUT", "-s", "192.0.2.7", "-p", "udp", "--dport", "8285",
 			"-m", "comment", "--comment", commentNoTrack, "-j", "CT", "--notrack")},
 	}
 }
@@ -64,16 +64,16 @@ func nftBreakages() []breakage {
 	return []breakage{
 		{"all flushed", change(func(conn *nftables.Conn, _ *nftables.Table) error { conn.FlushRuleset(); return nil })},
 		{"table deleted", change(func(conn *nftables.Conn, t *nftables.Table) error { conn.DelTable(t); return nil })},
-		{"chain emptied",
+		{"chain flushed",
 			change(func(conn *nftables.Conn, t *nftables.Table) error { conn.FlushChain(chain(t, "postrtg")); return nil })},
-		{"a rule deleted", change(func(conn *nftables.Conn, t *nftables.Table) error {
+		{"rule deleted", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "postrtg"))
 			if err != nil {
 				return err
 			}
 			return conn.DelRule(rules[1])
 		})},
-		{"a rule double", change(func(conn *nftables.Conn, t *nftables.Table) error {
+		{"duplicate rule", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "forward"))
 			if err != nil {
 				return err
@@ -81,15 +81,15 @@ func nftBreakages() []breakage {
 			conn.AddRule(&nftables.Rule{Table: t, Chain: chain(t, "forward"), Exprs: rules[0].Exprs})
 			return nil
 		})},
-		{"a chain more",
+		{"extra chain",
 			change(func(conn *nftables.Conn, t *nftables.Table) error { conn.AddChain(chain(t, "more")); return nil })},
-		{"a chain that drops", change(func(conn *nftables.Conn, t *nftables.Table) error {
+		{"chain with policy drop", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			drop := nftables.ChainPolicyDrop
 			conn.AddChain(&nftables.Chain{Table: t, Name: "forward", Type: nftables.ChainTypeFilter,
 				Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
 			return nil
 		})},
-		{"a chain hooked elsewhere", change(func(conn *nftables.Conn, t *nftables.Table) error {
+		{"chain with another priority", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "forward"))
 			if err != nil {
 				return err
@@ -107,27 +107,27 @@ func nftBreakages() []breakage {
 	}
 }
 
-// TestNetnsRepairs breaks our rules among others', and expects the listing to be what it was.
+// TestNetnsRepairs damages the rules and checks that the listing is restored.
 func TestNetnsRepairs(t *testing.T) {
-	for _, w := range firewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
-			ns, m := newNS(t), w.manager()
+	for _, fw := range firewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			ns, m := newNS(t), fw.manager()
 			breakages := nftBreakages()
-			if !w.nft {
+			if !fw.nft {
 				breakages = iptablesBreakages()
 			}
 			d := allRules()
-			d.NFTables = w.nft
+			d.NFTables = fw.nft
 			set(t, ns, m, d)
 			for i, b := range breakages {
-				before := w.listRules(t, ns, ipv4) + w.listRules(t, ns, ipv6)
-				b.do(t, ns, w)
-				if w.listRules(t, ns, ipv4)+w.listRules(t, ns, ipv6) == before {
-					t.Errorf("%s: nothing was broken", b.name)
+				before := fw.listRules(t, ns, ipv4) + fw.listRules(t, ns, ipv6)
+				b.do(t, ns, fw)
+				if fw.listRules(t, ns, ipv4)+fw.listRules(t, ns, ipv6) == before {
+					t.Errorf("%s: rules did not change", b.name)
 				}
 				s := resync(t, ns, m)
-				if after := w.listRules(t, ns, ipv4) + w.listRules(t, ns, ipv6); w.sorted(after) != w.sorted(before) {
+				if after := fw.listRules(t, ns, ipv4) + fw.listRules(t, ns, ipv6); fw.sorted(after) != fw.sorted(before) {
 					t.Errorf("%s: got%s\nwant%s", b.name, after, before)
 				}
 				if s.Repairs != uint64(i+1) {
@@ -135,14 +135,14 @@ func TestNetnsRepairs(t *testing.T) {
 				}
 			}
 			if s := resync(t, ns, m); s.Repairs != uint64(len(breakages)) {
-				t.Error("repaired something that was in place")
+				t.Error("repaired rules that were in place")
 			}
 		})
 	}
 }
 
-// TestNetnsRunHeals lets the loop itself find a flush, in the lab's own namespace.
-func TestNetnsRunHeals(t *testing.T) {
+// TestNetnsRunRepairs checks that Run repairs a flush, in the lab's own namespace.
+func TestNetnsRunRepairs(t *testing.T) {
 	requireNFTables(t)
 	m := newManager(realHost{}, Options{Resync: 200 * time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
@@ -169,7 +169,7 @@ func TestNetnsRunHeals(t *testing.T) {
 		t.Fatal(err)
 	}
 	err = lab.Await(ctx, 5*time.Second, "repair", func() error {
-		// The flush may have come between the two families, so one repair need not be all.
+		// The flush may fall between the two families, so one repair may not suffice.
 		if m.Status().Repairs == 0 || !hasNFTTable(ipv4, tableName(ipv4)) || !hasNFTTable(ipv6, tableName(ipv6)) {
 			return errors.New("not repaired")
 		}
@@ -183,12 +183,12 @@ func TestNetnsRunHeals(t *testing.T) {
 		t.Error(err)
 	}
 	if !hasNFTTable(ipv4, tableName(ipv4)) {
-		t.Error("the rules did not stay when the manager stopped")
+		t.Error("rules removed when the manager stopped")
 	}
 	if removed, err := Cleanup(t.Context()); err != nil || len(removed) != 2 {
 		t.Errorf("removed %q, %v", removed, err)
 	}
 	if hasNFTTable(ipv4, tableName(ipv4)) || hasNFTTable(ipv6, tableName(ipv6)) {
-		t.Error("a table is left after Cleanup")
+		t.Error("table left after Cleanup")
 	}
 }

@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// TestNetnsRulesAreFlannels compares the kernel's listing with what flannel leaves, character by character.
-func TestNetnsRulesAreFlannels(t *testing.T) {
-	for _, w := range iptablesFirewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
-			ns, m := newNS(t), w.manager()
+// TestNetnsRulesMatchFlannel compares the listing with flannel's, byte by byte.
+func TestNetnsRulesMatchFlannel(t *testing.T) {
+	for _, fw := range iptablesFirewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			ns, m := newNS(t), fw.manager()
 			d := Desired{Nets: []Net{net4, net6}, Masquerade: true, Forward: true, KeepSource: true}
 			set(t, ns, m, d)
 			forward6 := strings.ReplaceAll(flannelForward, "10.5.0.0/16", "fc00::/48")
@@ -23,59 +23,59 @@ func TestNetnsRulesAreFlannels(t *testing.T) {
 				ipv4: flannelMasquerade + flannelForward[1:],
 				ipv6: flannelMasquerade6 + forward6[1:],
 			} {
-				if got := w.sorted(w.listRules(t, ns, f)); got != w.sorted(want) {
+				if got := fw.sorted(fw.listRules(t, ns, f)); got != fw.sorted(want) {
 					t.Errorf("%s: got%s\nwant%s", f, got, want)
 				}
 			}
 			d.NoRandomPorts, d.Forward, d.Nets = true, false, d.Nets[:1]
 			set(t, ns, m, d)
 			plain := strings.ReplaceAll(flannelMasquerade, " --random-fully", "")
-			if got := w.listRules(t, ns, ipv4); got != plain {
-				t.Errorf("plain ports: got%s\nwant%s", got, plain)
+			if got := fw.listRules(t, ns, ipv4); got != plain {
+				t.Errorf("no random ports: got%s\nwant%s", got, plain)
 			}
-			if got := w.listRules(t, ns, ipv6); got != "\n" {
-				t.Errorf("IPv6 switched off: got%s", got)
+			if got := fw.listRules(t, ns, ipv6); got != "\n" {
+				t.Errorf("IPv6 disabled: got%s", got)
 			}
 			set(t, ns, m, Desired{Nets: d.Nets})
-			if got := w.listRules(t, ns, ipv4); got != "\n" {
-				t.Errorf("nothing wanted: got%s", got)
+			if got := fw.listRules(t, ns, ipv4); got != "\n" {
+				t.Errorf("no rules wanted: got%s", got)
 			}
 		})
 	}
 }
 
-// TestNetnsChangesSayTheFamily reads the log of a start: each change is of a place that exists once.
-func TestNetnsChangesSayTheFamily(t *testing.T) {
-	for _, w := range firewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
+// TestNetnsLogNamesFamily checks that each logged change names the family.
+func TestNetnsLogNamesFamily(t *testing.T) {
+	for _, fw := range firewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
 			var log bytes.Buffer
-			m := newManager(variantHost{variant: w.variant}, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
-			set(t, newNS(t), m, allRulesIn(w))
+			m := newManager(variantHost{variant: fw.variant}, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+			set(t, newNS(t), m, allRulesIn(fw))
 			for _, f := range families() {
-				want := w.program(f) + " nat FLANNEL-POSTRTG: 6 rules set;"
-				if w.nft {
+				want := fw.program(f) + " nat FLANNEL-POSTRTG: 6 rules set;"
+				if fw.nft {
 					want = "table " + tableName(f) + " postrtg: 6 rules set;"
 				}
 				if !strings.Contains(log.String(), want) {
-					t.Errorf("%q is not in %s", want, &log)
+					t.Errorf("%q not logged: %s", want, &log)
 				}
 			}
 		})
 	}
 }
 
-// TestNetnsNoTrack sends to our port and to another one, and looks which of them the kernel keeps track of.
+// TestNetnsNoTrack sends to the exempt port and to another one, and checks which flow is tracked.
 func TestNetnsNoTrack(t *testing.T) {
-	for _, w := range firewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
-			ns, m := newNS(t), w.manager()
+	for _, fw := range firewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			ns, m := newNS(t), fw.manager()
 			if _, err := ns.ReadSysctl("netfilter/nf_conntrack_count"); err != nil {
 				t.Skipf("NOT TESTED: %v", err)
 			}
 			own := netip.MustParseAddrPort("127.0.0.1:8285")
-			set(t, ns, m, Desired{Nets: []Net{net4}, Masquerade: true, NFTables: w.nft, NoTrack: []netip.AddrPort{own}})
+			set(t, ns, m, Desired{Nets: []Net{net4}, Masquerade: true, NFTables: fw.nft, NoTrack: []netip.AddrPort{own}})
 			tracked := func() (count string) {
 				count, err := ns.ReadSysctl("netfilter/nf_conntrack_count")
 				if err != nil {

@@ -16,17 +16,18 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// docker is a way in which a source rewriting rule like dockerd's may be there.
+// natRule describes a source-rewriting rule like dockerd's.
 type natRule struct {
 	name    string
-	variant string // of the iptables programs; "table" is a foreign nftables table
-	chain   string // that POSTROUTING leads to and that has the rule, as CNI plugins and firewalld do it; empty: none
+	variant string // suffix of the iptables programs; "table" means a foreign nftables table
+	chain   string // chain of the rule, as with CNI plugins and firewalld; empty for POSTROUTING
 }
 
-// overlay is two nodes with two pods each that reach each other by plain routes, and the lab's root as the outside.
+// testOverlay has two nodes with two pods each, connected by plain routes. The lab's root is the
+// outside.
 type testOverlay struct {
 	*lab.Lab
-	nets [2][]Net // of each node
+	nets [2][]Net // by node
 }
 
 var (
@@ -54,7 +55,7 @@ func newTestOverlay(t *testing.T) *testOverlay {
 			route(t, from, o.nets[i][1].Subnet.Masked(), n.Addr6)
 		}
 	}
-	// One pod of the second node is reached from outside by way of the first node.
+	// The outside reaches one pod of the second node through the first node.
 	pod := o.Nodes[1].Pods[1]
 	route(t, o.Root.NS, netip.PrefixFrom(pod.Addr, 32), o.Nodes[0].Addr)
 	route(t, o.Root.NS, netip.PrefixFrom(pod.Addr6, 128), o.Nodes[0].Addr6)
@@ -68,7 +69,7 @@ func route(t *testing.T, ns *lab.NS, to netip.Prefix, via netip.Addr) {
 	}
 }
 
-// seen sends a datagram and returns the source that the receiver sees.
+// seenSource sends a datagram and returns the source address that the receiver sees.
 func seenSource(from, to *lab.NS, dst netip.Addr) (src netip.Addr, err error) {
 	var receiver *net.UDPConn
 	err = to.Do(func() (err error) {
@@ -85,7 +86,7 @@ func seenSource(from, to *lab.NS, dst netip.Addr) (src netip.Addr, err error) {
 		if err != nil {
 			return err
 		}
-		_, err = c.Write([]byte("whose source?"))
+		_, err = c.Write([]byte("source?"))
 		return errors.Join(err, c.Close())
 	})
 	if err != nil {
@@ -98,41 +99,42 @@ func seenSource(from, to *lab.NS, dst netip.Addr) (src netip.Addr, err error) {
 	return at.Addr().Unmap(), err
 }
 
-// dockerRule puts a rule like dockerd's on the first node, or takes it away: what pods send out by another device than
-// their bridge gets the node's address.
-func (o *testOverlay) setNATRule(t *testing.T, d natRule, present bool) {
+// setNATRule adds or removes a rule like dockerd's on the first node: packets that pods send by a
+// device other than their bridge get the node's address.
+func (o *testOverlay) setNATRule(t *testing.T, r natRule, present bool) {
 	t.Helper()
 	node := o.Nodes[0].NS
-	if d.variant == "table" {
+	if r.variant == "table" {
 		inNS(t, node, func() error { return foreignTable(o.nets[0], present) })
 		return
 	}
 	for i, f := range families() {
 		nat := func(args ...string) {
-			runIn(t, node, firewall{variant: d.variant}.program(f), append([]string{"-t", "nat"}, args...)...)
+			runIn(t, node, firewall{variant: r.variant}.program(f), append([]string{"-t", "nat"}, args...)...)
 		}
 		command := "-D"
 		if present {
 			command = "-I"
 		}
 		rule := []string{"-s", o.nets[0][i].Subnet.Masked().String(), "!", "-o", "cni0", "-j", "MASQUERADE"}
-		if d.chain == "" {
+		if r.chain == "" {
 			nat(append([]string{command, "POSTROUTING"}, rule...)...)
 			continue
 		}
 		if present {
-			nat("-N", d.chain)
-			nat(append([]string{"-A", d.chain}, rule...)...)
+			nat("-N", r.chain)
+			nat(append([]string{"-A", r.chain}, rule...)...)
 		}
-		nat(command, "POSTROUTING", "-j", d.chain)
+		nat(command, "POSTROUTING", "-j", r.chain)
 		if !present {
-			nat("-F", d.chain)
-			nat("-X", d.chain)
+			nat("-F", r.chain)
+			nat("-X", r.chain)
 		}
 	}
 }
 
-// foreignTable is dockerRule in an nftables table of somebody else's, where iptables would have it.
+// foreignTable implements setNATRule with a separate nftables table, at the hook and priority of
+// iptables' rules.
 func foreignTable(nets []Net, present bool) error {
 	conn, err := dialNFT()
 	if err != nil {
@@ -157,35 +159,36 @@ func foreignTable(nets []Net, present bool) error {
 	return conn.Flush()
 }
 
-// TestNetnsSources sends real packets over every combination and looks at the source that arrives.
-func TestNetnsSources(t *testing.T) {
+// TestNetnsSourceAddresses sends packets in every combination and checks the source address that
+// arrives.
+func TestNetnsSourceAddresses(t *testing.T) {
 	none := natRule{name: "no docker"}
-	dockers := map[string][]natRule{
+	natRules := map[string][]natRule{
 		"nftables": {none, {name: "docker by iptables-nft", variant: "-nft"},
 			{name: "docker by iptables-legacy", variant: "-legacy"}, {name: "docker by nftables", variant: "table"}},
 		"iptables-nft":    {none, {name: "docker", variant: "-nft"}, {"a chain", "-nft", "CNI-0123"}},
 		"iptables-legacy": {none, {name: "docker", variant: "-legacy"}, {"a chain", "-legacy", "CNI-0123"}},
 	}
-	for _, w := range firewalls() {
-		t.Run(w.name, func(t *testing.T) {
-			w.require(t)
+	for _, fw := range firewalls() {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
 			o := newTestOverlay(t)
-			m := w.manager()
-			for _, docked := range dockers[w.name] {
+			m := fw.manager()
+			for _, nat := range natRules[fw.name] {
 				for _, masquerade := range []bool{true, false} {
-					t.Run(fmt.Sprintf("%s, masquerade %v", docked.name, masquerade), func(t *testing.T) {
+					t.Run(fmt.Sprintf("%s, masquerade %v", nat.name, masquerade), func(t *testing.T) {
 						d := Desired{Nets: o.nets[0], Masquerade: masquerade, KeepSource: true, Forward: true,
-							NFTables: w.nft}
-						withDocker := docked.name != "no docker"
-						if withDocker && docked.variant != "table" {
-							requireProgram(t, "iptables"+docked.variant)
+							NFTables: fw.nft}
+						withNAT := nat.name != "no docker"
+						if withNAT && nat.variant != "table" {
+							requireProgram(t, "iptables"+nat.variant)
 						}
-						if withDocker {
-							o.setNATRule(t, docked, true)
-							defer o.setNATRule(t, docked, false)
+						if withNAT {
+							o.setNATRule(t, nat, true)
+							defer o.setNATRule(t, nat, false)
 						}
 						set(t, o.Nodes[0].NS, m, d)
-						o.checkSources(t, masquerade, withDocker)
+						o.checkSources(t, masquerade, withNAT)
 					})
 				}
 			}
@@ -193,15 +196,16 @@ func TestNetnsSources(t *testing.T) {
 	}
 }
 
-// checkSources knows who is to see whom. The rules and the docker rule are on the first node.
-func (o *testOverlay) checkSources(t *testing.T, masquerade, withDocker bool) {
+// checkSources checks the source address of every flow. The rules and the NAT rule are on the first
+// node.
+func (o *testOverlay) checkSources(t *testing.T, masquerade, withNAT bool) {
 	t.Helper()
 	near, far := o.Nodes[0], o.Nodes[1]
 	type host struct {
 		ns    *lab.NS
 		addrs [2]netip.Addr
 	}
-	pod, sibling := near.Pods[0], near.Pods[1]
+	pod, sameNode := near.Pods[0], near.Pods[1]
 	podHost := host{pod.NS, [2]netip.Addr{pod.Addr, pod.Addr6}}
 	outside := host{o.Root.NS, [2]netip.Addr{o.Root.Addr, o.Root.Addr6}}
 	nearHost := host{near.NS, [2]netip.Addr{near.Addr, near.Addr6}}
@@ -221,16 +225,16 @@ func (o *testOverlay) checkSources(t *testing.T, masquerade, withDocker bool) {
 	}{
 		{"pod to pod on another node", podHost,
 			host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost},
-		{"pod to pod on the same node", podHost, host{sibling.NS, [2]netip.Addr{sibling.Addr, sibling.Addr6}}, podHost},
+		{"pod to pod on the same node", podHost, host{sameNode.NS, [2]netip.Addr{sameNode.Addr, sameNode.Addr6}}, podHost},
 		{"pod from another node", host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost,
 			host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}},
 		{"pod to its own host", podHost, nearHost, podHost},
 		{"pod to its gateway", podHost, gateway(near, 0), podHost},
 		{"pod to another host's pod address", podHost, gateway(far, 1), podHost},
-		{"pod to outside", podHost, outside, rewrittenIf(masquerade || withDocker, podHost)},
+		{"pod to outside", podHost, outside, rewrittenIf(masquerade || withNAT, podHost)},
 		{"pod to another host's own address", podHost, host{far.NS, [2]netip.Addr{far.Addr, far.Addr6}},
-			rewrittenIf(masquerade || withDocker, podHost)},
-		{"outside to pod, straight to its node", outside, podHost, outside},
+			rewrittenIf(masquerade || withNAT, podHost)},
+		{"outside to pod, directly to its node", outside, podHost, outside},
 		{"outside to pod, through another node", outside,
 			host{far.Pods[1].NS, [2]netip.Addr{far.Pods[1].Addr, far.Pods[1].Addr6}},
 			rewrittenIf(masquerade, outside)},
