@@ -277,44 +277,76 @@ func TestTopLevel(t *testing.T) {
 	}
 }
 
-// TestReadmeListsEverything fails when a metric or a flag of ours is missing in the
-// README, or when the README outgrows what a newcomer reads.
-func TestReadmeListsEverything(t *testing.T) {
-	readme, err := os.ReadFile("../README.md")
+// TestDocsListFlags compares the flags of weftd with the tables of docs/configuration.md, in both
+// directions.
+func TestDocsListFlags(t *testing.T) {
+	declared := namesIn(t, `name: "([a-z0-9_-]+)"`, goFiles(t, "weftd/config")...)
+	documented := namesIn(t, "(?m)^\\| .*", "../docs/configuration.md")
+	flags := map[string]bool{}
+	for row := range documented {
+		first, _, _ := strings.Cut(strings.TrimPrefix(row, "|"), "|")
+		for _, m := range regexp.MustCompile("`--([a-z0-9_-]+)`").FindAllStringSubmatch(first, -1) {
+			flags[m[1]] = true
+		}
+	}
+	compareNames(t, "flag --", declared, flags, "docs/configuration.md")
+}
+
+// TestDocsListDropReasons compares the labels of dataplane.Drop with docs/metrics.md.
+func TestDocsListDropReasons(t *testing.T) {
+	declared := namesIn(t, `(?m)^\s+Drop\w+: +"([a-z_]+)"`, "../dataplane/drop.go")
+	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := strings.Count(string(readme), "\n"); n >= 200 {
-		t.Errorf("README.md has %d lines, want under 200", n)
+	_, table, _ := strings.Cut(string(text), "## Drop reasons")
+	documented := map[string]bool{}
+	for _, m := range regexp.MustCompile("(?m)^\\| `([a-z_]+)` ").FindAllStringSubmatch(table, -1) {
+		documented[m[1]] = true
 	}
-	names := regexp.MustCompile(`"(weft_[a-z_]+)"|name: "([a-z-]+)".*own: true`)
-	found := 0
-	for _, dir := range []string{"../metrics", "weftd/config"} {
-		files, err := filepath.Glob(dir + "/*.go")
+	compareNames(t, "drop reason ", declared, documented, "docs/metrics.md")
+}
+
+// goFiles lists the Go files of a directory that are not tests.
+func goFiles(t *testing.T, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return slices.DeleteFunc(files, func(f string) bool { return strings.HasSuffix(f, "_test.go") })
+}
+
+// namesIn returns the last group of every match of pattern in the files, or the whole match of a
+// pattern without groups.
+func namesIn(t *testing.T, pattern string, files ...string) map[string]bool {
+	t.Helper()
+	names := map[string]bool{}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, f := range files {
-			if strings.HasSuffix(f, "_test.go") {
-				continue
-			}
-			source, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, m := range names.FindAllStringSubmatch(string(source), -1) {
-				found++
-				name := m[1]
-				if m[2] != "" {
-					name = "--" + m[2]
-				}
-				if !strings.Contains(string(readme), "`"+name+"`") {
-					t.Errorf("README.md does not mention %s of %s", name, f)
-				}
-			}
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+			names[m[len(m)-1]] = true
 		}
 	}
-	if found < 20 {
-		t.Errorf("found %d metrics and flags in the sources, want more: the pattern is out of date", found)
+	if len(names) == 0 {
+		t.Fatalf("no match of %s in %v: the pattern is out of date", pattern, files)
+	}
+	return names
+}
+
+func compareNames(t *testing.T, kind string, declared, documented map[string]bool, page string) {
+	t.Helper()
+	for name := range declared {
+		if !documented[name] {
+			t.Errorf("%s has no row for %s%s", page, kind, name)
+		}
+	}
+	for name := range documented {
+		if !declared[name] {
+			t.Errorf("%s has a row for %s%s, which does not exist", page, kind, name)
+		}
 	}
 }

@@ -263,10 +263,10 @@ func TestNodeLabelLimit(t *testing.T) {
 	}
 }
 
-// TestREADMEListsMetrics compares the list with the table in the README. A row names metrics and, in
-// its second column, their labels.
-func TestREADMEListsMetrics(t *testing.T) {
-	text, err := os.ReadFile("../README.md")
+// TestDocsListMetrics compares the metrics with the table in docs/metrics.md: a row has the name, the
+// type and the labels of one metric.
+func TestDocsListMetrics(t *testing.T) {
+	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -284,23 +284,23 @@ func TestREADMEListsMetrics(t *testing.T) {
 			continue
 		}
 		for _, name := range words(cells[1]) {
-			shown[name] = words(cells[2])
+			shown[name] = words(cells[3])
 		}
 	}
 	for _, info := range List() {
 		labels, ok := shown[info.Name]
 		delete(shown, info.Name)
 		if !ok {
-			t.Errorf("%s is not in the README", info.Name)
+			t.Errorf("%s has no row in docs/metrics.md", info.Name)
 			continue
 		}
 		for _, label := range info.Labels {
 			if !slices.Contains(labels, label) {
-				t.Errorf("README lacks the label %[2]s of %[1]s", info.Name, label)
+				t.Errorf("%s has the label %s, which docs/metrics.md does not show", info.Name, label)
 			}
 		}
 	}
 	for name := range shown {
-		t.Errorf("the README lists %s, which does not exist", name)
+		t.Errorf("docs/metrics.md has a row for %s, which does not exist", name)
 	}
 }
