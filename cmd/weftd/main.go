@@ -58,7 +58,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	log := newLogger(cfg.Log, stderr)
 	logIgnoredFlags(cfg.Log, log)
 	if err := agent.Run(ctx, cfg, buildInfo(), log); err != nil {
-		log.Error("weftd stops", "err", err)
+		log.Error("exiting", "err", err)
 		return 1
 	}
 	return 0

@@ -94,7 +94,7 @@ func TestNetnsReadinessFollowsTheLease(t *testing.T) {
 	f.write(t, leaseFile("udp", strings.Replace(ourNode, "10.5.1.", "10.5.9.", 1)))
 	awaitReady(t, 200, "")
 	awaitFile(t, f.env, subnetEnvOf("10.5.9.1/24"))
-	if !strings.Contains(s.log.String(), "subnet has CHANGED") {
+	if !strings.Contains(s.log.String(), "subnet of this node changed") {
 		t.Error("the change was not logged")
 	}
 	s.stop(t)

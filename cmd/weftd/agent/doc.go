@@ -1,6 +1,17 @@
-// Package agent runs the node daemon: it connects the lease store, the kernel reconciler, the packet
-// filter and the dataplane, and serves their state as subnet.env, /readyz, /status and /metrics.
+// Package agent runs the node daemon. It connects the lease store, the kernel reconciler, the
+// packet filter and the dataplane, and publishes their state as subnet.env, /readyz, /status and
+// /metrics. No other package imports all of those.
 //
-// It is the only place where those packages meet. run.go opens the parts, node.go joins them,
-// and view.go publishes the result to the HTTP server.
+//	daemon.go      start and stop of the process's parts; one agent per network config
+//	open.go        setup of an agent: interface, backend, engine, lease manager
+//	agent.go       the loop: events in, desired state out
+//	peers.go       other nodes as the engine and the status see them
+//	subnetfile.go  subnet.env
+//	readiness.go   the conditions of readiness
+//	snapshot.go    state for the HTTP server, published by the loop
+//	status.go      /status in JSON
+//	traffic.go     counters of the dataplane for /status and /metrics
+//	health.go      the HTTP server
+//	watchdog.go    systemd's watchdog
+//	store.go       the lease stores; cluster.go for Kubernetes
 package agent

@@ -13,14 +13,13 @@ import (
 
 func noEnv(string) string { return "" }
 
-// TestFlagsReachTheEngine: what a flag says of packets is what the engine is opened with.
-func TestFlagsReachTheEngine(t *testing.T) {
+func TestEngineConfig(t *testing.T) {
 	cfg, err := config.Parse([]string{"--workers=3", "--source-port=9000", "--spin", "--outer-ecn", "--outer-dscp",
 		"--source-check=strict", "--engine=portable", "--engine-without=udp-gso"}, noEnv)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &weftd{cfg: cfg}
+	d := &daemon{cfg: cfg}
 	got := d.engineConfig(ctrl.Iface{Addr: netip.MustParseAddr("192.0.2.1")}, ctrl.Spec{Port: 8285, MTU: 1472})
 	want := dataplane.Config{
 		Device: "flannel%d", Bind: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472, Workers: 3, SourcePort: 9000,
@@ -36,6 +35,6 @@ func TestFlagsReachTheEngine(t *testing.T) {
 	}
 	d.cfg = cfg
 	if d.engineConfig(ctrl.Iface{}, ctrl.Spec{}).Spin {
-		t.Error("spins although it must not")
+		t.Error("spins with --spin=false")
 	}
 }

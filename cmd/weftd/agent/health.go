@@ -19,28 +19,30 @@ import (
 	"weft/metrics"
 )
 
-// healthServer answers /healthz, /readyz, /status and /metrics. It starts
-// before anything else is known and asks for the daemon's state at each request.
+// healthServer serves /healthz, /readyz, /status and /metrics. It starts before the other parts and
+// reads the daemon's status per request.
 type healthServer struct {
 	listener net.Listener
 	server   *http.Server
 }
 
 const (
-	// slowestHeader is how long a client may take to send its request's header.
-	slowestHeader = 5 * time.Second
-	// healthStop is how long answers under way may take at the end: an answer is
-	// made in milliseconds, and the whole daemon is to be gone in two seconds.
-	healthStop = 500 * time.Millisecond
+	// readHeaderTimeout limits the time that a client takes to send the header of a request.
+	readHeaderTimeout = 5 * time.Second
+	// shutdownTimeout limits the time for responses in progress at exit. A response takes
+	// milliseconds, and the whole daemon must exit within two seconds.
+	shutdownTimeout = 500 * time.Millisecond
 )
 
-// listenHealth binds the address that --healthz-ip and --healthz-port name.
-func listenHealth(ctx context.Context, c config.Health, current func() Status, log *slog.Logger) (*healthServer, error) {
+// listenHealth listens on the address of --healthz-ip and --healthz-port.
+func listenHealth(
+	ctx context.Context, c config.Health, current func() Status, log *slog.Logger,
+) (*healthServer, error) {
 	address := net.JoinHostPort(c.IP, strconv.Itoa(c.Port))
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("--healthz-port: port %d is in use, nothing can listen on %s", c.Port, address)
+		return nil, fmt.Errorf("--healthz-port: port %d is in use, cannot listen on %s", c.Port, address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--healthz-ip, --healthz-port: %w", err)
@@ -49,19 +51,19 @@ func listenHealth(ctx context.Context, c config.Health, current func() Status, l
 		listener: l,
 		server: &http.Server{
 			Handler:           healthHandler(current, c.Profile, log),
-			ReadHeaderTimeout: slowestHeader,
+			ReadHeaderTimeout: readHeaderTimeout,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 	}, nil
 }
 
-// run serves until ctx ends.
+// run serves until ctx is done.
 func (h *healthServer) run(ctx context.Context) error {
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
-		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), healthStop)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
-		err := h.server.Shutdown(limit)
+		err := h.server.Shutdown(ctx)
 		if err != nil {
 			err = h.server.Close()
 		}
@@ -74,7 +76,7 @@ func (h *healthServer) run(ctx context.Context) error {
 	return <-stopped
 }
 
-// healthHandler routes the paths. Status codes are flannel's; the texts say more.
+// healthHandler returns the handler of all paths. The status codes are flannel's.
 func healthHandler(current func() Status, profile bool, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
@@ -101,7 +103,7 @@ func healthHandler(current func() Status, profile bool, log *slog.Logger) http.H
 	return mux
 }
 
-// answerReady says whether every condition holds, and why one does not.
+// answerReady writes the readiness and the reasons of the conditions that are not met.
 func answerReady(w http.ResponseWriter, s Status) {
 	if s.Ready {
 		answer(w, http.StatusOK, "weftd is ready\n")
@@ -129,6 +131,6 @@ func answerStatus(w http.ResponseWriter, s Status) {
 
 func answer(w http.ResponseWriter, code int, body string) {
 	w.WriteHeader(code)
-	// The client may be gone by now, which is no concern of the daemon's.
+	// An error means that the client is gone, which does not concern the daemon.
 	_, _ = io.WriteString(w, body)
 }

@@ -40,7 +40,7 @@ func TestHealthPaths(t *testing.T) {
 		profile bool
 		status  Status
 		code    int
-		body    string // how it begins
+		body    string // prefix
 	}{
 		{"/healthz", false, notReady, 200, "weftd is running\n"},
 		{"/readyz", false, notReady, 503, "weftd is not ready yet\nlease: pool is full\nrules: no iptables\n"},
@@ -61,7 +61,7 @@ func TestHealthPaths(t *testing.T) {
 	}
 }
 
-func TestReadyzComesAndGoes(t *testing.T) {
+func TestReadyzFollowsStatus(t *testing.T) {
 	current := Status{}
 	h := healthHandler(func() Status { return current }, false, slog.New(slog.DiscardHandler))
 	for _, ready := range []bool{false, true, false, true} {
@@ -105,7 +105,7 @@ func TestStatusJSON(t *testing.T) {
 	}
 	for _, absent := range []string{"expires", "subnet6"} {
 		if _, there := back.Lease[absent]; there {
-			t.Errorf("lease shows %s, which it has not", absent)
+			t.Errorf("lease has %s, want it absent", absent)
 		}
 	}
 	if !strings.Contains(body, `"reason": "too_short"`) {
@@ -113,7 +113,7 @@ func TestStatusJSON(t *testing.T) {
 	}
 }
 
-func TestStatusAsMetrics(t *testing.T) {
+func TestStatusMetrics(t *testing.T) {
 	s := Status{
 		Ready:      true,
 		Conditions: []condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "no"}},
@@ -154,9 +154,9 @@ func TestRulesCondition(t *testing.T) {
 		{false, true, netfilter.Status{}, condition{Reason: "not set yet"}},
 		{false, false, netfilter.Status{Err: other}, condition{OK: true}},
 	}
-	insists := config.Rules{KeepSource: config.On}
-	if got := rulesCondition(insists, netfilter.Status{Err: none}); got.OK {
-		t.Error("--keep-source=true is content without a packet filter")
+	required := config.Rules{KeepSource: config.On}
+	if got := rulesCondition(required, netfilter.Status{Err: none}); got.OK {
+		t.Error("--keep-source=true does not require a packet filter")
 	}
 	for _, test := range tests {
 		test.want.Name = "rules"
@@ -167,7 +167,7 @@ func TestRulesCondition(t *testing.T) {
 	}
 }
 
-func TestHealthServerStopsInTime(t *testing.T) {
+func TestHealthServerShutdown(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -189,7 +189,7 @@ func TestHealthServerStopsInTime(t *testing.T) {
 	}
 	res.Body.Close()
 
-	// A client that never finishes its request must not hold the end up.
+	// A client that never completes its request must not delay the exit.
 	slow, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
@@ -204,14 +204,14 @@ func TestHealthServerStopsInTime(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > 2*healthStop {
+	if took := time.Since(start); took > 2*shutdownTimeout {
 		t.Errorf("stopped after %v", took)
 	}
-	if err := slow.SetReadDeadline(time.Now().Add(slowestHeader / 2)); err != nil {
+	if err := slow.SetReadDeadline(time.Now().Add(readHeaderTimeout / 2)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := io.ReadAll(slow); errors.Is(err, os.ErrDeadlineExceeded) {
-		t.Error("the connection is left open")
+		t.Error("connection still open")
 	}
 }
 
@@ -223,7 +223,7 @@ func TestHealthPortInUse(t *testing.T) {
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).Port
 	_, err = listenHealth(t.Context(), config.Health{IP: "127.0.0.1", Port: port}, nil, nil)
-	want := fmt.Sprintf("--healthz-port: port %d is in use, nothing can listen on 127.0.0.1:%d", port, port)
+	want := fmt.Sprintf("--healthz-port: port %d is in use, cannot listen on 127.0.0.1:%d", port, port)
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}

@@ -7,16 +7,15 @@ import (
 	"weft/metrics"
 )
 
-// Status is what the daemon says about itself at one moment. It is the JSON of
-// /status, and /readyz and /metrics are read from it too, so that the three
-// never disagree.
+// Status is the state of the daemon at one moment. It is the JSON of /status and the source of
+// /readyz and /metrics, so the three never disagree.
 type Status struct {
 	Build      metrics.Build    `json:"build"`
 	Node       string           `json:"node"`
 	Ready      bool             `json:"ready"`
 	Conditions []condition      `json:"conditions"`
 	Backend    string           `json:"backend,omitempty"`
-	MTU        int              `json:"mtu,omitempty"` // of the pods, bytes
+	MTU        int              `json:"mtu,omitempty"` // of pods, in bytes
 	Device     string           `json:"device,omitempty"`
 	Interface  *interfaceStatus `json:"interface,omitempty"`
 	Lease      *leaseStatus     `json:"lease,omitempty"`
@@ -27,11 +26,11 @@ type Status struct {
 	Traffic    *metrics.Traffic `json:"traffic,omitempty"`
 }
 
-// condition is one thing that must be in place for the node to be ready.
+// condition is one condition of readiness.
 type condition struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
-	Reason string `json:"reason,omitempty"` // why not, or what to know all the same
+	Reason string `json:"reason,omitempty"` // why not met; a note if met
 }
 
 // interfaceStatus is the interface to the other nodes.
@@ -45,16 +44,16 @@ type interfaceStatus struct {
 	Reason   string     `json:"reason,omitempty"`
 }
 
-// leaseStatus is the node's own lease, the last one if it is lost.
+// leaseStatus is the node's lease. After a loss it is the lost one.
 type leaseStatus struct {
 	Held    bool         `json:"held"`
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Since   time.Time    `json:"since,omitzero"`
-	Expires time.Time    `json:"expires,omitzero"` // left out: never
+	Expires time.Time    `json:"expires,omitzero"` // absent: never
 }
 
-// storeStatus is how it stands with the lease store.
+// storeStatus is the state of the lease store.
 type storeStatus struct {
 	Connected bool   `json:"connected"`
 	Revision  int64  `json:"revision"`
@@ -67,20 +66,20 @@ type nodeStatus struct {
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Public  netip.Addr   `json:"public,omitzero"`
-	// Unreachable says why one of its subnets cannot be reached; empty if all can.
+	// Unreachable is the reason why one of its subnets is unreachable; empty if all are reachable.
 	Unreachable string `json:"unreachable,omitempty"`
 }
 
-// kernelStatus is whether the kernel looks as wanted.
+// kernelStatus describes devices, addresses and routes.
 type kernelStatus struct {
 	Synced  bool      `json:"synced"`
 	Since   time.Time `json:"since,omitzero"`
-	Waiting []string  `json:"waiting,omitempty"` // devices that are not there yet
+	Waiting []string  `json:"waiting,omitempty"` // devices that do not exist yet
 	Error   string    `json:"error,omitempty"`
 	Repairs uint64    `json:"repairs"`
 }
 
-// rulesStatus is whether the packet filter rules are as wanted.
+// rulesStatus describes the packet filter rules.
 type rulesStatus struct {
 	InPlace bool      `json:"in_place"`
 	Since   time.Time `json:"since,omitzero"`
@@ -90,7 +89,7 @@ type rulesStatus struct {
 	Repairs uint64    `json:"repairs"`
 }
 
-// metrics returns the same as numbers.
+// metrics converts the status to metrics.
 func (s Status) metrics() metrics.Snapshot {
 	unreachable := 0
 	for _, n := range s.Nodes {

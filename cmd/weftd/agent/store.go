@@ -8,14 +8,14 @@ import (
 	"weft/lease/file"
 )
 
-// store is a lease store that has to be closed.
+// store is a lease store that must be closed.
 type store interface {
 	lease.Store
 	Close() error
 }
 
-// openStore opens the store that the flags name.
-func (d *weftd) openStore() (store, error) {
+// openStore opens the store that the flags select.
+func (d *daemon) openStore() (store, error) {
 	if d.cfg.Lease.File != "" {
 		s, err := file.Open(d.cfg.Lease.File, d.log)
 		if err != nil {
@@ -43,7 +43,7 @@ func (d *weftd) openStore() (store, error) {
 		Log:       d.log,
 	})
 	if err != nil {
-		return nil, err // not s, which would be a store that is not nil
+		return nil, err // not s: a nil *etcd.Store in the interface would not be nil
 	}
 	return s, nil
 }

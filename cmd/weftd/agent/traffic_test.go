@@ -50,9 +50,9 @@ func TestTraffic(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got := traffic(dataplane.Stats{}, nil).Engine; got != "portable" {
-		t.Errorf("without any feature the engine is %q", got)
+		t.Errorf("engine without features is %q", got)
 	}
-	// Every reason is shown from the start, so that a rate over it has a first value.
+	// Every reason is exported from the start, so that rate() has a first value.
 	if len(drops) != len(dataplane.Drops()) || !slices.Contains(drops, metrics.Drop{Reason: "no_node", Packets: 5}) {
 		t.Errorf("drops are %v", drops)
 	}

@@ -8,22 +8,22 @@ import (
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 )
 
-// pulse shows whether the loop that joins the parts turns. The zero value belongs
-// to a daemon whose loop does not run, because it still waits for something.
-type pulse struct{ last atomic.Int64 } // nanoseconds since 1970; 0: no loop runs
+// heartbeat is the time of the last turn of the agent's loop. It is zero while no loop runs, as
+// before the network config is available.
+type heartbeat struct{ last atomic.Int64 } // Unix time in nanoseconds
 
-func (p *pulse) beat() { p.last.Store(time.Now().UnixNano()) }
-func (p *pulse) rest() { p.last.Store(0) }
+func (h *heartbeat) beat() { h.last.Store(time.Now().UnixNano()) }
+func (h *heartbeat) stop() { h.last.Store(0) }
 
-// stuck says that the loop runs and has not turned for so long.
-func (p *pulse) stuck(limit time.Duration) bool {
-	last := p.last.Load()
+// stale reports whether a loop runs whose last beat is more than limit ago.
+func (h *heartbeat) stale(limit time.Duration) bool {
+	last := h.last.Load()
 	return last != 0 && time.Since(time.Unix(0, last)) > limit
 }
 
-// watchdog tells systemd twice in the time of WatchdogSec that the daemon works.
-// It falls silent while the loop is stuck, and is restarted for it.
-func (d *weftd) watchdog(ctx context.Context) {
+// watchdog notifies systemd twice per WatchdogSec. It stops while the loop is stuck, so that systemd
+// restarts the daemon.
+func (d *daemon) watchdog(ctx context.Context) {
 	limit, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {
 		d.log.Warn("cannot use systemd's watchdog", "err", err)
@@ -31,18 +31,18 @@ func (d *weftd) watchdog(ctx context.Context) {
 	if err != nil || limit == 0 {
 		return
 	}
-	tick := time.NewTicker(limit / 2)
-	defer tick.Stop()
+	ticker := time.NewTicker(limit / 2)
+	defer ticker.Stop()
 	for {
-		if d.pulse.stuck(limit / 2) {
-			d.log.Error("the daemon's loop does not turn any more", "limit", limit)
+		if d.heartbeat.stale(limit / 2) {
+			d.log.Error("main loop is stuck", "limit", limit)
 		} else {
-			notify(d.log, systemd.SdNotifyWatchdog)
+			notifySystemd(d.log, systemd.SdNotifyWatchdog)
 		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-ticker.C:
 		}
 	}
 }

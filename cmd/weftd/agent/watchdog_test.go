@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-func TestWatchdogFallsSilentWithTheLoop(t *testing.T) {
+func TestWatchdogStuckLoop(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
@@ -22,13 +22,13 @@ func TestWatchdogFallsSilentWithTheLoop(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", path)
 	t.Setenv("WATCHDOG_USEC", strconv.FormatInt(limit.Microseconds(), 10))
 	ctx, cancel := context.WithCancel(t.Context())
-	d := &weftd{log: slog.New(slog.DiscardHandler)}
+	d := &daemon{log: slog.New(slog.DiscardHandler)}
 	var running sync.WaitGroup
 	running.Go(func() { d.watchdog(ctx) })
 	defer running.Wait()
 	defer cancel()
-	// sign reads one message, or says that none came in the time that systemd would wait.
-	sign := func() bool {
+	// notified reads one message. It reports false if none arrives in the time that systemd waits.
+	notified := func() bool {
 		if err := socket.SetReadDeadline(time.Now().Add(5 * limit)); err != nil {
 			t.Fatal(err)
 		}
@@ -40,19 +40,19 @@ func TestWatchdogFallsSilentWithTheLoop(t *testing.T) {
 		return err == nil
 	}
 	for range 3 {
-		if !sign() {
-			t.Fatal("no sign of life before the loop runs")
+		if !notified() {
+			t.Fatal("no notification before the loop runs")
 		}
 	}
-	d.pulse.beat()
+	d.heartbeat.beat()
 	silent := time.Now()
-	for sign() {
+	for notified() {
 		if time.Since(silent) > 20*limit {
-			t.Fatal("signs of life while the loop is stuck")
+			t.Fatal("notifications while the loop is stuck")
 		}
 	}
-	d.pulse.rest()
-	if !sign() {
-		t.Error("no sign of life after the loop has ended")
+	d.heartbeat.stop()
+	if !notified() {
+		t.Error("no notification after the end of the loop")
 	}
 }

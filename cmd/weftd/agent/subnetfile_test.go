@@ -13,13 +13,13 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// testLog returns a logger and what it has written.
+// testLog returns a logger and its output.
 func testLog() (*slog.Logger, *bytes.Buffer) {
 	var b bytes.Buffer
 	return slog.New(slog.NewTextHandler(&b, nil)), &b
 }
 
-func TestReadPreviousSubnets(t *testing.T) {
+func TestReadSubnetFile(t *testing.T) {
 	for _, test := range []struct {
 		name, text string
 		want       subnetenv.File
@@ -36,7 +36,7 @@ func TestReadPreviousSubnets(t *testing.T) {
 			if err := os.WriteFile(path, []byte(test.text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			if got := readPreviousSubnets(path, log); got != test.want {
+			if got := readSubnetFile(path, log); got != test.want {
 				t.Errorf("got %+v, want %+v", got, test.want)
 			}
 			for _, want := range test.logged {
@@ -51,13 +51,13 @@ func TestReadPreviousSubnets(t *testing.T) {
 	}
 	t.Run("missing", func(t *testing.T) {
 		log, logged := testLog()
-		if got := readPreviousSubnets(filepath.Join(t.TempDir(), "none"), log); got != (subnetenv.File{}) || logged.Len() > 0 {
+		if got := readSubnetFile(filepath.Join(t.TempDir(), "none"), log); got != (subnetenv.File{}) || logged.Len() > 0 {
 			t.Errorf("got %+v, logged %q", got, logged.String())
 		}
 	})
 	t.Run("unreadable", func(t *testing.T) {
 		log, logged := testLog()
-		if got := readPreviousSubnets(t.TempDir(), log); got != (subnetenv.File{}) || logged.Len() == 0 {
+		if got := readSubnetFile(t.TempDir(), log); got != (subnetenv.File{}) || logged.Len() == 0 {
 			t.Errorf("got %+v, logged %q", got, logged.String())
 		}
 	})

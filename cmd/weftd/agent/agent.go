@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/dataplane"
+	"weft/lease"
+	"weft/lease/subnetenv"
+)
+
+// agent runs the node under one network config. It turns events of the lease manager and of the
+// interface watch into desired state for the engine, the reconciler, the packet filter and
+// subnet.env. Its fields belong to the goroutine of loop.
+type agent struct {
+	*daemon
+	network lease.Network
+	parts
+	underlay
+	leaseView
+	file      subnetFile
+	peers     []nodeStatus // other nodes of the last plan
+	readiness readiness
+}
+
+// parts are the components that an agent connects. Each has a goroutine of its own.
+type parts struct {
+	engine     *dataplane.Engine // nil unless the backend is a userspace one
+	manager    *lease.Manager
+	cluster    clusterStore // nil if the store is not a cluster
+	reconciler *ctrl.Reconciler
+	rules      *netfilter.Manager
+}
+
+// underlay is the interface to the other nodes and the state that follows from it.
+type underlay struct {
+	host      ctrl.Self // backend's knowledge of this machine, including interface and device
+	backend   ctrl.Backend
+	published lease.Attrs // attributes of the lease
+	ifaceErr  error       // why the current state of the interface cannot be used
+}
+
+// leaseView is the agent's view of the lease store.
+type leaseView struct {
+	state    lease.State // last reported
+	self     lease.Lease // last lease held; stays in force while lost
+	acquired time.Time   // of self; zero: no lease so far
+}
+
+// readiness is the state of the notifications about readiness.
+type readiness struct {
+	ready     bool // as last logged
+	notified  bool // systemd has been told
+	forwarded bool // kernel and rules have been in place at least once
+}
+
+// pollInterval is the period at which the agent checks whether the kernel has reached the desired
+// state, which no event reports.
+const pollInterval = 200 * time.Millisecond
+
+// loop handles events until ctx is done.
+func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-chan ifaceEvent) {
+	ticker := time.NewTicker(pollInterval)
+	defer ticker.Stop()
+	defer a.heartbeat.stop()
+	a.publish()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-states:
+			a.onLeaseState(s)
+		case e := <-ifaces:
+			a.onIfaceEvent(e)
+		case <-ticker.C:
+			a.syncSubnetFile()
+		}
+		a.publish()
+		a.reportReadiness()
+		a.reportForwarding()
+		a.heartbeat.beat()
+	}
+}
+
+// onLeaseState handles a state of the lease manager. If no lease is held, the last one stays in
+// force: losing the store must not disconnect pods.
+func (a *agent) onLeaseState(s lease.State) {
+	a.state = s
+	if s.Held {
+		a.setLease(s)
+	}
+	a.replan()
+}
+
+func (a *agent) setLease(s lease.State) {
+	first := a.acquired.IsZero()
+	changed := !first && !a.self.SameSubnets(s.Self)
+	if first {
+		a.warnLostSubnet(s)
+	}
+	if changed {
+		a.log.Error("subnet of this node changed: running pods keep addresses of the old one and must be restarted",
+			"old", joinValid(a.self.Subnet, a.self.Subnet6), "new", joinValid(s.Self.Subnet, s.Self.Subnet6))
+	}
+	if first || changed {
+		a.acquired = time.Now()
+	}
+	a.self = s.Self
+}
+
+// warnLostSubnet logs which node has the subnet of the previous run if this node did not get it.
+func (a *agent) warnLostSubnet(s lease.State) {
+	previous := a.file.previous
+	for _, subnet := range []netip.Prefix{previous.Subnet.Masked(), previous.Subnet6.Masked()} {
+		if !subnet.IsValid() || subnet == s.Self.Subnet || subnet == s.Self.Subnet6 {
+			continue
+		}
+		owner := "no node"
+		for _, l := range s.All {
+			if l.Subnet == subnet || l.Subnet6 == subnet {
+				owner = l.Node
+			}
+		}
+		a.log.Warn("previous subnet not available, using another: running pods must be restarted",
+			"file", a.cfg.Node.SubnetFile, "subnet", subnet, "owner", owner)
+	}
+}
+
+// ifaceEvent is a result of the interface watch: the selected interface, or the reason why none
+// could be selected.
+type ifaceEvent struct {
+	iface ctrl.Iface
+	err   error
+}
+
+// onIfaceEvent handles a result of the interface watch. If the interface is lost, everything stays
+// as it is, since it may come back.
+func (a *agent) onIfaceEvent(e ifaceEvent) {
+	if e.err == nil {
+		a.onIfaceChange(e.iface)
+		return
+	}
+	a.ifaceErr = e.err
+	a.log.Error("interface to the other nodes lost", "name", a.host.Iface.Name, "err", e.err)
+}
+
+// onIfaceChange follows a change of the interface: it moves the sockets, publishes the new address
+// and plans MTU and routes again.
+func (a *agent) onIfaceChange(i ctrl.Iface) {
+	i.Reason = a.host.Iface.Reason
+	if i == a.host.Iface {
+		a.ifaceErr = nil // an unusable or lost interface is back as it was
+		return
+	}
+	a.logIfaceChange(i)
+	if a.ifaceErr = a.setUnderlay(i); a.ifaceErr != nil {
+		a.log.Error("cannot follow the interface change", "err", a.ifaceErr)
+		return
+	}
+	spec := a.backend.Spec()
+	if a.engine != nil {
+		if err := a.engine.Rebind(bindAddress(i, spec)); err != nil {
+			a.log.Error("cannot move the sockets to the new address", "err", err)
+		}
+		a.engine.SetMTU(spec.MTU)
+	}
+	if attrs := leaseAttrs(i, spec); !attrs.Equal(a.published) {
+		a.published = attrs
+		a.manager.SetAttrs(attrs)
+	}
+	a.replan()
+}
+
+// logIfaceChange logs the new state of the interface. On-link prefixes may change often where hosts
+// are isolated from each other, and affect few routes, so they are logged at a lower level.
+func (a *agent) logIfaceChange(i ctrl.Iface) {
+	old := a.host.Iface
+	if old.OnLink = i.OnLink; old == i {
+		a.log.Info("on-link routes to other nodes changed", "name", i.Name)
+		return
+	}
+	a.log.Warn("interface to the other nodes changed", "name", i.Name, "mtu", i.MTU,
+		"address", joinValid(i.Addr, i.Addr6), "public", joinValid(i.Public, i.Public6))
+}
+
+// setUnderlay replaces the backend with one for the interface and the engine's device.
+func (a *agent) setUnderlay(i ctrl.Iface) error {
+	host := a.host
+	host.Iface = i
+	if a.engine != nil {
+		host.Device = a.engine.Device()
+	}
+	backend, err := ctrl.NewBackend(a.network, host)
+	if err != nil {
+		return err
+	}
+	a.host, a.backend = host, backend
+	// The address of a VXLAN device is derived from the node's address and must not follow it.
+	keepVTEP(&a.host, leaseAttrs(i, backend.Spec()))
+	return nil
+}
+
+// replan passes the leases to the engine, the reconciler and the packet filter.
+func (a *agent) replan() {
+	if a.acquired.IsZero() {
+		return
+	}
+	plan := a.plan()
+	unreachable := map[netip.Prefix]string{} // subnet to reason
+	for _, u := range plan.Unreachable {
+		unreachable[u.Subnet] = u.Reason
+	}
+	peers := a.peerLeases()
+	if a.engine != nil {
+		port := uint16(a.backend.Spec().Port)
+		a.engine.SetNodes(engineNode(a.self, nil, port), engineNodes(peers, unreachable, port))
+	}
+	a.peers = nodeStatuses(peers, unreachable)
+	a.reconciler.Set(plan)
+	a.rules.Set(a.desiredRules(plan))
+}
+
+// plan returns the desired kernel state for the leases. It includes abandoned networks, so that
+// their state is removed but a device that the plan reuses stays.
+func (a *agent) plan() ctrl.State {
+	plan := a.backend.Plan(a.self, a.state.All)
+	plan.Networks = slices.Concat(plan.Networks, a.file.abandoned)
+	return plan
+}
+
+// desiredRules returns the packet filter rules for the flags and the plan.
+func (a *agent) desiredRules(plan ctrl.State) netfilter.Desired {
+	r := a.cfg.Rules
+	d := netfilter.Desired{
+		Masquerade:    r.Masquerade,
+		NoRandomPorts: r.NoRandomPorts,
+		KeepSource:    r.KeepsSource(),
+		Forward:       r.Forward,
+		NFTables:      a.network.EnableNFTables,
+	}
+	for _, n := range []netfilter.Net{
+		{Network: a.network.Network, Subnet: a.self.Subnet},
+		{Network: a.network.IPv6Network, Subnet: a.self.Subnet6},
+	} {
+		if n.Network.IsValid() && n.Subnet.IsValid() {
+			d.Nets = append(d.Nets, n)
+		}
+	}
+	if r.NoTrack {
+		d.NoTrack = listenAddrs(a.host.Iface, a.backend.Spec(), plan)
+	}
+	return d
+}
+
+// syncSubnetFile writes subnet.env once the state that it describes is in place, and again when the
+// subnet or the MTU changes.
+func (a *agent) syncSubnetFile() {
+	kernel := a.reconciler.Status()
+	if a.acquired.IsZero() || !kernel.Synced || !kernel.Current || !rulesCondition(a.cfg.Rules, a.rules.Status()).OK {
+		return
+	}
+	if abandoned := a.file.sync(a.wantedFile(), a.log); abandoned {
+		a.replan() // without the abandoned networks
+	}
+}
+
+// wantedFile returns the desired content of subnet.env.
+func (a *agent) wantedFile() subnetenv.File {
+	return subnetenv.File{
+		Network: a.network.Network, Subnet: subnetenv.Gateway(a.self.Subnet),
+		Network6: a.network.IPv6Network, Subnet6: subnetenv.Gateway(a.self.Subnet6),
+		MTU: a.backend.Spec().MTU, IPMasq: a.cfg.Rules.Masquerade,
+	}
+}
+
+// joinValid joins the valid ones of the two with a space.
+func joinValid[T interface {
+	IsValid() bool
+	String() string
+}](v4, v6 T) string {
+	var valid []string
+	for _, v := range []T{v4, v6} {
+		if v.IsValid() {
+			valid = append(valid, v.String())
+		}
+	}
+	return strings.Join(valid, " ")
+}

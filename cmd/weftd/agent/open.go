@@ -1,0 +1,204 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/dataplane"
+	"weft/lease"
+)
+
+// runAgent sets up an agent and runs it until ctx is done or the network config changes. If a step
+// fails, the previous ones are undone.
+func (d *daemon) runAgent(ctx context.Context) (err error) {
+	store, err := d.openStore()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	network, err := d.awaitNetwork(ctx, store)
+	if err != nil {
+		return err
+	}
+	if d.hints, err = d.awaitHints(ctx, store); err != nil {
+		return err
+	}
+	kernel, err := ctrl.OpenKernel()
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	iface, err := ctrl.ChooseIface(d.ifaceOptions(network), kernel)
+	if err != nil {
+		return err
+	}
+	d.log.Info("interface selected", "name", iface.Name, "reason", iface.Reason, "mtu", iface.MTU,
+		"address", joinValid(iface.Addr, iface.Addr6), "public", joinValid(iface.Public, iface.Public6))
+	a, err := d.newAgent(kernel, network, iface)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.close()) }()
+	a.connect(store)
+	return a.run(ctx)
+}
+
+func (d *daemon) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
+	u := d.cfg.Underlay
+	return ctrl.IfaceOptions{
+		Iface:      u.Interfaces,
+		Regex:      u.Patterns,
+		CanReach:   u.CanReach,
+		PublicIP:   cmp.Or(d.hints.PublicIP, u.PublicIP),
+		PublicIPv6: cmp.Or(d.hints.PublicIPv6, u.PublicIPv6),
+		IPv4:       n.EnableIPv4,
+		IPv6:       n.EnableIPv6,
+		Overlay:    podNetworks(n),
+	}
+}
+
+// podNetworks returns the networks of the enabled families.
+func podNetworks(n lease.Network) []netip.Prefix {
+	return slices.DeleteFunc([]netip.Prefix{n.Network, n.IPv6Network}, func(p netip.Prefix) bool { return !p.IsValid() })
+}
+
+// newAgent creates the backend of the network config and, if that is a userspace backend, the
+// engine. The engine is opened before a lease is claimed: if the port is in use, the daemon exits
+// without leaving a lease that nothing serves for a day.
+func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface ctrl.Iface) (*agent, error) {
+	host, err := kernel.Self(network, iface,
+		ctrl.SelfOptions{KeyFile: d.cfg.Backend.WireGuardKeyFile, Blackhole: d.cfg.Backend.BlackholeRoute})
+	if err != nil {
+		return nil, err
+	}
+	keepVTEP(&host, d.hints.Previous)
+	previous := readSubnetFile(d.cfg.Node.SubnetFile, d.log)
+	a := &agent{
+		daemon:  d,
+		network: network,
+		parts: parts{
+			reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
+			rules: netfilter.New(netfilter.Options{Log: d.log, Resync: d.cfg.Rules.Resync,
+				Previous: prefixes(previous)}),
+		},
+		underlay: underlay{host: host},
+		file: subnetFile{
+			path:      d.cfg.Node.SubnetFile,
+			previous:  previous,
+			abandoned: abandonedNetworks(previous, podNetworks(network)),
+		},
+	}
+	if err := a.setUnderlay(iface); err != nil {
+		return nil, err
+	}
+	spec := a.backend.Spec()
+	if !spec.Userspace {
+		return a, nil
+	}
+	// The previous backend may have left a device with this name or a socket on this port.
+	if err := ctrl.ApplyOnce(kernel, a.plan()); err != nil {
+		d.log.Warn("cannot remove state of the previous backend", "err", err)
+	}
+	if a.engine, err = d.openEngine(iface, spec); err != nil {
+		return nil, err
+	}
+	if err := a.setUnderlay(iface); err != nil { // again, now that the device has a name
+		return nil, errors.Join(err, a.close())
+	}
+	return a, nil
+}
+
+// devicePattern is the name of flannel's TUN device; the kernel fills in the number.
+const devicePattern = "flannel%d"
+
+func (d *daemon) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine, error) {
+	e, err := dataplane.Open(d.engineConfig(iface, spec))
+	if err != nil {
+		return nil, fmt.Errorf("%s backend on port %d: %w", spec.Type, spec.Port, err)
+	}
+	return e, nil
+}
+
+func (d *daemon) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config {
+	e := d.cfg.Engine
+	return dataplane.Config{
+		Device:           devicePattern,
+		Bind:             bindAddress(iface, spec),
+		MTU:              spec.MTU,
+		Workers:          e.Workers,
+		SourcePort:       uint16(e.SourcePort),
+		Spin:             e.Spin,
+		ECN:              e.OuterECN,
+		DSCP:             e.OuterDSCP,
+		SourceCheck:      e.SourceCheck,
+		Mode:             e.Mode,
+		DisabledFeatures: e.Without,
+		Log:              d.log,
+	}
+}
+
+// connect creates the manager of this node's lease in the store.
+func (a *agent) connect(store lease.Store) {
+	a.cluster, _ = store.(clusterStore)
+	a.published = leaseAttrs(a.host.Iface, a.backend.Spec())
+	a.manager = lease.NewManager(store, lease.Request{
+		Network:   a.network,
+		Attrs:     a.published,
+		Node:      a.nodeName,
+		Previous:  a.file.previous.Subnet.Masked(),
+		Previous6: a.file.previous.Subnet6.Masked(),
+	}, lease.Options{RenewMargin: a.cfg.Lease.RenewMargin, Log: a.log})
+}
+
+// run runs the parts and the loop.
+func (a *agent) run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	states, ifaces := make(latest[lease.State], 1), make(latest[ifaceEvent], 1)
+	if a.engine != nil {
+		group.Go(func() error { return a.engine.Run(ctx) })
+	}
+	group.Go(func() error { return a.reconciler.Run(ctx) })
+	group.Go(func() error { return a.rules.Run(ctx) })
+	group.Go(func() error {
+		return ctrl.WatchIface(ctx, a.ifaceOptions(a.network), func(i ctrl.Iface, err error) {
+			ifaces.put(ifaceEvent{i, err})
+		})
+	})
+	group.Go(func() error { return a.manager.Run(ctx, states.put) })
+	if a.cluster != nil {
+		group.Go(func() error { return a.watchNetwork(ctx) })
+	}
+	group.Go(func() error {
+		a.loop(ctx, states, ifaces)
+		return nil
+	})
+	return group.Wait()
+}
+
+// close closes the engine; the other parts end with run.
+func (a *agent) close() error {
+	if a.engine == nil {
+		return nil
+	}
+	return a.engine.Close()
+}
+
+// latest passes the newest value from one sender to one receiver. A value that was not received
+// yet is replaced. The capacity must be 1.
+type latest[T any] chan T
+
+func (l latest[T]) put(v T) {
+	select {
+	case <-l:
+	default:
+	}
+	l <- v
+}

@@ -1,0 +1,151 @@
+package agent
+
+import (
+	"errors"
+	"strings"
+
+	systemd "github.com/coreos/go-systemd/v22/daemon"
+
+	"weft/cmd/weftd/config"
+	"weft/ctrl/netfilter"
+)
+
+// conditions returns the conditions of readiness, in the order in which they are usually met.
+func (d *daemon) conditions() []condition {
+	s := d.snapshot.Load()
+	if s == nil || s.reconciler == nil {
+		reason := "not read yet"
+		if s != nil && s.waiting != nil {
+			reason = s.waiting.Error()
+		}
+		return []condition{{Name: "config", Reason: reason}}
+	}
+	return []condition{
+		d.configCondition(),
+		{Name: "interface", OK: s.ifaceErr == nil, Reason: errText(s.ifaceErr)},
+		s.leaseCondition(),
+		s.kernelCondition(),
+		rulesCondition(d.cfg.Rules, s.rules.Status()),
+		s.fileCondition(),
+	}
+}
+
+// configCondition is met while a network config is in force. Its reason tells why a newer one was
+// rejected.
+func (d *daemon) configCondition() condition {
+	c := condition{Name: "config", OK: true}
+	if err := d.configErr.Load(); err != nil {
+		c.Reason = "changed config rejected: " + (*err).Error()
+	}
+	return c
+}
+
+func (s *snapshot) leaseCondition() condition {
+	c := condition{Name: "lease", OK: s.state.Held}
+	switch {
+	case c.OK:
+	case s.state.Err != nil:
+		c.Reason = s.state.Err.Error()
+	case s.acquired.IsZero():
+		c.Reason = "no subnet yet"
+	default:
+		c.Reason = "lost, claiming it again"
+	}
+	return c
+}
+
+// kernelCondition is met while devices, addresses and routes are in place.
+func (s *snapshot) kernelCondition() condition {
+	status := s.reconciler.Status()
+	c := condition{Name: "kernel", OK: status.Synced}
+	switch {
+	case c.OK:
+	case status.Err != nil:
+		c.Reason = status.Err.Error()
+	case len(status.Waiting) > 0:
+		c.Reason = "waiting for " + strings.Join(status.Waiting, ", ")
+	default:
+		c.Reason = "not set up yet"
+	}
+	return c
+}
+
+// rulesCondition is met while the packet filter rules are in place. On a host without a packet
+// filter, forwarded packets need no rule, so only --ip-masq and --keep-source require one there.
+func rulesCondition(r config.Rules, s netfilter.Status) condition {
+	required := r.Masquerade || r.KeepSource == config.On ||
+		r.Forward && !errors.Is(s.Err, netfilter.ErrUnsupported)
+	c := condition{Name: "rules", OK: s.InPlace || !required}
+	switch {
+	case c.OK:
+	case s.Err != nil:
+		c.Reason = s.Err.Error()
+	default:
+		c.Reason = "not set yet"
+	}
+	return c
+}
+
+// ruleNotes returns notes for the operator about disabled rules.
+func ruleNotes(r config.Rules) []string {
+	if r.NoTrack {
+		return nil
+	}
+	return []string{"--notrack is off: packets between nodes pass connection tracking"}
+}
+
+func (s *snapshot) fileCondition() condition {
+	c := condition{Name: "subnet-file", OK: s.fileCurrent && s.fileErr == nil}
+	switch {
+	case c.OK:
+	case s.fileErr != nil:
+		c.Reason = s.fileErr.Error()
+	default:
+		c.Reason = s.filePath + " is written once all else is in place"
+	}
+	return c
+}
+
+// allMet reports whether all conditions are met, and the reasons of those that are not.
+func allMet(conditions []condition) (ok bool, reasons []string) {
+	for _, c := range conditions {
+		if !c.OK {
+			reasons = append(reasons, c.Name+": "+c.Reason)
+		}
+	}
+	return len(reasons) == 0, reasons
+}
+
+// reportReadiness logs changes of readiness and notifies systemd of the first.
+func (a *agent) reportReadiness() {
+	ready, reasons := allMet(a.conditions())
+	if ready == a.readiness.ready {
+		return
+	}
+	a.readiness.ready = ready
+	if !ready {
+		a.log.Warn("no longer ready", "reasons", strings.Join(reasons, "; "))
+		return
+	}
+	a.log.Info("ready")
+	if !a.readiness.notified {
+		a.readiness.notified = true
+		notifySystemd(a.log, systemd.SdNotifyReady)
+	}
+}
+
+// reportForwarding tells the cluster whether this node forwards packets, from the first time that
+// it does.
+func (a *agent) reportForwarding() {
+	if a.cluster == nil || a.acquired.IsZero() {
+		return
+	}
+	s := a.snapshot.Load()
+	ok, reasons := allMet([]condition{s.kernelCondition(), rulesCondition(a.cfg.Rules, s.rules.Status())})
+	if ok {
+		a.readiness.forwarded = true
+	}
+	if a.readiness.forwarded {
+		a.cluster.SetForwarding(ok, strings.Join(reasons, "; "))
+	}
+}

@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"time"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/dataplane"
+	"weft/lease"
+)
+
+// snapshot is the state of the agent's goroutine for the goroutines of the HTTP server. It is
+// immutable.
+type snapshot struct {
+	waiting error // why there is no network config yet; nil once there is
+
+	iface    ctrl.Iface
+	ifaceErr error
+	spec     ctrl.Spec
+	device   string
+
+	state    lease.State
+	self     lease.Lease
+	acquired time.Time // of self; zero: no lease so far
+	peers    []nodeStatus
+
+	filePath    string
+	fileCurrent bool // the subnet file is up to date
+	fileErr     error
+
+	engine     *dataplane.Engine // nil without a userspace backend
+	reconciler *ctrl.Reconciler
+	rules      *netfilter.Manager
+}
+
+// publish stores a snapshot for the HTTP server.
+func (a *agent) publish() {
+	a.snapshot.Store(&snapshot{
+		iface: a.host.Iface, ifaceErr: a.ifaceErr, spec: a.backend.Spec(), device: a.host.Device,
+		state: a.state, self: a.self, acquired: a.acquired, peers: a.peers,
+		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
+		engine: a.engine, reconciler: a.reconciler, rules: a.rules,
+	})
+}
+
+// status returns the current status of the daemon.
+func (d *daemon) status() Status {
+	status := Status{Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []nodeStatus{}}
+	status.Ready, _ = allMet(status.Conditions)
+	s := d.snapshot.Load()
+	if s == nil || s.reconciler == nil {
+		return status
+	}
+	status.Backend, status.MTU, status.Device = s.spec.Type, s.spec.MTU, s.device
+	status.Nodes = append(status.Nodes, s.peers...)
+	status.Interface = &interfaceStatus{
+		Name: s.iface.Name, MTU: s.iface.MTU, Address: s.iface.Addr, Address6: s.iface.Addr6,
+		Public: s.iface.Public, Public6: s.iface.Public6, Reason: s.iface.Reason,
+	}
+	if !s.acquired.IsZero() {
+		status.Lease = &leaseStatus{Held: s.state.Held, Subnet: s.self.Subnet, Subnet6: s.self.Subnet6,
+			Since: s.acquired, Expires: s.self.Expires}
+	}
+	status.Store = storeStatus{Connected: s.state.Connected, Revision: s.state.Revision, Error: errText(s.state.Err)}
+	k := s.reconciler.Status()
+	status.Kernel = kernelStatus{Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err),
+		Repairs: k.Repairs}
+	r := s.rules.Status()
+	status.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
+		Notes: append(ruleNotes(d.cfg.Rules), r.Notes...), Repairs: r.Repairs}
+	if s.engine != nil {
+		status.Traffic = traffic(s.engine.Stats(), s.engine.Status())
+	}
+	return status
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
