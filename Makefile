@@ -1,9 +1,8 @@
-# The commands of this tree; `make` alone lists them. They need Go and a Linux kernel, nothing else.
+# The commands of this repository; `make` alone lists them. Most need only Go and a Linux kernel.
 GO      ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
-# Tests in namespaces measure repairs and outages in real time, hence one package at a time (-p 1).
 # The race detector needs cgo and a C compiler.
 RACE    := $(shell test "$$($(GO) env CGO_ENABLED)" = 1 && command -v "$$($(GO) env CC)" >/dev/null 2>&1 && echo -race)
 FUZZTIME ?= 30s
@@ -14,35 +13,46 @@ help: ## list the targets
 build: ## bin/weftd and bin/weft, static
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/weftd ./cmd/weft
 
-test: ## every test: unit, stores on a real etcd, network namespaces (rootless)
-	$(if $(RACE),,@echo 'make test: no C compiler, so without the race detector')
+# Namespace tests measure repairs and outages in real time, so packages run one at a time (-p 1).
+test: ## all tests: unit, lease stores on a real etcd, network namespaces (rootless)
+	$(if $(RACE),,@echo 'make test: no C compiler, running without the race detector')
 	$(GO) test $(RACE) -p 1 -timeout 15m ./...
 
-check: ## gofmt, vet, staticcheck, the rules of the tree, races
+check: ## gofmt, vet, staticcheck, the rules of the repository, races
 	@test -z "$$(gofmt -l .)" || { echo 'not gofmt-ed:'; gofmt -l .; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
 	$(GO) mod tidy -diff
 	$(GO) test -count=1 ./cmd
-	$(if $(RACE),$(GO) test -race -timeout 10m -skip '^TestNetns' ./dataplane/... ./lease/... ./ctrl/... ./metrics/... ./cmd/weftd/...,@echo 'make check: no C compiler, so races are not checked')
+	$(if $(RACE),$(GO) test -race -timeout 10m -skip '^TestNetns' ./dataplane/... ./lease/... ./ctrl/... ./metrics/... ./cmd/weftd/...,@echo 'make check: no C compiler, races not checked')
 
-demo: build ## three nodes on this machine, pods that reach each other (KEEP=1 leaves it running)
+netns: ## namespace tests by name, rootless: make netns PKG=./ctrl RUN=TestNetnsVXLAN
+	WEFT_REQUIRE_NETNS=1 $(GO) test -p 1 -v -count=1 -run '$(or $(RUN),^TestNetns)' $(or $(PKG),./...)
+
+kube: ## tests with a Kubernetes API server and CNI plugins, which it builds first (8 minutes of CPU)
+	WEFT_TESTKUBE=$$(.ci/kube/build) && WEFT_CNI=$$(.ci/kube/cni) && export WEFT_TESTKUBE WEFT_CNI && \
+		$(GO) test -p 1 -timeout 30m $(if $(RUN),-v -run '$(RUN)') ./lease/kube/... ./deploy
+
+vm: ## tests on another kernel, in qemu: make vm KERNEL=linux-image-6.12-cloud-amd64 PKG=./ctrl RUN=TestNetnsVXLAN
+	.ci/vm/run $(or $(PKG),./ctrl) '-test.run=$(or $(RUN),^TestNetns)' -test.v
+
+demo: build ## three nodes on this machine, with pods that reach each other (KEEP=1 keeps it running)
 	./bin/weft demo $(if $(KEEP),--keep)
 
-bench: build ## measure against the rivals this kernel has
+bench: build ## measure Weft and the tunnels available on this machine
 	./bin/weft bench $(BENCHFLAGS)
 
 image: ## the container image for amd64 and arm64 (needs docker)
 	GO=$(GO) VERSION=$(VERSION) COMMIT=$(COMMIT) deploy/docker/build-image
 
-fuzz: ## every fuzz target for FUZZTIME
+fuzz: ## run every fuzz target for FUZZTIME
 	@set -e; for pkg in $$($(GO) list ./...); do for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 		echo "$$pkg $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
 
-cross: ## build for every supported architecture, without cgo
+cross: ## build and vet for every supported architecture, without cgo
 	@set -e; for arch in amd64 arm64 386 arm; do echo "linux/$$arch"; \
 		GOOS=linux GOARCH=$$arch CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/weftd; \
 		GOOS=linux GOARCH=$$arch CGO_ENABLED=0 $(GO) build -o /dev/null ./cmd/weft; \
 		GOOS=linux GOARCH=$$arch CGO_ENABLED=0 $(GO) vet ./...; done
 
-.PHONY: help build test check demo bench image fuzz cross
+.PHONY: help build test check netns kube vm demo bench image fuzz cross

@@ -1,6 +1,7 @@
-// Kubebox is what the Kubernetes tests need of a control plane, in one binary: an etcd member, the API server as its
-// own command builds it, and the controller that gives nodes their pod CIDRs. Each is a subcommand, so that a test
-// can stop one and leave the others running. One more renders a folder of manifests as kubectl kustomize does.
+// Testkube is the control plane for the Kubernetes tests in one binary: an etcd member, the API
+// server built from its own command, and the controller that assigns pod CIDRs to nodes. Each is a
+// subcommand, so that a test can stop one and keep the others running. The subcommand kustomize
+// renders a directory of manifests as kubectl kustomize does.
 package main
 
 import (
@@ -40,7 +41,7 @@ func main() {
 	case "etcd":
 		err = runEtcd(args)
 	case "kube-apiserver":
-		cmd := apiserver.NewAPIServerCommand() // it takes SIGTERM for itself
+		cmd := apiserver.NewAPIServerCommand() // handles SIGTERM itself
 		cmd.SetArgs(args)
 		os.Exit(cli.Run(cmd))
 	case "node-ipam":
@@ -56,12 +57,12 @@ func main() {
 	}
 }
 
-// runEtcd serves a single member on loopback until it gets a signal.
+// runEtcd runs a single etcd member until it receives a signal.
 func runEtcd(args []string) error {
 	flags := flag.NewFlagSet("etcd", flag.ExitOnError)
-	dir := flags.String("data-dir", "", "where the data lies")
-	client := flags.String("client-url", "", "where clients connect to")
-	peer := flags.String("peer-url", "", "where members would connect to")
+	dir := flags.String("data-dir", "", "data directory")
+	client := flags.String("client-url", "", "URL for clients")
+	peer := flags.String("peer-url", "", "URL for peers")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -93,11 +94,11 @@ func runEtcd(args []string) error {
 	}
 }
 
-// runNodeIPAM gives every node a /24 and, where there is an IPv6 range, a /64, until it gets a signal.
+// runNodeIPAM assigns every node a /24 and, given an IPv6 range, a /64, until it receives a signal.
 func runNodeIPAM(args []string) error {
 	flags := flag.NewFlagSet("node-ipam", flag.ExitOnError)
-	kubeconfig := flags.String("kubeconfig", "", "client config with the rights of the controller")
-	ranges := flags.String("cluster-cidr", "", "ranges to give from, with commas between")
+	kubeconfig := flags.String("kubeconfig", "", "kubeconfig with the controller's permissions")
+	ranges := flags.String("cluster-cidr", "", "comma-separated ranges to allocate from")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -125,8 +126,8 @@ func runNodeIPAM(args []string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	factory := informers.NewSharedInformerFactory(client, 0)
-	controller, err := nodeipam.NewNodeIpamController(ctx, factory.Core().V1().Nodes(), nil, client, cidrs, nil, nil,
-		lengths, ipam.RangeAllocatorType)
+	controller, err := nodeipam.NewNodeIpamController(ctx, factory.Core().V1().Nodes(), nil, client,
+		cidrs, nil, nil, lengths, ipam.RangeAllocatorType)
 	if err != nil {
 		return err
 	}
@@ -135,16 +136,17 @@ func runNodeIPAM(args []string) error {
 	return nil
 }
 
-// render prints the manifests that a folder's kustomization makes.
+// render prints the manifests rendered from a directory's kustomization.
 func render(args []string) error {
 	if len(args) != 1 {
-		return errors.New("usage: testkube kustomize FOLDER")
+		return errors.New("usage: testkube kustomize DIRECTORY")
 	}
-	made, err := krusty.MakeKustomizer(krusty.MakeDefaultOptions()).Run(filesys.MakeFsOnDisk(), args[0])
+	kustomizer := krusty.MakeKustomizer(krusty.MakeDefaultOptions())
+	resources, err := kustomizer.Run(filesys.MakeFsOnDisk(), args[0])
 	if err != nil {
 		return err
 	}
-	text, err := made.AsYaml()
+	text, err := resources.AsYaml()
 	if err != nil {
 		return err
 	}
