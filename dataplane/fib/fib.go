@@ -1,9 +1,9 @@
-// Package fib answers one question: which node owns this inner address?
+// Package fib maps inner addresses to the node that owns them.
 //
-// A Table is built whole from a list of nodes and never changes afterwards. Its user keeps it behind one
-// atomic pointer and swaps in the next one; readers need no lock and see either the old table or the new.
-// Building beats patching here: 10,000 nodes take a few milliseconds, and a table that cannot be patched
-// cannot be patched wrongly.
+// A Table is built from a complete list of nodes and is immutable. Users keep it in an atomic
+// pointer and replace it with a new one, so readers need no lock and see either the old table or
+// the new. A table is rebuilt rather than updated: 10,000 nodes take a few milliseconds, and
+// incremental updates could go wrong.
 package fib
 
 import (
@@ -12,22 +12,22 @@ import (
 	"github.com/gaissmai/bart"
 )
 
-// Node is one node of the overlay: who it is, which inner addresses live on it, and where to send for them.
+// Node is one node of the overlay.
 type Node struct {
 	Name     string
-	Prefixes []netip.Prefix // the subnets leased to it, of either family; host bits are ignored
-	Endpoint netip.AddrPort // the outer address its daemon receives on
+	Prefixes []netip.Prefix // subnets leased to the node, of either family; host bits are ignored
+	Endpoint netip.AddrPort // outer address and port of its daemon
 }
 
-// Table maps inner addresses and outer addresses to nodes. The zero value is empty and ready to use.
-// All methods may be called by many goroutines at once.
+// Table maps inner and outer addresses to nodes. The zero value is an empty table. All methods are
+// safe for concurrent use.
 type Table struct {
 	inner bart.Fast[int32]
 	outer map[netip.Addr]int32
 }
 
-// New builds the table of nodes, which it knows by their index. Where two hold the same prefix or endpoint address, the
-// first in the list has it.
+// New returns the table of nodes, which it identifies by their index. If several nodes have the
+// same prefix or endpoint address, the first one wins.
 func New(nodes []Node) *Table {
 	t := &Table{outer: make(map[netip.Addr]int32, len(nodes))}
 	for i, n := range nodes {
@@ -47,13 +47,14 @@ func New(nodes []Node) *Table {
 	return t
 }
 
-// Lookup returns the index of the node with the longest prefix that holds the inner address a.
+// Lookup returns the index of the node with the longest prefix that contains the inner address a.
 func (t *Table) Lookup(a netip.Addr) (node int, ok bool) {
 	i, ok := t.inner.Lookup(a)
 	return int(i), ok
 }
 
-// ByEndpoint returns the index of the first node whose endpoint has the outer address a, whatever its port.
+// ByEndpoint returns the index of the first node whose endpoint has the outer address a, with any
+// port.
 func (t *Table) ByEndpoint(a netip.Addr) (node int, ok bool) {
 	i, ok := t.outer[a]
 	return int(i), ok

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// slowTable is the table as one would first write it: every prefix of every node looked at, the longest wins, and of
-// equals the first.
+// slowTable is the reference implementation of Table: a linear scan over all prefixes of all nodes.
+// The longest match wins, and of equal ones the first.
 type slowTable []Node
 
 func (s slowTable) lookup(a netip.Addr) (int, bool) {
@@ -34,13 +34,15 @@ func (s slowTable) byEndpoint(a netip.Addr) (int, bool) {
 }
 
 func addr4(rng *rand.Rand) netip.Addr {
-	v := rng.Uint32() & 0x000fffff // few enough that prefixes meet
+	v := rng.Uint32() & 0x000fffff // small enough that prefixes overlap
 	return netip.AddrFrom4([4]byte{10, byte(v >> 16), byte(v >> 8), byte(v)})
 }
 
 func addr6(rng *rand.Rand) netip.Addr {
 	v := rng.Uint32() & 0x000fffff
-	return netip.AddrFrom16([16]byte{0: 0xfd, 5: byte(v >> 16), 6: byte(v >> 8), 7: byte(v), 15: byte(rng.Uint32())})
+	return netip.AddrFrom16([16]byte{
+		0: 0xfd, 5: byte(v >> 16), 6: byte(v >> 8), 7: byte(v), 15: byte(rng.Uint32()),
+	})
 }
 
 func randomNodes(rng *rand.Rand, n int) []Node {
@@ -58,7 +60,7 @@ func randomNodes(rng *rand.Rand, n int) []Node {
 	return nodes
 }
 
-func TestTableAgainstLinearScan(t *testing.T) {
+func TestTableReference(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 50 {
 		nodes := randomNodes(rng, 1+rng.IntN(200))
@@ -80,10 +82,18 @@ func TestTableAgainstLinearScan(t *testing.T) {
 	}
 }
 
-func TestTableEdges(t *testing.T) {
+func TestTableSpecialCases(t *testing.T) {
 	nodes := []Node{
-		{Name: "first", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.7/24"), {}}, Endpoint: netip.MustParseAddrPort("192.0.2.1:8285")},
-		{Name: "same prefix and endpoint", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24")}, Endpoint: netip.MustParseAddrPort("192.0.2.1:9000")},
+		{
+			Name:     "first",
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.7/24"), {}},
+			Endpoint: netip.MustParseAddrPort("192.0.2.1:8285"),
+		},
+		{
+			Name:     "same prefix and endpoint",
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24")},
+			Endpoint: netip.MustParseAddrPort("192.0.2.1:9000"),
+		},
 		{Name: "longer", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.128/25")}},
 		{Name: "mapped endpoint", Endpoint: netip.MustParseAddrPort("[::ffff:192.0.2.9]:8285")},
 	}
@@ -107,14 +117,14 @@ func TestTableEdges(t *testing.T) {
 		t.Errorf("shared endpoint: %d %v", i, ok)
 	}
 	if i, ok := table.ByEndpoint(netip.MustParseAddr("192.0.2.9")); !ok || i != 3 {
-		t.Errorf("IPv4 endpoint written as IPv6: %d %v", i, ok)
+		t.Errorf("IPv4-mapped endpoint: %d %v", i, ok)
 	}
 	if _, ok := table.ByEndpoint(netip.Addr{}); ok {
-		t.Error("a node without an endpoint is found by none")
+		t.Error("ByEndpoint of the zero address found a node")
 	}
 }
 
-func TestZeroTableIsEmpty(t *testing.T) {
+func TestZeroTable(t *testing.T) {
 	var table Table
 	if _, ok := table.Lookup(netip.MustParseAddr("10.5.1.1")); ok {
 		t.Error("Lookup found a node")
@@ -124,8 +134,9 @@ func TestZeroTableIsEmpty(t *testing.T) {
 	}
 }
 
-// TestSwapWhileReading is the way a table is used; with the race detector it also proves that readers need no lock.
-func TestSwapWhileReading(t *testing.T) {
+// TestConcurrentSwap replaces a table while it is read. Under the race detector it also checks that
+// readers need no lock.
+func TestConcurrentSwap(t *testing.T) {
 	build := func(n int) *Table { return New(clusterNodes(n)) }
 	var current atomic.Pointer[Table]
 	current.Store(build(1))
@@ -148,7 +159,7 @@ func TestSwapWhileReading(t *testing.T) {
 	}
 }
 
-// clusterNodes gives each of n nodes one /24, as flannel does by default.
+// clusterNodes returns n nodes with one /24 each, flannel's default.
 func clusterNodes(n int) []Node {
 	nodes := make([]Node, n)
 	for i := range nodes {
@@ -161,14 +172,14 @@ func clusterNodes(n int) []Node {
 	return nodes
 }
 
-func TestLookupsDoNotAllocate(t *testing.T) {
+func TestLookupAllocs(t *testing.T) {
 	table := New(clusterNodes(10_000))
 	inner, outer := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("172.16.9.9")
 	if n := testing.AllocsPerRun(1000, func() {
 		table.Lookup(inner)
 		table.ByEndpoint(outer)
 	}); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("%v allocations, want 0", n)
 	}
 }
 

@@ -10,52 +10,56 @@ import (
 	"weft/encap/offload"
 )
 
-// ErrNoVnetHeader says that the kernel cannot put a virtio header before each frame, and never will.
-var ErrNoVnetHeader = errors.New("no virtio header")
+// ErrNoVnetHeader means that the kernel does not support virtio headers on TUN devices.
+var ErrNoVnetHeader = errors.New("kernel has no virtio headers for TUN devices")
 
-// OpenOffload makes the device, or attaches to the one of that name, with a virtio header before each frame and
-// as many kinds of super-frame as the kernel knows and c allows: TCP in both directions since Linux 2.6.27, UDP
-// since 6.2. It fails with ErrNoVnetHeader where the kernel has none; Features says what else is missing.
+// OpenOffload creates the TUN device, or attaches to an existing one of that name, with a virtio
+// header per frame. It enables the GSO types that both the kernel and c allow: TCP in both
+// directions (Linux 2.6.27) and UDP (6.2). It fails with ErrNoVnetHeader if the kernel has no
+// virtio headers. Features reports which other features are unavailable.
 func OpenOffload(c Config) (*Device, error) {
-	d := &Device{name: c.Name, lacks: make(map[feature.Name]error)}
+	d := &Device{name: c.Name, unavailable: make(map[feature.Name]error)}
 	for range c.Queues {
 		q, name, err := openVnet(d.name)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("open TUN device %s: %w", d.name, err), d.Close())
 		}
-		d.name = name // a pattern is filled in by the first queue; the others join that device
+		d.name = name // the first queue expands a pattern; the others attach to that device
 		d.queues = append(d.queues, q)
 	}
-	d.negotiate(c)
+	d.negotiateOffload(c)
 	if err := setMTU(d.name, c.MTU); err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
 	return d, nil
 }
 
-// openVnet opens one queue with a virtio header before each frame.
+// openVnet opens one queue with a virtio header per frame.
 func openVnet(name string) (*Queue, string, error) {
 	fd, name, err := attach(name, unix.IFF_VNET_HDR)
 	if err != nil {
-		return nil, "", noHeader(err)
+		return nil, "", wrapNoVnetHeader(err)
 	}
-	// The size belongs to the device: one that was there before may have another.
+	// The header size is a property of the device: an existing device may have another.
 	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, offload.HeaderLen); err != nil {
-		return nil, "", errors.Join(noHeader(fmt.Errorf("set the size of the virtio header: %w", err)), unix.Close(fd))
+		err = wrapNoVnetHeader(fmt.Errorf("set virtio header size: %w", err))
+		return nil, "", errors.Join(err, unix.Close(fd))
 	}
 	return newQueue(fd, offload.HeaderLen), name, nil
 }
 
-// noHeader marks an error by which a kernel refuses an ioctl or a flag that it does not know. Others may go away: EBADFD is
-// that of a device which somebody deleted in the middle.
-func noHeader(err error) error {
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) || errors.Is(err, errors.ErrUnsupported) {
+// wrapNoVnetHeader adds ErrNoVnetHeader to the errors that a kernel returns for an unknown ioctl or
+// flag. Other errors may be temporary: EBADFD means that the device was deleted meanwhile.
+func wrapNoVnetHeader(err error) error {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOTTY) ||
+		errors.Is(err, errors.ErrUnsupported) {
 		return fmt.Errorf("%w: %w", ErrNoVnetHeader, err)
 	}
 	return err
 }
 
-// attach opens one queue of the named device, which is made if there is none, and returns the device's real name.
+// attach opens one queue of the named device, creating the device if necessary, and returns its
+// actual name.
 func attach(name string, flags uint16) (fd int, realName string, err error) {
 	req, err := unix.NewIfreq(name)
 	if err != nil {
@@ -67,33 +71,33 @@ func attach(name string, flags uint16) (fd int, realName string, err error) {
 		return 0, "", fmt.Errorf("open /dev/net/tun: %w", err)
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
-		return 0, "", errors.Join(fmt.Errorf("attach to the device: %w", err), unix.Close(fd))
+		return 0, "", errors.Join(fmt.Errorf("attach to device: %w", err), unix.Close(fd))
 	}
 	return fd, req.Name(), nil
 }
 
-// negotiate asks for the most kinds of super-frame, then for fewer. The kernel wants both families of a kind
-// together, and none without checksums (drivers/net/tun.c, set_offload).
-func (d *Device) negotiate(c Config) {
+// negotiateOffload enables as many GSO types as possible. The kernel requires both families of a
+// type together, and checksum offload with any type (drivers/net/tun.c, set_offload).
+func (d *Device) negotiateOffload(c Config) {
 	flags := unix.TUN_F_CSUM
 	if c.NoTSO {
-		d.lacks[feature.TSO] = feature.ErrDisabled
+		d.unavailable[feature.TSO] = feature.ErrDisabled
 	} else if err := d.setOffload(flags | tsoFlags); err != nil {
-		d.lacks[feature.TSO] = err
+		d.unavailable[feature.TSO] = err
 	} else {
 		flags |= tsoFlags
 	}
 	if c.NoUSO {
-		d.lacks[feature.USO] = feature.ErrDisabled
+		d.unavailable[feature.USO] = feature.ErrDisabled
 	} else if err := d.setOffload(flags | usoFlags); err != nil {
-		d.lacks[feature.USO] = err
+		d.unavailable[feature.USO] = err
 	} else {
 		flags |= usoFlags
 	}
 	if err := d.setOffload(flags); err != nil {
-		// Without any offload frames come complete, and ours are written complete.
-		d.lacks[feature.TSO], d.lacks[feature.USO] = err, err
-		d.lacks[feature.VnetHeader] = err
+		// Without offloads, all frames have complete checksums in both directions.
+		d.unavailable[feature.TSO], d.unavailable[feature.USO] = err, err
+		d.unavailable[feature.VnetHeader] = err
 	}
 }
 
@@ -102,7 +106,7 @@ const (
 	usoFlags = unix.TUN_F_USO4 | unix.TUN_F_USO6
 )
 
-// setOffload sets what the device gives and takes; the setting is the device's, through any of its queues.
+// setOffload sets the offloads of the device. The setting applies to all queues.
 func (d *Device) setOffload(flags int) error {
 	if err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETOFFLOAD, flags); err != nil {
 		return fmt.Errorf("TUNSETOFFLOAD %#x: %w", flags, err)

@@ -12,21 +12,22 @@ import (
 	"weft/dataplane/feature"
 )
 
-// errPlain is the reason for which a device of OpenPortable is without every feature.
-var errPlain = errors.New("the device was opened without a virtio header")
+// errPortable is the reason for not using any feature on a device of OpenPortable.
+var errPortable = errors.New("device was opened without virtio headers")
 
-// OpenPortable makes the device, or attaches to the one of that name, with one inner packet a frame: it asks
-// nothing of the kernel but multi-queue (3.8).
+// OpenPortable creates the TUN device, or attaches to an existing one of that name, with one inner
+// packet per frame. The only kernel feature it needs is multi-queue (Linux 3.8).
 func OpenPortable(c Config) (*Device, error) {
-	// A queue of our own comes first and goes last: water does not close its descriptor when it fails, and with a
-	// device that is there it rarely does. One that is deleted while water sets it up costs a descriptor.
+	// Hold an extra queue while water opens its own. water leaks its descriptor on failure, and
+	// rarely fails if the device exists. The leak remains possible if the device is deleted
+	// meanwhile.
 	holder, name, err := attach(c.Name, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open TUN device %s: %w", c.Name, err)
 	}
 	defer unix.Close(holder)
-	d := &Device{name: name, lacks: map[feature.Name]error{
-		feature.VnetHeader: errPlain, feature.TSO: errPlain, feature.USO: errPlain,
+	d := &Device{name: name, unavailable: map[feature.Name]error{
+		feature.VnetHeader: errPortable, feature.TSO: errPortable, feature.USO: errPortable,
 	}}
 	for range c.Queues {
 		q, err := openWater(name)
@@ -41,8 +42,8 @@ func OpenPortable(c Config) (*Device, error) {
 	return d, nil
 }
 
-// openWater opens one queue. It takes a duplicate of the descriptor and lets water's own go: that one sits in
-// Go's network poller, which would wake a thread for every packet although nobody waits there.
+// openWater opens one queue. It duplicates the descriptor and closes the original, which is
+// registered with the Go netpoller. That would wake a thread at each packet.
 func openWater(name string) (*Queue, error) {
 	device, err := water.New(water.Config{
 		DeviceType:             water.TUN,

@@ -1,7 +1,8 @@
-// Package tun opens the TUN device of the overlay and moves frames through its queues.
+// Package tun opens the TUN device of the overlay and reads and writes frames on its queues.
 //
-// A Device has one Queue a worker. All methods of a queue but Close belong to the goroutine that owns it. No
-// call blocks: the owner polls FD together with its other descriptors.
+// A Device has one Queue per worker. A queue is not safe for concurrent use; Close may be called by
+// another goroutine once its owner has stopped. No call blocks: the owner polls FD together with
+// its other descriptors.
 package tun
 
 import (
@@ -18,59 +19,61 @@ import (
 	"weft/encap/offload"
 )
 
-// What a queue's Read or Write may fail with besides plain system call errors.
+// Errors of Read and Write, apart from other system call errors.
 var (
-	// ErrGone says that the device was deleted under the queue; only opening it again helps.
-	ErrGone = errors.New("the device is gone")
-	// ErrDown says that the device is administratively down; it works again once it is up.
-	ErrDown = errors.New("the device is down")
-	// ErrGSORejected says that the kernel does not take this super-frame; its segments one by one it does.
-	ErrGSORejected = errors.New("the kernel refuses the super-frame")
+	// ErrGone means that the device was deleted. It must be reopened.
+	ErrGone = errors.New("TUN device was deleted")
+	// ErrDown means that the device is administratively down. The queue works again when it is up.
+	ErrDown = errors.New("TUN device is down")
+	// ErrGSORejected means that the kernel rejected a GSO frame. Its segments can be written one by
+	// one.
+	ErrGSORejected = errors.New("kernel rejected the GSO frame")
 )
 
-// MaxQueues is how many queues a device can have: the kernel's 256 (MAX_TAP_QUEUES of drivers/net/tun.c) less the one by
-// which OpenPortable holds the device meanwhile.
+// MaxQueues is the maximum number of queues per device: the kernel's limit of 256 (MAX_TAP_QUEUES
+// in drivers/net/tun.c), less one that OpenPortable holds while it opens the others.
 const MaxQueues = 255
 
-// Config is what Open needs to know.
+// Config configures a TUN device.
 type Config struct {
-	Name   string // a name, or a pattern such as "flannel%d" that the kernel fills in
-	Queues int    // how many queues, 1 to MaxQueues
-	MTU    int    // to be set on the device, in bytes; 0 leaves the kernel's default
-	NoTSO  bool   // OpenOffload: no TCP super-frames
-	NoUSO  bool   // OpenOffload: no UDP super-frames
+	Name   string // a name, or a pattern such as "flannel%d" that the kernel expands
+	Queues int    // number of queues, 1 to MaxQueues
+	MTU    int    // MTU in bytes; 0 means the kernel's default
+	NoTSO  bool   // OpenOffload: disable TCP GSO frames
+	NoUSO  bool   // OpenOffload: disable UDP GSO frames
 }
 
-// Frame is what a queue gives and takes: one inner packet, or a super-frame that Header tells how to cut. On a
-// device of OpenPortable the header is always zero.
+// Frame is one frame read from or written to a queue: an inner packet, or a GSO frame described by
+// Header. On a device of OpenPortable, Header is always zero.
 type Frame struct {
 	Header offload.Header
 	Packet []byte
 }
 
-// Device is a TUN device that lives as long as one of its queues is open.
+// Device is a TUN device. It exists until its last queue is closed.
 type Device struct {
-	name   string
-	queues []*Queue
-	lacks  map[feature.Name]error
+	name        string
+	queues      []*Queue
+	unavailable map[feature.Name]error
 }
 
-// Features returns all features; each with the reason for which the device is without it, nil if it has it.
+// Features returns all features of a TUN device. The value is nil if the feature is used, else the
+// reason why not.
 func (d *Device) Features() map[feature.Name]error {
-	all := make(map[feature.Name]error, len(d.lacks))
+	all := make(map[feature.Name]error, len(d.unavailable))
 	for _, f := range []feature.Name{feature.VnetHeader, feature.TSO, feature.USO} {
-		all[f] = d.lacks[f]
+		all[f] = d.unavailable[f]
 	}
 	return all
 }
 
-// Name returns the name that the kernel gave the device.
+// Name returns the name of the device.
 func (d *Device) Name() string { return d.name }
 
-// Queues returns the queues, which the caller then owns one by one.
+// Queues returns the queues. Each may be handed to a different goroutine.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// Close closes all queues, and with them the device disappears. No queue may be in use any more.
+// Close closes all queues, which deletes the device. The queues must not be in use.
 func (d *Device) Close() error {
 	var errs []error
 	for _, q := range d.queues {
@@ -79,32 +82,33 @@ func (d *Device) Close() error {
 	return errors.Join(errs...)
 }
 
-// maxFrame is the longest frame of a TUN: IPv4's total length has 16 bits, and the kernel's default
-// gso_max_size keeps super-frames of both families below 65,536 bytes.
+// maxFrame is the maximum size of a frame in bytes: the IPv4 total length has 16 bits, and the
+// default gso_max_size limits GSO frames of both families to less than 65,536.
 const maxFrame = 65536
 
 // Queue is one queue of a Device.
 type Queue struct {
-	fd     int
-	header int // bytes of virtio header before each frame
-	buf    []byte
-	prefix [offload.HeaderLen]byte // of the frame being written
-	parts  [2]unix.Iovec           // prefix and frame
+	fd         int
+	header     int // bytes of virtio header before each frame
+	buf        []byte
+	vnetHeader [offload.HeaderLen]byte // of the frame being written
+	iovecs     [2]unix.Iovec           // virtio header and packet
 }
 
 func newQueue(fd, header int) *Queue {
 	return &Queue{fd: fd, header: header, buf: make([]byte, header+maxFrame)}
 }
 
-// FD returns the descriptor to poll; it stays the queue's own.
+// FD returns the descriptor to poll. The queue keeps ownership.
 func (q *Queue) FD() int { return q.fd }
 
-// Read returns the next frame, which is the caller's until the next Read. A frame without a packet says that
-// the queue is empty for now.
+// Read returns the next frame, which is valid until the next Read. It returns a Frame with a nil
+// Packet if the queue is empty.
 func (q *Queue) Read() (Frame, error) {
 	for {
-		// Like all calls here it does not block, so Go's scheduler need not be told that it might.
-		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(&q.buf[0])), uintptr(len(q.buf)))
+		// Never blocks, so the Go scheduler need not be notified: RawSyscall rather than Syscall.
+		n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(q.fd),
+			uintptr(unsafe.Pointer(&q.buf[0])), uintptr(len(q.buf)))
 		switch errno {
 		case 0:
 			return q.frame(q.buf[:n])
@@ -113,7 +117,7 @@ func (q *Queue) Read() (Frame, error) {
 		case unix.EINTR:
 			continue
 		}
-		return Frame{}, fmt.Errorf("read from the TUN: %w", named(errno))
+		return Frame{}, fmt.Errorf("read TUN device: %w", deviceError(errno))
 	}
 }
 
@@ -123,12 +127,12 @@ func (q *Queue) frame(b []byte) (Frame, error) {
 	}
 	h, err := offload.DecodeHeader(b)
 	if err != nil {
-		return Frame{}, fmt.Errorf("read from the TUN: %w", err)
+		return Frame{}, fmt.Errorf("read TUN device: %w", err)
 	}
 	return Frame{Header: h, Packet: b[q.header:]}, nil
 }
 
-// Write hands the frame to the kernel, which takes it as received on the device. It does not keep f.
+// Write writes a frame, which the kernel treats as received on the device. It does not retain f.
 func (q *Queue) Write(f Frame) error {
 	for {
 		errno := q.write(f)
@@ -140,7 +144,7 @@ func (q *Queue) Write(f Frame) error {
 		case errno == unix.EINVAL && f.Header.GSO != offload.GSONone:
 			return ErrGSORejected
 		}
-		return named(errno)
+		return deviceError(errno)
 	}
 }
 
@@ -148,17 +152,18 @@ func (q *Queue) write(f Frame) unix.Errno {
 	if len(f.Packet) == 0 {
 		return unix.EINVAL
 	}
-	q.parts[1].Base = &f.Packet[0]
-	q.parts[1].SetLen(len(f.Packet))
-	first, n := &q.parts[1], uintptr(1)
+	q.iovecs[1].Base = &f.Packet[0]
+	q.iovecs[1].SetLen(len(f.Packet))
+	first, n := &q.iovecs[1], uintptr(1)
 	if q.header > 0 {
-		f.Header.Encode(q.prefix[:])
-		q.parts[0].Base = &q.prefix[0]
-		q.parts[0].SetLen(q.header)
-		first, n = &q.parts[0], 2
+		f.Header.Encode(q.vnetHeader[:])
+		q.iovecs[0].Base = &q.vnetHeader[0]
+		q.iovecs[0].SetLen(q.header)
+		first, n = &q.iovecs[0], 2
 	}
-	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd), uintptr(unsafe.Pointer(first)), n)
-	q.parts[1].Base = nil
+	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd),
+		uintptr(unsafe.Pointer(first)), n)
+	q.iovecs[1].Base = nil
 	return errno
 }
 
@@ -170,8 +175,8 @@ func (q *Queue) Close() error {
 	return nil
 }
 
-// named turns the errors that ask for a remedy into this package's own.
-func named(err error) error {
+// deviceError maps errno values that need special handling to the errors of this package.
+func deviceError(err error) error {
 	switch err {
 	case unix.EBADFD: // drivers/net/tun.c, tun_get without a device
 		return ErrGone
@@ -181,19 +186,21 @@ func named(err error) error {
 	return err
 }
 
-// Dropped returns how many packets the kernel dropped because the queues of the named device were full, in the
-// network namespace of the calling thread. Nobody else is told of these: a sender into a full TUN sees success.
+// Dropped returns the number of packets that the kernel dropped because a queue of the named device
+// was full, in the calling thread's network namespace. Senders do not get an error for these.
 func Dropped(name string) (uint64, error) {
 	table, err := os.ReadFile("/proc/thread-self/net/dev")
 	if err != nil {
-		return 0, fmt.Errorf("read the device counters: %w", err)
+		return 0, fmt.Errorf("read device counters: %w", err)
 	}
 	for line := range strings.Lines(string(table)) {
 		dev, counters, _ := strings.Cut(line, ":")
 		if strings.TrimSpace(dev) != name {
 			continue
 		}
-		const transmitDrop = 11 // net/core/net-procfs.c, dev_seq_printf_stats: 8 receive columns, then bytes, packets, errs, drop
+		// Column of the transmit drops: 8 receive columns, then bytes, packets, errs, drop
+		// (net/core/net-procfs.c, dev_seq_printf_stats).
+		const transmitDrop = 11
 		if f := strings.Fields(counters); len(f) > transmitDrop {
 			return strconv.ParseUint(f[transmitDrop], 10, 64)
 		}

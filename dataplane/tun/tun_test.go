@@ -22,7 +22,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(leakCheck{m})) }
 
-// leakCheck runs the tests and fails if they leave a descriptor or a goroutine behind.
+// leakCheck runs the tests and fails if they leak a file descriptor or goroutine.
 type leakCheck struct{ m *testing.M }
 
 func (l leakCheck) Run() int {
@@ -39,7 +39,7 @@ func (l leakCheck) Run() int {
 	return status
 }
 
-// tunDescriptors counts the queues that this process has open.
+// tunDescriptors returns the number of open TUN descriptors of this process.
 func tunDescriptors() (n int) {
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
@@ -54,10 +54,10 @@ func tunDescriptors() (n int) {
 	return n
 }
 
-// openers are the two ways to open a device.
+// openers are the two functions that open a device.
 var openers = map[string]func(Config) (*Device, error){"portable": OpenPortable, "offload": OpenOffload}
 
-// open makes a device with an address in a namespace of its own.
+// open creates a device with an address in its own network namespace.
 func open(t *testing.T, how string, c Config) (*Device, *lab.NS) {
 	t.Helper()
 	lab.SkipWithoutTUN(t)
@@ -68,7 +68,7 @@ func open(t *testing.T, how string, c Config) (*Device, *lab.NS) {
 	must(t, ns.Do(func() error { d, err = openers[how](c); return err }))
 	t.Cleanup(func() { must(t, d.Close()) })
 	must(t, ns.AddAddr(d.Name(), netip.MustParsePrefix("10.9.0.1/24")))
-	must(t, ns.Sysctl("ipv6/conf/"+d.Name()+"/disable_ipv6", "1")) // its own packets would mix in
+	must(t, ns.Sysctl("ipv6/conf/"+d.Name()+"/disable_ipv6", "1")) // no unsolicited packets
 	must(t, ns.SetUp(d.Name(), true))
 	return d, ns
 }
@@ -80,7 +80,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// next waits for a frame on any queue.
+// next waits for a frame on any queue and returns it with the index of the queue.
 func next(t *testing.T, d *Device) (Frame, int) {
 	t.Helper()
 	var fds []unix.PollFd
@@ -97,16 +97,16 @@ func next(t *testing.T, d *Device) (Frame, int) {
 			return f, i
 		}
 	}
-	t.Fatal("poll was wrong")
+	t.Fatal("poll returned, but all queues are empty")
 	return Frame{}, 0
 }
 
-func TestNetnsPacketsPass(t *testing.T) {
+func TestNetnsReadWrite(t *testing.T) {
 	for how := range openers {
 		t.Run(how, func(t *testing.T) {
 			d, ns := open(t, how, Config{Name: "weft%d", Queues: 2, MTU: 1400})
 			if d.Name() != "weft0" || len(d.Queues()) != 2 {
-				t.Errorf("%s with %d queues", d.Name(), len(d.Queues()))
+				t.Errorf("device %s with %d queues, want weft0 with 2", d.Name(), len(d.Queues()))
 			}
 			link, err := ns.Link(d.Name())
 			if err != nil || link.MTU != 1400 {
@@ -114,44 +114,45 @@ func TestNetnsPacketsPass(t *testing.T) {
 			}
 			for _, q := range d.Queues() {
 				if f, err := q.Read(); f.Packet != nil || err != nil {
-					t.Errorf("an empty queue gives %x, %v", f.Packet, err)
+					t.Errorf("empty queue: %x, %v", f.Packet, err)
 				}
 			}
-			// Outwards: what a socket sends comes out of a queue, whole and with its checksum in order.
+			// Outbound: a datagram sent by a socket is read from a queue, complete and with a valid
+			// checksum.
 			conn, err := ns.ListenUDP(netip.MustParseAddr("10.9.0.1"), 0)
 			must(t, err)
 			defer conn.Close()
 			peer := &net.UDPAddr{IP: net.IPv4(10, 9, 0, 2), Port: 5000}
-			_, err = conn.WriteTo([]byte("outwards"), peer)
+			_, err = conn.WriteTo([]byte("payload"), peer)
 			must(t, err)
 			f, _ := next(t, d)
-			f.Packet = whole(t, f)
-			if !bytes.Equal(f.Packet[28:], []byte("outwards")) || !validUDP(f.Packet) {
+			f.Packet = splitSingle(t, f)
+			if !bytes.Equal(f.Packet[28:], []byte("payload")) || !validUDP(f.Packet) {
 				t.Errorf("%+v %x", f.Header, f.Packet)
 			}
-			// Inwards: the same packet with its ends exchanged, by each queue; and the queue is where the flow comes
-			// out from then on.
-			reply := turnRound(f.Packet)
+			// Inbound: write the packet with source and destination swapped to each queue. The
+			// kernel then sends the flow to that queue.
+			reply := swapEndpoints(f.Packet)
 			for i, q := range d.Queues() {
 				must(t, q.Write(Frame{Packet: reply}))
 				buf := make([]byte, 100)
 				must(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 				n, from, err := conn.ReadFrom(buf)
-				if err != nil || string(buf[:n]) != "outwards" || from.String() != "10.9.0.2:5000" {
+				if err != nil || string(buf[:n]) != "payload" || from.String() != "10.9.0.2:5000" {
 					t.Errorf("%q from %v: %v", buf[:n], from, err)
 				}
-				_, err = conn.WriteTo([]byte("outwards"), peer)
+				_, err = conn.WriteTo([]byte("payload"), peer)
 				must(t, err)
 				if _, at := next(t, d); at != i {
-					t.Errorf("written to queue %d, the flow comes out of queue %d", i, at)
+					t.Errorf("written to queue %d, but the flow is read from queue %d", i, at)
 				}
 			}
 		})
 	}
 }
 
-// turnRound exchanges the ends of a UDP packet; its checksums stay right.
-func turnRound(pkt []byte) []byte {
+// swapEndpoints swaps source and destination of a UDP packet. The checksums stay valid.
+func swapEndpoints(pkt []byte) []byte {
 	b := bytes.Clone(pkt)
 	copy(b[12:], pkt[16:20])
 	copy(b[16:], pkt[12:16])
@@ -160,8 +161,8 @@ func turnRound(pkt []byte) []byte {
 	return b
 }
 
-// whole is the packet of a frame that is not cut, its checksum complete.
-func whole(t *testing.T, f Frame) []byte {
+// splitSingle returns the packet of a frame without GSO, with its checksum completed.
+func splitSingle(t *testing.T, f Frame) []byte {
 	t.Helper()
 	s, err := offload.Split(f.Header, f.Packet)
 	must(t, err)
@@ -173,10 +174,10 @@ func validUDP(pkt []byte) bool {
 	return checksum.Sum(pkt[20:], checksum.Pseudo(pkt[12:20], 17, len(pkt)-20)) == 0xffff
 }
 
-func TestNetnsSuperFramesPass(t *testing.T) {
+func TestNetnsGSOFrames(t *testing.T) {
 	d, ns := open(t, "offload", Config{Name: "weft%d", Queues: 1, MTU: 1400})
 	if why := d.Features()[feature.USO]; why != nil {
-		t.Skipf("NOT TESTED: UDP super-frames: %v", why)
+		t.Skipf("NOT TESTED: UDP GSO frames: %v", why)
 	}
 	conn, err := ns.ListenUDP(netip.MustParseAddr("10.9.0.1"), 5000)
 	must(t, err)
@@ -197,8 +198,8 @@ func TestNetnsSuperFramesPass(t *testing.T) {
 	if f.Header.GSO != offload.GSOUDP || f.Header.SegmentSize != 100 || !bytes.Equal(f.Packet[28:], payload) {
 		t.Fatalf("%+v, %d bytes", f.Header, len(f.Packet))
 	}
-	// Back again as one super-frame, which the socket receives as ten datagrams.
-	back := turnRound(f.Packet)
+	// Write it back as one GSO frame: the socket receives ten datagrams.
+	back := swapEndpoints(f.Packet)
 	must(t, d.Queues()[0].Write(Frame{Header: f.Header, Packet: back}))
 	must(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 	for i := range 10 {
@@ -209,15 +210,15 @@ func TestNetnsSuperFramesPass(t *testing.T) {
 		}
 	}
 	bad := f.Header
-	bad.SegmentSize = 1 // more segments than the kernel takes
+	bad.SegmentSize = 1 // more segments than the kernel allows
 	if err := d.Queues()[0].Write(Frame{Header: bad, Packet: back}); !errors.Is(err, ErrGSORejected) {
 		t.Errorf("950 segments: %v", err)
 	}
 	if err := d.Queues()[0].Write(Frame{Packet: []byte{0x75, 0}}); err == nil || errors.Is(err, ErrGSORejected) {
-		t.Errorf("a packet of no IP version: %v", err)
+		t.Errorf("packet with unknown IP version: %v", err)
 	}
 	if err := d.Queues()[0].Write(Frame{}); err == nil {
-		t.Error("no packet at all was written")
+		t.Error("write of an empty frame succeeded")
 	}
 }
 
@@ -233,7 +234,7 @@ func TestNetnsFeatures(t *testing.T) {
 	full, _ := open(t, "offload", Config{Name: "full", Queues: 1})
 	for f, why := range full.Features() {
 		if why != nil {
-			t.Skipf("NOT TESTED: this kernel has no %s: %v", f, why)
+			t.Skipf("NOT TESTED: kernel has no %s: %v", f, why)
 		}
 	}
 	for _, c := range []struct {
@@ -251,13 +252,13 @@ func TestNetnsFeatures(t *testing.T) {
 		has(d, c.want)
 		must(t, d.Close())
 	}
-	plain, err := OpenPortable(Config{Name: "weft%d", Queues: 1})
+	portable, err := OpenPortable(Config{Name: "weft%d", Queues: 1})
 	must(t, err)
-	has(plain, nil)
-	must(t, plain.Close())
+	has(portable, nil)
+	must(t, portable.Close())
 }
 
-func TestNetnsLostDevice(t *testing.T) {
+func TestNetnsDownAndDeleted(t *testing.T) {
 	for how := range openers {
 		t.Run(how, func(t *testing.T) {
 			d, ns := open(t, how, Config{Name: "weft%d", Queues: 2})
@@ -267,27 +268,27 @@ func TestNetnsLostDevice(t *testing.T) {
 			binary.BigEndian.PutUint16(pkt[2:], 20)
 			must(t, ns.SetUp(d.Name(), false))
 			if err := q.Write(Frame{Packet: pkt}); !errors.Is(err, ErrDown) {
-				t.Errorf("written to a device that is down: %v", err)
+				t.Errorf("write while down: %v", err)
 			}
 			if f, err := q.Read(); f.Packet != nil || err != nil {
-				t.Errorf("read from a device that is down: %x, %v", f.Packet, err)
+				t.Errorf("read while down: %x, %v", f.Packet, err)
 			}
 			must(t, ns.DeleteLink(d.Name()))
 			if _, err := q.Read(); !errors.Is(err, ErrGone) {
-				t.Errorf("read from a device that is gone: %v", err)
+				t.Errorf("read after deletion: %v", err)
 			}
 			if err := q.Write(Frame{Packet: pkt}); !errors.Is(err, ErrGone) {
-				t.Errorf("written to a device that is gone: %v", err)
+				t.Errorf("write after deletion: %v", err)
 			}
 			fds := []unix.PollFd{{Fd: int32(q.FD())}}
 			if n, err := unix.Poll(fds, 1000); n != 1 || fds[0].Revents&unix.POLLERR == 0 {
-				t.Errorf("poll for nothing: %d, %x, %v", n, fds[0].Revents, err)
+				t.Errorf("poll after deletion: %d, %x, %v; want POLLERR", n, fds[0].Revents, err)
 			}
 		})
 	}
 }
 
-func TestNetnsDropsAreCounted(t *testing.T) {
+func TestNetnsDropped(t *testing.T) {
 	d, ns := open(t, "portable", Config{Name: "weft%d", Queues: 1})
 	conn, err := ns.Dial("udp", netip.MustParseAddrPort("10.9.0.2:9"))
 	must(t, err)
@@ -309,17 +310,17 @@ func TestNetnsDropsAreCounted(t *testing.T) {
 		read++
 	}
 	if dropped == 0 || dropped+read != sent {
-		t.Errorf("%d dropped and %d read of %d", dropped, read, sent)
+		t.Errorf("%d dropped and %d read, sent %d", dropped, read, sent)
 	}
 	if _, err := Dropped("no-such-device"); err == nil {
-		t.Error("a device that is not there has a counter")
+		t.Error("Dropped of a missing device succeeded")
 	}
 }
 
-func TestNetnsNamesAreChecked(t *testing.T) {
+func TestNetnsInvalidConfig(t *testing.T) {
 	for how, open := range openers {
 		if d, err := open(Config{Name: "a-name-of-20-letters", Queues: 1}); err == nil {
-			t.Errorf("%s: opened as %s", how, d.Name())
+			t.Errorf("%s: long name opened as %s", how, d.Name())
 			must(t, d.Close())
 		}
 		if d, err := open(Config{Name: "lo", Queues: 1}); err == nil {
@@ -327,46 +328,47 @@ func TestNetnsNamesAreChecked(t *testing.T) {
 			must(t, d.Close())
 		}
 		if d, err := open(Config{Name: "weft%d", Queues: 1, MTU: 1 << 20}); err == nil {
-			t.Errorf("%s: set an MTU that no device has", how)
+			t.Errorf("%s: invalid MTU accepted", how)
 			must(t, d.Close())
 		}
 	}
 }
 
-// TestOnlyAKernelWithoutHeadersIsOne: what may go away must not be taken for a kernel that will never have them.
-func TestOnlyAKernelWithoutHeadersIsOne(t *testing.T) {
+// TestWrapNoVnetHeader checks that temporary errors are not taken for a missing kernel feature.
+func TestWrapNoVnetHeader(t *testing.T) {
 	for err, want := range map[error]bool{
 		unix.EINVAL: true, unix.ENOTTY: true, unix.EOPNOTSUPP: true, unix.ENOSYS: true,
-		unix.EBADFD: false, unix.ENODEV: false, unix.EBUSY: false, unix.EMFILE: false, unix.EPERM: false, unix.ENOENT: false,
+		unix.EBADFD: false, unix.ENODEV: false, unix.EBUSY: false, unix.EMFILE: false,
+		unix.EPERM: false, unix.ENOENT: false,
 	} {
-		got := noHeader(fmt.Errorf("attach: %w", err))
+		got := wrapNoVnetHeader(fmt.Errorf("attach: %w", err))
 		if errors.Is(got, ErrNoVnetHeader) != want || !errors.Is(got, err) {
 			t.Errorf("%v: %v", err, got)
 		}
 	}
 }
 
-func TestNetnsMostQueues(t *testing.T) {
+func TestNetnsMaxQueues(t *testing.T) {
 	for how := range openers {
 		t.Run(how, func(t *testing.T) { open(t, how, Config{Name: "weft%d", Queues: MaxQueues}) })
 	}
 }
 
-func TestNetnsAttachToWhatIsThere(t *testing.T) {
+func TestNetnsAttachExisting(t *testing.T) {
 	for how, open := range openers {
 		first, err := open(Config{Name: "weft%d", Queues: 1})
 		must(t, err)
 		second, err := open(Config{Name: first.Name(), Queues: 1})
 		must(t, err)
 		if second.Name() != first.Name() {
-			t.Errorf("%s: %s became %s", how, first.Name(), second.Name())
+			t.Errorf("%s: attached to %s, got %s", how, first.Name(), second.Name())
 		}
 		must(t, first.Close())
 		must(t, second.Close())
 	}
 }
 
-func TestNetnsReadingAllocatesNothing(t *testing.T) {
+func TestNetnsReadWriteAllocs(t *testing.T) {
 	d, ns := open(t, "offload", Config{Name: "weft%d", Queues: 1})
 	conn, err := ns.ListenUDP(netip.MustParseAddr("10.9.0.1"), 0)
 	must(t, err)
@@ -387,14 +389,14 @@ func TestNetnsReadingAllocatesNothing(t *testing.T) {
 				return
 			}
 			frames++
-			if err := q.Write(f); err != nil { // to 10.9.0.2, which nobody here is: taken and forgotten
+			if err := q.Write(f); err != nil { // to 10.9.0.2, which is not local: accepted and dropped
 				t.Error(err)
 			}
 		}); n != 0 {
-			t.Errorf("%v allocations", n)
+			t.Errorf("%v allocations, want 0", n)
 		}
 	}))
 	if frames == 0 {
-		t.Error("no frame was read")
+		t.Error("no frames read")
 	}
 }
