@@ -11,7 +11,7 @@
 //	<prefix>/subnets/10.5.1.0-24&fd10:5:0:40::-64          a dual-stack lease
 //	<prefix>/weft/owners/10.5.1.0-24      Weft only: {"id":"…","node":"host"}, with an etcd
 //	                                      lease of 15 s
-
+//
 // The owner key shows that the daemon that holds a lease is alive, and identifies it. It allows
 // Weft to refuse a second node with the same public IP but accept a daemon that restarts after a
 // crash. It lies outside <prefix>/subnets because flannel drops all its peers if it finds an

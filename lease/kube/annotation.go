@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// annotations are the full names of what is written to and read from a Node.
+// annotations are the full names of the annotations that are read from and written to a Node.
 type annotations struct {
 	backendType, managed string
 	v4, v6               familyAnnotations
 }
 
-// familyAnnotations are the names of which each address family has its own.
+// familyAnnotations are the names of the annotations of one address family.
 type familyAnnotations struct {
 	data, publicIP, overwrite, nodePublicIP string
 }
 
-// namePrefix is what flannel accepts as the beginning of an annotation's name: a domain of at least two labels, a
-// slash, and perhaps the beginning of the name itself up to a dash.
+// namePrefix matches the annotation prefixes that flannel accepts: a domain of at least two labels,
+// a slash, and optionally the beginning of the name up to a dash.
 const namePrefix = `^([a-z0-9_-]+\.)+[a-z0-9_-]+/([a-z0-9_-]+-)?$`
 
-// newAnnotations makes the names that begin with prefix (--kube-annotation-prefix).
+// newAnnotations returns the names with the given prefix (--kube-annotation-prefix).
 func newAnnotations(prefix string) (annotations, error) {
 	p := prefix
 	switch {
@@ -31,8 +31,9 @@ func newAnnotations(prefix string) (annotations, error) {
 		p += "-"
 	}
 	if !regexp.MustCompile(namePrefix).MatchString(p) {
-		return annotations{}, fmt.Errorf("annotation prefix %q: want a domain in lower case such as example.com, "+
-			"perhaps with a slash and the beginning of a name as in example.com/net", prefix)
+		return annotations{}, fmt.Errorf("annotation prefix %q: want a lower-case domain "+
+			"such as example.com, optionally with the beginning of a name "+
+			"such as example.com/net", prefix)
 	}
 	return annotations{
 		backendType: p + "backend-type",
@@ -52,7 +53,7 @@ func newAnnotations(prefix string) (annotations, error) {
 	}, nil
 }
 
-// all lists every name.
+// all returns all names.
 func (a annotations) all() []string {
 	names := []string{a.backendType, a.managed}
 	for _, f := range []familyAnnotations{a.v4, a.v6} {

@@ -10,40 +10,41 @@ import (
 )
 
 const (
-	// upReason and upMessage are flannel's words, by which tools know that the network is up.
+	// upReason and upMessage are flannel's. Tools use them to detect that the network is up.
 	upReason, upMessage = "FlannelIsUp", "Flannel is running on this node"
 	downReason          = "WeftCannotForward"
 
-	// downAfter is how long a node must be unable to forward before its condition says so: the taint that follows keeps
-	// pods away, which a blink is not worth.
+	// downAfter is how long a node must be unable to forward before its condition changes: the
+	// resulting taint keeps pods away, which is not justified for a short interruption.
 	downAfter = 10 * time.Second
-	// Bounds of the pauses between tries to write the condition.
+	// Bounds of the delay between attempts to write the condition.
 	conditionRetryMin, conditionRetryMax = time.Second, 30 * time.Second
 )
 
-// condition keeps the NetworkUnavailable condition of our Node as it should be.
+// condition maintains the NetworkUnavailable condition of this daemon's Node.
 type condition struct {
-	store *Store
-	wake  chan struct{} // holds one entry when there is something to look at
+	store     *Store
+	triggered chan struct{} // holds one entry while a change is pending
 
-	mu    sync.Mutex // guards what is below
-	known bool       // SetForwarding was called
-	up    bool
-	why   string    // not up
-	since time.Time // when up last changed
-	node  string    // that was seen last; empty: none
-	rev   int64     // its resource version
-	have  corev1.NodeCondition
+	mu       sync.Mutex // guards the fields below
+	known    bool       // SetForwarding was called
+	up       bool
+	reason   string    // why up is false
+	since    time.Time // of the last change of up
+	node     string    // last observed Node; empty: none
+	revision int64     // of node
+	current  corev1.NodeCondition
 }
 
 func newCondition(s *Store) *condition {
-	return &condition{store: s, wake: make(chan struct{}, 1)}
+	return &condition{store: s, triggered: make(chan struct{}, 1)}
 }
 
-// SetForwarding says whether pods of this node can reach those of other nodes, and if not, why. It returns at once. The
-// node's NetworkUnavailable condition follows, tried until it is written, and again when the Node is made anew; it does
-// nothing if the condition is not ours to write. What it said last stays on the Node when the daemon ends.
-func (s *Store) SetForwarding(up bool, why string) {
+// SetForwarding sets whether pods of this node can reach those of other nodes, and the reason if
+// they cannot. It returns at once. The NetworkUnavailable condition is written in the background,
+// with retries, and again if the Node is recreated. SetForwarding does nothing unless
+// Config.WriteCondition is set. The condition remains on the Node when the daemon exits.
+func (s *Store) SetForwarding(up bool, reason string) {
 	c := s.condition
 	if c == nil {
 		return
@@ -53,41 +54,44 @@ func (s *Store) SetForwarding(up bool, why string) {
 	if !c.known || c.up != up {
 		c.since = time.Now()
 	}
-	c.known, c.up, c.why = true, up, why
-	c.look()
+	c.known, c.up, c.reason = true, up, reason
+	c.trigger()
 }
 
-// look makes run look. The caller holds mu.
-func (c *condition) look() {
+// trigger makes run evaluate the condition. The caller holds mu.
+func (c *condition) trigger() {
 	select {
-	case c.wake <- struct{}{}:
+	case c.triggered <- struct{}{}:
 	default:
 	}
 }
 
-// ownSeen takes over what our own Node says. A Node older than the last one seen changes nothing.
-func (s *Store) ownSeen(n *corev1.Node) {
+// observeOwn takes the current condition from this daemon's Node n. It ignores a Node older than
+// the last one observed.
+func (s *Store) observeOwn(n *corev1.Node) {
 	c := s.condition
 	if c == nil {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	rev := revisionOf(n.ResourceVersion)
-	if c.node == n.Name && rev < c.rev {
+	revision := revisionOf(n.ResourceVersion)
+	if c.node == n.Name && revision < c.revision {
 		return
 	}
-	c.node, c.rev, c.have = n.Name, rev, corev1.NodeCondition{}
+	c.node, c.revision, c.current = n.Name, revision, corev1.NodeCondition{}
 	for _, have := range n.Status.Conditions {
 		if have.Type == corev1.NodeNetworkUnavailable {
-			c.have = have
+			c.current = have
 		}
 	}
-	c.look()
+	c.trigger()
 }
 
-// due returns the condition to write, if one is, or how long it takes until one may be; 0 for never.
-func (c *condition) due(now time.Time) (node string, write *corev1.NodeCondition, in time.Duration) {
+// due returns the condition to write, or the time until one may be due; 0 means never.
+func (c *condition) due(
+	now time.Time,
+) (node string, write *corev1.NodeCondition, in time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.known || c.node == "" {
@@ -96,9 +100,9 @@ func (c *condition) due(now time.Time) (node string, write *corev1.NodeCondition
 	want := corev1.NodeCondition{Type: corev1.NodeNetworkUnavailable, Status: corev1.ConditionFalse,
 		Reason: upReason, Message: upMessage}
 	if !c.up {
-		want.Status, want.Reason, want.Message = corev1.ConditionTrue, downReason, c.why
+		want.Status, want.Reason, want.Message = corev1.ConditionTrue, downReason, c.reason
 	}
-	if c.have.Status == want.Status && c.have.Reason == want.Reason {
+	if c.current.Status == want.Status && c.current.Reason == want.Reason {
 		return "", nil, 0
 	}
 	if in := c.since.Add(downAfter).Sub(now); !c.up && in > 0 {
@@ -106,61 +110,63 @@ func (c *condition) due(now time.Time) (node string, write *corev1.NodeCondition
 	}
 	want.LastHeartbeatTime = metav1.NewTime(now)
 	want.LastTransitionTime = want.LastHeartbeatTime
-	if c.have.Status == want.Status {
-		want.LastTransitionTime = c.have.LastTransitionTime
+	if c.current.Status == want.Status {
+		want.LastTransitionTime = c.current.LastTransitionTime
 	}
 	return c.node, &want, 0
 }
 
-// run writes the condition whenever it is not as it should be, until ctx ends.
+// run writes the condition whenever it differs from the wanted one, until ctx ends.
 func (c *condition) run(ctx context.Context) {
-	var pause time.Duration
-	var logged string
+	var delay time.Duration
+	var lastLogged string
 	for ctx.Err() == nil {
 		node, write, in := c.due(time.Now())
 		if write != nil {
 			if err := c.write(ctx, node, *write); err == nil {
-				c.store.log.Info("node condition written", "node", node, "type", write.Type, "status", write.Status,
-					"message", write.Message)
-				pause, logged = 0, ""
+				c.store.log.Info("node condition written",
+					"node", node, "type", write.Type, "status", write.Status, "message",
+					write.Message)
+				delay, lastLogged = 0, ""
 				continue
-			} else if logged != err.Error() && ctx.Err() == nil {
-				logged = err.Error()
-				c.store.log.Warn("cannot write the node's NetworkUnavailable condition, trying on", "err", err)
+			} else if lastLogged != err.Error() && ctx.Err() == nil {
+				lastLogged = err.Error()
+				c.store.log.Warn("cannot write NetworkUnavailable condition, retrying", "err", err)
 			}
-			pause = min(max(2*pause, conditionRetryMin), conditionRetryMax)
-			in = pause
+			delay = min(max(2*delay, conditionRetryMin), conditionRetryMax)
+			in = delay
 		}
 		c.wait(ctx, in, write == nil)
 	}
 }
 
-// wait returns after d (0: never), when ctx has ended, or, if it may be woken, when there is something to look at.
-func (c *condition) wait(ctx context.Context, d time.Duration, woken bool) {
+// wait returns after d (0: never), when ctx ends or, if triggerable, when triggered.
+func (c *condition) wait(ctx context.Context, d time.Duration, triggerable bool) {
 	var timer <-chan time.Time
 	if d > 0 {
 		t := time.NewTimer(d)
 		defer t.Stop()
 		timer = t.C
 	}
-	wake := c.wake
-	if !woken {
-		wake = nil
+	triggered := c.triggered
+	if !triggerable {
+		triggered = nil
 	}
 	select {
-	case <-wake:
+	case <-triggered:
 	case <-timer:
 	case <-ctx.Done():
 	}
 }
 
-// write patches the condition; others of the Node are kept, since they are merged by type.
+// write patches the condition. The Node's other conditions are kept because conditions are merged
+// by type.
 func (c *condition) write(ctx context.Context, node string, want corev1.NodeCondition) error {
 	patch := map[string]any{"status": map[string]any{"conditions": []corev1.NodeCondition{want}}}
 	n, err := c.store.patchStatus(ctx, node, patch)
 	if err != nil {
 		return err
 	}
-	c.store.ownSeen(n)
+	c.store.observeOwn(n)
 	return nil
 }

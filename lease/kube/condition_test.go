@@ -17,29 +17,30 @@ import (
 	"weft/lease"
 )
 
-// refusing is an API server that refuses patches while it is told to, and counts them.
-type refusing struct {
+// rejectingAPI is an API server that counts patches and rejects them if reject is set.
+type rejectingAPI struct {
 	fakeAPI
-	refuse  atomic.Bool
+	reject  atomic.Bool
 	patches atomic.Int32
 }
 
-func (r *refusing) Nodes() typed.NodeInterface { return refusingNodes{r.fakeAPI.Nodes(), r} }
+func (r *rejectingAPI) Nodes() typed.NodeInterface { return rejectingAPINodes{r.fakeAPI.Nodes(), r} }
 
-type refusingNodes struct {
+type rejectingAPINodes struct {
 	typed.NodeInterface
-	r *refusing
+	r *rejectingAPI
 }
 
-func (n refusingNodes) Patch(ctx context.Context, name string, pt types.PatchType, data []byte, o metav1.PatchOptions, sub ...string) (*corev1.Node, error) {
+func (n rejectingAPINodes) Patch(ctx context.Context, name string, pt types.PatchType, data []byte,
+	o metav1.PatchOptions, sub ...string) (*corev1.Node, error) {
 	n.r.patches.Add(1)
-	if n.r.refuse.Load() {
+	if n.r.reject.Load() {
 		return nil, apierrors.NewInternalError(context.DeadlineExceeded)
 	}
 	return n.NodeInterface.Patch(ctx, name, pt, data, o, sub...)
 }
 
-// conditionOf reads the node's condition; the zero value if it has none.
+// conditionOf returns the node's NetworkUnavailable condition; zero if it has none.
 func conditionOf(t *testing.T, client api, node string) corev1.NodeCondition {
 	t.Helper()
 	n, err := client.Nodes().Get(t.Context(), node, metav1.GetOptions{})
@@ -54,16 +55,17 @@ func conditionOf(t *testing.T, client api, node string) corev1.NodeCondition {
 	return corev1.NodeCondition{}
 }
 
-// conditionTest opens a store of a claimed node n inside a bubble.
-func conditionTest(t *testing.T, ours bool, run func(t *testing.T, s *Store, r *refusing)) {
+// conditionTest runs a test in a synctest bubble, on a store that has claimed node n.
+func conditionTest(t *testing.T, writeCondition bool, run func(t *testing.T, s *Store, r *rejectingAPI)) {
 	conf := writeConf(t, netConf)
 	synctest.Test(t, func(t *testing.T) {
-		r := &refusing{fakeAPI: newFake()}
-		b := bench{client: r.fakeAPI}
+		r := &rejectingAPI{fakeAPI: newFake()}
+		tc := testCluster{client: r.fakeAPI}
 		n := newNode("n", "10.244.7.0/24")
 		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
-		b.create(t, n)
-		s := openOn(t, r, Config{Node: "n", NetworkFile: conf, WriteCondition: ours, Log: slog.New(slog.DiscardHandler)})
+		tc.create(t, n)
+		s := openOn(t, r, Config{Node: "n", NetworkFile: conf, WriteCondition: writeCondition,
+			Log: slog.New(slog.DiscardHandler)})
 		if _, err := s.Claim(t.Context(), lease.Request{Network: network(t, netConf), Attrs: attrsOf(0)}); err != nil {
 			t.Fatal(err)
 		}
@@ -71,44 +73,45 @@ func conditionTest(t *testing.T, ours bool, run func(t *testing.T, s *Store, r *
 	})
 }
 
-func TestConditionSaysThatTheNetworkIsUp(t *testing.T) {
-	conditionTest(t, true, func(t *testing.T, s *Store, r *refusing) {
+func TestConditionUp(t *testing.T) {
+	conditionTest(t, true, func(t *testing.T, s *Store, r *rejectingAPI) {
 		synctest.Wait()
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Type != "" {
-			t.Errorf("before anything was said: %+v", c)
+			t.Errorf("before SetForwarding: %+v", c)
 		}
 		s.SetForwarding(true, "")
 		synctest.Wait()
 		c := conditionOf(t, r.fakeAPI, "n")
-		if c.Status != corev1.ConditionFalse || c.Reason != "FlannelIsUp" || c.Message != "Flannel is running on this node" {
+		if c.Status != corev1.ConditionFalse || c.Reason != "FlannelIsUp" ||
+			c.Message != "Flannel is running on this node" {
 			t.Errorf("got %+v", c)
 		}
 		if c.LastTransitionTime.IsZero() || c.LastHeartbeatTime.IsZero() {
-			t.Errorf("without times: %+v", c)
+			t.Errorf("times not set: %+v", c)
 		}
 		n, err := r.Nodes().Get(t.Context(), "n", metav1.GetOptions{})
 		if err != nil || len(n.Status.Conditions) != 2 {
-			t.Errorf("other conditions are gone: %+v, %v", n.Status.Conditions, err)
+			t.Errorf("other conditions changed: %+v, %v", n.Status.Conditions, err)
 		}
 		before := r.patches.Load()
 		s.SetForwarding(true, "")
 		time.Sleep(time.Hour)
 		if r.patches.Load() != before {
-			t.Error("written again without need")
+			t.Error("unchanged condition written again")
 		}
 	})
 }
 
-func TestConditionIsWrittenOnceTheAPIServerAllowsIt(t *testing.T) {
-	conditionTest(t, true, func(t *testing.T, s *Store, r *refusing) {
-		r.refuse.Store(true)
+func TestConditionRetried(t *testing.T) {
+	conditionTest(t, true, func(t *testing.T, s *Store, r *rejectingAPI) {
+		r.reject.Store(true)
 		r.patches.Store(0)
 		s.SetForwarding(true, "")
 		time.Sleep(10 * time.Minute)
 		if n := r.patches.Load(); n < 20 || n > 30 {
-			t.Errorf("%d tries in ten minutes", n)
+			t.Errorf("%d attempts in ten minutes", n)
 		}
-		r.refuse.Store(false)
+		r.reject.Store(false)
 		time.Sleep(conditionRetryMax)
 		synctest.Wait()
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionFalse {
@@ -117,51 +120,52 @@ func TestConditionIsWrittenOnceTheAPIServerAllowsIt(t *testing.T) {
 	})
 }
 
-func TestConditionSaysThatTheNodeCannotForward(t *testing.T) {
-	conditionTest(t, true, func(t *testing.T, s *Store, r *refusing) {
+func TestConditionDown(t *testing.T) {
+	conditionTest(t, true, func(t *testing.T, s *Store, r *rejectingAPI) {
 		s.SetForwarding(true, "")
 		synctest.Wait()
 		s.SetForwarding(false, "no device")
 		time.Sleep(downAfter / 2)
 		synctest.Wait()
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionFalse {
-			t.Errorf("in a blink: %+v", c)
+			t.Errorf("during a short interruption: %+v", c)
 		}
 		s.SetForwarding(true, "")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionFalse {
-			t.Errorf("after a blink: %+v", c)
+			t.Errorf("after a short interruption: %+v", c)
 		}
 		for range 12 {
-			s.SetForwarding(false, "no device") // as often as one likes: the time runs on
+			s.SetForwarding(false, "no device") // repeated calls do not restart the time
 			time.Sleep(time.Second)
 		}
 		synctest.Wait()
-		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionTrue || c.Reason != downReason || c.Message != "no device" {
+		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionTrue || c.Reason != downReason ||
+			c.Message != "no device" {
 			t.Errorf("got %+v", c)
 		}
 		s.SetForwarding(true, "")
 		synctest.Wait()
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionFalse {
-			t.Errorf("after the repair: %+v", c)
+			t.Errorf("after recovery: %+v", c)
 		}
 	})
 }
 
-func TestConditionIsWrittenOnANewNodeObject(t *testing.T) {
-	conditionTest(t, true, func(t *testing.T, s *Store, r *refusing) {
-		states, _ := follow(t, s, lease.Request{Network: network(t, netConf), Attrs: attrsOf(0)})
-		until(t, states, "the lease", held)
+func TestConditionRecreatedNode(t *testing.T) {
+	conditionTest(t, true, func(t *testing.T, s *Store, r *rejectingAPI) {
+		states, _ := startManager(t, s, lease.Request{Network: network(t, netConf), Attrs: attrsOf(0)})
+		waitState(t, states, "the lease", isHeld)
 		s.SetForwarding(true, "")
 		synctest.Wait()
 		if err := r.fakeAPI.Nodes().Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		until(t, states, "the loss", func(s lease.State) bool { return !s.Held })
-		b := bench{client: r.fakeAPI}
-		b.create(t, newNode("n", "10.244.7.0/24"))
-		until(t, states, "the lease again", held)
+		waitState(t, states, "the loss", func(s lease.State) bool { return !s.Held })
+		tc := testCluster{client: r.fakeAPI}
+		tc.create(t, newNode("n", "10.244.7.0/24"))
+		waitState(t, states, "the lease again", isHeld)
 		synctest.Wait()
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Status != corev1.ConditionFalse {
 			t.Errorf("got %+v", c)
@@ -169,8 +173,8 @@ func TestConditionIsWrittenOnANewNodeObject(t *testing.T) {
 	})
 }
 
-func TestConditionIsLeftAlone(t *testing.T) {
-	conditionTest(t, false, func(t *testing.T, s *Store, r *refusing) {
+func TestConditionDisabled(t *testing.T) {
+	conditionTest(t, false, func(t *testing.T, s *Store, r *rejectingAPI) {
 		s.SetForwarding(true, "")
 		time.Sleep(time.Hour)
 		if c := conditionOf(t, r.fakeAPI, "n"); c.Type != "" {

@@ -11,7 +11,7 @@ const adminConfig = `{"apiVersion":"v1","kind":"Config","current-context":"c",
 "clusters":[{"name":"c","cluster":{"server":"https://192.0.2.1:6443"}}],
 "users":[{"name":"u","user":{"token":"secret"}}],"contexts":[{"name":"c","context":{"cluster":"c","user":"u"}}]}`
 
-func TestOnlyTheGivenServerIsUsed(t *testing.T) {
+func TestFindServer(t *testing.T) {
 	home := t.TempDir()
 	path := filepath.Join(home, ".kube", "config")
 	if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
@@ -29,11 +29,12 @@ func TestOnlyTheGivenServerIsUsed(t *testing.T) {
 		host, token string
 		err         string
 	}{
-		{name: "nothing", err: "give --kube-api-url or --kubeconfig-file, or run in a pod"},
-		{name: "a file", config: Config{Kubeconfig: path}, host: "https://192.0.2.1:6443", token: "secret"},
-		{name: "a URL", config: Config{APIURL: "https://192.0.2.2:6443"}, host: "https://192.0.2.2:6443"},
-		{name: "both", config: Config{APIURL: "https://192.0.2.2:6443", Kubeconfig: path}, host: "https://192.0.2.2:6443", token: "secret"},
-		{name: "a file that is not there", config: Config{Kubeconfig: path + "x"}, err: "no such file"},
+		{name: "empty", err: "set --kube-api-url or --kubeconfig-file, or run in a pod"},
+		{name: "file", config: Config{Kubeconfig: path}, host: "https://192.0.2.1:6443", token: "secret"},
+		{name: "URL", config: Config{APIURL: "https://192.0.2.2:6443"}, host: "https://192.0.2.2:6443"},
+		{name: "both", config: Config{APIURL: "https://192.0.2.2:6443", Kubeconfig: path},
+			host: "https://192.0.2.2:6443", token: "secret"},
+		{name: "missing file", config: Config{Kubeconfig: path + "x"}, err: "no such file"},
 	} {
 		got, err := findServer(test.config)
 		switch {

@@ -12,8 +12,8 @@ import (
 	"weft/lease"
 )
 
-// Network reads the network config file. Subnets are not cut from it here, so its sizes are not checked, but it must have
-// a range for each family that is on.
+// Network reads the network config file. The cluster allocates the subnets, so their sizes are not
+// checked, but each enabled family must have a range.
 func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 	n, err := parseNetwork(os.ReadFile(s.networkFile))
 	if err != nil {
@@ -22,7 +22,7 @@ func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 	return n, nil
 }
 
-// parseNetwork takes what os.ReadFile returns.
+// parseNetwork parses the results of os.ReadFile.
 func parseNetwork(b []byte, err error) (lease.Network, error) {
 	if err != nil {
 		return lease.Network{}, err
@@ -34,14 +34,16 @@ func parseNetwork(b []byte, err error) (lease.Network, error) {
 	return n, n.CheckRanges()
 }
 
-// WatchNetwork follows the network config file until ctx ends; then it returns nil. Whenever the file says something else
-// than before, which was current at first, it calls changed: with a config that can take effect, or with the reason why
-// the file's cannot. A text counts once it was read the same twice, since an editor may still be writing it.
-func (s *Store) WatchNetwork(ctx context.Context, current lease.Network, changed func(lease.Network, error)) error {
-	tick := time.NewTicker(s.poll)
+// WatchNetwork watches the network config file until ctx ends; then it returns nil. current is the
+// config in force. After each change of the file it calls changed with a config that can take
+// effect, or with the error that prevents it. It ignores a version until it has read it twice
+// unchanged, because an editor may still be writing it.
+func (s *Store) WatchNetwork(ctx context.Context, current lease.Network,
+	changed func(lease.Network, error)) error {
+	tick := time.NewTicker(s.pollInterval)
 	defer tick.Stop()
 	var read []byte
-	var refused string
+	var rejected string
 	for {
 		select {
 		case <-ctx.Done():
@@ -49,26 +51,26 @@ func (s *Store) WatchNetwork(ctx context.Context, current lease.Network, changed
 		case <-tick.C:
 		}
 		now, err := os.ReadFile(s.networkFile)
-		settled := bytes.Equal(now, read)
-		if read = now; !settled {
+		stable := bytes.Equal(now, read)
+		if read = now; !stable {
 			continue
 		}
 		n, err := parseNetwork(now, err)
 		if err == nil {
-			err = s.roster.fits(n)
+			err = s.cache.checkNetwork(n)
 		}
 		switch {
-		case err != nil && err.Error() != refused:
-			refused = err.Error()
+		case err != nil && err.Error() != rejected:
+			rejected = err.Error()
 			changed(lease.Network{}, fmt.Errorf("network config %s: %w", s.networkFile, err))
-		case err == nil && (refused != "" || !SameNetwork(n, current)):
-			refused, current = "", n
+		case err == nil && (rejected != "" || !SameNetwork(n, current)):
+			rejected, current = "", n
 			changed(n, nil)
 		}
 	}
 }
 
-// SameNetwork reports whether two configs say the same, however their JSON is set.
+// SameNetwork reports whether two configs are equal, regardless of the formatting of their JSON.
 func SameNetwork(a, b lease.Network) bool {
 	for _, n := range []*lease.Network{&a, &b} {
 		var compact bytes.Buffer

@@ -11,17 +11,17 @@ import (
 	"weft/lease"
 )
 
-// family is one address family of a node: which annotations are its own, and where its part of a lease lies.
+// family describes an address family: its annotations and its fields of a lease.
 type family struct {
 	name    string
 	bits    int // of an address
 	enabled func(lease.Network) bool
 	network func(lease.Network) netip.Prefix
 	names   func(annotations) familyAnnotations
-	part    func(*lease.Lease) (subnet *netip.Prefix, public *netip.Addr, data *json.RawMessage)
+	fields  func(*lease.Lease) (subnet *netip.Prefix, public *netip.Addr, data *json.RawMessage)
 }
 
-// families are both, IPv4 first.
+// families returns both families, IPv4 first.
 func families() [2]family {
 	return [2]family{
 		{
@@ -29,7 +29,7 @@ func families() [2]family {
 			enabled: func(n lease.Network) bool { return n.EnableIPv4 },
 			network: func(n lease.Network) netip.Prefix { return n.Network },
 			names:   func(a annotations) familyAnnotations { return a.v4 },
-			part: func(l *lease.Lease) (*netip.Prefix, *netip.Addr, *json.RawMessage) {
+			fields: func(l *lease.Lease) (*netip.Prefix, *netip.Addr, *json.RawMessage) {
 				return &l.Subnet, &l.PublicIP, &l.BackendData
 			},
 		},
@@ -38,14 +38,14 @@ func families() [2]family {
 			enabled: func(n lease.Network) bool { return n.EnableIPv6 },
 			network: func(n lease.Network) netip.Prefix { return n.IPv6Network },
 			names:   func(a annotations) familyAnnotations { return a.v6 },
-			part: func(l *lease.Lease) (*netip.Prefix, *netip.Addr, *json.RawMessage) {
+			fields: func(l *lease.Lease) (*netip.Prefix, *netip.Addr, *json.RawMessage) {
 				return &l.Subnet6, &l.PublicIPv6, &l.BackendV6Data
 			},
 		},
 	}
 }
 
-// podCIDRs lists what the cluster gave the node. spec.podCIDR is what clusters without dual stack fill alone.
+// podCIDRs returns the node's pod CIDRs. Clusters without dual-stack support set only spec.podCIDR.
 func podCIDRs(n *corev1.Node) []string {
 	if len(n.Spec.PodCIDRs) == 0 && n.Spec.PodCIDR != "" {
 		return []string{n.Spec.PodCIDR}
@@ -53,7 +53,7 @@ func podCIDRs(n *corev1.Node) []string {
 	return n.Spec.PodCIDRs
 }
 
-// podCIDR is the node's subnet of the family, or an error that says what is missing.
+// podCIDR returns the node's subnet of the family.
 func (f family) podCIDR(n *corev1.Node, network lease.Network) (netip.Prefix, error) {
 	for _, text := range podCIDRs(n) {
 		p, err := netip.ParsePrefix(text)
@@ -61,28 +61,33 @@ func (f family) podCIDR(n *corev1.Node, network lease.Network) (netip.Prefix, er
 			continue
 		}
 		if in := f.network(network); p.Bits() < in.Bits() || !in.Contains(p.Addr()) {
-			return netip.Prefix{}, fmt.Errorf("podCIDR %s of node %s is not inside the network %s", p, n.Name, in)
+			return netip.Prefix{}, fmt.Errorf("podCIDR %s of node %s is not inside the network %s",
+				p, n.Name, in)
 		}
 		return p.Masked(), nil
 	}
-	return netip.Prefix{}, fmt.Errorf("node %s has no %s podCIDR (spec.podCIDRs is %q): does the cluster allocate them?",
+	return netip.Prefix{}, fmt.Errorf(
+		"node %s has no %s podCIDR (spec.podCIDRs is %q): does the cluster allocate them?",
 		n.Name, f.name, podCIDRs(n))
 }
 
-// address reads one of the annotations that hold an address of the family. An absent one is the zero Addr.
+// address parses an annotation that holds an address of the family. If it is missing, address
+// returns the zero Addr.
 func (f family) address(n *corev1.Node, annotation string) (netip.Addr, error) {
 	text := n.Annotations[annotation]
 	if text == "" {
 		return netip.Addr{}, nil
 	}
 	a, err := netip.ParseAddr(text)
-	if err != nil || a.BitLen() != f.bits || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
-		return netip.Addr{}, fmt.Errorf("annotation %s: %q is not an %s address of a host", annotation, text, f.name)
+	if err != nil || a.BitLen() != f.bits || a.Is4In6() || a.Zone() != "" ||
+		a.IsUnspecified() || a.IsMulticast() {
+		return netip.Addr{}, fmt.Errorf("annotation %s: %q is not an %s address of a host",
+			annotation, text, f.name)
 	}
 	return a, nil
 }
 
-// data reads the family's backend data; nil if there is none.
+// data returns the family's backend data; nil if none.
 func (f family) data(n *corev1.Node, annotation string) (json.RawMessage, error) {
 	text := n.Annotations[annotation]
 	switch {
@@ -94,7 +99,7 @@ func (f family) data(n *corev1.Node, annotation string) (json.RawMessage, error)
 	return json.RawMessage(text), nil
 }
 
-// subnetsOf are the subnets of a node, of which it must have one for each family that is on.
+// subnetsOf returns a lease with the subnets of a node, which must have one per enabled family.
 func subnetsOf(n *corev1.Node, network lease.Network) (lease.Lease, error) {
 	l := lease.Lease{Node: n.Name}
 	for _, f := range families() {
@@ -105,37 +110,42 @@ func subnetsOf(n *corev1.Node, network lease.Network) (lease.Lease, error) {
 		if err != nil {
 			return lease.Lease{}, err
 		}
-		subnet, _, _ := f.part(&l)
+		subnet, _, _ := f.fields(&l)
 		*subnet = p
 	}
 	return l, nil
 }
 
-// leaseOf reads the lease that a node publishes. ok is false if it publishes none. A family with something wrong is left
-// out of the lease, so that it cannot take the other along; err says what was wrong, also if ok.
-func leaseOf(n *corev1.Node, names annotations, network lease.Network) (l lease.Lease, ok bool, err error) {
+// leaseOf returns the lease that a node publishes; ok is false if it publishes none. An invalid
+// family is omitted from the lease, so that the other one remains usable. err describes invalid
+// data, even if ok is true.
+func leaseOf(n *corev1.Node, names annotations, network lease.Network) (l lease.Lease, ok bool,
+	err error) {
 	if n.Annotations[names.managed] != "true" {
 		return lease.Lease{}, false, nil
 	}
 	l = lease.Lease{Node: n.Name, Attrs: lease.Attrs{BackendType: n.Annotations[names.backendType]}}
-	var wrong []error
+	var invalid []error
 	for _, f := range families() {
 		if !f.enabled(network) {
 			continue
 		}
 		if err := f.read(n, f.names(names), network, &l); err != nil {
-			wrong = append(wrong, err)
+			invalid = append(invalid, err)
 		}
 	}
 	reachable := l.PublicIP.IsValid() || l.PublicIPv6.IsValid()
 	if !reachable && (l.Subnet.IsValid() || l.Subnet6.IsValid()) {
-		wrong = append(wrong, fmt.Errorf("neither annotation %s nor %s holds an address", names.v4.publicIP, names.v6.publicIP))
+		invalid = append(invalid, fmt.Errorf("neither annotation %s nor %s holds an address",
+			names.v4.publicIP, names.v6.publicIP))
 	}
-	return l, reachable && (l.Subnet.IsValid() || l.Subnet6.IsValid()), errors.Join(wrong...)
+	return l, reachable && (l.Subnet.IsValid() || l.Subnet6.IsValid()), errors.Join(invalid...)
 }
 
-// read fills the family's part of l, or leaves it unset and says why.
-func (f family) read(n *corev1.Node, names familyAnnotations, network lease.Network, l *lease.Lease) error {
+// read sets the family's fields of l. On an error it leaves them unset.
+func (f family) read(
+	n *corev1.Node, names familyAnnotations, network lease.Network, l *lease.Lease,
+) error {
 	p, err := f.podCIDR(n, network)
 	if err != nil {
 		return err
@@ -148,51 +158,56 @@ func (f family) read(n *corev1.Node, names familyAnnotations, network lease.Netw
 	if err != nil {
 		return err
 	}
-	subnet, public, data := f.part(l)
+	subnet, public, data := f.fields(l)
 	*subnet, *public, *data = p, a, d
 	return nil
 }
 
-// published is what a node with these attributes says of itself: a with the administrator's addresses in place of its
-// own. err names those that are no addresses, which change nothing.
+// published returns the attributes to publish on n: a with its addresses replaced by those that the
+// administrator set. It ignores invalid addresses, which err describes.
 func published(n *corev1.Node, names annotations, a lease.Attrs) (lease.Attrs, error) {
 	l := lease.Lease{Attrs: a}
-	var wrong []error
+	var invalid []error
 	for _, f := range families() {
-		over, err := f.address(n, f.names(names).overwrite)
+		overwrite, err := f.address(n, f.names(names).overwrite)
 		if err != nil {
-			wrong = append(wrong, err)
+			invalid = append(invalid, err)
 		}
-		if _, public, _ := f.part(&l); over.IsValid() {
-			*public = over
+		if _, public, _ := f.fields(&l); overwrite.IsValid() {
+			*public = overwrite
 		}
 	}
-	return l.Attrs, errors.Join(wrong...)
+	return l.Attrs, errors.Join(invalid...)
 }
 
-// changes lists the annotations that must change for the node to say a; nil stands for one that must go.
-func changes(n *corev1.Node, names annotations, a lease.Attrs) map[string]any {
+// annotationChanges returns the annotations to change so that n publishes a; nil removes one.
+func annotationChanges(n *corev1.Node, names annotations, a lease.Attrs) map[string]any {
 	want := map[string]any{names.backendType: a.BackendType, names.managed: "true"}
 	l := lease.Lease{Attrs: a}
 	for _, f := range families() {
-		own := f.names(names)
-		want[own.data], want[own.publicIP] = nil, nil
-		if _, public, data := f.part(&l); public.IsValid() && !(needsData(a.BackendType) && *data == nil) {
-			want[own.publicIP] = public.String()
-			want[own.data] = "null"
+		family := f.names(names)
+		want[family.data], want[family.publicIP] = nil, nil
+		if _, public, data := f.fields(&l); public.IsValid() &&
+			!(needsData(a.BackendType) && *data == nil) {
+			want[family.publicIP] = public.String()
+			want[family.data] = "null"
 			if *data != nil {
-				want[own.data] = string(*data)
+				want[family.data] = string(*data)
 			}
 		}
 	}
 	for name, value := range want {
-		have, there := n.Annotations[name]
-		if value == nil && !there || there && value == have {
+		have, ok := n.Annotations[name]
+		if value == nil && !ok || ok && value == have {
 			delete(want, name)
 		}
 	}
 	return want
 }
 
-// needsData reports whether a node of this backend is of no use to others in a family for which it publishes no data.
-func needsData(backendType string) bool { return backendType == "vxlan" || backendType == "wireguard" }
+// needsData reports whether a node of this backend is of no use to others in a family for which it
+// publishes no data.
+func needsData(backendType string) bool {
+	return backendType == "vxlan" ||
+		backendType == "wireguard"
+}

@@ -12,42 +12,6 @@ import (
 	"weft/lease"
 )
 
-// TestAnnotationPrefix holds flannel's table of prefixes.
-func TestAnnotationPrefix(t *testing.T) {
-	for _, test := range []struct{ prefix, publicIP string }{
-		{"flannel.alpha.coreos.com", "flannel.alpha.coreos.com/public-ip"},
-		{"flannel.alpha.coreos.com/", "flannel.alpha.coreos.com/public-ip"},
-		{"flannel.alpha.coreos.com/prefix", "flannel.alpha.coreos.com/prefix-public-ip"},
-		{"flannel.alpha.coreos.com/prefix-", "flannel.alpha.coreos.com/prefix-public-ip"},
-		{"org.com", "org.com/public-ip"},
-		{"org9.com", "org9.com/public-ip"},
-		{"org.com/9", "org.com/9-public-ip"},
-		{"org", ""}, {"org/", ""}, {"org/prefix", ""}, {"org.COM", ""}, {"org.com/PREFIX", ""},
-		{"org.com/a/b", ""}, {"", ""}, {".com", ""}, {"org..com", ""}, {"org.com/a b", ""},
-	} {
-		names, err := newAnnotations(test.prefix)
-		if test.publicIP == "" {
-			if err == nil {
-				t.Errorf("prefix %q was accepted: %s", test.prefix, names.v4.publicIP)
-			}
-			continue
-		}
-		if err != nil || names.v4.publicIP != test.publicIP {
-			t.Errorf("prefix %q gives %q, %v, want %q", test.prefix, names.v4.publicIP, err, test.publicIP)
-		}
-	}
-}
-
-// defaultNames are flannel's.
-func defaultNames(t testing.TB) annotations {
-	t.Helper()
-	names, err := newAnnotations(FlannelPrefix)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return names
-}
-
 func network(t testing.TB, text string) lease.Network {
 	t.Helper()
 	n, err := parseNetwork([]byte(text), nil)
@@ -59,8 +23,8 @@ func network(t testing.TB, text string) lease.Network {
 
 const dualConf = `{"EnableIPv6": true, "Network": "10.244.0.0/16", "IPv6Network": "fd00:10:244::/56"}`
 
-// says is a Node with annotations, whose names are given without the prefix.
-func says(annotations map[string]string, cidrs ...string) *corev1.Node {
+// annotatedNode returns a Node with annotations. Their names are given without the prefix.
+func annotatedNode(annotations map[string]string, cidrs ...string) *corev1.Node {
 	n := newNode("n", cidrs...)
 	n.Annotations = map[string]string{}
 	for name, text := range annotations {
@@ -81,61 +45,69 @@ func with(base map[string]string, more ...string) map[string]string {
 	return m
 }
 
-func TestLeaseOfANode(t *testing.T) {
-	v4 := map[string]string{"kube-subnet-manager": "true", "public-ip": "192.0.2.1", "backend-type": "", "backend-data": "null"}
+func TestLeaseOf(t *testing.T) {
+	v4 := map[string]string{"kube-subnet-manager": "true", "public-ip": "192.0.2.1", "backend-type": "",
+		"backend-data": "null"}
 	vxlan := with(v4, "backend-type", "vxlan", "backend-data", `{"VNI":1,"VtepMAC":"0a:00:00:00:00:01"}`)
 	dual := with(vxlan, "public-ipv6", "2001:db8::1", "backend-v6-data", `{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`)
 	const cidr, cidr6 = "10.244.1.0/24", "fd00:10:244:1::/64"
 	tests := []struct {
-		name  string
-		conf  string
-		node  *corev1.Node
-		want  string // subnets, addresses, type and data; empty: no lease
-		wrong string // part of what is said to be wrong
+		name    string
+		conf    string
+		node    *corev1.Node
+		want    string // subnets, addresses, type and data; empty: no lease
+		wantErr string // substring; empty: no error
 	}{
-		{"udp", netConf, says(v4, cidr), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
-		{"vxlan", netConf, says(vxlan, cidr), `10.244.1.0/24 - 192.0.2.1 - vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} `, ""},
-		{"not managed", netConf, says(with(v4, "kube-subnet-manager", ""), cidr), "", ""},
-		{"managed is not true", netConf, says(with(v4, "kube-subnet-manager", "yes"), cidr), "", ""},
-		{"no annotations at all", netConf, newNode("n", cidr), "", ""},
-		{"no podCIDR", netConf, says(v4), "", "no IPv4 podCIDR"},
-		{"only the old field", netConf, func() *corev1.Node {
-			n := says(v4)
+		{"udp", netConf, annotatedNode(v4, cidr), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
+		{"vxlan", netConf, annotatedNode(vxlan, cidr),
+			`10.244.1.0/24 - 192.0.2.1 - vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} `, ""},
+		{"not managed", netConf, annotatedNode(with(v4, "kube-subnet-manager", ""), cidr), "", ""},
+		{"managed is not true", netConf, annotatedNode(with(v4, "kube-subnet-manager", "yes"), cidr), "", ""},
+		{"no annotations", netConf, newNode("n", cidr), "", ""},
+		{"no podCIDR", netConf, annotatedNode(v4), "", "no IPv4 podCIDR"},
+		{"podCIDR field only", netConf, func() *corev1.Node {
+			n := annotatedNode(v4)
 			n.Spec.PodCIDR = cidr
 			return n
 		}(), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
-		{"podCIDR elsewhere", netConf, says(v4, "10.9.1.0/24"), "", "not inside the network"},
-		{"podCIDR wider than the network", netConf, says(v4, "10.0.0.0/8"), "", "not inside the network"},
-		{"podCIDR wider than the network, written with an address of it", netConf, says(v4, "10.244.0.0/12"), "", "not inside the network"},
-		{"podCIDR with host bits", netConf, says(v4, "10.244.1.7/24"), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
-		{"no address", netConf, says(with(v4, "public-ip", ""), cidr), "", "holds an address"},
-		{"IPv6 address as the IPv4 one", netConf, says(with(v4, "public-ip", "2001:db8::1"), cidr), "", "not an IPv4 address"},
-		{"unspecified address", netConf, says(with(v4, "public-ip", "0.0.0.0"), cidr), "", "not an IPv4 address"},
-		{"data that is no JSON", netConf, says(with(vxlan, "backend-data", "{"), cidr), "", "not JSON"},
-		{"both families", dualConf, says(dual, cidr, cidr6),
+		{"podCIDR outside network", netConf, annotatedNode(v4, "10.9.1.0/24"), "", "not inside the network"},
+		{"podCIDR wider than network", netConf, annotatedNode(v4, "10.0.0.0/8"), "", "not inside the network"},
+		{"podCIDR wider than network, address inside", netConf, annotatedNode(v4, "10.244.0.0/12"), "",
+			"not inside the network"},
+		{"podCIDR with host bits", netConf, annotatedNode(v4, "10.244.1.7/24"), "10.244.1.0/24 - 192.0.2.1 -   ", ""},
+		{"no address", netConf, annotatedNode(with(v4, "public-ip", ""), cidr), "", "holds an address"},
+		{"IPv6 address as IPv4 address", netConf, annotatedNode(with(v4, "public-ip", "2001:db8::1"), cidr), "",
+			"not an IPv4 address"},
+		{"unspecified address", netConf, annotatedNode(with(v4, "public-ip", "0.0.0.0"), cidr), "",
+			"not an IPv4 address"},
+		{"data not JSON", netConf, annotatedNode(with(vxlan, "backend-data", "{"), cidr), "", "not JSON"},
+		{"dual-stack", dualConf, annotatedNode(dual, cidr, cidr6),
 			`10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 2001:db8::1 vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, ""},
-		{"IPv6 first", dualConf, says(dual, cidr6, cidr),
+		{"IPv6 first", dualConf, annotatedNode(dual, cidr6, cidr),
 			`10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 2001:db8::1 vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, ""},
-		{"IPv6 is off here", netConf, says(dual, cidr, cidr6), `10.244.1.0/24 - 192.0.2.1 - vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} `, ""},
-		{"a broken IPv6 part leaves the other", dualConf, says(with(dual, "backend-v6-data", "{"), cidr, cidr6),
+		{"IPv6 disabled", netConf, annotatedNode(dual, cidr, cidr6),
+			`10.244.1.0/24 - 192.0.2.1 - vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} `, ""},
+		{"invalid IPv6 keeps IPv4", dualConf, annotatedNode(with(dual, "backend-v6-data", "{"), cidr, cidr6),
 			`10.244.1.0/24 - 192.0.2.1 - vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} `, "backend-v6-data"},
-		{"a broken IPv4 part leaves the other", dualConf, says(with(dual, "public-ip", "here"), cidr, cidr6),
+		{"invalid IPv4 keeps IPv6", dualConf, annotatedNode(with(dual, "public-ip", "here"), cidr, cidr6),
 			`- fd00:10:244:1::/64 - 2001:db8::1 vxlan  {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, "public-ip"},
-		{"both subnets behind one address", dualConf, says(v4, cidr, cidr6), "10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 -   ", ""},
+		{"both subnets, one address", dualConf, annotatedNode(v4, cidr, cidr6),
+			"10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 -   ", ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			l, ok, err := leaseOf(test.node, defaultNames(t), network(t, test.conf))
 			got := ""
 			if ok {
-				got = strings.Join([]string{orDash(l.Subnet), orDash(l.Subnet6), orDash(l.PublicIP), orDash(l.PublicIPv6),
+				got = strings.Join([]string{orDash(l.Subnet), orDash(l.Subnet6), orDash(l.PublicIP),
+					orDash(l.PublicIPv6),
 					l.BackendType, string(l.BackendData), string(l.BackendV6Data)}, " ")
 			}
 			if got != test.want {
 				t.Errorf("got  %q\nwant %q", got, test.want)
 			}
-			if text := errText(err); !strings.Contains(text, test.wrong) || test.wrong == "" && text != "" {
-				t.Errorf("said %q, want %q", text, test.wrong)
+			if text := errText(err); !strings.Contains(text, test.wantErr) || test.wantErr == "" && text != "" {
+				t.Errorf("got error %q, want %q", text, test.wantErr)
 			}
 		})
 	}
@@ -158,10 +130,11 @@ func errText(err error) string {
 	return err.Error()
 }
 
-// TestWhatANodePublishes compares the patch of a node without annotations with what flannel writes.
-func TestWhatANodePublishes(t *testing.T) {
+// TestAnnotationChanges includes the annotations that flannel writes.
+func TestAnnotationChanges(t *testing.T) {
 	a4, a6 := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")
-	data, data6 := json.RawMessage(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:01"}`), json.RawMessage(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`)
+	data, data6 := json.RawMessage(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:01"}`),
+		json.RawMessage(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`)
 	tests := []struct {
 		name  string
 		attrs lease.Attrs
@@ -172,19 +145,23 @@ func TestWhatANodePublishes(t *testing.T) {
 			`{"backend-data":"null","backend-type":"","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
 		{"vxlan", lease.Attrs{PublicIP: a4, BackendType: "vxlan", BackendData: data}, nil,
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"vxlan","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
-		{"vxlan dual", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "vxlan", BackendData: data, BackendV6Data: data6}, nil,
+		{"vxlan dual", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "vxlan", BackendData: data,
+			BackendV6Data: data6}, nil,
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"vxlan",` +
 				`"backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}","kube-subnet-manager":"true",` +
 				`"public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
-		{"vxlan over IPv6 alone", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "vxlan", BackendV6Data: data6}, nil,
+		{"vxlan over IPv6 only", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "vxlan", BackendV6Data: data6},
+			nil,
 			`{"backend-type":"vxlan","backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}","kube-subnet-manager":"true","public-ipv6":"2001:db8::1"}`},
 		{"host-gw dual", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "host-gw"}, nil,
 			`{"backend-data":"null","backend-type":"host-gw","backend-v6-data":"null","kube-subnet-manager":"true","public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
-		{"wireguard without an IPv6 device", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "wireguard", BackendData: data}, nil,
+		{"wireguard without an IPv6 device",
+			lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "wireguard", BackendData: data}, nil,
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"wireguard","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
-		{"said already", lease.Attrs{PublicIP: a4}, map[string]string{
-			"backend-data": "null", "backend-type": "", "kube-subnet-manager": "true", "public-ip": "192.0.2.1", "other": "stays"}, `{}`},
-		{"the IPv6 part of an earlier config goes", lease.Attrs{PublicIP: a4}, map[string]string{
+		{"unchanged", lease.Attrs{PublicIP: a4}, map[string]string{
+			"backend-data": "null", "backend-type": "", "kube-subnet-manager": "true", "public-ip": "192.0.2.1",
+			"other": "stays"}, `{}`},
+		{"IPv6 of an earlier config removed", lease.Attrs{PublicIP: a4}, map[string]string{
 			"backend-data": "null", "backend-type": "host-gw", "kube-subnet-manager": "true", "public-ip": "192.0.2.9",
 			"backend-v6-data": "null", "public-ipv6": "2001:db8::1"},
 			`{"backend-type":"","backend-v6-data":null,"public-ip":"192.0.2.1","public-ipv6":null}`},
@@ -192,7 +169,7 @@ func TestWhatANodePublishes(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			bare := map[string]any{}
-			for name, value := range changes(says(test.had), defaultNames(t), test.attrs) {
+			for name, value := range annotationChanges(annotatedNode(test.had), defaultNames(t), test.attrs) {
 				bare[strings.TrimPrefix(name, FlannelPrefix+"/")] = value
 			}
 			got, err := json.Marshal(bare)
@@ -206,20 +183,21 @@ func TestWhatANodePublishes(t *testing.T) {
 	}
 }
 
-func TestOverwriteReplacesThePublishedAddress(t *testing.T) {
+func TestPublishedOverwrite(t *testing.T) {
 	own := lease.Attrs{PublicIP: netip.MustParseAddr("192.0.2.1"), PublicIPv6: netip.MustParseAddr("2001:db8::1")}
 	names := defaultNames(t)
-	got, err := published(says(map[string]string{"public-ip-overwrite": "198.51.100.1"}), names, own)
+	got, err := published(annotatedNode(map[string]string{"public-ip-overwrite": "198.51.100.1"}), names, own)
 	if err != nil || got.PublicIP != netip.MustParseAddr("198.51.100.1") || got.PublicIPv6 != own.PublicIPv6 {
 		t.Errorf("got %v and %v, %v", got.PublicIP, got.PublicIPv6, err)
 	}
-	got, err = published(says(map[string]string{"public-ipv6-overwrite": "2001:db8::9", "public-ip-overwrite": "nat"}), names, own)
+	got, err = published(annotatedNode(map[string]string{"public-ipv6-overwrite": "2001:db8::9",
+		"public-ip-overwrite": "nat"}), names, own)
 	if err == nil || got.PublicIP != own.PublicIP || got.PublicIPv6 != netip.MustParseAddr("2001:db8::9") {
 		t.Errorf("got %v and %v, %v", got.PublicIP, got.PublicIPv6, err)
 	}
 }
 
-// FuzzLeaseOf holds that whatever a node says gives no lease that the rest of the daemon could stumble over.
+// FuzzLeaseOf checks that arbitrary annotations never give an invalid lease.
 func FuzzLeaseOf(f *testing.F) {
 	f.Add("10.244.1.0/24", "fd00:10:244:1::/64", "192.0.2.1", "2001:db8::1", "vxlan", `{"VNI":1}`, "null")
 	f.Add("fd00:10:244:1::/64", "", "::ffff:192.0.2.1", "fe80::1%eth0", "", "", "{")
@@ -227,21 +205,23 @@ func FuzzLeaseOf(f *testing.F) {
 	names := defaultNames(f)
 	dual := network(f, dualConf)
 	f.Fuzz(func(t *testing.T, cidr, cidr2, public, public6, backend, data, data6 string) {
-		n := says(map[string]string{"kube-subnet-manager": "true", "public-ip": public, "public-ipv6": public6,
+		n := annotatedNode(map[string]string{"kube-subnet-manager": "true", "public-ip": public, "public-ipv6": public6,
 			"backend-type": backend, "backend-data": data, "backend-v6-data": data6}, cidr, cidr2)
 		l, ok, _ := leaseOf(n, names, dual)
 		if !ok {
 			return
 		}
 		if !l.Public().IsValid() || !l.Subnet.IsValid() && !l.Subnet6.IsValid() {
-			t.Fatalf("a lease without address or subnet: %+v", l)
+			t.Fatalf("lease without address or subnet: %+v", l)
 		}
 		for _, f := range families() {
-			subnet, public, data := f.part(&l)
-			if in := f.network(dual); subnet.IsValid() && (*subnet != subnet.Masked() || subnet.Bits() < in.Bits() || !in.Contains(subnet.Addr())) {
+			subnet, public, data := f.fields(&l)
+			if in := f.network(dual); subnet.IsValid() &&
+				(*subnet != subnet.Masked() || subnet.Bits() < in.Bits() || !in.Contains(subnet.Addr())) {
 				t.Errorf("subnet %s of network %s", subnet, in)
 			}
-			if public.IsValid() && (public.BitLen() != f.bits || public.Is4In6() || public.Zone() != "" || public.IsUnspecified() || public.IsMulticast()) {
+			if public.IsValid() && (public.BitLen() != f.bits || public.Is4In6() || public.Zone() != "" ||
+				public.IsUnspecified() || public.IsMulticast()) {
 				t.Errorf("%s address %s", f.name, public)
 			}
 			if *data != nil && !json.Valid(*data) {

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -14,183 +13,192 @@ import (
 	"weft/lease"
 )
 
-// roster is what the reflector has told: the lease of every node. It is a cache.ReflectorStore, which keeps of each Node
-// only what a lease holds, so that a change of anything else (a kubelet writes its Node every few minutes) costs no list.
-type roster struct {
-	names annotations
-	log   *slog.Logger
+// nodeCache holds the lease of every node. It is a cache.ReflectorStore that retains only the
+// fields that a lease needs, so that other changes of a Node (a kubelet updates its Node every few
+// minutes) cause no new list.
+type nodeCache struct {
+	names     annotations
+	log       *slog.Logger
+	onOwnNode func(*corev1.Node) // called with every version of this daemon's Node
 
-	mu       sync.Mutex // guards what is below
+	mu       sync.Mutex // guards the fields below
 	network  lease.Network
-	nodes    map[string]record // by name
-	synced   bool              // nodes is complete
+	nodes    map[string]cacheEntry // by name
+	synced   bool                  // nodes is complete
 	revision int64
-	trouble  error // why the API server does not answer; nil: it does
+	callErr  error // of the last call of the API server
 	own      ownNode
-	ownSeen  func(*corev1.Node) // told every version of our own node
-	changed  chan struct{}      // closed and replaced by every change of what Watch looks at
+	changed  chan struct{} // closed and replaced at every change that Watch must see
 }
 
-// record is one node. The Node itself is kept in the little that it takes to read it again under another network.
-type record struct {
-	node  *corev1.Node // pared
-	lease lease.Lease
-	ok    bool   // it has a lease
-	wrong string // what was said to be wrong with it
+// cacheEntry is one node. It retains the fields needed to evaluate the Node again with another
+// network.
+type cacheEntry struct {
+	node       *corev1.Node // trimmed
+	lease      lease.Lease
+	hasLease   bool
+	lastLogged string // last logged error of the annotations
 }
 
-// ownNode is our own node as we wrote it last, to notice that it is no longer so.
+// ownNode is this daemon's Node as last written, to detect changes by others.
 type ownNode struct {
 	name     string
-	revision int64       // resource version of what we wrote
-	attrs    lease.Attrs // what we want to say
-	lost     error       // it says something else
+	revision int64       // resource version of the last write
+	attrs    lease.Attrs // to publish
+	lost     error       // set if the annotations were changed
 }
 
-func newRoster(names annotations, log *slog.Logger, ownSeen func(*corev1.Node)) *roster {
-	return &roster{names: names, log: log, ownSeen: ownSeen, nodes: map[string]record{}, changed: make(chan struct{})}
+func newNodeCache(names annotations, log *slog.Logger, onOwnNode func(*corev1.Node)) *nodeCache {
+	return &nodeCache{
+		names: names, log: log, onOwnNode: onOwnNode,
+		nodes: map[string]cacheEntry{}, changed: make(chan struct{}),
+	}
 }
 
-// wake tells every Watch to look again. The caller holds mu.
-func (r *roster) wake() {
-	close(r.changed)
-	r.changed = make(chan struct{})
+// notify wakes every Watch. The caller holds mu.
+func (c *nodeCache) notify() {
+	close(c.changed)
+	c.changed = make(chan struct{})
 }
 
-// setNetwork reads all nodes again if the network is another than before.
-func (r *roster) setNetwork(n lease.Network) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	before := r.network
-	r.network = n
+// setNetwork evaluates all nodes again if the ranges of the network changed.
+func (c *nodeCache) setNetwork(n lease.Network) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.network
+	c.network = n
 	if before.Network == n.Network && before.IPv6Network == n.IPv6Network &&
 		before.EnableIPv4 == n.EnableIPv4 && before.EnableIPv6 == n.EnableIPv6 {
 		return
 	}
-	for _, rec := range r.nodes {
-		r.read(rec.node)
+	for _, e := range c.nodes {
+		c.setNode(e.node)
 	}
-	r.wake()
+	c.notify()
 }
 
-func (r *roster) currentNetwork() lease.Network {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.network
+func (c *nodeCache) currentNetwork() lease.Network {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.network
 }
 
-// setOwn notes what we say of ourselves and the Node that came of it.
-func (r *roster) setOwn(n *corev1.Node, a lease.Attrs) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.own = ownNode{name: n.Name, revision: revisionOf(n.ResourceVersion), attrs: a}
+// setOwn records the attributes a of this daemon and the Node n after publishing them.
+func (c *nodeCache) setOwn(n *corev1.Node, a lease.Attrs) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.own = ownNode{name: n.Name, revision: revisionOf(n.ResourceVersion), attrs: a}
 }
 
-// judge looks whether our own node, as the API server tells it now, still says what we want. The caller holds mu.
-func (r *roster) judge(n *corev1.Node) {
-	if n.Name == r.own.name {
-		r.ownSeen(n)
+// checkOwn compares the annotations of this daemon's Node with the published ones and sets own.lost
+// if they differ. The caller holds mu.
+func (c *nodeCache) checkOwn(n *corev1.Node) {
+	if n.Name == c.own.name {
+		c.onOwnNode(n)
 	}
-	if n.Name != r.own.name || revisionOf(n.ResourceVersion) < r.own.revision || n.Annotations[r.names.managed] != "true" {
-		return // another's, older than our last word, or without a lease, which the list shows
+	if n.Name != c.own.name || revisionOf(n.ResourceVersion) < c.own.revision ||
+		n.Annotations[c.names.managed] != "true" {
+		return // another node, an older version, or no lease, which Watch reports
 	}
-	says, _ := published(n, r.names, r.own.attrs)
+	want, _ := published(n, c.names, c.own.attrs)
 	var differ []string
-	for name := range changes(n, r.names, says) {
+	for name := range annotationChanges(n, c.names, want) {
 		differ = append(differ, name)
 	}
 	if len(differ) > 0 {
 		slices.Sort(differ)
-		r.own.lost = fmt.Errorf("%w: annotations of node %s no longer say what they should: %q", lease.ErrLost, n.Name, differ)
+		c.own.lost = fmt.Errorf("%w: annotations of node %s were changed: %q",
+			lease.ErrLost, n.Name, differ)
 	}
 }
 
-// read takes over one node. The caller holds mu.
-func (r *roster) read(n *corev1.Node) bool {
-	before := r.nodes[n.Name]
-	l, ok, err := leaseOf(n, r.names, r.network)
-	now := record{node: r.pared(n), lease: l, ok: ok}
+// setNode stores one node and reports whether its lease has changed. The caller holds mu.
+func (c *nodeCache) setNode(n *corev1.Node) bool {
+	before := c.nodes[n.Name]
+	l, ok, err := leaseOf(n, c.names, c.network)
+	now := cacheEntry{node: c.trimmed(n), lease: l, hasLease: ok}
 	if err != nil {
-		now.wrong = err.Error()
+		now.lastLogged = err.Error()
 	}
-	if now.wrong != "" && now.wrong != before.wrong {
-		r.log.Warn("what a node says of itself is wrong, that part is left out", "node", n.Name, "err", err)
+	if now.lastLogged != "" && now.lastLogged != before.lastLogged {
+		c.log.Warn("ignoring invalid annotations of node", "node", n.Name, "err", err)
 	}
-	r.nodes[n.Name] = now
-	return before.ok != ok || ok && !before.lease.Equal(l)
+	c.nodes[n.Name] = now
+	return before.hasLease != ok || ok && !before.lease.Equal(l)
 }
 
-// pared is a copy of n with nothing but what is looked at here: of a Node that a kubelet keeps, a twentieth.
-func (r *roster) pared(n *corev1.Node) *corev1.Node {
+// trimmed returns a copy of n with only the fields that are used here: about a twentieth of a
+// kubelet's Node.
+func (c *nodeCache) trimmed(n *corev1.Node) *corev1.Node {
 	p := &corev1.Node{}
 	p.Name, p.ResourceVersion = n.Name, n.ResourceVersion
 	p.Annotations = map[string]string{}
-	for _, name := range r.names.all() {
+	for _, name := range c.names.all() {
 		if text, ok := n.Annotations[name]; ok {
 			p.Annotations[name] = text
 		}
 	}
 	p.Spec.PodCIDR, p.Spec.PodCIDRs = n.Spec.PodCIDR, n.Spec.PodCIDRs
-	for _, c := range n.Status.Conditions {
-		if c.Type == corev1.NodeNetworkUnavailable {
-			p.Status.Conditions = []corev1.NodeCondition{c}
+	for _, condition := range n.Status.Conditions {
+		if condition.Type == corev1.NodeNetworkUnavailable {
+			p.Status.Conditions = []corev1.NodeCondition{condition}
 		}
 	}
 	return p
 }
 
-// Transformer has the reflector pare Nodes down one by one as a list comes in, so that it never holds all of them whole:
-// measured with 5,000 nodes, the daemon takes 72 MiB instead of 103.
-func (r *roster) Transformer() cache.TransformFunc {
+// Transformer makes the reflector trim Nodes one by one while it receives a list, so that it never
+// holds all complete Nodes: with 5,000 nodes the daemon was measured at 72 MiB instead of 103.
+func (c *nodeCache) Transformer() cache.TransformFunc {
 	return func(obj any) (any, error) {
 		n, err := asNode(obj)
 		if err != nil {
 			return nil, err
 		}
-		return r.pared(n), nil
+		return c.trimmed(n), nil
 	}
 }
 
-// Add is Update.
-func (r *roster) Add(obj any) error { return r.Update(obj) }
+// Add adds one node.
+func (c *nodeCache) Add(obj any) error { return c.Update(obj) }
 
-// Update takes over one node.
-func (r *roster) Update(obj any) error {
+// Update replaces one node.
+func (c *nodeCache) Update(obj any) error {
 	n, err := asNode(obj)
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.revision = max(r.revision, revisionOf(n.ResourceVersion))
-	r.judge(n)
-	if r.read(n) || r.own.lost != nil {
-		r.wake()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.revision = max(c.revision, revisionOf(n.ResourceVersion))
+	c.checkOwn(n)
+	if c.setNode(n) || c.own.lost != nil {
+		c.notify()
 	}
 	return nil
 }
 
-// Delete drops one node.
-func (r *roster) Delete(obj any) error {
+// Delete removes one node.
+func (c *nodeCache) Delete(obj any) error {
 	n, err := asNode(obj)
 	if err != nil {
 		return err
 	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.revision = max(r.revision, revisionOf(n.ResourceVersion))
-	had := r.nodes[n.Name].ok
-	delete(r.nodes, n.Name)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.revision = max(c.revision, revisionOf(n.ResourceVersion))
+	had := c.nodes[n.Name].hasLease
+	delete(c.nodes, n.Name)
 	if had {
-		r.wake()
+		c.notify()
 	}
 	return nil
 }
 
-// Replace takes over a whole list.
-func (r *roster) Replace(list []any, revision string) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+// Replace replaces all nodes by list.
+func (c *nodeCache) Replace(list []any, revision string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	names := make(map[string]bool, len(list))
 	for _, obj := range list {
 		n, err := asNode(obj)
@@ -198,84 +206,86 @@ func (r *roster) Replace(list []any, revision string) error {
 			return err
 		}
 		names[n.Name] = true
-		r.judge(n)
-		r.read(n)
+		c.checkOwn(n)
+		c.setNode(n)
 	}
-	for name := range r.nodes {
+	for name := range c.nodes {
 		if !names[name] {
-			delete(r.nodes, name)
+			delete(c.nodes, name)
 		}
 	}
-	r.synced, r.revision, r.trouble = true, revisionOf(revision), nil
-	r.wake()
+	c.synced, c.revision, c.callErr = true, revisionOf(revision), nil
+	c.notify()
 	return nil
 }
 
-// fits says why our own node could not live with the network, if that is known.
-func (r *roster) fits(n lease.Network) error {
-	r.mu.Lock()
-	rec, ok := r.nodes[r.own.name]
-	r.mu.Unlock()
+// checkNetwork returns an error if this daemon's Node has no subnets in network n. It returns nil
+// if the Node is unknown.
+func (c *nodeCache) checkNetwork(n lease.Network) error {
+	c.mu.Lock()
+	e, ok := c.nodes[c.own.name]
+	c.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	_, err := subnetsOf(rec.node, n)
+	_, err := subnetsOf(e.node, n)
 	return err
 }
 
-// Resync does nothing: whoever looks at the roster sees the whole of it.
-func (r *roster) Resync() error { return nil }
+// Resync does nothing: readers always see the complete cache.
+func (c *nodeCache) Resync() error { return nil }
 
-// answered notes how the last call for the list or the watch of nodes went.
-func (r *roster) answered(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if err == nil && r.trouble == nil {
+// recordCall records the result of a call to list or watch nodes.
+func (c *nodeCache) recordCall(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err == nil && c.callErr == nil {
 		return
 	}
-	r.trouble = err
-	r.wake()
+	c.callErr = err
+	c.notify()
 }
 
-// sight is what Watch sees of a roster at one moment.
-type sight struct {
-	snapshot lease.Snapshot
-	synced   bool
-	err      error           // why it is not kept up to date, or why our own lease is lost
-	changed  <-chan struct{} // closed when there is more to see
+// cacheSnapshot is the state of a nodeCache at one moment.
+type cacheSnapshot struct {
+	leases  lease.Snapshot
+	synced  bool
+	err     error           // why the cache is not up to date or the own lease is lost
+	changed <-chan struct{} // closed at the next change
 }
 
-// look returns the roster as it is. A lost lease is told once.
-func (r *roster) look() sight {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	s := sight{synced: r.synced, err: r.trouble, changed: r.changed}
+// current returns the current state. It reports the loss of the own lease only once.
+func (c *nodeCache) current() cacheSnapshot {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := cacheSnapshot{synced: c.synced, err: c.callErr, changed: c.changed}
 	if s.err == nil {
-		s.err, r.own.lost = r.own.lost, nil
+		s.err, c.own.lost = c.own.lost, nil
 	}
 	if s.err != nil || !s.synced {
 		return s
 	}
-	s.snapshot.Revision = r.revision
-	for _, rec := range r.nodes {
-		if rec.ok {
-			s.snapshot.Leases = append(s.snapshot.Leases, rec.lease)
+	s.leases.Revision = c.revision
+	for _, e := range c.nodes {
+		if e.hasLease {
+			s.leases.Leases = append(s.leases.Leases, e.lease)
 		}
 	}
-	slices.SortFunc(s.snapshot.Leases, lease.Compare)
+	slices.SortFunc(s.leases.Leases, lease.Compare)
 	return s
 }
 
-// asNode is the Node that the reflector hands over.
+// asNode returns the Node passed by the reflector.
 func asNode(obj any) (*corev1.Node, error) {
 	if n, ok := obj.(*corev1.Node); ok && n != nil {
 		return n, nil
 	}
-	return nil, errors.New("the API server's list of nodes holds something that is no Node")
+	return nil, fmt.Errorf("API server returned a %T instead of a Node", obj)
 }
 
-// revisionOf is a resource version as a number. Kubernetes orders those of one resource type as numbers (KEP-5504). 0 stands
-// for one that is none: where all are so, each is taken for the newest.
+// revisionOf returns a resource version as a number. Kubernetes orders those of one resource type
+// as numbers (KEP-5504). It returns 0 if it is not a number: if none are, each version counts as
+// the newest.
 func revisionOf(resourceVersion string) int64 {
 	n, err := strconv.ParseInt(resourceVersion, 10, 64)
 	if err != nil {

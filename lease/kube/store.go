@@ -18,60 +18,61 @@ import (
 	"weft/lease"
 )
 
-// Store is the Node objects of a cluster as a lease.Store.
+// Store implements lease.Store on the Node objects of a cluster.
 type Store struct {
 	nodes          nodeAPI
-	pods           podAPI // of our namespace
+	pods           podAPI // of the daemon's namespace
 	names          annotations
 	log            *slog.Logger
 	pod, namespace string
 	networkFile    string
-	poll           time.Duration // of the network config file
+	pollInterval   time.Duration // of networkFile
 
-	ctx       context.Context // of what runs in the background
-	stop      context.CancelFunc
-	running   sync.WaitGroup
-	hangUp    func()    // closes connections that are idle
-	follow    sync.Once // starts the reflector
-	roster    *roster
-	condition *condition // nil: not ours to write
+	ctx            context.Context // of the background goroutines
+	stop           context.CancelFunc
+	running        sync.WaitGroup
+	closeIdle      func() // closes idle connections
+	startReflector sync.Once
+	cache          *nodeCache
+	condition      *condition // nil: not written by this daemon
 
-	mu     sync.Mutex // guards what is below
-	node   string     // our name; empty until it is known
-	logged string     // the last trouble with our own annotations
+	mu         sync.Mutex // guards the fields below
+	node       string     // name of this daemon's Node; empty until known
+	lastLogged string     // last logged error of the Node's annotations
 }
 
 // callTimeout bounds one call to the API server.
 const callTimeout = 10 * time.Second
 
-// NodeHints is what our Node says to us before we have said anything.
+// NodeHints holds the data that this daemon's Node provides before anything is published.
 type NodeHints struct {
-	// PublicIP and PublicIPv6 are taken instead of the --public-ip flags if they are valid.
+	// PublicIP and PublicIPv6, if valid, take precedence over the --public-ip flags.
 	PublicIP, PublicIPv6 netip.Addr
-	// Previous is what the node published when the daemon last ran, so that devices can be made as they were (a VXLAN
-	// device's MAC). It is the zero Attrs if there is nothing.
+	// Previous holds the attributes that the node published in an earlier run, so that devices can
+	// be recreated unchanged (the MAC address of a VXLAN device). It is zero if there are none.
 	Previous lease.Attrs
 }
 
-// NodeHints reads our Node. It fails with lease.ErrNoSubnet while there is none.
+// NodeHints reads this daemon's Node. It fails with lease.ErrNoSubnet while the Node does not
+// exist.
 func (s *Store) NodeHints(ctx context.Context) (NodeHints, error) {
-	n, err := s.own(ctx)
+	n, err := s.getNode(ctx)
 	if err != nil {
 		return NodeHints{}, err
 	}
 	var hints NodeHints
-	given := lease.Lease{}
-	before := lease.Lease{Attrs: lease.Attrs{BackendType: n.Annotations[s.names.backendType]}}
+	configured := lease.Lease{}
+	previous := lease.Lease{Attrs: lease.Attrs{BackendType: n.Annotations[s.names.backendType]}}
 	for _, f := range families() {
 		names := f.names(s.names)
 		a, err := f.address(n, names.nodePublicIP)
 		if err != nil {
 			return NodeHints{}, fmt.Errorf("node %s: %w", n.Name, err)
 		}
-		_, public, _ := f.part(&given)
+		_, public, _ := f.fields(&configured)
 		*public = a
-		// What was published is only a hint: text that cannot be read is replaced by what we publish.
-		_, public, data := f.part(&before)
+		// The published attributes are only a hint: unreadable text will be replaced.
+		_, public, data := f.fields(&previous)
 		if a, err := f.address(n, names.publicIP); err == nil {
 			*public = a
 		}
@@ -79,17 +80,18 @@ func (s *Store) NodeHints(ctx context.Context) (NodeHints, error) {
 			*data = d
 		}
 	}
-	hints.PublicIP, hints.PublicIPv6 = given.PublicIP, given.PublicIPv6
+	hints.PublicIP, hints.PublicIPv6 = configured.PublicIP, configured.PublicIPv6
 	if n.Annotations[s.names.managed] == "true" {
-		hints.Previous = before.Attrs
+		hints.Previous = previous.Attrs
 	}
 	return hints, nil
 }
 
-// Claim publishes r.Attrs on our Node and takes the subnets that the cluster gave it. Previous subnets and the name in
-// the request do not matter. It fails with lease.ErrNoSubnet while the Node is missing or has no pod CIDR.
+// Claim publishes r.Attrs on this daemon's Node and returns a lease of the Node's pod CIDRs. It
+// ignores previous subnets and the name in the request. It fails with lease.ErrNoSubnet while the
+// Node is missing or has no pod CIDR.
 func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error) {
-	n, err := s.own(ctx)
+	n, err := s.getNode(ctx)
 	if err != nil {
 		return lease.Lease{}, err
 	}
@@ -97,13 +99,14 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 	if err != nil {
 		return lease.Lease{}, fmt.Errorf("%w: %w", lease.ErrNoSubnet, err)
 	}
-	s.roster.setNetwork(r.Network)
+	s.cache.setNetwork(r.Network)
 	return s.publish(ctx, n, l, r.Attrs)
 }
 
-// Renew publishes l.Attrs. A lease here has no end: it is lost when the Node is gone or has other pod CIDRs.
+// Renew publishes l.Attrs. A lease does not expire: it is lost if the Node was deleted or has other
+// pod CIDRs.
 func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
-	n, err := s.own(ctx)
+	n, err := s.getNode(ctx)
 	if errors.Is(err, lease.ErrNoSubnet) {
 		return lease.Lease{}, fmt.Errorf("%w: %w", lease.ErrLost, err)
 	}
@@ -111,20 +114,22 @@ func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
 		return lease.Lease{}, err
 	}
 	if n.Annotations[s.names.managed] != "true" {
-		return lease.Lease{}, fmt.Errorf("%w: annotation %s is gone from node %s", lease.ErrLost, s.names.managed, n.Name)
+		return lease.Lease{}, fmt.Errorf("%w: node %s has no annotation %s",
+			lease.ErrLost, n.Name, s.names.managed)
 	}
-	now, err := subnetsOf(n, s.roster.currentNetwork())
+	now, err := subnetsOf(n, s.cache.currentNetwork())
 	if err != nil {
 		return lease.Lease{}, fmt.Errorf("%w: %w", lease.ErrLost, err)
 	}
 	if !now.SameSubnets(l) {
-		return lease.Lease{}, fmt.Errorf("%w: the podCIDRs of node %s are %q now", lease.ErrLost, n.Name, podCIDRs(n))
+		return lease.Lease{}, fmt.Errorf("%w: podCIDRs of node %s are now %q",
+			lease.ErrLost, n.Name, podCIDRs(n))
 	}
 	return s.publish(ctx, n, now, l.Attrs)
 }
 
-// own reads our Node from the API server itself, not from its cache.
-func (s *Store) own(ctx context.Context) (*corev1.Node, error) {
+// getNode reads this daemon's Node from the API server, bypassing the API server's cache.
+func (s *Store) getNode(ctx context.Context) (*corev1.Node, error) {
 	name, err := s.nodeName(ctx)
 	if err != nil {
 		return nil, err
@@ -141,7 +146,8 @@ func (s *Store) own(ctx context.Context) (*corev1.Node, error) {
 	return n, nil
 }
 
-// nodeName is the name of our Node, asked of our pod if it was not given.
+// nodeName returns the name of this daemon's Node. If it is not configured, nodeName reads it from
+// the daemon's pod.
 func (s *Store) nodeName(ctx context.Context) (string, error) {
 	s.mu.Lock()
 	name := s.node
@@ -153,10 +159,10 @@ func (s *Store) nodeName(ctx context.Context) (string, error) {
 	defer cancel()
 	pod, err := s.pods.Get(ctx, s.pod, metav1.GetOptions{})
 	if err != nil {
-		return "", fmt.Errorf("get pod %s/%s for the name of this node: %w", s.namespace, s.pod, err)
+		return "", fmt.Errorf("get pod %s/%s to find the node name: %w", s.namespace, s.pod, err)
 	}
 	if pod.Spec.NodeName == "" {
-		return "", fmt.Errorf("pod %s/%s is on no node", s.namespace, s.pod)
+		return "", fmt.Errorf("pod %s/%s is not scheduled", s.namespace, s.pod)
 	}
 	s.mu.Lock()
 	s.node = pod.Spec.NodeName
@@ -164,12 +170,15 @@ func (s *Store) nodeName(ctx context.Context) (string, error) {
 	return pod.Spec.NodeName, nil
 }
 
-// publish makes our Node n say a, and returns l with what it says now.
-func (s *Store) publish(ctx context.Context, n *corev1.Node, l lease.Lease, a lease.Attrs) (lease.Lease, error) {
-	says, wrong := published(n, s.names, a)
-	s.complain(wrong)
-	if change := changes(n, s.names, says); len(change) > 0 {
-		// The UID makes the patch fail if the Node was made anew since we read its pod CIDRs.
+// publish writes a to the annotations of this daemon's Node n and returns l with the published
+// attributes.
+func (s *Store) publish(
+	ctx context.Context, n *corev1.Node, l lease.Lease, a lease.Attrs,
+) (lease.Lease, error) {
+	attrs, err := published(n, s.names, a)
+	s.logInvalid(err)
+	if change := annotationChanges(n, s.names, attrs); len(change) > 0 {
+		// The UID makes the patch fail if the Node was recreated after its pod CIDRs were read.
 		patch := map[string]any{"metadata": map[string]any{"uid": n.UID, "annotations": change}}
 		patched, err := s.patchStatus(ctx, n.Name, patch)
 		if err != nil {
@@ -177,13 +186,14 @@ func (s *Store) publish(ctx context.Context, n *corev1.Node, l lease.Lease, a le
 		}
 		n = patched
 	}
-	s.roster.setOwn(n, a)
-	s.ownSeen(n)
-	l.Attrs = says
+	s.cache.setOwn(n, a)
+	s.observeOwn(n)
+	l.Attrs = attrs
 	return l, nil
 }
 
-// patchStatus sends a strategic merge patch to the status of a Node, which is all that our service account may write.
+// patchStatus sends a strategic merge patch to the status of a Node, the only part that the
+// daemon's service account may write.
 func (s *Store) patchStatus(ctx context.Context, node string, patch any) (*corev1.Node, error) {
 	body, err := json.Marshal(patch)
 	if err != nil {
@@ -191,24 +201,25 @@ func (s *Store) patchStatus(ctx context.Context, node string, patch any) (*corev
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	n, err := s.nodes.Patch(ctx, node, types.StrategicMergePatchType, body, metav1.PatchOptions{}, "status")
+	n, err := s.nodes.Patch(ctx, node, types.StrategicMergePatchType, body,
+		metav1.PatchOptions{}, "status")
 	if err != nil {
 		return nil, fmt.Errorf("patch status of node %s: %w", node, err)
 	}
 	return n, nil
 }
 
-// complain logs what is wrong with our own annotations once for as long as it stays the same.
-func (s *Store) complain(wrong error) {
+// logInvalid logs an error of the own Node's annotations once while it lasts.
+func (s *Store) logInvalid(err error) {
 	text := ""
-	if wrong != nil {
-		text = wrong.Error()
+	if err != nil {
+		text = err.Error()
 	}
 	s.mu.Lock()
-	same := s.logged == text
-	s.logged = text
+	same := s.lastLogged == text
+	s.lastLogged = text
 	s.mu.Unlock()
 	if !same && text != "" {
-		s.log.Error("our own node's annotations are wrong, they are passed over", "err", wrong)
+		s.log.Error("ignoring invalid annotations of own node", "err", err)
 	}
 }

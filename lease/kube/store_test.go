@@ -18,13 +18,14 @@ import (
 	typed "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"weft/lease"
+	"weft/lease/storetest"
 )
 
-// patience bounds every wait here.
+// patience bounds every wait of these tests.
 const patience = 20 * time.Second
 
-// follow runs a Manager on a store and gives the states it reports.
-func follow(t *testing.T, s *Store, r lease.Request) (states <-chan lease.State, m *lease.Manager) {
+// startManager runs a Manager until the test ends and returns a channel of its states.
+func startManager(t *testing.T, s *Store, r lease.Request) (states <-chan lease.State, m *lease.Manager) {
 	t.Helper()
 	m = lease.NewManager(s, r, lease.Options{Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(context.Background())
@@ -42,8 +43,8 @@ func follow(t *testing.T, s *Store, r lease.Request) (states <-chan lease.State,
 	return reports, m
 }
 
-// until waits for a state.
-func until(t *testing.T, states <-chan lease.State, what string, ok func(lease.State) bool) lease.State {
+// waitState waits for a state that satisfies ok and returns it.
+func waitState(t *testing.T, states <-chan lease.State, what string, ok func(lease.State) bool) lease.State {
 	t.Helper()
 	limit := time.After(patience)
 	var s lease.State
@@ -54,31 +55,31 @@ func until(t *testing.T, states <-chan lease.State, what string, ok func(lease.S
 				return s
 			}
 		case <-limit:
-			t.Fatalf("waited for %s, the state is %+v", what, s)
+			t.Fatalf("timeout waiting for %s, state %+v", what, s)
 		}
 	}
 }
 
-// eventually waits until ok says so.
+// eventually waits until ok returns true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	limit := time.Now().Add(patience)
 	for tick := time.NewTicker(5 * time.Millisecond); !ok(); <-tick.C {
 		if time.Now().After(limit) {
-			t.Fatalf("waited for %s", what)
+			t.Fatalf("timeout waiting for %s", what)
 		}
 	}
 }
 
-// requestOf is what node 0 asks for on a network config.
+// requestOf returns the request of node 0 with a network config.
 func requestOf(t *testing.T, conf string) lease.Request {
 	return lease.Request{Network: network(t, conf), Attrs: attrsOf(0)}
 }
 
-func held(s lease.State) bool { return s.Held && s.Connected }
+func isHeld(s lease.State) bool { return s.Held && s.Connected }
 
-// publishedOf reads what a node says.
-func publishedOf(t *testing.T, client api, node, name string) string {
+// annotationOf returns an annotation of a node. name is without the prefix.
+func annotationOf(t *testing.T, client api, node, name string) string {
 	t.Helper()
 	n, err := client.Nodes().Get(t.Context(), node, metav1.GetOptions{})
 	if err != nil {
@@ -87,21 +88,22 @@ func publishedOf(t *testing.T, client api, node, name string) string {
 	return n.Annotations[FlannelPrefix+"/"+name]
 }
 
-func TestNodeIsWaitedFor(t *testing.T) {
+func TestClaimWaitsForNode(t *testing.T) {
 	client := newFake()
 	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
-	states, _ := follow(t, s, requestOf(t, netConf))
+	states, _ := startManager(t, s, requestOf(t, netConf))
 	waits := func(text string) func(lease.State) bool {
 		return func(s lease.State) bool {
 			return errors.Is(s.Err, lease.ErrNoSubnet) && strings.Contains(s.Err.Error(), text)
 		}
 	}
-	until(t, states, "the missing node", waits("node n is not in the cluster yet"))
-	b := bench{client: client}
-	b.create(t, newNode("n"))
-	until(t, states, "the missing podCIDR", waits("node n has no IPv4 podCIDR"))
+	waitState(t, states, "the missing node", waits("node n is not in the cluster yet"))
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n"))
+	waitState(t, states, "the missing podCIDR", waits("node n has no IPv4 podCIDR"))
 	setCIDRs(t, client, "n", "10.244.7.0/24")
-	if l := until(t, states, "the lease", held).Self; l.Subnet != netip.MustParsePrefix("10.244.7.0/24") || !l.Expires.IsZero() {
+	if l := waitState(t, states, "the lease", isHeld).Self; l.Subnet != netip.MustParsePrefix("10.244.7.0/24") ||
+		!l.Expires.IsZero() {
 		t.Errorf("got %+v", l)
 	}
 }
@@ -118,52 +120,57 @@ func setCIDRs(t *testing.T, client api, node string, cidrs ...string) {
 	}
 }
 
-func TestChangesOfOurOwnNodeAreFollowed(t *testing.T) {
+func TestOwnNodeChanges(t *testing.T) {
 	client := newFake()
-	b := bench{client: client}
-	b.create(t, newNode("n", "10.244.7.0/24"))
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n", "10.244.7.0/24"))
 	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
-	states, _ := follow(t, s, requestOf(t, netConf))
-	until(t, states, "the lease", held)
+	states, _ := startManager(t, s, requestOf(t, netConf))
+	waitState(t, states, "the lease", isHeld)
 
-	b.annotate(t, "n", FlannelPrefix+"/public-ip-overwrite", `"198.51.100.1"`)
+	tc.annotate(t, "n", FlannelPrefix+"/public-ip-overwrite", `"198.51.100.1"`)
 	over := netip.MustParseAddr("198.51.100.1")
-	until(t, states, "the overwritten address", func(s lease.State) bool { return held(s) && s.Self.PublicIP == over })
-	if got := publishedOf(t, client, "n", "public-ip"); got != over.String() {
+	waitState(t, states, "the overwritten address",
+		func(s lease.State) bool { return isHeld(s) && s.Self.PublicIP == over })
+	if got := annotationOf(t, client, "n", "public-ip"); got != over.String() {
 		t.Errorf("public-ip is %q", got)
 	}
-	b.annotate(t, "n", FlannelPrefix+"/public-ip-overwrite", `null`)
-	until(t, states, "our own address again", func(s lease.State) bool { return held(s) && s.Self.PublicIP == attrsOf(0).PublicIP })
+	tc.annotate(t, "n", FlannelPrefix+"/public-ip-overwrite", `null`)
+	waitState(t, states, "the original address",
+		func(s lease.State) bool { return isHeld(s) && s.Self.PublicIP == attrsOf(0).PublicIP })
 
-	b.annotate(t, "n", FlannelPrefix+"/public-ip", `"203.0.113.9"`)
-	eventually(t, "the address that another wrote to be put right", func() bool {
-		return publishedOf(t, client, "n", "public-ip") == attrsOf(0).PublicIP.String()
+	tc.annotate(t, "n", FlannelPrefix+"/public-ip", `"203.0.113.9"`)
+	eventually(t, "restoring the changed address", func() bool {
+		return annotationOf(t, client, "n", "public-ip") == attrsOf(0).PublicIP.String()
 	})
 
 	if err := client.Nodes().Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if gone := until(t, states, "the loss", func(s lease.State) bool { return !s.Held }); !gone.Self.Subnet.IsValid() {
-		t.Error("the last subnet is forgotten")
+	if gone := waitState(t, states, "the loss",
+		func(s lease.State) bool { return !s.Held }); !gone.Self.Subnet.IsValid() {
+		t.Error("lost lease has no subnet")
 	}
-	b.create(t, newNode("n", "10.244.8.0/24"))
-	until(t, states, "the new podCIDR", func(s lease.State) bool {
-		return held(s) && s.Self.Subnet == netip.MustParsePrefix("10.244.8.0/24")
+	tc.create(t, newNode("n", "10.244.8.0/24"))
+	waitState(t, states, "the new podCIDR", func(s lease.State) bool {
+		return isHeld(s) && s.Self.Subnet == netip.MustParsePrefix("10.244.8.0/24")
 	})
 }
 
-func TestPeersChangeIsSeenInEitherFamily(t *testing.T) {
+func TestPeerChangesBothFamilies(t *testing.T) {
 	client := newFake()
-	b := bench{client: client}
-	b.create(t, newNode("n", "10.244.7.0/24", "fd00:10:244:7::/64"))
-	peer := says(map[string]string{"kube-subnet-manager": "true", "backend-type": "vxlan", "public-ip": "192.0.2.50",
-		"backend-data": `{"VNI":1}`, "public-ipv6": "2001:db8::50", "backend-v6-data": `{"VNI":1}`}, "10.244.50.0/24", "fd00:10:244:50::/64")
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n", "10.244.7.0/24", "fd00:10:244:7::/64"))
+	peer := annotatedNode(map[string]string{"kube-subnet-manager": "true", "backend-type": "vxlan",
+		"public-ip":    "192.0.2.50",
+		"backend-data": `{"VNI":1}`, "public-ipv6": "2001:db8::50", "backend-v6-data": `{"VNI":1}`}, "10.244.50.0/24",
+		"fd00:10:244:50::/64")
 	peer.Name = "peer"
-	b.create(t, peer)
+	tc.create(t, peer)
 	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, dualConf), Log: slog.New(slog.DiscardHandler)})
 	r := requestOf(t, dualConf)
 	r.Attrs.PublicIPv6 = netip.MustParseAddr("2001:db8::1")
-	states, _ := follow(t, s, r)
+	states, _ := startManager(t, s, r)
 	is := func(ok func(lease.Lease) bool) func(lease.State) bool {
 		return func(s lease.State) bool {
 			for _, l := range s.All {
@@ -174,27 +181,33 @@ func TestPeersChangeIsSeenInEitherFamily(t *testing.T) {
 			return false
 		}
 	}
-	until(t, states, "the peer", is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::50") }))
-	b.annotate(t, "peer", FlannelPrefix+"/public-ipv6", `"2001:db8::51"`)
-	until(t, states, "the IPv6 address", is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::51") }))
-	b.annotate(t, "peer", FlannelPrefix+"/backend-v6-data", `"{\"VNI\":2}"`)
-	until(t, states, "the IPv6 data", is(func(l lease.Lease) bool { return string(l.BackendV6Data) == `{"VNI":2}` }))
-	b.annotate(t, "peer", FlannelPrefix+"/public-ip", `"192.0.2.51"`)
-	until(t, states, "the IPv4 address", is(func(l lease.Lease) bool { return l.PublicIP == netip.MustParseAddr("192.0.2.51") }))
+	waitState(t, states, "the peer", is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::50") }))
+	tc.annotate(t, "peer", FlannelPrefix+"/public-ipv6", `"2001:db8::51"`)
+	waitState(t, states, "the IPv6 address",
+		is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::51") }))
+	tc.annotate(t, "peer", FlannelPrefix+"/backend-v6-data", `"{\"VNI\":2}"`)
+	waitState(t, states, "the IPv6 data",
+		is(func(l lease.Lease) bool { return string(l.BackendV6Data) == `{"VNI":2}` }))
+	tc.annotate(t, "peer", FlannelPrefix+"/public-ip", `"192.0.2.51"`)
+	waitState(t, states, "the IPv4 address",
+		is(func(l lease.Lease) bool { return l.PublicIP == netip.MustParseAddr("192.0.2.51") }))
 	setCIDRs(t, client, "peer", "10.244.60.0/24", "fd00:10:244:60::/64")
-	until(t, states, "the podCIDRs", is(func(l lease.Lease) bool { return l.Subnet == netip.MustParsePrefix("10.244.60.0/24") }))
+	waitState(t, states, "the podCIDRs",
+		is(func(l lease.Lease) bool { return l.Subnet == netip.MustParsePrefix("10.244.60.0/24") }))
 }
 
-func TestNameOfTheNodeComesFromThePod(t *testing.T) {
+func TestNodeNameFromPod(t *testing.T) {
 	client := newFake()
-	b := bench{client: client}
-	b.create(t, newNode("n", "10.244.7.0/24"))
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n", "10.244.7.0/24"))
 	conf := writeConf(t, netConf)
 	if _, err := newStore(Config{NetworkFile: conf, Pod: "p"}, client.Nodes(), client.Pods("")); err == nil {
-		t.Error("a store without any name was opened")
+		t.Error("store opened without a node name")
 	}
-	s := openOn(t, client, Config{Pod: "p", Namespace: "kube-system", NetworkFile: conf, Log: slog.New(slog.DiscardHandler)})
-	if _, err := s.Claim(t.Context(), requestOf(t, netConf)); err == nil || !strings.Contains(err.Error(), "kube-system/p") {
+	s := openOn(t, client, Config{Pod: "p", Namespace: "kube-system", NetworkFile: conf,
+		Log: slog.New(slog.DiscardHandler)})
+	if _, err := s.Claim(t.Context(), requestOf(t, netConf)); err == nil ||
+		!strings.Contains(err.Error(), "kube-system/p") {
 		t.Errorf("without the pod: %v", err)
 	}
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p"}, Spec: corev1.PodSpec{NodeName: "n"}}
@@ -213,12 +226,13 @@ func TestNodeHints(t *testing.T) {
 	if _, err := s.NodeHints(t.Context()); !errors.Is(err, lease.ErrNoSubnet) {
 		t.Errorf("without a node: %v", err)
 	}
-	b := bench{client: client}
-	// Any order of keys, and more of them than flannel's parser of strings could read.
+	tc := testCluster{client: client}
+	// Any order of keys, and more keys than flannel's string parser accepts.
 	data := `{"VtepMAC":"0a:00:00:00:00:01","VNI":1,"GBP":"no"}`
-	n := says(map[string]string{"node-public-ip": "198.51.100.1", "public-ip": "192.0.2.1", "backend-type": "vxlan",
+	n := annotatedNode(map[string]string{"node-public-ip": "198.51.100.1", "public-ip": "192.0.2.1",
+		"backend-type": "vxlan",
 		"backend-data": data, "kube-subnet-manager": "true"}, "10.244.7.0/24")
-	b.create(t, n)
+	tc.create(t, n)
 	got, err := s.NodeHints(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -227,21 +241,22 @@ func TestNodeHints(t *testing.T) {
 		t.Errorf("public addresses %v and %v", got.PublicIP, got.PublicIPv6)
 	}
 	var vtep struct{ VtepMAC string }
-	if err := json.Unmarshal(got.Previous.BackendData, &vtep); err != nil || vtep.VtepMAC != "0a:00:00:00:00:01" || got.Previous.BackendType != "vxlan" {
-		t.Errorf("before: %+v, %v", got.Previous, err)
+	if err := json.Unmarshal(got.Previous.BackendData, &vtep); err != nil || vtep.VtepMAC != "0a:00:00:00:00:01" ||
+		got.Previous.BackendType != "vxlan" {
+		t.Errorf("previous: %+v, %v", got.Previous, err)
 	}
-	b.annotate(t, "n", FlannelPrefix+"/node-public-ip", `"2001:db8::1"`)
+	tc.annotate(t, "n", FlannelPrefix+"/node-public-ip", `"2001:db8::1"`)
 	if _, err := s.NodeHints(t.Context()); err == nil || !strings.Contains(err.Error(), "node-public-ip") {
 		t.Errorf("an IPv6 address as node-public-ip: %v", err)
 	}
 }
 
-// outage is an API server whose calls for nodes fail while it is away.
+// outage is an API server whose node calls fail while it is down.
 type outage struct {
 	fakeAPI
 	mu      sync.Mutex
 	away    bool
-	watches []*cut
+	watches []*stoppableWatch
 }
 
 func (o *outage) Nodes() typed.NodeInterface { return outageNodes{o.fakeAPI.Nodes(), o} }
@@ -274,13 +289,13 @@ func (n outageNodes) Watch(ctx context.Context, o metav1.ListOptions) (watch.Int
 		w.Stop()
 		return nil, errAway
 	}
-	c := &cut{Interface: w, out: make(chan watch.Event), stop: make(chan struct{})}
+	c := &stoppableWatch{Interface: w, out: make(chan watch.Event), stop: make(chan struct{})}
 	go c.run()
 	n.o.watches = append(n.o.watches, c)
 	return c, nil
 }
 
-// set begins or ends the outage.
+// set starts or ends the outage.
 func (o *outage) set(away bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -291,15 +306,15 @@ func (o *outage) set(away bool) {
 	o.watches = nil
 }
 
-// cut is a watch that ends from either side.
-type cut struct {
+// stoppableWatch is a watch that ends from either side.
+type stoppableWatch struct {
 	watch.Interface
 	out  chan watch.Event
 	stop chan struct{}
 	once sync.Once
 }
 
-func (c *cut) run() {
+func (c *stoppableWatch) run() {
 	defer close(c.out)
 	defer c.Interface.Stop()
 	for {
@@ -316,37 +331,37 @@ func (c *cut) run() {
 	}
 }
 
-func (c *cut) ResultChan() <-chan watch.Event { return c.out }
-func (c *cut) Stop()                          { c.once.Do(func() { close(c.stop) }) }
+func (c *stoppableWatch) ResultChan() <-chan watch.Event { return c.out }
+func (c *stoppableWatch) Stop()                          { c.once.Do(func() { close(c.stop) }) }
 
-func TestOutageIsToldAndWhatWasMissedIsSeenAfterIt(t *testing.T) {
+func TestOutageFake(t *testing.T) {
 	o := &outage{fakeAPI: newFake()}
-	b := bench{client: o.fakeAPI}
-	b.create(t, newNode("n", "10.244.7.0/24"))
+	tc := testCluster{client: o.fakeAPI}
+	tc.create(t, newNode("n", "10.244.7.0/24"))
 	s := openOn(t, o, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
-	states, _ := follow(t, s, requestOf(t, netConf))
-	until(t, states, "the lease", held)
+	states, _ := startManager(t, s, requestOf(t, netConf))
+	waitState(t, states, "the lease", isHeld)
 	o.set(true)
-	away := until(t, states, "the outage", func(s lease.State) bool { return !s.Connected })
+	away := waitState(t, states, "the outage", func(s lease.State) bool { return !s.Connected })
 	if !away.Held || away.Err == nil {
-		t.Errorf("in the outage the lease is held: %v, error %v", away.Held, away.Err)
+		t.Errorf("during the outage: held %v, error %v", away.Held, away.Err)
 	}
-	missed := b.add(t)
+	missed := tc.add(t)
 	o.set(false)
-	until(t, states, "what happened in the outage", func(s lease.State) bool {
+	waitState(t, states, "the change during the outage", func(s lease.State) bool {
 		for _, l := range s.All {
 			if l.Node == missed.Node {
-				return held(s)
+				return isHeld(s)
 			}
 		}
 		return false
 	})
 }
 
-func TestManyChangesAreTakenInWithoutAQueue(t *testing.T) {
+func TestWatchCoalescesChanges(t *testing.T) {
 	client := newFake()
-	b := bench{client: client}
-	b.create(t, newNode("n", "10.244.7.0/24"))
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n", "10.244.7.0/24"))
 	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
 	if _, err := s.Claim(t.Context(), requestOf(t, netConf)); err != nil {
 		t.Fatal(err)
@@ -362,7 +377,7 @@ func TestManyChangesAreTakenInWithoutAQueue(t *testing.T) {
 			last <- len(s.Leases)
 			if first {
 				first = false
-				<-stuck // a caller that is busy
+				<-stuck // a busy caller
 			}
 		}); err != nil {
 			t.Error(err)
@@ -370,7 +385,7 @@ func TestManyChangesAreTakenInWithoutAQueue(t *testing.T) {
 	})
 	<-last
 	for range peers {
-		b.add(t)
+		tc.add(t)
 	}
 	close(stuck)
 	deliveries := 0
@@ -385,21 +400,22 @@ func TestManyChangesAreTakenInWithoutAQueue(t *testing.T) {
 	cancel()
 	done.Wait()
 	if deliveries > peers/2 {
-		t.Errorf("%d deliveries of %d changes that came while the caller was busy", deliveries, peers)
+		t.Errorf("%d deliveries of %d changes during a busy callback", deliveries, peers)
 	}
 }
 
-func TestRenewOfOtherPodCIDRs(t *testing.T) {
+func TestRenewOtherPodCIDRs(t *testing.T) {
 	client := newFake()
-	b := bench{client: client}
-	b.create(t, newNode("n", "10.244.7.0/24"))
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n", "10.244.7.0/24"))
 	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf), Log: slog.New(slog.DiscardHandler)})
 	l, err := s.Claim(t.Context(), requestOf(t, netConf))
 	if err != nil {
 		t.Fatal(err)
 	}
 	setCIDRs(t, client, "n", "10.244.9.0/24")
-	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) || !strings.Contains(err.Error(), "10.244.9.0/24") {
+	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) ||
+		!strings.Contains(err.Error(), "10.244.9.0/24") {
 		t.Errorf("with another podCIDR: %v", err)
 	}
 	if err := client.Nodes().Delete(t.Context(), "n", metav1.DeleteOptions{}); err != nil {
@@ -408,4 +424,22 @@ func TestRenewOfOtherPodCIDRs(t *testing.T) {
 	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
 		t.Errorf("without a node: %v", err)
 	}
+}
+
+func TestStoreFake(t *testing.T) {
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		client := newFake()
+		tc := testCluster{client: client, open: func(t *testing.T, c Config) *Store { return openOn(t, client, c) }}
+		return tc.harness(t)
+	})
+}
+
+func TestStoreAPIServer(t *testing.T) {
+	c := startServer(t)
+	storetest.Run(t, func(t *testing.T) storetest.Harness {
+		client := admin(t, c)
+		deleteNodes(t, client)
+		tc := testCluster{client: client, open: openOnServer}
+		return tc.harness(t)
+	})
 }

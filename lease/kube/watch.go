@@ -15,25 +15,26 @@ import (
 	"weft/lease"
 )
 
-// Watch delivers the leases of all nodes. The reflector behind it goes on when Watch returns, so that the next one
-// neither lists all nodes again nor misses anything: what ended was only the certainty.
+// Watch delivers the leases of all nodes. The reflector continues when Watch returns: the next call
+// neither lists all nodes again nor misses a change.
 func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
-	if n := s.roster.currentNetwork(); !n.EnableIPv4 && !n.EnableIPv6 {
+	if n := s.cache.currentNetwork(); !n.EnableIPv4 && !n.EnableIPv6 {
 		n, err := s.Network(ctx)
 		if err != nil {
 			return err
 		}
-		s.roster.setNetwork(n)
+		s.cache.setNetwork(n)
 	}
-	s.follow.Do(func() { s.running.Go(func() { s.reflector().RunWithContext(s.ctx) }) })
+	s.startReflector.Do(func() { s.running.Go(func() { s.reflector().RunWithContext(s.ctx) }) })
 	var last lease.Snapshot
 	for first := true; ctx.Err() == nil; {
-		now := s.roster.look()
+		now := s.cache.current()
 		if now.err != nil {
 			return now.err
 		}
-		if now.synced && (first || !slices.EqualFunc(now.snapshot.Leases, last.Leases, lease.Lease.Equal)) {
-			first, last = false, now.snapshot
+		if now.synced && (first || !slices.EqualFunc(now.leases.Leases, last.Leases,
+			lease.Lease.Equal)) {
+			first, last = false, now.leases
 			deliver(last)
 		}
 		select {
@@ -44,33 +45,37 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 	return nil
 }
 
-// reflector keeps the roster as the API server has it.
+// reflector returns the reflector that updates the cache.
 func (s *Store) reflector() *cache.Reflector {
 	calls := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object,
+			error) {
 			list, err := s.nodes.List(ctx, o)
-			s.heard(ctx, err)
+			s.recordCall(ctx, err)
 			return list, err
 		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface,
+			error) {
 			w, err := s.nodes.Watch(ctx, o)
-			s.heard(ctx, err)
+			s.recordCall(ctx, err)
 			return w, err
 		},
 	}
-	return cache.NewReflectorWithOptions(cache.ToListWatcherWithWatchListSemantics(calls, s.nodes), &corev1.Node{}, s.roster,
-		cache.ReflectorOptions{Name: "nodes", Backoff: retries()})
+	listWatcher := cache.ToListWatcherWithWatchListSemantics(calls, s.nodes)
+	return cache.NewReflectorWithOptions(listWatcher, &corev1.Node{}, s.cache,
+		cache.ReflectorOptions{Name: "nodes", Backoff: reflectorBackoff()})
 }
 
-// retries are the pauses between tries to reach the API server: client-go's, but that the longest, 60 s, is 10 s, since
-// until then this node sends to where others no longer are.
-func retries() *wait.Backoff {
-	return &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10, Cap: 5 * time.Second}
+// reflectorBackoff returns client-go's backoff with a maximum delay of 10 s (5 s plus jitter)
+// instead of 60 s: until the API server answers, this node sends to outdated addresses.
+func reflectorBackoff() *wait.Backoff {
+	return &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10,
+		Cap: 5 * time.Second}
 }
 
-// heard tells the roster how a call went, unless it was us who ended it.
-func (s *Store) heard(ctx context.Context, err error) {
+// recordCall records the result of a call in the cache, unless this daemon cancelled it.
+func (s *Store) recordCall(ctx context.Context, err error) {
 	if ctx.Err() == nil {
-		s.roster.answered(err)
+		s.cache.recordCall(err)
 	}
 }

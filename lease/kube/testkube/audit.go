@@ -10,20 +10,21 @@ import (
 	"strings"
 )
 
-// Call is one request that a service account made.
+// Call is one request of a service account.
 type Call struct {
 	Verb, Resource string // "list nodes", "patch nodes/status"
 	URI            string
 }
 
-// String is the verb and the resource.
+// String returns the verb and the resource.
 func (c Call) String() string { return c.Verb + " " + c.Resource }
 
-// Calls lists the requests of service accounts by programs whose user agent begins with agent, in their order.
+// Calls returns the requests of service accounts from programs whose user agent begins with agent,
+// in order.
 func (c *Cluster) Calls(agent string) ([]Call, error) {
 	b, err := os.ReadFile(filepath.Join(c.dir, "audit.log"))
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil // nothing was asked yet
+		return nil, nil // no requests yet
 	}
 	if err != nil {
 		return nil, err

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Node is what tests look at in a Node object, and what they create.
+// Node holds the fields of a Node object that the tests use.
 type Node struct {
 	APIVersion string   `json:"apiVersion,omitempty"`
 	Kind       string   `json:"kind,omitempty"`
@@ -17,32 +17,32 @@ type Node struct {
 	Status     Status   `json:"status"`
 }
 
-// Metadata is an object's.
+// Metadata is the metadata of an object.
 type Metadata struct {
 	Name        string            `json:"name"`
 	UID         string            `json:"uid,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// Spec is a Node's.
+// Spec is the spec of a Node.
 type Spec struct {
 	PodCIDR  string   `json:"podCIDR,omitempty"`
 	PodCIDRs []string `json:"podCIDRs,omitempty"`
 }
 
-// Status is a Node's.
+// Status is the status of a Node.
 type Status struct {
 	Conditions []Condition `json:"conditions,omitempty"`
 	Images     []Image     `json:"images,omitempty"`
 }
 
-// Image is one that a kubelet has; most of a Node's size is due to them.
+// Image is a container image on a node. Images make up most of the size of a Node.
 type Image struct {
 	Names     []string `json:"names"`
 	SizeBytes int64    `json:"sizeBytes"`
 }
 
-// Condition is one of a Node's.
+// Condition is a condition of a Node.
 type Condition struct {
 	Type               string    `json:"type"`
 	Status             string    `json:"status"`
@@ -53,10 +53,10 @@ type Condition struct {
 
 const nodes = "/api/v1/nodes"
 
-// kubeletImages is how many images a kubelet lists at most (--node-status-max-images).
+// kubeletImages is the maximum number of images that a kubelet lists (--node-status-max-images).
 const kubeletImages = 50
 
-// AddNode creates a Node with these pod CIDRs, or none.
+// AddNode creates a Node with the given pod CIDRs, if any.
 func (c *Cluster) AddNode(ctx context.Context, name string, podCIDRs ...string) error {
 	n := Node{APIVersion: "v1", Kind: "Node", Metadata: Metadata{Name: name}}
 	if len(podCIDRs) > 0 {
@@ -77,15 +77,16 @@ func (c *Cluster) Node(ctx context.Context, name string) (Node, error) {
 	return n, err
 }
 
-// Annotate sets annotations of a Node; nil removes one.
+// Annotate sets annotations of a Node. A nil value removes one.
 func (c *Cluster) Annotate(ctx context.Context, name string, annotations map[string]any) error {
 	patch := map[string]any{"metadata": map[string]any{"annotations": annotations}}
 	return c.DoJSON(ctx, Request{
-		Method: http.MethodPatch, Path: nodes + "/" + name, ContentType: "application/merge-patch+json", Body: patch,
+		Method: http.MethodPatch, Path: nodes + "/" + name,
+		ContentType: "application/merge-patch+json", Body: patch,
 	}, nil)
 }
 
-// Condition finds one of a Node's conditions.
+// Condition returns the condition of the given type.
 func (n Node) Condition(typ string) (Condition, bool) {
 	for _, c := range n.Status.Conditions {
 		if c.Type == typ {
@@ -95,18 +96,27 @@ func (n Node) Condition(typ string) (Condition, bool) {
 	return Condition{}, false
 }
 
-// AddLease creates a Node that publishes a lease as a daemon of the udp backend does, or with more and other annotations.
-// Their names are given without the prefix flannel.alpha.coreos.com/. The Node lists as many images as a kubelet would.
-func (c *Cluster) AddLease(ctx context.Context, name, podCIDR, publicIP string, more map[string]string) error {
-	n := Node{APIVersion: "v1", Kind: "Node", Metadata: Metadata{Name: name}, Spec: Spec{PodCIDR: podCIDR, PodCIDRs: []string{podCIDR}}}
+// AddLease creates a Node that publishes a lease like a daemon with the udp backend. overrides adds
+// or replaces annotations; their names are without the prefix flannel.alpha.coreos.com/. The Node
+// lists as many images as a kubelet would.
+func (c *Cluster) AddLease(ctx context.Context, name, podCIDR, publicIP string,
+	overrides map[string]string) error {
+	n := Node{
+		APIVersion: "v1", Kind: "Node", Metadata: Metadata{Name: name},
+		Spec: Spec{PodCIDR: podCIDR, PodCIDRs: []string{podCIDR}},
+	}
 	for i := range kubeletImages {
 		digest := fmt.Sprintf("registry.example.com/team/application-%d@sha256:%064d", i, i)
-		n.Status.Images = append(n.Status.Images, Image{Names: []string{digest, "registry.example.com/team/application:v1"}, SizeBytes: 1 << 28})
+		names := []string{digest, "registry.example.com/team/application:v1"}
+		n.Status.Images = append(n.Status.Images, Image{Names: names, SizeBytes: 1 << 28})
 	}
 	n.Metadata.Annotations = map[string]string{}
-	said := map[string]string{"backend-type": "", "backend-data": "null", "public-ip": publicIP, "kube-subnet-manager": "true"}
-	maps.Copy(said, more)
-	for annotation, text := range said {
+	annotations := map[string]string{
+		"backend-type": "", "backend-data": "null", "public-ip": publicIP,
+		"kube-subnet-manager": "true",
+	}
+	maps.Copy(annotations, overrides)
+	for annotation, text := range annotations {
 		n.Metadata.Annotations["flannel.alpha.coreos.com/"+annotation] = text
 	}
 	return c.DoJSON(ctx, Request{Method: http.MethodPost, Path: nodes, Body: n}, nil)

@@ -12,7 +12,7 @@ import (
 	"os"
 )
 
-// Request is one call of the API server.
+// Request is a request to the API server.
 type Request struct {
 	Method, Path string
 	ContentType  string // of Body; JSON if empty
@@ -20,7 +20,8 @@ type Request struct {
 	Token        string // AdminToken if empty
 }
 
-// Do sends a request and returns the status and the body of the answer. The error is about the way there.
+// Do sends a request and returns the status code and body of the response. The error concerns the
+// connection only.
 func (c *Cluster) Do(ctx context.Context, r Request) (int, []byte, error) {
 	body, ok := r.Body.([]byte)
 	if !ok && r.Body != nil {
@@ -39,22 +40,23 @@ func (c *Cluster) Do(ctx context.Context, r Request) (int, []byte, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	q, err := http.NewRequestWithContext(ctx, r.Method, c.URL+r.Path, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, r.Method, c.URL+r.Path, bytes.NewReader(body))
 	if err != nil {
 		return 0, nil, err
 	}
-	q.Header.Set("Authorization", "Bearer "+r.Token)
-	q.Header.Set("Content-Type", r.ContentType)
-	answer, err := client.Do(q)
+	req.Header.Set("Authorization", "Bearer "+r.Token)
+	req.Header.Set("Content-Type", r.ContentType)
+	resp, err := client.Do(req)
 	if err != nil {
 		return 0, nil, err
 	}
-	defer answer.Body.Close()
-	b, err := io.ReadAll(answer.Body)
-	return answer.StatusCode, b, err
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	return resp.StatusCode, b, err
 }
 
-// client trusts the certificate that the server has made for itself. It is made once and hung up by StopAPI and Close.
+// client returns an HTTP client that trusts the server's self-signed certificate. It is created
+// once; StopAPI and Close close its connections.
 func (c *Cluster) client() (*http.Client, error) {
 	if c.http != nil {
 		return c.http, nil
@@ -71,9 +73,9 @@ func (c *Cluster) client() (*http.Client, error) {
 	return c.http, nil
 }
 
-// DoJSON is Do as an administrator, with an error for every answer that is no success. It decodes the answer into a value
-// unless that is nil.
-func (c *Cluster) DoJSON(ctx context.Context, r Request, into any) error {
+// DoJSON calls Do and returns an error unless the status is 2xx. It decodes the response into v
+// unless v is nil.
+func (c *Cluster) DoJSON(ctx context.Context, r Request, v any) error {
 	status, b, err := c.Do(ctx, r)
 	if err != nil {
 		return err
@@ -81,29 +83,35 @@ func (c *Cluster) DoJSON(ctx context.Context, r Request, into any) error {
 	if status < 200 || status > 299 {
 		return fmt.Errorf("%s %s: status %d: %s", r.Method, r.Path, status, b)
 	}
-	if into == nil {
+	if v == nil {
 		return nil
 	}
-	return json.Unmarshal(b, into)
+	return json.Unmarshal(b, v)
 }
 
-// Apply creates an object or makes it as given, by server-side apply. path is the object's own; dry leaves everything as
-// it is after all checks.
-func (c *Cluster) Apply(ctx context.Context, path string, object []byte, dry bool) error {
+// Apply creates or updates an object by server-side apply. path is the path of the object. If
+// dryRun is set, the server validates the object but stores nothing.
+func (c *Cluster) Apply(ctx context.Context, path string, object []byte, dryRun bool) error {
 	path += "?fieldManager=testkube&force=true"
-	if dry {
+	if dryRun {
 		path += "&dryRun=All"
 	}
-	return c.DoJSON(ctx, Request{Method: http.MethodPatch, Path: path, ContentType: "application/apply-patch+yaml", Body: object}, nil)
+	return c.DoJSON(ctx, Request{
+		Method: http.MethodPatch, Path: path, ContentType: "application/apply-patch+yaml",
+		Body: object,
+	}, nil)
 }
 
-// Token issues a token of a service account, as the kubelet does for a pod.
+// Token issues a token for a service account, as the kubelet does for a pod.
 func (c *Cluster) Token(ctx context.Context, namespace, account string) (string, error) {
-	var answer struct{ Status struct{ Token string } }
+	var resp struct{ Status struct{ Token string } }
 	err := c.DoJSON(ctx, Request{
 		Method: http.MethodPost,
 		Path:   "/api/v1/namespaces/" + namespace + "/serviceaccounts/" + account + "/token",
-		Body:   map[string]any{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": map[string]any{}},
-	}, &answer)
-	return answer.Status.Token, err
+		Body: map[string]any{
+			"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest",
+			"spec": map[string]any{},
+		},
+	}, &resp)
+	return resp.Status.Token, err
 }

@@ -1,9 +1,9 @@
-// Package testkube runs a real Kubernetes API server for tests: etcd, kube-apiserver and, on demand, the controller that
-// gives nodes their pod CIDRs, as processes of the binary that .ci/kube/build makes. It listens on one address of the
-// network namespace that Start is called in.
+// Package testkube runs a real Kubernetes API server for tests: etcd, kube-apiserver and, on
+// demand, the controller that assigns pod CIDRs to nodes, as processes of the binary built by
+// .ci/kube/build. It listens on one address in the network namespace in which Start is called.
 //
-// The API server does RBAC and issues service account tokens. There is no kubelet and no scheduler: a Node is what a test
-// creates as one.
+// The API server enforces RBAC and issues service account tokens. There is no kubelet or scheduler:
+// tests create Node objects themselves.
 package testkube
 
 import (
@@ -25,22 +25,23 @@ import (
 	"time"
 )
 
-// BinaryEnv names the environment variable with the path of the binary.
+// BinaryEnv is the environment variable that holds the path of the binary.
 const BinaryEnv = "WEFT_TESTKUBE"
 
-// AdminToken is what a request shows to be allowed everything.
+// AdminToken is a bearer token with all permissions.
 const AdminToken = "admin-token"
 
-// startTimeout bounds the wait for the API server. It takes 3 s on an idle machine.
+// startTimeout bounds the start of the API server, which takes 3 s on an idle machine.
 const startTimeout = 2 * time.Minute
 
-// ErrNoBinary says that the tests which need an API server cannot run here.
-var ErrNoBinary = errors.New("no Kubernetes API server: " + BinaryEnv + " is not set; .ci/kube/build builds one and prints its path")
+// ErrNoBinary means that the binary is missing, so tests with an API server cannot run.
+var ErrNoBinary = errors.New("no Kubernetes API server: " + BinaryEnv +
+	" is not set; .ci/kube/build builds one and prints its path")
 
-// Cluster is a running control plane. Its methods are for one goroutine.
+// Cluster is a running control plane. Its methods are not safe for concurrent use.
 type Cluster struct {
-	// URL is the API server's, CA the file with the certificate to trust, Kubeconfig a file for kubectl and client-go that
-	// lets its user do everything.
+	// URL is the URL of the API server, CA the file with the certificate to trust, and Kubeconfig a
+	// file for kubectl and client-go with all permissions.
 	URL, CA, Kubeconfig string
 
 	binary, dir string
@@ -48,11 +49,11 @@ type Cluster struct {
 	etcdURL     string
 	etcd, api   *process
 	ipam        *process     // nil: not started
-	http        *http.Client // nil: not made yet
+	http        *http.Client // nil: not created
 }
 
-// Start runs a control plane on an address, with its data and logs in dir, and returns when it takes requests. The caller
-// closes it. It fails with ErrNoBinary where there is none.
+// Start starts a control plane on an address, with data and logs in dir, and returns when it
+// accepts requests. The caller closes it. It fails with ErrNoBinary if the binary is missing.
 func Start(listen netip.Addr, dir string) (*Cluster, error) {
 	binary := os.Getenv(BinaryEnv)
 	if binary == "" {
@@ -63,14 +64,17 @@ func Start(listen netip.Addr, dir string) (*Cluster, error) {
 		return nil, err
 	}
 	c := &Cluster{
-		binary: binary, dir: dir, listen: ports[0], URL: "https://" + ports[0].String(), etcdURL: "http://" + ports[1].String(),
-		CA: filepath.Join(dir, "cert", "apiserver.crt"), Kubeconfig: filepath.Join(dir, "kubeconfig"),
+		binary: binary, dir: dir, listen: ports[0],
+		URL: "https://" + ports[0].String(), etcdURL: "http://" + ports[1].String(),
+		CA:         filepath.Join(dir, "cert", "apiserver.crt"),
+		Kubeconfig: filepath.Join(dir, "kubeconfig"),
 	}
 	if err := c.writeFiles(); err != nil {
 		return nil, fmt.Errorf("testkube: %w", err)
 	}
-	c.etcd, err = start(binary, filepath.Join(dir, "etcd.log"), "etcd", "--data-dir="+filepath.Join(dir, "etcd"),
-		"--client-url="+c.etcdURL, "--peer-url=http://"+ports[2].String())
+	c.etcd, err = start(binary, filepath.Join(dir, "etcd.log"), "etcd",
+		"--data-dir="+filepath.Join(dir, "etcd"), "--client-url="+c.etcdURL,
+		"--peer-url=http://"+ports[2].String())
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +84,7 @@ func Start(listen netip.Addr, dir string) (*Cluster, error) {
 	return c, nil
 }
 
-// auditPolicy has the API server note what service accounts ask of it.
+// auditPolicy makes the API server log the requests of service accounts.
 const auditPolicy = `apiVersion: audit.k8s.io/v1
 kind: Policy
 omitStages: [ResponseComplete]
@@ -90,13 +94,15 @@ rules:
 - level: None
 `
 
-// writeFiles writes what the API server and its clients read.
+// writeFiles writes the configuration files of the API server and its clients.
 func (c *Cluster) writeFiles() error {
 	key, err := rsa.GenerateKey(rand.Reader, 2048)
 	if err != nil {
 		return err
 	}
-	private := pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)})
+	private := pem.EncodeToMemory(&pem.Block{
+		Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key),
+	})
 	kubeconfig := fmt.Sprintf(`apiVersion: v1
 kind: Config
 clusters: [{name: testkube, cluster: {server: %q, certificate-authority: %q}}]
@@ -117,17 +123,22 @@ current-context: admin
 	return nil
 }
 
-// StartAPI runs the API server again after StopAPI, with the data as it was, and returns when it takes requests.
+// StartAPI restarts the API server after StopAPI, with the same data, and returns when it accepts
+// requests.
 func (c *Cluster) StartAPI() error {
 	key := filepath.Join(c.dir, "sa.key")
 	api, err := start(c.binary, filepath.Join(c.dir, "apiserver.log"), "kube-apiserver",
-		"--etcd-servers="+c.etcdURL, "--bind-address="+c.listen.Addr().String(), "--advertise-address="+c.listen.Addr().String(),
-		fmt.Sprintf("--secure-port=%d", c.listen.Port()), "--cert-dir="+filepath.Join(c.dir, "cert"),
-		"--service-cluster-ip-range=10.96.0.0/16", "--service-account-issuer=https://kubernetes.default.svc",
+		"--etcd-servers="+c.etcdURL,
+		"--bind-address="+c.listen.Addr().String(), "--advertise-address="+c.listen.Addr().String(),
+		fmt.Sprintf("--secure-port=%d", c.listen.Port()),
+		"--cert-dir="+filepath.Join(c.dir, "cert"),
+		"--service-cluster-ip-range=10.96.0.0/16",
+		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		"--token-auth-file="+filepath.Join(c.dir, "tokens.csv"), "--authorization-mode=RBAC",
 		"--endpoint-reconciler-type=none", "--profiling=false",
-		"--audit-policy-file="+filepath.Join(c.dir, "audit.yml"), "--audit-log-path="+filepath.Join(c.dir, "audit.log"))
+		"--audit-policy-file="+filepath.Join(c.dir, "audit.yml"),
+		"--audit-log-path="+filepath.Join(c.dir, "audit.log"))
 	if err != nil {
 		return err
 	}
@@ -142,7 +153,7 @@ func (c *Cluster) StartAPI() error {
 		}
 		select {
 		case <-api.done:
-			return fmt.Errorf("kube-apiserver has ended: %w\n%s", api.err, api.tail())
+			return fmt.Errorf("kube-apiserver exited: %w\n%s", api.err, api.tail())
 		case <-ctx.Done():
 			return fmt.Errorf("kube-apiserver is not ready (%d, %w)\n%s", status, err, api.tail())
 		case <-tick.C:
@@ -150,26 +161,27 @@ func (c *Cluster) StartAPI() error {
 	}
 }
 
-// StopAPI ends the API server: with notice, or at once as a power cut does. etcd goes on.
-func (c *Cluster) StopAPI(notice bool) error {
-	c.hangUp()
-	if notice {
+// StopAPI stops the API server, either gracefully or by SIGKILL. etcd continues to run.
+func (c *Cluster) StopAPI(graceful bool) error {
+	c.closeIdle()
+	if graceful {
 		return c.api.stop(syscall.SIGTERM)
 	}
 	return c.api.stop(syscall.SIGKILL)
 }
 
-// AllocateCIDRs starts the controller that gives every node a /24 of an IPv4 range and a /64 of an IPv6 one; ranges holds
-// one or both, with a comma between.
+// AllocateCIDRs starts the controller that assigns a /24 of an IPv4 range and a /64 of an IPv6
+// range to every node. ranges holds one or both, separated by a comma.
 func (c *Cluster) AllocateCIDRs(ranges string) error {
 	var err error
-	c.ipam, err = start(c.binary, filepath.Join(c.dir, "node-ipam.log"), "node-ipam", "--kubeconfig="+c.Kubeconfig, "--cluster-cidr="+ranges)
+	c.ipam, err = start(c.binary, filepath.Join(c.dir, "node-ipam.log"), "node-ipam",
+		"--kubeconfig="+c.Kubeconfig, "--cluster-cidr="+ranges)
 	return err
 }
 
-// Close ends all processes, the API server before its etcd, without which it does not end.
+// Close stops all processes. The API server is stopped first: it does not exit without its etcd.
 func (c *Cluster) Close() error {
-	c.hangUp()
+	c.closeIdle()
 	var errs []error
 	for _, p := range []*process{c.ipam, c.api, c.etcd} {
 		if p != nil {
@@ -179,19 +191,19 @@ func (c *Cluster) Close() error {
 	return errors.Join(errs...)
 }
 
-// hangUp closes the connections to a server that is to end.
-func (c *Cluster) hangUp() {
+// closeIdle closes the idle connections to the API server.
+func (c *Cluster) closeIdle() {
 	if c.http != nil {
 		c.http.CloseIdleConnections()
 	}
 }
 
-// process is one started subcommand.
+// process is a running subcommand of the binary.
 type process struct {
 	name, log string
 	cmd       *exec.Cmd
 	done      chan struct{}
-	err       error // of its end; valid once done is closed
+	err       error // exit error; valid after done is closed
 }
 
 func start(binary, log, name string, args ...string) (*process, error) {
@@ -200,9 +212,10 @@ func start(binary, log, name string, args ...string) (*process, error) {
 		return nil, err
 	}
 	defer out.Close()
-	p := &process{name: name, log: log, cmd: exec.Command(binary, append([]string{name}, args...)...), done: make(chan struct{})}
+	cmd := exec.Command(binary, append([]string{name}, args...)...)
+	p := &process{name: name, log: log, cmd: cmd, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	// Its client for itself would otherwise ask a proxy.
+	// Its loopback client would otherwise use a proxy.
 	p.cmd.Env = append(os.Environ(), "NO_PROXY=*")
 	if err := p.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", name, err)
@@ -214,10 +227,10 @@ func start(binary, log, name string, args ...string) (*process, error) {
 	return p, nil
 }
 
-// stopTimeout is how long a process may take to end with notice: the API server took 3 s.
+// stopTimeout bounds a graceful stop, which took 3 s for the API server.
 const stopTimeout = 30 * time.Second
 
-// stop sends a signal and waits for the end, which is made sure of.
+// stop sends a signal and waits for the exit. After stopTimeout it kills the process.
 func (p *process) stop(s syscall.Signal) error {
 	if err := p.cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop %s: %w", p.name, err)
@@ -227,13 +240,13 @@ func (p *process) stop(s syscall.Signal) error {
 		return nil
 	case <-time.After(stopTimeout):
 	}
-	// It is our own child: the only error is that it has just ended.
+	// Kill of a child fails only if it has just exited.
 	_ = p.cmd.Process.Kill()
 	<-p.done
-	return fmt.Errorf("%s did not end on %v within %v", p.name, s, stopTimeout)
+	return fmt.Errorf("%s did not exit within %v of %v", p.name, stopTimeout, s)
 }
 
-// tail is the end of the log.
+// tail returns the last 10 lines of the log.
 func (p *process) tail() []byte {
 	b, err := os.ReadFile(p.log)
 	if err != nil {
@@ -243,7 +256,7 @@ func (p *process) tail() []byte {
 	return bytes.Join(lines[max(0, len(lines)-10):], []byte("\n"))
 }
 
-// freePorts finds ports that are free now.
+// freePorts returns n ports that are currently free.
 func freePorts(a netip.Addr, n int) ([]netip.AddrPort, error) {
 	var ports []netip.AddrPort
 	for range n {
@@ -251,7 +264,7 @@ func freePorts(a netip.Addr, n int) ([]netip.AddrPort, error) {
 		if err != nil {
 			return nil, fmt.Errorf("find a free port on %s: %w", a, err)
 		}
-		defer l.Close() // only at the end, so that they differ
+		defer l.Close() // keep it open until return, so that the ports differ
 		ports = append(ports, l.Addr().(*net.TCPAddr).AddrPort())
 	}
 	return ports, nil

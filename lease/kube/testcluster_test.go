@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// apiServer is the one API server of all tests here, started by the first that needs it.
+// apiServer is the API server of all tests, started by the first test that needs it.
 type apiServer struct {
 	once    sync.Once
 	dir     string
@@ -47,8 +47,8 @@ type apiServer struct {
 
 var server apiServer
 
-// real is the API server, or skips the test.
-func real(t testing.TB) *testkube.Cluster {
+// startServer returns the API server. It skips the test if there is no binary.
+func startServer(t testing.TB) *testkube.Cluster {
 	t.Helper()
 	server.once.Do(func() {
 		if server.dir, server.err = os.MkdirTemp("", "weft-testkube"); server.err == nil {
@@ -56,7 +56,7 @@ func real(t testing.TB) *testkube.Cluster {
 		}
 	})
 	if errors.Is(server.err, testkube.ErrNoBinary) {
-		t.Skipf("NOT TESTED against a real API server: %v", server.err)
+		t.Skipf("NOT TESTED with a real API server: %v", server.err)
 	}
 	if server.err != nil {
 		t.Fatal(server.err)
@@ -74,15 +74,16 @@ func (s *apiServer) close() error {
 
 const netConf = `{"Network": "10.244.0.0/16", "Backend": {"Type": "udp"}}`
 
-// bench is a cluster as the suite sees it: twenty nodes with pod CIDRs and one without.
-type bench struct {
+// testCluster is the cluster of a test. For storetest it has 20 nodes with pod CIDRs and one
+// without.
+type testCluster struct {
 	client api
 	conf   string
 	open   func(t *testing.T, c Config) *Store
 	next   int
 }
 
-const benchNodes = 20
+const clusterNodes = 20
 
 func nodeName(n int) string { return fmt.Sprintf("node%d", n) }
 
@@ -96,31 +97,32 @@ func newNode(name string, cidrs ...string) *corev1.Node {
 	return n
 }
 
-func (b *bench) harness(t *testing.T) storetest.Harness {
+func (tc *testCluster) harness(t *testing.T) storetest.Harness {
 	t.Helper()
-	b.conf = writeConf(t, netConf)
-	for n := range benchNodes + 1 {
+	tc.conf = writeConf(t, netConf)
+	for n := range clusterNodes + 1 {
 		node := newNode(nodeName(n), podCIDRText(n))
-		if n == benchNodes {
+		if n == clusterNodes {
 			node = newNode(nodeName(n))
 		}
-		b.create(t, node)
+		tc.create(t, node)
 	}
 	network, err := lease.ParseNetwork([]byte(netConf))
 	if err != nil {
 		t.Fatal(err)
 	}
 	return storetest.Harness{
-		Nodes: benchNodes,
+		Nodes: clusterNodes,
 		Request: func(n int) lease.Request {
 			return lease.Request{Network: network, Node: nodeName(n), Attrs: attrsOf(n)}
 		},
 		Open: func(t *testing.T, n int) lease.Store {
-			return b.open(t, Config{Node: nodeName(n), NetworkFile: b.conf, WriteCondition: true, Log: slog.New(slog.DiscardHandler)})
+			return tc.open(t, Config{Node: nodeName(n), NetworkFile: tc.conf, WriteCondition: true,
+				Log: slog.New(slog.DiscardHandler)})
 		},
-		Add:    b.add,
-		Change: b.change,
-		Remove: b.remove,
+		Add:    tc.add,
+		Change: tc.change,
+		Remove: tc.remove,
 	}
 }
 
@@ -128,25 +130,27 @@ func attrsOf(n int) lease.Attrs {
 	return lease.Attrs{PublicIP: netip.AddrFrom4([4]byte{192, 0, 2, byte(n + 1)})}
 }
 
-func (b *bench) create(t *testing.T, n *corev1.Node) {
+func (tc *testCluster) create(t *testing.T, n *corev1.Node) {
 	t.Helper()
-	if _, err := b.client.Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
+	if _, err := tc.client.Nodes().Create(t.Context(), n, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (b *bench) annotate(t *testing.T, node, name, value string) {
+func (tc *testCluster) annotate(t *testing.T, node, name, value string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"metadata":{"annotations":{%q:%s}}}`, name, value)
-	if _, err := b.client.Nodes().Patch(t.Context(), node, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	if _, err := tc.client.Nodes().Patch(t.Context(), node, types.MergePatchType, []byte(patch),
+		metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// add makes a node that flannel has annotated.
-func (b *bench) add(t *testing.T) lease.Lease {
-	b.next++
-	l := lease.Lease{Node: fmt.Sprintf("foreign%d", b.next), Subnet: netip.MustParsePrefix(podCIDRText(100 + b.next)), Attrs: attrsOf(100 + b.next)}
+// add creates a node annotated as by flannel.
+func (tc *testCluster) add(t *testing.T) lease.Lease {
+	tc.next++
+	l := lease.Lease{Node: fmt.Sprintf("foreign%d", tc.next), Subnet: netip.MustParsePrefix(podCIDRText(100 + tc.next)),
+		Attrs: attrsOf(100 + tc.next)}
 	n := newNode(l.Node, l.Subnet.String())
 	n.Annotations = map[string]string{
 		FlannelPrefix + "/backend-type":        "",
@@ -154,23 +158,23 @@ func (b *bench) add(t *testing.T) lease.Lease {
 		FlannelPrefix + "/public-ip":           l.PublicIP.String(),
 		FlannelPrefix + "/kube-subnet-manager": "true",
 	}
-	b.create(t, n)
+	tc.create(t, n)
 	return l
 }
 
-func (b *bench) change(t *testing.T, l lease.Lease) lease.Lease {
+func (tc *testCluster) change(t *testing.T, l lease.Lease) lease.Lease {
 	l.PublicIP = l.PublicIP.Next()
-	b.annotate(t, l.Node, FlannelPrefix+"/public-ip", `"`+l.PublicIP.String()+`"`)
+	tc.annotate(t, l.Node, FlannelPrefix+"/public-ip", `"`+l.PublicIP.String()+`"`)
 	return l
 }
 
-// remove takes a foreign node out of the cluster, and the annotation off one of ours.
-func (b *bench) remove(t *testing.T, l lease.Lease) {
+// remove deletes a foreign node. Of a node created for storetest it removes only the annotation.
+func (tc *testCluster) remove(t *testing.T, l lease.Lease) {
 	if l.Node[:4] == "node" {
-		b.annotate(t, l.Node, FlannelPrefix+"/kube-subnet-manager", "null")
+		tc.annotate(t, l.Node, FlannelPrefix+"/kube-subnet-manager", "null")
 		return
 	}
-	if err := b.client.Nodes().Delete(t.Context(), l.Node, metav1.DeleteOptions{}); err != nil {
+	if err := tc.client.Nodes().Delete(t.Context(), l.Node, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -184,7 +188,7 @@ func writeConf(t *testing.T, content string) string {
 	return path
 }
 
-// api is the part of a typed client that is used here.
+// api is the part of a typed client that the tests use.
 type api interface {
 	typed.NodesGetter
 	typed.PodsGetter
@@ -193,14 +197,14 @@ type api interface {
 // fakeAPI is client-go's own fake.
 type fakeAPI struct{ typed.CoreV1Interface }
 
-// noStreams says of a fake that it does not stream lists, as its clientset does.
+// noStreams reports that the fake does not stream lists, as the fake clientset does.
 type noStreams struct{ typed.NodeInterface }
 
 func (noStreams) IsWatchListSemanticsUnSupported() bool { return true }
 
 func newFake() fakeAPI { return fakeAPI{fake.NewClientset().CoreV1()} }
 
-// openOn opens a Store on the fake.
+// openOn opens a Store on a fake API.
 func openOn(t *testing.T, client api, c Config) *Store {
 	t.Helper()
 	s, err := newStore(c, noStreams{client.Nodes()}, client.Pods(c.Namespace))
@@ -215,16 +219,8 @@ func openOn(t *testing.T, client api, c Config) *Store {
 	return s
 }
 
-func TestStoreOnTheFake(t *testing.T) {
-	storetest.Run(t, func(t *testing.T) storetest.Harness {
-		client := newFake()
-		b := bench{client: client, open: func(t *testing.T, c Config) *Store { return openOn(t, client, c) }}
-		return b.harness(t)
-	})
-}
-
-// openReal opens a Store as the daemon does.
-func openReal(t *testing.T, c Config) *Store {
+// openOnServer opens a Store on the API server, as the daemon does.
+func openOnServer(t *testing.T, c Config) *Store {
 	t.Helper()
 	c.Kubeconfig = server.cluster.Kubeconfig
 	s, err := Open(c)
@@ -239,7 +235,7 @@ func openReal(t *testing.T, c Config) *Store {
 	return s
 }
 
-// admin is a client that may do everything. It is closed with the test.
+// admin returns a client with all permissions. Its connections are closed when the test ends.
 func admin(t *testing.T, c *testkube.Cluster) typed.CoreV1Interface {
 	t.Helper()
 	known, err := coreTypes()
@@ -263,20 +259,11 @@ func admin(t *testing.T, c *testkube.Cluster) typed.CoreV1Interface {
 	return client
 }
 
-// noNodes empties the cluster.
-func noNodes(t *testing.T, client typed.CoreV1Interface) {
+// deleteNodes deletes all nodes of the cluster.
+func deleteNodes(t *testing.T, client typed.CoreV1Interface) {
 	t.Helper()
-	if err := client.Nodes().DeleteCollection(context.Background(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+	if err := client.Nodes().DeleteCollection(context.Background(), metav1.DeleteOptions{},
+		metav1.ListOptions{}); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func TestStoreOnARealAPIServer(t *testing.T) {
-	c := real(t)
-	storetest.Run(t, func(t *testing.T) storetest.Harness {
-		client := admin(t, c)
-		noNodes(t, client)
-		b := bench{client: client, open: openReal}
-		return b.harness(t)
-	})
 }
