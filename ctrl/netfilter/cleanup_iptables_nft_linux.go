@@ -73,20 +73,29 @@ func queueRemoval(
 		if err != nil {
 			return 0, err
 		}
-		rules = append(rules, slices.DeleteFunc(listed, func(r iptablesNFTRule) bool {
-			return !isManaged(l, r.parsedRule) || otherDaemon(r.rule) ||
-				slices.Contains(occupied, r.target)
-		})...)
-	}
-	for _, r := range rules {
-		if err := conn.DelRule(r.kernel); err != nil {
-			return 0, err
+		for _, r := range listed {
+			needed := otherDaemon(r.rule) || slices.Contains(occupied, r.target)
+			if isManaged(l, r.parsedRule) && !needed {
+				rules = append(rules, r)
+			}
 		}
 	}
-	for _, c := range unused {
+	return len(rules) + len(unused), queueDeletions(conn, rules, unused)
+}
+
+// queueDeletions adds the deletion of rules and of empty chains to conn's next transaction.
+func queueDeletions(
+	conn *nftables.Conn, rules []iptablesNFTRule, chains []*nftables.Chain,
+) error {
+	for _, r := range rules {
+		if err := conn.DelRule(r.kernel); err != nil {
+			return err
+		}
+	}
+	for _, c := range chains {
 		conn.DelChain(c)
 	}
-	return len(rules) + len(unused), nil
+	return nil
 }
 
 // removableFromOwnChain returns the rules to delete from an own chain, and whether the chain is

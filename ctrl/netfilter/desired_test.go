@@ -86,8 +86,9 @@ func TestRules(t *testing.T) {
 			ipv6, flannelMasquerade6},
 		{"as flannel, forward", func(d *Desired) { d.KeepSource, d.NoTrack, d.Masquerade = false, nil, false }, ipv4,
 			flannelForward},
-		{"plain ports", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward, d.NoRandomPorts = false, nil, false, true }, ipv4,
-			strings.ReplaceAll(flannelMasquerade, " --random-fully", "")},
+		{"no random ports", func(d *Desired) {
+			d.KeepSource, d.NoTrack, d.Forward, d.NoRandomPorts = false, nil, false, true
+		}, ipv4, strings.ReplaceAll(flannelMasquerade, " --random-fully", "")},
 		{"IPv4 network alone, the other family", func(d *Desired) { d.Nets, d.NoTrack = []Net{net4}, nil }, ipv6, "\n"},
 		{"untracked port at any address", func(d *Desired) {
 			d.Nets, d.NoTrack = nil, []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8285")}
@@ -124,7 +125,8 @@ func TestRulesInLayout(t *testing.T) {
 			if !slices.Contains(l.ownChains, r.chain) && !slices.Contains(l.hooks, r.chain) {
 				t.Errorf("%s: chain %s unknown in %s", r.spec(), r.chain, r.table)
 			}
-			if p, _ := parse(r.table, "-A "+r.chain+" "+r.spec()); slices.Contains(l.hooks, r.chain) && !isManaged(l, p) {
+			p, _ := parse(r.table, "-A "+r.chain+" "+r.spec())
+			if slices.Contains(l.hooks, r.chain) && !isManaged(l, p) {
 				t.Errorf("%s in %s is not recognized as managed", r.spec(), r.chain)
 			}
 		}

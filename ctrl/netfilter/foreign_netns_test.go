@@ -19,7 +19,8 @@ func TestNetnsForeignRulesStay(t *testing.T) {
 				"-t nat -N KUBE-POSTROUTING", "-t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
 				"-t nat -A POSTROUTING -m comment --comment kube -j KUBE-POSTROUTING",
 				"-t nat -A POSTROUTING -s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE",
-				"-A FORWARD -i docker0 -j ACCEPT", "-A FORWARD -j REJECT --reject-with icmp-host-prohibited", "-P FORWARD DROP",
+				"-A FORWARD -i docker0 -j ACCEPT",
+				"-A FORWARD -j REJECT --reject-with icmp-host-prohibited", "-P FORWARD DROP",
 				"-t raw -A PREROUTING -i lo -j ACCEPT", "-t mangle -A POSTROUTING -o eth9 -j ACCEPT",
 			} {
 				runIn(t, ns, fw.program(ipv4), strings.Fields(args)...)
@@ -53,7 +54,8 @@ filter -A FORWARD -j REJECT --reject-with icmp-host-prohibited
 			if got := fw.listRules(t, ns, ipv4); got != before {
 				t.Errorf("after cleanup: got%s\nwant%s", got, before)
 			}
-			if policy := runIn(t, ns, fw.program(ipv4), "-S", "FORWARD"); !strings.HasPrefix(policy, "-P FORWARD DROP\n") {
+			policy := runIn(t, ns, fw.program(ipv4), "-S", "FORWARD")
+			if !strings.HasPrefix(policy, "-P FORWARD DROP\n") {
 				t.Errorf("policy of FORWARD changed: %s", policy)
 			}
 		})
@@ -131,7 +133,8 @@ func TestNetnsNotes(t *testing.T) {
 				remedy = "weftd's chain before it prevents that"
 			}
 			rewrites := "nftables chain post of table foreign would rewrite pods' sources between nodes; " + remedy
-			drops := "nftables chain fwd of table closed has policy drop; rules in other tables cannot accept packets that it drops"
+			drops := "nftables chain fwd of table closed has policy drop; " +
+				"rules in other tables cannot accept packets that it drops"
 			want := []string{rewrites, drops}
 			if s := resync(t, ns, m); !slices.Equal(s.Notes, want) {
 				t.Errorf("notes\n%s\nwant\n%s", strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
@@ -139,7 +142,8 @@ func TestNetnsNotes(t *testing.T) {
 			d.KeepSource = false
 			want[0] = strings.TrimSuffix(rewrites, "; "+remedy)
 			if s := set(t, ns, m, d); !slices.Equal(s.Notes, want) {
-				t.Errorf("without KeepSource: notes\n%s\nwant\n%s", strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
+				t.Errorf("without KeepSource: notes\n%s\nwant\n%s",
+					strings.Join(s.Notes, "\n"), strings.Join(want, "\n"))
 			}
 		})
 	}

@@ -119,7 +119,8 @@ func dropUnneededGuard(l layout, want ruleset, have listing) (needed []rule, not
 		endangered = true
 		if rewritesSource(p) {
 			notes = append(notes, fmt.Sprintf(
-				"%q in %s %s would rewrite pods' sources between nodes", p.line, l.table, hookPostrouting))
+				"%q in %s %s would rewrite pods' sources between nodes",
+				p.line, l.table, hookPostrouting))
 		}
 	}
 	isGuard := func(r rule) bool { return r.comment == commentKeepSource }

@@ -22,8 +22,9 @@ const (
 	forwardJump  = `-m comment --comment "flanneld forward" -j FLANNEL-FWD`
 	oldMasq      = `-s 10.4.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
 	otherMasq    = `-s 10.6.0.0/16 ! -d 224.0.0.0/4 -m comment --comment "flanneld masq" -j MASQUERADE`
-	otherNoTrack = `-d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.6.0.0/16" -j CT --notrack`
-	rejectAll    = "-j REJECT --reject-with icmp-host-prohibited"
+	otherNoTrack = `-d 192.0.2.7/32 -p udp -m udp --dport 8285 ` +
+		`-m comment --comment "weft notrack 10.6.0.0/16" -j CT --notrack`
+	rejectAll = "-j REJECT --reject-with icmp-host-prohibited"
 )
 
 // previous holds an earlier network of this daemon.
@@ -65,18 +66,19 @@ func TestApplyHookChain(t *testing.T) {
 	}{
 		{"empty", tableNAT, hookPostrouting, nil, []string{masqJump}, "1 rules set", 0},
 		{"in place", tableNAT, hookPostrouting, []string{masqJump}, []string{masqJump}, "", 0},
-		{"after other rules", tableNAT, hookPostrouting, []string{logRule}, []string{logRule, masqJump}, "1 rules set", 0},
+		{"after other rules", tableNAT, hookPostrouting, []string{logRule}, []string{logRule, masqJump},
+			"1 rules set", 0},
 		{"before rules added later", tableNAT, hookPostrouting, []string{masqJump, logRule},
 			[]string{masqJump, logRule}, "", 0},
-		{"another chain", tableNAT, hookPostrouting, []string{logRule, cniRule}, []string{logRule, keepJump, cniRule, masqJump},
-			"2 rules set", 0},
-		{"kube-proxy's chain", tableNAT, hookPostrouting, []string{logRule, kubeRule}, []string{logRule, kubeRule, masqJump},
-			"1 rules set", 0},
+		{"another chain", tableNAT, hookPostrouting, []string{logRule, cniRule},
+			[]string{logRule, keepJump, cniRule, masqJump}, "2 rules set", 0},
+		{"kube-proxy's chain", tableNAT, hookPostrouting, []string{logRule, kubeRule},
+			[]string{logRule, kubeRule, masqJump}, "1 rules set", 0},
 		{"a pod's own chain", tableNAT, hookPostrouting, []string{keepJump, masqJump, cniRule},
 			[]string{keepJump, masqJump, cniRule}, "", 0},
 		{"a pod's own chain added in front", tableNAT, hookPostrouting, []string{cniRule, keepJump, masqJump},
 			[]string{keepJump, cniRule, masqJump}, "rules moved before a rule that bypassed them", 0},
-		{"a chain for others' addresses", tableNAT, hookPostrouting, []string{"-s 10.6.1.2/32 -j CNI-0123"},
+		{"a chain for foreign addresses", tableNAT, hookPostrouting, []string{"-s 10.6.1.2/32 -j CNI-0123"},
 			[]string{"-s 10.6.1.2/32 -j CNI-0123", masqJump}, "1 rules set", 0},
 		{"duplicate", tableNAT, hookPostrouting, []string{masqJump, logRule, masqJump}, []string{logRule, masqJump},
 			"1 old or duplicate rules removed", 0},
@@ -102,7 +104,7 @@ func TestApplyHookChain(t *testing.T) {
 			[]string{logRule, keepJump, dockerRule, masqJump}, "", 1},
 		{"docker's rule added in front", tableNAT, hookPostrouting, []string{dockerRule, keepJump, masqJump},
 			[]string{keepJump, dockerRule, masqJump}, "rules moved before a rule that bypassed them", 1},
-		{"docker's rule after ours", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
+		{"docker's rule after the jump", tableNAT, hookPostrouting, []string{masqJump, dockerRule},
 			[]string{keepJump, dockerRule, masqJump}, "1 rules set", 1},
 		{"docker's rule gone", tableNAT, hookPostrouting, []string{keepJump, masqJump}, []string{masqJump},
 			"1 old or duplicate rules removed", 0},
@@ -111,9 +113,10 @@ func TestApplyHookChain(t *testing.T) {
 			"order of rules restored", 1},
 		{"a container's own published port", tableNAT, hookPostrouting, []string{hairpinRule},
 			[]string{hairpinRule, masqJump}, "1 rules set", 0},
-		{"rewriting of marked packets", tableNAT, hookPostrouting, []string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE"},
+		{"rewriting of marked packets", tableNAT, hookPostrouting,
+			[]string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE"},
 			[]string{"-m mark --mark 0x2000/0x2000 -j MASQUERADE", masqJump}, "1 rules set", 0},
-		{"rewriting of others' addresses", tableNAT, hookPostrouting,
+		{"rewriting of foreign addresses", tableNAT, hookPostrouting,
 			[]string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE"},
 			[]string{"-s 192.168.122.0/24 ! -d 192.168.122.0/24 -j MASQUERADE", masqJump}, "1 rules set", 0},
 
@@ -130,7 +133,7 @@ func TestApplyHookChain(t *testing.T) {
 
 		{"raw, empty", tableRaw, hookPrerouting, nil, chainText(tableRaw, hookPrerouting), "1 rules set", 0},
 		{"raw, other address", tableRaw, hookPrerouting,
-			[]string{`-d 192.0.2.9/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack`,
+			[]string{strings.NewReplacer("192.0.2.7", "192.0.2.9", "10.6.0.0", "10.5.0.0").Replace(otherNoTrack),
 				"-i lo -j ACCEPT"},
 			slices.Concat([]string{"-i lo -j ACCEPT"},
 				chainText(tableRaw, hookPrerouting)), "1 rules set, 1 old rules removed", 0},
@@ -188,7 +191,8 @@ func TestApplyOwnChain(t *testing.T) {
 			if got := f.chains[tableNAT][chainMasquerade]; !slices.Equal(got, right) {
 				t.Errorf("got\n%s", strings.Join(got, "\n"))
 			}
-			if changed := slices.Contains(r.changes, "nat FLANNEL-POSTRTG: 6 rules set"); changed == (name == "in place") {
+			changed := slices.Contains(r.changes, "nat FLANNEL-POSTRTG: 6 rules set")
+			if changed == (name == "in place") {
 				t.Errorf("changes %q", r.changes)
 			}
 		})
@@ -256,7 +260,8 @@ func TestApplyKeepsForeignRules(t *testing.T) {
 				}
 				jumps = append(jumps, line)
 			case keepJump:
-				if slices.ContainsFunc(left, func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") || l == cniRule }) {
+				rewrites := func(l string) bool { return strings.HasSuffix(l, "MASQUERADE") || l == cniRule }
+				if slices.ContainsFunc(left, rewrites) {
 					t.Errorf("seed %d: guard stands after a rule that rewrites sources", seed)
 				}
 				jumps = append(jumps, line)
@@ -295,6 +300,36 @@ func TestApplyFailures(t *testing.T) {
 			t.Error("nat or raw not applied")
 		}
 	})
+	t.Run("rules do not read back", func(t *testing.T) {
+		f := newFakeTables()
+		f.distort = func(r string) string { return strings.ReplaceAll(r, "RETURN", "CONTINUE") }
+		_, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
+		if err == nil || !strings.Contains(err.Error(),
+			"do not read back as set: nat FLANNEL-POSTRTG: 6 rules set") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("canceled", func(t *testing.T) {
+		f := newFakeTables()
+		ctx, cancel := context.WithCancel(t.Context())
+		f.meddle = func(string) { cancel() }
+		if _, err := applyTables(ctx, f, allRules().rulesets(nil)[ipv4]); !errors.Is(err, context.Canceled) {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("absent tables are not listed", func(t *testing.T) {
+		f := newFakeTables()
+		f.absent = func(table string) bool { return table == tableRaw }
+		d := allRules()
+		d.NoTrack = nil
+		applied(t, f, d)
+		if len(f.listed[tableRaw]) > 0 || len(f.listed[tableNAT]) == 0 {
+			t.Errorf("listed %v", f.listed)
+		}
+	})
+}
+
+func TestApplyConcurrentChanges(t *testing.T) {
 	t.Run("another program changes the chain", func(t *testing.T) {
 		f := newFakeTables()
 		f.chains[tableNAT][hookPostrouting] = []string{oldMasq}
@@ -323,33 +358,6 @@ func TestApplyFailures(t *testing.T) {
 		want := append([]string{accepted}, chainText(tableFilter, chainForward)...)
 		if got := f.chains[tableFilter]; !slices.Equal(got[chainForward], want) || len(got[hookForward]) != 1 {
 			t.Errorf("got %q", got)
-		}
-	})
-	t.Run("rules do not read back", func(t *testing.T) {
-		f := newFakeTables()
-		f.distort = func(r string) string { return strings.ReplaceAll(r, "RETURN", "CONTINUE") }
-		_, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
-		if err == nil || !strings.Contains(err.Error(),
-			"do not read back as set: nat FLANNEL-POSTRTG: 6 rules set") {
-			t.Errorf("error %v", err)
-		}
-	})
-	t.Run("canceled", func(t *testing.T) {
-		f := newFakeTables()
-		ctx, cancel := context.WithCancel(t.Context())
-		f.meddle = func(string) { cancel() }
-		if _, err := applyTables(ctx, f, allRules().rulesets(nil)[ipv4]); !errors.Is(err, context.Canceled) {
-			t.Errorf("error %v", err)
-		}
-	})
-	t.Run("absent tables are not listed", func(t *testing.T) {
-		f := newFakeTables()
-		f.absent = func(table string) bool { return table == tableRaw }
-		d := allRules()
-		d.NoTrack = nil
-		applied(t, f, d)
-		if len(f.listed[tableRaw]) > 0 || len(f.listed[tableNAT]) == 0 {
-			t.Errorf("listed %v", f.listed)
 		}
 	})
 }

@@ -52,7 +52,8 @@ func TestManagerResync(t *testing.T) {
 		m.Set(allRules())
 		synctest.Wait()
 		s := m.Status()
-		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 || !slices.Equal(s.Notes, notes) {
+		if !s.InPlace || !s.Since.Equal(start) || s.Mode != IPTables || s.Repairs != 0 ||
+			!slices.Equal(s.Notes, notes) {
 			t.Fatalf("after Set: %+v", s)
 		}
 		s.Notes[0] = "changed by the caller"

@@ -146,7 +146,8 @@ func (fw firewall) install(t *testing.T, real firewall, refuses string) {
 	dir := t.TempDir()
 	for _, f := range families() {
 		for _, suffix := range []string{"", "-restore"} {
-			script := fmt.Sprintf("#!/bin/sh\n[ %q ] && text=$(cat)\ncase \"$* $text\" in %s) echo refused >&2; exit 2;; esac\n"+
+			script := fmt.Sprintf("#!/bin/sh\n[ %q ] && text=$(cat)\n"+
+				"case \"$* $text\" in %s) echo refused >&2; exit 2;; esac\n"+
 				"printf '%%s\\n' \"$text\" | exec %s%s \"$@\"\n", suffix, refuses, real.program(f), suffix)
 			if err := os.WriteFile(filepath.Join(dir, fw.program(f)+suffix), []byte(script), 0o755); err != nil {
 				t.Fatal(err)

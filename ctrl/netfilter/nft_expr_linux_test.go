@@ -58,11 +58,13 @@ func TestDecodeForeign(t *testing.T) {
 	}{
 		{"short load is a prefix", []expr.Any{loadIP(srcOffset4, 2), equal(10, 5), &expr.Counter{}, ret}, true,
 			rule{src: prefix("10.5.0.0/16"), verdict: verdictReturn}, false, false},
-		{"short load under a mask", []expr.Any{loadIP(dstOffset4, 2), maskWith(0xff, 0xf0), notEqual(172, 16), ret}, true,
+		{"short load under a mask",
+			[]expr.Any{loadIP(dstOffset4, 2), maskWith(0xff, 0xf0), notEqual(172, 16), ret}, true,
 			rule{dst: isNot(netip.MustParsePrefix("172.16.0.0/12")), verdict: verdictReturn}, false, false},
 		{"mask with holes", []expr.Any{loadIP(srcOffset4, 4), maskWith(255, 0, 255, 0), equal(10, 0, 1, 0), ret}, false,
 			rule{}, false, false},
-		{"mask of another length", []expr.Any{loadIP(srcOffset4, 4), maskWith(255, 255), equal(10, 0, 1, 0), ret}, false,
+		{"mask of another length",
+			[]expr.Any{loadIP(srcOffset4, 4), maskWith(255, 255), equal(10, 0, 1, 0), ret}, false,
 			rule{}, false, false},
 		{"flipped bits",
 			[]expr.Any{loadIP(srcOffset4, 1), &expr.Bitwise{Mask: []byte{255}, Xor: []byte{1}}, equal(10), ret}, false,
@@ -94,7 +96,8 @@ func TestDecodeForeign(t *testing.T) {
 		{"masquerade to ports", []expr.Any{&expr.Masq{ToPorts: true}}, false, rule{}, false, true},
 		{"source to a fixed address", []expr.Any{&expr.Immediate{Register: register, Data: []byte{1, 2, 3, 4}},
 			&expr.NAT{Type: expr.NATTypeSourceNAT, RegAddrMin: register}}, false, rule{}, false, true},
-		{"destination", []expr.Any{&expr.NAT{Type: expr.NATTypeDestNAT, RegAddrMin: register}}, false, rule{}, false, false},
+		{"destination",
+			[]expr.Any{&expr.NAT{Type: expr.NATTypeDestNAT, RegAddrMin: register}}, false, rule{}, false, false},
 		{"jump", []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: "FLANNEL-FWD"}}, true,
 			rule{verdict: verdictJump, to: "FLANNEL-FWD"}, false, false},
 		{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, false, rule{}, false, false},
@@ -102,7 +105,8 @@ func TestDecodeForeign(t *testing.T) {
 	} {
 		d := decode(ipv4, tt.exprs)
 		if d.exact() != tt.exact || d.matchesMark != tt.marked || d.rewritesSource != tt.rewrites {
-			t.Errorf("%s: exact %v, matchesMark %v, rewritesSource %v", tt.name, d.exact(), d.matchesMark, d.rewritesSource)
+			t.Errorf("%s: exact %v, matchesMark %v, rewritesSource %v",
+				tt.name, d.exact(), d.matchesMark, d.rewritesSource)
 		}
 		if tt.exact && d.rule != tt.want || d.src != tt.want.src && tt.want.src.prefix.IsValid() {
 			t.Errorf("%s: %+v", tt.name, d.rule)

@@ -33,7 +33,8 @@ func iptablesBreakages() []breakage {
 		{"rule out of order", func(t *testing.T, ns *lab.NS, fw firewall) {
 			runIn(t, ns, fw.program(ipv4), "-t", "nat", "-D", chainMasquerade, "5")
 			runIn(t, ns, fw.program(ipv4), "-t", "nat", "-I", chainMasquerade, "1", "-s", "10.5.0.0/16", "!",
-				"-d", "224.0.0.0/4", "-m", "comment", "--comment", commentMasquerade, "-j", "MASQUERADE", "--random-fully")
+				"-d", "224.0.0.0/4", "-m", "comment", "--comment", commentMasquerade,
+				"-j", "MASQUERADE", "--random-fully")
 		}},
 		{"extra rule in own chain", command("-A", chainForward, "-j", "DROP")},
 		{"duplicate jump",
@@ -53,7 +54,8 @@ func nftBreakages() []breakage {
 				if err != nil {
 					return err
 				}
-				if err := f(conn, &nftables.Table{Name: tableName(ipv4), Family: nftables.TableFamilyIPv4}); err != nil {
+				table := &nftables.Table{Name: tableName(ipv4), Family: nftables.TableFamilyIPv4}
+				if err := f(conn, table); err != nil {
 					return err
 				}
 				return conn.Flush()
@@ -65,7 +67,10 @@ func nftBreakages() []breakage {
 		{"all flushed", change(func(conn *nftables.Conn, _ *nftables.Table) error { conn.FlushRuleset(); return nil })},
 		{"table deleted", change(func(conn *nftables.Conn, t *nftables.Table) error { conn.DelTable(t); return nil })},
 		{"chain flushed",
-			change(func(conn *nftables.Conn, t *nftables.Table) error { conn.FlushChain(chain(t, "postrtg")); return nil })},
+			change(func(conn *nftables.Conn, t *nftables.Table) error {
+				conn.FlushChain(chain(t, "postrtg"))
+				return nil
+			})},
 		{"rule deleted", change(func(conn *nftables.Conn, t *nftables.Table) error {
 			rules, err := conn.GetRules(t, chain(t, "postrtg"))
 			if err != nil {
@@ -127,7 +132,8 @@ func TestNetnsRepairs(t *testing.T) {
 					t.Errorf("%s: rules did not change", b.name)
 				}
 				s := resync(t, ns, m)
-				if after := fw.listRules(t, ns, ipv4) + fw.listRules(t, ns, ipv6); fw.sorted(after) != fw.sorted(before) {
+				after := fw.listRules(t, ns, ipv4) + fw.listRules(t, ns, ipv6)
+				if fw.sorted(after) != fw.sorted(before) {
 					t.Errorf("%s: got%s\nwant%s", b.name, after, before)
 				}
 				if s.Repairs != uint64(i+1) {

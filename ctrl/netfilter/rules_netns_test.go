@@ -75,7 +75,8 @@ func TestNetnsNoTrack(t *testing.T) {
 				t.Skipf("NOT TESTED: %v", err)
 			}
 			own := netip.MustParseAddrPort("127.0.0.1:8285")
-			set(t, ns, m, Desired{Nets: []Net{net4}, Masquerade: true, NFTables: fw.nft, NoTrack: []netip.AddrPort{own}})
+			set(t, ns, m, Desired{Nets: []Net{net4}, Masquerade: true, NFTables: fw.nft,
+				NoTrack: []netip.AddrPort{own}})
 			tracked := func() (count string) {
 				count, err := ns.ReadSysctl("netfilter/nf_conntrack_count")
 				if err != nil {

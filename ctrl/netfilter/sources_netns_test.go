@@ -225,7 +225,8 @@ func (o *testOverlay) checkSources(t *testing.T, masquerade, withNAT bool) {
 	}{
 		{"pod to pod on another node", podHost,
 			host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost},
-		{"pod to pod on the same node", podHost, host{sameNode.NS, [2]netip.Addr{sameNode.Addr, sameNode.Addr6}}, podHost},
+		{"pod to pod on the same node", podHost,
+			host{sameNode.NS, [2]netip.Addr{sameNode.Addr, sameNode.Addr6}}, podHost},
 		{"pod from another node", host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}, podHost,
 			host{far.Pods[0].NS, [2]netip.Addr{far.Pods[0].Addr, far.Pods[0].Addr6}}},
 		{"pod to its own host", podHost, nearHost, podHost},
