@@ -21,10 +21,10 @@ import (
 var update = flag.Bool("update", false, "rewrite weft.yml")
 
 // header is the beginning of weft.yml.
-const header = `# Weft for a Kubernetes cluster, with the udp backend. The cluster has to give its nodes pod CIDRs
+const header = `# Weft for a Kubernetes cluster, with the udp backend. The cluster must assign pod CIDRs to its nodes
 # (kube-controller-manager --allocate-node-cidrs, kubeadm init --pod-network-cidr=10.244.0.0/16).
 #
-# This is overlays/udp as one file; go test ./deploy -run TestWeftYML -update writes it.
+# Rendered from overlays/udp by go test ./deploy -run TestWeftYML -update.
 `
 
 // kustomize renders a directory relative to this file.
