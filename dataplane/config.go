@@ -12,28 +12,44 @@ import (
 	"weft/dataplane/tun"
 )
 
-// Config is what an Engine is opened with. Device and Bind are required.
+// Config configures an Engine. Device and Bind are required.
 type Config struct {
-	Device           string         // name of the TUN device, or a pattern such as "flannel%d" that the kernel fills in
-	Bind             netip.AddrPort // the outer address and port to send from and to receive on
-	MTU              int            // of the TUN, in bytes: the underlay's MTU less the outer headers; 0 leaves the kernel's default
-	Workers          int            // goroutines, each with its own queues and socket, up to MaxWorkers; 0 is one a CPU
-	Buffer           int            // of each socket, a direction, in bytes; 0 is defaultBuffer
-	SourcePort       uint16         // worker i sends from this port plus i, for networks that spread by port; 0 is Bind's
-	Spin             bool           // look for packets a little longer before sleeping, where CPUs are not contended; not on one CPU
-	ECN              bool           // carry congestion marks between inner and outer header (RFC 6040); all nodes must
-	DSCP             bool           // copy the inner DSCP to the outer header
-	SourceCheck      SourceCheck    // what is asked of inbound packets
-	Mode             Mode           // which engine
-	DisabledFeatures []feature.Name // features that are not to be used even if the kernel has them
-	Log              *slog.Logger   // told once of what an operator must know; nil is silence
+	// Device is the name of the TUN device, or a pattern such as "flannel%d" that the kernel
+	// completes.
+	Device string
+	// MTU of the TUN device in bytes: the underlay's MTU minus the outer headers. 0 means the
+	// kernel's default.
+	MTU int
+
+	// Bind is the outer address and port to send from and receive on.
+	Bind netip.AddrPort
+	// SourcePort makes worker i send from port SourcePort+i, for networks that balance load by
+	// port. 0 means the port of Bind.
+	SourcePort uint16
+	// Buffer is the size of each socket's send and receive buffer in bytes; 0 means defaultBuffer.
+	Buffer int
+
+	// Workers is the number of workers, at most MaxWorkers; 0 means one per CPU.
+	Workers int
+	// Spin makes workers busy-poll before they block, where CPUs are not contended. It has no
+	// effect on a machine with one CPU.
+	Spin bool
+
+	// ECN and DSCP copy bits of the TOS. ECN must be set on all nodes.
+	ECN         bool        // copy congestion marks between inner and outer header (RFC 6040)
+	DSCP        bool        // copy the inner DSCP to the outer header
+	SourceCheck SourceCheck // of inbound packets
+
+	Mode             Mode
+	DisabledFeatures []feature.Name // not used even if the kernel has them
+	Log              *slog.Logger   // one-time messages for the operator; nil discards them
 }
 
-// MaxWorkers is how many the queues of one TUN device suffice for.
-const MaxWorkers = tun.MaxQueues / classes
+// MaxWorkers is the number of workers that the queues of one TUN device suffice for.
+const MaxWorkers = tun.MaxQueues / numClasses
 
-// complete fills in the defaults and refuses what cannot work.
-func (c Config) complete() (Config, error) {
+// withDefaults fills in the defaults and rejects invalid values.
+func (c Config) withDefaults() (Config, error) {
 	if c.Workers == 0 {
 		c.Workers = min(runtime.GOMAXPROCS(0), MaxWorkers)
 	}
@@ -44,53 +60,55 @@ func (c Config) complete() (Config, error) {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	lastSourcePort := int(c.SourcePort) + c.Workers - 1
 	switch {
 	case c.Device == "":
-		return c, errors.New("no name for the TUN device")
+		return c, errors.New("no TUN device name")
 	case !c.Bind.IsValid():
-		return c, errors.New("no address to bind")
+		return c, errors.New("no bind address")
 	case c.Workers < 0, c.Workers > MaxWorkers:
-		return c, fmt.Errorf("%d workers, 0 to %d are possible", c.Workers, MaxWorkers)
-	case int(c.SourcePort)+c.Workers > 65536:
-		return c, fmt.Errorf("no %d source ports from %d on", c.Workers, c.SourcePort)
-	case c.SourcePort != 0 && c.SourcePort <= c.Bind.Port() && int(c.Bind.Port()) < int(c.SourcePort)+c.Workers:
-		// A socket that only sends would share that port with those that receive, and take a part of what arrives.
-		return c, fmt.Errorf("source ports %d to %d include %d, on which packets are received",
-			c.SourcePort, int(c.SourcePort)+c.Workers-1, c.Bind.Port())
+		return c, fmt.Errorf("invalid number of workers %d: want 0 to %d", c.Workers, MaxWorkers)
+	case lastSourcePort > 65535:
+		return c, fmt.Errorf("source ports %d-%d exceed 65535", c.SourcePort, lastSourcePort)
+	case c.SourcePort != 0 && c.SourcePort <= c.Bind.Port() && int(c.Bind.Port()) <= lastSourcePort:
+		// A socket that only sends would share that port with the receiving ones and take a part of
+		// the packets.
+		return c, fmt.Errorf("source ports %d-%d include the receive port %d",
+			c.SourcePort, lastSourcePort, c.Bind.Port())
 	}
 	for _, f := range c.DisabledFeatures {
 		if !slices.Contains(feature.All(), f) {
-			return c, fmt.Errorf("there is no feature %q to do without, only %q", f, feature.All())
+			return c, fmt.Errorf("unknown feature %q: want one of %q", f, feature.All())
 		}
 	}
 	return c, nil
 }
 
-// SourceCheck says what an inbound packet must prove before it is written to the TUN.
+// SourceCheck selects the checks that an inbound packet must pass before it is written to the TUN.
 type SourceCheck uint8
 
 const (
-	// CheckKnown asks that the outer source is a node, that an inner source inside any lease is that node's,
-	// and that the inner destination is ours. It lets inner sources outside all leases pass: a node's own
-	// address, or what a router behind a node forwards.
+	// CheckKnown requires that the outer source is a node, that an inner source inside any lease
+	// belongs to that node, and that the inner destination is local. Inner sources outside all
+	// leases pass, such as a node's own address or packets that a router behind a node forwards.
 	CheckKnown SourceCheck = iota
-	// CheckStrict also refuses inner sources outside all leases.
+	// CheckStrict also rejects inner sources outside all leases.
 	CheckStrict
-	// CheckOff takes any sane packet from anybody, as flannel does.
+	// CheckOff accepts every well-formed packet from any sender, as flannel does.
 	CheckOff
 )
 
-// ParseSourceCheck returns the check called "strict", "known" or "off".
+// ParseSourceCheck returns the check named "strict", "known" or "off".
 func ParseSourceCheck(s string) (SourceCheck, error) {
 	for _, c := range []SourceCheck{CheckStrict, CheckKnown, CheckOff} {
 		if c.String() == s {
 			return c, nil
 		}
 	}
-	return 0, fmt.Errorf("source check %q is none of strict, known, off", s)
+	return 0, fmt.Errorf("unknown source check %q: want strict, known or off", s)
 }
 
-// String returns the name that ParseSourceCheck takes.
+// String returns the name that ParseSourceCheck accepts.
 func (c SourceCheck) String() string {
 	switch c {
 	case CheckKnown:
@@ -103,29 +121,31 @@ func (c SourceCheck) String() string {
 	return fmt.Sprintf("source check %d", uint8(c))
 }
 
-// Mode says which engine moves the packets. Both do the same, byte for byte.
+// Mode selects how packets move between the kernel and the workers. The packets are the same, byte
+// for byte.
 type Mode uint8
 
 const (
-	// ModeAuto takes every feature that the kernel has, on either side.
+	// ModeAuto uses every feature of the kernel, on either side.
 	ModeAuto Mode = iota
-	// ModeOffload is ModeAuto, but fails if the TUN takes no virtio header, on which most of the speed rests.
+	// ModeOffload is ModeAuto, but fails if the TUN device has no vnet header, which most of the
+	// speed depends on.
 	ModeOffload
 	// ModePortable reads and writes packets one by one and runs on any kernel.
 	ModePortable
 )
 
-// ParseMode returns the mode called "auto", "offload" or "portable".
+// ParseMode returns the mode named "auto", "offload" or "portable".
 func ParseMode(s string) (Mode, error) {
 	for _, m := range []Mode{ModeAuto, ModeOffload, ModePortable} {
 		if m.String() == s {
 			return m, nil
 		}
 	}
-	return 0, fmt.Errorf("engine %q is none of auto, offload, portable", s)
+	return 0, fmt.Errorf("unknown engine %q: want auto, offload or portable", s)
 }
 
-// String returns the name that ParseMode takes.
+// String returns the name that ParseMode accepts.
 func (m Mode) String() string {
 	switch m {
 	case ModeAuto:
@@ -138,6 +158,6 @@ func (m Mode) String() string {
 	return fmt.Sprintf("engine %d", uint8(m))
 }
 
-// defaultBuffer is the size of a socket buffer in bytes that absorbs a pause of the worker of 5 ms at 10 Gb/s;
-// wireguard-go chose about the same.
+// defaultBuffer is a socket buffer size in bytes that absorbs a pause of the worker of 5 ms at 10
+// Gb/s; wireguard-go uses about the same.
 const defaultBuffer = 7 << 20

@@ -1,23 +1,36 @@
 // Package dataplane moves inner packets between the TUN device and the UDP sockets of the overlay.
 //
-//	 pods, host                                                             other nodes
-//	     |                                                                       ^
-//	     v                                                                       |
-//	+---------+  read   +----------+  look up   +--------+  reserve,   +------------------+
-//	|  TUN    | ------> |  worker  | ---------> |  fib   |  flush      |  socket i of     |
-//	| queues  |         |    i     |            +--------+ ----------> |  the group, 8285 |
-//	| of i    | <------ |          | <-------------------------------- |                  |
-//	+---------+  write  +----------+      receive, check the source     +------------------+
+//	 pods, host                                                          other nodes
+//	     |                                                                    ^
+//	     v                                                                    |
+//	+---------+  read   +----------+  look up  +-------+  reserve,   +-----------------+
+//	|   TUN   | ------> |  worker  | --------> |  fib  |  flush      | socket i of the |
+//	| queues  |         |    i     |           +-------+ ----------> | group,          |
+//	|  of i   | <------ |          | <------------------------------ | port 8285       |
+//	+---------+  write  +----------+     receive, check the source   +-----------------+
 //
-// A worker is one goroutine that owns two TUN queues and one socket and moves every packet to its end before it
-// takes the next: no channel, no pool, no lock and no log on the path. All it shares is one atomic pointer to
-// the view of the overlay (which nodes there are, which subnets they have), loaded once a round. When neither
-// end has anything it waits for both, and for an eventfd by which others wake it (wait.go). Its second queue is
-// for flows that send much, so that others do not wait behind them (flows.go).
+// A worker is one goroutine that owns two TUN queues and one socket. It finishes each packet before
+// it takes the next. Its second queue is for bulk flows, so that other flows do not wait for them
+// (flows.go). When neither end has anything, it waits for both and for an eventfd by which other
+// goroutines wake it (package poll).
 //
-// Nothing here knows leases or netlink: SetNodes says who is there, and the TUN's address, route and state are
-// somebody else's business. What is lost under the workers - the device deleted, a socket aborted - is made again
-// by the supervisor, which hands the new queue or socket to each worker through an atomic pointer of its own.
+// The supervisor recreates the TUN device if it is deleted, and reopens the sockets if one fails.
+// It leaves the replacements for the workers in atomic pointers.
 //
-// The words used here (frame, segment, datagram, train) are explained in package encap.
+// # Terms
+//
+//   - frame, segment, datagram, train: see package encap.
+//   - inner, outer: of the packet in the tunnel, of the UDP datagram that carries it.
+//   - snapshot: the nodes and subnets of the overlay, immutable. A worker loads it once per round.
+//   - round: one pass of a worker over its TUN queues and its socket.
+//   - sparse, bulk: the classes of flows, as in fq_codel (RFC 8290).
+//   - generation: counts TUN devices or socket groups, so that a late report of a loss is not
+//     taken for a loss of the replacement.
+//
+// # Prohibitions
+//
+//   - No channel, pool, lock or log on the path of a packet, and no packet crosses goroutines.
+//   - No leases: the caller passes the nodes to SetNodes.
+//   - No netlink: the caller sets the device's address, route and state.
+//   - No header of its own: a datagram is an inner packet and nothing else.
 package dataplane

@@ -2,31 +2,32 @@ package dataplane
 
 import "fmt"
 
-// Drop is a reason for which a packet dies in the dataplane. String is its name in metrics and logs.
+// Drop is a reason for dropping a packet. String returns its name in metrics and logs.
 type Drop uint8
 
-// Every reason. What the kernel drops before we see it is counted apart: Stats.SocketOverflows, TUNOverflows.
+// The reasons. Packets that the kernel drops before a worker reads them are counted in
+// Stats.SocketOverflows and Stats.TUNOverflows instead.
 const (
 	dropNone Drop = iota // not dropped
 
-	DropTooShort            // a packet shorter than its own header
+	DropTooShort            // shorter than its own header
 	DropBadVersion          // neither IPv4 nor IPv6
 	DropBadLength           // the header's length field does not match
-	DropTruncated           // longer than any receive buffer; its end is lost
-	DropUnknownOuterSource  // inbound: the sender is no node of ours
-	DropSpoofedInnerSource  // inbound: the inner source is leased to another node, or to us
+	DropTruncated           // longer than the receive buffer; the end is lost
+	DropUnknownOuterSource  // inbound: the sender is not a node
+	DropSpoofedInnerSource  // inbound: the inner source is leased to another node or local
 	DropUnleasedInnerSource // inbound, strict only: the inner source is in no lease
-	DropNotForUs            // inbound: the inner destination is not in our subnet
-	DropCongestion          // inbound: marked as met by congestion, and the sender would not understand the mark
-	DropBadFrame            // outbound: a super-frame that its header does not describe; how many packets it was nobody knows
-	DropNeighbourMessage    // outbound: IPv6 neighbour or router discovery, of which a TUN has none
-	DropMulticast           // outbound: to a group; the overlay joins single hosts
+	DropNotForUs            // inbound: the inner destination is not in a local subnet
+	DropCongestion          // inbound: congestion marked, but the inner packet is not ECN-capable
+	DropBadFrame            // outbound: malformed GSO frame; the number of packets is unknown
+	DropNeighbourMessage    // outbound: IPv6 neighbour or router discovery, meaningless on a TUN
+	DropMulticast           // outbound: to a multicast group; the overlay is unicast only
 	DropNoNode              // outbound: no node has the destination
-	DropPacketTooBig        // outbound: longer than the path carries and not to be cut
-	DropNoRoom              // outbound: the socket was full, and so was the memory before it; or it was lost while full
-	DropSendError           // outbound: the kernel refused to send it, and not for a path MTU that it knows
+	DropPacketTooBig        // outbound: exceeds the path MTU and may not be fragmented
+	DropNoRoom              // outbound: socket and send queue full, or the socket lost while full
+	DropSendError           // outbound: send failed, and not because of a known path MTU
 	DropTUNDown             // inbound: the device is administratively down
-	DropTUNWriteError       // inbound: the kernel refused to take it, or the device is just being made again
+	DropTUNWriteError       // inbound: write failed, or the device is being recreated
 	numDrops
 )
 

@@ -14,60 +14,67 @@ import (
 	"weft/dataplane/feature"
 	"weft/dataplane/fib"
 	"weft/dataplane/poll"
+	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 )
 
-// Engine is the udp backend's dataplane: one TUN device, one group of sockets and the workers between them.
-// Its methods may be called from many goroutines. It forwards only while Run runs.
+// Engine is the dataplane of the udp backend: one TUN device, one group of sockets, and the workers
+// between them. It forwards only while Run runs. Its methods may be called concurrently.
 type Engine struct {
 	config   Config
 	log      *slog.Logger
 	workers  []*worker
-	view     atomic.Pointer[view]
+	handoff  *poll.Handoff // shared by the workers
 	priority poll.Priority // of the workers
-	mtu      atomic.Int32  // of the TUN, in bytes
+	snapshot atomic.Pointer[snapshot]
+	mtu      atomic.Int32 // of a device that is created, in bytes
 
-	kick       chan struct{} // wakes the supervisor; holds one
-	handoff    *poll.Handoff
-	lostDevice atomic.Uint64 // the newest deviceAge that a worker found gone
-	lostSocket atomic.Uint64 // the newest socketAge that a worker found broken
+	repairRequests chan struct{} // notifies the supervisor; holds one
+	lostDevice     atomic.Uint64 // newest deviceGeneration that a worker found deleted
+	lostSocket     atomic.Uint64 // newest socketGeneration that a worker found broken
 
-	mu                sync.Mutex             // guards the rest
-	device            string                 // the name the kernel gave
-	bind              netip.AddrPort         // what is wanted
-	bound             netip.AddrPort         // what the newest group of sockets has
-	features          map[feature.Name]error // why each is not in use, nil if it is
-	deviceAge         uint64                 // counts the devices made, so that a late report of a loss is told from a new one
-	socketAge         uint64                 // counts the groups of sockets
-	open              map[io.Closer]struct{} // every descriptor's owner
-	sockets           []outerPort            // the newest group, nil for one that is closed already
-	prober            *udp.Prober
-	overflows         []uint64 // of each in sockets, as last read
-	overflowsBefore   uint64   // of the groups before
-	tunDrops          uint64   // of the device, as last read
-	tunDropsBefore    uint64   // of the devices before
+	mu       sync.Mutex             // guards the rest
+	closers  map[io.Closer]struct{} // all open queues and sockets
+	closed   bool
+	features map[feature.Name]error // why each is not in use, nil if it is
+
+	device            string // name that the kernel assigned
+	deviceGeneration  uint64 // number of devices created
 	deviceRecreations uint64
+	tunDrops          uint64 // of the current device, as last read
+	pastTUNDrops      uint64 // of earlier devices
+
+	bind              netip.AddrPort // configured
+	bound             netip.AddrPort // of the newest socket group
+	sockets           []udpSocket    // the newest group; nil for a closed one
+	socketGeneration  uint64         // number of groups opened
 	socketRecreations uint64
-	closed            bool
+	prober            *udp.Prober
+	overflows         []uint64 // per socket, as last read
+	pastOverflows     uint64   // of earlier groups
 }
 
-// innerPort and outerPort are the two ends as the engine keeps them: what a worker uses and how to end it.
-type innerPort interface {
-	innerQueue
+// tunQueue is a TUN queue.
+type tunQueue interface {
+	// Read returns the next frame, borrowed until the next Read. Without one, the packet is nil.
+	Read() (tun.Frame, error)
+	// Write passes a frame to the kernel and does not retain it.
+	Write(tun.Frame) error
 	FD() int
 	io.Closer
 }
 
-type outerPort interface {
-	outerSocket
+// udpSocket is a socket of the underlay.
+type udpSocket interface {
+	datagramIO
 	FD() int
 	SendFD() int
 	Overflows() (uint64, error)
 	io.Closer
 }
 
-// Open makes the TUN device and the sockets. The device has no address and is down: that is the caller's
-// business. A port in use by another process is udp.ErrInUse.
+// Open creates the TUN device and the sockets. The device has no address and is down; configuring
+// it is up to the caller. If another process uses the port, the error is udp.ErrInUse.
 func Open(c Config) (*Engine, error) {
 	e, err := newEngine(c)
 	if err != nil {
@@ -84,31 +91,31 @@ func Open(c Config) (*Engine, error) {
 	}
 	for _, s := range e.Status() {
 		if !s.Used {
-			e.log.Info("the dataplane does without a feature", "feature", s.Feature, "reason", s.Reason)
+			e.log.Info("feature not used", "feature", s.Feature, "reason", s.Reason)
 		}
 	}
 	return e, nil
 }
 
-// newEngine makes an engine with workers that have neither queues nor sockets yet.
+// newEngine returns an engine whose workers have neither queues nor sockets yet.
 func newEngine(c Config) (*Engine, error) {
-	c, err := c.complete()
+	c, err := c.withDefaults()
 	if err != nil {
 		return nil, err
 	}
 	e := &Engine{
-		config:   c,
-		log:      c.Log,
-		kick:     make(chan struct{}, 1),
-		handoff:  poll.NewHandoff(),
-		device:   c.Device,
-		bind:     c.Bind,
-		open:     make(map[io.Closer]struct{}),
-		features: make(map[feature.Name]error),
+		config:         c,
+		log:            c.Log,
+		handoff:        poll.NewHandoff(),
+		repairRequests: make(chan struct{}, 1),
+		device:         c.Device,
+		bind:           c.Bind,
+		closers:        make(map[io.Closer]struct{}),
+		features:       make(map[feature.Name]error),
 	}
 	e.mtu.Store(int32(c.MTU))
-	e.choosePriority()
-	e.view.Store(newView(&view{}, fib.Node{}, nil))
+	e.probePriority()
+	e.snapshot.Store(newSnapshot(&snapshot{}, fib.Node{}, nil))
 	for i := range c.Workers {
 		w, err := newWorker(i, e)
 		if err != nil {
@@ -119,9 +126,9 @@ func newEngine(c Config) (*Engine, error) {
 	return e, nil
 }
 
-// end closes c, which nobody uses any more. e.mu is held.
-func (e *Engine) end(c io.Closer) error {
-	delete(e.open, c)
+// closeUnused closes c, which no worker uses. The caller holds e.mu.
+func (e *Engine) closeUnused(c io.Closer) error {
+	delete(e.closers, c)
 	for i, s := range e.sockets {
 		if s == c {
 			e.sockets[i] = nil
@@ -130,38 +137,38 @@ func (e *Engine) end(c io.Closer) error {
 	return c.Close()
 }
 
-// retire closes what a worker no longer uses.
-func (e *Engine) retire(c io.Closer) {
+// closeReplaced closes a queue or socket that a worker no longer uses.
+func (e *Engine) closeReplaced(c io.Closer) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if err := e.end(c); err != nil {
-		e.log.Warn("could not close what was replaced", "error", err)
+	if err := e.closeUnused(c); err != nil {
+		e.log.Warn("close of replaced descriptor failed", "err", err)
 	}
 }
 
-// Device returns the name that the kernel gave the TUN device.
+// Device returns the name that the kernel assigned to the TUN device.
 func (e *Engine) Device() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.device
 }
 
-// SetNodes replaces what the workers know of the overlay: the subnets of this node, and all other nodes. It takes
-// effect with each worker's next round.
-func (e *Engine) SetNodes(self fib.Node, others []fib.Node) {
+// SetNodes sets the subnets of this node and all other nodes of the overlay. It takes effect with
+// each worker's next round.
+func (e *Engine) SetNodes(local fib.Node, others []fib.Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.view.Store(newView(e.view.Load(), self, others))
+	e.snapshot.Store(newSnapshot(e.snapshot.Load(), local, others))
 }
 
-// SetMTU says which MTU in bytes a device that has to be made again gets. The one in use is left alone: that is
-// changed by whoever manages its addresses.
+// SetMTU sets the MTU in bytes of a device that is recreated later. The current device is left
+// alone: its MTU belongs to the code that manages its addresses.
 func (e *Engine) SetMTU(mtu int) { e.mtu.Store(int32(mtu)) }
 
-// Run forwards packets until ctx is done, and returns nil then; it returns within 100 ms. It may be called once.
+// Run forwards packets until ctx is done, then returns nil within 100 ms. It may be called once.
 //
-// It raises GOMAXPROCS above the number of workers if need be: a worker keeps its P while it waits for packets that come
-// soon (see package poll), and everybody else needs some, too.
+// If necessary it raises GOMAXPROCS above the number of workers: a worker keeps its P while it
+// waits for packets that arrive soon (see package poll), and other goroutines need some, too.
 func (e *Engine) Run(ctx context.Context) error {
 	if procs := runtime.GOMAXPROCS(0); procs <= len(e.workers)+1 {
 		runtime.GOMAXPROCS(len(e.workers) + 2)
@@ -169,13 +176,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var handoff, all sync.WaitGroup
+	var handoff, workers sync.WaitGroup
 	handoff.Go(e.handoff.Run)
 	defer handoff.Wait()
 	defer e.handoff.Stop()
 	failed := make(chan error, len(e.workers))
 	for _, w := range e.workers {
-		all.Go(func() {
+		workers.Go(func() {
 			if err := w.run(); err != nil {
 				failed <- err
 				cancel()
@@ -187,7 +194,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		w.stop.Store(true)
 		w.wake.Signal()
 	}
-	all.Wait()
+	workers.Wait()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("dataplane: %w", err)
@@ -196,8 +203,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// Close ends what Run has left: the device disappears and the port is free. Run must have returned or never
-// been called.
+// Close releases the device and the port. Run must have returned or never been called.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -206,7 +212,7 @@ func (e *Engine) Close() error {
 	}
 	e.closed = true
 	var errs []error
-	for c := range e.open {
+	for c := range e.closers {
 		errs = append(errs, c.Close())
 	}
 	if e.prober != nil {

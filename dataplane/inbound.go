@@ -11,78 +11,83 @@ import (
 	"weft/encap/offload"
 )
 
-// checkedSender remembers what is known of the sender of the last message, which most often sends the next too.
-type checkedSender struct {
-	view *view // the answer holds for this view only
-	addr netip.Addr
-	peer *peer // nil if the address is no node's
+// lastSender caches the last sender: consecutive messages usually share it.
+type lastSender struct {
+	snapshot *snapshot // that the result is valid for
+	addr     netip.Addr
+	peer     *peer // nil if the address is not a node's
 }
 
-// inbound moves what has arrived from other nodes to the TUN and reports whether there may be more.
+// inbound moves datagrams from other nodes to the TUN and reports whether there may be more.
 func (w *worker) inbound() bool {
-	if w.outer == nil {
+	if w.udpPort == nil {
 		return false
 	}
-	messages, err := w.outer.Receive()
+	messages, err := w.udpPort.Receive()
 	if err != nil {
-		w.engine.log.Warn("the socket is lost", "worker", w.id, "error", err)
-		w.loseOuter()
+		w.engine.log.Warn("socket failed", "worker", w.id, "err", err)
+		w.udpLost()
 		return false
 	}
 	w.counters.messages.Add(uint64(len(messages)))
 	for i := range messages {
-		w.take(&messages[i])
+		w.receive(&messages[i])
 	}
 	w.merger.Flush()
 	return len(messages) > 0 && len(messages) == cap(messages)
 }
 
-// take hands one train of datagrams to the merger, less what must not pass.
-func (w *worker) take(m *udp.Message) {
+// receive checks the sender of one train of datagrams and filters the train.
+func (w *worker) receive(m *udp.Message) {
 	check := w.engine.config.SourceCheck
 	p := w.sender(m.From.Addr())
-	if p == nil && check != CheckOff {
+	switch {
+	case p == nil && check != CheckOff:
 		w.counters.drops[DropUnknownOuterSource].Add(uint64(m.Datagrams()))
 		return
-	}
-	if m.Truncated {
+	case m.Truncated:
 		w.counters.drops[DropTruncated].Add(uint64(m.Datagrams()))
 		return
 	}
+	passed := w.filter(m, check)
+	if p != nil && passed.Packets > 0 {
+		p.received.Add(passed.Packets)
+		p.receivedBytes.Add(passed.Bytes)
+	}
+}
+
+// filter passes the valid datagrams of a train to the merger, drops the others, and returns the
+// traffic passed.
+func (w *worker) filter(m *udp.Message, check SourceCheck) (passed Traffic) {
 	w.merger.NextBuffer(m.Data[:cap(m.Data)])
-	var admitted Traffic
-	var passed addresses
+	var valid addrPair
 	for from := 0; ; {
 		n := min(m.Segment, len(m.Data)-from)
 		pkt := m.Data[from : from+n]
 		d := dropNone
-		if !passed.covers(pkt) {
-			if d = w.admit(pkt, m.From.Addr(), check); d == dropNone {
-				passed.note(pkt)
+		if !valid.match(pkt) {
+			if d = w.checkInner(pkt, m.From.Addr(), check); d == dropNone {
+				valid.remember(pkt)
 			}
 		}
 		if d == dropNone && m.TOS&encap.MaskECN != 0 {
-			d = passMark(pkt, m.TOS)
+			d = decapECN(pkt, m.TOS)
 		}
 		if d == dropNone {
-			admitted.Packets++
-			admitted.Bytes += uint64(n)
+			passed.Packets++
+			passed.Bytes += uint64(n)
 			w.merger.Add(from, n)
 		} else {
 			w.drop(d)
 		}
 		if from += n; from >= len(m.Data) {
-			break
+			return passed
 		}
-	}
-	if p != nil && admitted.Packets > 0 {
-		p.received.Add(admitted.Packets)
-		p.receivedBytes.Add(admitted.Bytes)
 	}
 }
 
-// passMark carries the congestion mark of the outer header over to the inner packet.
-func passMark(pkt []byte, outer uint8) Drop {
+// decapECN copies the congestion mark of the outer TOS to the inner packet.
+func decapECN(pkt []byte, outer uint8) Drop {
 	inner := encap.TOS(pkt)
 	tos, ok := encap.DecapTOS(inner, outer)
 	if !ok {
@@ -94,16 +99,16 @@ func passMark(pkt []byte, outer uint8) Drop {
 	return dropNone
 }
 
-// addresses are those of a packet that was admitted. Most that follow in a train have the same, and then only
-// their length is left to be checked.
-type addresses struct {
-	v4         uint64 // both, as they lie in the packet
+// addrPair holds the addresses of the last valid packet of each family. Most packets of a train
+// have the same ones, so that only their length must be checked.
+type addrPair struct {
+	v4         uint64 // source and destination, as in the header
 	v6         [32]byte
 	has4, has6 bool
 }
 
-// note remembers the addresses of pkt.
-func (a *addresses) note(pkt []byte) {
+// remember stores the addresses of pkt.
+func (a *addrPair) remember(pkt []byte) {
 	if pkt[0]>>4 == 4 {
 		a.v4, a.has4 = binary.BigEndian.Uint64(pkt[12:]), true
 	} else {
@@ -112,32 +117,35 @@ func (a *addresses) note(pkt []byte) {
 	}
 }
 
-// covers reports whether pkt is sane and has these addresses. What is out of the ordinary it leaves to admit.
-func (a *addresses) covers(pkt []byte) bool {
+// match reports whether pkt is well-formed and has the stored addresses. It returns false for
+// packets with options or rare protocols, which checkInner then parses.
+func (a *addrPair) match(pkt []byte) bool {
 	switch {
 	case len(pkt) >= 20 && pkt[0] == 0x45:
-		return a.has4 && a.v4 == binary.BigEndian.Uint64(pkt[12:]) && int(binary.BigEndian.Uint16(pkt[2:])) == len(pkt)
+		return a.has4 && a.v4 == binary.BigEndian.Uint64(pkt[12:]) &&
+			int(binary.BigEndian.Uint16(pkt[2:])) == len(pkt)
 	case len(pkt) >= 40 && pkt[0]>>4 == 6 && (pkt[6] == encap.ProtoTCP || pkt[6] == encap.ProtoUDP):
-		return a.has6 && string(a.v6[:]) == string(pkt[8:40]) && int(binary.BigEndian.Uint16(pkt[4:]))+40 == len(pkt)
+		return a.has6 && string(a.v6[:]) == string(pkt[8:40]) &&
+			int(binary.BigEndian.Uint16(pkt[4:]))+40 == len(pkt)
 	}
 	return false
 }
 
 // sender returns the node with the outer address, or nil.
 func (w *worker) sender(addr netip.Addr) *peer {
-	c := &w.checkedFrom
-	if c.view == w.view && c.addr == addr {
+	c := &w.lastSender
+	if c.snapshot == w.snapshot && c.addr == addr {
 		return c.peer
 	}
-	*c = checkedSender{view: w.view, addr: addr}
-	if i, ok := w.view.table.ByEndpoint(addr); ok {
-		c.peer = w.view.peers[i]
+	*c = lastSender{snapshot: w.snapshot, addr: addr}
+	if i, ok := w.snapshot.table.ByEndpoint(addr); ok {
+		c.peer = w.snapshot.peers[i]
 	}
 	return c.peer
 }
 
-// admit says why the inner packet, which came from the outer address, must not pass, or dropNone.
-func (w *worker) admit(pkt []byte, from netip.Addr, check SourceCheck) Drop {
+// checkInner returns the reason for dropping an inner packet from the outer address, or dropNone.
+func (w *worker) checkInner(pkt []byte, from netip.Addr, check SourceCheck) Drop {
 	in, err := encap.ParseInner(pkt)
 	if err != nil {
 		return parseDrop(err)
@@ -145,58 +153,58 @@ func (w *worker) admit(pkt []byte, from netip.Addr, check SourceCheck) Drop {
 	if check == CheckOff {
 		return dropNone
 	}
-	// Nodes behind one NAT share an outer address, hence addresses are compared, not nodes.
-	i, leased := w.view.table.Lookup(in.Src)
+	// Compare addresses, not nodes: nodes behind one NAT share an outer address.
+	i, leased := w.snapshot.table.Lookup(in.Src)
 	switch {
-	case leased && w.view.peers[i].to.Addr.Addr() != from, w.view.ours(in.Src):
+	case leased && w.snapshot.peers[i].dest.Addr.Addr() != from, w.snapshot.isLocal(in.Src):
 		return DropSpoofedInnerSource
 	case !leased && check == CheckStrict:
 		return DropUnleasedInnerSource
-	case !w.view.ours(in.Dst):
+	case !w.snapshot.isLocal(in.Dst):
 		return DropNotForUs
 	}
 	return dropNone
 }
 
-// write gives a frame of the merger to the TUN. A super-frame that the kernel refuses is written as the segments
-// that it was made of.
-func (w *worker) write(h offload.Header, pkt []byte) {
+// writeTUN writes a frame of the merger to the TUN. If the kernel rejects a GSO frame, it writes
+// the segments instead.
+func (w *worker) writeTUN(h offload.Header, pkt []byte) {
 	n := h.Segments(len(pkt))
-	if w.inner == nil {
-		w.dropAtTUN(tun.ErrGone, n)
+	if w.tunPort == nil {
+		w.tunWriteFailed(tun.ErrGone, n)
 		return
 	}
 	flow, _ := encap.FlowHash(pkt)
-	err := w.inner.queues[w.flows.arrives(flow)].Write(tun.Frame{Header: h, Packet: pkt})
+	err := w.tunPort.queues[w.flows.queueFor(flow)].Write(tun.Frame{Header: h, Packet: pkt})
 	if err == nil {
 		w.counters.framesWritten.Add(1)
 		w.counters.received.add(n, len(pkt)+(n-1)*int(h.HeaderLen))
 		return
 	}
 	if !errors.Is(err, tun.ErrGSORejected) {
-		w.dropAtTUN(err, n)
+		w.tunWriteFailed(err, n)
 		return
 	}
 	w.counters.gsoFramesRejected.Add(1)
 	segments, err := offload.Split(h, pkt)
 	if err != nil {
-		w.dropAtTUN(err, n)
+		w.tunWriteFailed(err, n)
 		return
 	}
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		segments.Next(w.segment[:n])
-		w.write(offload.Header{}, w.segment[:n])
+		w.writeTUN(offload.Header{}, w.segment[:n])
 	}
 }
 
-// dropAtTUN counts n packets that the TUN refused together.
-func (w *worker) dropAtTUN(err error, n int) {
-	why := DropTUNWriteError
+// tunWriteFailed drops the n packets of a frame that could not be written.
+func (w *worker) tunWriteFailed(err error, n int) {
+	reason := DropTUNWriteError
 	if errors.Is(err, tun.ErrDown) {
-		why = DropTUNDown
+		reason = DropTUNDown
 	}
-	w.counters.drops[why].Add(uint64(n))
-	if errors.Is(err, tun.ErrGone) && w.inner != nil {
-		w.loseInner()
+	w.counters.drops[reason].Add(uint64(n))
+	if errors.Is(err, tun.ErrGone) && w.tunPort != nil {
+		w.tunLost()
 	}
 }

@@ -13,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { os.Exit(lab.Main(leakCheck{m})) }
 
-// leakCheck runs the tests and fails if they leave a descriptor or a goroutine behind.
+// leakCheck fails if the tests leave a descriptor or a goroutine behind.
 type leakCheck struct{ m *testing.M }
 
 func (l leakCheck) Run() int {
@@ -35,8 +35,8 @@ func (l leakCheck) Run() int {
 	return status
 }
 
-// openFirst lists what this process has open before the tests, with the two of Go's poller, which has them for good once it
-// was used.
+// openFirst lists the open descriptors before the tests, including the two that the netpoller keeps
+// from its first use on.
 func openFirst() ([]string, error) {
 	in, out, err := os.Pipe()
 	if err != nil {
@@ -48,7 +48,7 @@ func openFirst() ([]string, error) {
 	return descriptors()
 }
 
-// descriptors lists what this process has open, with what each is.
+// descriptors lists the open descriptors of this process with their targets.
 func descriptors() ([]string, error) {
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
@@ -59,7 +59,7 @@ func descriptors() ([]string, error) {
 	for _, e := range entries {
 		target, err := os.Readlink(dir + "/" + e.Name())
 		if err != nil {
-			continue // the directory's own is gone by now
+			continue // the descriptor of the directory itself, closed by now
 		}
 		all = append(all, e.Name()+" "+target)
 	}

@@ -12,38 +12,36 @@ import (
 )
 
 const (
-	// quantumFrames and quantumBytes are how much a worker reads from a queue before it looks at the others, so that
-	// no queue and no direction starves another. One super-frame of any MTU up to 9000 fills the bytes.
+	// quantumFrames and quantumBytes limit how much a worker reads from a queue before it looks at
+	// the others, so that no queue and no direction starves. One GSO frame of any MTU up to 9000
+	// fills the bytes.
 	quantumFrames = 64
 	quantumBytes  = 60_000
-	// scratchSize holds the largest inner packet, and with it every fragment and ICMP error.
+	// scratchSize is the size of the largest inner packet, and so of every fragment and ICMP error.
 	scratchSize = 65536
-	// outerOverhead4 and outerOverhead6 turn a path MTU into the longest inner packet.
-	outerOverhead4 = encap.OverheadUDP4
-	outerOverhead6 = encap.OverheadUDP6
 )
 
 // outbound moves frames from the TUN to the nodes and reports whether there may be more.
 func (w *worker) outbound() bool {
-	if w.outer == nil {
+	if w.udpPort == nil {
 		return false
 	}
 	more := w.drain(sparse)
-	if w.flows.caughtUp() {
+	if w.flows.mayReadBulk() {
 		more = w.drain(bulk) || more
 	}
 	w.flush()
-	return more && w.inner != nil && !w.blocked
+	return more && w.tunPort != nil && !w.blocked
 }
 
-// drain forwards a quantum of what is in the queue and reports whether there may be more.
+// drain forwards up to one quantum from a queue and reports whether there may be more.
 func (w *worker) drain(c class) bool {
 	n, bytes, empty := 0, 0, !w.ready.queues[c]
-	for !empty && n < quantumFrames && bytes < quantumBytes && w.inner != nil && !w.blocked {
-		frame, err := w.inner.queues[c].Read()
+	for !empty && n < quantumFrames && bytes < quantumBytes && w.tunPort != nil && !w.blocked {
+		frame, err := w.tunPort.queues[c].Read()
 		switch {
 		case err != nil:
-			w.loseInner() // whatever it is, a queue that cannot be read is of no use
+			w.tunLost() // any error makes the queue useless
 		case frame.Packet == nil:
 			empty = true
 		default:
@@ -53,7 +51,7 @@ func (w *worker) drain(c class) bool {
 		}
 	}
 	w.counters.framesRead.Add(uint64(n))
-	w.flows.drained(c, n, empty)
+	w.flows.onDrain(c, n, empty)
 	return !empty
 }
 
@@ -73,12 +71,12 @@ func (w *worker) forward(frame tun.Frame) {
 		w.dropFrame(DropMulticast, frame)
 		return
 	}
-	flow, _ := encap.FlowHash(pkt) // 0 where there is none
-	w.flows.leaves(flow, len(pkt))
-	i, ok := w.view.table.Lookup(in.Dst)
+	flow, _ := encap.FlowHash(pkt) // 0 if it has none
+	w.flows.onTx(flow, len(pkt))
+	i, ok := w.snapshot.table.Lookup(in.Dst)
 	if !ok {
 		w.dropFrame(DropNoNode, frame)
-		w.tell(encap.AppendUnreachable(w.scratch[:0], pkt, &in))
+		w.sendICMP(encap.AppendUnreachable(w.scratch[:0], pkt, &in))
 		return
 	}
 	segments, err := offload.Split(frame.Header, pkt)
@@ -86,9 +84,9 @@ func (w *worker) forward(frame tun.Frame) {
 		w.drop(DropBadFrame)
 		return
 	}
-	p := w.view.peers[i]
-	key := udp.TxKey{To: p.to, TOS: in.TOS & w.tosMask, Shard: uint8(flow % uint32(w.shares))}
-	if limit := w.limit(p); segments.MaxLen() > limit {
+	p := w.snapshot.peers[i]
+	key := udp.TxKey{To: p.dest, TOS: in.TOS & w.tosMask, Shard: uint8(flow % uint32(w.shards))}
+	if limit := w.maxInner(p); segments.MaxLen() > limit {
 		w.sendLong(p, key, &segments, limit)
 		return
 	}
@@ -102,69 +100,69 @@ func (w *worker) forward(frame tun.Frame) {
 	}
 }
 
-// dropFrame drops each packet that a frame stands for.
-func (w *worker) dropFrame(why Drop, frame tun.Frame) {
+// dropFrame drops each packet of a frame.
+func (w *worker) dropFrame(reason Drop, frame tun.Frame) {
 	segments, err := offload.Split(frame.Header, frame.Packet)
 	if err != nil {
 		w.drop(DropBadFrame)
 		return
 	}
-	w.dropRest(why, &segments)
+	w.dropRest(reason, &segments)
 }
 
-// dropRest drops the segments that have not left.
-func (w *worker) dropRest(why Drop, segments *offload.Splitter) {
+// dropRest drops the remaining segments of a frame.
+func (w *worker) dropRest(reason Drop, segments *offload.Splitter) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		segments.Next(w.segment[:n])
-		w.drop(why)
+		w.drop(reason)
 	}
 }
 
-// limit returns the longest inner packet in bytes that the path to the node is known to carry.
-func (w *worker) limit(p *peer) int {
-	outer := p.knownPathMTU(w.now)
+// maxInner returns the length in bytes of the longest inner packet that fits the cached path MTU.
+func (w *worker) maxInner(p *peer) int {
+	mtu := p.cachedPathMTU(w.now)
 	switch {
-	case outer == 0:
+	case mtu == 0:
 		return scratchSize
-	case p.to.Addr.Addr().Is4():
-		return outer - outerOverhead4
+	case p.dest.Addr.Addr().Is4():
+		return mtu - encap.OverheadUDP4
 	default:
-		return outer - outerOverhead6
+		return mtu - encap.OverheadUDP6
 	}
 }
 
-// reserve returns n bytes for the next datagram of key, or nil if the kernel has no room for what is
-// there already.
+// reserve returns n bytes for the next datagram of key, or nil if the send queue stays full after a
+// flush.
 func (w *worker) reserve(key udp.TxKey, n int) []byte {
-	buf := w.outer.Reserve(key, n)
+	buf := w.udpPort.Reserve(key, n)
 	if buf == nil && w.flush() {
-		buf = w.outer.Reserve(key, n)
+		buf = w.udpPort.Reserve(key, n)
 	}
 	if buf != nil {
-		w.sent.Packets++
-		w.sent.Bytes += uint64(n)
+		w.pending.Packets++
+		w.pending.Bytes += uint64(n)
 	}
 	return buf
 }
 
-// flush sends what is queued and reports whether all of it has gone.
+// flush sends the reserved datagrams and reports whether none is left.
 func (w *worker) flush() bool {
-	w.blocked = !w.outer.Flush(w.refused)
+	w.blocked = !w.udpPort.Flush(w.onUndelivered)
 	if w.blocked {
 		return false
 	}
-	if w.sent.Packets > 0 {
-		w.counters.sent.add(int(w.sent.Packets), int(w.sent.Bytes))
-		w.sent = Traffic{}
+	if w.pending.Packets > 0 {
+		w.counters.sent.add(int(w.pending.Packets), int(w.pending.Bytes))
+		w.pending = Traffic{}
 	}
 	return true
 }
 
-// undelivered handles a datagram that the kernel refused to send. One that is too long for the path is the
-// only way to learn the path's MTU, and its sender has to learn it too.
+// undelivered handles a datagram that the kernel refused to send. EMSGSIZE is the only way to learn
+// the path MTU, which the inner sender must learn, too.
 func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
-	w.sent.Packets--
-	w.sent.Bytes -= uint64(len(pkt))
+	w.pending.Packets--
+	w.pending.Bytes -= uint64(len(pkt))
 	if !errors.Is(err, unix.EMSGSIZE) {
 		w.drop(DropSendError)
 		return
@@ -174,27 +172,27 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 		w.drop(DropSendError)
 		return
 	}
-	i, ok := w.view.table.Lookup(in.Dst)
-	if !ok || w.view.peers[i].to != to {
+	i, ok := w.snapshot.table.Lookup(in.Dst)
+	if !ok || w.snapshot.peers[i].dest != to {
 		w.drop(DropSendError) // the nodes have changed meanwhile
 		return
 	}
-	p := w.view.peers[i]
-	limit := w.limit(p)
-	if len(pkt) <= limit { // else the first that was refused of this flush has asked
-		mtu, err := w.pathMTU(p)
+	p := w.snapshot.peers[i]
+	limit := w.maxInner(p)
+	if len(pkt) <= limit { // else an earlier packet of this flush has probed the path
+		mtu, err := w.probePathMTU(p)
 		if err != nil {
 			w.drop(DropSendError)
 			return
 		}
-		p.learn(mtu, w.now())
-		limit = w.limit(p)
+		p.setPathMTU(mtu, w.now())
+		limit = w.maxInner(p)
 	}
 	if len(pkt) <= limit {
-		w.drop(DropSendError) // the path would carry it: refused for another reason
+		w.drop(DropSendError) // it fits the path: rejected for another reason
 		return
 	}
-	w.tooLong(p, pkt, &in, limit)
+	w.sendTooLong(p, pkt, &in, limit)
 }
 
 // sendLong sends a frame of which some segments are longer than limit, one by one.
@@ -214,35 +212,37 @@ func (w *worker) sendLong(p *peer, key udp.TxKey, segments *offload.Splitter, li
 			w.drop(parseDrop(err))
 			continue
 		}
-		w.flush() // what came before leaves before
-		w.tooLong(p, pkt, &in, limit)
+		w.flush() // first, to keep the order
+		w.sendTooLong(p, pkt, &in, limit)
 	}
 }
 
-// tooLong handles a packet that is longer than limit, what the path to the node carries: it is cut if that is
-// allowed, and else dropped and its sender told. A sender of IPv6 that is told makes no packets shorter than every link has
-// to carry: those are left to outer fragments (RFC 2473 section 7.1).
-func (w *worker) tooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
+// sendTooLong handles a packet that is longer than limit, the longest that fits the path to the
+// node. It fragments the packet if allowed, else drops it and sends an ICMP error. An IPv6 sender
+// does not reduce its packets below the minimum MTU, so packets up to that size are sent in outer
+// fragments (RFC 2473 section 7.1).
+func (w *worker) sendTooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
 	if in.Version == 6 && len(pkt) <= encap.MinMTU6 {
-		w.sendPast(p, pkt)
+		w.sendNow(p, pkt)
 		return
 	}
 	f, ok := encap.NewFragmenter(pkt, in, limit)
 	if !ok {
 		w.drop(DropPacketTooBig)
-		w.tell(encap.AppendTooBig(w.scratch[:0], pkt, in, limit))
+		w.sendICMP(encap.AppendTooBig(w.scratch[:0], pkt, in, limit))
 		return
 	}
 	for piece := f.Next(w.scratch[:0]); len(piece) > 0; piece = f.Next(w.scratch[:0]) {
-		if !w.sendPast(p, piece) {
+		if !w.sendNow(p, piece) {
 			return
 		}
 	}
 }
 
-// sendPast sends a packet past the queue, which may just be being sent, and reports whether that worked.
-func (w *worker) sendPast(p *peer, pkt []byte) bool {
-	if err := w.outer.Send(p.to, pkt); err != nil {
+// sendNow sends a packet past the send queue, which may be in the middle of a flush, and reports
+// whether that succeeded.
+func (w *worker) sendNow(p *peer, pkt []byte) bool {
+	if err := w.udpPort.Send(p.dest, pkt); err != nil {
 		w.drop(DropSendError)
 		return false
 	}
@@ -250,24 +250,24 @@ func (w *worker) sendPast(p *peer, pkt []byte) bool {
 	return true
 }
 
-// tell writes the ICMP error msg to the TUN, from where it finds the inner sender. An empty one means that the
-// packet must not be answered.
-func (w *worker) tell(msg []byte) {
-	if len(msg) == 0 || w.inner == nil {
+// sendICMP writes an ICMP error to the TUN; the kernel routes it to the inner sender. If msg is
+// empty, no error may be sent.
+func (w *worker) sendICMP(msg []byte) {
+	if len(msg) == 0 || w.tunPort == nil {
 		return
 	}
 	if !w.limiter.allow(w.now()) {
 		w.counters.icmpSuppressed.Add(1)
 		return
 	}
-	if err := w.inner.queues[sparse].Write(tun.Frame{Packet: msg}); err != nil {
-		w.dropAtTUN(err, 1)
+	if err := w.tunPort.queues[sparse].Write(tun.Frame{Packet: msg}); err != nil {
+		w.tunWriteFailed(err, 1)
 		return
 	}
 	w.counters.icmpSent.Add(1)
 }
 
-// parseDrop names the reason for which ParseInner refused a packet.
+// parseDrop maps an error of encap.ParseInner to a reason.
 func parseDrop(err error) Drop {
 	switch err {
 	case encap.ErrBadVersion:

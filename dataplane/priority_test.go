@@ -21,39 +21,41 @@ import (
 	"weft/deploy/lab"
 )
 
-// TestPriorityNotPermitted opens an engine without CAP_SYS_NICE, in a child process if this one has it.
+// TestPriorityNotPermitted opens an engine without CAP_SYS_NICE, in a child process if this one has
+// it.
 func TestPriorityNotPermitted(t *testing.T) {
 	const inChild = "WEFT_TEST_WITHOUT_SYS_NICE"
 	if _, err := poll.ProbePriority(); err == nil && os.Getenv(inChild) == "" {
 		child := exec.Command(os.Args[0], "-test.v", "-test.run=^"+t.Name()+"$")
 		child.Env = append(os.Environ(), inChild+"=1")
+		child.Stdout, child.Stderr = t.Output(), t.Output()
 		must(t, startWithoutSysNice(child))
 		must(t, child.Wait())
 		return
 	}
 	log := &logBuffer{}
-	b := newBenchWith(t, Config{Log: slog.New(slog.NewTextHandler(log, nil))})
-	expectNoPriority(t, b.engine)
+	h := newHarnessWith(t, Config{Log: slog.New(slog.NewTextHandler(log, nil))})
+	expectNoPriority(t, h.engine)
 	for busy := range 2 {
-		must(t, b.waiter.KeepRunning(b.clock.Add(time.Duration(busy)*time.Second)))
+		must(t, h.waiter.KeepRunning(h.clock.Add(time.Duration(busy)*time.Second)))
 	}
-	must(t, b.waiter.Unpin())
+	must(t, h.waiter.Unpin())
 
 	// Workers that were permitted to raise their threads, and are not any more.
 	nice, err := unix.Getpriority(unix.PRIO_PROCESS, 0)
 	must(t, err)
-	b.engine.features[feature.Priority] = nil
-	b.engine.priority = poll.Priority{Normal: 20 - nice, Busy: 20 - nice - 1}
+	h.engine.features[feature.Priority] = nil
+	h.engine.priority = poll.Priority{Normal: 20 - nice, Busy: 20 - nice - 1}
 	for id := range 3 {
-		w, err := newWorker(id, b.engine)
+		w, err := newWorker(id, h.engine)
 		must(t, err)
 		for busy := range 3 {
-			must(t, w.waiter.KeepRunning(b.clock.Add(time.Duration(busy)*time.Second)))
+			must(t, w.waiter.KeepRunning(h.clock.Add(time.Duration(busy)*time.Second)))
 		}
 		must(t, errors.Join(w.waiter.Unpin(), w.waiter.Close(), w.wake.Close()))
 	}
-	expectNoPriority(t, b.engine)
-	if n := log.count("without a feature"); n != 1 {
+	expectNoPriority(t, h.engine)
+	if n := log.count("feature no longer used"); n != 1 {
 		t.Errorf("logged %d times, want 1:\n%s", n, log)
 	}
 }
@@ -80,8 +82,8 @@ func startWithoutSysNice(c *exec.Cmd) error {
 	return <-started
 }
 
-// TestNetnsBusyWorkerPriority sends packets between pods until a worker's thread is raised, and expects
-// it to be lowered afterwards. With the feature disabled no thread is ever raised.
+// TestNetnsBusyWorkerPriority sends packets between pods until a worker's thread is raised, and
+// expects it to be lowered afterwards. With the feature disabled no thread is ever raised.
 func TestNetnsBusyWorkerPriority(t *testing.T) {
 	p, err := poll.ProbePriority()
 	permitted := err == nil

@@ -11,37 +11,37 @@ type Traffic struct {
 	Packets, Bytes uint64
 }
 
-// NodeTraffic is the traffic with one node. It starts at zero when the node first appears and is forgotten when
-// the node leaves, so there are never more of them than nodes.
+// NodeTraffic is the traffic with one node. It starts at zero when the node first appears and is
+// discarded when the node leaves, so there are never more of them than nodes.
 type NodeTraffic struct {
 	Name           string
 	Sent, Received Traffic
 }
 
-// Stats is a snapshot of all counters. Except Nodes they only grow while the Engine lives.
+// Stats is a copy of all counters. Except for Nodes they only grow during the life of the Engine.
 type Stats struct {
-	Sent     Traffic // from the TUN to other nodes: what the kernel accepted to send
-	Received Traffic // from other nodes to the TUN: what the kernel took
+	Sent     Traffic // from the TUN to other nodes, accepted by the kernel
+	Received Traffic // from other nodes to the TUN, accepted by the kernel
 	Drops    map[Drop]uint64
 
-	// How much one call into the kernel moves: Sent.Packets over FramesRead, Received.Packets over the others. A
-	// ratio near 1 under load means that an offload is not at work.
+	// Sent.Packets per FramesRead, and Received.Packets per FramesWritten or MessagesReceived, are
+	// the packets per system call. A ratio near 1 under load means that an offload does not work.
 	FramesRead       uint64 // from the TUN
 	FramesWritten    uint64 // to the TUN
 	MessagesReceived uint64 // from the sockets: trains and single datagrams
 
-	ICMPSent          uint64 // errors told to inner senders
-	ICMPSuppressed    uint64 // errors not told because of the rate limit
+	ICMPSent          uint64 // errors sent to inner senders
+	ICMPSuppressed    uint64 // errors not sent because of the rate limit
 	GSOFramesRejected uint64 // by the TUN, and written as single packets instead
-	SocketOverflows   uint64 // messages the kernel dropped at full receive buffers: trains and single datagrams
-	TUNOverflows      uint64 // packets the kernel dropped at full TUN queues
-	DeviceRecreations uint64 // the TUN device was made again
-	SocketRecreations uint64 // the sockets were opened again: lost, or bound to another address
+	SocketOverflows   uint64 // messages that the kernel dropped at full receive buffers
+	TUNOverflows      uint64 // packets that the kernel dropped at full TUN queues
+	DeviceRecreations uint64
+	SocketRecreations uint64 // after a loss, or to change the address
 	Nodes             []NodeTraffic
 }
 
-// counters are one worker's. Only the worker adds; anybody may read. They fill whole cache lines of their own,
-// so that workers do not slow each other down.
+// counters belong to one worker. Only the worker adds to them; any goroutine may read them. The
+// padding keeps them on cache lines of their own, so that workers do not slow each other down.
 type counters struct {
 	_              [64]byte
 	sent           traffic
@@ -85,22 +85,22 @@ func (c *counters) addTo(s *Stats) {
 	s.GSOFramesRejected += c.gsoFramesRejected.Load()
 }
 
-// Stats returns all counters. One of the kernel's that cannot be read just now, because the device is gone or
-// being made again, stays at what it was.
+// Stats returns all counters. A kernel counter that cannot be read, because the device is deleted
+// or being recreated, keeps its last value.
 func (e *Engine) Stats() Stats {
 	s := Stats{Drops: make(map[Drop]uint64, numDrops)}
 	for _, w := range e.workers {
 		w.counters.addTo(&s)
 	}
 	listed := make(map[*peer]bool)
-	for _, p := range e.view.Load().peers {
+	for _, p := range e.snapshot.Load().peers {
 		if listed[p] {
 			continue
 		}
 		listed[p] = true
 		s.Nodes = append(s.Nodes, NodeTraffic{
 			Name:     p.name,
-			Sent:     Traffic{p.to.Packets.Load(), p.to.Bytes.Load()},
+			Sent:     Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()},
 			Received: Traffic{p.received.Load(), p.receivedBytes.Load()},
 		})
 	}
@@ -108,22 +108,23 @@ func (e *Engine) Stats() Stats {
 	defer e.mu.Unlock()
 	e.readOverflows()
 	s.DeviceRecreations, s.SocketRecreations = e.deviceRecreations, e.socketRecreations
-	s.TUNOverflows = e.tunDropsBefore + e.tunDrops
-	s.SocketOverflows = e.overflowsBefore
+	s.TUNOverflows = e.pastTUNDrops + e.tunDrops
+	s.SocketOverflows = e.pastOverflows
 	for _, n := range e.overflows {
 		s.SocketOverflows += n
 	}
 	return s
 }
 
-// readOverflows reads the kernel's counters of the device and the sockets in use. e.mu is held.
+// readOverflows reads the kernel's counters of the device and the sockets in use. The caller holds
+// e.mu.
 func (e *Engine) readOverflows() {
 	if e.closed {
 		return
 	}
 	if drops, err := tun.Dropped(e.device); err == nil {
 		if drops < e.tunDrops {
-			e.tunDropsBefore += e.tunDrops // another device of the same name, which counts from zero
+			e.pastTUNDrops += e.tunDrops // a new device with the same name, counting from zero
 		}
 		e.tunDrops = drops
 	}

@@ -9,38 +9,38 @@ import (
 	"time"
 )
 
-// How long the supervisor waits between two attempts to make the device or the sockets again: at least the
-// first, after a success too, so that a device that is deleted in a loop does not cost a CPU.
+// Delay between two attempts to recreate the device or the sockets. minBackoff applies after a
+// success, too, so that a device that is deleted in a loop does not use up a CPU.
 const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 5 * time.Second
 )
 
-// supervise makes the device and the sockets again whenever a worker has lost one, until ctx is done.
+// supervise recreates the device and the sockets after a worker has lost one, until ctx is done.
 func (e *Engine) supervise(ctx context.Context) {
 	backoff, last := minBackoff, time.Time{}
 	timer := time.NewTimer(0)
 	<-timer.C
 	defer timer.Stop()
-	due := false
+	scheduled := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-e.kick:
-			if !due {
-				due = true
+		case <-e.repairRequests:
+			if !scheduled {
+				scheduled = true
 				timer.Reset(max(0, backoff-time.Since(last)))
 			}
 		case <-timer.C:
 			last = time.Now()
 			err := e.repair()
 			if err == nil {
-				due, backoff = false, minBackoff
+				scheduled, backoff = false, minBackoff
 				continue
 			}
 			if backoff == minBackoff {
-				e.log.Warn("could not repair the dataplane, trying on", "error", err)
+				e.log.Warn("dataplane repair failed, retrying", "err", err)
 			}
 			backoff = min(2*backoff, maxBackoff)
 			timer.Reset(backoff)
@@ -48,34 +48,35 @@ func (e *Engine) supervise(ctx context.Context) {
 	}
 }
 
-// repair makes again what is lost.
+// repair recreates the device and the sockets where lost.
 func (e *Engine) repair() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	var errs []error
-	if e.lostDevice.Load() == e.deviceAge {
+	if e.lostDevice.Load() == e.deviceGeneration {
 		err := e.openDevice()
 		if err == nil {
 			e.deviceRecreations++
-			e.log.Warn("the TUN device was lost and is made again", "device", e.device)
+			e.log.Warn("TUN device recreated", "device", e.device)
 		}
 		errs = append(errs, err)
 	}
-	if e.lostSocket.Load() == e.socketAge || e.bound != e.bind {
-		before := e.bound
+	if e.lostSocket.Load() == e.socketGeneration || e.bound != e.bind {
+		previous := e.bound
 		err := e.openSockets()
 		if err == nil {
 			e.socketRecreations++
-			// Where the address is another one, they are not lost: it was not there yet when Rebind wanted it.
-			e.log.Warn("the sockets are opened again", "address", e.bound, "before", before)
+			// With a new address they were not lost: Rebind failed because it did not exist yet.
+			e.log.Warn("sockets reopened", "address", e.bound, "previous", previous)
 		}
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
 
-// Rebind moves to another outer address or port. If that fails, the error says why, the old sockets stay in
-// use, and Run tries again by itself until it works or Rebind is called with another address.
+// Rebind moves the sockets to another outer address or port. If that fails, it returns the reason,
+// the old sockets stay in use, and Run retries until it succeeds or Rebind is called with another
+// address.
 func (e *Engine) Rebind(bind netip.AddrPort) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -84,31 +85,32 @@ func (e *Engine) Rebind(bind netip.AddrPort) error {
 		return nil
 	}
 	if err := e.openSockets(); err != nil {
-		e.wakeSupervisor()
+		e.requestRepair()
 		return fmt.Errorf("rebind: %w", err)
 	}
 	e.socketRecreations++
 	return nil
 }
 
-// pathMTU asks the kernel for the MTU of the path to the node, outer headers included.
-func (e *Engine) pathMTU(p *peer) (int, error) {
+// probePathMTU asks the kernel for the MTU of the path to a node, including outer headers.
+func (e *Engine) probePathMTU(p *peer) (int, error) {
 	e.mu.Lock()
 	prober := e.prober
 	e.mu.Unlock()
-	return prober.PathMTU(p.to.Addr)
+	return prober.PathMTU(p.dest.Addr)
 }
 
-// keepNewest sets age to n unless it is higher: a worker that is slow to notice an old loss does not hide a new one.
-func keepNewest(age *atomic.Uint64, n uint64) {
-	for now := age.Load(); now < n && !age.CompareAndSwap(now, n); {
-		now = age.Load()
+// storeMax sets v to n unless it is higher: a late report of an old loss must not hide a new one.
+func storeMax(v *atomic.Uint64, n uint64) {
+	for old := v.Load(); old < n && !v.CompareAndSwap(old, n); {
+		old = v.Load()
 	}
 }
 
-func (e *Engine) wakeSupervisor() {
+// requestRepair notifies the supervisor.
+func (e *Engine) requestRepair() {
 	select {
-	case e.kick <- struct{}{}:
-	default: // it is awake already
+	case e.repairRequests <- struct{}{}:
+	default: // one is pending
 	}
 }

@@ -9,97 +9,92 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/dataplane/poll"
-	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap"
 	"weft/encap/offload"
 )
 
-// innerQueue is a worker's end of the TUN.
-type innerQueue interface {
-	// Read returns the next frame, borrowed until the next Read; one without a packet if there is none.
-	Read() (tun.Frame, error)
-	// Write hands a frame to the kernel and keeps nothing of it.
-	Write(tun.Frame) error
-}
-
-// outerSocket is a worker's end of the underlay.
-type outerSocket interface {
-	// Reserve returns memory for the next datagram of a key, to be filled at once; nil if a Flush must come
-	// first.
+// datagramIO is the part of a socket that moves datagrams.
+type datagramIO interface {
+	// Reserve returns n bytes for the next datagram of key, to be filled at once. It returns nil if
+	// Flush must be called first.
 	Reserve(key udp.TxKey, n int) []byte
-	// Flush sends what was reserved and tells of what the kernel refused. False means that the kernel has no
-	// room and the rest is kept.
+	// Flush sends the reserved datagrams and calls the function for each that the kernel rejects.
+	// It returns false if the socket is full; the rest is kept.
 	Flush(udp.UndeliveredFunc) bool
-	// Send sends one datagram at once, in outer fragments if the path carries no more.
+	// Send sends one datagram at once, in outer fragments if it exceeds the path MTU.
 	Send(to *udp.Destination, datagram []byte) error
-	// Receive returns what has arrived, borrowed until the next Receive.
+	// Receive returns the datagrams that have arrived, borrowed until the next Receive.
 	Receive() ([]udp.Message, error)
 }
 
-// inner and outer are a worker's two ends with the age that tells a late report of a loss from a new one.
-type inner struct {
-	queues [classes]innerPort
-	age    uint64
-	limits offload.Limits // which super-frames it takes
+// tunPort is a worker's end of a TUN device.
+type tunPort struct {
+	queues     [numClasses]tunQueue
+	generation uint64
+	limits     offload.Limits // GSO frames that the device accepts
 }
 
-type outer struct {
-	outerPort
-	age uint64
+// udpPort is a worker's socket.
+type udpPort struct {
+	udpSocket
+	generation uint64
 }
 
-// worker is one goroutine that owns two TUN queues and one socket and moves packets between them, each to
-// completion. Only the fields marked so are touched by others.
+// worker is one goroutine that owns two TUN queues and one socket and moves packets between them.
 type worker struct {
-	id       int
-	tosMask  uint8 // what of the inner TOS goes into the outer header
-	shares   int   // into how many shares flows are split: the workers, here and most likely at the other end
-	engine   *Engine
-	counters counters // others read
+	// Used by other goroutines, too.
+	counters counters
+	wake     *poll.EventFD
+	stop     atomic.Bool
+	nextTUN  atomic.Pointer[tunPort] // replacements, nil if none
+	nextUDP  atomic.Pointer[udpPort]
 
-	wake      *poll.EventFD         // others signal
-	stop      atomic.Bool           // others set
-	nextInner atomic.Pointer[inner] // others leave a new queue here
-	nextOuter atomic.Pointer[outer] // and a new socket here
+	id      int
+	engine  *Engine
+	tosMask uint8 // inner TOS bits copied to the outer header
+	shards  int   // number of flow shards: the workers, here and most likely at the other end
 
-	inner   *inner // nil while the device is lost
-	outer   *outer // nil while the socket is lost
-	flows   flowClasses
-	merger  *offload.Merger
-	view    *view // of this round
-	now     func() time.Time
-	start   time.Time                // the beginning of ticks
-	pathMTU func(*peer) (int, error) // asks the kernel
-	limiter limiter
+	tunPort    *tunPort // nil while the device is lost
+	udpPort    *udpPort // nil while the socket is lost
+	flows      flowClasses
+	merger     *offload.Merger
+	snapshot   *snapshot // of this round
+	lastSender lastSender
+	limiter    icmpLimiter
 
-	waiter      *poll.Waiter
-	polls       [polled]unix.PollFd
-	ready       ready
-	blocked     bool                // the socket has no room: nothing more is read from the TUN until it has
-	refused     udp.UndeliveredFunc // undelivered, bound once: a method value allocates
-	sent        Traffic             // reserved since the last complete flush, less what was refused
-	scratch     []byte              // for ICMP errors and fragments
-	segment     []byte              // for one that is too long for its path
-	checkedFrom checkedSender
+	now          func() time.Time
+	start        time.Time // of the worker's ticks
+	probePathMTU func(*peer) (int, error)
+
+	waiter  *poll.Waiter
+	pollFDs [numPollFDs]unix.PollFd
+	ready   readiness
+	blocked bool    // the socket is full: the TUN is not read until it has room
+	pending Traffic // reserved since the last complete flush, minus the rejected
+	scratch []byte  // for ICMP errors and fragments
+	segment []byte  // for a packet that is not built in a send slot
+
+	onUndelivered udp.UndeliveredFunc // undelivered, bound once: a method value allocates
 }
 
-// ready says which ends may have something.
-type ready struct {
-	queues [classes]bool
-	outer  bool
+// readiness lists the ends to look at in a round.
+type readiness struct {
+	queues [numClasses]bool
+	socket bool
 }
 
-// Indices of worker.polls; what is absent has a negative descriptor, which poll passes over. The TUN queues come first.
+// Indices of worker.pollFDs. The TUN queues come first. An absent descriptor is -1, which poll
+// ignores.
 const (
-	pollWake = classes + iota
+	pollWake = numClasses + iota
 	pollReceive
 	pollSend
-	polled
+	numPollFDs
 )
 
-// maxShares is how many shares of the flows udp.TxKey can tell apart.
-const maxShares = 256
+// maxShards is the number of values of udp.TxKey's Shard.
+const maxShards = 256
 
 func newWorker(id int, e *Engine) (*worker, error) {
 	wake, err := poll.NewEventFD()
@@ -109,25 +104,25 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	waiter, err := poll.NewWaiter(poll.Config{
 		BusyPoll:     e.config.Spin,
 		Priority:     e.priority,
-		PriorityLost: e.losePriority,
+		PriorityLost: e.priorityLost,
 		Handoff:      e.handoff,
 	})
 	if err != nil {
 		return nil, errors.Join(err, wake.Close())
 	}
 	w := &worker{
-		id:      id,
-		shares:  min(e.config.Workers, maxShares),
-		engine:  e,
-		wake:    wake,
-		waiter:  waiter,
-		now:     time.Now,
-		start:   time.Now(),
-		pathMTU: e.pathMTU,
-		scratch: make([]byte, 0, scratchSize),
-		segment: make([]byte, scratchSize),
+		id:           id,
+		shards:       min(e.config.Workers, maxShards),
+		engine:       e,
+		wake:         wake,
+		waiter:       waiter,
+		now:          time.Now,
+		start:        time.Now(),
+		probePathMTU: e.probePathMTU,
+		scratch:      make([]byte, 0, scratchSize),
+		segment:      make([]byte, scratchSize),
 	}
-	w.refused = w.undelivered
+	w.onUndelivered = w.undelivered
 	if e.config.ECN {
 		w.tosMask |= encap.MaskECN
 	}
@@ -137,11 +132,12 @@ func newWorker(id int, e *Engine) (*worker, error) {
 	return w, nil
 }
 
-// run moves packets until stop is set. It fails only if the kernel cannot poll, or not take a priority back.
+// run moves packets until stop is set. It fails only if polling fails or a priority cannot be
+// restored.
 func (w *worker) run() (err error) {
 	for err == nil && !w.stop.Load() {
-		w.adopt()
-		err = w.next(w.round())
+		w.pickUpReplacements()
+		err = w.prepareRound(w.round())
 	}
 	if err = errors.Join(err, w.waiter.Unpin()); err != nil {
 		return fmt.Errorf("worker %d: %w", w.id, err)
@@ -151,115 +147,119 @@ func (w *worker) run() (err error) {
 
 // round moves some packets in both directions and reports whether there may be more.
 func (w *worker) round() bool {
-	w.view = w.engine.view.Load()
+	w.snapshot = w.engine.snapshot.Load()
 	w.flows.now = tickOf(w.now().Sub(w.start))
 	more := w.outbound()
-	return w.ready.outer && w.inbound() || more
+	return w.ready.socket && w.inbound() || more
 }
 
-// next says which ends to look at in the next round: both if there is more to do, else those that wait finds.
-func (w *worker) next(more bool) error {
+// prepareRound selects the ends to look at in the next round: all if there may be more to do, else
+// those that become ready.
+func (w *worker) prepareRound(more bool) error {
 	if !more {
 		return w.wait()
 	}
-	w.ready = ready{queues: [classes]bool{true, true}, outer: true}
+	w.ready = readiness{queues: [numClasses]bool{true, true}, socket: true}
 	return w.waiter.KeepRunning(w.now())
 }
 
-// adopt takes over the queue and the socket that the supervisor may have left.
-func (w *worker) adopt() {
-	if next := w.nextInner.Swap(nil); next != nil {
-		if w.inner != nil {
-			w.retireInner()
+// pickUpReplacements starts to use queues and a socket that the supervisor has left.
+func (w *worker) pickUpReplacements() {
+	if next := w.nextTUN.Swap(nil); next != nil {
+		if w.tunPort != nil {
+			w.closeTUN()
 		}
-		w.inner = next
-		w.merger = offload.NewMerger(next.limits, w.write)
+		w.tunPort = next
+		w.merger = offload.NewMerger(next.limits, w.writeTUN)
 	}
-	if next := w.nextOuter.Swap(nil); next != nil {
-		if w.outer != nil {
-			w.retireOuter()
+	if next := w.nextUDP.Swap(nil); next != nil {
+		if w.udpPort != nil {
+			w.closeUDP()
 		}
-		w.outer = next
+		w.udpPort = next
 	}
 }
 
-// loseInner puts the queue away: the worker goes on without until it gets a new one.
-func (w *worker) loseInner() {
-	keepNewest(&w.engine.lostDevice, w.inner.age)
-	w.retireInner()
-	w.engine.wakeSupervisor()
+// tunLost reports the loss of the device. The worker goes on without one until it is replaced.
+func (w *worker) tunLost() {
+	storeMax(&w.engine.lostDevice, w.tunPort.generation)
+	w.closeTUN()
+	w.engine.requestRepair()
 }
 
-func (w *worker) retireInner() {
-	for _, q := range w.inner.queues {
+func (w *worker) closeTUN() {
+	for _, q := range w.tunPort.queues {
 		w.waiter.Forget(q.FD())
-		w.engine.retire(q)
+		w.engine.closeReplaced(q)
 	}
-	w.inner = nil
+	w.tunPort = nil
 }
 
-// loseOuter puts the socket away.
-func (w *worker) loseOuter() {
-	keepNewest(&w.engine.lostSocket, w.outer.age)
-	w.retireOuter()
-	w.engine.wakeSupervisor()
+// udpLost reports the loss of the socket. The worker goes on without one until it is replaced.
+func (w *worker) udpLost() {
+	storeMax(&w.engine.lostSocket, w.udpPort.generation)
+	w.closeUDP()
+	w.engine.requestRepair()
 }
 
-// retireOuter closes the socket, and with it goes what waits for room in it: some of that may have left already.
-func (w *worker) retireOuter() {
-	w.counters.drops[DropNoRoom].Add(w.sent.Packets)
-	w.blocked, w.sent = false, Traffic{}
-	w.waiter.Forget(w.outer.FD())
-	w.waiter.Forget(w.outer.SendFD())
-	w.engine.retire(w.outer.outerPort)
-	w.outer = nil
+// closeUDP closes the socket and drops the packets that wait for room in it. Some of them may have
+// been sent already.
+func (w *worker) closeUDP() {
+	w.counters.drops[DropNoRoom].Add(w.pending.Packets)
+	w.blocked, w.pending = false, Traffic{}
+	w.waiter.Forget(w.udpPort.FD())
+	w.waiter.Forget(w.udpPort.SendFD())
+	w.engine.closeReplaced(w.udpPort.udpSocket)
+	w.udpPort = nil
 }
 
-// wait blocks until there is something to do, and notes what.
+// wait blocks until an end is ready, and sets w.ready.
 func (w *worker) wait() error {
-	w.setPolls()
-	if err := w.waiter.Wait(w.polls[:], w.now); err != nil {
+	w.setPollFDs()
+	if err := w.waiter.Wait(w.pollFDs[:], w.now); err != nil {
 		return err
 	}
-	if w.polls[pollWake].Revents != 0 {
+	if w.pollFDs[pollWake].Revents != 0 {
 		w.wake.Clear()
 	}
-	w.ready.outer = w.polls[pollReceive].Revents != 0
-	gone := false
+	w.ready.socket = w.pollFDs[pollReceive].Revents != 0
+	lost := false
 	for c := range w.ready.queues {
-		revents := w.polls[c].Revents
-		// One that was not polled may have something: that it is empty must not be concluded, see flowClasses.drained.
-		w.ready.queues[c] = revents != 0 || w.blocked || w.outer == nil
-		// A TUN queue reports POLLERR once its device is deleted (drivers/net/tun.c, tun_chr_poll), and without
-		// POLLIN, so that a reader alone would not notice.
-		gone = gone || revents&(unix.POLLERR|unix.POLLNVAL) != 0
+		revents := w.pollFDs[c].Revents
+		// A queue that was not polled may have frames. Do not take it for empty: see
+		// flowClasses.onDrain.
+		w.ready.queues[c] = revents != 0 || w.blocked || w.udpPort == nil
+		// When its device is deleted, a TUN queue reports POLLERR without POLLIN
+		// (drivers/net/tun.c, tun_chr_poll), so reading alone would not detect that.
+		lost = lost || revents&(unix.POLLERR|unix.POLLNVAL) != 0
 	}
-	if gone {
-		w.loseInner()
+	if lost {
+		w.tunLost()
 	}
 	return nil
 }
 
-// setPolls says what wait has to wait for.
-func (w *worker) setPolls() {
-	for i := range w.polls {
-		w.polls[i] = unix.PollFd{Fd: -1}
+// setPollFDs sets the descriptors and events to wait for.
+func (w *worker) setPollFDs() {
+	for i := range w.pollFDs {
+		w.pollFDs[i] = unix.PollFd{Fd: -1}
 	}
-	w.polls[pollWake] = unix.PollFd{Fd: int32(w.wake.FD()), Events: unix.POLLIN}
-	if w.inner != nil {
-		// While the socket is blocked only the loss of the device is of interest, which poll always reports.
+	w.pollFDs[pollWake] = unix.PollFd{Fd: int32(w.wake.FD()), Events: unix.POLLIN}
+	if w.tunPort != nil {
+		// While nothing can be sent, poll only for the loss of the device, which is always
+		// reported.
 		events := int16(unix.POLLIN)
-		if w.blocked || w.outer == nil {
+		if w.blocked || w.udpPort == nil {
 			events = 0
 		}
-		for c, q := range w.inner.queues {
-			w.polls[c] = unix.PollFd{Fd: int32(q.FD()), Events: events}
+		for c, q := range w.tunPort.queues {
+			w.pollFDs[c] = unix.PollFd{Fd: int32(q.FD()), Events: events}
 		}
 	}
-	if w.outer != nil {
-		w.polls[pollReceive] = unix.PollFd{Fd: int32(w.outer.FD()), Events: unix.POLLIN}
+	if w.udpPort != nil {
+		w.pollFDs[pollReceive] = unix.PollFd{Fd: int32(w.udpPort.FD()), Events: unix.POLLIN}
 		if w.blocked {
-			w.polls[pollSend] = unix.PollFd{Fd: int32(w.outer.SendFD()), Events: unix.POLLOUT}
+			w.pollFDs[pollSend] = unix.PollFd{Fd: int32(w.udpPort.SendFD()), Events: unix.POLLOUT}
 		}
 	}
 }

@@ -9,12 +9,12 @@ type Name string
 
 // The features of the TUN device, the sockets and the workers.
 const (
-	VnetHeader Name = "tun-vnet-header" // virtio-net header per frame: GSO frames and deferred checksums
+	VnetHeader Name = "tun-vnet-header" // virtio-net header: GSO frames, deferred checksums
 	TSO        Name = "tun-tso"         // TCP GSO frames in both directions
 	USO        Name = "tun-uso"         // UDP GSO frames in both directions
 	GSO        Name = "udp-gso"         // send many datagrams in one message (UDP_SEGMENT)
 	GRO        Name = "udp-gro"         // receive many datagrams in one message (UDP_GRO)
-	Steering   Name = "flow-steering"   // one socket of the group per inner flow, in both directions
+	Steering   Name = "flow-steering"   // one socket per inner flow, in both directions
 	Buffers    Name = "socket-buffers"  // socket buffers of the configured size
 	Priority   Name = "priority"        // raised priority of busy workers
 )

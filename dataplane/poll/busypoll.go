@@ -23,7 +23,9 @@ const (
 )
 
 // spin polls in a loop until one of fds is ready or busyPollTimeout has passed.
-func (w *Waiter) spin(fds []unix.PollFd, start time.Time, clock func() time.Time) (ready int, err error) {
+func (w *Waiter) spin(
+	fds []unix.PollFd, start time.Time, clock func() time.Time,
+) (ready int, err error) {
 	for last := start; last.Sub(start) < busyPollTimeout; {
 		if ready, err = rawPoll(fds, 0); err != nil || ready > 0 {
 			return ready, err
@@ -36,15 +38,15 @@ func (w *Waiter) spin(fds []unix.PollFd, start time.Time, clock func() time.Time
 	return 0, nil
 }
 
-// contention detects that other programs use all of the CPU they get. A worker that yields to such a
-// program runs again only after its time slice, even if a packet arrives; a worker blocked in the
+// contention detects that other programs use all of the CPU they get. A worker that yields to such
+// a program runs again only after its time slice, even if a packet arrives; a worker blocked in the
 // kernel preempts it as soon as a packet wakes it. With four such programs on two CPUs, round trips
-// took 1.9 ms if workers yielded to them and 37 us if not, and there were 390 and 2,800 TCP connections
-// per second (medians of four interleaved rounds; kernel VXLAN: 11 us and 12,600).
+// took 1.9 ms if workers yielded to them and 37 µs if not, and there were 390 and 2,800 TCP
+// connections per second (medians of four interleaved rounds; kernel VXLAN: 11 µs and 12,600).
 //
-// A program that sends through the tunnel may use its whole time slice, too. But it leaves much work
-// for the worker, so the yield was not wasted: with yields, 1.4 and 1.6 times as many of its 64-byte
-// packets were carried as without (1 and 256 flows, four rounds).
+// A program that sends through the tunnel may use its whole time slice, too. But it leaves much
+// work for the worker, so the yield was not wasted: with yields, 1.4 and 1.6 times as many of its
+// 64-byte packets were carried as without (1 and 256 flows, four rounds).
 type contention struct {
 	since      time.Time     // start of the window
 	yieldTime  time.Duration // long yields of the last wait

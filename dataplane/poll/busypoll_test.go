@@ -73,7 +73,8 @@ func TestContention(t *testing.T) {
 	}{
 		{"idle CPU", slices.Repeat([]time.Duration{time.Microsecond}, 20_000), 0, false},
 		{"program that blocks often", slices.Repeat([]time.Duration{longYield - 1}, 1000), 0, false},
-		{"one time slice", append([]time.Duration{slice}, slices.Repeat([]time.Duration{100 * time.Microsecond}, 1000)...), 0, false},
+		{"one time slice",
+			append([]time.Duration{slice}, slices.Repeat([]time.Duration{100 * time.Microsecond}, 1000)...), 0, false},
 		{"program that computes", slices.Repeat([]time.Duration{slice}, 4), slice/wastedYieldRatio - 1, true},
 		{"short time slices", slices.Repeat([]time.Duration{longYield}, 20), 0, true},
 		{"program that sends", slices.Repeat([]time.Duration{slice}, 100), slice / wastedYieldRatio, false},

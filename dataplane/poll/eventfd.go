@@ -6,8 +6,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// EventFD wakes a goroutine that polls its descriptor. Closing a descriptor would not: poll(2) does not
-// notice that.
+// EventFD wakes a goroutine that polls its descriptor. Closing a descriptor would not: poll(2) does
+// not notice that.
 type EventFD struct {
 	fd int
 }
@@ -27,7 +27,8 @@ func (e *EventFD) FD() int { return e.fd }
 // Signal makes the descriptor readable. Any goroutine may call it until Close.
 func (e *EventFD) Signal() {
 	one := [8]byte{1} // any 64-bit number but 0 and the highest, in either byte order
-	// The only possible failure is EAGAIN because the counter is full: then the descriptor is readable.
+	// The only possible failure is EAGAIN because the counter is full: then the descriptor is
+	// readable.
 	_, _ = unix.Write(e.fd, one[:])
 }
 

@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// netpollWaiter waits for descriptors in the runtime's netpoller, as a goroutine in net.Conn.Read does.
-// If a worker called poll(2) instead, Go's monitor thread would take away its P, later pass that on,
-// and wake up every 20 us for a while (runtime.sysmon). A ping every 20 ms took 340 us and cost the two
-// daemons 2,000 us of CPU time with poll(2); with the netpoller it took 290 us and cost 550 us.
+// netpollWaiter waits for descriptors in the runtime's netpoller, as a goroutine in net.Conn.Read
+// does. If a worker called poll(2) instead, Go's monitor thread would take away its P, later pass
+// that on, and wake up every 20 µs for a while (runtime.sysmon). A ping every 20 ms took 340 µs and
+// cost the two daemons 2,000 µs of CPU time with poll(2); with the netpoller it took 290 µs and
+// cost 550 µs.
 type netpollWaiter struct {
 	epoll   int                // epoll instance, itself registered with the netpoller
 	file    *os.File           // owns epoll
@@ -34,7 +35,8 @@ func newNetpollWaiter(handoff *Handoff) (*netpollWaiter, error) {
 	}
 	// os.NewFile registers only a non-blocking descriptor with the netpoller.
 	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, errors.Join(fmt.Errorf("set epoll instance non-blocking: %w", err), unix.Close(fd))
+		err = fmt.Errorf("set epoll instance non-blocking: %w", err)
+		return nil, errors.Join(err, unix.Close(fd))
 	}
 	w := &netpollWaiter{epoll: fd, file: os.NewFile(uintptr(fd), "epoll"), handoff: handoff}
 	w.onReady = w.ready
@@ -60,10 +62,10 @@ func (w *netpollWaiter) wait(fds []unix.PollFd) error {
 
 func sameInterest(a, b unix.PollFd) bool { return a.Fd == b.Fd && a.Events == b.Events }
 
-// leave must be called before the goroutine, woken by wait, runs for longer than a few packets take.
-// The woken thread is the one that ran the netpoller, and until it returns to the scheduler other
-// descriptors, such as another worker's, may not be noticed. So another thread takes over the
-// netpoller; it must not be woken for every packet of a busy period.
+// leave must be called before the goroutine, woken by wait, runs for longer than a few packets
+// take. The woken thread is the one that ran the netpoller. Until it returns to the scheduler,
+// other descriptors, such as another worker's, may not be noticed. So another thread takes over the
+// netpoller, which must not wake it per packet in a busy period: leave unregisters the descriptors.
 func (w *netpollWaiter) leave() error {
 	if !w.woke {
 		return nil
@@ -77,7 +79,9 @@ func (w *netpollWaiter) leave() error {
 // forget must be called before fd is closed. Closing removes it from the epoll instance, so a new
 // descriptor with the same number must be registered again.
 func (w *netpollWaiter) forget(fd int) {
-	w.registered = slices.DeleteFunc(w.registered, func(p unix.PollFd) bool { return p.Fd == int32(fd) })
+	w.registered = slices.DeleteFunc(w.registered, func(p unix.PollFd) bool {
+		return p.Fd == int32(fd)
+	})
 }
 
 // Handoff passes the netpoller from the thread of a woken worker to another thread. It wakes a
@@ -134,7 +138,9 @@ func (w *netpollWaiter) register() error {
 
 // skip reports whether fd needs no epoll_ctl(2): it is registered, or negative and thus ignored.
 func (w *netpollWaiter) skip(fd int32) bool {
-	return fd < 0 || slices.ContainsFunc(w.registered, func(p unix.PollFd) bool { return p.Fd == fd })
+	return fd < 0 || slices.ContainsFunc(w.registered, func(p unix.PollFd) bool {
+		return p.Fd == fd
+	})
 }
 
 // unregister removes all descriptors from the epoll instance.

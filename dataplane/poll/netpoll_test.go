@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestNetpollWait polls one descriptor twice, as a worker does with a blocked socket, and a negative
-// one.
+// TestNetpollWait polls one descriptor twice, as a worker does with a blocked socket, and a
+// negative one.
 func TestNetpollWait(t *testing.T) {
 	fds, event := readable(t)
 	fds = append(fds, unix.PollFd{Fd: -1}, unix.PollFd{Fd: fds[0].Fd})
@@ -70,7 +70,8 @@ func TestNetpollWritable(t *testing.T) {
 	}
 }
 
-// fullSocket returns a socket whose send buffer is full until drain is called, which the test must do.
+// fullSocket returns a socket whose send buffer is full until drain is called, which the test must
+// do.
 func fullSocket(t *testing.T) (fd int32, drain func()) {
 	t.Helper()
 	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, 0)
@@ -105,8 +106,8 @@ func TestNetpollInvalidDescriptor(t *testing.T) {
 	}
 }
 
-// TestHandoff has one waiter wake up and then keep its thread, as a worker in dense traffic does, while
-// another one waits. Only a thread that runs the netpoller can wake that.
+// TestHandoff has one waiter wake up and then keep its thread, as a worker in dense traffic does,
+// while another one waits. Only a thread that runs the netpoller can wake that.
 func TestHandoff(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(4))
 	first, second := newTestWaiter(t, 0).netpoll, newTestWaiter(t, 0).netpoll

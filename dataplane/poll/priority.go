@@ -10,9 +10,9 @@ import (
 
 const (
 	// niceBoost is how much lower the nice value of a busy worker's thread is than that of the
-	// process. It gives the thread ten times the weight (sched(7)), so that the program that fills a
-	// pod's socket cannot starve the worker that drains it. A kernel tunnel has no such problem: it
-	// works in interrupts.
+	// process. It gives the thread ten times the weight (sched(7)), so that the program that fills
+	// a pod's socket cannot starve the worker that drains it. A kernel tunnel has no such problem:
+	// it works in interrupts.
 	niceBoost = 10
 	// minNice is the nice value of the highest priority.
 	minNice = -20
@@ -47,8 +47,8 @@ type pinnedThread struct {
 	nice     int // of the thread, while pinned
 }
 
-// pin locks the calling goroutine to its thread, and raises the thread for a busy worker. The goroutine
-// is locked even if that fails.
+// pin locks the calling goroutine to its thread, and raises the thread for a busy worker. The
+// goroutine is locked even if that fails.
 func (t *pinnedThread) pin(busy bool) error {
 	if !t.pinned {
 		runtime.LockOSThread()
@@ -94,8 +94,8 @@ func niceValue() (int, error) {
 
 func setNiceValue(nice int) error {
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, nice); err != nil {
-		return fmt.Errorf("set nice value %d: %w: needs CAP_SYS_NICE in the initial user namespace "+
-			"or RLIMIT_NICE of at least %d", nice, err, 20-nice)
+		return fmt.Errorf("set nice value %d: %w: needs CAP_SYS_NICE in the initial user "+
+			"namespace or RLIMIT_NICE of at least %d", nice, err, 20-nice)
 	}
 	return nil
 }

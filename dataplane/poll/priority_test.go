@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestPriorityFollowsLoad checks the thread's nice value: raised while the worker is awake and busy,
-// where that is permitted, else unchanged.
+// TestPriorityFollowsLoad checks the thread's nice value: raised while the worker is awake and
+// busy, where that is permitted, else unchanged.
 func TestPriorityFollowsLoad(t *testing.T) {
 	normal, err := niceValue()
 	must(t, err)

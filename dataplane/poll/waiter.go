@@ -101,8 +101,8 @@ func (w *Waiter) KeepRunning(now time.Time) error {
 	return w.pin()
 }
 
-// pin keeps the goroutine on its thread, with the priority that suits its load. If the right to raise
-// a thread has been revoked, the worker goes on with normal priority.
+// pin keeps the goroutine on its thread, with the priority that suits its load. If the right to
+// raise a thread has been revoked, the worker goes on with normal priority.
 func (w *Waiter) pin() error {
 	err := w.thread.pin(w.load.busy)
 	if err != nil && w.load.busy {
@@ -113,8 +113,8 @@ func (w *Waiter) pin() error {
 	return errors.Join(err, w.netpoll.leave())
 }
 
-// Wait blocks until one of fds is ready and sets their Revents. A negative descriptor is ignored, as
-// by poll(2). clock returns the current time.
+// Wait blocks until one of fds is ready and sets their Revents. A negative descriptor is ignored,
+// as by poll(2). clock returns the current time.
 func (w *Waiter) Wait(fds []unix.PollFd, clock func() time.Time) error {
 	start := clock()
 	w.cpu.worked(start, start.Sub(w.lastReturn))
@@ -151,19 +151,19 @@ func (w *Waiter) block(fds []unix.PollFd) error {
 // mistaken for it.
 func (w *Waiter) Forget(fd int) { w.netpoll.forget(fd) }
 
-// Unpin returns the thread to Go's scheduler with the priority it had. The goroutine calls it before
-// it ends.
+// Unpin returns the thread to Go's scheduler with the priority it had. The goroutine calls it
+// before it ends.
 func (w *Waiter) Unpin() error { return w.thread.unpin() }
 
 // Close closes the epoll instance. No Wait may be in progress.
 func (w *Waiter) Close() error { return w.netpoll.Close() }
 
-// rawPoll is ppoll(2) with timeout d as a raw system call, invisible to Go's scheduler. A signal ends
-// it early, so the runtime can still preempt the thread.
+// rawPoll is ppoll(2) with timeout d as a raw system call, invisible to Go's scheduler. A signal
+// ends it early, so the runtime can still preempt the thread.
 func rawPoll(fds []unix.PollFd, d time.Duration) (ready int, err error) {
 	timeout := unix.NsecToTimespec(int64(d))
-	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])), uintptr(len(fds)),
-		uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&fds[0])),
+		uintptr(len(fds)), uintptr(unsafe.Pointer(&timeout)), 0, 0, 0)
 	switch errno {
 	case 0:
 		return int(n), nil

@@ -13,16 +13,16 @@ import (
 	"weft/deploy/lab"
 )
 
-// sender is what both kinds of sockets have.
+// sender is the sending part of both kinds of sockets.
 type sender interface {
 	Reserve(key udp.TxKey, n int) []byte
 	Flush(udp.UndeliveredFunc) bool
 	Send(to *udp.Destination, datagram []byte) error
 }
 
-// TestNetnsSendCutsWhatIsTooLong sends more than the underlay's MTU: past the queue it arrives, by the queue, before and
-// after, it is refused.
-func TestNetnsSendCutsWhatIsTooLong(t *testing.T) {
+// TestNetnsSendFragments sends datagrams longer than the underlay's MTU. Send delivers them in
+// fragments; Flush rejects them, before and after.
+func TestNetnsSendFragments(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1, Underlay: []netip.Prefix{netip.MustParsePrefix("172.31.0.0/24")},
 		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
 	must(t, l.Nodes[0].SetMTU("eth0", 1280))
@@ -49,7 +49,8 @@ func TestNetnsSendCutsWhatIsTooLong(t *testing.T) {
 				conn, err := l.Nodes[1].ListenUDP(end.to, 0)
 				must(t, err)
 				defer conn.Close()
-				to := udp.NewDestination(netip.AddrPortFrom(end.to, conn.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort().Port()))
+				local := conn.LocalAddr().(interface{ AddrPort() netip.AddrPort }).AddrPort()
+				to := udp.NewDestination(netip.AddrPortFrom(end.to, local.Port()))
 				var s sender
 				var closeSocket func() error
 				must(t, l.Nodes[0].Do(func() (err error) {
@@ -58,30 +59,30 @@ func TestNetnsSendCutsWhatIsTooLong(t *testing.T) {
 				}))
 				defer func() { must(t, closeSocket()) }()
 				long := bytes.Repeat([]byte{0x5a}, 1280)
-				expectRefusal(t, s, to, long)
+				expectRejected(t, s, to, long)
 				must(t, s.Send(to, long))
 				must(t, conn.SetReadDeadline(time.Now().Add(5*time.Second)))
 				got := make([]byte, 2000)
 				if n, _, err := conn.ReadFrom(got); err != nil || !bytes.Equal(got[:n], long) {
-					t.Errorf("%d bytes arrived, %v", n, err)
+					t.Errorf("received %d bytes, %v", n, err)
 				}
-				expectRefusal(t, s, to, long)
+				expectRejected(t, s, to, long)
 			})
 		}
 	}
 }
 
-// expectRefusal sends a datagram by the queue.
-func expectRefusal(t *testing.T, s sender, to *udp.Destination, datagram []byte) {
+// expectRejected flushes a datagram and expects EMSGSIZE.
+func expectRejected(t *testing.T, s sender, to *udp.Destination, datagram []byte) {
 	t.Helper()
 	copy(s.Reserve(udp.TxKey{To: to}, len(datagram)), datagram)
-	refused := 0
+	rejected := 0
 	s.Flush(func(_ *udp.Destination, _ []byte, err error) {
-		if refused++; !errors.Is(err, unix.EMSGSIZE) {
+		if rejected++; !errors.Is(err, unix.EMSGSIZE) {
 			t.Error(err)
 		}
 	})
-	if refused != 1 {
-		t.Errorf("%d refused by the queue, want the one", refused)
+	if rejected != 1 {
+		t.Errorf("%d datagrams rejected, want 1", rejected)
 	}
 }

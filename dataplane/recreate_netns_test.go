@@ -16,7 +16,7 @@ import (
 	"weft/deploy/lab"
 )
 
-func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
+func TestNetnsDeviceRecreated(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
 			ov := startOverlay(t, lab.Options{}, Config{Mode: mode})
@@ -32,7 +32,7 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 						return err
 					}
 					if n := e.Stats().DeviceRecreations; n != uint64(i+1) {
-						return fmt.Errorf("made again %d times, want %d", n, i+1)
+						return fmt.Errorf("recreated %d times, want %d", n, i+1)
 					}
 					return nil
 				}))
@@ -50,26 +50,26 @@ func TestNetnsDeletedDeviceIsMadeAgain(t *testing.T) {
 				return nil
 			}))
 			if e.Device() != name {
-				t.Errorf("the device is now called %s", e.Device())
+				t.Errorf("device name %s, want %s", e.Device(), name)
 			}
-			if n := e.log.count("TUN device was lost"); n != 3 {
+			if n := e.log.count("TUN device recreated"); n != 3 {
 				t.Errorf("logged %d times", n)
 			}
 		})
 	}
 }
 
-// TestNetnsDeviceDeletedInTheMiddle deletes the device until an attempt to make it again fails. It is tried on, and does not
-// end as what only a kernel without a virtio header gets.
-func TestNetnsDeviceDeletedInTheMiddle(t *testing.T) {
+// TestNetnsRecreationFails deletes the device until an attempt to recreate it fails. The engine
+// must retry, and not fall back to the portable device.
+func TestNetnsRecreationFails(t *testing.T) {
 	ov := startOverlay(t, lab.Options{Nodes: 1, PodsPerNode: -1}, Config{Workers: MaxWorkers})
 	e := ov.engines[0]
 	before, name := e.Status(), e.Device()
-	const failed, fellBack = "could not repair", "one packet a frame"
+	const failed, fellBack = "repair failed", "one packet per frame"
 	for start := time.Now(); e.log.count(failed) == 0 && e.log.count(fellBack) == 0; {
-		_ = e.node.DeleteLink(name) // most often there is none
+		_ = e.node.DeleteLink(name) // usually it does not exist
 		if time.Since(start) > 20*time.Second {
-			t.Skip("NOT TESTED: the device is always made before it can be deleted")
+			t.Skip("NOT TESTED: the device was never deleted during its creation")
 		}
 	}
 	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error {
@@ -83,8 +83,8 @@ func TestNetnsDeviceDeletedInTheMiddle(t *testing.T) {
 	}))
 }
 
-// TestNetnsQueuesNobodyTook: what is replaced before a worker has seen it is closed, too.
-func TestNetnsQueuesNobodyTook(t *testing.T) {
+// TestNetnsUnusedReplacementsClosed replaces queues and sockets before a worker has used them.
+func TestNetnsUnusedReplacementsClosed(t *testing.T) {
 	node := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
 	before := tunDescriptors(t)
 	must(t, node.Do(func() error {
@@ -99,20 +99,20 @@ func TestNetnsQueuesNobodyTook(t *testing.T) {
 		if n := countDescriptors(t, ""); n != opened {
 			t.Errorf("%d descriptors are open, were %d", n, opened)
 		}
-		if n := tunDescriptors(t) - before; n != 2*classes {
+		if n := tunDescriptors(t) - before; n != 2*numClasses {
 			t.Errorf("%d queues are open for 2 workers", n)
 		}
 		return errors.Join(err, e.Close())
 	}))
 }
 
-// tunDescriptors counts the queues that this process has open.
+// tunDescriptors counts this process's open TUN queues.
 func tunDescriptors(t *testing.T) int {
 	t.Helper()
 	return countDescriptors(t, "/dev/net/tun")
 }
 
-// countDescriptors counts the descriptors that this process has open of what ends in kind.
+// countDescriptors counts this process's open descriptors whose target ends in kind.
 func countDescriptors(t *testing.T, kind string) (n int) {
 	t.Helper()
 	all, err := descriptors()
@@ -125,59 +125,63 @@ func countDescriptors(t *testing.T, kind string) (n int) {
 	return n
 }
 
-// TestNetnsLostDeviceCostsNothing deletes the device where it cannot be made again, and looks at the CPU time.
-func TestNetnsLostDeviceCostsNothing(t *testing.T) {
+// TestNetnsLostDeviceCPU deletes a device that cannot be recreated, and measures the CPU time.
+func TestNetnsLostDeviceCPU(t *testing.T) {
 	ov := startOverlay(t, lab.Options{}, Config{})
 	e := ov.engines[0]
 	name := e.Device()
 	e.mu.Lock()
-	e.device = "a-name-longer-than-15-bytes" // no attempt succeeds
+	e.device = "a-name-longer-than-15-bytes" // every attempt fails
 	e.mu.Unlock()
 	must(t, e.node.DeleteLink(name))
 	must(t, lab.Await(t.Context(), 5*time.Second, "the loss", func() error {
-		if e.log.count("could not repair") == 0 {
-			return errors.New("not noticed")
+		if e.log.count("repair failed") == 0 {
+			return errors.New("not detected")
 		}
 		return nil
 	}))
 	before := cpuTime(t)
-	time.Sleep(500 * time.Millisecond) // this is what is measured
+	time.Sleep(500 * time.Millisecond) // the measured period
 	if used := cpuTime(t) - before; used > 100*time.Millisecond {
-		t.Errorf("%v of CPU time in half a second", used)
+		t.Errorf("used %v of CPU time in half a second", used)
 	}
 	e.mu.Lock()
 	e.device = name
 	e.mu.Unlock()
-	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error { _, err := e.node.Link(name); return err }))
+	must(t, lab.Await(t.Context(), 10*time.Second, "the device", func() error {
+		_, err := e.node.Link(name)
+		return err
+	}))
 	e.configureDevice(t)
 	ov.expectPing(t, 0, 1)
-	if n := e.log.count("could not repair"); n != 1 {
+	if n := e.log.count("repair failed"); n != 1 {
 		t.Errorf("logged %d times", n)
 	}
 }
 
-func TestNetnsDownedDeviceIsCountedAndWorksWhenUp(t *testing.T) {
+func TestNetnsDeviceDown(t *testing.T) {
 	ov := startOverlay(t, lab.Options{}, Config{})
 	e := ov.engines[0]
 	ov.expectPing(t, 1, 0)
 	must(t, e.node.SetUp(e.Device(), false))
-	p, err := ov.pod(1).Ping(t.Context(), podAddr(0), lab.Ping{Count: 5, Interval: time.Millisecond, Timeout: 100 * time.Millisecond})
+	ping := lab.Ping{Count: 5, Interval: time.Millisecond, Timeout: 100 * time.Millisecond}
+	p, err := ov.pod(1).Ping(t.Context(), podAddr(0), ping)
 	if err != nil || p.Received != 0 {
 		t.Fatalf("%+v, %v", p, err)
 	}
 	if n := e.Stats().Drops[DropTUNDown]; n != 5 {
-		t.Errorf("counted %d", n)
+		t.Errorf("%d drops, want 5", n)
 	}
 	before := cpuTime(t)
-	time.Sleep(300 * time.Millisecond) // this is what is measured
+	time.Sleep(300 * time.Millisecond) // the measured period
 	if used := cpuTime(t) - before; used > 60*time.Millisecond {
-		t.Errorf("%v of CPU time while the device is down", used)
+		t.Errorf("used %v of CPU time while the device is down", used)
 	}
 	must(t, e.node.SetUp(e.Device(), true))
 	must(t, e.node.AddRoute(overlayNetwork, netip.Addr{}, e.Device()))
 	ov.expectPing(t, 1, 0)
 	if n := e.Stats().DeviceRecreations; n != 0 {
-		t.Errorf("made again %d times", n)
+		t.Errorf("recreated %d times", n)
 	}
 }
 
@@ -185,9 +189,9 @@ func TestNetnsRebind(t *testing.T) {
 	ov := startOverlay(t, lab.Options{}, Config{})
 	a := ov.engines[0]
 	to := netip.MustParseAddr("172.31.0.99")
-	// Not there yet: the old sockets stay, and it is tried again without another word.
+	// The address does not exist yet: the old sockets stay, and the engine retries.
 	if err := a.node.Do(func() error { return a.Rebind(netip.AddrPortFrom(to, 8285)) }); err == nil {
-		t.Fatal("bound to an address that is not there")
+		t.Fatal("bound to an address that does not exist")
 	}
 	ov.expectPing(t, 0, 1)
 	must(t, a.node.ChangeAddress(to))
@@ -195,19 +199,19 @@ func TestNetnsRebind(t *testing.T) {
 	ov.expectPing(t, 0, 1)
 	ov.expectPing(t, 1, 0)
 	if n := a.Stats().SocketRecreations; n != 1 {
-		t.Errorf("opened again %d times", n)
+		t.Errorf("reopened %d times, want 1", n)
 	}
-	if a.log.count("sockets are opened again") != 1 || a.log.count("lost") != 0 {
+	if a.log.count("sockets reopened") != 1 || a.log.count("socket failed") != 0 {
 		t.Errorf("logged:\n%s", a.log)
 	}
 	must(t, a.Rebind(netip.AddrPortFrom(to, 8285)))
 	if n := a.Stats().SocketRecreations; n != 1 {
-		t.Errorf("the same address again made it %d", n)
+		t.Errorf("reopened for an unchanged address, now %d times", n)
 	}
 }
 
-// TestNetnsAbortedSocketIsOpenedAgain has the kernel abort the socket under the worker, as "ss -K" does.
-func TestNetnsAbortedSocketIsOpenedAgain(t *testing.T) {
+// TestNetnsSocketAborted has the kernel abort the socket under the worker, as "ss -K" does.
+func TestNetnsSocketAborted(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
 			ov := startOverlay(t, lab.Options{}, Config{Mode: mode, Workers: 1})
@@ -217,12 +221,12 @@ func TestNetnsAbortedSocketIsOpenedAgain(t *testing.T) {
 			for i := range 3 {
 				err := e.node.Do(func() error { return abortSocket(netip.AddrPortFrom(e.node.Addr, 8285)) })
 				if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOENT) {
-					t.Skip("NOT TESTED: this kernel has no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY), or not for UDP (udp_diag)")
+					t.Skip("NOT TESTED: no SOCK_DESTROY (CONFIG_INET_DIAG_DESTROY) or no udp_diag in this kernel")
 				}
 				must(t, err)
-				must(t, lab.Await(t.Context(), 5*time.Second, "other sockets", func() error {
+				must(t, lab.Await(t.Context(), 5*time.Second, "new sockets", func() error {
 					if n := e.Stats().SocketRecreations; n != uint64(i+1) {
-						return fmt.Errorf("opened again %d times, want %d", n, i+1)
+						return fmt.Errorf("reopened %d times, want %d", n, i+1)
 					}
 					return nil
 				}))
@@ -235,14 +239,15 @@ func TestNetnsAbortedSocketIsOpenedAgain(t *testing.T) {
 				}
 				return nil
 			}))
-			if n := e.log.count("sockets are opened again"); n != 3 {
+			if n := e.log.count("sockets reopened"); n != 3 {
 				t.Errorf("logged %d times", n)
 			}
 		})
 	}
 }
 
-// abortSocket aborts the UDP socket that is bound to an IPv4 address and port in the network namespace of the calling thread.
+// abortSocket aborts the UDP socket bound to an IPv4 address and port in the network namespace of
+// the calling thread.
 func abortSocket(at netip.AddrPort) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_SOCK_DIAG)
 	if err != nil {
@@ -264,15 +269,15 @@ func abortSocket(at netip.AddrPort) error {
 		return err
 	}
 	if n, _, err := unix.Recvfrom(fd, b, 0); err != nil || n < 20 {
-		return fmt.Errorf("%d bytes of an answer: %w", n, err)
+		return fmt.Errorf("response of %d bytes: %w", n, err)
 	}
 	if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(b[16:]))); errno != 0 { // struct nlmsgerr
-		return fmt.Errorf("abort the socket: %w", errno)
+		return fmt.Errorf("abort socket: %w", errno)
 	}
 	return nil
 }
 
-// cpuTime is what this process has used so far.
+// cpuTime returns the CPU time that this process has used.
 func cpuTime(t *testing.T) time.Duration {
 	t.Helper()
 	b, err := os.ReadFile("/proc/self/stat")

@@ -27,17 +27,17 @@ type overlay struct {
 	engines []*running
 }
 
-// running is an engine in a node.
+// running is an engine on a node.
 type running struct {
 	*Engine
 	node   *lab.Node
 	subnet netip.Prefix
 	log    *logBuffer
 	halt   func() error // ends Run
-	stop   func() error // and the engine
+	stop   func() error // ends Run and closes the engine
 }
 
-// logBuffer keeps what was logged.
+// logBuffer stores log output.
 type logBuffer struct {
 	mu   sync.Mutex
 	text strings.Builder
@@ -65,13 +65,14 @@ func subnetOf(i int) netip.Prefix {
 
 func podAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 5, byte(i + 1), 2}) }
 
-// startOverlay builds a lab and starts an engine in every node, the i-th with configs[i], or the last.
+// startOverlay builds a lab and starts an engine on each node, the i-th with configs[i] or the last
+// one.
 func startOverlay(t *testing.T, o lab.Options, configs ...Config) *overlay {
 	t.Helper()
 	return startPrepared(t, o, func(int, *Engine) {}, configs...)
 }
 
-// startPrepared is startOverlay with a change to the engine of each node, which are counted from 0, before it runs.
+// startPrepared is startOverlay, but calls prepare for the engine of each node before it runs.
 func startPrepared(t *testing.T, o lab.Options, prepare func(node int, e *Engine), configs ...Config) *overlay {
 	t.Helper()
 	lab.SkipWithoutTUN(t)
@@ -85,7 +86,7 @@ func startPrepared(t *testing.T, o lab.Options, prepare func(node int, e *Engine
 	return ov
 }
 
-// connect tells every engine of every other one.
+// connect sets the nodes of every engine.
 func (ov *overlay) connect() {
 	for _, e := range ov.engines {
 		var others []fib.Node
@@ -99,7 +100,11 @@ func (ov *overlay) connect() {
 }
 
 func (r *running) asNode() fib.Node {
-	return fib.Node{Name: r.node.Name, Prefixes: []netip.Prefix{r.subnet}, Endpoint: netip.AddrPortFrom(r.node.Addr, 8285)}
+	return fib.Node{
+		Name:     r.node.Name,
+		Prefixes: []netip.Prefix{r.subnet},
+		Endpoint: netip.AddrPortFrom(r.node.Addr, 8285),
+	}
 }
 
 func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, prepare func(*Engine)) *running {
@@ -117,12 +122,16 @@ func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, pr
 	prepare(r.Engine)
 	r.configureDevice(t)
 	if len(node.Pods) > 0 {
-		must(t, node.Attach(subnetenv.File{Network: overlayNetwork, Subnet: netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()), MTU: 1472}))
+		must(t, node.Attach(subnetenv.File{
+			Network: overlayNetwork,
+			Subnet:  netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()),
+			MTU:     1472,
+		}))
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		// What Run makes again has to be made in the node.
+		// Run recreates devices and sockets in its own network namespace.
 		done <- node.Do(func() error { return r.Run(ctx) })
 	}()
 	r.halt = sync.OnceValue(func() error { cancel(); return <-done })
@@ -131,7 +140,7 @@ func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, pr
 	return r
 }
 
-// configureDevice does what ctrl does for the device.
+// configureDevice configures the device as ctrl does.
 func (r *running) configureDevice(t *testing.T) {
 	t.Helper()
 	must(t, r.node.AddAddr(r.Device(), netip.PrefixFrom(r.subnet.Addr(), 32)))
@@ -146,25 +155,25 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// pod is the first pod of node i.
+// pod returns the first pod of node i.
 func (ov *overlay) pod(i int) *lab.Pod { return ov.lab.Nodes[i].Pods[0] }
 
-// expectPing waits until a ping between two pods passes, at most as long as a repair may take.
+// expectPing waits until a ping between two pods succeeds, at most as long as a repair may take.
 func (ov *overlay) expectPing(t *testing.T, from, to int) {
 	t.Helper()
 	must(t, lab.Await(t.Context(), 5*time.Second, "a ping between pods", func() error {
 		p, err := ov.pod(from).Ping(t.Context(), podAddr(to), lab.Ping{Timeout: 200 * time.Millisecond})
 		if err == nil && p.Received == 0 {
-			err = errors.New("no answer")
+			err = errors.New("no reply")
 		}
 		return err
 	}))
 }
 
-// modes are the engines that every test of real traffic runs with.
+// modes are the modes that tests of real traffic run with.
 var modes = []Mode{ModeOffload, ModePortable}
 
-func TestNetnsPodsReachEachOther(t *testing.T) {
+func TestNetnsPodTraffic(t *testing.T) {
 	for _, mode := range modes {
 		for _, underlay := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
 			t.Run(fmt.Sprint(mode, " ", underlay), func(t *testing.T) {
@@ -178,20 +187,21 @@ func TestNetnsPodsReachEachOther(t *testing.T) {
 				}
 				from, to := ov.pod(0), ov.pod(1)
 				must(t, lab.CheckTCP(t.Context(), from.NS, to.NS, podAddr(1), 8<<20))
-				must(t, lab.CheckUDP(t.Context(), from.NS, to.NS, podAddr(1), 0, 1, 100, 1444, 1445, 4000, 30_000, 65_000))
+				must(t, lab.CheckUDP(t.Context(), from.NS, to.NS, podAddr(1),
+					0, 1, 100, 1444, 1445, 4000, 30_000, 65_000))
 			})
 		}
 	}
 }
 
-// TestNetnsEnginesMix has each engine on one end: the wire is the same.
-func TestNetnsEnginesMix(t *testing.T) {
+// TestNetnsMixedModes runs a different mode on each end: the datagrams are the same.
+func TestNetnsMixedModes(t *testing.T) {
 	ov := startOverlay(t, lab.Options{}, Config{Mode: ModeOffload}, Config{Mode: ModePortable})
 	must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 4<<20))
 	must(t, lab.CheckTCP(t.Context(), ov.pod(1).NS, ov.pod(0).NS, podAddr(0), 4<<20))
 }
 
-func TestNetnsUnroutedSubnetIsToldUnreachable(t *testing.T) {
+func TestNetnsUnreachable(t *testing.T) {
 	ov := startOverlay(t, lab.Options{}, Config{})
 	p, err := ov.pod(0).Ping(t.Context(), netip.MustParseAddr("10.5.200.1"), lab.Ping{Count: 3})
 	if err != nil || p.Unreachable != 3 {
@@ -211,10 +221,10 @@ func TestNetnsPathMTU(t *testing.T) {
 			if err != nil || p.TooBigMTU != 1300-28 || p.TooBigCount != 2 {
 				t.Errorf("%+v, %v", p, err)
 			}
-			// Without DF the packet is cut and arrives; with TCP the sender adapts.
+			// Without DF the packet is fragmented and arrives; with TCP the sender adapts.
 			p, err = ov.pod(0).Ping(t.Context(), podAddr(1), lab.Ping{Count: 3, Size: 1272, DontFragment: true})
 			if err != nil || p.Received != 3 {
-				t.Errorf("packets that just fit: %+v, %v", p, err)
+				t.Errorf("packets of the path MTU: %+v, %v", p, err)
 			}
 			must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 2<<20))
 			must(t, lab.CheckUDP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 1444, 1200, 5000))
@@ -222,8 +232,8 @@ func TestNetnsPathMTU(t *testing.T) {
 	}
 }
 
-// TestNetnsPathThatGrowsIsUsed narrows the underlay and widens it again, which the kernel knows at once.
-func TestNetnsPathThatGrowsIsUsed(t *testing.T) {
+// TestNetnsPathMTUGrows lowers and restores the underlay's MTU, which the kernel knows at once.
+func TestNetnsPathMTUGrows(t *testing.T) {
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
 			ov := startOverlay(t, lab.Options{}, Config{Mode: mode})
@@ -235,7 +245,7 @@ func TestNetnsPathThatGrowsIsUsed(t *testing.T) {
 			}
 			must(t, ov.engines[0].node.SetMTU("eth0", 1500))
 			must(t, lab.Await(t.Context(), 5*time.Second, "a long packet to pass", func() error {
-				// The pod has been told, too, and believes it for longer.
+				// The pod's kernel caches the path MTU, too, and for longer.
 				if err := ov.pod(0).Sysctl("ipv4/route/flush", "1"); err != nil {
 					return err
 				}
@@ -249,8 +259,8 @@ func TestNetnsPathThatGrowsIsUsed(t *testing.T) {
 	}
 }
 
-// TestNetnsRunReturnsAtOnce takes the best of some attempts, since the machine may be busy with something else.
-func TestNetnsRunReturnsAtOnce(t *testing.T) {
+// TestNetnsRunReturns takes the best of some attempts, since the machine may be busy.
+func TestNetnsRunReturns(t *testing.T) {
 	best := time.Hour
 	for range 5 {
 		ov := startOverlay(t, lab.Options{PodsPerNode: -1}, Config{})
@@ -263,7 +273,7 @@ func TestNetnsRunReturnsAtOnce(t *testing.T) {
 		must(t, ov.lab.Close())
 	}
 	if best > 100*time.Millisecond {
-		t.Errorf("%v", best)
+		t.Errorf("Run returned after %v, want at most 100 ms", best)
 	}
 }
 
@@ -274,22 +284,22 @@ func underlayDevice(n *lab.Node) (string, error) {
 	return name, err
 }
 
-// TestNetnsCongestionMarkReachesThePod sends the node what another node would, had a router on the way marked it.
-func TestNetnsCongestionMarkReachesThePod(t *testing.T) {
-	const capable, met = 2, 3 // ECT(0) and CE (RFC 3168 section 5)
+// TestNetnsCongestionMark sends a node a datagram as if a router on the path had marked it.
+func TestNetnsCongestionMark(t *testing.T) {
+	const ect0, ce = 2, 3 // RFC 3168 section 5
 	for _, mode := range modes {
 		t.Run(mode.String(), func(t *testing.T) {
 			ov := startOverlay(t, lab.Options{}, Config{Mode: mode, ECN: true})
-			pod, err := ov.pod(0).ListenUDP(podAddr(0), 5000) // where udp4 sends
+			pod, err := ov.pod(0).ListenUDP(podAddr(0), 5000) // the port that udp4 sends to
 			must(t, err)
 			defer pod.Close()
 			must(t, setIPOption(pod, unix.IP_RECVTOS, 1))
 			node, err := ov.lab.Nodes[1].Dial("udp", netip.AddrPortFrom(ov.engines[0].node.Addr, 8285))
 			must(t, err)
 			defer node.Close()
-			must(t, setIPOption(node.(*net.UDPConn), unix.IP_TOS, met))
+			must(t, setIPOption(node.(*net.UDPConn), unix.IP_TOS, ce))
 			pkt := packetBetween(podAddr(1).String(), podAddr(0).String())
-			encap.SetTOS(pkt, capable)
+			encap.SetTOS(pkt, ect0)
 			_, err = node.Write(pkt)
 			must(t, err)
 			must(t, pod.SetReadDeadline(time.Now().Add(5*time.Second)))
@@ -297,14 +307,14 @@ func TestNetnsCongestionMarkReachesThePod(t *testing.T) {
 			_, n, _, _, err := pod.ReadMsgUDP(make([]byte, 100), control)
 			must(t, err)
 			messages, err := unix.ParseSocketControlMessage(control[:n])
-			if err != nil || len(messages) != 1 || messages[0].Header.Type != unix.IP_TOS || messages[0].Data[0] != met {
+			if err != nil || len(messages) != 1 || messages[0].Header.Type != unix.IP_TOS || messages[0].Data[0] != ce {
 				t.Errorf("received with %+v, %v; drops %v", messages, err, ov.engines[0].Stats().Drops)
 			}
 		})
 	}
 }
 
-// setIPOption sets an option of the level IPPROTO_IP.
+// setIPOption sets a socket option of level IPPROTO_IP.
 func setIPOption(c *net.UDPConn, option, value int) error {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -318,7 +328,8 @@ func TestNetnsPortInUse(t *testing.T) {
 	ov := startOverlay(t, lab.Options{PodsPerNode: -1}, Config{})
 	for _, mode := range modes {
 		err := ov.lab.Nodes[0].Do(func() error {
-			e, err := Open(Config{Device: "second%d", Bind: netip.AddrPortFrom(ov.lab.Nodes[0].Addr, 8285), MTU: 1472, Mode: mode})
+			bind := netip.AddrPortFrom(ov.lab.Nodes[0].Addr, 8285)
+			e, err := Open(Config{Device: "second%d", Bind: bind, MTU: 1472, Mode: mode})
 			if err == nil {
 				err = e.Close()
 			}
@@ -330,11 +341,11 @@ func TestNetnsPortInUse(t *testing.T) {
 	}
 }
 
-func TestNetnsOverflowsAreCounted(t *testing.T) {
+func TestNetnsOverflows(t *testing.T) {
 	ov := startOverlay(t, lab.Options{}, Config{Workers: 1})
 	e := ov.engines[0]
 	must(t, e.stop())
-	// Nobody reads any more, but the engine of the other node goes on.
+	// This node's engine no longer reads, but that of the other node does.
 	r := startEngineIdle(t, e.node)
 	const packets = 3000
 	conn, err := ov.pod(0).Dial("udp", netip.AddrPortFrom(podAddr(1), 9))
@@ -365,12 +376,13 @@ func TestNetnsOverflowsAreCounted(t *testing.T) {
 	}))
 }
 
-// startEngineIdle opens an engine that does not run.
+// startEngineIdle opens an engine without running it.
 func startEngineIdle(t *testing.T, node *lab.Node) *running {
 	t.Helper()
 	r := &running{node: node, subnet: subnetOf(0)}
 	must(t, node.Do(func() (err error) {
-		r.Engine, err = Open(Config{Device: "flannel%d", Bind: netip.AddrPortFrom(node.Addr, 8285), MTU: 1472, Workers: 1, Buffer: 10_000})
+		bind := netip.AddrPortFrom(node.Addr, 8285)
+		r.Engine, err = Open(Config{Device: "flannel%d", Bind: bind, MTU: 1472, Workers: 1, Buffer: 10_000})
 		return err
 	}))
 	t.Cleanup(func() { must(t, r.Close()) })
@@ -378,7 +390,7 @@ func startEngineIdle(t *testing.T, node *lab.Node) *running {
 	return r
 }
 
-// statsIn reads the statistics in the engine's own namespace, where the device is.
+// statsIn reads the statistics in the engine's own network namespace, where the device is.
 func (r *running) statsIn(t *testing.T) (s Stats) {
 	t.Helper()
 	must(t, r.node.Do(func() error { s = r.Stats(); return nil }))

@@ -22,13 +22,14 @@ import (
 	"weft/encap/offload"
 )
 
-// TestNetnsTwin sends one seeded mix of traffic through engines of every kind and with every feature switched off in
-// turn, and compares what comes out byte for byte, in order for each flow, with what went in.
+// TestNetnsCompareModes sends seeded random traffic through engines of every mode and with each
+// feature disabled in turn. It compares the received packets byte for byte, in order per flow, with
+// those sent.
 //
-// Two TUN devices stand in for the pods: what the test writes to the first is forwarded by the kernel of node 1 to its
-// engine's device, and what the second engine writes is forwarded by the kernel of node 2 to the second, where the
-// kernel cuts every super-frame again.
-func TestNetnsTwin(t *testing.T) {
+// Two TUN devices take the place of pods. The kernel of node 1 forwards frames that the test writes
+// to the first to its engine's device. The kernel of node 2 forwards frames that its engine writes
+// to the second, and splits GSO frames.
+func TestNetnsCompareModes(t *testing.T) {
 	configs := map[string][2]Config{
 		"offload":                {{}, {}},
 		"offload, one worker":    {{Workers: 1}, {Workers: 1}},
@@ -51,7 +52,7 @@ func TestNetnsTwin(t *testing.T) {
 			for seed := range uint64(3) {
 				w.run(t, newMix(seed))
 			}
-			checkEngaged(t, ov, c, w.noUSO)
+			checkOffloads(t, ov, c, w.noUSO)
 			for i, e := range ov.engines {
 				for d, n := range e.Stats().Drops {
 					if n != 0 && d != DropNeighbourMessage && d != DropMulticast {
@@ -63,9 +64,9 @@ func TestNetnsTwin(t *testing.T) {
 	}
 }
 
-// checkEngaged makes sure that what should be at work was: a fall-back in silence would pass the comparison. noUSO says
-// that the kernel has no UDP super-frames.
-func checkEngaged(t *testing.T, ov *overlay, c [2]Config, noUSO bool) {
+// checkOffloads checks that the offloads were in use: a silent fallback would pass the comparison.
+// noUSO means that the kernel has no UDP GSO frames on TUN devices.
+func checkOffloads(t *testing.T, ov *overlay, c [2]Config, noUSO bool) {
 	t.Helper()
 	from, to := ov.engines[0].Stats(), ov.engines[1].Stats()
 	off := func(i int, f feature.Name) bool {
@@ -84,10 +85,11 @@ func checkEngaged(t *testing.T, ov *overlay, c [2]Config, noUSO bool) {
 	}
 }
 
-// wire is the way through the overlay of a lab: frames go into one end and packets come out of the other.
+// wire is the path through the overlay of a lab: frames go into one end, and packets come out of
+// the other.
 type wire struct {
 	in, out *tun.Queue
-	noUSO   bool // the kernel takes no UDP super-frames (before Linux 6.2)
+	noUSO   bool // the kernel rejects UDP GSO frames (before Linux 6.2)
 }
 
 func newWire(t *testing.T, ov *overlay) *wire {
@@ -118,14 +120,15 @@ func newWire(t *testing.T, ov *overlay) *wire {
 	ov.engines[0].SetNodes(a, []fib.Node{b})
 	ov.engines[1].SetNodes(b, []fib.Node{a})
 	w := &wire{in: ends[0], out: ends[1]}
-	// Packets that wait for a neighbour's address are overtaken by those that come when it is known, where both are
-	// sent by several CPUs (net/core/neighbour.c, neigh_update). So one goes ahead.
+	// While a neighbour is resolved, later packets sent by other CPUs can overtake the queued ones
+	// (net/core/neighbour.c, neigh_update). So resolve it first.
 	must(t, w.in.Write(tun.Frame{Packet: udp4("10.5.1.2", "10.5.2.2", 0, 64, 0)}))
 	w.next(t)
 	return w
 }
 
-// run sends the mix in portions that every queue on the way can hold, and compares what arrives.
+// run sends the mix in portions that fit every queue on the path, and compares the packets
+// received.
 func (w *wire) run(t *testing.T, m *mix) {
 	t.Helper()
 	want := map[flowKey][][]byte{}
@@ -148,21 +151,22 @@ func (w *wire) run(t *testing.T, m *mix) {
 			k := keyOf(pkt)
 			normalise(pkt)
 			if len(want[k]) == 0 {
-				t.Fatalf("a packet too many of flow %v: %x", k, pkt)
+				t.Fatalf("unexpected packet of flow %v: %x", k, pkt)
 			}
 			if !bytes.Equal(pkt, want[k][0]) {
 				i := slices.IndexFunc(want[k], func(b []byte) bool { return bytes.Equal(b, pkt) })
-				t.Fatalf("flow %v: got %d bytes, which are number %d of those expected\n got %x\nwant %x", k, len(pkt), i, pkt, want[k][0])
+				t.Fatalf("flow %v: got %d bytes, which is packet %d of the expected ones\n got %x\nwant %x",
+					k, len(pkt), i, pkt, want[k][0])
 			}
 			want[k] = want[k][1:]
 		}
 	}
 	if sent < 1500 {
-		t.Errorf("only %d packets", sent)
+		t.Errorf("sent only %d packets", sent)
 	}
 }
 
-// send writes a frame, or the packets that it stands for where the kernel does not take such a frame.
+// send writes a frame, or its packets one by one if the kernel rejects it.
 func (w *wire) send(t *testing.T, f tun.Frame, packets [][]byte) {
 	t.Helper()
 	err := w.in.Write(f)
@@ -171,7 +175,7 @@ func (w *wire) send(t *testing.T, f tun.Frame, packets [][]byte) {
 		return
 	}
 	if f.Header.GSO != offload.GSOUDP {
-		t.Fatalf("the kernel refuses a super-frame of TCP: %+v", f.Header)
+		t.Fatalf("the kernel rejects a TCP GSO frame: %+v", f.Header)
 	}
 	w.noUSO = true
 	for _, pkt := range packets {
@@ -179,14 +183,14 @@ func (w *wire) send(t *testing.T, f tun.Frame, packets [][]byte) {
 	}
 }
 
-// next waits for a packet at the far end.
+// next waits for a packet at the other end.
 func (w *wire) next(t *testing.T) []byte {
 	t.Helper()
 	deadline := time.Now().Add(5 * time.Second)
 	for {
 		f, err := w.out.Read()
 		must(t, err)
-		// The kernel of node 2 has things of its own to say on a new device.
+		// Skip packets that the kernel of node 2 sends on a new device.
 		if in, err := encap.ParseInner(f.Packet); err == nil && (in.IsNDP(f.Packet) || in.IsMulticast()) {
 			continue
 		}
@@ -195,7 +199,7 @@ func (w *wire) next(t *testing.T) []byte {
 		}
 		left := time.Until(deadline)
 		if left <= 0 {
-			t.Fatal("a packet is missing")
+			t.Fatal("timeout waiting for a packet")
 		}
 		fds := []unix.PollFd{{Fd: int32(w.out.FD()), Events: unix.POLLIN}}
 		if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
@@ -204,7 +208,7 @@ func (w *wire) next(t *testing.T) []byte {
 	}
 }
 
-// packetsOf returns the packets that a frame stands for.
+// packetsOf splits a frame into packets.
 func packetsOf(t *testing.T, f tun.Frame) (all [][]byte) {
 	t.Helper()
 	s, err := offload.Split(f.Header, f.Packet)
@@ -217,7 +221,7 @@ func packetsOf(t *testing.T, f tun.Frame) (all [][]byte) {
 	return all
 }
 
-// forwardedTwice is pkt as it leaves the second of two routers.
+// forwardedTwice returns pkt as forwarded by two routers.
 func forwardedTwice(pkt []byte) []byte {
 	b := slices.Clone(pkt)
 	if b[0]>>4 == 6 {
@@ -229,8 +233,8 @@ func forwardedTwice(pkt []byte) []byte {
 	return b
 }
 
-// normalise takes away what may differ: the identification of an IPv4 packet that is never fragmented (RFC 6864), which
-// a super-frame cannot keep from counting up.
+// normalise clears the identification of an IPv4 packet that is never fragmented (RFC 6864). It may
+// differ: the segments of a GSO frame have consecutive ones.
 func normalise(b []byte) {
 	if b[0]>>4 != 4 {
 		return
@@ -243,7 +247,7 @@ func normalise(b []byte) {
 	binary.BigEndian.PutUint16(b[10:], ^checksum.Sum(b[:header], 0))
 }
 
-// flowKey names a flow: addresses, protocol and ports, without the ports for what has none or is a fragment.
+// flowKey identifies a flow. The ports are 0 for fragments and protocols without ports.
 type flowKey struct {
 	src, dst netip.Addr
 	proto    uint8
@@ -266,7 +270,7 @@ func keyOf(pkt []byte) flowKey {
 	return k
 }
 
-// mix is a seeded source of frames of some flows.
+// mix generates frames of some flows from a seed.
 type mix struct {
 	rng   *rand.Rand
 	flows []mixFlow
@@ -286,7 +290,13 @@ type mixFlow struct {
 func newMix(seed uint64) *mix {
 	m := &mix{rng: rand.New(rand.NewPCG(seed, 11))}
 	for i := range 12 {
-		f := mixFlow{v6: i%3 == 2, proto: []uint8{6, 17}[i%2], src: 2 + i%4, port: uint16(40_000 + int(seed)*100 + i), seq: m.rng.Uint32()}
+		f := mixFlow{
+			v6:    i%3 == 2,
+			proto: []uint8{6, 17}[i%2],
+			src:   2 + i%4,
+			port:  uint16(40_000 + int(seed)*100 + i),
+			seq:   m.rng.Uint32(),
+		}
 		if i%4 < 2 {
 			f.options = []byte{1, 1, 8, 10, 0, 0, 1, 2, 0, 0, 3, byte(i)}
 		}
@@ -303,10 +313,10 @@ func (m *mix) frame() tun.Frame {
 	f := &m.flows[m.rng.IntN(len(m.flows))]
 	switch m.rng.IntN(12) {
 	case 0:
-		return tun.Frame{Packet: m.odd()}
+		return tun.Frame{Packet: m.unusual()}
 	case 1, 2, 3:
-		return m.superFrame(f)
-	case 4: // nothing but a header
+		return m.gsoFrame(f)
+	case 4: // header only
 		if f.proto == 6 {
 			return tun.Frame{Packet: m.packet(f, []uint8{0x10, 0x02, 0x11, 0x14, 0xd0}[m.rng.IntN(5)], 0)}
 		}
@@ -315,14 +325,16 @@ func (m *mix) frame() tun.Frame {
 	return tun.Frame{Packet: m.packet(f, 0x10, sizes[m.rng.IntN(len(sizes))])}
 }
 
-// superFrame returns a run of segments of a flow under one header.
-func (m *mix) superFrame(f *mixFlow) tun.Frame {
+// gsoFrame returns the next segments of a flow in one GSO frame.
+func (m *mix) gsoFrame(f *mixFlow) tun.Frame {
 	segment := []int{100, 536, 1200, 1348}[m.rng.IntN(4)]
 	n := segment + 1 + m.rng.IntN(40*segment)
 	n = min(n, 60_000, 40*segment)
 	b := m.packet(f, []uint8{0x10, 0x18, 0x50}[m.rng.IntN(3)], n)
 	ip, l4 := 20, 8
-	h := offload.Header{Flags: offload.NeedsChecksum, GSO: offload.GSOUDP, SegmentSize: uint16(segment), ChecksumOffset: 6}
+	h := offload.Header{
+		Flags: offload.NeedsChecksum, GSO: offload.GSOUDP, SegmentSize: uint16(segment), ChecksumOffset: 6,
+	}
 	if f.v6 {
 		ip = 40
 	}
@@ -339,7 +351,7 @@ func (m *mix) superFrame(f *mixFlow) tun.Frame {
 		addrs = b[8:40]
 	}
 	binary.BigEndian.PutUint16(b[ip+int(h.ChecksumOffset):], checksum.Pseudo(addrs, f.proto, len(b)-ip))
-	f.id += uint16((n+segment-1)/segment) - 1 // one is counted already
+	f.id += uint16((n+segment-1)/segment) - 1 // packet has counted one
 	return tun.Frame{Header: h, Packet: b}
 }
 
@@ -367,7 +379,7 @@ func (m *mix) packet(f *mixFlow, flags uint8, n int) []byte {
 	for i := range l4[start:] {
 		l4[start+i] = byte(f.seq) + byte(i)*3 + byte(i>>8)
 	}
-	f.seq++ // and UDP payloads differ
+	f.seq++ // so that UDP payloads differ
 	if f.proto == 6 {
 		f.seq--
 	}
@@ -386,8 +398,8 @@ func (m *mix) packet(f *mixFlow, flags uint8, n int) []byte {
 	return b
 }
 
-// odd returns a packet that is not of a usual flow, or not in a usual shape.
-func (m *mix) odd() []byte {
+// unusual returns a packet without ports, or with an unusual header.
+func (m *mix) unusual() []byte {
 	f := &m.flows[m.rng.IntN(len(m.flows))]
 	src4, src6 := fmt.Sprintf("10.5.1.%d", f.src), fmt.Sprintf("fd00:5:1::%d", f.src)
 	payload := make([]byte, 8+8*m.rng.IntN(100))
@@ -395,22 +407,22 @@ func (m *mix) odd() []byte {
 		payload[i] = byte(m.rng.Uint32())
 	}
 	switch m.rng.IntN(9) {
-	case 0: // first and only fragment seen
+	case 0: // first fragment, without the others
 		return ip4(src4, "10.5.2.2", 17, 0x2000, payload)
-	case 1: // a later one
+	case 1: // later fragment
 		return ip4(src4, "10.5.2.2", 17, uint16(1+m.rng.IntN(100)), payload)
 	case 2: // echo request
 		payload[0], payload[1], payload[2], payload[3] = 8, 0, 0, 0
 		binary.BigEndian.PutUint16(payload[2:], ^checksum.Sum(payload, 0))
 		return ip4(src4, "10.5.2.2", 1, 0, payload)
-	case 3: // some other protocol
+	case 3: // protocol without ports (GRE)
 		return ip4(src4, "10.5.2.3", 47, dontFragment, payload)
-	case 4: // options: none that a router acts on
+	case 4: // IPv4 options that routers ignore
 		b := ip4(src4, "10.5.2.2", 17, 0, append([]byte{1, 1, 1, 0}, payload...))
 		b[0] = 0x46
 		normalise(b)
 		return b
-	case 5: // UDP without a checksum, and one with a wrong one
+	case 5: // UDP with no checksum or a wrong one
 		f.proto, f.v6 = 17, false
 		b := m.packet(f, 0, 100)
 		if m.rng.IntN(2) == 0 {
