@@ -12,11 +12,11 @@ import (
 	"weft/ctrl/netfilter"
 )
 
-// cleanupCommand is the only argument that is no flag.
+// cleanupCommand is the only argument that is not a flag.
 const cleanupCommand = "cleanup"
 
-// cleanup removes what a daemon leaves in the kernel when it stops, says what that
-// was, and returns the exit code. It goes on where something cannot be removed.
+// cleanup removes the kernel state that a stopped daemon leaves behind, lists it on stdout, and
+// returns the exit code. It continues after errors.
 func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := noArguments(args)
 	var removed []string
@@ -24,7 +24,7 @@ func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		removed, err = removeAll(ctx)
 	}
 	if errors.Is(err, config.ErrHelp) {
-		return printed(config.PrintUsage(stdout))
+		return exitCode(config.PrintUsage(stdout))
 	}
 	var lines strings.Builder
 	for _, r := range removed {
@@ -41,7 +41,7 @@ func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// noArguments refuses what follows the command.
+// noArguments returns an error if there are arguments after the command.
 func noArguments(args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -49,11 +49,11 @@ func noArguments(args []string) error {
 	if config.IsHelp(args[0]) {
 		return config.ErrHelp
 	}
-	return fmt.Errorf("argument %q: it takes none", args[0])
+	return fmt.Errorf("unexpected argument %q", args[0])
 }
 
-// removeAll removes devices, routes and rules, of every network, and says in words
-// what those were.
+// removeAll removes the devices, routes and rules of all networks and returns a description of
+// each.
 func removeAll(ctx context.Context) (removed []string, err error) {
 	kernel, err := ctrl.OpenKernel()
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 
 func noEnv(string) string { return "" }
 
-// env looks variables up in a map.
+// env returns a getenv function for a map.
 func env(vars map[string]string) func(string) string {
 	return func(name string) string { return vars[name] }
 }
@@ -27,79 +27,79 @@ func featureNames() string {
 }
 
 const (
-	endpointsTake = `a comma-separated list of URLs, http://host:port or https://host:port`
-	marginTakes   = `whole minutes from 1 to 1439`
+	endpointsWant = `a comma-separated list of URLs, http://host:port or https://host:port`
+	marginWant    = `minutes from 1 to 1439`
 )
 
-// refusals are what is refused and the one line that says so.
-var refusals = []struct {
+// flagErrors are invalid command lines and environments with their errors.
+var flagErrors = []struct {
 	args []string
 	env  map[string]string
 	want string
 }{
-	{args: []string{"--nope"}, want: `--nope: no such flag; weftd -h lists them`},
-	{args: []string{"-nope=1", "-h"}, want: `--nope: no such flag; weftd -h lists them`},
-	{args: []string{"--iface"}, want: `--iface: needs a value, an interface name or one of its addresses`},
-	{args: []string{"x", "--ip-masq"}, want: `argument "x": only flags are taken; weftd -h lists them`},
-	{args: []string{"--", "x"}, want: `argument "--": only flags are taken; weftd -h lists them`},
-	{args: []string{""}, want: `argument "": only flags are taken; weftd -h lists them`},
-	{args: []string{"-"}, want: `argument "-": only flags are taken; weftd -h lists them`},
-	{args: []string{"---v"}, want: `argument "---v": only flags are taken; weftd -h lists them`},
-	{args: []string{"-=1"}, want: `argument "-=1": only flags are taken; weftd -h lists them`},
-	{args: []string{"--ip-masq", "false"}, want: `argument "false": only flags are taken; write --ip-masq=false`},
-	{args: []string{"--ip-masq=yes"}, want: `--ip-masq: "yes" is not allowed, it takes true or false`},
-	{args: []string{"--ip-masq="}, want: `--ip-masq: "" is not allowed, it takes true or false`},
-	{args: []string{"--subnet-lease-renew-margin=0"}, want: `--subnet-lease-renew-margin: "0" is not allowed, it takes ` + marginTakes},
-	{args: []string{"--subnet-lease-renew-margin", "1440"}, want: `--subnet-lease-renew-margin: "1440" is not allowed, it takes ` + marginTakes},
-	{args: []string{"--subnet-lease-renew-margin=1h"}, want: `--subnet-lease-renew-margin: "1h" is not allowed, it takes ` + marginTakes},
+	{args: []string{"--nope"}, want: `--nope: unknown flag; weftd -h lists the flags`},
+	{args: []string{"-nope=1", "-h"}, want: `--nope: unknown flag; weftd -h lists the flags`},
+	{args: []string{"--iface"}, want: `--iface: missing value, want an interface name or one of its addresses`},
+	{args: []string{"x", "--ip-masq"}, want: `unexpected argument "x"; weftd -h lists the flags`},
+	{args: []string{"--", "x"}, want: `unexpected argument "--"; weftd -h lists the flags`},
+	{args: []string{""}, want: `unexpected argument ""; weftd -h lists the flags`},
+	{args: []string{"-"}, want: `unexpected argument "-"; weftd -h lists the flags`},
+	{args: []string{"---v"}, want: `unexpected argument "---v"; weftd -h lists the flags`},
+	{args: []string{"-=1"}, want: `unexpected argument "-=1"; weftd -h lists the flags`},
+	{args: []string{"--ip-masq", "false"}, want: `unexpected argument "false"; write --ip-masq=false`},
+	{args: []string{"--ip-masq=yes"}, want: `--ip-masq: invalid value "yes", want true or false`},
+	{args: []string{"--ip-masq="}, want: `--ip-masq: invalid value "", want true or false`},
+	{args: []string{"--subnet-lease-renew-margin=0"}, want: `--subnet-lease-renew-margin: invalid value "0", want ` + marginWant},
+	{args: []string{"--subnet-lease-renew-margin", "1440"}, want: `--subnet-lease-renew-margin: invalid value "1440", want ` + marginWant},
+	{args: []string{"--subnet-lease-renew-margin=1h"}, want: `--subnet-lease-renew-margin: invalid value "1h", want ` + marginWant},
 	{env: map[string]string{"FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "x"},
-		want: `FLANNELD_SUBNET_LEASE_RENEW_MARGIN: "x" is not allowed, it takes ` + marginTakes},
+		want: `FLANNELD_SUBNET_LEASE_RENEW_MARGIN: invalid value "x", want ` + marginWant},
 	{env: map[string]string{"WEFTD_IP_MASQ": "on", "FLANNELD_IP_MASQ": "true"},
-		want: `WEFTD_IP_MASQ: "on" is not allowed, it takes true or false`},
-	{args: []string{"--iptables-resync=0"}, want: `--iptables-resync: "0" is not allowed, it takes whole seconds from 1`},
-	{args: []string{"--healthz-port=65536"}, want: `--healthz-port: "65536" is not allowed, it takes a port from 1 to 65535, or 0 for none`},
-	{args: []string{"--healthz-ip=10.0.0.256"}, want: `--healthz-ip: "10.0.0.256" is not allowed, it takes an IP address or a host name`},
-	{args: []string{"--healthz-ip=0.0.0.0/0"}, want: `--healthz-ip: "0.0.0.0/0" is not allowed, it takes an IP address or a host name`},
-	{args: []string{"-v=-1"}, want: `--v: "-1" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
-	{args: []string{"-v=debug"}, want: `--v: "debug" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
-	{args: []string{"-v=4294967296"}, want: `--v: "4294967296" is not allowed, it takes a whole number from 0; above 0 shows debug messages`},
-	{args: []string{"--public-ip=fd00::1"}, want: `--public-ip: "fd00::1" is not allowed, it takes an IPv4 address`},
-	{args: []string{"--public-ip=10.0.0.1/24"}, want: `--public-ip: "10.0.0.1/24" is not allowed, it takes an IPv4 address`},
-	{args: []string{"--public-ip=0.0.0.0"}, want: `--public-ip: "0.0.0.0" is not allowed, it takes an IPv4 address`},
-	{args: []string{"--public-ipv6=10.0.0.1"}, want: `--public-ipv6: "10.0.0.1" is not allowed, it takes an IPv6 address`},
-	{args: []string{"--public-ipv6=::ffff:1.2.3.4"}, want: `--public-ipv6: "::ffff:1.2.3.4" is not allowed, it takes an IPv6 address`},
-	{args: []string{"--public-ipv6=fe80::1%eth0"}, want: `--public-ipv6: "fe80::1%eth0" is not allowed, it takes an IPv6 address`},
-	{args: []string{"--public-ipv6=ff02::1"}, want: `--public-ipv6: "ff02::1" is not allowed, it takes an IPv6 address`},
-	{args: []string{"--iface-can-reach=example.com"}, want: `--iface-can-reach: "example.com" is not allowed, it takes an IP address`},
-	{args: []string{"--iface-regex=("}, want: `--iface-regex: "(" is not allowed, it takes a regular expression`},
-	{args: []string{"--etcd-endpoints="}, want: `--etcd-endpoints: "" is not allowed, it takes ` + endpointsTake},
-	{args: []string{"--etcd-endpoints=ftp://a:1"}, want: `--etcd-endpoints: "ftp://a:1" is not allowed, it takes ` + endpointsTake},
-	{args: []string{"--etcd-endpoints=, ,"}, want: `--etcd-endpoints: ", ," is not allowed, it takes ` + endpointsTake},
-	{args: []string{"--etcd-endpoints=a"}, want: `--etcd-endpoints: "a" is not allowed, it takes ` + endpointsTake},
-	{args: []string{"--subnet-file="}, want: `--subnet-file: "" is not allowed, it takes the path of a file`},
-	{args: []string{"--source-check=on"}, want: `--source-check: "on" is not allowed, it takes strict, known or off`},
-	{args: []string{"--engine=fast"}, want: `--engine: "fast" is not allowed, it takes auto, offload or portable`},
-	{args: []string{"--engine-without=gro,"}, want: `--engine-without: "gro," is not allowed, it takes a comma-separated list of ` + featureNames()},
-	{args: []string{"--log-format=xml"}, want: `--log-format: "xml" is not allowed, it takes text or json`},
-	{args: []string{"--keep-source=no"}, want: `--keep-source: "no" is not allowed, it takes true, false or auto`},
-	{args: []string{"clean"}, want: `argument "clean": only flags are taken; weftd -h lists them`},
-	{args: []string{"--ip-masq", "cleanup"}, want: `argument "cleanup": only flags are taken; weftd -h lists them`},
-	{args: []string{"cleanup", "--ip-masq"}, want: `cleanup: argument "--ip-masq": it takes none`},
-	{args: []string{"cleanup", "all"}, want: `cleanup: argument "all": it takes none`},
-	{args: []string{"--workers=128"}, want: `--workers: "128" is not allowed, it takes a whole number from 0 to 127`},
-	{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: only one of them may be given`},
-	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
-	{args: []string{"--etcd-certfile=/c"}, want: `--etcd-keyfile and --etcd-certfile: give both or neither`},
-	{args: []string{"--pprof"}, want: `--pprof: needs --healthz-port, the port it is served on`},
+		want: `WEFTD_IP_MASQ: invalid value "on", want true or false`},
+	{args: []string{"--iptables-resync=0"}, want: `--iptables-resync: invalid value "0", want seconds from 1`},
+	{args: []string{"--healthz-port=65536"}, want: `--healthz-port: invalid value "65536", want a port from 1 to 65535, or 0 to disable`},
+	{args: []string{"--healthz-ip=10.0.0.256"}, want: `--healthz-ip: invalid value "10.0.0.256", want an IP address or a host name`},
+	{args: []string{"--healthz-ip=0.0.0.0/0"}, want: `--healthz-ip: invalid value "0.0.0.0/0", want an IP address or a host name`},
+	{args: []string{"-v=-1"}, want: `--v: invalid value "-1", want a number from 0; above 0 enables debug messages`},
+	{args: []string{"-v=debug"}, want: `--v: invalid value "debug", want a number from 0; above 0 enables debug messages`},
+	{args: []string{"-v=4294967296"}, want: `--v: invalid value "4294967296", want a number from 0; above 0 enables debug messages`},
+	{args: []string{"--public-ip=fd00::1"}, want: `--public-ip: invalid value "fd00::1", want an IPv4 address`},
+	{args: []string{"--public-ip=10.0.0.1/24"}, want: `--public-ip: invalid value "10.0.0.1/24", want an IPv4 address`},
+	{args: []string{"--public-ip=0.0.0.0"}, want: `--public-ip: invalid value "0.0.0.0", want an IPv4 address`},
+	{args: []string{"--public-ipv6=10.0.0.1"}, want: `--public-ipv6: invalid value "10.0.0.1", want an IPv6 address`},
+	{args: []string{"--public-ipv6=::ffff:1.2.3.4"}, want: `--public-ipv6: invalid value "::ffff:1.2.3.4", want an IPv6 address`},
+	{args: []string{"--public-ipv6=fe80::1%eth0"}, want: `--public-ipv6: invalid value "fe80::1%eth0", want an IPv6 address`},
+	{args: []string{"--public-ipv6=ff02::1"}, want: `--public-ipv6: invalid value "ff02::1", want an IPv6 address`},
+	{args: []string{"--iface-can-reach=example.com"}, want: `--iface-can-reach: invalid value "example.com", want an IP address`},
+	{args: []string{"--iface-regex=("}, want: `--iface-regex: invalid value "(", want a regular expression`},
+	{args: []string{"--etcd-endpoints="}, want: `--etcd-endpoints: invalid value "", want ` + endpointsWant},
+	{args: []string{"--etcd-endpoints=ftp://a:1"}, want: `--etcd-endpoints: invalid value "ftp://a:1", want ` + endpointsWant},
+	{args: []string{"--etcd-endpoints=, ,"}, want: `--etcd-endpoints: invalid value ", ,", want ` + endpointsWant},
+	{args: []string{"--etcd-endpoints=a"}, want: `--etcd-endpoints: invalid value "a", want ` + endpointsWant},
+	{args: []string{"--subnet-file="}, want: `--subnet-file: invalid value "", want a file path`},
+	{args: []string{"--source-check=on"}, want: `--source-check: invalid value "on", want strict, known or off`},
+	{args: []string{"--engine=fast"}, want: `--engine: invalid value "fast", want auto, offload or portable`},
+	{args: []string{"--engine-without=gro,"}, want: `--engine-without: invalid value "gro,", want a comma-separated list of ` + featureNames()},
+	{args: []string{"--log-format=xml"}, want: `--log-format: invalid value "xml", want text or json`},
+	{args: []string{"--keep-source=no"}, want: `--keep-source: invalid value "no", want true, false or auto`},
+	{args: []string{"clean"}, want: `unexpected argument "clean"; weftd -h lists the flags`},
+	{args: []string{"--ip-masq", "cleanup"}, want: `unexpected argument "cleanup"; weftd -h lists the flags`},
+	{args: []string{"cleanup", "--ip-masq"}, want: `cleanup: unexpected argument "--ip-masq"`},
+	{args: []string{"cleanup", "all"}, want: `cleanup: unexpected argument "all"`},
+	{args: []string{"--workers=128"}, want: `--workers: invalid value "128", want a number from 0 to 127`},
+	{args: []string{"--kube-subnet-mgr", "--lease-file=/x"}, want: `--kube-subnet-mgr and --lease-file: mutually exclusive`},
+	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: set both or neither`},
+	{args: []string{"--etcd-certfile=/c"}, want: `--etcd-keyfile and --etcd-certfile: set both or neither`},
+	{args: []string{"--pprof"}, want: `--pprof: requires --healthz-port`},
 }
 
-func TestRefusals(t *testing.T) {
-	// A daemon that starts all the same is to end at once.
-	ended, end := context.WithCancel(t.Context())
-	end()
-	for _, test := range refusals {
+func TestFlagErrors(t *testing.T) {
+	// A daemon that starts nevertheless exits at once.
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range flagErrors {
 		var stdout, stderr bytes.Buffer
-		code := run(ended, test.args, env(test.env), &stdout, &stderr)
+		code := run(done, test.args, env(test.env), &stdout, &stderr)
 		if want := "weftd: " + test.want + "\n"; code != 1 || stderr.String() != want || stdout.Len() > 0 {
 			t.Errorf("%q %v: exit %d\n got %q\nwant %q", test.args, test.env, code, stderr.String(), want)
 		}

@@ -23,8 +23,8 @@ func main() {
 	os.Exit(run(untilSignal(), os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
-// untilSignal returns a context that ends with the first SIGINT or SIGTERM. By
-// then the next one has its default effect again, and kills.
+// untilSignal returns a context that is canceled by the first SIGINT or SIGTERM. The second one has
+// its default effect and kills the process.
 func untilSignal() context.Context {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
@@ -37,23 +37,25 @@ func untilSignal() context.Context {
 	return ctx
 }
 
-// run is the program with everything it takes from the process as arguments. It
-// returns the exit code: 0 when ctx ended it, 1 when it could not start or go on.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+// run is main without access to the process. It returns the exit code: 0 if ctx ended it, 1 if it
+// failed.
+func run(
+	ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer,
+) int {
 	if len(args) > 0 && args[0] == cleanupCommand {
 		return cleanup(ctx, args[1:], stdout, stderr)
 	}
 	cfg, err := config.Parse(args, getenv)
 	switch {
 	case errors.Is(err, config.ErrHelp):
-		return printed(config.PrintUsage(stdout))
+		return exitCode(config.PrintUsage(stdout))
 	case err != nil:
 		fmt.Fprintf(stderr, "weftd: %v\n", err)
 		return 1
 	case cfg.ShowVersion:
 		b := buildInfo()
 		_, err := fmt.Fprintf(stdout, "weftd %s commit %s %s\n", b.Version, b.Commit, b.GoVersion)
-		return printed(err)
+		return exitCode(err)
 	}
 	log := newLogger(cfg.Log, stderr)
 	logIgnoredFlags(cfg.Log, log)
@@ -64,7 +66,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return 0
 }
 
-func printed(err error) int {
+func exitCode(err error) int {
 	if err != nil {
 		return 1
 	}

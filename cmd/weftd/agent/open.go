@@ -140,7 +140,7 @@ func (d *daemon) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config
 		DSCP:             e.OuterDSCP,
 		SourceCheck:      e.SourceCheck,
 		Mode:             e.Mode,
-		DisabledFeatures: e.Without,
+		DisabledFeatures: e.DisabledFeatures,
 		Log:              d.log,
 	}
 }

@@ -1,7 +1,7 @@
 // Package config reads the command line and the environment of weftd.
 //
-// flags.go lists the flags and parses them, env.go reads the variables, values.go has the
-// value types, and this file the result.
+// flags.go is the table of the flags, values.go has the types of their values, args.go parses the
+// command line and env.go the environment into the [Config] of this file.
 package config
 
 import (
@@ -130,9 +130,9 @@ const (
 // Engine holds the settings of the udp backend's userspace dataplane.
 type Engine struct {
 	Mode dataplane.Mode
-	// Without is --engine-without: kernel features to disable.
-	Without     []feature.Name
-	SourceCheck dataplane.SourceCheck
+	// DisabledFeatures is --engine-without.
+	DisabledFeatures []feature.Name
+	SourceCheck      dataplane.SourceCheck
 	// Workers is the number of packet workers; 0 means one per CPU.
 	Workers int
 	Spin    bool // busy-poll before sleeping
@@ -188,11 +188,11 @@ func (c *Config) check() error {
 	etcd := c.Lease.Etcd
 	switch {
 	case c.Lease.Kube.Enabled && c.Lease.File != "":
-		return errors.New("--kube-subnet-mgr and --lease-file: only one of them may be given")
+		return errors.New("--kube-subnet-mgr and --lease-file: mutually exclusive")
 	case (etcd.KeyFile == "") != (etcd.CertFile == ""):
-		return errors.New("--etcd-keyfile and --etcd-certfile: give both or neither")
+		return errors.New("--etcd-keyfile and --etcd-certfile: set both or neither")
 	case c.Health.Profile && c.Health.Port == 0:
-		return errors.New("--pprof: needs --healthz-port, the port it is served on")
+		return errors.New("--pprof: requires --healthz-port")
 	}
 	return nil
 }

@@ -18,8 +18,8 @@ import (
 	"weft/dataplane/feature"
 )
 
-// defaults is the config of an empty command line: for flannel's flags the
-// values of its own source, main.go at v0.28.9.
+// defaults returns the config of an empty command line. The values of flannel's flags are those of
+// its main.go at v0.28.9.
 func defaults() Config {
 	return Config{
 		Node: Node{SubnetFile: "/run/flannel/subnet.env"},
@@ -45,12 +45,12 @@ func defaults() Config {
 
 func noEnv(string) string { return "" }
 
-// env looks variables up in a map.
+// env returns a getenv function for a map.
 func env(vars map[string]string) func(string) string {
 	return func(name string) string { return vars[name] }
 }
 
-// flagTests has a value for each flag and what it does to the config.
+// flagTests has a value for each flag and its effect on the config.
 var flagTests = []struct {
 	flag, value string
 	want        func(*Config)
@@ -90,7 +90,7 @@ var flagTests = []struct {
 	{"source-check", "strict", func(c *Config) { c.Engine.SourceCheck = dataplane.CheckStrict }},
 	{"engine", "portable", func(c *Config) { c.Engine.Mode = dataplane.ModePortable }},
 	{"engine-without", string(feature.GRO) + ", " + string(feature.TSO), func(c *Config) {
-		c.Engine.Without = []feature.Name{feature.GRO, feature.TSO}
+		c.Engine.DisabledFeatures = []feature.Name{feature.GRO, feature.TSO}
 	}},
 	{"keep-source", "true", func(c *Config) { c.Rules.KeepSource = On }},
 	{"keep-source", "F", func(c *Config) { c.Rules.KeepSource = Off }},
@@ -104,9 +104,9 @@ var flagTests = []struct {
 	{"log-format", "json", func(c *Config) { c.Log.Format = "json" }},
 }
 
-func TestEveryFlagInEveryForm(t *testing.T) {
+func TestFlagForms(t *testing.T) {
 	tested := map[string]bool{
-		"version": true, "etcd-keyfile": true, "etcd-certfile": true, "pprof": true, // not alone
+		"version": true, "etcd-keyfile": true, "etcd-certfile": true, "pprof": true, // tested in combinations
 	}
 	for _, test := range flagTests {
 		tested[test.flag] = true
@@ -125,7 +125,7 @@ func TestEveryFlagInEveryForm(t *testing.T) {
 		if isBoolFlag(test.flag) {
 			delete(forms, "--x v")
 		}
-		if !isOwnFlag(test.flag) {
+		if !isWeftFlag(test.flag) {
 			forms["FLANNELD_X"] = forms["WEFTD_X"]
 			f := forms["FLANNELD_X"]
 			f.env = map[string]string{"FLANNELD_" + variable: test.value}
@@ -138,7 +138,7 @@ func TestEveryFlagInEveryForm(t *testing.T) {
 			}
 		}
 	}
-	if got, err := Parse([]string{"--etcd-prefix="}, env(nil)); err != nil || got.Lease.Etcd.Prefix != "" { // a variable cannot say that
+	if got, err := Parse([]string{"--etcd-prefix="}, env(nil)); err != nil || got.Lease.Etcd.Prefix != "" { // a variable cannot be set to nothing
 		t.Errorf("no etcd prefix: %+v, %v", got, err)
 	}
 	for _, o := range options(&Config{}) {
@@ -154,7 +154,7 @@ func lookup(name string) option {
 }
 
 func isBoolFlag(name string) bool { return lookup(name).value.isBool() }
-func isOwnFlag(name string) bool  { return lookup(name).own }
+func isWeftFlag(name string) bool { return lookup(name).weftOnly }
 
 func TestDefaults(t *testing.T) {
 	got, err := Parse(nil, noEnv)
@@ -163,18 +163,18 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-func TestFlagsTogether(t *testing.T) {
+func TestFlagCombinations(t *testing.T) {
 	tests := []struct {
 		name string
 		args []string
 		env  map[string]string
 		want func(*Config)
 	}{
-		{"repeatable flags keep their order, an empty one adds nothing",
+		{"repeatable flags keep their order, an empty value adds nothing",
 			[]string{"-iface=b", "--iface", "a", "--iface=", "--iface-regex="}, nil,
 			func(c *Config) { c.Underlay.Interfaces = []string{"b", "a"} }},
-		{"of a repeated plain flag the last counts", []string{"-v=1", "-v=2"}, nil, func(c *Config) { c.Log.Verbosity = 2 }},
-		{"a yes-or-no flag alone is yes, and takes no value behind a blank",
+		{"last value of a repeated flag wins", []string{"-v=1", "-v=2"}, nil, func(c *Config) { c.Log.Verbosity = 2 }},
+		{"boolean flag without a value",
 			[]string{"--ip-masq", "--subnet-file", "-x"}, nil,
 			func(c *Config) { c.Rules.Masquerade, c.Node.SubnetFile = true, "-x" }},
 		{"two dashes end the flags", []string{"--ip-masq", "--"}, nil, func(c *Config) { c.Rules.Masquerade = true }},
@@ -182,30 +182,30 @@ func TestFlagsTogether(t *testing.T) {
 			func(c *Config) { c.Lease.Etcd.KeyFile, c.Lease.Etcd.CertFile = "/k", "/c" }},
 		{"profiles on the health port", []string{"--pprof", "--healthz-port=1"}, nil,
 			func(c *Config) { c.Health.Profile, c.Health.Port = true, 1 }},
-		{"the command line wins over both variables, which are not read then", []string{"--workers=2", "-v=3"},
+		{"command line wins, variables are not read", []string{"--workers=2", "-v=3"},
 			map[string]string{"WEFTD_WORKERS": "bad", "FLANNELD_V": "bad", "WEFTD_V": "bad"},
 			func(c *Config) { c.Engine.Workers, c.Log.Verbosity = 2, 3 }},
-		{"WEFTD_ wins over FLANNELD_, which is not read then", nil, map[string]string{"FLANNELD_V": "bad", "WEFTD_V": "3"},
+		{"WEFTD_ wins, FLANNELD_ is not read", nil, map[string]string{"FLANNELD_V": "bad", "WEFTD_V": "3"},
 			func(c *Config) { c.Log.Verbosity = 3 }},
-		{"an empty variable is none", nil, map[string]string{"WEFTD_V": "", "FLANNELD_V": "2", "FLANNELD_SUBNET_FILE": ""},
+		{"empty variable counts as unset", nil, map[string]string{"WEFTD_V": "", "FLANNELD_V": "2", "FLANNELD_SUBNET_FILE": ""},
 			func(c *Config) { c.Log.Verbosity = 2 }},
-		{"a repeatable flag takes one value from a variable", []string{"--iface-regex=x"},
+		{"variable is one value of a repeatable flag", []string{"--iface-regex=x"},
 			map[string]string{"FLANNELD_IFACE": "a,b", "FLANNELD_IFACE_REGEX": "("},
 			func(c *Config) {
 				c.Underlay.Interfaces = []string{"a,b"}
 				c.Underlay.Patterns = []*regexp.Regexp{regexp.MustCompile("x")}
 			}},
-		{"flannel's variables do not set flags of ours", nil, map[string]string{"FLANNELD_WORKERS": "2"}, func(*Config) {}},
-		{"the version is asked for by flag only", nil, map[string]string{"FLANNELD_VERSION": "true", "WEFTD_VERSION": "x"},
+		{"FLANNELD_ does not set flags of weftd", nil, map[string]string{"FLANNELD_WORKERS": "2"}, func(*Config) {}},
+		{"version has no variable", nil, map[string]string{"FLANNELD_VERSION": "true", "WEFTD_VERSION": "x"},
 			func(*Config) {}},
-		{"NODE_NAME names the node", nil, map[string]string{"NODE_NAME": "a"}, func(c *Config) { c.Node.Name = "a" }},
-		{"the flag's own variable wins over NODE_NAME", nil, map[string]string{"NODE_NAME": "a", "WEFTD_NODE_NAME": "b"},
+		{"NODE_NAME", nil, map[string]string{"NODE_NAME": "a"}, func(c *Config) { c.Node.Name = "a" }},
+		{"WEFTD_NODE_NAME wins over NODE_NAME", nil, map[string]string{"NODE_NAME": "a", "WEFTD_NODE_NAME": "b"},
 			func(c *Config) { c.Node.Name = "b" }},
-		{"flannel's variable for the WireGuard key", nil, map[string]string{"WIREGUARD_KEY_FILE": "/k"},
+		{"WIREGUARD_KEY_FILE", nil, map[string]string{"WIREGUARD_KEY_FILE": "/k"},
 			func(c *Config) { c.Backend.WireGuardKeyFile = "/k" }},
-		{"other variables that begin alike are left alone", nil, map[string]string{"WEFTD_PORT": "tcp://10.0.0.1:80"},
+		{"unknown variable with the prefix", nil, map[string]string{"WEFTD_PORT": "tcp://10.0.0.1:80"},
 			func(*Config) {}},
-		{"with --version the environment is not looked at", []string{"--version"}, map[string]string{"WEFTD_V": "bad"},
+		{"environment is ignored with --version", []string{"--version"}, map[string]string{"WEFTD_V": "bad"},
 			func(c *Config) { c.ShowVersion, c.Backend.WireGuardKeyFile = true, "" }},
 	}
 	for _, test := range tests {
@@ -220,8 +220,7 @@ func TestFlagsTogether(t *testing.T) {
 	}
 }
 
-// FuzzParseArgs compares the parser with Go's flag package, whose syntax is
-// flannel's, on three flags.
+// FuzzParseArgs compares the parser with Go's package flag on three flags.
 func FuzzParseArgs(f *testing.F) {
 	for _, seed := range []string{"--n=1", "-b\n--s\nx", "-s=\n-b=false", "--\n-b", "-n\n1_0\nx", "---n", "-=", "-b=x", "-h", "-s", "-s=a=b"} {
 		f.Add(seed)
@@ -237,7 +236,7 @@ func FuzzParseArgs(f *testing.F) {
 		options := []option{
 			{name: "n", value: number(&c.n, 0, math.MinInt, math.MaxInt)},
 			{name: "s", value: text(&c.s, "")},
-			{name: "b", value: yesNo(&c.b, false)},
+			{name: "b", value: boolean(&c.b, false)},
 		}
 		given, err := parseArgs(options, args)
 
@@ -251,20 +250,20 @@ func FuzzParseArgs(f *testing.F) {
 		switch {
 		case wantErr == nil && set.NArg() > 0:
 			if err == nil {
-				t.Fatalf("%q: argument %q is not refused", args, set.Arg(0))
+				t.Fatalf("%q: argument %q accepted", args, set.Arg(0))
 			}
 		case errors.Is(err, ErrHelp) != errors.Is(wantErr, flag.ErrHelp):
-			t.Fatalf("%q: %v, flag says %v", args, err, wantErr)
+			t.Fatalf("%q: %v, package flag: %v", args, err, wantErr)
 		case (err == nil) != (wantErr == nil):
-			t.Fatalf("%q: %v, flag says %v", args, err, wantErr)
+			t.Fatalf("%q: %v, package flag: %v", args, err, wantErr)
 		case err != nil:
 		case !maps.Equal(given, want) || c.n != *n || c.s != *s || c.b != *b:
-			t.Fatalf("%q: %v %+v, flag says %v %d %q %t", args, given, c, want, *n, *s, *b)
+			t.Fatalf("%q: %v %+v, package flag: %v %d %q %t", args, given, c, want, *n, *s, *b)
 		}
 	})
 }
 
-func TestSourcesAreKeptAlongWithMasquerade(t *testing.T) {
+func TestKeepsSource(t *testing.T) {
 	for _, masq := range []bool{false, true} {
 		for keep, want := range map[Tristate]bool{Auto: masq, On: true, Off: false} {
 			if got := (Rules{Masquerade: masq, KeepSource: keep}).KeepsSource(); got != want {

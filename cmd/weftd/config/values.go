@@ -12,35 +12,35 @@ import (
 	"time"
 )
 
-// yesOrNo is what a flag that is on or off takes.
-const yesOrNo = "true or false"
+// trueOrFalse is what boolean flags accept.
+const trueOrFalse = "true or false"
 
-// value is where the text of a flag goes.
+// value is the destination of a flag's value.
 type value interface {
-	// Set parses and keeps one value. Its error needs no text: the option says
-	// what is allowed.
+	// Set parses and stores a value. The text of its error is not shown: the option lists the
+	// valid values.
 	Set(string) error
-	// String returns the current value as it would be given.
+	// String returns the current value as it was given.
 	String() string
 	isBool() bool
 }
 
-var errNotAllowed = errors.New("not allowed")
+var errInvalid = errors.New("invalid value")
 
-// parsedValue is a value that one function parses. What it keeps as text is
-// what it was given, which is what the usage text shows as the default.
+// parsedValue is a value with a parse function. It keeps the text that was parsed, which for the
+// default is part of the usage text.
 type parsedValue[T any] struct {
 	into  *T
 	parse func(string) (T, error)
 	text  string
-	flag  bool
+	bool  bool
 }
 
 // parsed sets *into to the default def.
 func parsed[T any](into *T, parse func(string) (T, error), def string) *parsedValue[T] {
 	v := &parsedValue[T]{into: into, parse: parse}
 	if err := v.Set(def); err != nil {
-		panic("default value " + strconv.Quote(def) + " is not allowed")
+		panic("default value " + strconv.Quote(def) + " is invalid")
 	}
 	return v
 }
@@ -55,45 +55,45 @@ func (v *parsedValue[T]) Set(s string) error {
 }
 
 func (v *parsedValue[T]) String() string { return v.text }
-func (v *parsedValue[T]) isBool() bool   { return v.flag }
+func (v *parsedValue[T]) isBool() bool   { return v.bool }
 
 func text(into *string, def string) value {
 	return parsed(into, func(s string) (string, error) { return s, nil }, def)
 }
 
-// filled is text that may not be empty.
-func filled(into *string, def string) value {
+// nonEmpty accepts any text but the empty one.
+func nonEmpty(into *string, def string) value {
 	return parsed(into, func(s string) (string, error) {
 		if s == "" {
-			return "", errNotAllowed
+			return "", errInvalid
 		}
 		return s, nil
 	}, def)
 }
 
-func yesNo(into *bool, def bool) value {
+func boolean(into *bool, def bool) value {
 	v := parsed(into, strconv.ParseBool, strconv.FormatBool(def))
-	v.flag = true
+	v.bool = true
 	return v
 }
 
-// autoOrYesNo is yes, no, or what the rest of the command line suggests.
-func autoOrYesNo(into *Tristate) value {
+// tristate accepts true, false and auto.
+func tristate(into *Tristate) value {
 	v := parsed(into, func(s string) (Tristate, error) {
 		if s == "auto" {
 			return Auto, nil
 		}
-		yes, err := strconv.ParseBool(s)
-		if yes {
+		on, err := strconv.ParseBool(s)
+		if on {
 			return On, err
 		}
 		return Off, err
 	}, "auto")
-	v.flag = true
+	v.bool = true
 	return v
 }
 
-// number takes what flannel's integer flags take, 0x10 and 1_000 included.
+// number accepts the syntax of flannel's integer flags, including 0x10 and 1_000.
 func number(into *int, def, low, high int) value {
 	return parsed(into, func(s string) (int, error) { return parseNumber(s, low, high) }, strconv.Itoa(def))
 }
@@ -101,12 +101,12 @@ func number(into *int, def, low, high int) value {
 func parseNumber(s string, low, high int) (int, error) {
 	n, err := strconv.ParseInt(s, 0, strconv.IntSize)
 	if err != nil || n < int64(low) || n > int64(high) {
-		return 0, errNotAllowed
+		return 0, errInvalid
 	}
 	return int(n), nil
 }
 
-// duration is a whole number of units.
+// duration accepts a whole number of units.
 func duration(into *time.Duration, unit time.Duration, def, low, high int) value {
 	return parsed(into, func(s string) (time.Duration, error) {
 		n, err := parseNumber(s, low, high)
@@ -117,7 +117,7 @@ func duration(into *time.Duration, unit time.Duration, def, low, high int) value
 func oneOf(into *string, allowed ...string) value {
 	return parsed(into, func(s string) (string, error) {
 		if !slices.Contains(allowed, s) {
-			return "", errNotAllowed
+			return "", errInvalid
 		}
 		return s, nil
 	}, allowed[0])
@@ -127,7 +127,7 @@ func anyFamily(netip.Addr) bool { return true }
 func ipv4(a netip.Addr) bool    { return a.Is4() }
 func ipv6(a netip.Addr) bool    { return a.Is6() && !a.Is4In6() }
 
-// address takes an address of the family, or nothing for none.
+// address accepts an address of the family, or nothing.
 func address(into *netip.Addr, family func(netip.Addr) bool) value {
 	return parsed(into, func(s string) (netip.Addr, error) {
 		if s == "" {
@@ -135,19 +135,19 @@ func address(into *netip.Addr, family func(netip.Addr) bool) value {
 		}
 		a, err := netip.ParseAddr(s)
 		if err != nil || !family(a) || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
-			return netip.Addr{}, errNotAllowed
+			return netip.Addr{}, errInvalid
 		}
 		return a, nil
 	}, "")
 }
 
-// host takes what a server may listen on: an address, a name, or nothing for
-// every address. A dotted number that is no address is no name either.
+// host accepts the host part of a listen address: an IP address, a name, or nothing for all
+// addresses. A dotted number that is not an address is not a name either.
 func host(into *string, def string) value {
 	name := regexp.MustCompile(`^[A-Za-z0-9.-]*[A-Za-z][A-Za-z0-9.-]*$`)
 	return parsed(into, func(s string) (string, error) {
 		if _, err := netip.ParseAddr(s); err != nil && s != "" && !name.MatchString(s) {
-			return "", errNotAllowed
+			return "", errInvalid
 		}
 		return s, nil
 	}, def)
@@ -157,8 +157,8 @@ func endpoints(into *[]string, def string) value {
 	return parsed(into, parseEndpoints, def)
 }
 
-// parseEndpoints takes what the etcd client does: URLs, or host:port alone. An
-// empty entry is what a comma at the end leaves.
+// parseEndpoints accepts the same as the etcd client: URLs, or host:port alone. Empty entries, as
+// after a trailing comma, are ignored.
 func parseEndpoints(s string) ([]string, error) {
 	schemes := []string{"http", "https", "unix", "unixs"}
 	var list []string
@@ -173,18 +173,18 @@ func parseEndpoints(s string) ([]string, error) {
 		}
 		u, err := url.Parse(e)
 		if err != nil || u.Host == "" || !slices.Contains(schemes, u.Scheme) {
-			return nil, errNotAllowed
+			return nil, errInvalid
 		}
 		list = append(list, e)
 	}
 	if len(list) == 0 {
-		return nil, errNotAllowed
+		return nil, errInvalid
 	}
 	return list, nil
 }
 
-// repeated is a value that is added to each time. An empty one adds nothing: it
-// is what a template leaves of a variable that is not set.
+// repeated is a value that is appended to. An empty value appends nothing: templates produce it
+// from an unset variable.
 type repeated[T any] struct {
 	into  *[]T
 	parse func(string) (T, error)
