@@ -14,25 +14,34 @@ import (
 	"weft/lease"
 )
 
-// The keys that a file may hold, in the order they are shown in. Upper and lower case do not matter.
+// topKeys returns the top-level keys of a lease file in the order of error messages. Keys are
+// case-insensitive.
 func topKeys() []string { return []string{"network", "nodes"} }
 
+// nodeKeys returns the keys of a node.
 func nodeKeys() []string {
-	return []string{"name", "subnet", "subnet6", "publicIP", "publicIPv6", "backendType", "backendData", "backendV6Data"}
+	return []string{
+		"name", "subnet", "subnet6", "publicIP", "publicIPv6",
+		"backendType", "backendData", "backendV6Data",
+	}
 }
 
+// networkKeys returns the keys of the network config.
 func networkKeys() []string {
-	return []string{"Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "EnableNFTables", "SubnetLen", "SubnetMin", "SubnetMax",
-		"IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend"}
+	return []string{
+		"Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "EnableNFTables",
+		"SubnetLen", "SubnetMin", "SubnetMax",
+		"IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
+	}
 }
 
-// content is a file that was found to be right.
+// content is the content of a valid file.
 type content struct {
 	network lease.Network
 	leases  []lease.Lease // ordered by subnet
 }
 
-// node is an entry of nodes as it is written.
+// node is the encoded form of an entry of nodes.
 type node struct {
 	Name                       string
 	Subnet, Subnet6            netip.Prefix
@@ -41,7 +50,7 @@ type node struct {
 	BackendData, BackendV6Data json.RawMessage
 }
 
-// parse reads YAML or JSON, which is YAML too.
+// parse parses YAML or JSON, which is a subset of YAML.
 func parse(b []byte) (content, error) {
 	b, err := yaml.YAMLToJSONStrict(b)
 	if err != nil {
@@ -52,7 +61,7 @@ func parse(b []byte) (content, error) {
 		return content{}, err
 	}
 	if top["network"] == nil || top["nodes"] == nil {
-		return content{}, errors.New("both network and nodes must be given")
+		return content{}, errors.New("both network and nodes are required")
 	}
 	var c content
 	if _, err := object(top["network"], networkKeys()); err != nil {
@@ -66,7 +75,8 @@ func parse(b []byte) (content, error) {
 	}
 	var nodes []json.RawMessage
 	if err := json.Unmarshal(top["nodes"], &nodes); err != nil {
-		return content{}, fmt.Errorf("nodes: want a list of objects with %s: %w", strings.Join(nodeKeys(), ", "), err)
+		return content{}, fmt.Errorf("nodes: want a list of objects with %s: %w",
+			strings.Join(nodeKeys(), ", "), err)
 	}
 	for i, raw := range nodes {
 		l, err := parseNode(raw, c.network)
@@ -81,27 +91,30 @@ func parse(b []byte) (content, error) {
 	return c, nil
 }
 
-// object splits a JSON object into its members by the allowed spelling of their keys, and refuses others.
+// object decodes a JSON object into its members. The keys of the result are spelled as in allowed;
+// other keys are an error.
 func object(b []byte, allowed []string) (map[string]json.RawMessage, error) {
 	var got map[string]json.RawMessage
 	if err := json.Unmarshal(b, &got); err != nil || got == nil {
-		return nil, fmt.Errorf("want an object with %s, got %.40s", strings.Join(allowed, ", "), bytes.TrimSpace(b))
+		return nil, fmt.Errorf("want an object with %s, got %.40s",
+			strings.Join(allowed, ", "), bytes.TrimSpace(b))
 	}
 	members := make(map[string]json.RawMessage, len(got))
 	for key, value := range got {
 		i := slices.IndexFunc(allowed, func(a string) bool { return strings.EqualFold(a, key) })
 		switch {
 		case i < 0:
-			return nil, fmt.Errorf("unknown key %q, allowed are %s", key, strings.Join(allowed, ", "))
+			return nil, fmt.Errorf("unknown key %q, allowed keys are %s",
+				key, strings.Join(allowed, ", "))
 		case members[allowed[i]] != nil:
-			return nil, fmt.Errorf("key %q is given twice", allowed[i])
+			return nil, fmt.Errorf("duplicate key %q", allowed[i])
 		}
 		members[allowed[i]] = value
 	}
 	return members, nil
 }
 
-// parseNode reads one node and checks what can be checked without the others.
+// parseNode parses one node and validates it apart from collisions with other nodes.
 func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 	if _, err := object(b, nodeKeys()); err != nil {
 		return lease.Lease{}, err
@@ -113,11 +126,14 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 	if n.Name == "" {
 		return lease.Lease{}, errors.New("name is missing")
 	}
-	wrap := func(err error) (lease.Lease, error) { return lease.Lease{}, fmt.Errorf("node %q: %w", n.Name, err) }
+	wrap := func(err error) (lease.Lease, error) {
+		return lease.Lease{}, fmt.Errorf("node %q: %w", n.Name, err)
+	}
 	if err := checkSubnet("subnet", n.Subnet, network.EnableIPv4, network.Network); err != nil {
 		return wrap(err)
 	}
-	if err := checkSubnet("subnet6", n.Subnet6, network.EnableIPv6, network.IPv6Network); err != nil {
+	if err := checkSubnet("subnet6", n.Subnet6, network.EnableIPv6,
+		network.IPv6Network); err != nil {
 		return wrap(err)
 	}
 	switch {
@@ -125,10 +141,11 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 		return wrap(errors.New("publicIP or publicIPv6 is missing"))
 	case n.PublicIP.IsValid() && !n.PublicIP.Is4():
 		return wrap(fmt.Errorf("publicIP: %s is not an IPv4 address", n.PublicIP))
-	case n.PublicIPv6.IsValid() && (!n.PublicIPv6.Is6() || n.PublicIPv6.Is4In6() || n.PublicIPv6.Zone() != ""):
-		return wrap(fmt.Errorf("publicIPv6: %s is not a plain IPv6 address", n.PublicIPv6))
-	case n.PublicIP.IsValid() && n.PublicIP.IsUnspecified() || n.PublicIPv6.IsValid() && n.PublicIPv6.IsUnspecified():
-		return wrap(errors.New("the unspecified address is not a public IP"))
+	case n.PublicIPv6.IsValid() &&
+		(!n.PublicIPv6.Is6() || n.PublicIPv6.Is4In6() || n.PublicIPv6.Zone() != ""):
+		return wrap(fmt.Errorf("publicIPv6: %s is not an IPv6 address without zone", n.PublicIPv6))
+	case n.PublicIP.IsUnspecified() || n.PublicIPv6.IsUnspecified():
+		return wrap(errors.New("public IP is the unspecified address"))
 	}
 	return lease.Lease{Node: n.Name, Subnet: n.Subnet, Subnet6: n.Subnet6, Attrs: lease.Attrs{
 		PublicIP: n.PublicIP, PublicIPv6: n.PublicIPv6, BackendType: n.BackendType,
@@ -140,29 +157,30 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 func checkSubnet(key string, subnet netip.Prefix, enabled bool, network netip.Prefix) error {
 	switch {
 	case !enabled && subnet.IsValid():
-		return fmt.Errorf("%s: the network config does not enable this family", key)
+		return fmt.Errorf("%s: address family is not enabled in the network config", key)
 	case !enabled:
 		return nil
 	case !subnet.IsValid():
 		return fmt.Errorf("%s is missing", key)
 	case subnet != subnet.Masked():
-		return fmt.Errorf("%s: %s is not the first address of a subnet, %s is", key, subnet, subnet.Masked())
+		return fmt.Errorf("%s: %s has host bits set, want %s", key, subnet, subnet.Masked())
 	case subnet.Bits() <= network.Bits() || !network.Contains(subnet.Addr()):
-		return fmt.Errorf("%s: %s is not a part of the network %s", key, subnet, network)
+		return fmt.Errorf("%s: %s is not a subnet of network %s", key, subnet, network)
 	}
 	return nil
 }
 
-// add appends a node's lease unless it collides with an earlier one.
+// add appends a node's lease. It returns an error if the lease collides with an earlier one.
 func (c *content) add(l lease.Lease) error {
 	for _, other := range c.leases {
 		switch {
 		case other.Node == l.Node:
-			return fmt.Errorf("node %q is listed twice", l.Node)
+			return fmt.Errorf("duplicate node %q", l.Node)
 		case other.Overlaps(l):
-			return fmt.Errorf("node %q: its subnet overlaps with that of node %q", l.Node, other.Node)
-		case l.PublicIP.IsValid() && other.PublicIP == l.PublicIP, l.PublicIPv6.IsValid() && other.PublicIPv6 == l.PublicIPv6:
-			return fmt.Errorf("node %q has a public IP of node %q", l.Node, other.Node)
+			return fmt.Errorf("node %q: subnet overlaps that of node %q", l.Node, other.Node)
+		case l.PublicIP.IsValid() && other.PublicIP == l.PublicIP,
+			l.PublicIPv6.IsValid() && other.PublicIPv6 == l.PublicIPv6:
+			return fmt.Errorf("node %q: same public IP as node %q", l.Node, other.Node)
 		}
 	}
 	c.leases = append(c.leases, l)

@@ -1,16 +1,9 @@
 package file
 
 import (
-	"bytes"
-	"errors"
-	"log/slog"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"weft/lease"
 )
@@ -52,55 +45,65 @@ nodes:
 				BackendData: []byte(`{"VNI":7,"VtepMAC":"9a:71:00:00:00:01"}`),
 			},
 		}
-		if !c.leases[0].Equal(a) || c.leases[1].Node != "b" || c.leases[1].PublicIPv6 != netip.MustParseAddr("fd31::2") {
+		if !c.leases[0].Equal(a) || c.leases[1].Node != "b" ||
+			c.leases[1].PublicIPv6 != netip.MustParseAddr("fd31::2") {
 			t.Errorf("got %+v", c.leases)
 		}
 	}
 }
 
-func TestParseRefuses(t *testing.T) {
+func TestParseErrors(t *testing.T) {
 	const a = "{name: a, subnet: 10.5.1.0/24, publicIP: 192.0.2.1}"
-	tests := []struct{ text, says string }{
+	tests := []struct{ text, want string }{
 		{"", "want an object with network, nodes"},
 		{"x: [", "yaml"},
 		{"- a", "want an object with network, nodes"},
-		{"network: {Network: 10.5.0.0/16}", "both network and nodes"},
-		{"nodes: []", "both network and nodes"},
-		{head + "nodes: []\nnode: []", `unknown key "node", allowed are network, nodes`},
+		{"network: {Network: 10.5.0.0/16}", "both network and nodes are required"},
+		{"nodes: []", "both network and nodes are required"},
+		{head + "nodes: []\nnode: []", `unknown key "node", allowed keys are network, nodes`},
 		{head + "nodes: []\nnodes: []", "already set"},
-		{head + "nodes: []\nNodes: []", `key "nodes" is given twice`},
-		{"network: {Netwerk: 10.5.0.0/16}\nnodes: []", `network: unknown key "Netwerk", allowed are Network, IPv6Network`},
+		{head + "nodes: []\nNodes: []", `duplicate key "nodes"`},
+		{"network: {Netwerk: 10.5.0.0/16}\nnodes: []",
+			`network: unknown key "Netwerk", allowed keys are Network, IPv6Network`},
 		{"network: {Network: 10.5.0.0/29}\nnodes: []", "network: network is too small"},
 		{"network: 5\nnodes: []", "network: want an object"},
 		{head + "nodes: {a: b}", "nodes: want a list"},
 		{head + "nodes: [5]", "nodes[0]: want an object with name, subnet"},
-		{head + "nodes: [{name: a, sbnet: x}]", `nodes[0]: unknown key "sbnet", allowed are name, subnet, subnet6, publicIP`},
+		{head + "nodes: [{name: a, sbnet: x}]",
+			`nodes[0]: unknown key "sbnet", allowed keys are name, subnet, subnet6, publicIP`},
 		{head + "nodes: [{subnet: 10.5.1.0/24}]", "nodes[0]: name is missing"},
 		{head + "nodes: [{name: a, subnet: 10.5.1.0}]", "nodes[0]"},
 		{head + "nodes: [{name: a, publicIP: 192.0.2.1}]", `node "a": subnet is missing`},
-		{head + "nodes: [{name: a, subnet: 10.5.1.7/24, publicIP: 192.0.2.1}]", "10.5.1.7/24 is not the first address of a subnet, 10.5.1.0/24 is"},
-		{head + "nodes: [{name: a, subnet: 10.6.1.0/24, publicIP: 192.0.2.1}]", "10.6.1.0/24 is not a part of the network 10.5.0.0/16"},
-		{head + "nodes: [{name: a, subnet: 10.5.0.0/16, publicIP: 192.0.2.1}]", "is not a part of the network"},
-		{head + "nodes: [{name: a, subnet: 'fd10::/64', publicIP: 192.0.2.1}]", "is not a part of the network"},
-		{head + "nodes: [{name: a, subnet: 10.5.1.0/24, subnet6: 'fd10::/64', publicIP: 192.0.2.1}]", "does not enable this family"},
+		{head + "nodes: [{name: a, subnet: 10.5.1.7/24, publicIP: 192.0.2.1}]",
+			"10.5.1.7/24 has host bits set, want 10.5.1.0/24"},
+		{head + "nodes: [{name: a, subnet: 10.6.1.0/24, publicIP: 192.0.2.1}]",
+			"10.6.1.0/24 is not a subnet of network 10.5.0.0/16"},
+		{head + "nodes: [{name: a, subnet: 10.5.0.0/16, publicIP: 192.0.2.1}]", "is not a subnet of network"},
+		{head + "nodes: [{name: a, subnet: 'fd10::/64', publicIP: 192.0.2.1}]", "is not a subnet of network"},
+		{head + "nodes: [{name: a, subnet: 10.5.1.0/24, subnet6: 'fd10::/64', publicIP: 192.0.2.1}]",
+			"address family is not enabled"},
 		{head + "nodes: [{name: a, subnet: 10.5.1.0/24}]", "publicIP or publicIPv6 is missing"},
 		{head + "nodes: [{name: a, subnet: 10.5.1.0/24, publicIP: 'fd31::1'}]", "fd31::1 is not an IPv4 address"},
-		{head + "nodes: [{name: a, subnet: 10.5.1.0/24, publicIPv6: 192.0.2.1}]", "192.0.2.1 is not a plain IPv6 address"},
+		{head + "nodes: [{name: a, subnet: 10.5.1.0/24, publicIPv6: 192.0.2.1}]", "192.0.2.1 is not an IPv6 address"},
 		{head + "nodes: [{name: a, subnet: 10.5.1.0/24, publicIP: 0.0.0.0}]", "unspecified"},
-		{head + "nodes: [" + a + ", " + a + "]", `nodes[1]: node "a" is listed twice`},
-		{head + "nodes: [" + a + ", {name: b, subnet: 10.5.0.0/22, publicIP: 192.0.2.2}]", `nodes[1]: node "b": its subnet overlaps with that of node "a"`},
-		{head + "nodes: [" + a + ", {name: b, subnet: 10.5.2.0/24, publicIP: 192.0.2.1}]", `node "b" has a public IP of node "a"`},
+		{head + "nodes: [" + a + ", " + a + "]", `nodes[1]: duplicate node "a"`},
+		{head + "nodes: [" + a + ", {name: b, subnet: 10.5.0.0/22, publicIP: 192.0.2.2}]",
+			`nodes[1]: node "b": subnet overlaps that of node "a"`},
+		{head + "nodes: [" + a + ", {name: b, subnet: 10.5.2.0/24, publicIP: 192.0.2.1}]",
+			`node "b": same public IP as node "a"`},
 	}
 	for _, test := range tests {
-		if _, err := parse([]byte(test.text)); err == nil || !strings.Contains(err.Error(), test.says) {
-			t.Errorf("%s\n got %v\nwant %s", test.text, err, test.says)
+		if _, err := parse([]byte(test.text)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s\n got %v\nwant %s", test.text, err, test.want)
 		}
 	}
 }
 
-func TestEveryNetworkKeyIsKnown(t *testing.T) {
-	values := map[string]string{"Network": "10.5.0.0/16", "IPv6Network": "'fd10::/48'", "SubnetLen": "24", "SubnetMin": "10.5.1.0", "SubnetMax": "10.5.9.0",
-		"IPv6SubnetLen": "64", "IPv6SubnetMin": "'fd10:0:0:1::'", "IPv6SubnetMax": "'fd10:0:0:9::'", "Backend": "{Type: udp}"}
+func TestParseNetworkKeys(t *testing.T) {
+	values := map[string]string{"Network": "10.5.0.0/16", "IPv6Network": "'fd10::/48'", "SubnetLen": "24",
+		"SubnetMin": "10.5.1.0", "SubnetMax": "10.5.9.0",
+		"IPv6SubnetLen": "64", "IPv6SubnetMin": "'fd10:0:0:1::'", "IPv6SubnetMax": "'fd10:0:0:9::'",
+		"Backend": "{Type: udp}"}
 	var text strings.Builder
 	text.WriteString("nodes: []\nnetwork:\n")
 	for _, key := range networkKeys() {
@@ -114,7 +117,8 @@ func TestEveryNetworkKeyIsKnown(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := c.network; !n.EnableIPv6 || !n.EnableNFTables || n.SubnetMax.String() != "10.5.9.0" || n.IPv6SubnetMax.String() != "fd10:0:0:9::" {
+	if n := c.network; !n.EnableIPv6 || !n.EnableNFTables || n.SubnetMax.String() != "10.5.9.0" ||
+		n.IPv6SubnetMax.String() != "fd10:0:0:9::" {
 		t.Errorf("got %+v", n)
 	}
 }
@@ -135,105 +139,4 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestAWrongVersionIsLoggedOnceAndTheOldOneStays(t *testing.T) {
-	f := &listing{path: filepath.Join(t.TempDir(), "leases.yaml"), nodes: []lease.Lease{nodeNumber(0), nodeNumber(1)}}
-	var log bytes.Buffer
-	synctest.Test(t, func(t *testing.T) {
-		s, err := Open(f.path, slog.New(slog.NewTextHandler(&log, nil)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Network(t.Context()); !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), f.path) {
-			t.Errorf("without a file: %v", err)
-		}
-		if err := os.WriteFile(f.path, []byte("nodes: 5"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Network(t.Context()); err == nil || !strings.Contains(err.Error(), f.path) {
-			t.Errorf("a wrong file from the start: %v", err)
-		}
-		f.write(t)
-		lists := make(chan lease.Snapshot, 10)
-		go s.Watch(t.Context(), func(s lease.Snapshot) { lists <- s })
-		synctest.Wait()
-		if got := <-lists; len(got.Leases) != 2 {
-			t.Errorf("first list: %+v", got)
-		}
-		if err := os.WriteFile(f.path, []byte(head+"nodes: [{name: x}]"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Minute)
-		if err := os.Remove(f.path); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Minute)
-		synctest.Wait()
-		if len(lists) != 0 || strings.Count(log.String(), "subnet is missing") != 1 || strings.Count(log.String(), "no such file") != 1 {
-			t.Errorf("%d lists, log:\n%s", len(lists), log.String())
-		}
-		f.nodes = append(f.nodes, nodeNumber(2))
-		f.write(t)
-		// A version that is not twice the same does not count.
-		time.Sleep(pollEvery)
-		synctest.Wait()
-		if len(lists) != 0 {
-			t.Error("a version counted that was read once")
-		}
-		time.Sleep(pollEvery)
-		synctest.Wait()
-		if len(lists) != 1 || len((<-lists).Leases) != 3 {
-			t.Error("the new version did not count")
-		}
-	})
-}
-
-func TestClaimByNameThenByAddress(t *testing.T) {
-	f := &listing{path: filepath.Join(t.TempDir(), "leases.yaml"), nodes: []lease.Lease{nodeNumber(0), nodeNumber(1)}}
-	f.write(t)
-	var log bytes.Buffer
-	s, err := Open(f.path, slog.New(slog.NewTextHandler(&log, nil)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct {
-		node   string
-		public netip.Addr
-		want   int // node number; negative: none
-	}{
-		{"node0", nodeNumber(0).PublicIP, 0},
-		{"node0", nodeNumber(1).PublicIP, 0},
-		{"other", nodeNumber(1).PublicIP, 1},
-		{"other", nodeNumber(5).PublicIP, -1},
-	}
-	for _, test := range tests {
-		l, err := s.Claim(t.Context(), lease.Request{Node: test.node, Attrs: lease.Attrs{PublicIP: test.public}})
-		switch {
-		case test.want < 0 && (!errors.Is(err, lease.ErrNoSubnet) || !strings.Contains(err.Error(), f.path)):
-			t.Errorf("%s %s: got %+v, %v", test.node, test.public, l, err)
-		case test.want >= 0 && (err != nil || !l.Equal(nodeNumber(test.want))):
-			t.Errorf("%s %s: got %+v, %v", test.node, test.public, l, err)
-		}
-	}
-	if n := strings.Count(log.String(), "another public IP"); n != 1 {
-		t.Errorf("log:\n%s", log.String())
-	}
-	if _, err := Open("", nil); err == nil {
-		t.Error("opened no path")
-	}
-}
-
-func TestRenewOfAMovedSubnetIsLost(t *testing.T) {
-	f := &listing{path: filepath.Join(t.TempDir(), "leases.yaml"), nodes: []lease.Lease{nodeNumber(0)}}
-	f.write(t)
-	s := open(t, f.path)
-	if l, err := s.Renew(t.Context(), nodeNumber(0)); err != nil || !l.Equal(nodeNumber(0)) {
-		t.Errorf("got %+v, %v", l, err)
-	}
-	moved := nodeNumber(0)
-	moved.Subnet = nodeNumber(7).Subnet
-	if _, err := s.Renew(t.Context(), moved); !errors.Is(err, lease.ErrLost) {
-		t.Errorf("got %v", err)
-	}
 }

@@ -1,5 +1,6 @@
-// Package storetest is the behaviour that every lease.Store must show, as a suite of tests. A store's own test gives
-// it a Harness; what another program would do to the store's data is done by the harness's functions.
+// Package storetest provides the test suite that every lease.Store must pass. A store's test
+// supplies a Harness, whose functions also make the changes that other programs would make to the
+// store's data.
 package storetest
 
 import (
@@ -17,46 +18,47 @@ import (
 	"weft/lease"
 )
 
-// Harness is one fresh store. Every test of the suite gets its own.
+// Harness provides an empty store. Every test of the suite gets its own.
 type Harness struct {
-	// Nodes is how many nodes the store has room for, at least 3 (20 make a race). Nodes are numbered from 0; number
-	// Nodes is the one too many.
+	// Nodes is the number of nodes that the store has subnets for, at least 3 (20 make a race
+	// likely). Nodes are numbered from 0; node number Nodes finds the pool full.
 	Nodes int
-	// Request is what node n asks for.
+	// Request returns the lease request of node n.
 	Request func(n int) lease.Request
-	// Open starts node n's client of the store. A second call for n is a restart, whether or not the first client
-	// was closed. The harness closes all clients by t.Cleanup.
+	// Open opens the store for node n. A second call for n simulates a restart, whether or not the
+	// first store was closed. The harness closes all stores in t.Cleanup.
 	Open func(t *testing.T, n int) lease.Store
-	// Add makes a lease of a foreign node appear; the suite calls it while fewer than Nodes leases are held. Change
-	// gives a lease another public IP, and returns it. Remove deletes it.
+	// Add adds a lease of a foreign node; the suite calls it while fewer than Nodes leases are
+	// held. Change changes the public IP of a lease and returns the new lease. Remove deletes a
+	// lease.
 	Add    func(t *testing.T) lease.Lease
 	Change func(t *testing.T, l lease.Lease) lease.Lease
 	Remove func(t *testing.T, l lease.Lease)
-	// Compact drops the store's history. Nil if it has none.
+	// Compact discards the store's history; nil if it has none.
 	Compact func(t *testing.T)
-	// Static says that nodes cannot publish: attributes are what the store's data says of them.
+	// Static reports that nodes cannot publish attributes: the store's data defines them.
 	Static bool
 }
 
-// patience bounds every wait of the suite. It is long because the machine may be busy; nothing waits it out.
-const patience = 20 * time.Second
+// waitTimeout bounds every wait of the suite. It is long because the machine may be busy.
+const waitTimeout = 20 * time.Second
 
-// Run runs the suite. fresh makes a new, empty store.
+// Run runs the suite. fresh returns a Harness with a new, empty store.
 func Run(t *testing.T, fresh func(t *testing.T) Harness) {
 	tests := []struct {
 		name string
 		run  func(t *testing.T, h Harness)
 	}{
-		{"NetworkIsChecked", testNetwork},
-		{"ClaimGivesALeaseOfTheNetwork", testClaim},
-		{"ClaimAgainGivesTheSame", testClaimAgain},
-		{"RaceGivesAllDistinctSubnetsAndTheLastNone", testRace},
-		{"RenewExtendsAndPublishes", testRenew},
-		{"RenewOfALostLeaseSaysSo", testLost},
-		{"WatchSeesAddChangeRemove", testWatch},
-		{"WatchGoesOnAfterCompaction", testCompaction},
-		{"CancelEndsEverythingSoon", testCancel},
-		{"ManagerHoldsAndClaimsAgain", testManager},
+		{"Network", testNetwork},
+		{"Claim", testClaim},
+		{"ClaimAgain", testClaimAgain},
+		{"ClaimRace", testRace},
+		{"Renew", testRenew},
+		{"RenewLost", testLost},
+		{"Watch", testWatch},
+		{"WatchCompaction", testCompaction},
+		{"Cancel", testCancel},
+		{"Manager", testManager},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) { test.run(t, fresh(t)) })
@@ -69,9 +71,10 @@ func testNetwork(t *testing.T, h Harness) {
 		t.Fatal(err)
 	}
 	if err := n.Check(); err != nil {
-		t.Errorf("the network config is not checked: %v", err)
+		t.Errorf("network config not valid: %v", err)
 	}
-	if want := h.Request(0).Network; n.Network != want.Network || n.SubnetLen != want.SubnetLen || n.Backend.Type != want.Backend.Type {
+	if want := h.Request(0).Network; n.Network != want.Network || n.SubnetLen != want.SubnetLen ||
+		n.Backend.Type != want.Backend.Type {
 		t.Errorf("got %+v, want %+v", n, want)
 	}
 }
@@ -80,22 +83,24 @@ func testClaim(t *testing.T, h Harness) {
 	r := h.Request(0)
 	l := claim(t, h.Open(t, 0), r)
 	if !l.SameNode(r.Attrs) {
-		t.Errorf("lease says %s, want %s", l.Public(), r.Attrs.Public())
+		t.Errorf("lease of %s, want %s", l.Public(), r.Attrs.Public())
 	}
 	if l.Node == "" {
-		t.Error("lease names no node")
+		t.Error("lease without node name")
 	}
-	if r.Network.EnableIPv4 != within(r.Network.Network, l.Subnet) || r.Network.EnableIPv6 != within(r.Network.IPv6Network, l.Subnet6) {
-		t.Errorf("subnets %s and %s do not go with the network %+v", l.Subnet, l.Subnet6, r.Network)
+	if r.Network.EnableIPv4 != within(r.Network.Network, l.Subnet) ||
+		r.Network.EnableIPv6 != within(r.Network.IPv6Network, l.Subnet6) {
+		t.Errorf("subnets %s and %s do not fit network %+v", l.Subnet, l.Subnet6, r.Network)
 	}
 	if !l.Expires.IsZero() && l.Expires.Before(time.Now()) {
-		t.Errorf("expired from the start: %s", l.Expires)
+		t.Errorf("lease already expired: %s", l.Expires)
 	}
 }
 
 // within reports whether p is a proper subnet of network.
 func within(network, p netip.Prefix) bool {
-	return p.IsValid() && p == p.Masked() && network.IsValid() && p.Bits() > network.Bits() && network.Contains(p.Addr())
+	return p.IsValid() && p == p.Masked() && network.IsValid() && p.Bits() > network.Bits() &&
+		network.Contains(p.Addr())
 }
 
 func testClaimAgain(t *testing.T, h Harness) {
@@ -103,13 +108,13 @@ func testClaimAgain(t *testing.T, h Harness) {
 	store := h.Open(t, 0)
 	first := claim(t, store, h.Request(0))
 	if again := claim(t, store, h.Request(0)); !again.SameSubnets(first) {
-		t.Errorf("the same client got %s, then %s", first.Subnet, again.Subnet)
+		t.Errorf("same store: got %s, then %s", first.Subnet, again.Subnet)
 	}
 	if again := claim(t, h.Open(t, 0), h.Request(0)); !again.SameSubnets(first) {
-		t.Errorf("restarted without a farewell: got %s, then %s", first.Subnet, again.Subnet)
+		t.Errorf("restarted without Close: got %s, then %s", first.Subnet, again.Subnet)
 	}
 	if other.Overlaps(first) {
-		t.Errorf("two nodes got %s and %s", other.Subnet, first.Subnet)
+		t.Errorf("two nodes got overlapping %s and %s", other.Subnet, first.Subnet)
 	}
 }
 
@@ -137,12 +142,13 @@ func testRace(t *testing.T, h Harness) {
 			t.Errorf("nodes %d and %d got %s and %s", i, j, l.Subnet, leases[j].Subnet)
 		}
 	}
-	if l, err := h.Open(t, h.Nodes).Claim(t.Context(), h.Request(h.Nodes)); !errors.Is(err, lease.ErrNoSubnet) {
-		t.Errorf("one node too many got %s and error %v, want ErrNoSubnet", l.Subnet, err)
+	if l, err := h.Open(t, h.Nodes).Claim(t.Context(), h.Request(h.Nodes)); !errors.Is(err,
+		lease.ErrNoSubnet) {
+		t.Errorf("full pool: got %s, error %v, want ErrNoSubnet", l.Subnet, err)
 	}
-	// Who is in stays in: a full pool is no trouble for a node that has its lease.
+	// A node with a lease keeps it in a full pool.
 	if again := claim(t, h.Open(t, 0), h.Request(0)); !again.SameSubnets(leases[0]) {
-		t.Errorf("in a full pool node 0 got %s, then %s", leases[0].Subnet, again.Subnet)
+		t.Errorf("full pool: node 0 got %s, then %s", leases[0].Subnet, again.Subnet)
 	}
 }
 
@@ -153,22 +159,24 @@ func testRenew(t *testing.T, h Harness) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !renewed.SameSubnets(l) || renewed.Expires.Before(l.Expires) || renewed.Expires.IsZero() != l.Expires.IsZero() {
+	if !renewed.SameSubnets(l) || renewed.Expires.Before(l.Expires) ||
+		renewed.Expires.IsZero() != l.Expires.IsZero() {
 		t.Errorf("renewed %+v to %+v", l, renewed)
 	}
 	if h.Static {
 		return
 	}
-	// The address may change more than once, and back.
+	// The address may change repeatedly and revert.
 	lists := watch(t, h.Open(t, 1))
 	first := l.PublicIP
-	for _, public := range []netip.Addr{netip.MustParseAddr("198.51.100.77"), netip.MustParseAddr("198.51.100.78"), first} {
+	for _, public := range []netip.Addr{netip.MustParseAddr("198.51.100.77"),
+		netip.MustParseAddr("198.51.100.78"), first} {
 		l.Attrs.PublicIP = public
 		if renewed, err = store.Renew(t.Context(), l); err != nil {
 			t.Fatalf("publish %s: %v", public, err)
 		}
 		if !renewed.Attrs.Equal(l.Attrs) {
-			t.Errorf("published %+v, the lease says %+v", l.Attrs, renewed.Attrs)
+			t.Errorf("published %+v, lease has %+v", l.Attrs, renewed.Attrs)
 		}
 		await(t, lists, "the new address", func(s lease.Snapshot) bool { return holds(s, l) })
 	}
@@ -178,11 +186,11 @@ func testLost(t *testing.T, h Harness) {
 	store := h.Open(t, 0)
 	l := claim(t, store, h.Request(0))
 	lists := watch(t, store)
-	await(t, lists, "our own lease", func(s lease.Snapshot) bool { return holds(s, l) })
+	await(t, lists, "the own lease", func(s lease.Snapshot) bool { return holds(s, l) })
 	h.Remove(t, l)
 	await(t, lists, "the loss", func(s lease.Snapshot) bool { return !holds(s, l) })
 	if _, err := store.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
-		t.Errorf("renewal gave %v, want ErrLost", err)
+		t.Errorf("Renew returned %v, want ErrLost", err)
 	}
 }
 
@@ -190,28 +198,29 @@ func testWatch(t *testing.T, h Harness) {
 	store := h.Open(t, 0)
 	own := claim(t, store, h.Request(0))
 	lists := watch(t, store)
-	first := await(t, lists, "our own lease", func(s lease.Snapshot) bool { return holds(s, own) })
+	first := await(t, lists, "the own lease", func(s lease.Snapshot) bool { return holds(s, own) })
 	before := slices.Clone(first.Leases)
 	added := h.Add(t)
 	s := await(t, lists, "the added lease", func(s lease.Snapshot) bool { return holds(s, added) })
 	changed := h.Change(t, added)
-	s = await(t, lists, "the changed lease", func(s lease.Snapshot) bool { return holds(s, changed) && !holds(s, added) })
+	s = await(t, lists, "the changed lease",
+		func(s lease.Snapshot) bool { return holds(s, changed) && !holds(s, added) })
 	if !slices.IsSortedFunc(s.Leases, lease.Compare) {
-		t.Errorf("not in order: %v", s.Leases)
+		t.Errorf("leases not ordered: %v", s.Leases)
 	}
 	h.Remove(t, changed)
 	s = await(t, lists, "the removal", func(s lease.Snapshot) bool { return !holds(s, changed) })
 	if !holds(s, own) {
-		t.Error("our own lease went with it")
+		t.Error("own lease removed")
 	}
 	if !slices.EqualFunc(first.Leases, before, lease.Lease.Equal) {
-		t.Error("a delivered list was changed later")
+		t.Error("delivered list modified later")
 	}
 }
 
 func testCompaction(t *testing.T, h Harness) {
 	if h.Compact == nil {
-		t.Skip("this store has no history to compact")
+		t.Skip("store has no history")
 	}
 	store := h.Open(t, 0)
 	lists := watch(t, store)
@@ -221,10 +230,11 @@ func testCompaction(t *testing.T, h Harness) {
 	stays := h.Add(t)
 	h.Compact(t)
 	after := func(s lease.Snapshot) bool { return holds(s, stays) && !holds(s, gone) }
-	await(t, lists, "what happened before the compaction", after)
-	await(t, watch(t, h.Open(t, 1)), "the same in a new watch", after)
+	await(t, lists, "the changes before the compaction", after)
+	await(t, watch(t, h.Open(t, 1)), "the changes in a new watch", after)
 	late := h.Add(t)
-	await(t, lists, "what happened after the compaction", func(s lease.Snapshot) bool { return holds(s, late) })
+	await(t, lists, "the change after the compaction",
+		func(s lease.Snapshot) bool { return holds(s, late) })
 }
 
 func testCancel(t *testing.T, h Harness) {
@@ -240,32 +250,33 @@ func testCancel(t *testing.T, h Harness) {
 		select {
 		case err := <-ended:
 			if err != nil {
-				t.Errorf("a cancelled watch returned %v", err)
+				t.Errorf("cancelled Watch returned %v", err)
 			}
 		case <-time.After(2 * time.Second):
-			t.Error("a cancelled watch goes on")
+			t.Error("cancelled Watch did not return")
 		}
 		if err := store.Watch(ctx, func(lease.Snapshot) {}); err != nil {
-			t.Errorf("a watch that begins cancelled returned %v", err)
+			t.Errorf("Watch with a cancelled context returned %v", err)
 		}
 	})
 	goleak.VerifyNone(t, leaks)
 }
 
 func testManager(t *testing.T, h Harness) {
-	m := lease.NewManager(h.Open(t, 0), h.Request(0), lease.Options{Log: slog.New(slog.DiscardHandler)})
+	m := lease.NewManager(h.Open(t, 0), h.Request(0),
+		lease.Options{Log: slog.New(slog.DiscardHandler)})
 	ctx, cancel := context.WithCancel(t.Context())
 	states, ended := make(chan lease.State, 1000), make(chan error, 1)
 	go func() { ended <- m.Run(ctx, func(s lease.State) { states <- s }) }()
 	var s lease.State
-	until := func(what string, done func() bool) {
+	until := func(event string, done func() bool) {
 		t.Helper()
-		limit := time.After(patience)
+		limit := time.After(waitTimeout)
 		for !done() {
 			select {
 			case s = <-states:
 			case <-limit:
-				t.Fatalf("waited for %s, the state is %+v", what, s)
+				t.Fatalf("timeout waiting for %s, state %+v", event, s)
 			}
 		}
 	}
@@ -275,7 +286,7 @@ func testManager(t *testing.T, h Harness) {
 	until("a peer", func() bool { return holds(lease.Snapshot{Leases: s.All}, added) })
 	if !h.Static {
 		lists := watch(t, h.Open(t, 1))
-		await(t, lists, "our own lease", func(s lease.Snapshot) bool { return holds(s, own) })
+		await(t, lists, "the own lease", func(s lease.Snapshot) bool { return holds(s, own) })
 		h.Remove(t, own)
 		await(t, lists, "the loss", func(s lease.Snapshot) bool { return !holds(s, own) })
 		await(t, lists, "the lease again", func(s lease.Snapshot) bool { return holds(s, own) })
@@ -291,11 +302,11 @@ func testManager(t *testing.T, h Harness) {
 			t.Errorf("Run returned %v", err)
 		}
 	case <-time.After(2 * time.Second):
-		t.Error("Run goes on after its context has ended")
+		t.Error("Run did not return after cancellation")
 	}
 }
 
-// claim claims or ends the test.
+// claim claims a lease and fails the test on an error.
 func claim(t *testing.T, s lease.Store, r lease.Request) lease.Lease {
 	t.Helper()
 	l, err := s.Claim(t.Context(), r)
@@ -305,7 +316,8 @@ func claim(t *testing.T, s lease.Store, r lease.Request) lease.Lease {
 	return l
 }
 
-// watch keeps a watch running until the test ends, as the manager does, and checks that revisions never go back.
+// watch calls Watch until the test ends, as the manager does, and checks that revisions never
+// decrease.
 func watch(t *testing.T, s lease.Store) <-chan lease.Snapshot {
 	ctx, cancel := context.WithCancel(context.Background())
 	lists := make(chan lease.Snapshot, 1000)
@@ -332,10 +344,11 @@ func watch(t *testing.T, s lease.Store) <-chan lease.Snapshot {
 	return lists
 }
 
-// await returns the first list that is as wanted.
-func await(t *testing.T, lists <-chan lease.Snapshot, what string, wanted func(lease.Snapshot) bool) lease.Snapshot {
+// await waits for a list that satisfies wanted and returns it.
+func await(t *testing.T, lists <-chan lease.Snapshot, event string,
+	wanted func(lease.Snapshot) bool) lease.Snapshot {
 	t.Helper()
-	limit := time.After(patience)
+	limit := time.After(waitTimeout)
 	var s lease.Snapshot
 	for {
 		select {
@@ -344,12 +357,13 @@ func await(t *testing.T, lists <-chan lease.Snapshot, what string, wanted func(l
 				return s
 			}
 		case <-limit:
-			t.Fatalf("waited for %s, the last list is %+v", what, s)
+			t.Fatalf("timeout waiting for %s, last list %+v", event, s)
 		}
 	}
 }
 
-// holds reports whether the list has the lease with these subnets and this public address.
+// holds reports whether s contains a lease with the subnets and public IP of l.
 func holds(s lease.Snapshot, l lease.Lease) bool {
-	return slices.ContainsFunc(s.Leases, func(o lease.Lease) bool { return o.SameSubnets(l) && o.SameNode(l.Attrs) })
+	return slices.ContainsFunc(s.Leases,
+		func(o lease.Lease) bool { return o.SameSubnets(l) && o.SameNode(l.Attrs) })
 }
