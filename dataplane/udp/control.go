@@ -6,13 +6,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// control has room for a segment size and a TOS, aligned as the kernel's struct cmsghdr wants it.
+// control is a buffer for the control messages of one message: a segment size and a TOS, aligned as
+// struct cmsghdr requires.
 type control [8]uint64
 
 // bytes returns the first n bytes.
 func (c *control) bytes(n int) []byte { return unsafe.Slice((*byte)(unsafe.Pointer(c)), n) }
 
-// put begins a control message at offset n, moves n behind it, and returns where its size bytes of data go.
+// put writes the header of a control message at offset n, advances n past the message, and returns
+// a pointer to its size bytes of data.
 func (c *control) put(n *int, level, kind int32, size int) unsafe.Pointer {
 	base := unsafe.Pointer(c)
 	header := (*unix.Cmsghdr)(unsafe.Add(base, *n))
@@ -23,7 +25,7 @@ func (c *control) put(n *int, level, kind int32, size int) unsafe.Pointer {
 	return data
 }
 
-// putSegment puts the size of a train's datagrams at offset n and returns the offset behind it.
+// putSegment writes the segment size of a train at offset n and returns the offset after it.
 func (c *control) putSegment(n, segment int) int {
 	*(*uint16)(c.put(&n, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 2)) = uint16(segment)
 	return n
@@ -41,7 +43,8 @@ func newTOSOption(v6 bool) tosOption {
 	return tosOption{unix.IPPROTO_IP, unix.IP_TOS}
 }
 
-// put puts the TOS at offset n and returns the offset behind it. TOS 0 is the default and needs no message.
+// put writes the TOS at offset n and returns the offset after it. TOS 0 is the default and needs no
+// control message.
 func (o tosOption) put(c *control, n int, tos uint8) int {
 	if tos != 0 {
 		*(*int32)(c.put(&n, o.level, o.kind, 4)) = int32(tos)
@@ -49,7 +52,8 @@ func (o tosOption) put(c *control, n int, tos uint8) int {
 	return n
 }
 
-// readControl reads the size of the datagrams and the TOS from control messages b, which must be aligned.
+// readControl sets the segment size and the TOS of m from the control messages b, which must be
+// aligned.
 func readControl(b []byte, m *Message) {
 	for len(b) >= unix.SizeofCmsghdr {
 		header := (*unix.Cmsghdr)(unsafe.Pointer(&b[0]))
@@ -60,7 +64,8 @@ func readControl(b []byte, m *Message) {
 		data := b[unix.CmsgLen(0):max(int(size), unix.CmsgLen(0))]
 		switch {
 		case header.Level == unix.IPPROTO_UDP && header.Type == unix.UDP_GRO && len(data) >= 4:
-			if n := *(*int32)(unsafe.Pointer(&data[0])); n > 0 { // an int, not the uint16 of UDP_SEGMENT
+			// An int, unlike the uint16 of UDP_SEGMENT.
+			if n := *(*int32)(unsafe.Pointer(&data[0])); n > 0 {
 				m.Segment = int(n)
 			}
 		case header.Level == unix.IPPROTO_IP && header.Type == unix.IP_TOS && len(data) >= 1:

@@ -12,20 +12,21 @@ import (
 	"weft/dataplane/feature"
 )
 
-// ErrInUse says that another process, or another part of this one, receives on the wanted address and port.
-var ErrInUse = errors.New("address and port are in use")
+// ErrInUse means that another socket is bound to the address and port.
+var ErrInUse = errors.New("address and port already in use")
 
-// Group is a group of sockets that share one address and port.
+// Group is a group of sockets that share one address and port (SO_REUSEPORT).
 type Group[S io.Closer] struct {
-	Sockets []S
-	lacks   map[feature.Name]error
+	Sockets     []S
+	unavailable map[feature.Name]error
 }
 
-// Features returns all features; each with the reason for which the group is without it, nil if it has it.
+// Features returns all features of the sockets. The value is nil if the feature is used, else the
+// reason why not.
 func (g *Group[S]) Features() map[feature.Name]error {
 	all := make(map[feature.Name]error)
 	for _, f := range []feature.Name{feature.GSO, feature.GRO, feature.Steering, feature.Buffers} {
-		all[f] = g.lacks[f]
+		all[f] = g.unavailable[f]
 	}
 	return all
 }
@@ -39,17 +40,17 @@ func (g *Group[S]) Close() error {
 	return errors.Join(errs...)
 }
 
-// claim fails if anybody else has a socket on one of the addresses that the group is going to bind. Its sockets
-// are bound with SO_REUSEPORT, which would let a second daemon of the same user join the group in silence and
-// take part of the packets.
-func (c Config) claim() error {
+// checkBindable returns an error if another socket is bound to an address that the group is going
+// to bind. The sockets of the group use SO_REUSEPORT: without this check a second daemon of the
+// same user would silently join the group and receive part of the packets.
+func (c Config) checkBindable() error {
 	if c.ReusePorts {
 		return nil
 	}
 	addrs := []netip.AddrPort{c.Bind}
 	if c.SourcePort != 0 {
 		for i := range c.Sockets {
-			addrs = append(addrs, c.source(i))
+			addrs = append(addrs, c.sourceAddr(i))
 		}
 	}
 	for _, a := range addrs {
@@ -60,8 +61,8 @@ func (c Config) claim() error {
 	return nil
 }
 
-// source is where the i-th socket sends from.
-func (c Config) source(i int) netip.AddrPort {
+// sourceAddr returns the address from which the i-th socket sends.
+func (c Config) sourceAddr(i int) netip.AddrPort {
 	if c.SourcePort == 0 {
 		return c.Bind
 	}
@@ -80,13 +81,14 @@ func tryBind(a netip.AddrPort) error {
 	return err
 }
 
-// open opens one socket of the group on the address, non-blocking.
+// open opens one non-blocking socket of the group and binds it to at.
 func (c Config) open(at netip.AddrPort) (fd int, err error) {
-	fd, err = unix.Socket(family(at.Addr()), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	const kind = unix.SOCK_DGRAM | unix.SOCK_CLOEXEC | unix.SOCK_NONBLOCK
+	fd, err = unix.Socket(family(at.Addr()), kind, 0)
 	if err != nil {
 		return 0, fmt.Errorf("create socket: %w", err)
 	}
-	err = c.prepare(fd)
+	err = c.setOptions(fd)
 	if err == nil {
 		err = unix.Bind(fd, sockaddr(at))
 	}
@@ -96,27 +98,29 @@ func (c Config) open(at netip.AddrPort) (fd int, err error) {
 	return fd, nil
 }
 
-// openPair opens the socket that receives and the one that sends, which are the same unless there are source ports.
+// openPair opens the receiving and the sending socket. They are the same socket unless
+// Config.SourcePort is set.
 func (c Config) openPair(i int) (fd, sendFD int, err error) {
 	fd, err = c.open(c.Bind)
 	if err != nil || c.SourcePort == 0 {
 		return fd, fd, err
 	}
-	sendFD, err = c.open(c.source(i))
+	sendFD, err = c.open(c.sourceAddr(i))
 	if err != nil {
 		return 0, 0, errors.Join(err, unix.Close(fd))
 	}
 	return fd, sendFD, nil
 }
 
-// prepare sets what every socket of the group needs before it is bound.
-func (c Config) prepare(fd int) error {
+// setOptions sets the socket options that every socket of the group needs before bind.
+func (c Config) setOptions(fd int) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
 		return fmt.Errorf("set SO_REUSEPORT: %w", err)
 	}
-	// Outer packets are not fragmented where the inner sender can be told instead: a piece lost would cost all of them,
-	// and reassembly memory is a target. The kernel answers EMSGSIZE then.
-	if err := discoverPathMTU(fd, c.Bind.Addr().Is4(), unix.IP_PMTUDISC_DO); err != nil {
+	// Do not fragment outer packets if the inner sender can be notified instead: losing one
+	// fragment loses the packet, and reassembly buffers can be attacked. The kernel then returns
+	// EMSGSIZE.
+	if err := setMTUDiscovery(fd, c.Bind.Addr().Is4(), unix.IP_PMTUDISC_DO); err != nil {
 		return fmt.Errorf("forbid outer fragments: %w", err)
 	}
 	level, readTOS := unix.IPPROTO_IP, unix.IP_RECVTOS
@@ -125,43 +129,50 @@ func (c Config) prepare(fd int) error {
 	}
 	if c.ReadTOS {
 		if err := unix.SetsockoptInt(fd, level, readTOS, 1); err != nil {
-			return fmt.Errorf("ask for the TOS of what is received: %w", err)
+			return fmt.Errorf("enable TOS of received packets: %w", err)
 		}
 	}
 	return nil
 }
 
-// discoverPathMTU sets how a socket treats what is longer than its path carries: IP_PMTUDISC_DO refuses it,
-// IP_PMTUDISC_DONT cuts it. The values are the same in IPv6 (linux/in.h, linux/in6.h).
-func discoverPathMTU(fd int, v4 bool, how int) error {
+// setMTUDiscovery sets the path MTU discovery mode of a socket: with IP_PMTUDISC_DO datagrams that
+// exceed the path MTU are refused, with IP_PMTUDISC_DONT they are fragmented. The values are equal
+// in IPv6 (linux/in.h, linux/in6.h).
+func setMTUDiscovery(fd int, v4 bool, how int) error {
 	if v4 {
 		return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, how)
 	}
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, how)
 }
 
-// sizeBuffers sets the buffers of the socket that receives and of the one that sends, and says why one is smaller than
-// wanted. The kernel's limit can be passed only with CAP_NET_ADMIN in the first user namespace.
-func (c Config) sizeBuffers(fd, sendFD int) error {
+// setBuffers sets the buffer sizes of the receiving and the sending socket. The error is the reason
+// why a buffer is smaller than configured: only CAP_NET_ADMIN in the initial user namespace may
+// exceed the limit of the kernel.
+func (c Config) setBuffers(fd, sendFD int) error {
 	if c.Buffer == 0 {
 		return feature.ErrDisabled
 	}
 	var errs []error
 	for _, b := range []struct {
-		name             string
-		fd, force, plain int
-	}{{"rmem", fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {"wmem", sendFD, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}} {
+		name              string
+		fd, force, option int
+	}{
+		{"rmem", fd, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF},
+		{"wmem", sendFD, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
+	} {
 		forceErr := unix.SetsockoptInt(b.fd, unix.SOL_SOCKET, b.force, c.Buffer)
 		if forceErr == nil {
 			continue
 		}
-		if err := unix.SetsockoptInt(b.fd, unix.SOL_SOCKET, b.plain, c.Buffer); err != nil {
+		if err := unix.SetsockoptInt(b.fd, unix.SOL_SOCKET, b.option, c.Buffer); err != nil {
 			errs = append(errs, fmt.Errorf("set socket buffer: %w", err))
 		}
-		got, err := unix.GetsockoptInt(b.fd, unix.SOL_SOCKET, b.plain)
-		if got /= 2; err != nil || got < c.Buffer { // the kernel doubles what is set, for its own use (socket(7))
-			errs = append(errs, fmt.Errorf("%d bytes instead of %d: net.core.%s_max is lower, and without CAP_NET_ADMIN "+
-				"in the first user namespace it binds (%w)", got, c.Buffer, b.name, forceErr))
+		got, err := unix.GetsockoptInt(b.fd, unix.SOL_SOCKET, b.option)
+		got /= 2 // the kernel doubles the value that is set, for its own overhead (socket(7))
+		if err != nil || got < c.Buffer {
+			errs = append(errs, fmt.Errorf("%d bytes instead of %d: limited by net.core.%s_max, "+
+				"which only CAP_NET_ADMIN in the initial user namespace may exceed (%w)",
+				got, c.Buffer, b.name, forceErr))
 		}
 	}
 	return errors.Join(errs...)
@@ -181,9 +192,9 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// overflows returns how many messages the kernel dropped because the socket's receive buffer was full: the counter
-// behind SO_RXQ_OVFL, but without a control message on every datagram (SO_MEMINFO, Linux 4.12). A train that the kernel
-// has joined, or never cut, is one of them.
+// overflows returns the number of messages that the kernel dropped because the receive buffer was
+// full: the counter of SO_RXQ_OVFL, read with SO_MEMINFO (Linux 4.12), which needs no control
+// message per datagram. A train that was joined by GRO or never segmented counts as one message.
 func overflows(fd int) (uint64, error) {
 	const drops = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h
 	var info [drops + 1]uint32

@@ -10,7 +10,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	// Go's poller has two for good once it was used.
+	// Initialise the Go netpoller, which keeps two descriptors open.
 	in, out, err := os.Pipe()
 	if err := errors.Join(err, in.Close(), out.Close()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// descriptors lists what this process has open, with what each is.
+// descriptors lists the open file descriptors of this process and their targets.
 func descriptors() (all []string) {
 	const dir = "/proc/self/fd"
 	entries, err := os.ReadDir(dir)
@@ -37,8 +37,7 @@ func descriptors() (all []string) {
 		return []string{err.Error()}
 	}
 	for _, e := range entries {
-		if target, err := os.Readlink(dir + "/" + e.Name()); err == nil { // the directory's own is gone by now
-
+		if target, err := os.Readlink(dir + "/" + e.Name()); err == nil { // fails for that of the directory
 			all = append(all, e.Name()+" "+target)
 		}
 	}

@@ -11,9 +11,9 @@ import (
 	"weft/encap"
 )
 
-// Offload is a socket that moves trains of datagrams with UDP_SEGMENT and UDP_GRO through raw sendmmsg and
-// recvmmsg, out of and into memory that is all allocated when it is opened: 4 MiB to send, of which bulk traffic
-// touches a quarter of one, and 1 MiB to receive.
+// Offload is a socket that sends and receives trains of datagrams with UDP_SEGMENT and UDP_GRO, by
+// raw sendmmsg and recvmmsg. All its memory is allocated when it is opened: 4 MiB for sending, of
+// which bulk traffic uses 256 KiB, and 1 MiB for receiving.
 type Offload struct {
 	fd     int
 	trains trains
@@ -21,41 +21,41 @@ type Offload struct {
 	receiver
 }
 
-// OpenOffload opens a group of offload sockets. What the kernel cannot do, or does wrong, is left out: Features
-// says what and why.
+// OpenOffload opens a group of offload sockets. Features that the kernel does not have, or that do
+// not work, are not used: see Group.Features.
 func OpenOffload(c Config) (*Group[*Offload], error) {
-	if err := c.claim(); err != nil {
+	if err := c.checkBindable(); err != nil {
 		return nil, err
 	}
-	can := probe(c)
-	g := &Group[*Offload]{lacks: can.lacks}
+	probed := probe(c)
+	g := &Group[*Offload]{unavailable: probed.unavailable}
 	for i := range c.Sockets {
-		s, err := openOffload(c, i, can)
+		s, err := openOffload(c, i, probed)
 		if err != nil {
 			return nil, errors.Join(err, g.Close())
 		}
 		g.Sockets = append(g.Sockets, s)
-		if err := c.sizeBuffers(s.FD(), s.SendFD()); err != nil {
-			g.lacks[feature.Buffers] = err
+		if err := c.setBuffers(s.FD(), s.SendFD()); err != nil {
+			g.unavailable[feature.Buffers] = err
 		}
 	}
 	if c.NoSteering {
-		g.lacks[feature.Steering] = feature.ErrDisabled
+		g.unavailable[feature.Steering] = feature.ErrDisabled
 	} else if err := steer(g.Sockets[0].fd, c.Sockets); err != nil {
-		g.lacks[feature.Steering] = err
+		g.unavailable[feature.Steering] = err
 	}
 	return g, nil
 }
 
-func openOffload(c Config, i int, can abilities) (*Offload, error) {
+func openOffload(c Config, i int, probed probeResult) (*Offload, error) {
 	fd, sendFD, err := c.openPair(i)
 	if err != nil {
 		return nil, err
 	}
-	s := &Offload{fd: fd, trains: newTrains(maxTrains, can.segments)}
-	s.sender = newSender(sendFD, !c.Bind.Addr().Is4(), can.lacks[feature.GSO] == nil)
+	s := &Offload{fd: fd, trains: newTrains(maxTrains, probed.segments)}
+	s.sender = newSender(sendFD, !c.Bind.Addr().Is4(), probed.unavailable[feature.GSO] == nil)
 	s.receiver = newReceiver(fd)
-	if can.lacks[feature.GRO] == nil {
+	if probed.unavailable[feature.GRO] == nil {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil {
 			return nil, errors.Join(fmt.Errorf("set UDP_GRO: %w", err), s.Close())
 		}
@@ -63,7 +63,8 @@ func openOffload(c Config, i int, can abilities) (*Offload, error) {
 	return s, nil
 }
 
-// steer has the kernel choose the socket of the group by the inner flow. One of its sockets speaks for all.
+// steer attaches a program that selects the socket of the group by the inner flow. It applies to
+// the whole group of the socket fd.
 func steer(fd, sockets int) error {
 	program, err := encap.FlowProgram(sockets)
 	if err != nil {
@@ -81,51 +82,51 @@ func steer(fd, sockets int) error {
 	return nil
 }
 
-// FD returns the descriptor to poll for what is received; it stays the socket's own.
+// FD returns the descriptor to poll for received messages. The socket keeps ownership.
 func (s *Offload) FD() int { return s.fd }
 
-// SendFD returns the descriptor to poll for room to send.
+// SendFD returns the descriptor to poll for free space in the send buffer.
 func (s *Offload) SendFD() int { return s.sender.fd }
 
-// Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
-// here. It returns nil when a Flush must come first.
-func (s *Offload) Reserve(lane TxKey, n int) []byte { return s.trains.reserve(lane, n) }
+// Reserve returns n bytes of memory for the next datagram of key. The caller must fill it before it
+// calls another method. Reserve returns nil if a Flush is required first.
+func (s *Offload) Reserve(key TxKey, n int) []byte { return s.trains.reserve(key, n) }
 
-// Flush sends what was reserved, in order, and tells failed of what the kernel refuses. It returns false if the
-// kernel's buffer is full: the rest is kept, and the caller polls for room and calls again before it reserves
-// more.
+// Flush sends the reserved datagrams in order, and calls failed for each one that the kernel
+// refuses. It returns false if the send buffer is full. The rest is kept: the caller must poll
+// SendFD and call Flush again before the next Reserve.
 func (s *Offload) Flush(failed UndeliveredFunc) bool {
 	if s.trains.n == 0 {
 		return true
 	}
-	if !s.sender.run(&s.trains, failed) {
+	if !s.sender.sendAll(&s.trains, failed) {
 		return false
 	}
 	s.trains.reset()
 	return true
 }
 
-// Send sends one datagram at once, past what is reserved, in outer fragments if the path carries no more.
+// Send sends one datagram immediately, before the reserved ones. It may be fragmented.
 func (s *Offload) Send(to *Destination, datagram []byte) error {
 	return sendOne(s.sender.fd, to, datagram)
 }
 
-// sendOne allows outer fragments for one datagram.
+// sendOne sends one datagram and allows fragmentation of the outer packet.
 func sendOne(fd int, to *Destination, datagram []byte) (err error) {
 	v4 := to.Addr.Addr().Is4()
-	if err := discoverPathMTU(fd, v4, unix.IP_PMTUDISC_DONT); err != nil {
+	if err := setMTUDiscovery(fd, v4, unix.IP_PMTUDISC_DONT); err != nil {
 		return fmt.Errorf("allow outer fragments: %w", err)
 	}
-	defer func() { err = errors.Join(err, discoverPathMTU(fd, v4, unix.IP_PMTUDISC_DO)) }()
+	defer func() { err = errors.Join(err, setMTUDiscovery(fd, v4, unix.IP_PMTUDISC_DO)) }()
 	if err := unix.Sendto(fd, datagram, unix.MSG_DONTWAIT, sockaddr(to.Addr)); err != nil {
 		return fmt.Errorf("send to %s: %w", to.Addr, err)
 	}
-	to.sent(1, len(datagram))
+	to.count(1, len(datagram))
 	return nil
 }
 
-// Overflows returns how many messages the kernel dropped because the receive buffer was full. It may be called by any
-// goroutine until Close.
+// Overflows returns the number of messages that the kernel dropped because the receive buffer was
+// full. It may be called by any goroutine until Close.
 func (s *Offload) Overflows() (uint64, error) { return overflows(s.fd) }
 
 // Close closes the socket.
@@ -139,6 +140,7 @@ func closePair(fd, sendFD int) error {
 	return err
 }
 
-// plainAge is how long trains to a destination go out one by one after GSO has failed on its path. The cause may
-// go away (a route moved to another device, a policy removed), and a further failure costs one replay.
-const plainAge = time.Minute
+// gsoRetryAfter is the time for which datagrams to a destination are sent one by one after GSO
+// failed on its path. The cause may be temporary (a route through another device, an IPsec policy),
+// and another failure costs only one replay.
+const gsoRetryAfter = time.Minute

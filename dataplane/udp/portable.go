@@ -15,35 +15,37 @@ import (
 )
 
 const (
-	// portableBatch is how many datagrams one recvmmsg or sendmmsg of the portable socket moves at most.
+	// portableBatch is the maximum number of datagrams per recvmmsg or sendmmsg of a portable
+	// socket.
 	portableBatch = 64
-	// maxDatagram is above the largest UDP payload of both families, so that nothing is ever cut off.
+	// maxDatagram exceeds the largest UDP payload of both families, so no datagram is truncated.
 	maxDatagram = 65536
 )
 
-// Portable is a socket that moves one datagram a message through x/net's batches. It asks nothing of the
-// kernel but recvmmsg and sendmmsg (3.0), and is the twin that the offload socket is compared with.
+// Portable is a socket that sends and receives one datagram per message, with the batch functions
+// of x/net. The only kernel features it needs are recvmmsg and sendmmsg (Linux 3.0). It is the
+// reference for Offload.
 type Portable struct {
-	receiver *batches
-	sender   *batches // the same unless there are source ports
+	receiver *batchConn
+	sender   *batchConn // same as receiver unless Config.SourcePort is set
 	in       []ipv4.Message
 	received []Message
 	out      []ipv4.Message
-	to       []*Destination // of each message in out
-	addrs    []net.UDPAddr  // what out's messages point to
-	control  []control      // of each message in out
+	to       []*Destination // destination of each message in out
+	addrs    []net.UDPAddr  // addresses of the messages in out
+	control  []control      // control messages of each message in out
 	tos      tosOption
-	queued   int // messages of out in use
-	sent     int // of those, how many the kernel has taken or refused
+	queued   int // number of messages in out
+	sent     int // number of those sent or refused
 }
 
 // OpenPortable opens a group of portable sockets.
 func OpenPortable(c Config) (*Group[*Portable], error) {
-	if err := c.claim(); err != nil {
+	if err := c.checkBindable(); err != nil {
 		return nil, err
 	}
-	g := &Group[*Portable]{lacks: map[feature.Name]error{
-		feature.GSO: errPlain, feature.GRO: errPlain, feature.Steering: errPlain,
+	g := &Group[*Portable]{unavailable: map[feature.Name]error{
+		feature.GSO: errPortable, feature.GRO: errPortable, feature.Steering: errPortable,
 	}}
 	for i := range c.Sockets {
 		s, err := openPortable(c, i)
@@ -51,15 +53,15 @@ func OpenPortable(c Config) (*Group[*Portable], error) {
 			return nil, errors.Join(err, g.Close())
 		}
 		g.Sockets = append(g.Sockets, s)
-		if err := c.sizeBuffers(s.FD(), s.SendFD()); err != nil {
-			g.lacks[feature.Buffers] = err
+		if err := c.setBuffers(s.FD(), s.SendFD()); err != nil {
+			g.unavailable[feature.Buffers] = err
 		}
 	}
 	return g, nil
 }
 
-// errPlain is the reason for which a group of OpenPortable is without what only offload sockets have.
-var errPlain = errors.New("the portable socket moves one datagram a message")
+// errPortable is the reason for not using the features of Offload sockets.
+var errPortable = errors.New("portable sockets use one message per datagram")
 
 func openPortable(c Config, i int) (*Portable, error) {
 	fd, sendFD, err := c.openPair(i)
@@ -82,10 +84,10 @@ func openPortable(c Config, i int) (*Portable, error) {
 		s.out[i].Addr = &s.addrs[i]
 	}
 	var sendErr error
-	s.receiver, err = newBatches(fd)
+	s.receiver, err = newBatchConn(fd)
 	s.sender = s.receiver
 	if sendFD != fd {
-		s.sender, sendErr = newBatches(sendFD)
+		s.sender, sendErr = newBatchConn(sendFD)
 	}
 	if err = errors.Join(err, sendErr); err != nil {
 		return nil, errors.Join(fmt.Errorf("open udp %s: %w", c.Bind, err), s.Close())
@@ -93,21 +95,21 @@ func openPortable(c Config, i int) (*Portable, error) {
 	return s, nil
 }
 
-// batches is a socket in the hands of x/net.
-type batches struct {
+// batchConn is a socket used through x/net.
+type batchConn struct {
 	*ipv4.PacketConn
-	fd int // for poll and socket options only
+	fd int // for poll and socket options
 }
 
-// newBatches takes over the descriptor fd, also if it fails.
-func newBatches(fd int) (*batches, error) {
+// newBatchConn returns a batchConn for the descriptor fd. It takes ownership of fd, even on error.
+func newBatchConn(fd int) (*batchConn, error) {
 	file := os.NewFile(uintptr(fd), "udp")
-	defer file.Close() // FilePacketConn makes a descriptor of its own
+	defer file.Close() // FilePacketConn duplicates the descriptor
 	conn, err := net.FilePacketConn(file)
 	if err != nil {
 		return nil, err
 	}
-	b := &batches{PacketConn: ipv4.NewPacketConn(conn)}
+	b := &batchConn{PacketConn: ipv4.NewPacketConn(conn)}
 	raw, err := conn.(*net.UDPConn).SyscallConn()
 	if err == nil {
 		err = raw.Control(func(fd uintptr) { b.fd = int(fd) })
@@ -118,48 +120,48 @@ func newBatches(fd int) (*batches, error) {
 	return b, nil
 }
 
-// FD returns the descriptor to poll for what is received; it stays the socket's own.
+// FD returns the descriptor to poll for received messages. The socket keeps ownership.
 func (s *Portable) FD() int { return s.receiver.fd }
 
-// SendFD returns the descriptor to poll for room to send.
+// SendFD returns the descriptor to poll for free space in the send buffer.
 func (s *Portable) SendFD() int { return s.sender.fd }
 
-// Reserve returns memory for the next datagram of the lane, n bytes, which the caller fills before its next call
-// here. It returns nil when a Flush must come first.
-func (s *Portable) Reserve(lane TxKey, n int) []byte {
+// Reserve returns n bytes of memory for the next datagram of key. The caller must fill it before it
+// calls another method. Reserve returns nil if a Flush is required first.
+func (s *Portable) Reserve(key TxKey, n int) []byte {
 	if s.queued == len(s.out) || n > maxDatagram {
 		return nil
 	}
 	i := s.queued
 	s.queued++
-	s.to[i] = lane.To
-	s.addrs[i] = net.UDPAddr{IP: lane.To.ip[:], Port: int(lane.To.Addr.Port())}
-	if lane.To.Addr.Addr().Is4() {
-		s.addrs[i].IP = lane.To.ip[12:]
+	s.to[i] = key.To
+	s.addrs[i] = net.UDPAddr{IP: key.To.ip[:], Port: int(key.To.Addr.Port())}
+	if key.To.Addr.Addr().Is4() {
+		s.addrs[i].IP = key.To.ip[12:]
 	}
 	s.out[i].OOB = nil
-	if size := s.tos.put(&s.control[i], 0, lane.TOS); size > 0 {
+	if size := s.tos.put(&s.control[i], 0, key.TOS); size > 0 {
 		s.out[i].OOB = s.control[i].bytes(size)
 	}
 	s.out[i].Buffers[0] = s.out[i].Buffers[0][:n]
 	return s.out[i].Buffers[0]
 }
 
-// Flush sends what was reserved, in order, and tells failed of what the kernel refuses. It returns false if the
-// kernel's buffer is full: the rest is kept, and the caller polls for room and calls again before it reserves
-// more.
+// Flush sends the reserved datagrams in order, and calls failed for each one that the kernel
+// refuses. It returns false if the send buffer is full. The rest is kept: the caller must poll
+// SendFD and call Flush again before the next Reserve.
 func (s *Portable) Flush(failed UndeliveredFunc) bool {
 	for s.sent < s.queued {
 		n, err := s.sender.WriteBatch(s.out[s.sent:s.queued], unix.MSG_DONTWAIT)
 		for range max(n, 0) {
-			s.to[s.sent].sent(1, len(s.out[s.sent].Buffers[0]))
+			s.to[s.sent].count(1, len(s.out[s.sent].Buffers[0]))
 			s.sent++
 		}
 		switch {
 		case err == nil, errors.Is(err, unix.EINTR):
 		case errors.Is(err, unix.EAGAIN):
 			return false
-		default: // the first that was not taken is the one refused
+		default: // the error is about the first message not sent
 			failed(s.to[s.sent], s.out[s.sent].Buffers[0], err)
 			s.sent++
 		}
@@ -168,13 +170,13 @@ func (s *Portable) Flush(failed UndeliveredFunc) bool {
 	return true
 }
 
-// Send sends one datagram at once, past what is reserved, in outer fragments if the path carries no more.
+// Send sends one datagram immediately, before the reserved ones. It may be fragmented.
 func (s *Portable) Send(to *Destination, datagram []byte) error {
 	return sendOne(s.SendFD(), to, datagram)
 }
 
-// Receive returns what has arrived, nothing if nothing has. The messages are the caller's until the next call; if
-// they fill their slice to its capacity, there may be more.
+// Receive returns the messages that have arrived, if any. They are valid until the next call. If
+// their number equals the capacity of the slice, more may be waiting.
 func (s *Portable) Receive() ([]Message, error) {
 	n, err := s.receiver.ReadBatch(s.in, unix.MSG_DONTWAIT)
 	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
@@ -199,8 +201,8 @@ func (s *Portable) Receive() ([]Message, error) {
 	return s.received[:n], nil
 }
 
-// Overflows returns how many messages the kernel dropped because the receive buffer was full. It may be called by any
-// goroutine until Close.
+// Overflows returns the number of messages that the kernel dropped because the receive buffer was
+// full. It may be called by any goroutine until Close.
 func (s *Portable) Overflows() (uint64, error) { return overflows(s.FD()) }
 
 // Close closes the socket.

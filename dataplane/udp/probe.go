@@ -12,48 +12,49 @@ import (
 	"weft/dataplane/feature"
 )
 
-// abilities are what probe found out.
-type abilities struct {
-	lacks    map[feature.Name]error
-	segments int // most datagrams of a train
+// probeResult is the result of probe.
+type probeResult struct {
+	unavailable map[feature.Name]error
+	segments    int // maximum number of datagrams per train
 }
 
-// probe finds out which features work. Asking the kernel is not enough: some accept trains and then send garbage
-// (Linux 7.0 to 7.1.4 with some drivers), so trains are sent to the node itself and compared byte by byte. A path
-// that fails later falls back for itself: see sender.
-func probe(c Config) abilities {
-	can := abilities{lacks: make(map[feature.Name]error), segments: maxSegments}
+// probe determines which features work. It is not enough to ask the kernel: some accept trains and
+// then send garbage (Linux 7.0 to 7.1.4 with some drivers). So probe sends trains to this node and
+// compares them byte by byte. If GSO fails on a path later, the sender falls back on its own.
+func probe(c Config) probeResult {
+	res := probeResult{unavailable: make(map[feature.Name]error), segments: maxSegmentsOld}
 	if c.NoGSO {
-		can.lacks[feature.GSO] = feature.ErrDisabled
+		res.unavailable[feature.GSO] = feature.ErrDisabled
 	}
 	if c.NoGRO {
-		can.lacks[feature.GRO] = feature.ErrDisabled
+		res.unavailable[feature.GRO] = feature.ErrDisabled
 	}
 	t, err := newSelfTest(c.Bind.Addr())
 	if err != nil {
-		return can // opening the group fails for the same reason, and says so
+		return res // opening the group fails for the same reason and returns the error
 	}
 	defer t.close()
-	if can.lacks[feature.GSO] == nil {
-		can.lacks[feature.GSO] = t.tryGSO()
+	if res.unavailable[feature.GSO] == nil {
+		res.unavailable[feature.GSO] = t.testGSO()
 	}
-	if can.lacks[feature.GRO] == nil {
-		can.lacks[feature.GRO] = t.tryGRO(can.lacks[feature.GSO] == nil)
+	if res.unavailable[feature.GRO] == nil {
+		res.unavailable[feature.GRO] = t.testGRO(res.unavailable[feature.GSO] == nil)
 	}
-	if can.lacks[feature.GSO] == nil && t.exchange(shape{moreSegments, 100, 100}) == nil {
-		can.segments = moreSegments
+	if res.unavailable[feature.GSO] == nil &&
+		t.exchange(trainShape{maxSegmentsNew, 100, 100}) == nil {
+		res.segments = maxSegmentsNew
 	}
-	return can
+	return res
 }
 
-// selfTest sends trains from one socket to another of the same address.
+// selfTest sends trains from one socket to another with the same address.
 type selfTest struct {
-	from, to int
-	at       *Destination // to's address
-	trains   trains
-	sender   sender
-	receiver receiver
-	mute     bool // not even a lone datagram arrives here (no loopback, a firewall): nothing can be told
+	from, to   int
+	at         *Destination // address of the socket to
+	trains     trains
+	sender     sender
+	receiver   receiver
+	noLoopback bool // not even a single datagram arrives (no loopback, a firewall): cannot test
 }
 
 func newSelfTest(addr netip.Addr) (*selfTest, error) {
@@ -66,7 +67,7 @@ func newSelfTest(addr netip.Addr) (*selfTest, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Close(from))
 	}
-	t := &selfTest{from: from, to: to, trains: newTrains(1, moreSegments)}
+	t := &selfTest{from: from, to: to, trains: newTrains(1, maxSegmentsNew)}
 	t.sender = newSender(from, !addr.Is4(), true)
 	t.receiver = newReceiver(to)
 	name, err := unix.Getsockname(to)
@@ -74,53 +75,55 @@ func newSelfTest(addr netip.Addr) (*selfTest, error) {
 		return nil, errors.Join(err, t.close())
 	}
 	t.at = NewDestination(addrPortOf(name))
-	t.mute = t.exchange(shape{1, 100, 100}) != nil
+	t.noLoopback = t.exchange(trainShape{1, 100, 100}) != nil
 	return t, nil
 }
 
 func (t *selfTest) close() error { return errors.Join(unix.Close(t.from), unix.Close(t.to)) }
 
-// tryGSO has the kernel cut trains: all datagrams equal, which is what the broken kernels get wrong, and the last
-// one shorter.
-func (t *selfTest) tryGSO() error {
-	// 0 changes nothing: it only asks whether the kernel knows the option (Linux 4.18).
+// testGSO tests segmentation by the kernel: with equal datagrams, where broken kernels fail, and
+// with a shorter last one.
+func (t *selfTest) testGSO() error {
+	// Segment size 0 is the default: this only tests whether the kernel knows the option (Linux
+	// 4.18).
 	if err := unix.SetsockoptInt(t.from, unix.IPPROTO_UDP, unix.UDP_SEGMENT, 0); err != nil {
 		return fmt.Errorf("set UDP_SEGMENT: %w", err)
 	}
-	for _, s := range []shape{{20, 1200, 1200}, {20, 1200, 300}, {2, 21, 20}} {
-		if err := t.exchange(s); err != nil && !t.mute {
-			return fmt.Errorf("self-test: a train of %d datagrams: %w", s.count, err)
+	for _, s := range []trainShape{{20, 1200, 1200}, {20, 1200, 300}, {2, 21, 20}} {
+		if err := t.exchange(s); err != nil && !t.noLoopback {
+			return fmt.Errorf("self-test: send a train of %d datagrams: %w", s.count, err)
 		}
 	}
 	return nil
 }
 
-// tryGRO switches GRO on at the receiving end and, if trains can be sent, looks at how they arrive.
-func (t *selfTest) tryGRO(gso bool) error {
+// testGRO enables GRO on the receiving socket and, if GSO works, tests how trains are received.
+func (t *selfTest) testGRO(gso bool) error {
 	if err := unix.SetsockoptInt(t.to, unix.IPPROTO_UDP, unix.UDP_GRO, 1); err != nil { // Linux 5.0
 		return fmt.Errorf("set UDP_GRO: %w", err)
 	}
-	if !gso || t.mute {
+	if !gso || t.noLoopback {
 		return nil
 	}
-	for _, s := range []shape{{20, 1200, 1200}, {20, 1200, 300}} {
+	for _, s := range []trainShape{{20, 1200, 1200}, {20, 1200, 300}} {
 		if err := t.exchange(s); err != nil {
-			return fmt.Errorf("self-test: a train of %d datagrams received whole: %w", s.count, err)
+			return fmt.Errorf("self-test: receive a train of %d datagrams: %w", s.count, err)
 		}
 	}
 	return nil
 }
 
-// shape is a train of count datagrams, of which the last may be shorter.
-type shape struct {
+// trainShape describes a train of count datagrams, of which the last may be shorter.
+type trainShape struct {
 	count, size, last int
 }
 
-// selfTestPatience is how long a datagram to the node itself may take, which usually is there when sending returns.
-const selfTestPatience = 100 * time.Millisecond
+// selfTestTimeout is the time to wait for a datagram on loopback. It has usually arrived when the
+// send returns.
+const selfTestTimeout = 100 * time.Millisecond
 
-// exchange sends one train and compares what arrives.
-func (t *selfTest) exchange(s shape) error {
+// exchange sends one train and compares the received datagrams.
+func (t *selfTest) exchange(s trainShape) error {
 	var want [][]byte
 	for i := range s.count {
 		n := s.size
@@ -133,32 +136,32 @@ func (t *selfTest) exchange(s shape) error {
 		}
 		want = append(want, bytes.Clone(b))
 	}
-	t.at.plain.Store(nil)
+	t.at.gsoOffUntil.Store(nil)
 	var sendErr error
-	done := t.sender.run(&t.trains, func(_ *Destination, _ []byte, err error) { sendErr = err })
+	done := t.sender.sendAll(&t.trains, func(_ *Destination, _ []byte, err error) { sendErr = err })
 	t.trains.reset()
 	got, err := t.collect(len(want))
 	switch {
 	case sendErr != nil:
 		return fmt.Errorf("send: %w", sendErr)
 	case !done:
-		return errors.New("send: no room")
-	case t.at.plain.Load() != nil:
-		return errors.New("the kernel takes it only one by one")
+		return errors.New("send: socket buffer full")
+	case t.at.gsoOffUntil.Load() != nil:
+		return errors.New("kernel accepts the datagrams only one by one")
 	case err != nil:
 		return err
 	}
 	for i := range want {
 		if !bytes.Equal(got[i], want[i]) {
-			return fmt.Errorf("datagram %d arrives changed", i)
+			return fmt.Errorf("datagram %d corrupted", i)
 		}
 	}
 	return nil
 }
 
-// collect receives until n datagrams are there.
+// collect receives n datagrams.
 func (t *selfTest) collect(n int) (all [][]byte, err error) {
-	deadline := time.Now().Add(selfTestPatience)
+	deadline := time.Now().Add(selfTestTimeout)
 	for len(all) < n {
 		messages, err := t.receiver.Receive()
 		if err != nil {
@@ -171,22 +174,23 @@ func (t *selfTest) collect(n int) (all [][]byte, err error) {
 		}
 		left := time.Until(deadline)
 		if len(messages) == 0 && left <= 0 {
-			return nil, fmt.Errorf("%d of %d datagrams arrive", len(all), n)
+			return nil, fmt.Errorf("received %d of %d datagrams", len(all), n)
 		}
 		if len(messages) == 0 {
 			fds := []unix.PollFd{{Fd: int32(t.to), Events: unix.POLLIN}}
-			if _, err := unix.Poll(fds, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
+			_, err := unix.Poll(fds, int(left.Milliseconds())+1)
+			if err != nil && err != unix.EINTR {
 				return nil, fmt.Errorf("poll: %w", err)
 			}
 		}
 	}
 	if len(all) > n {
-		return nil, fmt.Errorf("%d datagrams arrive of %d", len(all), n)
+		return nil, fmt.Errorf("received %d datagrams, sent %d", len(all), n)
 	}
 	return all, nil
 }
 
-// addrPortOf turns what the kernel says about a socket into an address.
+// addrPortOf converts the result of getsockname to an AddrPort.
 func addrPortOf(name unix.Sockaddr) netip.AddrPort {
 	switch a := name.(type) {
 	case *unix.SockaddrInet4:

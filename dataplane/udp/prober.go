@@ -10,35 +10,36 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Prober asks the kernel for the MTU of a path. Its methods may be called by many goroutines.
+// Prober queries the path MTU known to the kernel. Its methods are safe for concurrent use.
 type Prober struct {
 	mu     sync.Mutex
-	fd     int // -1 once closed: the number may be somebody else's then
+	fd     int // -1 after Close, since the descriptor may be reused
 	family int
 }
 
-// NewProber opens a prober for paths from the address of bind.
+// NewProber returns a Prober for paths from the address bind.
 func NewProber(bind netip.Addr) (*Prober, error) {
 	fd, err := unix.Socket(family(bind), unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("create path MTU socket: %w", err)
 	}
 	if err := unix.Bind(fd, sockaddr(netip.AddrPortFrom(bind, 0))); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind path MTU socket to %s: %w", bind, err), unix.Close(fd))
+		err = fmt.Errorf("bind path MTU socket to %s: %w", bind, err)
+		return nil, errors.Join(err, unix.Close(fd))
 	}
 	return &Prober{fd: fd, family: family(bind)}, nil
 }
 
-// PathMTU returns the MTU in bytes, outer headers included, that the kernel knows for the path to the node: the
-// route's, or a smaller one that a router has told. No packet is sent.
+// PathMTU returns the kernel's MTU of the path to a node in bytes, including outer headers: the MTU
+// of the route, or a smaller one learned by path MTU discovery. It sends no packet.
 func (p *Prober) PathMTU(to netip.AddrPort) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.fd < 0 {
-		return 0, fmt.Errorf("find the route to %s: %w", to, os.ErrClosed)
+		return 0, fmt.Errorf("find route to %s: %w", to, os.ErrClosed)
 	}
 	if err := unix.Connect(p.fd, sockaddr(to)); err != nil {
-		return 0, fmt.Errorf("find the route to %s: %w", to, err)
+		return 0, fmt.Errorf("find route to %s: %w", to, err)
 	}
 	level, option := unix.IPPROTO_IP, unix.IP_MTU
 	if p.family == unix.AF_INET6 {
@@ -46,7 +47,7 @@ func (p *Prober) PathMTU(to netip.AddrPort) (int, error) {
 	}
 	mtu, err := unix.GetsockoptInt(p.fd, level, option)
 	if err != nil {
-		return 0, fmt.Errorf("read the path MTU to %s: %w", to, err)
+		return 0, fmt.Errorf("read path MTU to %s: %w", to, err)
 	}
 	return mtu, nil
 }

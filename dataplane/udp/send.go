@@ -7,28 +7,29 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// maxMessages is how many messages one sendmmsg takes at most (UIO_MAXIOV of include/uapi/linux/uio.h).
+// maxMessages is the maximum number of messages per sendmmsg (UIO_MAXIOV in
+// include/uapi/linux/uio.h).
 const maxMessages = 1024
 
-// sender turns trains into messages and gives them to the kernel. It remembers how far it got, so that a full
-// kernel buffer only interrupts it.
+// sender converts trains to messages and sends them. It keeps its position if the send buffer is
+// full.
 type sender struct {
 	fd  int
-	gso bool // trains may be messages
+	gso bool // a train may be sent as one message
 	tos tosOption
 
-	send func(fd int, messages []unix.Mmsghdr) (int, unix.Errno) // sendmmsg, for tests to script
+	send func(fd int, messages []unix.Mmsghdr) (int, unix.Errno) // sendmmsg; replaced in tests
 	now  func() time.Time
 
-	messages []unix.Mmsghdr // those loaded; room for maxMessages
-	parts    []part         // what each of them carries
-	iovecs   []unix.Iovec   // of each
-	control  []control      // of each train
-	next     int            // the first message not yet sent
-	cursor   part           // what is to be loaded next: train and its datagram from
+	messages []unix.Mmsghdr // loaded messages; capacity maxMessages
+	parts    []part         // content of each message
+	iovecs   []unix.Iovec   // one per message
+	control  []control      // one per train
+	next     int            // index of the first message not yet sent
+	cursor   part           // train and first datagram to load next
 }
 
-// part is what a message carries: the datagrams from..to of a train.
+// part is the content of a message: the datagrams [from, to) of a train.
 type part struct {
 	train, from, to int
 }
@@ -47,45 +48,47 @@ func newSender(fd int, v6, gso bool) sender {
 	}
 }
 
-// run sends all trains from where it was interrupted on, and reports whether all have gone.
-func (s *sender) run(t *trains, failed UndeliveredFunc) bool {
+// sendAll sends all trains, starting at the current position, and reports whether it sent them all.
+func (s *sender) sendAll(t *trains, failed UndeliveredFunc) bool {
 	for {
-		if s.next == len(s.messages) && !s.load(t) {
+		if s.next == len(s.messages) && !s.loadMessages(t) {
 			break
 		}
 		n, errno := s.send(s.fd, s.messages[s.next:])
 		for range n {
-			s.delivered(t)
+			s.onSent(t)
 		}
 		switch errno {
 		case 0, unix.EINTR:
 		case unix.EAGAIN:
 			return false
-		default: // it is the first of those not taken that was refused
-			s.refused(t, errno, failed)
+		default: // the error is about the first message not sent
+			s.onRefused(t, errno, failed)
 		}
 	}
 	s.rewind(part{})
 	return true
 }
 
-// rewind forgets the messages loaded, to go on from the part given.
+// rewind discards the loaded messages and sets the position to the given part.
 func (s *sender) rewind(to part) {
 	s.messages, s.parts, s.next, s.cursor = s.messages[:0], s.parts[:0], 0, to
 }
 
-// load turns trains from the cursor on into messages, as many as fit, and reports whether there were any.
-func (s *sender) load(t *trains) bool {
+// loadMessages converts as many trains as fit to messages, starting at the cursor, and reports
+// whether there were any.
+func (s *sender) loadMessages(t *trains) bool {
 	s.rewind(s.cursor)
 	for s.cursor.train < t.n {
 		i := s.cursor.train
 		next := &t.all[i]
-		if s.cursor.from == 0 && s.whole(next) {
+		if s.cursor.from == 0 && s.asOneMessage(next) {
 			if !s.add(next, part{i, 0, next.count}) {
 				break
 			}
 		} else {
-			for s.cursor.from < next.count && s.add(next, part{i, s.cursor.from, s.cursor.from + 1}) {
+			for s.cursor.from < next.count &&
+				s.add(next, part{i, s.cursor.from, s.cursor.from + 1}) {
 				s.cursor.from++
 			}
 			if s.cursor.from < next.count {
@@ -97,16 +100,16 @@ func (s *sender) load(t *trains) bool {
 	return len(s.messages) > 0
 }
 
-// whole reports whether a train goes out as one message.
-func (s *sender) whole(t *train) bool {
-	if !s.gso || t.refusedBy != 0 {
+// asOneMessage reports whether to send a train as one message.
+func (s *sender) asOneMessage(t *train) bool {
+	if !s.gso || t.gsoErrno != 0 {
 		return false
 	}
-	until := t.lane.To.plain.Load()
+	until := t.key.To.gsoOffUntil.Load()
 	return until == nil || s.now().After(*until)
 }
 
-// add appends one message, if there is room.
+// add appends one message. It returns false if there is no room.
 func (s *sender) add(t *train, p part) bool {
 	i := len(s.messages)
 	if i == cap(s.messages) {
@@ -118,7 +121,7 @@ func (s *sender) add(t *train, p part) bool {
 	s.messages = s.messages[:i+1]
 	s.parts = append(s.parts, p)
 	hdr := &s.messages[i].Hdr
-	hdr.Name, hdr.Namelen = &t.lane.To.name[0], t.lane.To.nameLen
+	hdr.Name, hdr.Namelen = &t.key.To.rawAddr[0], t.key.To.rawAddrLen
 	hdr.Iov = &s.iovecs[i]
 	hdr.SetIovlen(1)
 	hdr.Control = nil
@@ -130,44 +133,44 @@ func (s *sender) add(t *train, p part) bool {
 	return true
 }
 
-// putControl writes the control messages of a part and returns their length. A datagram alone gets no segment size:
-// it needs none, and some stacks lose those that have one.
+// putControl writes the control messages of a part and returns their length. A single datagram gets
+// no segment size: it needs none, and some stacks drop datagrams that have one.
 func (s *sender) putControl(c *control, t *train, p part) (n int) {
 	if p.to-p.from > 1 {
 		n = c.putSegment(n, t.segment)
 	}
-	return s.tos.put(c, n, t.lane.TOS)
+	return s.tos.put(c, n, t.key.TOS)
 }
 
-// delivered counts the next message as sent.
-func (s *sender) delivered(t *trains) {
+// onSent counts the next message as sent.
+func (s *sender) onSent(t *trains) {
 	p := s.parts[s.next]
 	s.next++
-	d := &t.all[p.train]
-	d.lane.To.sent(p.to-p.from, min(p.to*d.segment, d.used)-p.from*d.segment)
-	if d.refusedBy != 0 && p.from == 0 {
-		// The train was refused, and its first datagram alone was not: it is the cutting that fails there.
-		until := s.now().Add(plainAge)
-		d.lane.To.plain.Store(&until)
+	tr := &t.all[p.train]
+	tr.key.To.count(p.to-p.from, min(p.to*tr.segment, tr.used)-p.from*tr.segment)
+	if tr.gsoErrno != 0 && p.from == 0 {
+		// The kernel refused the train but not its first datagram: segmentation fails on this path.
+		until := s.now().Add(gsoRetryAfter)
+		tr.key.To.gsoOffUntil.Store(&until)
 	}
 }
 
-// refused handles the next message, which the kernel did not take. A train goes out once more, one by one: what
-// was refused was not sent in part. A datagram is given up.
-func (s *sender) refused(t *trains, errno unix.Errno, failed UndeliveredFunc) {
+// onRefused handles an error for the next message. A train is sent again as single datagrams: if
+// the kernel refuses a message, it has sent no part of it. A single datagram is dropped.
+func (s *sender) onRefused(t *trains, errno unix.Errno, failed UndeliveredFunc) {
 	p := s.parts[s.next]
-	d := &t.all[p.train]
-	if p.to-p.from > 1 && mayBeGSO(errno) {
-		d.refusedBy = errno
+	tr := &t.all[p.train]
+	if p.to-p.from > 1 && isGSOError(errno) {
+		tr.gsoErrno = errno
 		s.rewind(part{train: p.train})
 		return
 	}
 	last := p.to
-	if d.refusedBy == errno && errno != unix.EMSGSIZE {
-		last = d.count // alone they are refused for the same reason: the rest of the train would be, too
+	if tr.gsoErrno == errno && errno != unix.EMSGSIZE {
+		last = tr.count // same error without GSO: give up on the rest of the train, too
 	}
 	for i := p.from; i < last; i++ {
-		failed(d.lane.To, d.datagram(i), errno)
+		failed(tr.key.To, tr.datagram(i), errno)
 	}
 	if last > p.to {
 		s.rewind(part{train: p.train + 1})
@@ -176,10 +179,11 @@ func (s *sender) refused(t *trains, errno unix.Errno, failed UndeliveredFunc) {
 	s.next++
 }
 
-// mayBeGSO reports whether a train may be refused with errno although its datagrams one by one are not: EIO where
-// the device has no checksum offload or IPsec takes the route, EINVAL and EMSGSIZE for a segment that is longer than
-// the path carries, or more segments than the kernel allows (net/ipv4/udp.c, udp_send_skb).
-func mayBeGSO(errno unix.Errno) bool {
+// isGSOError reports whether the kernel may refuse a train with errno although it accepts the same
+// datagrams one by one: EIO if the device has no checksum offload or the route uses IPsec, EINVAL
+// and EMSGSIZE if a segment exceeds the path MTU or there are too many segments (net/ipv4/udp.c,
+// udp_send_skb).
+func isGSOError(errno unix.Errno) bool {
 	switch errno {
 	case unix.EIO, unix.EINVAL, unix.EMSGSIZE, unix.EOPNOTSUPP:
 		return true
@@ -187,10 +191,11 @@ func mayBeGSO(errno unix.Errno) bool {
 	return false
 }
 
-// sendmmsg gives messages to the kernel without blocking, and returns how many it took, or why not even the first.
+// sendmmsg sends messages without blocking, and returns the number sent, or the error for the first
+// one.
 func sendmmsg(fd int, messages []unix.Mmsghdr) (int, unix.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd), uintptr(unsafe.Pointer(&messages[0])),
-		uintptr(len(messages)), unix.MSG_DONTWAIT, 0, 0)
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDMMSG, uintptr(fd),
+		uintptr(unsafe.Pointer(&messages[0])), uintptr(len(messages)), unix.MSG_DONTWAIT, 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
+	"slices"
 	"testing"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
 
-// socket is what both kinds of socket can do.
+// socket is implemented by both kinds of socket.
 type socket interface {
 	Reserve(TxKey, int) []byte
 	Flush(UndeliveredFunc) bool
@@ -26,7 +25,7 @@ type socket interface {
 	Close() error
 }
 
-// kinds opens a group of either kind and closes it with the test.
+// kinds maps each kind of socket to a function that opens a group and closes it after the test.
 var kinds = map[string]func(t *testing.T, c Config) []socket{
 	"offload": func(t *testing.T, c Config) []socket {
 		g, err := OpenOffload(c)
@@ -54,7 +53,7 @@ func opened[S socket](t *testing.T, g *Group[S], err error) (all []socket) {
 	return all
 }
 
-// openBoth opens a group of each kind, on two ports.
+// openBoth opens a group of each kind, on two consecutive ports.
 func openBoth(t *testing.T, c Config) map[string][]socket {
 	t.Helper()
 	other := c
@@ -62,7 +61,7 @@ func openBoth(t *testing.T, c Config) map[string][]socket {
 	return map[string][]socket{"offload": kinds["offload"](t, c), "portable": kinds["portable"](t, other)}
 }
 
-// freePort returns a port that, with the next one, nobody uses on the address.
+// freePort returns a free port on the address, such that the next port is also free.
 func freePort(t *testing.T, addr string) netip.AddrPort {
 	t.Helper()
 	for range 100 {
@@ -78,12 +77,12 @@ func freePort(t *testing.T, addr string) netip.AddrPort {
 			return at
 		}
 	}
-	t.Fatal("no two free ports in a row")
+	t.Fatal("no two consecutive free ports")
 	return netip.AddrPort{}
 }
 
-// take receives until n datagrams are there.
-func take(t *testing.T, s socket, n int) (all [][]byte, from netip.AddrPort) {
+// receiveN receives n datagrams.
+func receiveN(t *testing.T, s socket, n int) (all [][]byte, from netip.AddrPort) {
 	t.Helper()
 	deadline := time.Now().Add(5 * time.Second)
 	for len(all) < n {
@@ -93,19 +92,19 @@ func take(t *testing.T, s socket, n int) (all [][]byte, from netip.AddrPort) {
 		}
 		for _, m := range messages {
 			if m.Truncated {
-				t.Error("truncated")
+				t.Error("message truncated")
 			}
 			from = m.From
 			for d := range m.All() {
 				all = append(all, bytes.Clone(d))
 			}
 			for i := range m.Data[:cap(m.Data)] {
-				m.Data[:cap(m.Data)][i] = 0xdd // the memory is the receiver's
+				m.Data[:cap(m.Data)][i] = 0xdd // overwrite: the memory is owned by the receiver until the next call
 			}
 		}
 		if len(messages) == 0 {
 			if time.Now().After(deadline) {
-				t.Fatalf("%d of %d datagrams", len(all), n)
+				t.Fatalf("received %d of %d datagrams", len(all), n)
 			}
 			fds := []unix.PollFd{{Fd: int32(s.FD()), Events: unix.POLLIN}}
 			if _, err := unix.Poll(fds, 100); err != nil && !errors.Is(err, unix.EINTR) {
@@ -116,7 +115,7 @@ func take(t *testing.T, s socket, n int) (all [][]byte, from netip.AddrPort) {
 	return all, from
 }
 
-func refuseNone(t *testing.T) UndeliveredFunc {
+func failOnRefused(t *testing.T) UndeliveredFunc {
 	return func(to *Destination, d []byte, err error) { t.Errorf("%d bytes to %v: %v", len(d), to.Addr, err) }
 }
 
@@ -137,29 +136,29 @@ func TestLoopback(t *testing.T) {
 	}
 }
 
-// exchange sends traffic of all shapes and compares what arrives.
+// exchange sends datagrams of various sizes and compares those received.
 func exchange(t *testing.T, name string, from, to socket) {
 	t.Helper()
 	local, err := unix.Getsockname(to.FD())
 	if err != nil {
 		t.Fatal(err)
 	}
-	lane := TxKey{To: NewDestination(addrPortOf(local))}
+	key := TxKey{To: NewDestination(addrPortOf(local))}
 	sizes := []int{1, 20, 20, 1400, 1400, 1400, 700, 1400, 65, 65, 65, 65, 0, 30_000, 9000, 9000, 9000}
 	for i, n := range sizes {
-		b := from.Reserve(lane, n)
+		b := from.Reserve(key, n)
 		if b == nil {
-			t.Fatalf("%s: no room", name)
+			t.Fatalf("%s: Reserve returned nil", name)
 		}
 		copy(b, payload(i, n))
 	}
-	if !from.Flush(refuseNone(t)) {
-		t.Fatalf("%s: no room in the kernel", name)
+	if !from.Flush(failOnRefused(t)) {
+		t.Fatalf("%s: Flush returned false", name)
 	}
-	if err := from.Send(lane.To, payload(99, 77)); err != nil {
+	if err := from.Send(key.To, payload(99, 77)); err != nil {
 		t.Fatal(err)
 	}
-	got, sender := take(t, to, len(sizes)+1)
+	got, sender := receiveN(t, to, len(sizes)+1)
 	for i, n := range append(sizes, 77) {
 		want := payload(i, n)
 		if i == len(sizes) {
@@ -172,21 +171,21 @@ func exchange(t *testing.T, name string, from, to socket) {
 	if local, err := unix.Getsockname(from.FD()); err != nil || sender != addrPortOf(local) {
 		t.Errorf("%s: from %v, want %v", name, sender, addrPortOf(local))
 	}
-	if n := lane.To.Packets.Load(); n != uint64(len(sizes)+1) {
-		t.Errorf("%s: counted %d", name, n)
+	if n := key.To.Packets.Load(); n != uint64(len(sizes)+1) {
+		t.Errorf("%s: counted %d datagrams", name, n)
 	}
 }
 
-// TestTrainsReallyTravel makes sure that GSO and GRO are used: a silent fall-back would pass every other test.
-func TestTrainsReallyTravel(t *testing.T) {
+// TestTrainsUsed checks that GSO and GRO are used: a silent fallback would pass all other tests.
+func TestTrainsUsed(t *testing.T) {
 	group, err := OpenOffload(Config{Bind: freePort(t, "127.0.0.1"), Sockets: 1, Buffer: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer group.Close()
-	for f, lack := range group.Features() {
-		if lack != nil {
-			t.Skipf("NOT TESTED: this kernel has no %s: %v", f, lack)
+	for f, reason := range group.Features() {
+		if reason != nil {
+			t.Skipf("NOT TESTED: kernel has no %s: %v", f, reason)
 		}
 	}
 	s := group.Sockets[0]
@@ -197,25 +196,25 @@ func TestTrainsReallyTravel(t *testing.T) {
 	messages := 0
 	send := s.sender.send
 	s.sender.send = func(fd int, m []unix.Mmsghdr) (int, unix.Errno) { messages += len(m); return send(fd, m) }
-	lane := TxKey{To: NewDestination(addrPortOf(local))}
+	key := TxKey{To: NewDestination(addrPortOf(local))}
 	for i := range 40 {
-		copy(s.Reserve(lane, 1400), payload(i, 1400))
+		copy(s.Reserve(key, 1400), payload(i, 1400))
 	}
-	s.Flush(refuseNone(t))
+	s.Flush(failOnRefused(t))
 	fds := []unix.PollFd{{Fd: int32(s.FD()), Events: unix.POLLIN}}
 	if _, err := unix.Poll(fds, 5000); err != nil {
 		t.Fatal(err)
 	}
 	got, err := s.Receive()
 	if err != nil || len(got) != 1 || got[0].Segment != 1400 || got[0].Datagrams() != 40 || messages != 1 {
-		t.Errorf("%d messages sent; received %d, of %+v datagrams (%v)", messages, len(got), got[0].Datagrams(), err)
+		t.Errorf("%d messages sent; received %d with %d datagrams (%v)", messages, len(got), got[0].Datagrams(), err)
 	}
-	if lane.To.plain.Load() != nil {
+	if key.To.gsoOffUntil.Load() != nil {
 		t.Error("GSO failed on loopback")
 	}
 }
 
-// TestDatagramsStayWithinTheirBuffers sends trains as long as they get, in both families.
+// TestLongestTrain sends trains of the maximum length in both families.
 func TestLongestTrain(t *testing.T) {
 	for _, addr := range []string{"127.0.0.1", "::1"} {
 		group, err := OpenOffload(Config{Bind: freePort(t, addr), Sockets: 1, Buffer: 8 << 20})
@@ -227,51 +226,26 @@ func TestLongestTrain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		lane := TxKey{To: NewDestination(addrPortOf(local))}
-		const size = 1424 // 46 of them leave room for no more than 3 bytes
+		key := TxKey{To: NewDestination(addrPortOf(local))}
+		const size = 1424 // 46 of them fill a train up to 3 bytes
 		n := 0
 		for s.trains.n < 2 {
-			copy(s.Reserve(lane, size), payload(n, size))
+			copy(s.Reserve(key, size), payload(n, size))
 			n++
 		}
-		s.Flush(refuseNone(t))
-		got, _ := take(t, s, n)
+		s.Flush(failOnRefused(t))
+		got, _ := receiveN(t, s, n)
 		for i := range got {
 			if !bytes.Equal(got[i], payload(i, size)) {
 				t.Errorf("%s: datagram %d differs", addr, i)
 			}
 		}
-		if lane.To.plain.Load() != nil {
-			t.Errorf("%s: the longest train was refused", addr)
+		if key.To.gsoOffUntil.Load() != nil {
+			t.Errorf("%s: longest train refused", addr)
 		}
 		if err := group.Close(); err != nil {
 			t.Error(err)
 		}
-	}
-}
-
-func TestGroupIsExclusive(t *testing.T) {
-	bind := freePort(t, "127.0.0.1")
-	group, err := OpenOffload(Config{Bind: bind, Sockets: 2})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer group.Close()
-	if _, err := OpenOffload(Config{Bind: bind, Sockets: 2}); !errors.Is(err, ErrInUse) {
-		t.Errorf("a second group: %v", err)
-	}
-	if _, err := OpenPortable(Config{Bind: bind, Sockets: 1}); !errors.Is(err, ErrInUse) {
-		t.Errorf("a second, portable group: %v", err)
-	}
-	heir, err := OpenOffload(Config{Bind: bind, Sockets: 2, ReusePorts: true})
-	if err != nil {
-		t.Fatalf("taking over: %v", err)
-	}
-	if err := heir.Close(); err != nil {
-		t.Error(err)
-	}
-	if _, err := OpenOffload(Config{Bind: netip.MustParseAddrPort("192.0.2.1:8285"), Sockets: 1}); !errors.Is(err, unix.EADDRNOTAVAIL) {
-		t.Errorf("a foreign address: %v", err)
 	}
 }
 
@@ -298,33 +272,33 @@ func TestOverflows(t *testing.T) {
 			got += uint64(len(messages))
 		}
 		if err != nil || n == 0 || n+got != 200 {
-			t.Errorf("%s: %d overflows and %d received of 200: %v", name, n, got, err)
+			t.Errorf("%s: %d overflows and %d received, sent 200: %v", name, n, got, err)
 		}
 	}
 }
 
-// TestOverflowsCountATrainOnce holds the kernel to what the counter is documented to count.
-func TestOverflowsCountATrainOnce(t *testing.T) {
+// TestOverflowsPerTrain checks that the kernel counts a dropped train once.
+func TestOverflowsPerTrain(t *testing.T) {
 	at := freePort(t, "127.0.0.1")
 	g, err := OpenOffload(Config{Bind: at, Sockets: 1, Buffer: 50_000})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer g.Close()
-	for f, lack := range g.Features() {
-		if lack != nil {
-			t.Skipf("NOT TESTED: this kernel has no %s: %v", f, lack)
+	for f, reason := range g.Features() {
+		if reason != nil {
+			t.Skipf("NOT TESTED: kernel has no %s: %v", f, reason)
 		}
 	}
 	s := g.Sockets[0]
-	lane := TxKey{To: NewDestination(at)}
+	key := TxKey{To: NewDestination(at)}
 	const trains, datagrams = 30, 40
 	for range trains {
 		for i := range datagrams {
-			copy(s.Reserve(lane, 1400), payload(i, 1400))
+			copy(s.Reserve(key, 1400), payload(i, 1400))
 		}
-		if !s.Flush(refuseNone(t)) {
-			t.Fatal("no room")
+		if !s.Flush(failOnRefused(t)) {
+			t.Fatal("Flush returned false")
 		}
 	}
 	got, err := s.Receive()
@@ -332,101 +306,11 @@ func TestOverflowsCountATrainOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	if n, err := s.Overflows(); err != nil || len(got) == 0 || n != uint64(trains-len(got)) {
-		t.Errorf("%d overflows (%v), %d messages received of %d trains", n, err, len(got), trains)
+		t.Errorf("%d overflows (%v) and %d messages received, sent %d trains", n, err, len(got), trains)
 	}
 }
 
-func TestProber(t *testing.T) {
-	for _, addr := range []string{"127.0.0.1", "::1"} {
-		p, err := NewProber(netip.MustParseAddr(addr))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for range 2 {
-			mtu, err := p.PathMTU(netip.AddrPortFrom(netip.MustParseAddr(addr), 9))
-			if err != nil || mtu < 1280 {
-				t.Errorf("%s: %d, %v", addr, mtu, err)
-			}
-		}
-		if _, err := p.PathMTU(netip.MustParseAddrPort("192.0.2.1:9")); err == nil && addr == "127.0.0.1" {
-			t.Error("a path from loopback to the world")
-		}
-		if err := p.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// TestClosedProber: who still has it when it is replaced must not touch a descriptor that got its number since.
-func TestClosedProber(t *testing.T) {
-	p, err := NewProber(netip.MustParseAddr("127.0.0.1"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	fd := p.fd
-	if err := p.Close(); err != nil {
-		t.Fatal(err)
-	}
-	other, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil || other != fd {
-		t.Fatalf("descriptor %d (%v), want %d", other, err, fd)
-	}
-	defer unix.Close(other)
-	if mtu, err := p.PathMTU(netip.MustParseAddrPort("127.0.0.1:9")); !errors.Is(err, os.ErrClosed) {
-		t.Errorf("a closed prober says %d, %v", mtu, err)
-	}
-	if peer, err := unix.Getpeername(other); err == nil {
-		t.Errorf("somebody else's socket is connected to %v", peer)
-	}
-}
-
-func TestReadControl(t *testing.T) {
-	gro := func(length int, value int32) []byte {
-		c := new(control)
-		n := 0
-		*(*int32)(c.put(&n, unix.IPPROTO_UDP, unix.UDP_GRO, 4)) = value
-		(*unix.Cmsghdr)(unsafe.Pointer(c)).SetLen(length)
-		return unsafe.Slice((*byte)(unsafe.Pointer(c)), n)
-	}
-	full := unix.CmsgLen(4)
-	for _, c := range []struct {
-		name string
-		b    []byte
-		want int
-	}{
-		{"nothing", nil, 7},
-		{"a train", gro(full, 1400), 1400},
-		{"no size", gro(full, 0), 7},
-		{"a negative size", gro(full, -1), 7},
-		{"cut off", gro(full, 1400)[:full-2], 7},
-		{"shorter than itself", gro(3, 1400), 7},
-		{"only a header", gro(unix.CmsgLen(0), 1400), 7},
-		{"beyond the end", gro(1<<30, 1400), 7},
-		{"length that wraps", gro(-8, 1400), 7},
-	} {
-		m := Message{Segment: 7}
-		readControl(c.b, &m)
-		if m.Segment != c.want {
-			t.Errorf("%s: segment %d, want %d", c.name, m.Segment, c.want)
-		}
-	}
-}
-
-func FuzzReadControl(f *testing.F) {
-	f.Add(make([]byte, 24))
-	f.Add(bytes.Repeat([]byte{0xff}, 40))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		aligned := new([16]uint64)
-		n := copy(unsafe.Slice((*byte)(unsafe.Pointer(aligned)), 128), b)
-		m := Message{Segment: 7}
-		readControl(unsafe.Slice((*byte)(unsafe.Pointer(aligned)), n), &m)
-		if m.Segment <= 0 {
-			t.Errorf("segment %d", m.Segment)
-		}
-	})
-}
-
-func TestReceivingAllocatesNothing(t *testing.T) {
+func TestReceiveAllocs(t *testing.T) {
 	group, err := OpenOffload(Config{Bind: freePort(t, "127.0.0.1"), Sockets: 1, Buffer: 4 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -437,12 +321,12 @@ func TestReceivingAllocatesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lane := TxKey{To: NewDestination(addrPortOf(local))}
-	failed := refuseNone(t)
+	key := TxKey{To: NewDestination(addrPortOf(local))}
+	failed := failOnRefused(t)
 	received := 0
 	if n := testing.AllocsPerRun(100, func() {
 		for range 10 {
-			s.Reserve(lane, 1000)
+			s.Reserve(key, 1000)
 		}
 		s.Flush(failed)
 		messages, err := s.Receive()
@@ -453,9 +337,48 @@ func TestReceivingAllocatesNothing(t *testing.T) {
 			received += messages[i].Datagrams()
 		}
 	}); n != 0 {
-		t.Errorf("%v allocations", n)
+		t.Errorf("%v allocations, want 0", n)
 	}
 	if received == 0 {
-		t.Error("nothing received")
+		t.Error("no datagrams received")
+	}
+}
+
+func TestTOS(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1", "::1"} {
+		sockets := openBoth(t, Config{Bind: freePort(t, addr), Sockets: 1, ReadTOS: true})
+		for from := range sockets {
+			for to := range sockets {
+				name, err := unix.Getsockname(sockets[to][0].FD())
+				if err != nil {
+					t.Fatal(err)
+				}
+				dest := NewDestination(addrPortOf(name))
+				want := []uint8{0, 0xb9, 0xb9, 0x03}
+				for i, tos := range want {
+					copy(sockets[from][0].Reserve(TxKey{To: dest, TOS: tos}, 50), payload(i, 50))
+				}
+				sockets[from][0].Flush(failOnRefused(t))
+				var got []uint8
+				for len(got) < len(want) {
+					messages, err := sockets[to][0].Receive()
+					if err != nil {
+						t.Fatal(err)
+					}
+					if len(messages) == 0 {
+						fds := []unix.PollFd{{Fd: int32(sockets[to][0].FD()), Events: unix.POLLIN}}
+						if n, _ := unix.Poll(fds, 5000); n == 0 {
+							t.Fatalf("received %d of %d datagrams", len(got), len(want))
+						}
+					}
+					for _, m := range messages {
+						got = append(got, slices.Repeat([]uint8{m.TOS}, m.Datagrams())...)
+					}
+				}
+				if !bytes.Equal(got, want) {
+					t.Errorf("%s, %s to %s: TOS %x, want %x", addr, from, to, got, want)
+				}
+			}
+		}
 	}
 }

@@ -9,43 +9,47 @@ import (
 )
 
 const (
-	// maxTrains is how many trains one flush holds at most: as many nodes as a round of small packets may be for. Every
-	// one has memory for the longest train, but the few of bulk traffic are always the first and stay in the cache.
+	// maxTrains is the maximum number of trains per flush: the number of nodes that a round of
+	// small packets may be for. Each has memory for the longest train. Bulk traffic uses only the
+	// first few, which stay in the CPU cache.
 	maxTrains = 64
 	trainSize = 65536
-	// maxTrain4 and maxTrain6 are the longest trains in bytes. The kernel checks the length of the packet
-	// before it is cut, IPv6's own header included.
+	// maxTrain4 and maxTrain6 are the maximum lengths of a train in bytes. The kernel checks the
+	// length of the packet before segmentation, including the IPv6 header.
 	maxTrain4 = encap.MaxUDPPayload4
 	maxTrain6 = 65535 - encap.OverheadUDP6
-	// maxSegments and moreSegments are how many datagrams a train may have: UDP_MAX_SEGMENTS of
-	// include/linux/udp.h up to Linux 6.8, and from 6.9 on. Which of them holds is probed.
-	maxSegments  = 64
-	moreSegments = 128
+	// maxSegmentsOld and maxSegmentsNew are the maximum number of datagrams per train:
+	// UDP_MAX_SEGMENTS in include/linux/udp.h up to Linux 6.8, and since 6.9. probe determines
+	// which applies.
+	maxSegmentsOld = 64
+	maxSegmentsNew = 128
 )
 
-// train is one being filled or waiting to be sent.
+// train is a train that is being filled or is waiting to be sent.
 type train struct {
-	lane    TxKey
-	before  int8 // the last train begun before this one in a lane with the same hash; -1: none
+	key     TxKey
+	prev    int8 // index of the previous train with the same key hash; -1: none
 	segment int  // size of the first datagram; no other is longer
-	used    int  // bytes in buf
-	count   int  // datagrams
+	used    int  // bytes used in buf
+	count   int  // number of datagrams
 	full    bool
-	buf     []byte // trainSize long
-	// refusedBy is why the kernel did not take the train as one message, so that it goes out one by one.
-	refusedBy unix.Errno
+	buf     []byte // trainSize bytes
+	// gsoErrno is the error with which the kernel refused the train as one message. If it is set,
+	// the datagrams are sent one by one.
+	gsoErrno unix.Errno
 }
 
-// trains are those of one flush, in the order in which they were begun.
+// trains are the trains of one flush, in the order of their first datagram.
 type trains struct {
-	all      []train // maxTrains long; the first n are in use
+	all      []train // the first n are in use
 	n        int
-	segments int              // most datagrams a train may have
-	last     [laneHashes]int8 // the last train of the lanes with each hash; -1: none
+	segments int             // maximum number of datagrams per train
+	last     [keyHashes]int8 // index of the last train per key hash; -1: none
 }
 
-// laneHashes is twice maxTrains, so that finding a lane's train takes as long with many nodes as with one.
-const laneHashes = 2 * maxTrains
+// keyHashes is the size of trains.last: twice maxTrains, so that lookups take constant time with
+// any number of nodes.
+const keyHashes = 2 * maxTrains
 
 func newTrains(n, segments int) trains {
 	t := trains{all: make([]train, n), segments: segments}
@@ -59,43 +63,46 @@ func newTrains(n, segments int) trains {
 	return t
 }
 
-// hash spreads lanes over trains.last. Destinations do not move in memory.
-func (l TxKey) hash() int {
-	h := uint64(uintptr(unsafe.Pointer(l.To))) + uint64(l.TOS)<<8 + uint64(l.Shard)
-	return int(h * 0x9e3779b97f4a7c15 >> 32 % laneHashes)
+// hash returns the index of the key in trains.last. It uses the address of the Destination, which
+// is stable.
+func (k TxKey) hash() int {
+	h := uint64(uintptr(unsafe.Pointer(k.To))) + uint64(k.TOS)<<8 + uint64(k.Shard)
+	return int(h * 0x9e3779b97f4a7c15 >> 32 % keyHashes)
 }
 
-// reserve returns memory for the next datagram of the lane, n bytes: at the end of the lane's last train if it
-// can grow, else in a new one. It returns nil if a flush must come first.
-func (t *trains) reserve(lane TxKey, n int) []byte {
-	hash := lane.hash()
-	for i := t.last[hash]; i >= 0; i = t.all[i].before {
-		if last := &t.all[i]; last.lane == lane {
-			if last.takes(n, t.segments) {
+// reserve returns n bytes for the next datagram of key: at the end of the last train of the key if
+// it accepts the datagram, else in a new train. It returns nil if a flush is required first.
+func (t *trains) reserve(key TxKey, n int) []byte {
+	hash := key.hash()
+	for i := t.last[hash]; i >= 0; i = t.all[i].prev {
+		if last := &t.all[i]; last.key == key {
+			if last.accepts(n, t.segments) {
 				return last.grow(n)
 			}
-			break // an earlier train of the lane would change the order
+			break // extending an earlier train would change the order
 		}
 	}
 	if t.n == len(t.all) || n > trainSize {
 		return nil
 	}
 	next := &t.all[t.n]
-	*next = train{lane: lane, before: t.last[hash], segment: n, buf: next.buf}
+	*next = train{key: key, prev: t.last[hash], segment: n, buf: next.buf}
 	t.last[hash] = int8(t.n)
 	t.n++
 	return next.grow(n)
 }
 
-// takes reports whether a datagram of n bytes may follow in this train. An empty one would be no segment.
-func (t *train) takes(n, segments int) bool {
+// accepts reports whether a datagram of n bytes may be appended to the train. An empty datagram
+// cannot be a segment.
+func (t *train) accepts(n, segments int) bool {
 	longest := maxTrain4
-	if !t.lane.To.Addr.Addr().Is4() {
+	if !t.key.To.Addr.Addr().Is4() {
 		longest = maxTrain6
 	}
 	return !t.full && n > 0 && n <= t.segment && t.used+n <= longest && t.count < segments
 }
 
+// grow appends a datagram of n bytes and returns its memory.
 func (t *train) grow(n int) []byte {
 	b := t.buf[t.used:][:n:n]
 	t.used += n
@@ -109,11 +116,11 @@ func (t *train) datagram(i int) []byte {
 	return t.buf[i*t.segment : min((i+1)*t.segment, t.used)]
 }
 
-// reset forgets all trains.
+// reset removes all trains.
 func (t *trains) reset() {
 	for i := range t.all[:t.n] {
-		t.last[t.all[i].lane.hash()] = -1
-		t.all[i].lane = TxKey{} // lets go of the destination
+		t.last[t.all[i].key.hash()] = -1
+		t.all[i].key = TxKey{} // release the destination
 	}
 	t.n = 0
 }
