@@ -26,12 +26,13 @@
 //	14,15                          -s P -d C; -s C -d P    keep the source
 //	16,17  raw PREROUTING, OUTPUT  own address, UDP port   do not track         prerouting, output
 //
-// With iptables, rules 11 to 15 exist only while another rule of POSTROUTING would rewrite pods'
-// source addresses, such as dockerd's, or jumps to a chain that might, such as those of CNI plugins
-// and firewalld. Rule 11 stands in front of that rule, and rules 14 and 15 accept the packet, which
-// suffices because that rule is in the nat table too. With nftables, rules 11 to 15 always exist. A
-// verdict there does not end the address translation of other tables, so rules 14 and 15 translate
-// the source to itself, which does. Either way a connection keeps the source it started with.
+// Rules 11 to 15 are the guard. With iptables they exist only while another rule of POSTROUTING
+// would rewrite pods' source addresses, such as dockerd's, or jumps to a chain that might, such as
+// those of CNI plugins and firewalld. Rule 11 stands in front of that rule, and rules 14 and 15
+// accept the packet, which suffices because that rule is in the nat table too. With nftables the
+// guard always exists. A verdict there does not end the address translation of other tables, so
+// rules 14 and 15 translate the source to itself, which does. Either way a connection keeps the
+// source it started with.
 //
 // In nftables the rules live in flannel's tables, ip flannel-ipv4 and ip6 flannel-ipv6, without the
 // comments that flannel gives tables and chains. Rule 5 means the same as in iptables (flannel's
@@ -42,10 +43,10 @@
 // # Ownership
 //
 // One host may run several daemons, weftd or flanneld, each with its own network. They share the
-// chains and tables above. A rule in these chains, or in a built-in chain with one of these
-// comments, is a managed rule. It belongs to the daemon whose network or subnet it names, no matter
-// which daemon added it. Rules 16 and 17 name the network in their comment, because two daemons may
-// use the same address and port.
+// chains and tables above. A rule in these chains, or in a built-in chain with one of the comments
+// of Weft or flannel, is a managed rule. It belongs to the daemon whose network or subnet it names,
+// no matter which daemon added it. Rules 16 and 17 name the network in their comment, because two
+// daemons may use the same address and port.
 //
 // A daemon treats managed rules as follows:
 //
