@@ -16,17 +16,20 @@ import (
 	"weft/deploy/lab"
 )
 
-// Bare is the system calls of a userspace tunnel and next to nothing else: frames go whole from a TUN into a UDP socket
-// and back. Nobody looks at them, cuts or joins them or computes a checksum. What it reaches in bulk TCP, no daemon that
-// moves packets between a TUN and a socket can be expected to exceed on this machine; in small packets one that joins
-// them can. It understands nobody but itself and joins two nodes. argv is a program that calls RunBare with the arguments
-// that follow.
-func Bare(argv ...string) Rival {
-	return Rival{"bare", "frames whole through a TUN and a UDP socket: the system calls of a userspace tunnel alone", func(ctx context.Context, o *overlay) error {
-		if n := len(o.lab.Nodes); n != 2 {
-			return fmt.Errorf("it joins two nodes, not %d", n)
+// Bare returns the system calls of a userspace tunnel as a target: frames are copied whole from a
+// TUN device to a UDP socket and back, without being parsed, split, merged or checksummed. Its bulk
+// TCP rate is an upper bound for daemons that copy packets between a TUN device and a socket on
+// this machine. For small packets it is not: a daemon may merge them. It connects two nodes and is
+// compatible with no other program. argv is a program that calls [RunBare] with the arguments
+// appended to it.
+func Bare(argv ...string) Target {
+	const description = "frames copied whole between a TUN device and a UDP socket:" +
+		" only the system calls of a userspace tunnel"
+	return newTarget("bare", description, func(ctx context.Context, o *overlay) error {
+		if n := len(o.lab.Nodes); n != pairNodes {
+			return fmt.Errorf("bare connects two nodes, not %d", n)
 		}
-		return o.join(func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (mtu int, err error) {
+		return o.connect(func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (mtu int, err error) {
 			err = o.startDaemon(n, append(slices.Clone(argv), n.Addr.String(), peers[0].Node.Addr.String()))
 			if err == nil {
 				err = o.awaitBare(ctx, n)
@@ -36,20 +39,20 @@ func Bare(argv ...string) Rival {
 			}
 			return n.RouteThrough(bareDevice, bareOverhead, own, peers)
 		})
-	}}
+	})
 }
 
-// awaitBare waits until the daemon that was started last has made its device.
+// awaitBare waits until the daemon that was started last has created its device.
 func (o *overlay) awaitBare(ctx context.Context, n *lab.Node) error {
 	p := o.daemons[len(o.daemons)-1]
 	err := lab.Await(ctx, startTimeout, n.Name+": "+bareDevice, func() error {
 		if p.Running() && !n.HasLink(bareDevice) {
-			return errors.New("there is none")
+			return errors.New("no such device")
 		}
 		return nil
 	})
 	if err == nil && !p.Running() {
-		err = ended(p)
+		err = exitError(p)
 	}
 	return err
 }
@@ -59,33 +62,35 @@ const (
 	barePort     = 8287
 	bareOverhead = 28 // outer IPv4 and UDP headers, in bytes
 
-	// A message is frames, one behind the other, cut by the kernel into datagrams of the underlay's MTU; each frame, with
-	// the virtio header that it came with, follows a mark and its length, 4 bytes each.
-	bareMark   = 0xba5ef4a3
+	// A message is a sequence of frames, which the kernel segments into datagrams of the underlay's
+	// MTU. Each frame starts with its virtio header and is preceded by a magic number and its
+	// length, 4 bytes each.
+	bareMagic  = 0xba5ef4a3
 	barePrefix = 8
-	// longestBareFrame is that of a TUN: 64 KiB and the virtio header.
-	longestBareFrame = 65536 + 10
-	// longestMessage is the longest UDP payload over IPv4.
-	longestMessage = 65507
-	// bareQuantum is how many bytes one end reads in a row: a super-frame or many small frames.
+	// maxBareFrame is the longest frame of a TUN device: 64 KiB and the virtio header.
+	maxBareFrame = 65536 + 10
+	// maxMessage is the longest UDP payload over IPv4.
+	maxMessage = 65507
+	// bareQuantum is the number of bytes read from the TUN before they are sent: a GSO frame or
+	// many small frames.
 	bareQuantum = 48 << 10
-	// bareNice is its nice value, that of our daemon's workers.
+	// bareNice is the nice value of weftd's workers.
 	bareNice = -10
-	// bareSpin is how long an end looks for more before it sleeps, as our daemon does.
+	// bareSpin is the time without packets until an end blocks, as in weftd.
 	bareSpin = 200 * time.Microsecond
 )
 
-// bareEnd is a node's end of the bare tunnel.
+// bareEnd is one end of the bare tunnel.
 type bareEnd struct {
 	tun, socket int // descriptors
 
-	out  []byte // what has been read from the TUN
-	in   []byte // what has been received
-	kept int    // bytes in it of a frame whose rest is still to come
+	out     []byte // read from the TUN
+	in      []byte // received
+	partial int    // bytes at the start of in that belong to an incomplete frame
 }
 
-// RunBare is an end of the bare tunnel in the node that it is called in, until the process is ended. Its arguments are
-// the addresses of this node and of the other one.
+// RunBare runs an end of the bare tunnel in the current network namespace until the process is
+// killed. Its arguments are the addresses of this node and of the other one.
 func RunBare(args []string) error {
 	if len(args) != 2 {
 		return fmt.Errorf("%q: want the addresses of this node and of the other one", args)
@@ -100,11 +105,12 @@ func RunBare(args []string) error {
 	}
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	// Like our daemon it goes before the generators where it may: else it would not be the limit.
+	// Higher priority than the generators, as weftd, if permitted: otherwise bare would not be an
+	// upper bound.
 	_ = unix.Setpriority(unix.PRIO_PROCESS, 0, bareNice)
 	e := &bareEnd{
-		out: make([]byte, bareQuantum+barePrefix+longestBareFrame),
-		in:  make([]byte, barePrefix+longestBareFrame+longestMessage),
+		out: make([]byte, bareQuantum+barePrefix+maxBareFrame),
+		in:  make([]byte, barePrefix+maxBareFrame+maxMessage),
 	}
 	if e.socket, err = openBareSocket(own, peer); err != nil {
 		return fmt.Errorf("open socket: %w", err)
@@ -141,14 +147,14 @@ func openBareSocket(own, peer netip.Addr) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	if err := joinBareSocket(fd, own, peer); err != nil {
+	if err := connectBareSocket(fd, own, peer); err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
 	}
 	return fd, nil
 }
 
-// joinBareSocket connects the socket to the peer's, and has the kernel cut and join what passes.
-func joinBareSocket(fd int, own, peer netip.Addr) error {
+// connectBareSocket connects the socket to the peer and enables segmentation (GSO) and GRO.
+func connectBareSocket(fd int, own, peer netip.Addr) error {
 	if err := unix.Bind(fd, traffic.Sockaddr(netip.AddrPortFrom(own, barePort))); err != nil {
 		return err
 	}
@@ -168,11 +174,11 @@ func joinBareSocket(fd int, own, peer netip.Addr) error {
 	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
 }
 
-// run moves frames until the device is gone or the kernel cannot poll.
+// run copies frames until the device is deleted or poll fails.
 func (e *bareEnd) run() error {
 	fds := []unix.PollFd{{Fd: int32(e.tun), Events: unix.POLLIN}, {Fd: int32(e.socket), Events: unix.POLLIN}}
 	for last := time.Now(); ; {
-		out, in := e.outward(), e.inward()
+		out, in := e.copyOut(), e.copyIn()
 		switch {
 		case out || in:
 			last = time.Now()
@@ -182,25 +188,26 @@ func (e *bareEnd) run() error {
 			if _, err := unix.Poll(fds, -1); err != nil && !errors.Is(err, unix.EINTR) {
 				return fmt.Errorf("poll: %w", err)
 			}
-			// So a TUN queue tells that its device was deleted (drivers/net/tun.c, tun_chr_poll).
+			// A TUN queue reports POLLERR after its device was deleted (drivers/net/tun.c,
+			// tun_chr_poll).
 			if fds[0].Revents&unix.POLLERR != 0 {
-				return fmt.Errorf("%s is gone", bareDevice)
+				return fmt.Errorf("%s was deleted", bareDevice)
 			}
 		}
 	}
 }
 
-// outward sends what is in the TUN, and reports whether there was any.
-func (e *bareEnd) outward() bool {
-	from, n := 0, 0 // e.out[from:n] is to be sent
+// copyOut sends the frames that are in the TUN, and reports whether there were any.
+func (e *bareEnd) copyOut() bool {
+	from, n := 0, 0 // e.out[from:n] is not sent yet
 	for n < bareQuantum {
 		k, err := traffic.RawRead(e.tun, e.out[n+barePrefix:])
 		if err != nil {
-			break // empty, or gone, of which poll tells
+			break // empty, or deleted, which poll reports
 		}
-		binary.BigEndian.PutUint32(e.out[n:], bareMark)
+		binary.BigEndian.PutUint32(e.out[n:], bareMagic)
 		binary.BigEndian.PutUint32(e.out[n+4:], uint32(k))
-		if n+barePrefix+k-from > longestMessage {
+		if n+barePrefix+k-from > maxMessage {
 			e.send(e.out[from:n])
 			from = n
 		}
@@ -212,37 +219,38 @@ func (e *bareEnd) outward() bool {
 
 func (e *bareEnd) send(message []byte) {
 	if len(message) > 0 {
-		// What a full buffer refuses is lost, as on a wire: the generators count it.
+		// A message that does not fit into the socket buffer is lost; the generators count it.
 		_, _ = traffic.RawWrite(e.socket, message)
 	}
 }
 
-// inward writes what has been received to the TUN, and reports whether there was any.
-func (e *bareEnd) inward() bool {
-	n, err := traffic.RawRead(e.socket, e.in[e.kept:])
+// copyIn writes received frames to the TUN, and reports whether there were any.
+func (e *bareEnd) copyIn() bool {
+	n, err := traffic.RawRead(e.socket, e.in[e.partial:])
 	if err != nil {
-		return false // nothing, or an ICMP error about an earlier message
+		return false // empty, or an ICMP error for an earlier message
 	}
-	b := e.in[:e.kept+n]
-	if fresh := e.in[e.kept:][:n]; startsFrame(fresh) {
-		b = fresh // the rest of what was kept is lost
+	b := e.in[:e.partial+n]
+	if fresh := e.in[e.partial:][:n]; startsFrame(fresh) {
+		b = fresh // the rest of the partial frame is lost
 	}
-	e.kept = copy(e.in, unpack(b, func(frame []byte) {
-		_, _ = traffic.RawWrite(e.tun, frame) // a frame that the kernel refuses is lost, as on a wire
+	e.partial = copy(e.in, unpack(b, func(frame []byte) {
+		_, _ = traffic.RawWrite(e.tun, frame) // a frame that the kernel rejects is lost
 	}))
 	return true
 }
 
 func startsFrame(b []byte) bool {
-	return len(b) >= barePrefix && binary.BigEndian.Uint32(b) == bareMark
+	return len(b) >= barePrefix && binary.BigEndian.Uint32(b) == bareMagic
 }
 
-// unpack gives emit every whole frame of b and returns the part of one that is left at the end: a message may arrive in
-// two pieces. What is no frame is left out with all that follows.
+// unpack calls emit for every complete frame in b and returns the incomplete frame at its end: a
+// message may arrive in two pieces. If a frame has no magic number or is too long, the rest of b is
+// discarded.
 func unpack(b []byte, emit func(frame []byte)) (rest []byte) {
 	for len(b) >= barePrefix {
 		n := binary.BigEndian.Uint32(b[4:])
-		if !startsFrame(b) || n > longestBareFrame {
+		if !startsFrame(b) || n > maxBareFrame {
 			return nil
 		}
 		end := barePrefix + int(n)

@@ -1,16 +1,14 @@
-// Package bench measures how fast pods reach each other, through this project's daemon and through its rivals, and says
-// how much of a difference is noise.
+// Package bench measures how fast pods reach each other, through weftd and through other targets.
 //
-//	Case     what traffic, over which underlay            (case.go)
-//	Rival    what carries it: no tunnel, kernel VXLAN, weftd with one engine or another, ...   (rival.go)
-//	         or the system calls of a userspace tunnel alone, as the limit of what one can reach   (bare.go)
-//	round    every rival once on one case, in turn, so that a slow minute of the machine hits all of them
-//	Result   medians, spread, ratios within the run, machine facts   (result.go)
-//	report   one HTML page, a Markdown table, a comparison of two results   (report.go, compare.go)
+//	Case     a workload: which traffic, on how many nodes            (case.go)
+//	Target   the overlay under test: no tunnel, kernel VXLAN,        (target.go)
+//	         weftd with some flags, or only the system calls
+//	         of a userspace tunnel as an upper bound                 (bare.go)
+//	Run      rounds, in each of which every target is measured once, (run.go)
+//	         so that a slow minute of the machine affects all
+//	usage    CPU time, memory, drops and batch sizes                 (usage.go, scrape.go)
 //
-// The generators (tcp.go, udp.go, rtt.go, connect.go) open their sockets inside pods of a [lab.Lab] and run in this
-// process. They use plain blocking sockets, as ordinary programs do, and batches of system calls where one packet each
-// would measure the generator. All rates are what the receiver got.
+// Package traffic generates the traffic, package report holds and shows the results.
 //
-// Out of scope: checks that anything arrives unharmed. The namespace tests do that.
+// Out of scope: checks that packets arrive intact. The namespace tests do that.
 package bench

@@ -10,38 +10,44 @@ import (
 	"slices"
 	"time"
 
+	"weft/bench/report"
 	"weft/deploy/lab"
 )
 
-// Plan is what to measure.
+// Plan selects the measurements of a run.
 type Plan struct {
-	Environments []Environment
-	Cases        []Case
-	Rivals       []Rival
-	Rounds       int
-	Seconds      Seconds
+	Underlays []report.Underlay
+	Cases     []Case
+	Targets   []Target
+	Rounds    int
+	Seconds   report.Seconds
 }
 
-// Run measures everything in the plan: in each environment, for each case, all rivals in turn, and that again for every
-// round. It writes a line for each measurement to progress. It is to be called inside a lab.
+// Run measures every target in every case and underlay, in rounds in which all targets take turns.
+// It writes a line per measurement to progress. It must be called inside a lab.
 //
-// A rival that cannot be started is left out, one that fails a measurement is left out of that case, and one whose daemon
-// has ended of the following ones too; the result says why. The error is about the rest, or says that nothing at all
-// could be measured; the result holds what was measured until then.
-func Run(ctx context.Context, p Plan, facts Facts, progress io.Writer) (*Result, error) {
-	r := &run{plan: p, out: progress, start: time.Now(), result: &Result{Schema: schema, Facts: facts, Rounds: p.Rounds, Seconds: p.Seconds, Rivals: p.Rivals}}
-	r.total = len(p.Environments) * len(p.Cases) * len(p.Rivals) * p.Rounds
+// A target that cannot be started is skipped, one that fails a measurement is skipped in that case,
+// and one whose daemon has exited in the following cases too; the result holds the reasons. Run
+// returns an error if it was interrupted or nothing could be measured; the result then holds the
+// samples taken so far.
+func Run(ctx context.Context, p Plan, host report.Host, progress io.Writer) (*report.Result, error) {
+	r := &run{plan: p, progress: progress, start: time.Now(), result: &report.Result{
+		Schema: report.Schema, Host: host, Rounds: p.Rounds, Seconds: p.Seconds}}
+	for _, t := range p.Targets {
+		r.result.Targets = append(r.result.Targets, t.Target)
+	}
+	r.total = len(p.Underlays) * len(p.Cases) * len(p.Targets) * p.Rounds
 	byNodes := map[int][]Case{}
 	for _, c := range p.Cases {
 		byNodes[c.Nodes] = append(byNodes[c.Nodes], c)
 	}
-	for _, e := range p.Environments {
+	for _, u := range p.Underlays {
 		for _, nodes := range slices.Sorted(maps.Keys(byNodes)) {
-			measure := r.pairs
-			if nodes > 2 {
-				measure = r.fans
+			measure := r.measurePairs
+			if nodes > pairNodes {
+				measure = r.measureFans
 			}
-			if err := measure(ctx, e, byNodes[nodes]); err != nil {
+			if err := measure(ctx, u, byNodes[nodes]); err != nil {
 				return r.result, err
 			}
 		}
@@ -52,53 +58,54 @@ func Run(ctx context.Context, p Plan, facts Facts, progress io.Writer) (*Result,
 	return r.result, nil
 }
 
-// run is a run under way.
+// run is the state of a call of [Run].
 type run struct {
 	plan        Plan
-	out         io.Writer
+	progress    io.Writer
 	start       time.Time
-	done, total int
-	result      *Result
+	done, total int // measurements
+	result      *report.Result
 }
 
-func (r *run) say(format string, args ...any) {
-	fmt.Fprintf(r.out, "%6.0fs  %s\n", time.Since(r.start).Seconds(), fmt.Sprintf(format, args...))
+func (r *run) log(format string, args ...any) {
+	fmt.Fprintf(r.progress, "%6.0fs  %s\n", time.Since(r.start).Seconds(), fmt.Sprintf(format, args...))
 }
 
-// pairs measures cases of two nodes, which all rivals have at once.
-func (r *run) pairs(ctx context.Context, e Environment, cases []Case) (err error) {
+// measurePairs measures cases of two nodes. The overlays of all targets exist at the same time.
+func (r *run) measurePairs(ctx context.Context, u report.Underlay, cases []Case) (err error) {
 	var overlays []*overlay
 	defer func() {
 		for _, o := range overlays {
-			err = errors.Join(err, r.finish(e, o))
+			err = errors.Join(err, r.finish(u, o))
 		}
 	}()
-	for i, rival := range r.plan.Rivals {
-		o, err := begin(ctx, rival, lab.Options{NamePrefix: string(rune('a'+i)) + "-", Direct: true, Mode: e.Mode, MTU: e.MTU,
+	for i, target := range r.plan.Targets {
+		o, err := start(ctx, target, lab.Options{
+			NamePrefix: string(rune('a'+i)) + "-", Direct: true, Mode: lab.Mode(u.Mode), MTU: u.MTU,
 			Management: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 254, byte(i), 0}), 24)})
 		switch {
 		case err == nil:
-			r.say("%s: %s is up", e, rival.Name)
+			r.log("%s: %s is up", u, target.Name)
 			overlays = append(overlays, o)
 		case ctx.Err() != nil:
 			return ctx.Err()
 		default:
-			r.skip(e, "", rival.Name, err, len(cases)*r.plan.Rounds)
+			r.skip(u, "", target.Name, err, len(cases)*r.plan.Rounds)
 		}
 	}
 	for _, c := range cases {
-		if err := r.rounds(ctx, e, c, overlays); err != nil {
+		if err := r.measureRounds(ctx, u, c, overlays); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// rounds measures one case: every overlay once, and that for every round.
-func (r *run) rounds(ctx context.Context, e Environment, c Case, overlays []*overlay) error {
+// measureRounds measures one case: every overlay once per round.
+func (r *run) measureRounds(ctx context.Context, u report.Underlay, c Case, overlays []*overlay) error {
 	for range r.plan.Rounds {
 		for _, o := range overlays {
-			if err := r.measure(ctx, e, c, o); err != nil {
+			if err := r.measure(ctx, u, c, o); err != nil {
 				return err
 			}
 		}
@@ -106,11 +113,12 @@ func (r *run) rounds(ctx context.Context, e Environment, c Case, overlays []*ove
 	return nil
 }
 
-// fans measures cases of many nodes: too many for all rivals to have them at once, so they are built anew for each turn.
-func (r *run) fans(ctx context.Context, e Environment, cases []Case) error {
+// measureFans measures cases of many nodes. The overlays of all targets would be too many nodes at
+// the same time, so each is created for its turn.
+func (r *run) measureFans(ctx context.Context, u report.Underlay, cases []Case) error {
 	for range r.plan.Rounds {
-		for _, rival := range r.plan.Rivals {
-			if err := r.turn(ctx, e, cases, rival); err != nil {
+		for _, target := range r.plan.Targets {
+			if err := r.measureFan(ctx, u, cases, target); err != nil {
 				return err
 			}
 		}
@@ -118,95 +126,97 @@ func (r *run) fans(ctx context.Context, e Environment, cases []Case) error {
 	return nil
 }
 
-// turn measures a rival once in each case of many nodes.
-func (r *run) turn(ctx context.Context, e Environment, cases []Case, rival Rival) (err error) {
-	cases = slices.DeleteFunc(slices.Clone(cases), func(c Case) bool { return r.leftOut(e, c.Name, rival.Name) })
+// measureFan measures a target once in each case of many nodes.
+func (r *run) measureFan(ctx context.Context, u report.Underlay, cases []Case, target Target) (err error) {
+	cases = slices.DeleteFunc(slices.Clone(cases), func(c Case) bool { return r.skipped(u, c.Name, target.Name) })
 	if len(cases) == 0 {
 		return nil
 	}
-	r.say("%s: %s on %d nodes...", e, rival.Name, cases[0].Nodes)
-	o, err := begin(ctx, rival, lab.Options{Nodes: cases[0].Nodes, Mode: e.Mode, MTU: e.MTU})
+	r.log("%s: %s on %d nodes...", u, target.Name, cases[0].Nodes)
+	o, err := start(ctx, target, lab.Options{Nodes: cases[0].Nodes, Mode: lab.Mode(u.Mode), MTU: u.MTU})
 	if err != nil {
 		for _, c := range cases {
 			if ctx.Err() == nil {
-				r.leaveOut(e, c.Name, rival.Name, err)
+				r.dropSeries(u, c.Name, target.Name, err)
 			}
 		}
 		return ctx.Err()
 	}
-	defer func() { err = errors.Join(err, r.finish(e, o)) }()
+	defer func() { err = errors.Join(err, r.finish(u, o)) }()
 	for _, c := range cases {
-		if err := r.measure(ctx, e, c, o); err != nil {
+		if err := r.measure(ctx, u, c, o); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// measure takes one sample of a case, unless the rival is left out of it.
-func (r *run) measure(ctx context.Context, e Environment, c Case, o *overlay) error {
-	rival := o.rival.Name
-	if r.leftOut(e, c.Name, rival) {
+// measure takes one sample of a case, unless the target is skipped in it.
+func (r *run) measure(ctx context.Context, u report.Underlay, c Case, o *overlay) error {
+	target := o.target.Name
+	if r.skipped(u, c.Name, target) {
 		return nil
 	}
-	before := Figures{"rate": r.result.find(e, c.Name, rival).spread("rate").Median}
-	f, err := o.measure(ctx, c, r.plan.Seconds, before)
+	previous := report.Sample{"rate": r.result.Find(u, c.Name, target).Spread("rate").Median}
+	sample, err := o.measure(ctx, c, r.plan.Seconds, previous)
 	if err != nil {
 		if ctx.Err() == nil {
-			r.leaveOut(e, c.Name, rival, err)
+			r.dropSeries(u, c.Name, target, err)
 		}
 		return ctx.Err()
 	}
-	if r.result.find(e, c.Name, rival) == nil {
-		r.result.Series = append(r.result.Series, Series{Environment: e, Case: c.Name, Rival: rival})
+	if r.result.Find(u, c.Name, target) == nil {
+		r.result.Series = append(r.result.Series, report.Series{Underlay: u, Case: c.Name, Target: target})
 	}
-	s := r.result.find(e, c.Name, rival)
-	s.Samples = append(s.Samples, f)
+	s := r.result.Find(u, c.Name, target)
+	s.Samples = append(s.Samples, sample)
 	r.done++
-	head := figureInfo(c.Headlines[0])
-	r.say("%3.0f %%  %s  %-13s round %d  %-22s %s %s", 100*float64(r.done)/float64(r.total), e, c.Name, len(s.Samples),
-		rival, number(f[head.Name]/head.Scale), head.Unit)
+	m := report.MetricByName(c.Headlines[0])
+	r.log("%3.0f %%  %s  %-13s round %d  %-22s %s %s", 100*float64(r.done)/float64(r.total), u, c.Name,
+		len(s.Samples), target, m.Format(sample[m.Name]), m.Unit)
 	return nil
 }
 
-// leaveOut ends a rival's part in a case, and drops the samples that it has: a series has one for each round.
-func (r *run) leaveOut(e Environment, name, rival string, why error) {
+// dropSeries skips a target in a case and drops its samples: a series has one sample per round.
+func (r *run) dropSeries(u report.Underlay, name, target string, reason error) {
 	left := r.plan.Rounds
-	r.result.Series = slices.DeleteFunc(r.result.Series, func(s Series) bool {
-		if s.Environment != e || s.Case != name || s.Rival != rival {
+	r.result.Series = slices.DeleteFunc(r.result.Series, func(s report.Series) bool {
+		if s.Underlay != u || s.Case != name || s.Target != target {
 			return false
 		}
 		left -= len(s.Samples)
 		return true
 	})
-	r.skip(e, name, rival, why, left)
+	r.skip(u, name, target, reason, left)
 }
 
-func (r *run) leftOut(e Environment, name, rival string) bool {
-	return slices.ContainsFunc(r.result.Skipped, func(s Skip) bool {
-		return s.Environment == e.String() && s.Case == name && s.Rival == rival
+func (r *run) skipped(u report.Underlay, name, target string) bool {
+	return slices.ContainsFunc(r.result.Skipped, func(s report.Skip) bool {
+		return s.Underlay == u && s.Case == name && s.Target == target
 	})
 }
 
-// skip notes what is left out, with the measurements that it saves. No name stands for all cases.
-func (r *run) skip(e Environment, name, rival string, why error, measurements int) {
+// skip records a target that is skipped in a case, and the number of measurements that are not
+// taken. An empty name stands for all cases.
+func (r *run) skip(u report.Underlay, name, target string, reason error, measurements int) {
 	r.total -= measurements
-	r.result.Skipped = append(r.result.Skipped, Skip{e.String(), name, rival, why.Error()})
-	what := rival
+	r.result.Skipped = append(r.result.Skipped,
+		report.Skip{Underlay: u, Case: name, Target: target, Reason: reason.Error()})
+	subject := target
 	if name != "" {
-		what = name + "  " + rival
+		subject = name + "  " + target
 	}
-	r.say("%s  %s: left out: %v", e, what, why)
+	r.log("%s  %s: skipped: %v", u, subject, reason)
 }
 
-// finish notes what an overlay had of the kernel, and ends it.
-func (r *run) finish(e Environment, o *overlay) error {
-	r.abilities(e, o)
-	return errors.Join(r.underlay(e, o), o.close())
+// finish records the kernel features and offloads that an overlay used, and closes it.
+func (r *run) finish(u report.Underlay, o *overlay) error {
+	r.recordFeatures(u, o)
+	return errors.Join(r.recordOffloads(u, o), o.close())
 }
 
-// underlay notes what the underlay devices do to frames.
-func (r *run) underlay(e Environment, o *overlay) error {
+// recordOffloads records the offload features of the underlay devices.
+func (r *run) recordOffloads(u report.Underlay, o *overlay) error {
 	features, err := o.lab.Nodes[0].Features("eth0")
 	if err != nil {
 		return err
@@ -218,38 +228,41 @@ func (r *run) underlay(e Environment, o *overlay) error {
 		}
 	}
 	slices.Sort(on)
-	r.result.Facts.Underlay[string(e.Mode)] = on
+	r.result.Host.Offloads[u.Mode] = on
 	return nil
 }
 
-// abilities notes what our daemons used of the kernel, once for each environment.
-func (r *run) abilities(e Environment, o *overlay) {
-	if slices.ContainsFunc(r.result.Abilities, func(a Abilities) bool { return a.Environment == e && a.Rival == o.rival.Name }) {
+// recordFeatures records the kernel features that weftd used, once per underlay.
+func (r *run) recordFeatures(u report.Underlay, o *overlay) {
+	recorded := func(f report.Features) bool { return f.Underlay == u && f.Target == o.target.Name }
+	if slices.ContainsFunc(r.result.Features, recorded) {
 		return
 	}
-	m, err := o.metrics(o.lab.Nodes[0])
+	m, err := o.scrape(o.lab.Nodes[0])
 	if err != nil || m == nil {
-		return // of a daemon that has ended nothing is known
+		return // the daemon has exited
 	}
-	used, unused := m.Capabilities()
-	r.result.Abilities = append(r.result.Abilities, Abilities{e, o.rival.Name, used, unused})
+	used, unused := m.Features()
+	r.result.Features = append(r.result.Features,
+		report.Features{Underlay: u, Target: o.target.Name, Used: used, Unused: unused})
 }
 
-// AbilityNames asks a daemon which abilities of the kernel it uses, by running it in a lab for a moment.
-func AbilityNames(ctx context.Context, weftd string) ([]string, error) {
-	o, err := begin(ctx, Weftd("probe", "", weftd), lab.Options{NamePrefix: "p-", Direct: true, Management: netip.MustParsePrefix("10.254.255.0/24")})
+// UsedFeatures returns the kernel features that a weftd uses, by running it in a lab for a moment.
+func UsedFeatures(ctx context.Context, weftd string) ([]string, error) {
+	o, err := start(ctx, Weftd("probe", "", weftd), lab.Options{NamePrefix: "p-", Direct: true,
+		Management: netip.MustParsePrefix("10.254.255.0/24")})
 	if err != nil {
 		return nil, err
 	}
-	names, err := o.abilityNames()
+	names, err := o.usedFeatures()
 	return names, errors.Join(err, o.close())
 }
 
-func (o *overlay) abilityNames() ([]string, error) {
-	m, err := o.metrics(o.lab.Nodes[0])
+func (o *overlay) usedFeatures() ([]string, error) {
+	m, err := o.scrape(o.lab.Nodes[0])
 	if err == nil && m == nil {
-		err = errors.New("the daemon does not tell its abilities: it has no page of metrics")
+		err = errors.New("read kernel features: the daemon serves no metrics")
 	}
-	used, _ := m.Capabilities()
+	used, _ := m.Features()
 	return used, err
 }

@@ -7,15 +7,16 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
 
-// Metrics are the samples of one scrape, by their name with labels as the text format has it:
+// Metrics is the values of one scrape, by name and labels in the text format, such as
 // weft_packets_total{direction="in"}.
 type Metrics map[string]float64
 
-// Scrape reads a daemon's /metrics. The address must be reachable from the lab's root.
+// Scrape reads a daemon's /metrics. The address must be reachable from the lab's root namespace.
 func Scrape(ctx context.Context, at netip.AddrPort) (Metrics, error) {
 	m, err := scrape(ctx, at)
 	if err != nil {
@@ -33,21 +34,22 @@ func scrape(ctx context.Context, at netip.AddrPort) (Metrics, error) {
 	lines := bufio.NewScanner(strings.NewReader(string(body)))
 	for lines.Scan() {
 		line := lines.Text()
-		// Label values may hold blanks, so the sample ends at the last one. We never send timestamps.
+		// Label values may contain spaces, so the value follows the last one: weftd sends no
+		// timestamps.
 		i := strings.LastIndexByte(line, ' ')
 		if i < 0 || line[0] == '#' {
 			continue
 		}
 		v, err := strconv.ParseFloat(line[i+1:], 64)
 		if err != nil {
-			return nil, fmt.Errorf("sample %q: %w", line, err)
+			return nil, fmt.Errorf("line %q: %w", line, err)
 		}
 		m[line[:i]] = v
 	}
 	return m, lines.Err()
 }
 
-// Sum adds up all samples of a metric, whatever their labels.
+// Sum returns the sum of a metric over all labels.
 func (m Metrics) Sum(name string) float64 {
 	var sum float64
 	for key, v := range m {
@@ -58,7 +60,27 @@ func (m Metrics) Sum(name string) float64 {
 	return sum
 }
 
-// Get reads a page of a daemon's health server. Any status but 200 is an error that holds the text.
+// Features returns the kernel features that weftd uses and does not use.
+func (m Metrics) Features() (used, unused []string) {
+	for sample, v := range m {
+		name, ok := strings.CutPrefix(sample, `weft_engine_feature{feature="`)
+		if !ok {
+			continue
+		}
+		name = strings.TrimSuffix(name, `"}`)
+		if v == 1 {
+			used = append(used, name)
+		} else {
+			unused = append(unused, name)
+		}
+	}
+	slices.Sort(used)
+	slices.Sort(unused)
+	return used, unused
+}
+
+// Get reads a path of a daemon's health server. A status other than 200 is an error that contains
+// the body.
 func Get(ctx context.Context, at netip.AddrPort, path string) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+path, nil)
 	if err != nil {
@@ -69,7 +91,7 @@ func Get(ctx context.Context, at netip.AddrPort, path string) ([]byte, error) {
 		return nil, err
 	}
 	defer response.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(response.Body, pageLimit))
+	body, err := io.ReadAll(io.LimitReader(response.Body, bodyLimit))
 	if err != nil {
 		return nil, err
 	}
@@ -79,5 +101,5 @@ func Get(ctx context.Context, at netip.AddrPort, path string) ([]byte, error) {
 	return body, nil
 }
 
-// pageLimit bounds what is read of a page, in bytes: metrics of 1,000 nodes take 400 KB.
-const pageLimit = 16 << 20
+// bodyLimit is the number of bytes read of a body: metrics of 1,000 nodes take 400 KB.
+const bodyLimit = 16 << 20

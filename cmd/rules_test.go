@@ -45,7 +45,8 @@ var mayImport = map[string][]string{
 
 	"metrics": {},
 
-	"bench":               {"bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
+	"bench":               {"bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
+	"bench/report":        {},
 	"bench/traffic":       {"deploy/lab"},
 	"deploy/lab":          {"lease/subnetenv"},
 	"lease/etcd/testetcd": {},
@@ -53,7 +54,7 @@ var mayImport = map[string][]string{
 
 	"deploy/install-conf": {},
 
-	"cmd/weft":  {"bench", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
+	"cmd/weft":  {"bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
 	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
 	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/feature", "dataplane/fib", "lease",
 		"lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},

@@ -15,13 +15,13 @@ import (
 // Connected is what became of many connections.
 type Connected struct {
 	PerSecond float64 // that went through
-	// Resets counts those that were reset, or closed without an answer, with the warm-up. Of thousands a second from one
-	// address one is now and then, without a tunnel too.
+	// Resets counts those that were reset, or closed without an answer, with the warm-up. Of
+	// thousands a second from one address one is now and then, without a tunnel too.
 	Resets int64
 }
 
-// Connections opens TCP connections one after the other on so many workers for d: connect, one byte there, one byte
-// back, reset.
+// Connections opens TCP connections one after the other on so many workers for d: connect, one byte
+// there, one byte back, reset.
 func Connections(ctx context.Context, from, to End, workers int, d time.Duration) (Connected, error) {
 	c, err := runConnections(ctx, from, to, workers, d)
 	if err != nil {
@@ -99,7 +99,8 @@ func (c *connector) run(ctx context.Context) error {
 	return nil
 }
 
-// connectOnce makes one connection, waits for an answer on it and resets it, which leaves no port waiting. It closes fd.
+// connectOnce makes one connection, waits for an answer on it and resets it, which leaves no port
+// waiting. It closes fd.
 func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
@@ -125,7 +126,8 @@ func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 	return nil
 }
 
-// patiently repeats a call whose socket naps (setNap) until it is done, for as long as a generator is patient.
+// patiently repeats a call whose socket naps (setNap) until it is done, for as long as a generator
+// is patient.
 func patiently(ctx context.Context, call func() error) error {
 	for start := time.Now(); ; {
 		err := call()
@@ -152,7 +154,8 @@ func serveOne(listener int) {
 		if err != nil {
 			return
 		}
-		// What goes wrong here, the client sees. One that was reset while the server was not never sends its byte.
+		// What goes wrong here, the client sees. One that was reset while the server was not never
+		// sends its byte.
 		_ = setNap(fd)
 		if n, err := readByte(fd, &b); err == nil && n == 1 {
 			_, _ = unix.Write(fd, b[:])

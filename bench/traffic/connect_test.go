@@ -45,7 +45,8 @@ func TestNetnsServerGivesUp(t *testing.T) {
 	<-done
 }
 
-// Clients that nobody answers say so although the count is over, and end soon when they are told to.
+// Clients that nobody answers say so although the count is over, and end soon when they are told
+// to.
 func TestNetnsConnectionsSayWhenNothingAnswers(t *testing.T) {
 	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
 	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}

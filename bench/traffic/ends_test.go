@@ -6,7 +6,8 @@ import (
 	"weft/deploy/lab"
 )
 
-// LinkedEnds are two nodes without a tunnel in between; the tests of both packages here begin with them.
+// LinkedEnds are two nodes without a tunnel in between; the tests of both packages here begin with
+// them.
 func LinkedEnds(t *testing.T) (from, to End) {
 	t.Helper()
 	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})

@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpBatch is how many datagrams one system call of the generators moves: more gained nothing in trials on two cores,
-// and longer bursts overrun queues that ordinary senders do not.
+// udpBatch is how many datagrams one system call of the generators moves: more gained nothing in
+// trials on two cores, and longer bursts overrun queues that ordinary senders do not.
 const udpBatch = 32
 
 // mmsghdr is struct mmsghdr of recvmmsg(2); the compiler pads it as C does.
@@ -38,7 +38,8 @@ func newBatch(n, size int) *batch {
 	return b
 }
 
-// setSource makes message i leave from another of the socket's namespace's IPv4 addresses (IP_PKTINFO).
+// setSource makes message i leave from another of the socket's namespace's IPv4 addresses
+// (IP_PKTINFO).
 func (b *batch) setSource(i int, source [4]byte) {
 	control := make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))

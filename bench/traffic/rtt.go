@@ -32,8 +32,9 @@ const (
 // Packets is the number of requests and answers, as each request is answered.
 func (l Latency) Packets() float64 { return 2 * float64(l.Requests) }
 
-// RTT sends one datagram after the other, each after a pause that follows the answer to the one before, for d. Without a
-// pause this is what sockperf's ping-pong does, and what its --full-rtt reports.
+// RTT sends one datagram after the other, each after a pause that follows the answer to the one
+// before, for d. Without a pause this is what sockperf's ping-pong does, and what its --full-rtt
+// reports.
 func RTT(ctx context.Context, from, to End, between, d time.Duration) (Latency, error) {
 	l, err := runRTT(ctx, from, to, between, d)
 	if err != nil {
@@ -75,8 +76,8 @@ func runRTT(ctx context.Context, from, to End, between, d time.Duration) (Latenc
 	return l, err
 }
 
-// exchange sends requests for d, with a pause before each, and times the answers. At least one request counts, however
-// late this thread is scheduled.
+// exchange sends requests for d, with a pause before each, and times the answers. At least one
+// request counts, however late this thread is scheduled.
 func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []time.Duration, l Latency, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -113,7 +114,8 @@ func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []
 	return samples, l, ctx.Err()
 }
 
-// roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost, are passed over.
+// roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost,
+// are passed over.
 func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, error) {
 	if _, err := RawWrite(fd, message); err != nil && !transient(err) {
 		return 0, fmt.Errorf("send: %w", err)
@@ -132,7 +134,8 @@ func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, 
 	}
 }
 
-// transient says whether a UDP socket works on after the error: a signal, a full queue, an ICMP error about a datagram.
+// transient says whether a UDP socket works on after the error: a signal, a full queue, an ICMP
+// error about a datagram.
 func transient(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ECONNREFUSED) ||
 		errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)

@@ -9,32 +9,38 @@ import (
 const (
 	// lossAllowed is the part of the packets that may be missing at a rate that counts as carried.
 	lossAllowed = 0.001
-	// searchPrecision ends the search: the carried and the refused rate differ by no more than this part.
+	// searchPrecision ends the search: the carried and the refused rate differ by no more than this
+	// part.
 	searchPrecision = 0.05
-	// searchProbes bounds it on a network that behaves differently each time. A start that is wrong by a factor of 100
-	// takes up to 28: seven rates, each tried twice, until one is carried and one refused, and as many in between.
+	// searchProbes bounds it on a network that behaves differently each time. A start that is wrong
+	// by a factor of 100 takes up to 28: seven rates, each tried twice, until one is carried and
+	// one refused, and as many in between.
 	searchProbes = 32
 	// lowestRate ends it on a network that always loses, in packets per second.
 	lowestRate = 1
-	// offeredEnough is the part of a rate that the sender must reach for the network to be what limits it.
+	// offeredEnough is the part of a rate that the sender must reach for the network to be what
+	// limits it.
 	offeredEnough = 0.97
 )
 
 // MaxRate is the highest rate that a network carries with next to no loss.
 type MaxRate struct {
 	UDPResult
-	// GeneratorBound says that the sender could not offer more: the network may carry more than this.
+	// GeneratorBound says that the sender could not offer more: the network may carry more than
+	// this.
 	GeneratorBound bool
 	Probes         int
-	// ReceiverFull counts packets that reached the receiving socket and found it full, in all tries of a rate: if there are
-	// many, the receiver was the limit, not the network.
+	// ReceiverFull counts packets that reached the receiving socket and found it full, in all tries
+	// of a rate: if there are many, the receiver was the limit, not the network.
 	ReceiverFull uint64
-	// FloodRate is what arrived per second of as much as the sender could send, the figure that other benchmarks give.
+	// FloodRate is what arrived per second of as much as the sender could send, the figure that
+	// other benchmarks give.
 	FloodRate float64
 }
 
-// HighestRate searches for the highest rate at which less than 0.1 % of the packets are lost; each probe lasts d. A rate
-// is refused only when two probes in a row lose too many: on a busy machine one of them may be bad luck.
+// HighestRate searches for the highest rate at which less than 0.1 % of the packets are lost; each
+// probe lasts d. A rate is refused only when two probes in a row lose too many: on a busy machine
+// one of them may be bad luck.
 func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duration) (MaxRate, error) {
 	load.Duration = d
 	return Search(0, func(rate float64) (UDPResult, error) {
@@ -43,9 +49,10 @@ func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duratio
 	})
 }
 
-// search finds the rate by means of probe, which offers a rate, 0 meaning a flood. It starts near a rate that is known to
-// be about right, or, if that is 0, with a flood. Every further step in one direction is twice as long as the one before
-// (in the logarithm), so that a start that is wrong by far costs little more than a good one.
+// search finds the rate by means of probe, which offers a rate, 0 meaning a flood. It starts near a
+// rate that is known to be about right, or, if that is 0, with a flood. Every further step in one
+// direction is twice as long as the one before (in the logarithm), so that a start that is wrong by
+// far costs little more than a good one.
 func Search(near float64, probe func(rate float64) (UDPResult, error)) (MaxRate, error) {
 	var best MaxRate
 	rate, step := near, 1.1
@@ -80,7 +87,8 @@ func Search(near float64, probe func(rate float64) (UDPResult, error)) (MaxRate,
 	return best, nil
 }
 
-// flood sends what the sender can: twice if next to nothing is lost, before it says that the sender is the limit.
+// flood sends what the sender can: twice if next to nothing is lost, before it says that the sender
+// is the limit.
 func (c *MaxRate) flood(probe func(float64) (UDPResult, error)) error {
 	for range 2 {
 		r, err := probe(0)
@@ -94,8 +102,9 @@ func (c *MaxRate) flood(probe func(float64) (UDPResult, error)) error {
 	return nil
 }
 
-// try offers one rate and says whether it is carried. It has a second try if the first one is lossy, or if the sender
-// falls short of the rate although next to nothing is lost: only one who does so twice is the limit.
+// try offers one rate and says whether it is carried. It has a second try if the first one is
+// lossy, or if the sender falls short of the rate although next to nothing is lost: only one who
+// does so twice is the limit.
 func (c *MaxRate) try(probe func(float64) (UDPResult, error), rate float64) (ok bool, err error) {
 	short := 0
 	for range 2 {
@@ -117,7 +126,8 @@ func (c *MaxRate) try(probe func(float64) (UDPResult, error), rate float64) (ok 
 	return false, nil
 }
 
-// keep says whether next to nothing of a probe was lost, and keeps its result if no higher rate was carried yet.
+// keep says whether next to nothing of a probe was lost, and keeps its result if no higher rate was
+// carried yet.
 func (c *MaxRate) keep(r UDPResult) bool {
 	if r.Received == 0 || r.Loss() >= lossAllowed {
 		return false

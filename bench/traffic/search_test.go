@@ -42,7 +42,8 @@ func TestSearchFindsWhatIsCarried(t *testing.T) {
 	}
 }
 
-// A flood that chokes the receiver brings less than a lower rate: the search has to go up from there.
+// A flood that chokes the receiver brings less than a lower rate: the search has to go up from
+// there.
 func TestSearchGoesAboveTheFlood(t *testing.T) {
 	carried := pipe(100e3, 400e3)
 	got, err := Search(0, func(rate float64) (UDPResult, error) {
@@ -93,7 +94,8 @@ func TestSearchForgivesOneProbe(t *testing.T) {
 	}
 }
 
-// A probe in which the sender got little CPU, and so neither lost much nor offered the rate, says nothing.
+// A probe in which the sender got little CPU, and so neither lost much nor offered the rate, says
+// nothing.
 func TestSearchForgivesAShortProbe(t *testing.T) {
 	for _, near := range []float64{0, 98e3, 150e3} {
 		steady, probes := pipe(100e3, 400e3), 0
@@ -109,7 +111,8 @@ func TestSearchForgivesAShortProbe(t *testing.T) {
 	}
 }
 
-// What counts is the rate that was offered: that at which packets came is over another clock's time.
+// What counts is the rate that was offered: that at which packets came is over another clock's
+// time.
 func TestSearchKeepsTheHighestOfferedRate(t *testing.T) {
 	steady, probes := pipe(100e3, 400e3), 0
 	got, err := Search(50e3, func(rate float64) (UDPResult, error) {

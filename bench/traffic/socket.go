@@ -22,8 +22,9 @@ type End struct {
 // PodEnd is a pod as the end of an IPv4 flow.
 func PodEnd(p *lab.Pod) End { return End{p.NS, p.Addr} }
 
-// socketBuffer is what the generators ask for at both ends, in bytes. A receiver that is scheduled late must not count
-// as loss of the network: this holds 100 ms of 200,000 small packets a second (about 1 KiB of memory each).
+// socketBuffer is what the generators ask for at both ends, in bytes. A receiver that is scheduled
+// late must not count as loss of the network: this holds 100 ms of 200,000 small packets a second
+// (about 1 KiB of memory each).
 const socketBuffer = 32 << 20
 
 // socket opens a blocking socket in the end's namespace, for the family of its address.
@@ -57,8 +58,8 @@ func (e End) bound(kind int, port uint16) (fd int, at netip.AddrPort, err error)
 	return fd, at, nil
 }
 
-// RaiseBuffers raises a socket's buffers as far as we may: without limit where the namespace is ours, else up to the
-// host's net.core limits.
+// RaiseBuffers raises a socket's buffers as far as we may: without limit where the namespace is
+// ours, else up to the host's net.core limits.
 func RaiseBuffers(fd int) error {
 	for _, o := range []struct{ force, plain int }{
 		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
@@ -97,19 +98,20 @@ func Sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
-// mostThreads is how many generators may wait in the kernel at a time without Go's scheduler knowing: two ends of sixteen
-// streams.
+// mostThreads is how many generators may wait in the kernel at a time without Go's scheduler
+// knowing: two ends of sixteen streams.
 const mostThreads = 2 * 16
 
-// RaiseGOMAXPROCS has the kernel alone deal out the CPUs, as it would between processes: a generator that comes back from
-// a system call, or is beside threads that keep the CPUs busy, never waits for Go's scheduler.
+// RaiseGOMAXPROCS has the kernel alone deal out the CPUs, as it would between processes: a
+// generator that comes back from a system call, or is beside threads that keep the CPUs busy, never
+// waits for Go's scheduler.
 func RaiseGOMAXPROCS() {
 	runtime.GOMAXPROCS((1+busyPerCPU)*runtime.NumCPU() + mostThreads)
 }
 
-// socketNap is how long a read or write of the generators blocks at most before it looks again. A socket with a time
-// limit is one whose calls a signal interrupts (net/core/sock.c, sock_intr_errno), and by signals Go's runtime stops
-// threads for the garbage collector.
+// socketNap is how long a read or write of the generators blocks at most before it looks again. A
+// socket with a time limit is one whose calls a signal interrupts (net/core/sock.c,
+// sock_intr_errno), and by signals Go's runtime stops threads for the garbage collector.
 const socketNap = time.Second
 
 // setNap bounds the socket's reads and writes by socketNap: EAGAIN then.
@@ -126,10 +128,10 @@ func setNap(fd int) error {
 // again says whether a read or write with a time limit is to be repeated.
 func again(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) }
 
-// RawRead is read(2), invisible to Go's scheduler. Otherwise the scheduler's monitor thread looks after
-// every call that blocks for 20 us, which costs up to 7 % of two CPUs that no generator written in C
-// would use. The caller is locked to its thread, its socket has a timeout, and GOMAXPROCS exceeds the
-// number of such callers ([RaiseGOMAXPROCS]).
+// RawRead is read(2), invisible to Go's scheduler. Otherwise the scheduler's monitor thread looks
+// after every call that blocks for 20 us, which costs up to 7 % of two CPUs that no generator
+// written in C would use. The caller is locked to its thread, its socket has a timeout, and
+// GOMAXPROCS exceeds the number of such callers ([RaiseGOMAXPROCS]).
 func RawRead(fd int, b []byte) (int, error) { return rawIO(unix.SYS_READ, fd, b) }
 
 // RawWrite is write(2), invisible to Go's scheduler; see [RawRead].
@@ -143,10 +145,12 @@ func rawIO(number uintptr, fd int, b []byte) (int, error) {
 	return int(n), nil
 }
 
-// hangUp wakes whoever is blocked on the socket, for good. It may be unconnected, which shutdown reports after waking.
+// hangUp wakes whoever is blocked on the socket, for good. It may be unconnected, which shutdown
+// reports after waking.
 func hangUp(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
 
-// closeAll closes descriptors; closing a socket that was used for reading only cannot lose anything.
+// closeAll closes descriptors; closing a socket that was used for reading only cannot lose
+// anything.
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd)

@@ -29,12 +29,14 @@ type Throughput struct {
 	Slowest float64
 }
 
-// TCP sends from one end to the other on so many streams at once, and counts what arrives for d, after a warm-up.
+// TCP sends from one end to the other on so many streams at once, and counts what arrives for d,
+// after a warm-up.
 func TCP(ctx context.Context, from, to End, streams int, d time.Duration) (Throughput, error) {
 	return TCPDuring(ctx, from, to, streams, lasting(d))
 }
 
-// TCPDuring is TCP that counts for as long as work takes: the streams are warm before it begins and pour until it ends.
+// TCPDuring is TCP that counts for as long as work takes: the streams are warm before it begins and
+// pour until it ends.
 func TCPDuring(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
 	r, err := runTCP(ctx, from, to, streams, work)
 	if err != nil {
@@ -81,8 +83,8 @@ func runTCP(ctx context.Context, from, to End, streams int, work func(context.Co
 	return result, err
 }
 
-// countDuring reads the counters before and after work, which begins after a warm-up. When ctx ends, its cause is the
-// error.
+// countDuring reads the counters before and after work, which begins after a warm-up. When ctx
+// ends, its cause is the error.
 func countDuring(ctx context.Context, counters []atomic.Int64, work func(context.Context) error) (before, after []int64, elapsed time.Duration, err error) {
 	err = lasting(tcpWarmUp)(ctx)
 	before = readAll(counters)
@@ -119,7 +121,8 @@ func lasting(d time.Duration) func(context.Context) error {
 	}
 }
 
-// connectPairs makes n connections and returns the two ends of each, also of those made before an error.
+// connectPairs makes n connections and returns the two ends of each, also of those made before an
+// error.
 func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
 	listener, at, err := to.bound(unix.SOCK_STREAM, 0)
 	if err != nil {

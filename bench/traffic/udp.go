@@ -29,8 +29,8 @@ type UDPResult struct {
 	SentRate       float64 // packets per second
 	ReceivedRate   float64 // packets per second
 	Reordered      uint64  // packets that came after a later one of their flow
-	// Overflowed counts packets that reached the receiving socket and found it full: the receiver's fault, not the
-	// network's. It includes the warm-up.
+	// Overflowed counts packets that reached the receiving socket and found it full: the receiver's
+	// fault, not the network's. It includes the warm-up.
 	Overflowed uint64
 }
 
@@ -43,23 +43,28 @@ func (r UDPResult) Loss() float64 {
 }
 
 const (
-	// Flows differ in the source address, of which a pod lends itself a quarter of its /24, and then in the socket.
+	// Flows differ in the source address, of which a pod lends itself a quarter of its /24, and
+	// then in the socket.
 	sourcesPerSocket = 64
 	maxFlows         = 16 * sourcesPerSocket
 
-	// What a payload starts with: whether it counts (after the warm-up), its flow, its number in the flow.
+	// What a payload starts with: whether it counts (after the warm-up), its flow, its number in
+	// the flow.
 	flowOffset, numberOffset, udpHeaderBytes = 4, 8, 16
 
 	// warmUp teaches neighbour tables and caches the way, and wakes the CPUs.
 	warmUp = 100 * time.Millisecond
-	// quietAfter is how long nothing must arrive before the rest counts as lost: longer than any queue here holds.
+	// quietAfter is how long nothing must arrive before the rest counts as lost: longer than any
+	// queue here holds.
 	quietAfter = 150 * time.Millisecond
 
-	// paceStep is the shortest sleep between two bursts: shorter ones cost the CPU time that is to be measured.
+	// paceStep is the shortest sleep between two bursts: shorter ones cost the CPU time that is to
+	// be measured.
 	paceStep = 50 * time.Microsecond
 )
 
-// UDP offers the load for a short warm-up and then for its duration, and counts what arrives of the latter.
+// UDP offers the load for a short warm-up and then for its duration, and counts what arrives of the
+// latter.
 func UDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
 	r, err := runUDP(ctx, from, []End{to}, load)
 	if err != nil {
@@ -102,7 +107,8 @@ func runUDP(ctx context.Context, from End, to []End, load UDPLoad) (result UDPRe
 	return result, errors.Join(err, serr)
 }
 
-// udpSender offers a load. Each of its sockets has its own messages, one after the other of different flows.
+// udpSender offers a load. Each of its sockets has its own messages, one after the other of
+// different flows.
 type udpSender struct {
 	load    UDPLoad
 	sockets []int
@@ -176,8 +182,8 @@ func (s *udpSender) addFan(from End, to []netip.AddrPort) error {
 // flowOf returns which of a socket's flows its i-th message is of.
 func (s *udpSender) flowOf(i, flows int) int { return i / max(s.load.Run, 1) % flows }
 
-// addBatch makes the messages of a socket for flows from first on: a run of each, so that every burst takes up where the last
-// one ended, and more turns until a burst can be whole.
+// addBatch makes the messages of a socket for flows from first on: a run of each, so that every
+// burst takes up where the last one ended, and more turns until a burst can be whole.
 func (s *udpSender) addBatch(first, flows int) *batch {
 	turn := flows * max(s.load.Run, 1)
 	n := turn
@@ -192,7 +198,8 @@ func (s *udpSender) addBatch(first, flows int) *batch {
 	return b
 }
 
-// firstSource is the last byte of the first lent address: past the few pods of a node, short of the broadcast address.
+// firstSource is the last byte of the first lent address: past the few pods of a node, short of the
+// broadcast address.
 const firstSource = 128
 
 // lendSources makes addresses of the pod's /24 local to it, if more than one flow is wanted.
@@ -293,7 +300,8 @@ func (s *udpSender) burst(n int, counts bool) (int, error) {
 	return done, nil
 }
 
-// pause sleeps more exactly than time.Sleep, which rounds to a millisecond when the process is idle.
+// pause sleeps more exactly than time.Sleep, which rounds to a millisecond when the process is
+// idle.
 func pause(d time.Duration) {
 	ts := unix.NsecToTimespec(int64(d))
 	// Interrupted early is early; the pace is computed from the clock.

@@ -35,7 +35,8 @@ func TestRunsOfFlows(t *testing.T) {
 	}
 }
 
-// TestNetnsSourcesOfFlows looks at what arrives: each flow has a source of its own, and comes in runs.
+// TestNetnsSourcesOfFlows looks at what arrives: each flow has a source of its own, and comes in
+// runs.
 func TestNetnsSourcesOfFlows(t *testing.T) {
 	const flows, run = 2 * sourcesPerSocket, 4
 	from, to := LinkedEnds(t)

@@ -125,8 +125,9 @@ func (s *udpSinks) awaitQuiet(sent uint64) {
 	}
 }
 
-// stop ends the receivers and adds their counts up. Packets cannot come faster than they were sent: a receiver that is
-// scheduled late finds them all in its buffer, so the rate is over the time of sending at least.
+// stop ends the receivers and adds their counts up. Packets cannot come faster than they were sent:
+// a receiver that is scheduled late finds them all in its buffer, so the rate is over the time of
+// sending at least.
 func (s *udpSinks) stop(sending time.Duration) (sum UDPResult, err error) {
 	var first, last time.Time
 	for _, r := range s.receivers {
@@ -158,7 +159,8 @@ func (s *udpSinks) close() {
 	}
 }
 
-// skMeminfoDrops is SK_MEMINFO_DROPS of linux/sock_diag.h, an index into the array that SO_MEMINFO returns.
+// skMeminfoDrops is SK_MEMINFO_DROPS of linux/sock_diag.h, an index into the array that SO_MEMINFO
+// returns.
 const skMeminfoDrops = 8
 
 // socketDrops asks how many packets a socket has refused because its buffer was full.

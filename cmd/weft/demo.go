@@ -30,7 +30,8 @@ const (
 	etcdPort   = 2379
 	healthPort = 8286 // of each daemon, in its node's own network
 
-	// The demo takes a few seconds; on a machine that is too slow even for these, it says where it was.
+	// The demo takes a few seconds; on a machine that is too slow even for these, it says where it
+	// was.
 	demoTimeout  = 60 * time.Second
 	readyTimeout = 20 * time.Second
 
@@ -68,30 +69,6 @@ func demo(args []string) int {
 		return fail(os.Stderr, err)
 	}
 	return status
-}
-
-// parseFlags parses a subcommand's flags, and looks that its operands follow them; done means that it has nothing more to
-// do.
-func parseFlags(flags *flag.FlagSet, args []string, operands ...string) (status int, done bool) {
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return 0, true
-	case err != nil:
-		return 2, true // flag has printed it
-	case flags.NArg() > 0 && len(operands) == 0:
-		fmt.Fprintf(flags.Output(), "%s: %q: takes flags only\n", flags.Name(), flags.Arg(0))
-		return 2, true
-	case flags.NArg() != len(operands):
-		fmt.Fprintf(flags.Output(), "%s: want %s after the flags, not %d arguments\n", flags.Name(), strings.Join(operands, " "), flags.NArg())
-		return 2, true
-	}
-	return 0, false
-}
-
-func fail(w io.Writer, err error) int {
-	fmt.Fprintln(w, "weft:", err)
-	return 1
 }
 
 // demoInside runs as the lab's first process.
@@ -266,7 +243,8 @@ func (d *demonstration) pingAll(ctx context.Context) error {
 }
 
 func (d *demonstration) ping(ctx context.Context, from, to *lab.Pod) error {
-	// The nodes learn of each other within moments of being ready; the first answer says that they have.
+	// The nodes learn of each other within moments of being ready; the first answer says that they
+	// have.
 	err := lab.Await(ctx, readyTimeout, "first answer", func() error {
 		r, err := from.Ping(ctx, to.Addr, lab.Ping{Timeout: 200 * time.Millisecond})
 		if err == nil && r.Received == 0 {

@@ -125,7 +125,8 @@ func TestDockerOpts(t *testing.T) {
 	}
 }
 
-// TestDockerOptsWritesThroughLinks: a file must never take the place of /dev/stdout or of a link that an administrator made.
+// TestDockerOptsWritesThroughLinks: a file must never take the place of /dev/stdout or of a link
+// that an administrator made.
 func TestDockerOptsWritesThroughLinks(t *testing.T) {
 	dir := t.TempDir()
 	in, real, link := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "real"), filepath.Join(dir, "link")

@@ -1,7 +1,7 @@
 // Command weft is the operator's tool: it shows the overlay working on one machine and measures it.
 //
-// Each subcommand has a file of its own. They run without root: what they build lives in namespaces of the process and
-// ends with it (see deploy/lab).
+// Each subcommand has a file of its own. They run without root: what they build lives in namespaces
+// of the process and ends with it (see deploy/lab).
 package main
 
 import (
@@ -22,7 +22,7 @@ type command struct {
 func commands() []command {
 	return []command{
 		{"demo", "three nodes on this machine, pods that reach each other", demo},
-		{"bench", "measure against rivals; bench report and bench compare show results", measure},
+		{"bench", "compare the speed of weftd with other targets; bench report and bench compare show results", runBench},
 		{"docker-opts", "dockerd's options for the subnet of this node", dockerOpts},
 		{"version", "print version, commit and Go version", printVersion},
 	}

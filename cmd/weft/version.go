@@ -7,7 +7,8 @@ import (
 	"runtime"
 )
 
-// version and commit are set by the linker (-X main.version=... -X main.commit=...), see the Makefile.
+// version and commit are set by the linker (-X main.version=... -X main.commit=...), see the
+// Makefile.
 var version, commit string
 
 func printVersion(args []string) int {

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// weft runs a subcommand that needs no lab, with a standard input, and returns what it wrote.
+// weft runs a subcommand that needs no lab and returns its output.
 func weft(t *testing.T, input string, args ...string) (status int, stdout, stderr string) {
 	t.Helper()
 	var files [3]*os.File
@@ -36,12 +36,13 @@ func weft(t *testing.T, input string, args ...string) (status int, stdout, stder
 	return status, texts[1], texts[2]
 }
 
-const someResult = `{"schema":1,"rounds":1,"rivals":[{"name":"none"}],"series":[{"mode":"wire","mtu":1500,"case":"tcp-1","rival":"none",
-	"samples":[{"throughput":5e9}]}]}`
+const someResult = `{"schema":1,"rounds":1,"targets":[{"name":"vxlan"}],"series":[
+	{"underlay":{"mode":"wire","mtu":1500},"case":"tcp-1","target":"vxlan","samples":[{"throughput":5e9}]}]}`
 
-func TestReport(t *testing.T) {
+func TestBenchReport(t *testing.T) {
 	dir := t.TempDir()
-	path, html, markdown := filepath.Join(dir, "result.json"), filepath.Join(dir, "x.html"), filepath.Join(dir, "x.md")
+	path, html := filepath.Join(dir, "result.json"), filepath.Join(dir, "x.html")
+	markdown, summary := filepath.Join(dir, "x.md"), filepath.Join(dir, "summary.md")
 	if err := os.WriteFile(path, []byte(someResult), 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -50,17 +51,18 @@ func TestReport(t *testing.T) {
 		status int
 		out    string // in the standard output or error
 	}{
-		{[]string{"report", "--html", html, "--markdown", markdown, path}, 0, ""},
+		{[]string{"report", "--html", html, "--markdown", markdown, "--summary", summary, path}, 0, ""},
 		{[]string{"report", "--html", "-", "-"}, 0, "<!doctype html>"},
-		{[]string{"report", "--html=", "--markdown", "-", "-"}, 0, "| TCP, 1 stream, Gbit/s | 5.00 |"},
-		{[]string{"compare", path, "-"}, 0, "1 of 1 figures have fewer than 3 rounds"},
-		{[]string{"compare", "-", path}, 0, "1 of 1 figures have fewer than 3 rounds"},
+		{[]string{"report", "--html=", "--markdown", "-", "-"}, 0, "# Benchmarks\n"},
+		{[]string{"report", "--html=", "--summary", "-", "-"}, 0, "| TCP, 1 stream, Gbit/s | 5.00 | - | - |\n"},
+		{[]string{"compare", path, "-"}, 0, "0 of 1 metrics changed"},
+		{[]string{"compare", "-", path}, 0, "0 of 1 metrics changed"},
 		{[]string{"compare", "-", "-"}, 1, "the standard input holds one result only"},
 		{[]string{"report", "-h"}, 0, "Usage: weft bench report [flags] RESULT.json\n"},
 		{[]string{"compare", "-h"}, 0, "Usage: weft bench compare OLD.json NEW.json\n"},
-		{[]string{"report"}, 2, "weft bench report: want RESULT.json after the flags, not 0 arguments\n"},
-		{[]string{"report", path, path}, 2, "want RESULT.json after the flags, not 2 arguments\n"},
-		{[]string{"compare", path}, 2, "weft bench compare: want OLD.json NEW.json after the flags, not 1 arguments\n"},
+		{[]string{"report"}, 2, "weft bench report: want RESULT.json after the flags, got 0 arguments\n"},
+		{[]string{"report", path, path}, 2, "want RESULT.json after the flags, got 2 arguments\n"},
+		{[]string{"compare", path}, 2, "weft bench compare: want OLD.json NEW.json after the flags, got 1 arguments\n"},
 		{[]string{"compare", "--x", path, path}, 2, "-x"},
 		{[]string{"report", "/nonexistent"}, 1, "weft: open /nonexistent: no such file or directory\n"},
 		{[]string{"report", "--html", "/nonexistent/x", path}, 1, "weft: open /nonexistent/x: no such file or directory\n"},
@@ -70,7 +72,7 @@ func TestReport(t *testing.T) {
 			t.Errorf("%q: status %d, want %d and %q in:\n%s%s", c.args, status, c.status, c.out, out, problems)
 		}
 	}
-	for _, file := range []string{html, markdown} {
+	for _, file := range []string{html, markdown, summary} {
 		if b, err := os.ReadFile(file); err != nil || !strings.Contains(string(b), "TCP, 1 stream") {
 			t.Errorf("%s: %v, %d bytes", file, err, len(b))
 		}
@@ -92,10 +94,10 @@ func TestCommandLine(t *testing.T) {
 		{"help xx", 2, `weft: no subcommand "help xx"`},
 		{"xx", 2, `weft: no subcommand "xx"`},
 		{"version", 0, "weft unknown commit unknown go"},
-		{"version junk", 2, `weft version: "junk": takes flags only`},
+		{"version junk", 2, `weft version: "junk": want flags only`},
 		{"version -h", 0, ""},
-		{"demo junk", 2, `weft demo: "junk": takes flags only`},
-		{"bench junk", 2, `weft bench: "junk": takes flags only`},
+		{"demo junk", 2, `weft demo: "junk": want flags only`},
+		{"bench junk", 2, `weft bench: "junk": want flags only`},
 		{"bench -h", 0, "weft bench compare OLD.json NEW.json"},
 	} {
 		status, out, problems := weft(t, "", strings.Fields(c.args)...)

@@ -1,0 +1,164 @@
+package report
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+)
+
+// weftTarget is the name of Weft's daemon with default flags among the targets.
+const weftTarget = "weftd"
+
+// method describes how the run was measured, in paragraphs.
+func (r *Result) method() []string {
+	return []string{
+		"Every node and pod is a network namespace of one machine. Two nodes are joined by one veth pair; each has one pod" +
+			" behind a bridge. In mode “wire” the pair has no segmentation offload, so every frame is cut to the MTU before it" +
+			" leaves, and the receiver may join frames again. In mode “off” it passes frames of up to 64 KiB whole, which no" +
+			" network card does for a tunnel.",
+		fmt.Sprintf("Targets take turns: each of the %d rounds measures every target once, so a slow minute of the machine"+
+			" affects all of them. A measurement takes %v s, a probe of the search for the highest UDP rate %v s.",
+			r.Rounds, r.Seconds.Measure, r.Seconds.Probe),
+		"A UDP rate is the highest one at which less than 0.1 % of the packets are lost, in the first or second attempt." +
+			" The generators use the same CPUs as the targets: compare within one table only.",
+	}
+}
+
+// Markdown writes a complete page: host, method, one table per underlay, how to read it, and where
+// Weft is slower.
+func (r *Result) Markdown(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	fmt.Fprint(b, "# Benchmarks\n\nThis page is written by `weft bench report --markdown`; do not edit it."+
+		" `make bench` measures on your machine.\n")
+	r.writeIncomplete(b)
+	fmt.Fprint(b, "\n## Host\n\n")
+	tableHead(b, "property", "value")
+	for _, p := range r.Host.properties() {
+		tableRow(b, p.Name, escape(p.Value))
+	}
+	fmt.Fprint(b, "\n## Method\n")
+	for _, paragraph := range r.method() {
+		fmt.Fprintf(b, "\n%s\n", paragraph)
+	}
+	for _, u := range r.underlays() {
+		fmt.Fprintf(b, "\n## Underlay %s, MTU %d\n\n", escape(u.Mode), u.MTU)
+		r.writeTable(b, u)
+	}
+	r.writeLegend(b)
+	r.writeLosses(b)
+	if len(r.Skipped) > 0 {
+		fmt.Fprint(b, "\n## Skipped\n\n")
+		r.writeSkipped(b)
+	}
+	return b.Flush()
+}
+
+// writeLegend explains rows, columns and cells.
+func (r *Result) writeLegend(w io.Writer) {
+	fmt.Fprint(w, `
+## How to read the tables
+
+A cell is the median of the rounds, their range in parentheses and, in bold, the median of the ratios to the reference
+target in the same round. For rates, a ratio above 1 is better than the reference; for times and CPU use, one below 1 is.
+
+“≥” means that the sender was the limit in most rounds: the target may carry more, and its ratio is a lower bound.
+“-” means that there is no value.
+
+`)
+	tableHead(w, "target", "description")
+	for _, target := range r.Targets {
+		tableRow(w, escape(target.Name), escape(target.Description))
+	}
+	fmt.Fprintln(w)
+	tableHead(w, "workload", "description")
+	measured := r.measuredCases()
+	for _, c := range measured {
+		tableRow(w, c.Title, c.Description)
+	}
+}
+
+// measuredCases lists the cases that were measured in any underlay.
+func (r *Result) measuredCases() []Case {
+	return slices.DeleteFunc(Cases(), func(c Case) bool {
+		return !slices.ContainsFunc(r.Series, func(s Series) bool { return s.Case == c.Name })
+	})
+}
+
+// writeLosses lists the headline metrics in which weftd is slower than kernel VXLAN, with the
+// reasons. Nothing is written if the two were not measured together.
+func (r *Result) writeLosses(w io.Writer) {
+	var rows [][]string
+	var slower []Case
+	compared := false
+	for _, c := range r.measuredCases() {
+		for _, name := range c.Headlines {
+			cells, measured, lost := r.lossRow(c, MetricByName(name))
+			compared = compared || measured
+			if !lost {
+				continue
+			}
+			rows = append(rows, cells)
+			if !slices.ContainsFunc(slower, func(x Case) bool { return x.Name == c.Name }) {
+				slower = append(slower, c)
+			}
+		}
+	}
+	if !compared {
+		return
+	}
+	fmt.Fprint(w, "\n## Where Weft is slower than VXLAN\n\n")
+	if len(rows) == 0 {
+		fmt.Fprintln(w, "In no workload of this run.")
+		return
+	}
+	head := []string{"ratio of " + weftTarget + " to " + defaultReference}
+	for _, u := range r.underlays() {
+		head = append(head, fmt.Sprintf("%s, MTU %d", escape(u.Mode), u.MTU))
+	}
+	tableHead(w, head...)
+	for _, cells := range rows {
+		tableRow(w, cells...)
+	}
+	fmt.Fprintln(w)
+	writeCosts(w, slower)
+}
+
+// lossRow returns a row of ratios of weftd to VXLAN, one per underlay. measured reports whether
+// there is any, lost whether weftd is slower in the median of any.
+func (r *Result) lossRow(c Case, m Metric) (cells []string, measured, lost bool) {
+	cells = []string{c.headlineTitle(m)}
+	for _, u := range r.underlays() {
+		ratio := r.Find(u, c.Name, weftTarget).ratio(r.Find(u, c.Name, defaultReference), m.Name)
+		if ratio.N == 0 {
+			cells = append(cells, "-")
+			continue
+		}
+		measured = true
+		text := fmt.Sprintf("%s (%s-%s)", number(ratio.Median), number(ratio.Min), number(ratio.Max))
+		if ratio.Median != 1 && (ratio.Median > 1) == m.LowerBetter {
+			lost, text = true, "**"+text+"**"
+		}
+		cells = append(cells, text)
+	}
+	return cells, measured, lost
+}
+
+// writeCosts lists the reasons for slower cases, each with the cases that it applies to.
+func writeCosts(w io.Writer, cases []Case) {
+	var done []string
+	for _, c := range cases {
+		if slices.Contains(done, c.Cost) {
+			continue
+		}
+		done = append(done, c.Cost)
+		var titles []string
+		for _, other := range cases {
+			if other.Cost == c.Cost {
+				titles = append(titles, other.Title)
+			}
+		}
+		fmt.Fprintf(w, "- %s: %s.\n", strings.Join(titles, "; "), c.Cost)
+	}
+}
