@@ -198,14 +198,14 @@ func projectConfigMap(t testing.TB, dir string, files map[string]string) {
 }
 
 // startContainer starts one of the pod's containers on a node.
-func (c *cluster) startContainer(t testing.TB, m *clusterNode, name string) *lab.Process {
+func (c *cluster) startContainer(t testing.TB, node *clusterNode, name string) *lab.Process {
 	t.Helper()
 	for _, spec := range c.daemons.Spec.Template.Spec.Containers {
 		if spec.Name != name {
 			continue
 		}
-		fields := map[string]string{"spec.nodeName": m.Name}
-		return newContainer(t, spec, fields, buildImageDir(t), m.volumes).start(t, m.Node, c.account,
+		fields := map[string]string{"spec.nodeName": node.Name}
+		return newContainer(t, spec, fields, buildImageDir(t), node.volumes).start(t, node.Node, c.account,
 			c.apiServerEnv()...)
 	}
 	t.Fatalf("the manifest has no container %s", name)
@@ -220,9 +220,9 @@ func (c *cluster) apiServerEnv() []string {
 }
 
 // startPod starts the pod on a node.
-func (c *cluster) startPod(t testing.TB, m *clusterNode) {
+func (c *cluster) startPod(t testing.TB, node *clusterNode) {
 	t.Helper()
-	m.daemon, m.installer = c.startContainer(t, m, "weft"), c.startContainer(t, m, "install-cni")
+	node.daemon, node.installer = c.startContainer(t, node, "weft"), c.startContainer(t, node, "install-cni")
 }
 
 // startAll starts the pod on all nodes and waits until they are ready.
@@ -231,21 +231,21 @@ func (c *cluster) startAll(t testing.TB) {
 	if err := c.api.AllocateCIDRs(podNetworks(t, configMap(t, c.manifests)["net-conf.json"])); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range c.nodes {
-		c.startPod(t, m)
+	for _, node := range c.nodes {
+		c.startPod(t, node)
 	}
-	for _, m := range c.nodes {
-		c.waitReady(t, m)
+	for _, node := range c.nodes {
+		c.waitReady(t, node)
 	}
 }
 
 // runProbe runs one of the manifest's HTTP probes on a node.
-func (c *cluster) runProbe(ctx context.Context, m *clusterNode, probe *corev1.Probe) error {
+func (c *cluster) runProbe(ctx context.Context, node *clusterNode, probe *corev1.Probe) error {
 	ports := c.daemons.Spec.Template.Spec.Containers[0].Ports
 	if len(ports) != 1 || probe.HTTPGet.Port.StrVal != ports[0].Name {
 		return fmt.Errorf("probe of port %v, but the container has %v", probe.HTTPGet.Port, ports)
 	}
-	url := fmt.Sprintf("http://%s:%d%s", m.Addr, ports[0].ContainerPort, probe.HTTPGet.Path)
+	url := fmt.Sprintf("http://%s:%d%s", node.Addr, ports[0].ContainerPort, probe.HTTPGet.Path)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
@@ -269,13 +269,13 @@ func (c *cluster) daemonContainer() corev1.Container {
 }
 
 // waitReady waits until a node's readiness probe succeeds.
-func (c *cluster) waitReady(t testing.TB, m *clusterNode) {
+func (c *cluster) waitReady(t testing.TB, node *clusterNode) {
 	t.Helper()
-	await(t, m.Name+" to be ready", func() error {
-		if !m.daemon.Running() {
-			t.Fatalf("%s: the daemon has exited", m.Name)
+	await(t, node.Name+" to be ready", func() error {
+		if !node.daemon.Running() {
+			t.Fatalf("%s: the daemon has exited", node.Name)
 		}
-		return c.runProbe(t.Context(), m, c.daemonContainer().ReadinessProbe)
+		return c.runProbe(t.Context(), node, c.daemonContainer().ReadinessProbe)
 	})
 }
 
@@ -300,20 +300,20 @@ func (c *cluster) nodeObject(t testing.TB, name string) testkube.Node {
 // attachPods connects the pods of all nodes and waits until they reach each other.
 func (c *cluster) attachPods(t testing.TB) {
 	t.Helper()
-	for _, m := range c.nodes {
-		c.attachNode(t, m)
+	for _, node := range c.nodes {
+		c.attachNode(t, node)
 	}
 	c.waitReachable(t)
 }
 
 // attachNode connects the pods of a node as its subnet.env specifies.
-func (c *cluster) attachNode(t testing.TB, m *clusterNode) {
+func (c *cluster) attachNode(t testing.TB, node *clusterNode) {
 	t.Helper()
-	env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
+	env, err := subnetenv.Read(node.Path("flannel/subnet.env"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Attach(env); err != nil {
+	if err := node.Attach(env); err != nil {
 		t.Fatal(err)
 	}
 }

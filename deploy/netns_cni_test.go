@@ -36,13 +36,14 @@ type cniResult struct {
 
 // runCNI adds a pod to its node or deletes it through the plugins, as the kubelet does: with the
 // unmodified config written by the installer, and the node's own files.
-func runCNI(programs, verb string, m *clusterNode, pod *lab.Pod) (cniResult, error) {
+func runCNI(programs, verb string, node *clusterNode, pod *lab.Pod) (cniResult, error) {
 	var out []byte
-	err := m.Do(func() error {
+	err := node.Do(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 			return err
 		}
-		for source, target := range map[string]string{m.Path("flannel"): "/run/flannel", m.Path("cni"): "/var/lib"} {
+		for source, target := range map[string]string{node.Path("flannel"): "/run/flannel",
+			node.Path("cni"): "/var/lib"} {
 			if err := errors.Join(os.MkdirAll(source, 0o755), os.MkdirAll(target, 0o755)); err != nil {
 				return err
 			}
@@ -51,7 +52,7 @@ func runCNI(programs, verb string, m *clusterNode, pod *lab.Pod) (cniResult, err
 			}
 		}
 		cmd := exec.Command(filepath.Join(programs, "cnitool"), verb, "cbr0", filepath.Join("/run/netns", pod.Name))
-		cmd.Env = append(os.Environ(), "CNI_PATH="+programs, "NETCONFPATH="+m.volumes["cni"],
+		cmd.Env = append(os.Environ(), "CNI_PATH="+programs, "NETCONFPATH="+node.volumes["cni"],
 			fmt.Sprintf(`CAP_ARGS={"portMappings":[{"hostPort":%d,"containerPort":%d,"protocol":"tcp"}]}`,
 				hostPort, podPort))
 		var err error
@@ -78,15 +79,15 @@ const hostPort, podPort = 8080, 80
 func (c *cluster) addPods(t testing.TB) {
 	t.Helper()
 	programs := cniDir(t)
-	for _, m := range c.nodes {
-		pod := m.Pods[0]
-		r, err := runCNI(programs, "add", m, pod)
+	for _, node := range c.nodes {
+		pod := node.Pods[0]
+		r, err := runCNI(programs, "add", node, pod)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, ip := range r.IPs {
 			pod.Addr = ip.Address.Addr()
-			podCIDR := netip.MustParsePrefix(c.nodeObject(t, m.Name).Spec.PodCIDR)
+			podCIDR := netip.MustParsePrefix(c.nodeObject(t, node.Name).Spec.PodCIDR)
 			if !podCIDR.Contains(pod.Addr) {
 				t.Errorf("%s has %s, not in the pod CIDR", pod.Name, pod.Addr)
 			}
@@ -103,23 +104,23 @@ func TestNetnsCNIPlugins(t *testing.T) {
 		t.Run(overlay, func(t *testing.T) {
 			c := newCluster(t, overlay, lab.Options{Nodes: 3})
 			c.startAll(t)
-			for _, m := range c.nodes {
-				c.checkConflist(t, m)
+			for _, node := range c.nodes {
+				c.checkConflist(t, node)
 			}
 			c.addPods(t)
 			c.waitReachable(t)
 			c.checkMTU(t)
 			c.checkHostPort(t)
-			m := c.nodes["node1"]
-			before := m.Pods[0].Addr
-			if _, err := runCNI(programs, "del", m, m.Pods[0]); err != nil {
+			node := c.nodes["node1"]
+			before := node.Pods[0].Addr
+			if _, err := runCNI(programs, "del", node, node.Pods[0]); err != nil {
 				t.Fatal(err)
 			}
-			r, err := runCNI(programs, "add", m, m.Pods[0])
+			r, err := runCNI(programs, "add", node, node.Pods[0])
 			if err != nil || len(r.IPs) != 1 || r.IPs[0].Address.Addr() == before {
 				t.Fatalf("added again: %+v, %v (before: %s)", r, err, before)
 			}
-			m.Pods[0].Addr = r.IPs[0].Address.Addr()
+			node.Pods[0].Addr = r.IPs[0].Address.Addr()
 			c.waitReachable(t)
 		})
 	}
@@ -128,13 +129,13 @@ func TestNetnsCNIPlugins(t *testing.T) {
 // checkMTU checks that pods have the MTU of subnet.env and that TCP works with it.
 func (c *cluster) checkMTU(t *testing.T) {
 	t.Helper()
-	for _, m := range c.nodes {
-		env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
+	for _, node := range c.nodes {
+		env, err := subnetenv.Read(node.Path("flannel/subnet.env"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if l, err := m.Pods[0].Link("eth0"); err != nil || l.MTU != env.MTU {
-			t.Errorf("%s: MTU %d, %v, want %d", m.Pods[0].Name, l.MTU, err, env.MTU)
+		if l, err := node.Pods[0].Link("eth0"); err != nil || l.MTU != env.MTU {
+			t.Errorf("%s: MTU %d, %v, want %d", node.Pods[0].Name, l.MTU, err, env.MTU)
 		}
 	}
 	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]

@@ -18,16 +18,16 @@ import (
 const flanneldEnv = "WEFT_FLANNELD"
 
 // startFlannel runs flannel's daemon on a node as flannel's manifest does.
-func (c *cluster) startFlannel(t testing.TB, m *clusterNode) {
+func (c *cluster) startFlannel(t testing.TB, node *clusterNode) {
 	t.Helper()
 	binary := os.Getenv(flanneldEnv)
 	if binary == "" {
 		t.Skipf("NOT TESTED: flannel's daemon: %s is not set", flanneldEnv)
 	}
 	var err error
-	m.daemon, err = m.Start([]string{binary, "--ip-masq", "--kube-subnet-mgr", "--healthz-port=8081",
-		"--kubeconfig-file=" + c.api.Kubeconfig, "--net-config-path=" + m.volumes["config"] + "/net-conf.json"},
-		"NODE_NAME="+m.Name)
+	node.daemon, err = node.Start([]string{binary, "--ip-masq", "--kube-subnet-mgr", "--healthz-port=8081",
+		"--kubeconfig-file=" + c.api.Kubeconfig, "--net-config-path=" + node.volumes["config"] + "/net-conf.json"},
+		"NODE_NAME="+node.Name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,15 +49,15 @@ func TestNetnsFlannelPeer(t *testing.T) {
 				}
 				return nil
 			})
-			for _, m := range c.nodes {
-				if m == flannelNode {
-					c.startFlannel(t, m)
+			for _, node := range c.nodes {
+				if node == flannelNode {
+					c.startFlannel(t, node)
 				} else {
-					c.startPod(t, m)
+					c.startPod(t, node)
 				}
 			}
-			for _, m := range c.nodes {
-				c.waitReady(t, m)
+			for _, node := range c.nodes {
+				c.waitReady(t, node)
 			}
 			c.attachPods(t)
 			c.checkAnnotations(t, flannelNode, overlay) // proves the check itself: flannel passes it
@@ -92,9 +92,9 @@ func (c *cluster) annotateAll(t testing.TB) {
 }
 
 // stopPod stops a node's daemon and its installer.
-func (c *cluster) stopPod(t testing.TB, m *clusterNode) {
+func (c *cluster) stopPod(t testing.TB, node *clusterNode) {
 	t.Helper()
-	for _, p := range []*lab.Process{m.daemon, m.installer} {
+	for _, p := range []*lab.Process{node.daemon, node.installer} {
 		if p == nil {
 			continue
 		}
@@ -102,9 +102,9 @@ func (c *cluster) stopPod(t testing.TB, m *clusterNode) {
 			t.Errorf("%s: exit status %d, %v\n%s", p.Name, code, err, strings.Join(p.Tail(5), "\n"))
 		}
 	}
-	m.daemon, m.installer = nil, nil
-	await(t, m.Name+"'s health port to be free", func() error {
-		if err := c.runProbe(t.Context(), m, c.daemonContainer().LivenessProbe); err == nil {
+	node.daemon, node.installer = nil, nil
+	await(t, node.Name+"'s health port to be free", func() error {
+		if err := c.runProbe(t.Context(), node, c.daemonContainer().LivenessProbe); err == nil {
 			return errors.New("the port is still in use")
 		}
 		return nil
@@ -161,8 +161,8 @@ func TestNetnsFlannelManifest(t *testing.T) {
 		c.recreateNode(t, c.nodes[name], podCIDR)
 	}
 	c.annotateAll(t)
-	m, other := c.nodes["node1"], c.nodes["node2"]
-	c.startFlannelPod(t, m)
+	node, other := c.nodes["node1"], c.nodes["node2"]
+	c.startFlannelPod(t, node)
 	if os.Getenv(flanneldEnv) != "" {
 		c.startFlannel(t, other)
 	} else {
@@ -173,14 +173,14 @@ func TestNetnsFlannelManifest(t *testing.T) {
 		c.waitReady(t, n)
 	}
 	c.attachPods(t)
-	c.checkAnnotations(t, m, "vxlan")
-	c.checkCondition(t, m, "False", "FlannelIsUp")
-	c.checkConflist(t, m)
+	c.checkAnnotations(t, node, "vxlan")
+	c.checkCondition(t, node, "False", "FlannelIsUp")
+	c.checkConflist(t, node)
 }
 
 // startFlannelPod creates the Pod object, from which the daemon reads its node's name, and runs its
 // containers.
-func (c *cluster) startFlannelPod(t *testing.T, m *clusterNode) {
+func (c *cluster) startFlannelPod(t *testing.T, node *clusterNode) {
 	t.Helper()
 	var pod corev1.PodSpec
 	if err := yaml.UnmarshalStrict([]byte(flannelPodSpec), &pod); err != nil {
@@ -189,7 +189,7 @@ func (c *cluster) startFlannelPod(t *testing.T, m *clusterNode) {
 	const name = "kube-flannel-ds-x"
 	o, err := json.Marshal(map[string]any{
 		"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name, "namespace": c.daemons.Namespace},
-		"spec": map[string]any{"nodeName": m.Name, "hostNetwork": true, "serviceAccountName": "weft",
+		"spec": map[string]any{"nodeName": node.Name, "hostNetwork": true, "serviceAccountName": "weft",
 			"containers": []any{map[string]any{"name": "kube-flannel", "image": "flannel"}}},
 	})
 	if err != nil {
@@ -200,12 +200,14 @@ func (c *cluster) startFlannelPod(t *testing.T, m *clusterNode) {
 		t.Fatal(err)
 	}
 	fields := map[string]string{"metadata.name": name, "metadata.namespace": c.daemons.Namespace}
-	installer := newContainer(t, pod.InitContainers[0], fields, buildImageDir(t), m.volumes).start(t, m.Node, c.account)
+	installer := newContainer(t, pod.InitContainers[0], fields, buildImageDir(t), node.volumes).start(t, node.Node,
+		c.account)
 	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	if code, err := installer.Wait(ctx); err != nil || code != 0 {
 		t.Fatalf("install-conf: exit status %d, %v\n%s", code, err, installer.Log())
 	}
-	m.daemon = newContainer(t, pod.Containers[0], fields, buildImageDir(t), m.volumes).start(t, m.Node, c.account,
+	node.daemon = newContainer(t, pod.Containers[0], fields, buildImageDir(t), node.volumes).start(t, node.Node,
+		c.account,
 		c.apiServerEnv()...)
 }

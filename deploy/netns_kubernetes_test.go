@@ -46,25 +46,25 @@ func TestNetnsOverlays(t *testing.T) {
 			c := newCluster(t, overlay, lab.Options{Nodes: 3})
 			c.startAll(t)
 			c.attachPods(t)
-			for _, m := range c.nodes {
-				if err := c.runProbe(t.Context(), m, c.daemonContainer().LivenessProbe); err != nil {
-					t.Errorf("%s: liveness: %v", m.Name, err)
+			for _, node := range c.nodes {
+				if err := c.runProbe(t.Context(), node, c.daemonContainer().LivenessProbe); err != nil {
+					t.Errorf("%s: liveness: %v", node.Name, err)
 				}
-				c.checkAnnotations(t, m, overlay)
-				c.checkCondition(t, m, "False", "FlannelIsUp")
-				c.checkContainer(t, m, overlay)
-				c.checkConflist(t, m)
+				c.checkAnnotations(t, node, overlay)
+				c.checkCondition(t, node, "False", "FlannelIsUp")
+				c.checkContainer(t, node, overlay)
+				c.checkConflist(t, node)
 			}
 		})
 	}
 }
 
 // checkAnnotations checks the annotations that a node publishes.
-func (c *cluster) checkAnnotations(t *testing.T, m *clusterNode, overlay string) {
+func (c *cluster) checkAnnotations(t *testing.T, node *clusterNode, overlay string) {
 	t.Helper()
-	got := c.nodeObject(t, m.Name).Metadata.Annotations
+	got := c.nodeObject(t, node.Name).Metadata.Annotations
 	want := map[string]string{
-		"backend-type": overlay, "backend-data": "null", "public-ip": m.Addr.String(), "kube-subnet-manager": "true",
+		"backend-type": overlay, "backend-data": "null", "public-ip": node.Addr.String(), "kube-subnet-manager": "true",
 		"backend-v6-data": "", "public-ipv6": "",
 	}
 	switch overlay {
@@ -77,26 +77,26 @@ func (c *cluster) checkAnnotations(t *testing.T, m *clusterNode, overlay string)
 		}
 		if err := json.Unmarshal([]byte(got[prefix+"backend-data"]), &data); err != nil || data.VNI != 1 ||
 			data.VtepMAC == "" {
-			t.Errorf("%s: backend-data %q: %v", m.Name, got[prefix+"backend-data"], err)
+			t.Errorf("%s: backend-data %q: %v", node.Name, got[prefix+"backend-data"], err)
 		}
 		want["backend-data"] = got[prefix+"backend-data"]
 	}
 	for name, text := range want {
 		if got[prefix+name] != text {
-			t.Errorf("%s: annotation %s is %q, want %q", m.Name, name, got[prefix+name], text)
+			t.Errorf("%s: annotation %s is %q, want %q", node.Name, name, got[prefix+name], text)
 		}
 	}
 	if _, there := got[prefix+"backend-type"]; !there {
-		t.Errorf("%s: no annotation backend-type", m.Name)
+		t.Errorf("%s: no annotation backend-type", node.Name)
 	}
 }
 
 // checkCondition waits for the NetworkUnavailable condition of a node.
-func (c *cluster) checkCondition(t *testing.T, m *clusterNode, status, reason string) testkube.Condition {
+func (c *cluster) checkCondition(t *testing.T, node *clusterNode, status, reason string) testkube.Condition {
 	t.Helper()
 	var got testkube.Condition
-	await(t, m.Name+"'s condition", func() error {
-		got, _ = c.nodeObject(t, m.Name).Condition("NetworkUnavailable")
+	await(t, node.Name+"'s condition", func() error {
+		got, _ = c.nodeObject(t, node.Name).Condition("NetworkUnavailable")
 		if got.Status != status || got.Reason != reason {
 			return fmt.Errorf("got %+v", got)
 		}
@@ -106,31 +106,31 @@ func (c *cluster) checkCondition(t *testing.T, m *clusterNode, status, reason st
 }
 
 // checkContainer checks that the daemon runs with exactly the privileges of the manifest.
-func (c *cluster) checkContainer(t *testing.T, m *clusterNode, overlay string) {
+func (c *cluster) checkContainer(t *testing.T, node *clusterNode, overlay string) {
 	t.Helper()
 	want := 1<<12 | 1<<13 // NET_ADMIN, NET_RAW (linux/capability.h)
 	if overlay == "udp" {
 		want |= 1 << 23 // SYS_NICE
 	}
 	for _, key := range []string{"CapEff", "CapPrm", "CapBnd"} {
-		if got := processStatus(t, m.daemon.PID(), key); got != fmt.Sprintf("%016x", want) {
-			t.Errorf("%s: %s is %s", m.Name, key, got)
+		if got := processStatus(t, node.daemon.PID(), key); got != fmt.Sprintf("%016x", want) {
+			t.Errorf("%s: %s is %s", node.Name, key, got)
 		}
 	}
-	if got := processStatus(t, m.daemon.PID(), "NoNewPrivs"); got != "1" {
-		t.Errorf("%s: NoNewPrivs is %s", m.Name, got)
+	if got := processStatus(t, node.daemon.PID(), "NoNewPrivs"); got != "1" {
+		t.Errorf("%s: NoNewPrivs is %s", node.Name, got)
 	}
-	if got := processStatus(t, m.installer.PID(), "CapEff"); strings.Trim(got, "0") != "" {
-		t.Errorf("%s: installer has capabilities %s", m.Name, got)
+	if got := processStatus(t, node.installer.PID(), "CapEff"); strings.Trim(got, "0") != "" {
+		t.Errorf("%s: installer has capabilities %s", node.Name, got)
 	}
 }
 
 // checkConflist waits for the CNI config that the kubelet reads.
-func (c *cluster) checkConflist(t *testing.T, m *clusterNode) {
+func (c *cluster) checkConflist(t *testing.T, node *clusterNode) {
 	t.Helper()
 	want := configMap(t, c.manifests)["cni-conf.json"]
-	await(t, m.Name+"'s CNI config", func() error {
-		b, err := os.ReadFile(filepath.Join(m.volumes["cni"], "10-flannel.conflist"))
+	await(t, node.Name+"'s CNI config", func() error {
+		b, err := os.ReadFile(filepath.Join(node.volumes["cni"], "10-flannel.conflist"))
 		if err == nil && string(b) != want {
 			err = fmt.Errorf("got %q", b)
 		}
@@ -142,15 +142,15 @@ func (c *cluster) checkConflist(t *testing.T, m *clusterNode) {
 // subnet.env and CNI config.
 func TestNetnsStartOrder(t *testing.T) {
 	c := newCluster(t, "udp", lab.Options{Nodes: 1})
-	m := c.nodes["node1"]
-	if err := c.api.DeleteNode(t.Context(), m.Name); err != nil {
+	node := c.nodes["node1"]
+	if err := c.api.DeleteNode(t.Context(), node.Name); err != nil {
 		t.Fatal(err)
 	}
-	c.startPod(t, m)
+	c.startPod(t, node)
 	checkWaiting := func(text string) {
 		t.Helper()
 		await(t, "readiness to report "+text, func() error {
-			err := c.runProbe(t.Context(), m, c.daemonContainer().ReadinessProbe)
+			err := c.runProbe(t.Context(), node, c.daemonContainer().ReadinessProbe)
 			if err == nil {
 				t.Fatal("the node is ready")
 			}
@@ -159,26 +159,26 @@ func TestNetnsStartOrder(t *testing.T) {
 			}
 			return nil
 		})
-		for _, file := range []string{m.Path("flannel/subnet.env"),
-			filepath.Join(m.volumes["cni"], "10-flannel.conflist")} {
+		for _, file := range []string{node.Path("flannel/subnet.env"),
+			filepath.Join(node.volumes["cni"], "10-flannel.conflist")} {
 			if _, err := os.Stat(file); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("%s exists too early (%v)", file, err)
 			}
 		}
 	}
 	checkWaiting("node node1 is not in the cluster yet")
-	if err := c.api.AddNode(t.Context(), m.Name); err != nil {
+	if err := c.api.AddNode(t.Context(), node.Name); err != nil {
 		t.Fatal(err)
 	}
 	checkWaiting("node node1 has no IPv4 podCIDR")
-	if !strings.Contains(m.daemon.Log(), "has no IPv4 podCIDR") {
-		t.Errorf("log lacks the reason for waiting:\n%s", m.daemon.Log())
+	if !strings.Contains(node.daemon.Log(), "has no IPv4 podCIDR") {
+		t.Errorf("log lacks the reason for waiting:\n%s", node.daemon.Log())
 	}
 	if err := c.api.AllocateCIDRs(podNetworks(t, configMap(t, c.manifests)["net-conf.json"])); err != nil {
 		t.Fatal(err)
 	}
-	c.waitReady(t, m)
-	c.checkConflist(t, m)
+	c.waitReady(t, node)
+	c.checkConflist(t, node)
 }
 
 // TestNetnsNodeRecreated deletes the Node object of a running daemon and recreates it, first with
@@ -187,35 +187,35 @@ func TestNetnsNodeRecreated(t *testing.T) {
 	c := newCluster(t, "udp", lab.Options{Nodes: 2})
 	c.startAll(t)
 	c.attachPods(t)
-	m := c.nodes["node2"]
-	old := c.nodeObject(t, m.Name).Spec.PodCIDRs
-	if err := c.api.DeleteNode(t.Context(), m.Name); err != nil {
+	node := c.nodes["node2"]
+	old := c.nodeObject(t, node.Name).Spec.PodCIDRs
+	if err := c.api.DeleteNode(t.Context(), node.Name); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "readiness to fail", func() error {
-		if c.runProbe(t.Context(), m, c.daemonContainer().ReadinessProbe) == nil {
+		if c.runProbe(t.Context(), node, c.daemonContainer().ReadinessProbe) == nil {
 			return errors.New("ready without a Node object")
 		}
 		return nil
 	})
-	if err := c.api.AddNode(t.Context(), m.Name, old...); err != nil {
+	if err := c.api.AddNode(t.Context(), node.Name, old...); err != nil {
 		t.Fatal(err)
 	}
-	c.waitReady(t, m)
-	c.checkAnnotations(t, m, "udp")
-	c.checkCondition(t, m, "False", "FlannelIsUp")
+	c.waitReady(t, node)
+	c.checkAnnotations(t, node, "udp")
+	c.checkCondition(t, node, "False", "FlannelIsUp")
 	c.waitReachable(t)
 
-	c.recreateNode(t, m, "10.244.200.0/24")
+	c.recreateNode(t, node, "10.244.200.0/24")
 	await(t, "the new subnet in subnet.env", func() error {
-		env, err := subnetenv.Read(m.Path("flannel/subnet.env"))
+		env, err := subnetenv.Read(node.Path("flannel/subnet.env"))
 		if err == nil && env.Subnet.String() != "10.244.200.1/24" {
 			err = fmt.Errorf("got %s", env.Subnet)
 		}
 		return err
 	})
-	c.waitReady(t, m)
-	c.attachNode(t, m)
+	c.waitReady(t, node)
+	c.attachNode(t, node)
 	c.waitReachable(t)
 }
 
@@ -228,27 +228,27 @@ func TestNetnsAPIServerDown(t *testing.T) {
 	if err := c.api.StopAPI(false); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range c.nodes {
-		await(t, m.Name+" to notice", func() error {
-			if !strings.Contains(m.daemon.Log(), "trouble with the lease store") {
+	for _, node := range c.nodes {
+		await(t, node.Name+" to notice", func() error {
+			if !strings.Contains(node.daemon.Log(), "trouble with the lease store") {
 				return errors.New("not logged yet")
 			}
 			return nil
 		})
 	}
 	c.waitReachable(t)
-	m := c.nodes["node3"]
-	if _, err := m.daemon.Stop(t.Context()); err != nil {
+	node := c.nodes["node3"]
+	if _, err := node.daemon.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	c.waitReachable(t) // the kernel forwards without the daemon
-	c.startPod(t, m)
+	c.startPod(t, node)
 	c.waitReachable(t)
 	began := time.Now()
 	if err := c.api.StartAPI(); err != nil {
 		t.Fatal(err)
 	}
-	c.waitReady(t, m)
+	c.waitReady(t, node)
 	// A peer's new address reaches other nodes only through the API server.
 	if err := c.api.Annotate(t.Context(), "node1",
 		map[string]any{prefix + "public-ip-overwrite": "172.31.0.99"}); err != nil {
@@ -270,9 +270,9 @@ func TestNetnsAPIServerDown(t *testing.T) {
 }
 
 // status returns a daemon's /status.
-func (c *cluster) status(t testing.TB, m *clusterNode) string {
+func (c *cluster) status(t testing.TB, node *clusterNode) string {
 	t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://%s:%d/status", m.Addr, c.daemonContainer().Ports[0].ContainerPort))
+	resp, err := http.Get(fmt.Sprintf("http://%s:%d/status", node.Addr, c.daemonContainer().Ports[0].ContainerPort))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -291,32 +291,32 @@ func TestNetnsConfigMapChanged(t *testing.T) {
 	c.startAll(t)
 	c.attachPods(t)
 	write := func(netConf string) {
-		for _, m := range c.nodes {
-			projectConfigMap(t, m.volumes["config"], map[string]string{"net-conf.json": netConf})
+		for _, node := range c.nodes {
+			projectConfigMap(t, node.volumes["config"], map[string]string{"net-conf.json": netConf})
 		}
 	}
 	write(`{"Network": "10.99.0.0/16", "Backend": {"Type": "udp"}}`)
-	for _, m := range c.nodes {
-		await(t, m.Name+" to reject the network", func() error {
-			if !strings.Contains(c.status(t, m), "is not inside the network 10.99.0.0/16") {
+	for _, node := range c.nodes {
+		await(t, node.Name+" to reject the network", func() error {
+			if !strings.Contains(c.status(t, node), "is not inside the network 10.99.0.0/16") {
 				return errors.New("not in its status yet")
 			}
 			return nil
 		})
-		c.waitReady(t, m)
+		c.waitReady(t, node)
 	}
 	c.waitReachable(t)
 	write(`{"Network": "10.244.0.0/16", "Backend": {"Type": "host-gw"}}`)
-	for _, m := range c.nodes {
-		await(t, m.Name+" to change the backend", func() error {
-			if got := c.nodeObject(t, m.Name).Metadata.Annotations[prefix+"backend-type"]; got != "host-gw" {
+	for _, node := range c.nodes {
+		await(t, node.Name+" to change the backend", func() error {
+			if got := c.nodeObject(t, node.Name).Metadata.Annotations[prefix+"backend-type"]; got != "host-gw" {
 				return fmt.Errorf("it publishes %q", got)
 			}
 			return nil
 		})
-		c.waitReady(t, m)
-		if m.HasLink("flannel0") {
-			t.Errorf("%s: the device of the old backend still exists", m.Name)
+		c.waitReady(t, node)
+		if node.HasLink("flannel0") {
+			t.Errorf("%s: the device of the old backend still exists", node.Name)
 		}
 	}
 	// The pods keep the old MTU, which is smaller.
@@ -328,26 +328,26 @@ func TestNetnsConfigMapChanged(t *testing.T) {
 func TestNetnsConditionFollowsForwarding(t *testing.T) {
 	c := newCluster(t, "host-gw", lab.Options{Nodes: 2})
 	c.startAll(t)
-	m, peer := c.nodes["node1"], netip.MustParsePrefix(c.nodeObject(t, "node2").Spec.PodCIDR)
-	up := c.checkCondition(t, m, "False", "FlannelIsUp")
-	err := m.Do(func() error {
+	node, peer := c.nodes["node1"], netip.MustParsePrefix(c.nodeObject(t, "node2").Spec.PodCIDR)
+	up := c.checkCondition(t, node, "False", "FlannelIsUp")
+	err := node.Do(func() error {
 		dst := &net.IPNet{IP: peer.Addr().AsSlice(), Mask: net.CIDRMask(peer.Bits(), 32)}
 		return netlink.RouteReplace(&netlink.Route{Dst: dst, Gw: c.Root.Addr.AsSlice(), Protocol: unix.RTPROT_STATIC})
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	down := c.checkCondition(t, m, "True", "WeftCannotForward")
+	down := c.checkCondition(t, node, "True", "WeftCannotForward")
 	if !strings.Contains(down.Message, peer.String()) {
 		t.Errorf("condition lacks the reason: %q", down.Message)
 	}
 	if !down.LastTransitionTime.After(up.LastTransitionTime) {
 		t.Errorf("transitions at %v and %v", up.LastTransitionTime, down.LastTransitionTime)
 	}
-	if err := m.DeleteRoute(peer); err != nil {
+	if err := node.DeleteRoute(peer); err != nil {
 		t.Fatal(err)
 	}
-	c.checkCondition(t, m, "False", "FlannelIsUp")
+	c.checkCondition(t, node, "False", "FlannelIsUp")
 }
 
 // TestNetnsRollingUpdate restarts the pods node by node under traffic, as the DaemonSet does.
@@ -362,19 +362,19 @@ func TestNetnsRollingUpdate(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, m := range c.nodes {
-				before, err := os.ReadFile(m.Path("flannel/subnet.env"))
+			for _, node := range c.nodes {
+				before, err := os.ReadFile(node.Path("flannel/subnet.env"))
 				if err != nil {
 					t.Fatal(err)
 				}
-				c.checkConflist(t, m)
-				c.stopPod(t, m)
-				if _, err := os.Stat(filepath.Join(m.volumes["cni"], "10-flannel.conflist")); err != nil {
+				c.checkConflist(t, node)
+				c.stopPod(t, node)
+				if _, err := os.Stat(filepath.Join(node.volumes["cni"], "10-flannel.conflist")); err != nil {
 					t.Error(err)
 				}
-				c.startPod(t, m)
-				c.waitReady(t, m)
-				if after, err := os.ReadFile(m.Path("flannel/subnet.env")); err != nil ||
+				c.startPod(t, node)
+				c.waitReady(t, node)
+				if after, err := os.ReadFile(node.Path("flannel/subnet.env")); err != nil ||
 					string(after) != string(before) {
 					t.Errorf("subnet.env was %q and is %q, %v", before, after, err)
 				}
@@ -400,20 +400,20 @@ func TestNetnsDualStack(t *testing.T) {
 	if err := c.api.AllocateCIDRs("10.244.0.0/16,fd00:10:244::/56"); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range c.nodes {
-		c.startPod(t, m)
+	for _, node := range c.nodes {
+		c.startPod(t, node)
 	}
-	for _, m := range c.nodes {
-		c.waitReady(t, m)
-		a := c.nodeObject(t, m.Name).Metadata.Annotations
-		if a[prefix+"public-ipv6"] != m.Addr6.String() || a[prefix+"backend-v6-data"] == "" ||
-			a[prefix+"public-ip"] != m.Addr.String() {
-			t.Errorf("%s publishes %v", m.Name, a)
+	for _, node := range c.nodes {
+		c.waitReady(t, node)
+		a := c.nodeObject(t, node.Name).Metadata.Annotations
+		if a[prefix+"public-ipv6"] != node.Addr6.String() || a[prefix+"backend-v6-data"] == "" ||
+			a[prefix+"public-ip"] != node.Addr.String() {
+			t.Errorf("%s publishes %v", node.Name, a)
 		}
 	}
 	c.attachPods(t)
-	for _, m := range c.nodes {
-		if !m.Pods[0].Addr6.IsValid() {
+	for _, node := range c.nodes {
+		if !node.Pods[0].Addr6.IsValid() {
 			t.Fatal(errors.New("pods have no IPv6 address"))
 		}
 	}

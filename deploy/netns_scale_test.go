@@ -21,12 +21,12 @@ const (
 const scaleConf = `{"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}}`
 
 // recreateNode recreates a Node object with a pod CIDR.
-func (c *cluster) recreateNode(t testing.TB, m *clusterNode, podCIDR string) {
+func (c *cluster) recreateNode(t testing.TB, node *clusterNode, podCIDR string) {
 	t.Helper()
-	if err := c.api.DeleteNode(t.Context(), m.Name); err != nil {
+	if err := c.api.DeleteNode(t.Context(), node.Name); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.api.AddNode(t.Context(), m.Name, podCIDR); err != nil {
+	if err := c.api.AddNode(t.Context(), node.Name, podCIDR); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -74,9 +74,9 @@ func (c *cluster) addPeer(t testing.TB, i int) error {
 }
 
 // peerRoutes returns the number of routes to peers in the kernel.
-func (m *clusterNode) peerRoutes(t testing.TB) int {
+func (node *clusterNode) peerRoutes(t testing.TB) int {
 	t.Helper()
-	routes, err := m.Routes()
+	routes, err := node.Routes()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,11 +95,11 @@ func TestNetnsAPIServerCalls(t *testing.T) {
 	c := newCluster(t, "vxlan", lab.Options{Nodes: 1})
 	setNetConf(t, c, scaleConf)
 	c.addPeers(t, 20)
-	m := c.nodes["node1"]
-	c.recreateNode(t, m, "10.244.0.0/24")
-	c.startPod(t, m)
-	c.waitReady(t, m)
-	c.checkCondition(t, m, "False", "FlannelIsUp")
+	node := c.nodes["node1"]
+	c.recreateNode(t, node, "10.244.0.0/24")
+	c.startPod(t, node)
+	c.waitReady(t, node)
+	c.checkCondition(t, node, "False", "FlannelIsUp")
 	want := "get nodes, get nodes, patch nodes/status, watch nodes, patch nodes/status"
 	if got := c.calls(t); got != want {
 		t.Errorf("at the start: %s\nwant %s", got, want)
@@ -108,7 +108,7 @@ func TestNetnsAPIServerCalls(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the new node's route", func() error {
-		if n := m.peerRoutes(t); n != 21 {
+		if n := node.peerRoutes(t); n != 21 {
 			return fmt.Errorf("%d routes", n)
 		}
 		return nil
@@ -138,21 +138,21 @@ func BenchmarkNetnsThousandNodes(b *testing.B) {
 	c := newCluster(b, "vxlan", lab.Options{Nodes: 1})
 	setNetConf(b, c, scaleConf)
 	c.addPeers(b, scaleNodes)
-	m := c.nodes["node1"]
-	c.recreateNode(b, m, "10.244.0.0/24")
+	node := c.nodes["node1"]
+	c.recreateNode(b, node, "10.244.0.0/24")
 	routed := func(n int) time.Duration {
 		began := time.Now()
 		await(b, "routes", func() error {
-			if got := m.peerRoutes(b); got != n {
+			if got := node.peerRoutes(b); got != n {
 				return fmt.Errorf("%d of %d", got, n)
 			}
 			return nil
 		})
 		return time.Since(began)
 	}
-	c.startPod(b, m)
+	c.startPod(b, node)
 	start := routed(scaleNodes)
-	c.waitReady(b, m)
+	c.waitReady(b, node)
 	calls := len(strings.Split(c.calls(b), ","))
 	next := scaleNodes
 	var latency time.Duration
@@ -163,7 +163,7 @@ func BenchmarkNetnsThousandNodes(b *testing.B) {
 		next++
 		latency += routed(next)
 	}
-	memory, err := m.daemon.RSS()
+	memory, err := node.daemon.RSS()
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -177,9 +177,9 @@ func BenchmarkNetnsThousandNodes(b *testing.B) {
 // setNetConf changes the network config of all nodes.
 func setNetConf(t testing.TB, c *cluster, netConf string) {
 	t.Helper()
-	for _, m := range c.nodes {
+	for _, node := range c.nodes {
 		files := configMap(t, c.manifests)
 		files["net-conf.json"] = netConf
-		projectConfigMap(t, m.volumes["config"], files)
+		projectConfigMap(t, node.volumes["config"], files)
 	}
 }
