@@ -40,8 +40,10 @@ var mayImport = map[string][]string{
 	"lease/storetest": {"lease"},
 	"lease/subnetenv": {},
 
-	"ctrl":           {"encap", "lease"},
+	"ctrl":           {},
+	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease"},
 	"ctrl/netfilter": {},
+	"ctrl/underlay":  {"ctrl"},
 
 	"metrics": {},
 
@@ -56,8 +58,8 @@ var mayImport = map[string][]string{
 
 	"cmd/weft":  {"bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
 	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
-	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane", "dataplane/feature", "dataplane/fib", "lease",
-		"lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
+	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
+		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/config": {"dataplane", "dataplane/feature"},
 }
 

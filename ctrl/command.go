@@ -11,12 +11,12 @@ import (
 	"time"
 )
 
-// commandTimeout bounds a command of the extension backend, which holds up the reconciler.
+// commandTimeout bounds a command of the extension backend, because the reconciler waits for it.
 const commandTimeout = time.Minute
 
-// runCommand runs a command line of the extension backend with the variables of env, NAME=value lines, added to ours,
-// and gives what it printed, trimmed. stdin gets a newline at its end, as flannel does it.
-func runCommand(ctx context.Context, line, env, stdin string) (string, error) {
+// RunCommand runs a command line of the extension backend and returns its trimmed output. env, NAME=value lines, extends
+// the environment of this process. stdin is passed with a trailing newline, as in flannel.
+func RunCommand(ctx context.Context, line, env, stdin string) (string, error) {
 	vars := map[string]string{}
 	for l := range strings.Lines(env) {
 		if name, value, ok := strings.Cut(strings.TrimSuffix(l, "\n"), "="); ok {
@@ -32,7 +32,7 @@ func runCommand(ctx context.Context, line, env, stdin string) (string, error) {
 	if err != nil || len(words) == 0 {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout, fmt.Errorf("no end after %v", commandTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout, fmt.Errorf("still running after %v", commandTimeout))
 	defer cancel()
 	c := exec.CommandContext(ctx, words[0], words[1:]...)
 	c.Env = os.Environ()
@@ -40,11 +40,11 @@ func runCommand(ctx context.Context, line, env, stdin string) (string, error) {
 		c.Env = append(c.Env, name+"="+value)
 	}
 	c.Stdin = strings.NewReader(stdin + "\n")
-	c.WaitDelay = time.Second // a child that keeps our pipes open must not hold us
-	var printed, complaint bytes.Buffer
-	c.Stdout, c.Stderr = &printed, &complaint
+	c.WaitDelay = time.Second // do not wait for a child that keeps the pipes open
+	var stdout, stderr bytes.Buffer
+	c.Stdout, c.Stderr = &stdout, &stderr
 	if err := c.Run(); err != nil {
-		return "", errors.Join(fmt.Errorf("run %q: %w: %s", words[0], err, bytes.TrimSpace(complaint.Bytes())), context.Cause(ctx))
+		return "", errors.Join(fmt.Errorf("run %q: %w: %s", words[0], err, bytes.TrimSpace(stderr.Bytes())), context.Cause(ctx))
 	}
-	return strings.TrimSpace(printed.String()), nil
+	return strings.TrimSpace(stdout.String()), nil
 }

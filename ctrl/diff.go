@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// verb says what to do with an object.
-type verb int
+// Verb is the kind of an operation.
+type Verb int
 
-// The verbs of an op.
+// The verbs of an Op.
 const (
-	doCreate  verb = iota // make a device
-	doChange              // set what is non-zero in a device's value
-	doReplace             // add, or put in the place of what has the same key
-	doDelete
+	Create  Verb = iota // create a device
+	Change              // set the non-zero fields of a device
+	Replace             // add, or replace the object with the same key
+	Delete
 )
 
-// String is the verb as a word for logs.
-func (v verb) String() string {
+// String returns the verb for logs.
+func (v Verb) String() string {
 	return [...]string{"create", "change", "replace", "delete"}[v]
 }
 
-// object is what an operation acts upon: one of the value types of a State.
-type object interface {
-	device() string // the device it lives on; empty if on none
+// Object is the object of an operation: one of the value types of a State.
+type Object interface {
+	device() string // the device that it belongs to; empty if none
 	fmt.Stringer
 }
 
@@ -38,25 +38,28 @@ func (t Tunnel) device() string    { return t.Dev }
 func (p Peer) device() string      { return p.Dev }
 func (Command) device() string     { return "" }
 
-// op is one operation on the kernel.
-type op struct {
-	verb   verb
-	object object
+// Op is one operation on the kernel.
+type Op struct {
+	Verb   Verb
+	Object Object
 }
 
-// String is the operation for logs and errors.
-func (o op) String() string { return o.verb.String() + " " + o.object.String() }
+// String formats the operation for logs and errors.
+func (o Op) String() string { return o.Verb.String() + " " + o.Object.String() }
 
 // changes is the result of diff.
 type changes struct {
-	ops       []op     // in an order that works when each waits for the one before
-	waiting   []string // devices that are not there, or not up, and not ours to make so
-	conflicts []string // what stands in the way and is not ours to remove
+	ops       []Op     // in an order in which none depends on a later one
+	waiting   []string // external devices that are missing or down
+	conflicts []string // foreign objects that block wanted ones
 }
 
-// diff lists what leads from have to want. It is pure: no kernel, no clock.
+// diff lists the operations that turn have into want. It is pure: no kernel, no clock.
 func diff(have, want State) changes {
-	d := differ{have: have, want: want, claims: claim(have, want), present: map[string]Link{}, absent: map[string]bool{}}
+	d := differ{
+		have: have, want: want, owned: findOwnership(have, want),
+		present: map[string]Link{}, missing: map[string]bool{},
+	}
 	d.links()
 	d.fou()
 	d.addrs()
@@ -67,82 +70,80 @@ func diff(have, want State) changes {
 	return changes{ops: slices.Concat(d.stage[:]...), waiting: d.waiting, conflicts: d.conflicts}
 }
 
-// The stages of a set of changes, in their order: what frees names and ports, what others stand on, what makes a path,
-// what uses the path, and last what is no longer used.
+// The stages of a set of changes, in their order.
 const (
-	stageFree = iota
-	stageDevices
-	stageAddrs
-	stageEntries
-	stageRoutes
-	stageClear
-	stageCommands
+	stageFree     = iota // free names and ports
+	stageDevices         // create devices, on which the rest depends
+	stageAddrs           // add addresses
+	stageEntries         // add neighbours, forwarding entries and peers
+	stageRoutes          // switch the routes to them
+	stageClear           // delete entries that no route uses any more
+	stageCommands        // run commands
 	stages
 )
 
-// differ gathers the operations by stage.
+// differ collects the operations by stage.
 type differ struct {
 	have, want State
-	claims     claims
-	present    map[string]Link // the devices the kernel has, by name
-	absent     map[string]bool // devices whose dependants have to wait
+	owned      ownership
+	present    map[string]Link // the kernel's devices by name
+	missing    map[string]bool // devices whose dependants have to wait
 
-	stage              [stages][]op
+	stage              [stages][]Op
 	waiting, conflicts []string
 }
 
-func (d *differ) add(stage int, v verb, o object) {
-	d.stage[stage] = append(d.stage[stage], op{v, o})
+func (d *differ) add(stage int, v Verb, o Object) {
+	d.stage[stage] = append(d.stage[stage], Op{v, o})
 }
 
-// links settles the devices: wanted ones are made, made anew or changed; ours that are not wanted go.
+// links creates, recreates or changes the wanted devices and deletes the stale ones.
 func (d *differ) links() {
 	for _, l := range d.have.Links {
 		d.present[l.Name] = l
 	}
-	for _, l := range d.claims.stale {
-		d.remove(l)
+	for _, l := range d.owned.stale {
+		d.deleteLink(l)
 	}
 	for _, w := range d.want.Links {
-		h, ok := d.present[w.Name]
-		if ok && !h.same(w) {
-			if !h.removable() {
-				d.conflicts = append(d.conflicts, fmt.Sprintf("device %s is of type %q, not %q", w.Name, h.Kind, w.Kind))
-				d.absent[w.Name] = true
-				continue
-			}
-			d.remove(h)
-			ok = false
-		}
-		switch {
-		case ok:
-			if c, differs := linkChange(h, w); differs {
-				d.add(stageDevices, doChange, c)
-			}
-		case w.Foreign:
-			d.wait(w.Name)
-		default:
-			d.add(stageDevices, doCreate, w)
-			d.present[w.Name] = w
+		d.link(w)
+	}
+	have := setOf(d.have.Tunnels)
+	for _, t := range d.want.Tunnels {
+		if d.ready(t.Dev) && !have[t] {
+			d.add(stageDevices, Replace, t)
 		}
 	}
-	d.tunnels()
 }
 
-// same says whether h is such a device as w asks for, so that it need not be made anew.
-func (l Link) same(w Link) bool {
-	return l.Kind == w.Kind && l.VXLAN == w.VXLAN && l.IPIP == w.IPIP
+// link creates, recreates or changes one wanted device.
+func (d *differ) link(w Link) {
+	h, ok := d.present[w.Name]
+	if ok && !h.sameSettings(w) {
+		if !h.deletable() {
+			d.conflicts = append(d.conflicts, fmt.Sprintf("device %s has type %q, want %q", w.Name, h.Kind, w.Kind))
+			d.missing[w.Name] = true
+			return
+		}
+		d.deleteLink(h)
+		ok = false
+	}
+	switch {
+	case ok:
+		if c, differs := linkChange(h, w); differs {
+			d.add(stageDevices, Change, c)
+		}
+	case w.External:
+		d.wait(w.Name)
+	default:
+		d.add(stageDevices, Create, w)
+		d.present[w.Name] = w
+	}
 }
 
-// removable says whether the device is of a kind that only we make under its name. A TUN lives and dies with the
-// process that holds it.
-func (l Link) removable() bool {
-	return overlayName(l.Name) && (l.Kind == KindVXLAN || l.Kind == KindIPIP || l.Kind == KindWireGuard)
-}
-
-// remove deletes a device, and with it what the kernel has on it.
-func (d *differ) remove(l Link) {
-	d.add(stageFree, doDelete, Link{Name: l.Name, Kind: l.Kind})
+// deleteLink deletes a device, and with it everything that the kernel has on it.
+func (d *differ) deleteLink(l Link) {
+	d.add(stageFree, Delete, Link{Name: l.Name, Kind: l.Kind})
 	d.have.Addrs = notOn(d.have.Addrs, l.Name)
 	d.have.Routes = notOn(d.have.Routes, l.Name)
 	d.have.Neighbours = notOn(d.have.Neighbours, l.Name)
@@ -151,11 +152,11 @@ func (d *differ) remove(l Link) {
 	d.have.Peers = notOn(d.have.Peers, l.Name)
 }
 
-func notOn[T object](s []T, dev string) []T {
+func notOn[T Object](s []T, dev string) []T {
 	return slices.DeleteFunc(slices.Clone(s), func(o T) bool { return o.device() == dev })
 }
 
-// linkChange is w without what h has already.
+// linkChange returns the settings of w that h does not have yet.
 func linkChange(h, w Link) (Link, bool) {
 	c := Link{Name: w.Name}
 	if w.MTU != 0 && w.MTU != h.MTU {
@@ -168,51 +169,42 @@ func linkChange(h, w Link) (Link, bool) {
 		c.MAC = w.MAC
 	}
 	c.Up = w.Up && !h.Up
-	c.IgnoreRA = w.IgnoreRA && !h.IgnoreRA
-	c.Software = w.Software && !h.Software
+	c.AcceptRAOff = w.AcceptRAOff && !h.AcceptRAOff
+	c.NoTxOffload = w.NoTxOffload && !h.NoTxOffload
 	return c, c != Link{Name: w.Name}
 }
 
-func (d *differ) tunnels() {
-	have := setOf(d.have.Tunnels)
-	for _, t := range d.want.Tunnels {
-		if d.ready(t.Dev) && !have[t] {
-			d.add(stageDevices, doReplace, t)
-		}
-	}
-}
-
 func (d *differ) wait(dev string) {
-	if !d.absent[dev] {
-		d.absent[dev] = true
+	if !d.missing[dev] {
+		d.missing[dev] = true
 		d.waiting = append(d.waiting, dev)
 	}
 }
 
-// ready says whether a device is there, or will be by the time it is needed; if not, the device is noted as awaited.
-// One of others has to be up as well: the kernel takes no routes for it otherwise.
+// ready reports whether a device exists, or will by the time it is needed; if not, it is added to the waiting ones. A
+// device that the plan does not configure has to be up, too, because the kernel rejects routes on it otherwise.
 func (d *differ) ready(dev string) bool {
 	if dev == "" {
 		return true
 	}
-	if l, ok := d.present[dev]; !ok || !l.Up && !d.claims.wanted[dev] {
+	if l, ok := d.present[dev]; !ok || !l.Up && !d.owned.wanted[dev] {
 		d.wait(dev)
 	}
-	return !d.absent[dev]
+	return !d.missing[dev]
 }
 
-// fou takes away ports that are to be free or whose device goes, and opens the wanted ones.
+// fou closes ports that must be free or whose device is deleted, and opens the wanted ones.
 func (d *differ) fou() {
 	have, want := setOf(d.have.FOU), setOf(d.want.FOU)
-	for _, p := range slices.Concat(d.want.NoFOU, d.claims.staleFOU) {
+	for _, p := range slices.Concat(d.want.FreePorts, d.owned.staleFOU) {
 		if have[p] && !want[p] {
-			d.add(stageFree, doDelete, p)
+			d.add(stageFree, Delete, p)
 			delete(have, p)
 		}
 	}
 	for _, p := range d.want.FOU {
 		if !have[p] {
-			d.add(stageDevices, doReplace, p)
+			d.add(stageDevices, Replace, p)
 		}
 	}
 }
@@ -221,42 +213,42 @@ func (d *differ) addrs() {
 	have, want := setOf(d.have.Addrs), setOf(d.want.Addrs)
 	for _, a := range d.want.Addrs {
 		if d.ready(a.Dev) && !have[a] {
-			d.add(stageAddrs, doReplace, a)
+			d.add(stageAddrs, Replace, a)
 		}
 	}
 	for _, a := range d.have.Addrs {
-		if !want[a] && d.claims.wanted[a.Dev] && d.claims.inside(hostPrefix(a.Prefix.Addr())) {
-			d.add(stageClear, doDelete, a)
+		if !want[a] && d.owned.wanted[a.Dev] && Contains(d.want.Networks, HostPrefix(a.Prefix.Addr())) {
+			d.add(stageClear, Delete, a)
 		}
 	}
 }
 
-// entries settles permanent neighbours and forwarding entries.
+// entries reconciles permanent neighbours and forwarding entries.
 func (d *differ) entries() {
-	settle(d, d.have.Neighbours, d.want.Neighbours, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
-	settle(d, d.have.FDB, d.want.FDB, func(f FDBEntry) any { return FDBEntry{Dev: f.Dev, MAC: f.MAC} })
+	reconcileSet(d, d.have.Neighbours, d.want.Neighbours, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
+	reconcileSet(d, d.have.FDB, d.want.FDB, func(f FDBEntry) any { return FDBEntry{Dev: f.Dev, MAC: f.MAC} })
 }
 
 func (d *differ) peers() {
-	settle(d, d.have.Peers, d.want.Peers, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
+	reconcileSet(d, d.have.Peers, d.want.Peers, func(p Peer) any { return p.id() })
 }
 
-// settle replaces what is wanted and not there as it is wanted, and deletes what is on our devices under a key that is
+// reconcileSet replaces wanted objects that differ or are missing, and deletes objects on wanted devices whose key is
 // not wanted.
-func settle[T interface {
+func reconcileSet[T interface {
 	comparable
-	object
+	Object
 }](d *differ, have, want []T, key func(T) any) {
-	there, wanted := setOf(have), map[any]bool{}
+	existing, wanted := setOf(have), map[any]bool{}
 	for _, w := range want {
 		wanted[key(w)] = true
-		if d.ready(w.device()) && !there[w] {
-			d.add(stageEntries, doReplace, w)
+		if d.ready(w.device()) && !existing[w] {
+			d.add(stageEntries, Replace, w)
 		}
 	}
 	for _, h := range have {
-		if !wanted[key(h)] && d.claims.wanted[h.device()] {
-			d.add(stageClear, doDelete, h)
+		if !wanted[key(h)] && d.owned.wanted[h.device()] {
+			d.add(stageClear, Delete, h)
 		}
 	}
 }
@@ -269,10 +261,10 @@ func setOf[T comparable](s []T) map[T]bool {
 	return m
 }
 
-// routeKey is what the kernel tells routes of one table apart by.
+// key identifies a route within a table, as the kernel does.
 func (r Route) key() Route { return Route{Dst: r.Dst, Metric: r.Metric} }
 
-// routes removes ours that are not wanted, then puts the wanted ones in place.
+// routes deletes owned routes that are not wanted, then sets the wanted ones.
 func (d *differ) routes() {
 	have, wanted := map[Route][]Route{}, map[Route]bool{}
 	for _, r := range d.want.Routes {
@@ -281,8 +273,8 @@ func (d *differ) routes() {
 	for _, r := range d.have.Routes {
 		if k := r.key(); wanted[k] {
 			have[k] = append(have[k], r)
-		} else if d.claims.route(r) {
-			d.add(stageRoutes, doDelete, r)
+		} else if d.owned.ownsRoute(r) {
+			d.add(stageRoutes, Delete, r)
 		}
 	}
 	for _, r := range d.want.Routes {
@@ -292,8 +284,8 @@ func (d *differ) routes() {
 	}
 }
 
-// route decides about one wanted route, given the routes that have its key: none or one as a rule, more if someone
-// appended a route or made it one of several next hops.
+// route handles one wanted route, given the existing routes with its key: usually none or one, more if another program
+// appended a route or added next hops to it.
 func (d *differ) route(w Route, have []Route) {
 	if len(have) == 1 && have[0] == w {
 		return
@@ -301,38 +293,38 @@ func (d *differ) route(w Route, have []Route) {
 	for _, h := range have {
 		switch {
 		case h == w:
-		case d.claims.route(h):
+		case d.owned.ownsRoute(h):
 			if len(have) > 1 {
-				d.add(stageRoutes, doDelete, h)
+				d.add(stageRoutes, Delete, h)
 			}
-		case h.Protocol == protocolBoot && (h.Kind == Forward || h.Kind == Blackhole) && d.claims.inside(h.Dst):
-			// In the place where flannel would have put its own, and of a kind that it makes.
+		case h.Protocol == protocolBoot && (h.Kind == Forward || h.Kind == Blackhole) && Contains(d.want.Networks, h.Dst):
+			// flannel would have its own route with this key and of this kind: replace it.
 		case h.Dev == w.Dev && h.Via == w.Via && h.Kind == w.Kind:
-			return // someone else's, and it does the same
+			return // a foreign route with the same effect
 		default:
-			d.conflicts = append(d.conflicts, fmt.Sprintf("%s is in the way of %s", h, w))
+			d.conflicts = append(d.conflicts, fmt.Sprintf("%s blocks %s", h, w))
 			return
 		}
 	}
-	d.add(stageRoutes, doReplace, w)
+	d.add(stageRoutes, Replace, w)
 }
 
-// commands runs what is newly wanted, and the removal of what is not wanted any more or not in that form.
+// commands runs the commands that are newly wanted, and the removal of those that are no longer wanted in this form.
 func (d *differ) commands() {
 	have, want := setOf(d.have.Commands), setOf(d.want.Commands)
 	for _, c := range d.have.Commands {
 		if !want[c] {
-			d.add(stageCommands, doDelete, c)
+			d.add(stageCommands, Delete, c)
 		}
 	}
 	for _, c := range d.want.Commands {
 		if !have[c] {
-			d.add(stageCommands, doReplace, c)
+			d.add(stageCommands, Replace, c)
 		}
 	}
 }
 
-// conflictError is the error for what stands in the way, the first few by name.
+// conflictError returns the error for conflicts, with the first few in full.
 func conflictError(conflicts []string) error {
 	const shown = 3
 	s := slices.Sorted(slices.Values(conflicts))
@@ -341,5 +333,5 @@ func conflictError(conflicts []string) error {
 		more = fmt.Sprintf(" (and %d more)", len(s)-shown)
 		s = s[:shown]
 	}
-	return fmt.Errorf("not ours to change: %s%s", strings.Join(s, "; "), more)
+	return fmt.Errorf("not owned by this daemon: %s%s", strings.Join(s, "; "), more)
 }

@@ -12,7 +12,7 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 
 // texts are operations as strings, for comparison.
-func texts(ops []op) []string {
+func texts(ops []Op) []string {
 	var s []string
 	for _, o := range ops {
 		s = append(s, o.String())
@@ -28,7 +28,7 @@ var (
 )
 
 func vx(change func(*Link)) Link {
-	l := Link{Name: "flannel.1", Kind: KindVXLAN, MTU: 1450, MAC: macA, Up: true, IgnoreRA: true,
+	l := Link{Name: "flannel.1", Kind: KindVXLAN, MTU: 1450, MAC: macA, Up: true, AcceptRAOff: true,
 		VXLAN: VXLAN{VNI: 1, Port: 8472, Local: addr("172.31.0.1"), Parent: "eth0"}}
 	if change != nil {
 		change(&l)
@@ -102,7 +102,7 @@ func TestDiff(t *testing.T) {
 		{
 			name: "device changed",
 			have: func(s *State) {
-				s.Links[0].MTU, s.Links[0].MAC, s.Links[0].IgnoreRA = 1500, macB, false
+				s.Links[0].MTU, s.Links[0].MAC, s.Links[0].AcceptRAOff = 1500, macB, false
 			},
 			ops: []string{"change device flannel.1 mtu 1450 address 02:00:00:00:00:0a accept_ra 0"},
 		},
@@ -121,7 +121,7 @@ func TestDiff(t *testing.T) {
 		{
 			name:      "our name on a device of another kind",
 			have:      func(s *State) { s.Links[0] = Link{Name: "flannel.1", Kind: "dummy", Up: true} },
-			conflicts: []string{`device flannel.1 is of type "dummy", not "vxlan"`},
+			conflicts: []string{`device flannel.1 has type "dummy", want "vxlan"`},
 		},
 		{
 			name: "node's address and MAC changed",
@@ -160,7 +160,7 @@ func TestDiff(t *testing.T) {
 			have: func(s *State) {
 				s.Routes = append(s.Routes, boot(ours("10.5.3.0/24", "172.31.0.3", "eth0")), boot(ours("10.5.4.0/24", "172.31.0.99", "eth0")))
 			},
-			want: func(s *State) { s.Former = []Former{{prefix("10.5.3.0/24"), addr("172.31.0.3")}} },
+			want: func(s *State) { s.FlannelRoutes = []FlannelRoute{{prefix("10.5.3.0/24"), addr("172.31.0.3")}} },
 			ops:  []string{"delete route 10.5.3.0/24 via 172.31.0.3 dev eth0 proto 3"},
 		},
 		{
@@ -176,7 +176,7 @@ func TestDiff(t *testing.T) {
 			name: "another route in our place is not ours to remove",
 			have: func(s *State) { s.Routes[0] = proto(ours("10.5.2.0/24", "", "cni0"), 2) },
 			conflicts: []string{
-				"route 10.5.2.0/24 dev cni0 proto 2 is in the way of route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink"},
+				"route 10.5.2.0/24 dev cni0 proto 2 blocks route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink"},
 		},
 		{
 			name: "one next hop of several",
@@ -192,8 +192,8 @@ func TestDiff(t *testing.T) {
 			},
 			want: func(s *State) { s.Routes = append(s.Routes, ours("10.5.3.0/24", "172.31.0.3", "eth0")) },
 			conflicts: []string{
-				"route prohibit 10.5.2.0/24 proto 3 is in the way of route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink",
-				"route blackhole 10.5.3.0/24 proto 4 is in the way of route 10.5.3.0/24 via 172.31.0.3 dev eth0 proto 157"},
+				"route prohibit 10.5.2.0/24 proto 3 blocks route 10.5.2.0/24 via 10.5.2.0 dev flannel.1 proto 157 onlink",
+				"route blackhole 10.5.3.0/24 proto 4 blocks route 10.5.3.0/24 via 172.31.0.3 dev eth0 proto 157"},
 		},
 		{
 			name: "flannel's blackhole of a subnet that is another node's now is taken over",
@@ -213,7 +213,7 @@ func TestDiff(t *testing.T) {
 		{
 			name: "the engine's device is awaited, with all that stands on it",
 			want: func(s *State) {
-				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, Foreign: true}},
+				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, External: true}},
 					Addrs: []Addr{{"flannel0", prefix("10.5.1.0/32")}}, Routes: []Route{ours("10.5.0.0/16", "", "flannel0")}}
 			},
 			have:    func(s *State) { *s = State{Links: []Link{eth0}} },
@@ -222,7 +222,7 @@ func TestDiff(t *testing.T) {
 		{
 			name: "the engine's device is set up",
 			want: func(s *State) {
-				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, Foreign: true}},
+				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, External: true}},
 					Routes: []Route{ours("10.5.0.0/16", "", "flannel0")}}
 			},
 			have: func(s *State) {
@@ -276,7 +276,7 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name: "a port that the engine binds is freed",
-			want: func(s *State) { s.NoFOU = []FOUPort{{8285}} },
+			want: func(s *State) { s.FreePorts = []FOUPort{{8285}} },
 			have: func(s *State) { s.FOU = []FOUPort{{8285}, {8286}} },
 			ops:  []string{"delete fou port 8285 ipproto 4"},
 		},
@@ -293,7 +293,7 @@ func TestDiff(t *testing.T) {
 		{
 			name: "checksums in software",
 			want: func(s *State) {
-				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindIPIP, Software: true}}}
+				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindIPIP, NoTxOffload: true}}}
 			},
 			have: func(s *State) { *s = State{Links: []Link{{Name: "flannel0", Kind: KindIPIP}}} },
 			ops:  []string{"change device flannel0 tx-checksum off"},
@@ -362,15 +362,15 @@ func TestDiffWireGuardAndCommands(t *testing.T) {
 	have.Tunnels = []Tunnel{{Dev: "flannel-wg", PrivateKey: Key{9}, ListenPort: 1}}
 	have.Peers = []Peer{gone}
 	have.Commands = []Command{changed}
-	wantOps := []op{{doReplace, tunnel}, {doReplace, peer}, {doDelete, gone}, {doDelete, changed}, {doReplace, cmd}}
+	wantOps := []Op{{Replace, tunnel}, {Replace, peer}, {Delete, gone}, {Delete, changed}, {Replace, cmd}}
 	if got := diff(have, want).ops; !slices.Equal(got, wantOps) {
 		t.Errorf("got %v\nwant %v", got, wantOps)
 	}
 	if got := diff(want, want).ops; len(got) != 0 {
 		t.Errorf("in place, yet %v", got)
 	}
-	for _, o := range append(wantOps, op{doCreate, link}, op{doReplace, FOUPort{1}}) {
-		if dev, want := o.object.device(), map[bool]string{true: "", false: "flannel-wg"}[isOnNone(o)]; dev != want {
+	for _, o := range append(wantOps, Op{Create, link}, Op{Replace, FOUPort{1}}) {
+		if dev, want := o.Object.device(), map[bool]string{true: "", false: "flannel-wg"}[isOnNone(o)]; dev != want {
 			t.Errorf("%v is on %q", o, dev)
 		}
 		if s := o.String(); strings.Contains(s, tunnel.PrivateKey.Base64()) {
@@ -380,8 +380,8 @@ func TestDiffWireGuardAndCommands(t *testing.T) {
 }
 
 // isOnNone says whether the object lives on no device.
-func isOnNone(o op) bool {
-	switch o.object.(type) {
+func isOnNone(o Op) bool {
+	switch o.Object.(type) {
 	case FOUPort, Command:
 		return true
 	}
@@ -390,10 +390,10 @@ func isOnNone(o op) bool {
 
 func TestConflictError(t *testing.T) {
 	err := conflictError([]string{"d", "c", "b", "a"})
-	if want := "not ours to change: a; b; c (and 1 more)"; err.Error() != want {
+	if want := "not owned by this daemon: a; b; c (and 1 more)"; err.Error() != want {
 		t.Errorf("got %q, want %q", err, want)
 	}
-	if want := "not ours to change: x"; conflictError([]string{"x"}).Error() != want {
+	if want := "not owned by this daemon: x"; conflictError([]string{"x"}).Error() != want {
 		t.Errorf("got %q", conflictError([]string{"x"}))
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Commands of SIOCETHTOOL (linux/ethtool.h): whether the device computes checksums on sending.
+// SIOCETHTOOL commands for transmit checksum offload (linux/ethtool.h).
 const (
 	ethtoolGetTxChecksum = 0x16
 	ethtoolSetTxChecksum = 0x17
@@ -17,14 +17,14 @@ const (
 // ethtoolValue is struct ethtool_value.
 type ethtoolValue struct{ command, data uint32 }
 
-// ethtoolRequest is struct ifreq with a pointer in it, at least as long as the kernel's on every architecture.
+// ethtoolRequest is struct ifreq with a pointer, at least as long as the kernel's on every architecture.
 type ethtoolRequest struct {
 	name  [unix.IFNAMSIZ]byte
 	value *ethtoolValue
 	_     [16]byte
 }
 
-// ethtool performs one command on a device of this thread's network namespace.
+// ethtool performs one command on a device of the calling thread's network namespace.
 func ethtool(dev string, v *ethtoolValue) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -41,13 +41,13 @@ func ethtool(dev string, v *ethtoolValue) error {
 	return nil
 }
 
-// softwareOffload says whether a device leaves checksums, and with them segmentation, to the kernel before it.
-func softwareOffload(dev string) bool {
+// txOffloadDisabled reports whether the kernel computes checksums, and thus segments packets, before the device.
+func txOffloadDisabled(dev string) bool {
 	v := ethtoolValue{command: ethtoolGetTxChecksum}
 	return ethtool(dev, &v) == nil && v.data == 0
 }
 
-// setSoftwareOffload makes it so.
-func setSoftwareOffload(dev string) error {
+// disableTxOffload makes the kernel compute checksums and segment packets before the device.
+func disableTxOffload(dev string) error {
 	return ethtool(dev, &ethtoolValue{command: ethtoolSetTxChecksum})
 }

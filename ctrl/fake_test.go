@@ -2,7 +2,10 @@ package ctrl
 
 import (
 	"context"
+	"fmt"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 )
 
@@ -11,22 +14,22 @@ type fakeKernel struct {
 	mu      sync.Mutex
 	state   State
 	reads   int
-	applied []op
-	fail    func(op) error
+	applied []Op
+	fail    func(Op) error
 	readErr error
 	changed func() // the sign to whoever watches
 	watchEr error  // breaks the next Watch
 	watches int
 }
 
-func (f *fakeKernel) read(func(string) bool) (State, error) {
+func (f *fakeKernel) Read(func(string) bool) (State, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reads++
 	return f.state, f.readErr
 }
 
-func (f *fakeKernel) apply(_ context.Context, ops []op) []error {
+func (f *fakeKernel) Apply(_ context.Context, ops []Op) []error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var errs []error
@@ -44,7 +47,7 @@ func (f *fakeKernel) apply(_ context.Context, ops []op) []error {
 	return errs
 }
 
-func (f *fakeKernel) watch(ctx context.Context, _ func(event) bool, changed func()) error {
+func (f *fakeKernel) Watch(ctx context.Context, _ func(Event) bool, changed func()) error {
 	f.mu.Lock()
 	f.changed = changed
 	f.watches++
@@ -88,45 +91,45 @@ func (f *fakeKernel) take() []string {
 }
 
 // applied is the state after one operation; s is left alone.
-func applied(s State, o op) State {
-	switch x := o.object.(type) {
+func applied(s State, o Op) State {
+	switch x := o.Object.(type) {
 	case Link:
-		return appliedLink(s, o.verb, x)
+		return appliedLink(s, o.Verb, x)
 	case Addr:
-		s.Addrs = put(s.Addrs, o.verb, x, func(a Addr) any { return a })
+		s.Addrs = put(s.Addrs, o.Verb, x, func(a Addr) any { return a })
 	case Route:
 		same := func(r Route) any { return r.key() }
-		if o.verb == doDelete {
+		if o.Verb == Delete {
 			same = func(r Route) any { return r }
 		}
-		s.Routes = put(s.Routes, o.verb, x, same)
+		s.Routes = put(s.Routes, o.Verb, x, same)
 	case Neighbour:
-		s.Neighbours = put(s.Neighbours, o.verb, x, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
+		s.Neighbours = put(s.Neighbours, o.Verb, x, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
 	case FDBEntry:
-		s.FDB = put(s.FDB, o.verb, x, func(e FDBEntry) any { return FDBEntry{Dev: e.Dev, MAC: e.MAC} })
+		s.FDB = put(s.FDB, o.Verb, x, func(e FDBEntry) any { return FDBEntry{Dev: e.Dev, MAC: e.MAC} })
 	case FOUPort:
-		s.FOU = put(s.FOU, o.verb, x, func(p FOUPort) any { return p })
+		s.FOU = put(s.FOU, o.Verb, x, func(p FOUPort) any { return p })
 	case Tunnel:
-		s.Tunnels = put(s.Tunnels, o.verb, x, func(t Tunnel) any { return t.Dev })
+		s.Tunnels = put(s.Tunnels, o.Verb, x, func(t Tunnel) any { return t.Dev })
 	case Peer:
-		s.Peers = put(s.Peers, o.verb, x, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
+		s.Peers = put(s.Peers, o.Verb, x, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
 	case Command:
-		s.Commands = put(s.Commands, o.verb, x, func(c Command) any { return c.ID })
+		s.Commands = put(s.Commands, o.Verb, x, func(c Command) any { return c.ID })
 	}
 	return s
 }
 
-func put[T any](set []T, v verb, x T, key func(T) any) []T {
+func put[T any](set []T, v Verb, x T, key func(T) any) []T {
 	out := slices.DeleteFunc(slices.Clone(set), func(y T) bool { return key(y) == key(x) })
-	if v != doDelete {
+	if v != Delete {
 		out = append(out, x)
 	}
 	return out
 }
 
-func appliedLink(s State, v verb, x Link) State {
+func appliedLink(s State, v Verb, x Link) State {
 	byName := func(l Link) any { return l.Name }
-	if v == doChange {
+	if v == Change {
 		for _, l := range s.Links {
 			if l.Name != x.Name {
 				continue
@@ -140,16 +143,28 @@ func appliedLink(s State, v verb, x Link) State {
 			if x.MAC != (MAC{}) {
 				l.MAC = x.MAC
 			}
-			l.Up, l.IgnoreRA, l.Software = l.Up || x.Up, l.IgnoreRA || x.IgnoreRA, l.Software || x.Software
+			l.Up, l.AcceptRAOff, l.NoTxOffload = l.Up || x.Up, l.AcceptRAOff || x.AcceptRAOff, l.NoTxOffload || x.NoTxOffload
 			x = l
 			break
 		}
 	}
 	s.Links = put(s.Links, v, x, byName)
-	if v == doDelete {
+	if v == Delete {
 		s.Addrs, s.Routes = notOn(s.Addrs, x.Name), notOn(s.Routes, x.Name)
 		s.Neighbours, s.FDB = notOn(s.Neighbours, x.Name), notOn(s.FDB, x.Name)
 		s.Tunnels, s.Peers = notOn(s.Tunnels, x.Name), notOn(s.Peers, x.Name)
 	}
 	return s
+}
+
+// dumpState lists the fields of a state, one object per line.
+func dumpState(s State) string {
+	v := reflect.ValueOf(s)
+	var out strings.Builder
+	for i := range v.NumField() {
+		for j := range v.Field(i).Len() {
+			fmt.Fprintf(&out, "  %s %+v\n", v.Type().Field(i).Name, v.Field(i).Index(j).Interface())
+		}
+	}
+	return out.String()
 }

@@ -7,32 +7,35 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mdlayher/genetlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
-// Kernel is the only door to netlink. It belongs to the network namespace of the thread that opened it, and is meant
-// for a process that lives in one: what has no socket yet is opened where the calling thread is. It is safe for
-// concurrent use, until Close.
+// Kernel is the only user of netlink. It belongs to the network namespace of the thread that opened it, and is meant for
+// a process that lives in one namespace: sockets that are opened later belong to the calling thread's namespace. It is
+// safe for concurrent use, until Close.
 type Kernel struct {
-	h     *netlink.Handle
-	mu    sync.Mutex        // one read, apply or Self at a time; guards what follows
-	bulk  *nl.NetlinkSocket // for many operations in one message
-	seq   uint32            // of the last message on bulk
-	wg    wireGuards
-	fou   sync.Once // of hasFOU
-	isFOU bool
-	ran   map[string]Command // commands of the extension backend that were run, by ID
-	noRA  map[string]bool    // devices whose router advertisements we are not allowed to turn off
+	h       *netlink.Handle
+	mu      sync.Mutex        // one read or apply at a time; guards the following fields
+	batch   *nl.NetlinkSocket // for many operations in one message
+	seq     uint32            // of the last message on batch
+	wg      wireGuards
+	fouOnce sync.Once // of hasFOU
+	fou     bool
+	ran     map[string]Command // commands of the extension backend that were run, by ID
+	raFixed map[string]bool    // devices whose accept_ra this process may not change
 }
 
-// netlinkTimeout bounds one exchange with the kernel, which answers at once unless its lock is held for long.
+// netlinkTimeout bounds one exchange with the kernel, which replies at once unless its lock is held for long.
 const netlinkTimeout = 10 * time.Second
 
-// OpenKernel connects to the network namespace of the calling thread.
-func OpenKernel() (*Kernel, error) {
+// OpenKernel connects to the network namespace of the calling thread. log receives the messages of WireGuard devices
+// that run in this process; nil discards them.
+func OpenKernel(log *slog.Logger) (*Kernel, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE, unix.NETLINK_GENERIC)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
@@ -41,28 +44,25 @@ func OpenKernel() (*Kernel, error) {
 		h.Close()
 		return nil, fmt.Errorf("set netlink timeout: %w", err)
 	}
-	bulk, err := openBulk()
+	batch, err := openBatchSocket()
 	if err != nil {
 		h.Close()
 		return nil, err
 	}
-	return &Kernel{h: h, bulk: bulk, wg: newWireGuards(), ran: map[string]Command{}, noRA: map[string]bool{}}, nil
+	return &Kernel{h: h, batch: batch, wg: newWireGuards(log), ran: map[string]Command{}, raFixed: map[string]bool{}}, nil
 }
 
-// LogTo says where a WireGuard that runs in this process may complain; without it, it is silent.
-func (k *Kernel) LogTo(log *slog.Logger) { k.wg.log = log }
-
-// Close ends the connection and a WireGuard that runs in this process. What is in the kernel stays. A watch is not ended
-// by it.
+// Close closes the connection and stops the WireGuard devices of this process. The kernel's state stays. A running Watch
+// is not affected.
 func (k *Kernel) Close() {
 	k.wg.close()
-	k.bulk.Close()
+	k.batch.Close()
 	k.h.Close()
 }
 
-// again calls f until the kernel gave a whole answer: a dump that a change interrupted, and a call that a signal
-// interrupted, are asked for again. Go's own preemption signals make the latter ordinary.
-func again(f func() error) error {
+// retryInterrupted calls f again if a change interrupted a dump or a signal interrupted a call. Go's own preemption
+// signals make the latter common.
+func retryInterrupted(f func() error) error {
 	const tries = 10
 	var err error
 	for range tries {
@@ -74,32 +74,15 @@ func again(f func() error) error {
 	return err
 }
 
-// dump is again for a call that returns a list.
-func dump[T any](what string, f func() ([]T, error)) ([]T, error) {
+// dump is retryInterrupted for a call that returns a list.
+func dump[T any](objects string, f func() ([]T, error)) ([]T, error) {
 	var out []T
-	err := again(func() (err error) {
+	err := retryInterrupted(func() (err error) {
 		out, err = f()
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", what, err)
+		return nil, fmt.Errorf("list %s: %w", objects, err)
 	}
 	return out, nil
-}
-
-// hasFOU says whether the kernel has foo over UDP. It asks once, as each question makes the kernel look for a module.
-func (k *Kernel) hasFOU() bool {
-	k.fou.Do(func() { k.isFOU = askFOU() == nil })
-	return k.isFOU
-}
-
-// askFOU asks the kernel for the generic netlink family of foo over UDP. netlink.FouFamilyId would do it too, but its
-// request reads two bytes beyond its own header (nl.Genlmsg.Serialize of v1.3.1), which are another goroutine's.
-func askFOU() error {
-	c, err := genetlink.Dial(nil)
-	if err != nil {
-		return fmt.Errorf("open generic netlink: %w", err)
-	}
-	_, err = c.GetFamily(netlink.FOU_GENL_NAME)
-	return errors.Join(err, c.Close())
 }

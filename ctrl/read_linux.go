@@ -3,20 +3,17 @@ package ctrl
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
-	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// read lists what the kernel has: all devices and addresses, the routes of the main table, FOU ports, and for the devices
-// that detail names their permanent neighbours and forwarding entries, or WireGuard peers. A command that was run counts
-// as kernel state.
-func (k *Kernel) read(detail func(dev string) bool) (State, error) {
+// Read lists the kernel's state: all devices and addresses, the routes of the main table, FOU ports, and for the devices
+// that detail selects their permanent neighbours and forwarding entries, or WireGuard peers. A command that was run
+// counts as kernel state.
+func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s, names, err := k.readLinks(detail)
@@ -24,27 +21,17 @@ func (k *Kernel) read(detail func(dev string) bool) (State, error) {
 		return State{}, err
 	}
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		addrs, err := dump("addresses", func() ([]netlink.Addr, error) { return k.h.AddrList(nil, fam) })
-		if err != nil {
+		if err := k.readFamily(&s, fam, names); err != nil {
 			return State{}, err
 		}
-		for _, a := range addrs {
-			if dev, ok := names[a.LinkIndex]; ok {
-				s.Addrs = append(s.Addrs, Addr{Dev: dev, Prefix: prefixOf(a.IPNet)})
-			}
-		}
-		routes, err := k.routes(fam, names)
-		if err != nil {
-			return State{}, err
-		}
-		s.Routes = append(s.Routes, routes...)
 	}
 	if s.FOU, err = k.fouPorts(); err != nil {
 		return State{}, err
 	}
+	drivers := linkDrivers()
 	for _, l := range s.Links {
-		if detail(l.Name) {
-			if err := k.readDetail(&s, l); err != nil {
+		if d := drivers[l.Kind]; d.readObjects != nil && detail(l.Name) {
+			if err := d.readObjects(k, &s, l); err != nil {
 				return State{}, err
 			}
 		}
@@ -55,72 +42,77 @@ func (k *Kernel) read(detail func(dev string) bool) (State, error) {
 	return s, nil
 }
 
-// readLinks lists the devices and their names by index.
-func (k *Kernel) readLinks(detail func(dev string) bool) (State, map[int]string, error) {
-	links, err := dump("devices", k.h.LinkList)
+// readFamily adds the addresses and routes of one family.
+func (k *Kernel) readFamily(s *State, fam int, names map[int]string) error {
+	addrs, err := dump("addresses", func() ([]netlink.Addr, error) { return k.h.AddrList(nil, fam) })
 	if err != nil {
-		return State{}, nil, err
+		return err
 	}
-	var s State
-	names := make(map[int]string, len(links))
-	for _, l := range links {
-		names[l.Attrs().Index] = l.Attrs().Name
-	}
-	k.wg.forgetMissing(names)
-	for _, l := range links {
-		v := linkValue(l, names)
-		if k.wg.local(v.Name) {
-			v.Kind = KindWireGuard
+	for _, a := range addrs {
+		if dev, ok := names[a.LinkIndex]; ok {
+			s.Addrs = append(s.Addrs, Addr{Dev: dev, Prefix: prefixOf(a.IPNet)})
 		}
-		if v.Kind == KindVXLAN && detail(v.Name) {
-			v.IgnoreRA = k.noRA[v.Name] || ignoresRA(v.Name)
-		}
-		v.Software = v.Kind == KindIPIP && detail(v.Name) && softwareOffload(v.Name)
-		s.Links = append(s.Links, v)
 	}
-	return s, names, nil
+	routes, err := k.routes(fam, names)
+	s.Routes = append(s.Routes, routes...)
+	return err
 }
 
-// linkValue turns the library's link into ours.
-func linkValue(l netlink.Link, names map[int]string) Link {
-	a := l.Attrs()
-	v := Link{Name: a.Name, Index: a.Index, MTU: a.MTU, TxQueueLen: max(a.TxQLen, 0), Up: a.Flags&net.FlagUp != 0}
-	if len(a.HardwareAddr) == len(v.MAC) {
-		v.MAC = MAC(a.HardwareAddr)
-	}
-	switch x := l.(type) {
-	case *netlink.Device:
-	case *netlink.Tuntap:
-		v.Kind = KindTUN
-	case *netlink.Vxlan:
-		v.Kind = KindVXLAN
-		v.VXLAN = VXLAN{VNI: x.VxlanId, Port: x.Port, Local: addrOf(x.SrcAddr), Parent: names[x.VtepDevIndex], Learning: x.Learning, GBP: x.GBP}
-	case *netlink.Iptun:
-		v.Kind = KindIPIP
-		v.IPIP = IPIP{Local: addrOf(x.Local), TTL: int(x.Ttl), PathMTU: x.PMtuDisc != 0}
-		if x.EncapType == fouEncap {
-			v.IPIP.FOUPort = int(x.EncapDport)
-		}
-		if !addrOf(x.Remote).IsUnspecified() && addrOf(x.Remote).IsValid() {
-			v.Kind = "ipip with a remote" // not a device of ours
-		}
-	default:
-		v.Kind = LinkKind(l.Type())
-	}
-	return v
+// IfaceAddr is an address on a device with the flags that matter for the choice of an underlay address.
+type IfaceAddr struct {
+	Dev                              string
+	Addr                             netip.Addr
+	Temporary, Deprecated, Permanent bool
 }
 
-// fouEncap is TUNNEL_ENCAP_FOU of linux/if_tunnel.h.
-const fouEncap = 1
+// IfaceAddrs lists the addresses of all devices.
+func (k *Kernel) IfaceAddrs() ([]IfaceAddr, error) {
+	names, err := k.linkNames()
+	if err != nil {
+		return nil, err
+	}
+	var out []IfaceAddr
+	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		addrs, err := dump("addresses", func() ([]netlink.Addr, error) { return k.h.AddrList(nil, fam) })
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range addrs {
+			out = append(out, IfaceAddr{
+				Dev: names[a.LinkIndex], Addr: addrOf(a.IP),
+				Temporary:  fam == netlink.FAMILY_V6 && a.Flags&unix.IFA_F_TEMPORARY != 0,
+				Deprecated: a.Flags&unix.IFA_F_DEPRECATED != 0,
+				Permanent:  a.Flags&unix.IFA_F_PERMANENT != 0,
+			})
+		}
+	}
+	return out, nil
+}
 
-// prefixOf keeps the host bits.
+// RouteTo returns the device and the preferred source address of the route to dst. An invalid src means none.
+func (k *Kernel) RouteTo(dst netip.Addr) (dev string, src netip.Addr, err error) {
+	rs, err := dump("the route", func() ([]netlink.Route, error) { return k.h.RouteGet(dst.AsSlice()) })
+	if err != nil {
+		return "", netip.Addr{}, err
+	}
+	if len(rs) == 0 {
+		return "", netip.Addr{}, errors.New("no route")
+	}
+	l, err := k.h.LinkByIndex(rs[0].LinkIndex)
+	if err != nil {
+		return "", netip.Addr{}, fmt.Errorf("device of the route: %w", err)
+	}
+	return l.Attrs().Name, addrOf(rs[0].Src), nil
+}
+
+// prefixOf converts a net.IPNet, keeping the host bits.
 func prefixOf(n *net.IPNet) netip.Prefix {
 	ones, _ := n.Mask.Size()
 	return netip.PrefixFrom(addrOf(n.IP), ones)
 }
 
 func addrOf(ip net.IP) netip.Addr {
-	a, _ := netip.AddrFromSlice(ip) // an invalid slice gives the zero Addr, which is what it means
+	a, _ := netip.AddrFromSlice(ip) // an invalid slice, which means no address, gives the zero Addr
 	return a.Unmap()
 }
 
@@ -128,20 +120,12 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// raFile holds whether a device heeds router advertisements.
-func raFile(dev string) string { return "/proc/sys/net/ipv6/conf/" + dev + "/accept_ra" }
-
-// ignoresRA says whether router advertisements are off for the device. Without IPv6 they are.
-func ignoresRA(dev string) bool {
-	b, err := os.ReadFile(raFile(dev))
-	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == "0"
-}
-
-// ipv6DefaultMetric is what the kernel makes of metric 0 (IP6_RT_PRIO_USER in linux/ipv6_route.h).
+// ipv6DefaultMetric is the metric that the kernel stores for metric 0 (IP6_RT_PRIO_USER in linux/ipv6_route.h).
 const ipv6DefaultMetric = 1024
 
-// routeKind names a route's type (RTN_... in linux/rtnetlink.h) if it says what becomes of packets to other hosts.
-func routeKind(typ int) (RouteKind, bool) {
+// routeKind converts a route type (RTN_... in linux/rtnetlink.h). ok is false for types that do not concern packets to
+// other hosts.
+func routeKind(typ int) (kind RouteKind, ok bool) {
 	switch typ {
 	case unix.RTN_UNICAST:
 		return Forward, true
@@ -168,26 +152,26 @@ func (k *Kernel) routes(fam int, names map[int]string) ([]Route, error) {
 	}
 	out := make([]Route, 0, len(rs))
 	for _, r := range rs {
-		if _, ok := routeKind(r.Type); !ok || r.Dst == nil {
-			continue
+		if kind, ok := routeKind(r.Type); ok && r.Dst != nil {
+			out = append(out, routeValues(r, kind, fam, names)...)
 		}
-		out = append(out, routeValues(r, fam, names)...)
 	}
 	return out, nil
 }
 
-// routeValues gives a route for each of its next hops.
-func routeValues(r netlink.Route, fam int, names map[int]string) []Route {
-	kind, _ := routeKind(r.Type) // routes passes no others on
+// routeValues returns one Route per next hop.
+func routeValues(r netlink.Route, kind RouteKind, fam int, names map[int]string) []Route {
 	v := Route{
-		Kind: kind, Dst: prefixOf(r.Dst), Via: addrOf(r.Gw), Dev: names[r.LinkIndex], Metric: r.Priority, Protocol: int(r.Protocol),
-		OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0, LinkOnly: fam == netlink.FAMILY_V4 && r.Scope == netlink.SCOPE_LINK,
+		Kind: kind, Dst: prefixOf(r.Dst), Via: addrOf(r.Gw), Dev: names[r.LinkIndex],
+		Metric: r.Priority, Protocol: int(r.Protocol),
+		OnLink:    r.Flags&int(netlink.FLAG_ONLINK) != 0,
+		ScopeLink: fam == netlink.FAMILY_V4 && r.Scope == netlink.SCOPE_LINK,
 	}
 	if fam == netlink.FAMILY_V6 && v.Metric == ipv6DefaultMetric {
 		v.Metric = 0
 	}
 	if kind != Forward {
-		v.Dev = "" // IPv6 names lo
+		v.Dev = "" // the kernel reports lo for IPv6
 	}
 	if len(r.MultiPath) == 0 {
 		return []Route{v}
@@ -198,40 +182,6 @@ func routeValues(r netlink.Route, fam int, names map[int]string) []Route {
 		out = append(out, v)
 	}
 	return out
-}
-
-// fouPorts lists the ports that unwrap bare IPv4.
-func (k *Kernel) fouPorts() ([]FOUPort, error) {
-	if !k.hasFOU() {
-		return nil, nil
-	}
-	fous, err := dump("fou ports", func() ([]netlink.Fou, error) { return k.h.FouList(unix.AF_INET) })
-	if err != nil {
-		return nil, err
-	}
-	var out []FOUPort
-	for _, f := range fous {
-		if f.EncapType == netlink.FOU_ENCAP_DIRECT && f.Protocol == unix.IPPROTO_IPIP {
-			out = append(out, FOUPort{f.Port})
-		}
-	}
-	return out, nil
-}
-
-// readDetail adds what lives on one device.
-func (k *Kernel) readDetail(s *State, l Link) error {
-	switch l.Kind {
-	case KindVXLAN:
-		return k.readEntries(s, l)
-	case KindWireGuard:
-		t, peers, err := k.wg.read(l.Name)
-		if err != nil {
-			return fmt.Errorf("read wireguard device %s: %w", l.Name, err)
-		}
-		s.Tunnels = append(s.Tunnels, t)
-		s.Peers = append(s.Peers, peers...)
-	}
-	return nil
 }
 
 // readEntries adds the permanent neighbours and forwarding entries of a VXLAN device.

@@ -12,59 +12,61 @@ import (
 	"time"
 )
 
-// kernel is what the reconciler needs of one; Kernel is the real one.
+// kernel is the part of Kernel that the reconciler uses.
 type kernel interface {
-	// read lists what there is; of the devices that detail names also what lives on them.
-	read(detail func(dev string) bool) (State, error)
-	// apply performs the operations in order and returns one error for each. ctx ends what takes long.
-	apply(ctx context.Context, ops []op) []error
-	// watch calls changed at the start and after each relevant change until ctx ends or it breaks.
-	watch(ctx context.Context, relevant func(event) bool, changed func()) error
+	// Read lists the kernel's state, with the entries and peers of the devices that detail selects.
+	Read(detail func(dev string) bool) (State, error)
+	// Apply performs the operations in order and returns one error for each. ctx ends long ones.
+	Apply(ctx context.Context, ops []Op) []error
+	// Watch calls notify at the start and after each relevant change until ctx ends or the subscription breaks.
+	Watch(ctx context.Context, relevant func(Event) bool, notify func()) error
 }
 
 // ReconcilerOptions tune a Reconciler; the zero value is ready for use.
 type ReconcilerOptions struct {
-	Log    *slog.Logger  // nil: silent
-	Resync time.Duration // how often the kernel is compared without a sign of change; 0: 10 s
+	Log    *slog.Logger  // nil discards
+	Resync time.Duration // interval of comparisons without a notification; 0 means 10 s
 }
 
 const (
 	defaultResync = 10 * time.Second
-	// Back-off of a failing reconciliation. The kernel's signs cut it short.
+	// Back-off of a failing reconciliation. Notifications of the kernel cut it short.
 	minRetry = 250 * time.Millisecond
 	maxRetry = 10 * time.Second
 )
 
-// Reconciler keeps the kernel as the last State that was Set. Set and Status are safe for concurrent use with Run.
+// Reconciler keeps the kernel in the last State that was Set. Set and Status are safe for concurrent use with Run.
 type Reconciler struct {
-	k      kernel
-	log    *slog.Logger
-	resync time.Duration
-	poke   chan struct{}
+	k       kernel
+	log     *slog.Logger
+	resync  time.Duration
+	changed chan struct{} // Set was called
 
-	mu      sync.Mutex
-	want    State
-	devices map[string]bool // that want is about
-	age     int             // how often want was set
-	status  Status
-	synced  int       // the age that was in place last
-	told    time.Time // when a repair was last logged
+	mu               sync.Mutex
+	want             State
+	devices          map[string]bool // devices that want refers to
+	generation       int             // number of calls of Set
+	syncedGeneration int             // the last generation that was in place
+	status           Status
+	lastRepairLog    time.Time
 }
 
-// Status is how the last comparison of kernel and wanted state ended.
+// Status is the result of the last comparison of the kernel's state with the wanted state.
 type Status struct {
-	Synced      bool          // everything wanted is in place
-	Current     bool          // the last Set has been, so that Synced is not about the one before
-	Since       time.Time     // of the last change of Synced or of the reason
-	Waiting     []string      // devices that are not there, or not up, and not ours to make so
-	Err         error         // nil if Synced or only waiting
-	Repairs     uint64        // operations on a state that had been in place, so that someone else must have changed it
-	Unreachable []Unreachable // nodes that the wanted state has no path to
+	Synced  bool      // all of the wanted state is in place
+	Current bool      // Synced refers to the last Set, not to an earlier one
+	Since   time.Time // of the last change of Synced or of the reason
+	Waiting []string  // external devices that are missing or down
+	Err     error     // nil if Synced or only waiting
+	// Repairs counts operations on a state that had been in place, so that another program must have changed it.
+	Repairs            uint64
+	Unreachable        []Unreachable // nodes that the wanted state does not reach
+	UserspaceWireGuard []string      // WireGuard devices that run in this process, as the kernel has no WireGuard
 }
 
-// NewReconciler makes a reconciler that does nothing before Run and the first Set.
+// NewReconciler makes a reconciler. It does nothing before Run and the first Set.
 func NewReconciler(k kernel, o ReconcilerOptions) *Reconciler {
-	r := &Reconciler{k: k, log: o.Log, resync: o.Resync, poke: make(chan struct{}, 1)}
+	r := &Reconciler{k: k, log: o.Log, resync: o.Resync, changed: make(chan struct{}, 1)}
 	if r.log == nil {
 		r.log = slog.New(slog.DiscardHandler)
 	}
@@ -75,7 +77,7 @@ func NewReconciler(k kernel, o ReconcilerOptions) *Reconciler {
 	return r
 }
 
-// Set replaces the wanted state; the slices belong to the reconciler from now on.
+// Set replaces the wanted state. The reconciler owns the slices from now on.
 func (r *Reconciler) Set(s State) {
 	devices := map[string]bool{}
 	for _, l := range s.Links {
@@ -87,27 +89,24 @@ func (r *Reconciler) Set(s State) {
 	}
 	r.mu.Lock()
 	r.want, r.devices = s, devices
-	r.age++
+	r.generation++
 	r.mu.Unlock()
-	select {
-	case r.poke <- struct{}{}:
-	default:
-	}
+	trigger(r.changed)
 }
 
-// Status reports the last comparison.
+// Status returns the result of the last comparison.
 func (r *Reconciler) Status() Status {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.status
-	s.Current, s.Unreachable = r.synced == r.age, r.want.Unreachable
+	s.Current, s.Unreachable = r.syncedGeneration == r.generation, r.want.Unreachable
 	return s
 }
 
-// Run applies the wanted state until ctx ends, whose error it returns. The kernel's state stays as it is then.
+// Run applies the wanted state until ctx ends, and returns its error. The kernel's state then stays as it is.
 func (r *Reconciler) Run(ctx context.Context) error {
-	watch := func(ctx context.Context, changed func()) error { return r.k.watch(ctx, r.relevant, changed) }
-	signs, wait := pokes(ctx, watch, func(err error) { r.log.Warn("watching the kernel broke off, trying again", "error", err) })
+	watch := func(ctx context.Context, notify func()) error { return r.k.Watch(ctx, r.relevant, notify) }
+	notified, wait := Notifications(ctx, watch, func(err error) { r.log.Warn("netlink watch failed, retrying", "err", err) })
 	defer wait()
 	var retry, took time.Duration
 	timer := time.NewTimer(r.resync)
@@ -116,13 +115,13 @@ func (r *Reconciler) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-r.poke:
-		case <-signs:
-			r.settle(ctx, settleAfter(took))
+		case <-r.changed:
+		case <-notified:
+			r.debounce(ctx, Debounce(took))
 		case <-timer.C:
 		}
 		start := time.Now()
-		if r.once(ctx) {
+		if r.reconcileOnce(ctx) {
 			retry = 0
 			timer.Reset(r.resync)
 		} else {
@@ -133,152 +132,162 @@ func (r *Reconciler) Run(ctx context.Context) error {
 	}
 }
 
-// settle waits for the end of a burst of signs; a new wanted state cuts it short.
-func (r *Reconciler) settle(ctx context.Context, d time.Duration) {
+// debounce waits for the end of a burst of notifications; a new wanted state cuts it short.
+func (r *Reconciler) debounce(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
-	case <-r.poke:
+	case <-r.changed:
 	case <-t.C:
 	}
 }
 
-// relevant says whether an event may be about what we want or own.
-func (r *Reconciler) relevant(e event) bool {
+// relevant reports whether an event may concern wanted or owned state.
+func (r *Reconciler) relevant(e Event) bool {
 	r.mu.Lock()
 	networks, devices := r.want.Networks, r.devices
 	r.mu.Unlock()
-	switch e.what {
-	case routeEvent:
-		return claims{networks: networks}.inside(e.dst)
-	case entryEvent:
-		return e.lasting && devices[e.dev]
+	switch e.Kind {
+	case RouteEvent:
+		return Contains(networks, e.Dst)
+	case NeighEvent:
+		return e.Permanent && devices[e.Dev]
 	}
-	return devices[e.dev] || overlayName(e.dev)
+	return devices[e.Dev] || OverlayName(e.Dev)
 }
 
-// once compares and applies; it reports whether nothing is left to be tried again.
-func (r *Reconciler) once(ctx context.Context) bool {
+// reconcileOnce compares and applies. It reports whether nothing is left to retry.
+func (r *Reconciler) reconcileOnce(ctx context.Context) bool {
 	r.mu.Lock()
-	want, age, synced := r.want, r.age, r.synced
+	want, generation, synced := r.want, r.generation, r.syncedGeneration
 	r.mu.Unlock()
-	if age == 0 {
+	if generation == 0 {
 		return true
 	}
-	out := bringAbout(ctx, r.k, want)
+	out := reconcile(ctx, r.k, want)
 	repairs := 0
-	if synced == age {
+	if synced == generation {
 		repairs = len(out.done)
 	}
-	r.report(out, age, repairs)
+	r.report(out, generation, repairs)
 	return out.err == nil
 }
 
-// outcome is what one comparison came to.
+// outcome is the result of one comparison.
 type outcome struct {
-	done    []op // that worked
-	waiting []string
-	err     error
+	done      []Op // succeeded
+	waiting   []string
+	userspace []string // WireGuard devices of this process
+	err       error
 }
 
-// bringAbout compares the kernel's state with want and applies the difference.
-func bringAbout(ctx context.Context, k kernel, want State) outcome {
+// reconcile compares the kernel's state with want and applies the difference.
+func reconcile(ctx context.Context, k kernel, want State) outcome {
 	wanted := map[string]bool{}
 	for _, l := range want.Links {
 		wanted[l.Name] = true
 	}
-	have, err := k.read(func(dev string) bool { return wanted[dev] })
+	have, err := k.Read(func(dev string) bool { return wanted[dev] })
 	if err != nil {
 		return outcome{err: fmt.Errorf("read kernel state: %w", err)}
 	}
 	c := diff(have, want)
 	out := outcome{waiting: c.waiting}
+	for _, l := range have.Links {
+		if l.Userspace {
+			out.userspace = append(out.userspace, l.Name)
+		}
+	}
 	var errs []error
 	out.done, errs = apply(ctx, k, c.ops)
 	if len(c.conflicts) > 0 {
 		errs = append(errs, conflictError(c.conflicts))
 	}
-	out.err = joinFew(errs)
+	out.err = joinFirst(errs)
 	return out
 }
 
-// apply performs the operations; what is on a device that could not be made or changed is left for the next round.
-func apply(ctx context.Context, k kernel, ops []op) (done []op, errs []error) {
+// apply performs the operations. It skips those on a device that could not be created or changed; they are left for the
+// next comparison.
+func apply(ctx context.Context, k kernel, ops []Op) (done []Op, errs []error) {
 	broken := map[string]bool{}
 	for len(ops) > 0 {
 		n := 1
-		if !onDevice(ops[0]) {
-			for n < len(ops) && !onDevice(ops[n]) {
+		if !configuresDevice(ops[0]) {
+			for n < len(ops) && !configuresDevice(ops[n]) {
 				n++
 			}
 		}
-		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o op) bool { return broken[o.object.device()] })
+		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o Op) bool { return broken[o.Object.device()] })
 		ops = ops[n:]
-		for i, err := range k.apply(ctx, batch) {
+		for i, err := range k.Apply(ctx, batch) {
 			if err == nil {
 				done = append(done, batch[i])
 				continue
 			}
 			errs = append(errs, err)
-			if onDevice(batch[i]) {
-				broken[batch[i].object.device()] = true
+			if configuresDevice(batch[i]) {
+				broken[batch[i].Object.device()] = true
 			}
 		}
 	}
 	return done, errs
 }
 
-// onDevice says whether the operation is about a device as such.
-func onDevice(o op) bool {
-	switch o.object.(type) {
+// configuresDevice reports whether the operation concerns a device itself.
+func configuresDevice(o Op) bool {
+	switch o.Object.(type) {
 	case Link, Tunnel:
 		return true
 	}
 	return false
 }
 
-// report stores the outcome and says what changed.
-func (r *Reconciler) report(out outcome, age, repairs int) {
+// report stores the outcome and logs changes.
+func (r *Reconciler) report(out outcome, generation, repairs int) {
 	r.mu.Lock()
 	old := r.status
-	s := Status{Synced: out.err == nil && len(out.waiting) == 0, Since: old.Since, Waiting: out.waiting, Err: out.err,
-		Repairs: old.Repairs + uint64(repairs)}
-	changed := s.Synced != old.Synced || message(s) != message(old)
+	s := Status{
+		Synced: out.err == nil && len(out.waiting) == 0, Since: old.Since, Waiting: out.waiting, Err: out.err,
+		Repairs: old.Repairs + uint64(repairs), UserspaceWireGuard: out.userspace,
+	}
+	changed := s.Synced != old.Synced || reason(s) != reason(old)
 	if changed {
 		s.Since = time.Now()
 	}
 	if s.Synced {
-		r.synced = age
+		r.syncedGeneration = generation
 	}
 	r.status = s
 	r.mu.Unlock()
 	switch {
 	case repairs > 0:
-		r.tellRepair(repairs, out.done[0])
+		r.logRepair(repairs, out.done[0])
 	case !changed:
 	case s.Err != nil:
-		r.log.Error("kernel state is not as wanted", "error", s.Err)
+		r.log.Error("cannot apply kernel state, retrying", "err", s.Err)
 	case len(s.Waiting) > 0:
 		r.log.Info("waiting for devices", "devices", s.Waiting)
 	default:
-		r.log.Info("kernel state is in place")
+		r.log.Info("kernel state applied")
 	}
 }
 
-// tellEvery is how often a repair is logged: someone who fights with us over a setting must not fill the disk.
-const tellEvery = time.Minute
+// repairLogInterval limits the log of repairs: another program that keeps changing a setting must not fill the disk.
+const repairLogInterval = time.Minute
 
-func (r *Reconciler) tellRepair(repairs int, first op) {
+func (r *Reconciler) logRepair(repairs int, first Op) {
 	level := slog.LevelDebug
-	if r.told.IsZero() || time.Since(r.told) >= tellEvery {
-		level, r.told = slog.LevelWarn, time.Now()
+	if r.lastRepairLog.IsZero() || time.Since(r.lastRepairLog) >= repairLogInterval {
+		level, r.lastRepairLog = slog.LevelWarn, time.Now()
 	}
-	r.log.Log(context.Background(), level, "someone else changed our kernel state, repaired", "operations", repairs, "first", first.String())
+	r.log.Log(context.Background(), level, "kernel state was changed by another program, repaired",
+		"operations", repairs, "first", first.String())
 }
 
-// message is what a Status says, for comparison.
-func message(s Status) string {
+// reason returns why a Status is not synced, for comparison.
+func reason(s Status) string {
 	m := strings.Join(s.Waiting, " ")
 	if s.Err != nil {
 		m += ": " + s.Err.Error()
@@ -286,8 +295,8 @@ func message(s Status) string {
 	return m
 }
 
-// joinFew joins the first errors: of 5,000 routes that fail for one reason three are enough.
-func joinFew(errs []error) error {
+// joinFirst joins the first errors only: if 5,000 routes fail for one reason, three errors are enough.
+func joinFirst(errs []error) error {
 	const shown = 3
 	if len(errs) > shown {
 		errs = append(errs[:shown:shown], fmt.Errorf("and %d more", len(errs)-shown))
@@ -295,17 +304,17 @@ func joinFew(errs []error) error {
 	return errors.Join(errs...)
 }
 
-// ApplyOnce brings about the wanted state without a Reconciler: before the packet engine starts, so that it finds its
-// device name and port free of what an earlier backend left. Devices that are awaited are no error.
-func ApplyOnce(k kernel, want State) error { return bringAbout(context.Background(), k, want).err }
+// ApplyOnce applies the wanted state without a Reconciler: before the packet engine starts, it frees the device name and
+// port that an earlier backend left. Missing external devices are not an error.
+func ApplyOnce(k kernel, want State) error { return reconcile(context.Background(), k, want).err }
 
-// Cleanup removes what carries our mark, or flannel's names, whatever its network, so of all daemons of this host. It says
-// what that was.
+// Cleanup removes everything with Weft's mark or flannel's names, in any network and thus of all daemons on this host. It
+// returns the removed objects.
 func Cleanup(k kernel) (removed []string, err error) {
 	networks := []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
-	out := bringAbout(context.Background(), k, State{Networks: networks})
+	out := reconcile(context.Background(), k, State{Networks: networks})
 	for _, o := range out.done {
-		removed = append(removed, o.object.String())
+		removed = append(removed, o.Object.String())
 	}
 	return removed, out.err
 }

@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -124,8 +123,8 @@ func TestReconcilerSaysWhatIsCurrent(t *testing.T) {
 func TestReconcilerRetries(t *testing.T) {
 	refused := errors.New("refused")
 	f := &fakeKernel{state: State{Links: []Link{eth0}}}
-	f.fail = func(o op) error {
-		if _, isLink := o.object.(Link); isLink {
+	f.fail = func(o Op) error {
+		if _, isLink := o.Object.(Link); isLink {
 			return refused
 		}
 		return nil
@@ -180,7 +179,7 @@ func TestReconcilerReadFails(t *testing.T) {
 
 func TestReconcilerWaitsAndConflicts(t *testing.T) {
 	f := &fakeKernel{state: State{Links: []Link{eth0}}}
-	want := State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, Up: true, Foreign: true}}}
+	want := State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, Up: true, External: true}}}
 	reconciling(t, f, func(r *Reconciler) {
 		r.Set(want)
 		synctest.Wait()
@@ -194,13 +193,13 @@ func TestReconcilerWaitsAndConflicts(t *testing.T) {
 			t.Errorf("%d looks a minute for a device that others make", n)
 		}
 		f.set(func(s *State) { s.Links = append(slices.Clone(s.Links), Link{Name: "flannel0", Kind: KindTUN}) })
-		after(settleTime)
+		after(minDebounce)
 		if s := r.Status(); !s.Synced || len(f.take()) != 1 {
 			t.Errorf("status %+v", s)
 		}
 		f.set(func(s *State) { s.Links[1].Kind = "dummy" })
-		after(settleTime)
-		if s := r.Status(); s.Err == nil || !strings.Contains(s.Err.Error(), "not ours to change") {
+		after(minDebounce)
+		if s := r.Status(); s.Err == nil || !strings.Contains(s.Err.Error(), "not owned by this daemon") {
 			t.Errorf("status %+v", s)
 		}
 	})
@@ -220,7 +219,7 @@ func TestReconcilerTellsNowAndThen(t *testing.T) {
 			t.Errorf("%d repairs", s.Repairs)
 		}
 	})
-	if n := strings.Count(log, "someone else"); n != 3 {
+	if n := strings.Count(log, "another program"); n != 3 {
 		t.Errorf("told %d times in 125 s", n)
 	}
 }
@@ -260,9 +259,9 @@ func TestReconcilerCalm(t *testing.T) {
 
 func TestSettleAfter(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{
-		0: settleTime, time.Millisecond: settleTime, 50 * time.Millisecond: 200 * time.Millisecond, time.Second: maxSettle,
+		0: minDebounce, time.Millisecond: minDebounce, 50 * time.Millisecond: 200 * time.Millisecond, time.Second: maxDebounce,
 	} {
-		if got := settleAfter(took); got != want {
+		if got := Debounce(took); got != want {
 			t.Errorf("after %v: %v, want %v", took, got, want)
 		}
 	}
@@ -272,33 +271,24 @@ func TestRelevant(t *testing.T) {
 	r := NewReconciler(&fakeKernel{}, ReconcilerOptions{})
 	r.Set(vxlanWant())
 	tests := []struct {
-		e    event
+		e    Event
 		want bool
 	}{
-		{event{what: deviceEvent, dev: "flannel.1"}, true},
-		{event{what: deviceEvent, dev: "eth0"}, true}, // the underlay
-		{event{what: deviceEvent, dev: "veth1"}, false},
-		{event{what: deviceEvent, dev: "flannel0"}, true}, // may be left over
-		{event{what: addrEvent, dev: "flannel.1"}, true},
-		{event{what: addrEvent, dev: "cni0"}, false},
-		{event{what: routeEvent, dst: prefix("10.5.9.0/24"), dev: "cni0"}, true},
-		{event{what: routeEvent, dst: prefix("10.6.9.0/24"), dev: "flannel.1"}, false},
-		{event{what: entryEvent, dev: "flannel.1", lasting: true}, true},
-		{event{what: entryEvent, dev: "flannel.1"}, false},
-		{event{what: entryEvent, dev: "cni0", lasting: true}, false},
+		{Event{Kind: LinkEvent, Dev: "flannel.1"}, true},
+		{Event{Kind: LinkEvent, Dev: "eth0"}, true}, // the underlay
+		{Event{Kind: LinkEvent, Dev: "veth1"}, false},
+		{Event{Kind: LinkEvent, Dev: "flannel0"}, true}, // may be left over
+		{Event{Kind: AddrEvent, Dev: "flannel.1"}, true},
+		{Event{Kind: AddrEvent, Dev: "cni0"}, false},
+		{Event{Kind: RouteEvent, Dst: prefix("10.5.9.0/24"), Dev: "cni0"}, true},
+		{Event{Kind: RouteEvent, Dst: prefix("10.6.9.0/24"), Dev: "flannel.1"}, false},
+		{Event{Kind: NeighEvent, Dev: "flannel.1", Permanent: true}, true},
+		{Event{Kind: NeighEvent, Dev: "flannel.1"}, false},
+		{Event{Kind: NeighEvent, Dev: "cni0", Permanent: true}, false},
 	}
 	for _, tt := range tests {
 		if got := r.relevant(tt.e); got != tt.want {
 			t.Errorf("%+v: %v", tt.e, got)
-		}
-	}
-	for e, want := range map[event]bool{
-		{what: deviceEvent, dev: "eth0"}: true, {what: deviceEvent, dev: "flannel.1"}: false, {what: addrEvent, dev: "eth0"}: true,
-		{what: routeEvent, dev: "flannel.1", dst: prefix("10.5.2.0/24")}: false, {what: routeEvent, dev: "eth0", dst: prefix("10.0.0.0/24")}: true,
-		{what: routeEvent, dst: prefix("0.0.0.0/0")}: true, {what: entryEvent, dev: "eth0", lasting: true}: false,
-	} {
-		if got := underlayEvent(e); got != want {
-			t.Errorf("underlay, %+v: %v", e, got)
 		}
 	}
 }
@@ -306,7 +296,7 @@ func TestRelevant(t *testing.T) {
 func TestApplyOnceAndCleanup(t *testing.T) {
 	f := &fakeKernel{state: vxlanHave()}
 	f.state.FOU = []FOUPort{{8285}}
-	if err := ApplyOnce(f, State{Networks: nets, NoFOU: []FOUPort{{8285}}}); err != nil {
+	if err := ApplyOnce(f, State{Networks: nets, FreePorts: []FOUPort{{8285}}}); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := f.take(), []string{"delete device flannel.1 type vxlan", "delete fou port 8285 ipproto 4"}; !slices.Equal(got, want) {
@@ -319,7 +309,7 @@ func TestApplyOnceAndCleanup(t *testing.T) {
 	if want := []string{"device flannel.1 type vxlan", "route 192.168.9.0/24 via 172.31.0.9 dev eth0 proto 157"}; err != nil || !slices.Equal(removed, want) {
 		t.Errorf("removed %q, %v; want %q", removed, err, want)
 	}
-	f.fail = func(op) error { return errors.New("refused") }
+	f.fail = func(Op) error { return errors.New("refused") }
 	f.state = vxlanHave()
 	if removed, err := Cleanup(f); err == nil || len(removed) != 0 {
 		t.Errorf("removed %q, %v", removed, err)
@@ -327,130 +317,17 @@ func TestApplyOnceAndCleanup(t *testing.T) {
 }
 
 func TestJoinFew(t *testing.T) {
-	if joinFew(nil) != nil {
+	if joinFirst(nil) != nil {
 		t.Error("no errors are an error")
 	}
 	var errs []error
 	for range 5 {
 		errs = append(errs, errors.New("x"))
 	}
-	if got := joinFew(errs).Error(); got != "x\nx\nx\nand 2 more" {
+	if got := joinFirst(errs).Error(); got != "x\nx\nx\nand 2 more" {
 		t.Errorf("got %q", got)
 	}
 }
-
-// watched is a run of an ifaceWatch in a synctest bubble, on an interface that the test sets.
-type watched struct {
-	mu   sync.Mutex
-	now  Iface
-	err  error
-	told []string // names and addresses, or errors
-	poke func()
-}
-
-func watchIface(t *testing.T, first Iface) *watched {
-	t.Helper()
-	w := &watched{now: first}
-	watch := ifaceWatch{
-		changed: func(i Iface, err error) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			if err != nil {
-				w.told = append(w.told, err.Error())
-				return
-			}
-			w.told = append(w.told, i.Name+" "+i.Addr.String())
-		},
-		choose: func(IfaceOptions) (Iface, error) {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			return w.now, w.err
-		},
-	}
-	pokes := make(chan func(), 1)
-	signs := func(ctx context.Context, changed func()) error {
-		pokes <- changed
-		changed()
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- watch.run(ctx, signs, ifaceTestTimer) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; !errors.Is(err, context.Canceled) {
-			t.Errorf("ended with %v", err)
-		}
-	})
-	w.poke = <-pokes
-	after(settleTime)
-	return w
-}
-
-// set changes the interface and gives the sign that a kernel would give.
-func (w *watched) set(i Iface, err error) {
-	w.quietly(i, err)
-	w.poke()
-	after(settleTime)
-}
-
-// quietly changes it without a sign.
-func (w *watched) quietly(i Iface, err error) {
-	w.mu.Lock()
-	w.now, w.err = i, err
-	w.mu.Unlock()
-}
-
-func (w *watched) take() []string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	s := w.told
-	w.told = nil
-	return s
-}
-
-func TestIfaceWatch(t *testing.T) {
-	one, two := Iface{Name: "eth0", Addr: addr("10.0.0.1")}, Iface{Name: "eth0", Addr: addr("10.0.0.2")}
-	gone := errors.New("gone")
-	expect := func(t *testing.T, w *watched, what string, want ...string) {
-		t.Helper()
-		if got := w.take(); !slices.Equal(got, want) {
-			t.Errorf("%s: told %q, want %q", what, got, want)
-		}
-	}
-	synctest.Test(t, func(t *testing.T) {
-		w := watchIface(t, one)
-		expect(t, w, "at the start", "eth0 10.0.0.1")
-		w.set(Iface{Name: "eth0", Addr: one.Addr, Reason: "b"}, nil)
-		expect(t, w, "the same in other words")
-		w.set(Iface{}, gone)
-		after(ifaceLoss / 2)
-		w.set(Iface{}, gone)
-		w.set(one, nil)
-		after(2 * ifaceTestTimer)
-		expect(t, w, "lost for a moment")
-		w.quietly(two, nil)
-		after(ifaceTestTimer)
-		expect(t, w, "another without a sign", "eth0 10.0.0.2")
-	})
-	synctest.Test(t, func(t *testing.T) {
-		w := watchIface(t, one)
-		w.take()
-		for range 2 {
-			w.set(Iface{}, gone)
-			expect(t, w, "lost just now")
-			after(ifaceLoss + ifaceTestTimer)
-			expect(t, w, "lost for long", "gone")
-			after(3 * ifaceTestTimer)
-			expect(t, w, "lost for longer")
-			w.set(one, nil)
-			expect(t, w, "there again", "eth0 10.0.0.1")
-		}
-	})
-}
-
-const ifaceTestTimer = 10 * time.Second
 
 // TestDiffConverges applies diff to random kernels and random wishes: what it lists must lead there in one go, touch
 // nothing foreign, and leave nothing to do.
@@ -462,7 +339,7 @@ func TestDiffConverges(t *testing.T) {
 		for i := range want.Routes {
 			want.Routes[i].Protocol = RouteProtocol
 		}
-		want.Networks, want.Former = nets, []Former{{prefix("10.5.3.0/24"), addr("172.31.0.3")}}
+		want.Networks, want.FlannelRoutes = nets, []FlannelRoute{{prefix("10.5.3.0/24"), addr("172.31.0.3")}}
 		foreign := func(s State) (out []Route) {
 			for _, r := range s.Routes {
 				if r.Protocol == 4 || !nets[0].Contains(r.Dst.Addr()) {
@@ -514,7 +391,7 @@ func randomState(rnd *rand.Rand) State {
 		}
 		entries[m] = true
 		s.FDB = append(s.FDB, FDBEntry{"flannel.1", MAC{2, m}, netip.AddrFrom4([4]byte{172, 31, 0, byte(pick(2))})})
-		s.Addrs = append(s.Addrs, Addr{"flannel.1", hostPrefix(netip.AddrFrom4([4]byte{10, 5, m, 0}))})
+		s.Addrs = append(s.Addrs, Addr{"flannel.1", HostPrefix(netip.AddrFrom4([4]byte{10, 5, m, 0}))})
 	}
 	return s
 }

@@ -1,17 +1,15 @@
 package ctrl
 
 import (
-	"encoding/base64"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
 )
 
-// addrList writes the addresses that there are.
-func addrList(as ...netip.Addr) string {
+// AddrList joins the valid addresses with spaces.
+func AddrList(as ...netip.Addr) string {
 	var s []string
 	for _, a := range as {
 		if a.IsValid() {
@@ -24,7 +22,7 @@ func addrList(as ...netip.Addr) string {
 // MAC is an Ethernet address; the zero value means none.
 type MAC [6]byte
 
-// ParseMAC reads an address as MAC.String writes it.
+// ParseMAC parses an address in the form of MAC.String.
 func ParseMAC(s string) (MAC, error) {
 	a, err := net.ParseMAC(s)
 	if err != nil {
@@ -36,7 +34,7 @@ func ParseMAC(s string) (MAC, error) {
 	return MAC(a), nil
 }
 
-// String writes the address as the kernel's tools do: 0a:1b:2c:3d:4e:5f.
+// String formats the address like iproute2: 0a:1b:2c:3d:4e:5f.
 func (m MAC) String() string {
 	b := make([]byte, 0, 17)
 	for i, x := range m {
@@ -48,33 +46,7 @@ func (m MAC) String() string {
 	return string(b)
 }
 
-// Key is a WireGuard key: private, public or pre-shared. Its String does not show it, as most keys are secret.
-type Key [32]byte
-
-// ParseKey reads a key in base64, as `wg genkey` prints it.
-func ParseKey(s string) (Key, error) {
-	b, err := base64.StdEncoding.DecodeString(s)
-	if err != nil {
-		return Key{}, errors.New("key is not base64") // the cause would quote it
-	}
-	if len(b) != len(Key{}) {
-		return Key{}, fmt.Errorf("key has %d bytes, not %d", len(b), len(Key{}))
-	}
-	return Key(b), nil
-}
-
-// Base64 is the key itself, as ParseKey reads it.
-func (k Key) Base64() string { return base64.StdEncoding.EncodeToString(k[:]) }
-
-// String hides the key.
-func (k Key) String() string {
-	if k == (Key{}) {
-		return "(none)"
-	}
-	return "(hidden)"
-}
-
-// String names the device and what of it is set.
+// String formats the device and its non-zero settings in the words of `ip link`.
 func (l Link) String() string {
 	s := "device " + l.Name
 	if l.Kind != "" {
@@ -89,10 +61,10 @@ func (l Link) String() string {
 	if l.MAC != (MAC{}) {
 		s += " address " + l.MAC.String()
 	}
-	if l.IgnoreRA {
+	if l.AcceptRAOff {
 		s += " accept_ra 0"
 	}
-	if l.Software {
+	if l.NoTxOffload {
 		s += " tx-checksum off"
 	}
 	if l.Up {
@@ -101,10 +73,10 @@ func (l Link) String() string {
 	return s
 }
 
-// String shows the address as `ip address` takes it.
+// String formats the address in the words of `ip address`.
 func (a Addr) String() string { return "address " + a.Prefix.String() + " dev " + a.Dev }
 
-// String shows a route in the words of `ip route`.
+// String formats the route in the words of `ip route`.
 func (r Route) String() string {
 	s := "route "
 	if r.Kind != Forward {
@@ -120,7 +92,7 @@ func (r Route) String() string {
 	if r.Protocol != 0 {
 		s += fmt.Sprintf(" proto %d", r.Protocol)
 	}
-	if r.LinkOnly {
+	if r.ScopeLink {
 		s += " scope link"
 	}
 	if r.Metric != 0 {
@@ -132,28 +104,28 @@ func (r Route) String() string {
 	return s
 }
 
-// String shows the entry as `ip neigh` does.
+// String formats the entry in the words of `ip neigh`.
 func (n Neighbour) String() string {
 	return "neighbour " + n.IP.String() + " dev " + n.Dev + " lladdr " + n.MAC.String()
 }
 
-// String shows the entry as `bridge fdb` does.
+// String formats the entry in the words of `bridge fdb`.
 func (f FDBEntry) String() string {
 	return "fdb " + f.MAC.String() + " dev " + f.Dev + " dst " + f.Dst.String()
 }
 
-// String shows the port as `ip fou` does.
+// String formats the port in the words of `ip fou`.
 func (f FOUPort) String() string { return fmt.Sprintf("fou port %d ipproto 4", f.Port) }
 
-// String shows what is public of the tunnel.
+// String formats the public part of the tunnel.
 func (t Tunnel) String() string {
 	return fmt.Sprintf("wireguard %s listen-port %d", t.Dev, t.ListenPort)
 }
 
-// String shows what is public of the peer.
+// String formats the public part of the peer.
 func (p Peer) String() string {
 	return fmt.Sprintf("wireguard %s peer %s endpoint %v", p.Dev, p.PublicKey.Base64(), p.Endpoint)
 }
 
-// String names what the command is about.
+// String names the subject of the command.
 func (c Command) String() string { return "command for " + c.ID }

@@ -6,138 +6,63 @@ import (
 	"time"
 )
 
-// event is what a message of the kernel is about, as far as it takes to see whether it concerns us.
-type event struct {
-	what    eventKind
-	dev     string       // empty if not known any more
-	dst     netip.Prefix // of a route
-	lasting bool         // of an entry: permanent, or gone
+// Event describes a netlink notification in enough detail to decide whether it is relevant.
+type Event struct {
+	Kind      EventKind
+	Dev       string       // empty if the device is not known any more
+	Dst       netip.Prefix // of a RouteEvent
+	Permanent bool         // of a NeighEvent: the entry is permanent, or deleted
 }
 
-type eventKind int
+// EventKind is the kind of object that an Event is about.
+type EventKind int
 
+// The kinds of an Event.
 const (
-	deviceEvent eventKind = iota
-	addrEvent
-	routeEvent
-	entryEvent // a neighbour or forwarding entry
+	LinkEvent EventKind = iota
+	AddrEvent
+	RouteEvent
+	NeighEvent // a neighbour or forwarding entry
 )
 
-// settleTime is how long a burst of kernel messages may go on before it is acted upon: long enough for the burst of one
-// `ip` command or a link flap, short against the second in which a repair has to be done.
-const settleTime = 50 * time.Millisecond
+// minDebounce is the pause after a notification: longer than the burst of one `ip` command or a link flap, and short
+// against the second within which a repair has to be done.
+const minDebounce = 50 * time.Millisecond
 
-// maxSettle bounds the pause after a sign where looking takes long, so that looking takes at most a fifth of the time
-// and a repair still starts in half a second.
-const maxSettle = 500 * time.Millisecond
+// maxDebounce bounds the pause, so that a repair still starts within half a second.
+const maxDebounce = 500 * time.Millisecond
 
-// settleAfter is the pause before looking again, when the last look took so long.
-func settleAfter(took time.Duration) time.Duration { return min(max(settleTime, 4*took), maxSettle) }
+// Debounce returns the pause between a notification and reading the kernel, given the duration of the last read. Reading
+// takes at most a fifth of the time, up to maxDebounce.
+func Debounce(took time.Duration) time.Duration { return min(max(minDebounce, 4*took), maxDebounce) }
 
-// watchFunc calls changed at the start and on each change; it blocks until ctx ends or the subscription breaks.
-type watchFunc func(ctx context.Context, changed func()) error
+// WatchFunc calls notify at the start and on each change. It blocks until ctx ends or the subscription breaks.
+type WatchFunc func(ctx context.Context, notify func()) error
 
-// pokes runs watch in a goroutine of its own and passes its signs on as a channel of one pending sign. A subscription
-// that breaks is reported and opened again after a second, which gives a sign, so that what was missed is found. The
-// returned wait blocks until the goroutine has ended.
-func pokes(ctx context.Context, watch watchFunc, broke func(error)) (signs <-chan struct{}, wait func()) {
+// Notifications runs watch in a goroutine and returns its notifications as a channel with at most one pending. A broken
+// subscription is passed to onError and reopened after a second; reopening notifies, so that missed changes are found.
+// wait blocks until the goroutine has ended, which needs ctx to end.
+func Notifications(ctx context.Context, watch WatchFunc, onError func(error)) (notified <-chan struct{}, wait func()) {
 	c, done := make(chan struct{}, 1), make(chan struct{})
-	poke := func() {
-		select {
-		case c <- struct{}{}:
-		default:
-		}
-	}
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			if err := watch(ctx, poke); err != nil && ctx.Err() == nil {
-				broke(err)
+			if err := watch(ctx, func() { trigger(c) }); err != nil && ctx.Err() == nil {
+				onError(err)
 			}
-			pause(ctx, time.Second)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
 		}
 	}()
 	return c, func() { <-done }
 }
 
-// pause waits for d or the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
+// trigger adds a notification to a channel of capacity 1, unless one is pending.
+func trigger(c chan<- struct{}) {
 	select {
-	case <-ctx.Done():
-	case <-t.C:
+	case c <- struct{}{}:
+	default:
 	}
-}
-
-// ifaceWatch follows the choice of the underlay interface.
-type ifaceWatch struct {
-	options IfaceOptions
-	changed func(Iface, error)
-	choose  func(IfaceOptions) (Iface, error)
-	last    Iface
-	lost    time.Time // since when no interface fits; zero while one does
-	told    bool      // that none fits
-}
-
-// run looks at the start, after each burst of signs and every period.
-func (w *ifaceWatch) run(ctx context.Context, watch watchFunc, period time.Duration) error {
-	signs, wait := pokes(ctx, watch, func(error) {}) // the timer stands in
-	defer wait()
-	t := time.NewTicker(period)
-	defer t.Stop()
-	took := time.Duration(0)
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.C:
-		case <-signs:
-			pause(ctx, settleAfter(took))
-		}
-		start := time.Now()
-		w.look()
-		took = time.Since(start)
-	}
-}
-
-// look chooses again. An error keeps the last choice.
-func (w *ifaceWatch) look() {
-	i, err := w.choose(w.options)
-	if err != nil {
-		w.noneFits(err)
-		return
-	}
-	i.Reason = "" // its wording is not a change
-	if i != w.last || w.told {
-		w.changed(i, nil)
-	}
-	w.last, w.lost, w.told = i, time.Time{}, false
-}
-
-// ifaceLoss is how long no interface may fit before that is told: an interface that loses its address for a moment, as
-// when a DHCP client renews it, comes back sooner.
-const ifaceLoss = 5 * time.Second
-
-// noneFits tells once of a loss that lasts.
-func (w *ifaceWatch) noneFits(err error) {
-	if w.lost.IsZero() {
-		w.lost = time.Now()
-	}
-	if !w.told && time.Since(w.lost) >= ifaceLoss {
-		w.told = true
-		w.changed(Iface{}, err)
-	}
-}
-
-// underlayEvent says whether an event may change the choice of an interface: addresses come and go, devices change,
-// routes that are not of the overlay.
-func underlayEvent(e event) bool {
-	switch e.what {
-	case deviceEvent, addrEvent:
-		return !overlayName(e.dev)
-	case routeEvent:
-		return e.dst.Bits() == 0 || !overlayName(e.dev)
-	}
-	return false
 }

@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch calls changed at the start, after each change that relevant accepts, and after messages were lost (ENOBUFS),
-// which is as good as a change of everything. It blocks until ctx ends or the subscription breaks. It works in the
-// network namespace of the calling thread.
-func (k *Kernel) watch(ctx context.Context, relevant func(event) bool, changed func()) error {
+// Watch calls notify at the start, after each relevant change, and after lost messages (ENOBUFS), which may have been
+// about anything. It blocks until ctx ends or the subscription breaks. It works in the network namespace of the calling
+// thread.
+func (k *Kernel) Watch(ctx context.Context, relevant func(Event) bool, notify func()) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
 	if err != nil {
@@ -33,7 +33,7 @@ func (k *Kernel) watch(ctx context.Context, relevant func(event) bool, changed f
 			if names, err = k.linkNames(); err != nil {
 				return err
 			}
-			changed()
+			notify()
 		}
 		msgs, _, err := s.Receive()
 		switch {
@@ -46,13 +46,13 @@ func (k *Kernel) watch(ctx context.Context, relevant func(event) bool, changed f
 		}
 		for _, m := range msgs {
 			if e, ok := parseEvent(m, names); ok && relevant(e) {
-				changed()
+				notify()
 			}
 		}
 	}
 }
 
-// linkNames gives the devices' names by index. It has a socket of its own, as watch runs beside read.
+// linkNames returns the device names by index. It opens its own socket, because Watch runs concurrently with Read.
 func (k *Kernel) linkNames() (map[int]string, error) {
 	links, err := dump("devices", netlink.LinkList)
 	if err != nil {
@@ -65,63 +65,63 @@ func (k *Kernel) linkNames() (map[int]string, error) {
 	return names, nil
 }
 
-// parseEvent reads what relevant needs of a message, and keeps names up to date. A message that cannot be read is
-// taken for a change of a device without a name, which is relevant to nobody but found by the next timer.
-func parseEvent(m syscall.NetlinkMessage, names map[int]string) (event, bool) {
+// parseEvent converts a message and keeps names up to date. It skips a message that it cannot parse; the next resync
+// finds that change.
+func parseEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 		return linkEvent(m, names)
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
 		if len(m.Data) < unix.SizeofIfAddrmsg {
-			return event{}, false
+			return Event{}, false
 		}
-		return event{what: addrEvent, dev: names[int(nl.DeserializeIfAddrmsg(m.Data).Index)]}, true
+		return Event{Kind: AddrEvent, Dev: names[int(nl.DeserializeIfAddrmsg(m.Data).Index)]}, true
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-		return routeEventOf(m, names)
+		return routeEvent(m, names)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, err := netlink.NeighDeserialize(m.Data)
 		if err != nil {
-			return event{}, false
+			return Event{}, false
 		}
-		gone := m.Header.Type == unix.RTM_DELNEIGH
-		return event{what: entryEvent, dev: names[n.LinkIndex], lasting: gone || n.State&netlink.NUD_PERMANENT != 0}, true
+		permanent := m.Header.Type == unix.RTM_DELNEIGH || n.State&netlink.NUD_PERMANENT != 0
+		return Event{Kind: NeighEvent, Dev: names[n.LinkIndex], Permanent: permanent}, true
 	}
-	return event{}, false
+	return Event{}, false
 }
 
-func linkEvent(m syscall.NetlinkMessage, names map[int]string) (event, bool) {
+func linkEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	if len(m.Data) < unix.SizeofIfInfomsg {
-		return event{}, false
+		return Event{}, false
 	}
 	index := int(nl.DeserializeIfInfomsg(m.Data).Index)
 	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofIfInfomsg:])
 	if err != nil {
-		return event{}, false
+		return Event{}, false
 	}
-	e := event{what: deviceEvent, dev: names[index]}
+	e := Event{Kind: LinkEvent, Dev: names[index]}
 	for _, a := range attrs {
 		if a.Attr.Type == unix.IFLA_IFNAME {
-			e.dev = unix.ByteSliceToString(a.Value)
+			e.Dev = unix.ByteSliceToString(a.Value)
 		}
 	}
 	if m.Header.Type == unix.RTM_DELLINK {
 		delete(names, index)
 	} else if names != nil {
-		names[index] = e.dev
+		names[index] = e.Dev
 	}
 	return e, true
 }
 
-func routeEventOf(m syscall.NetlinkMessage, names map[int]string) (event, bool) {
+func routeEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	if len(m.Data) < unix.SizeofRtMsg {
-		return event{}, false
+		return Event{}, false
 	}
 	r := nl.DeserializeRtMsg(m.Data)
 	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])
 	if err != nil || r.Table != unix.RT_TABLE_MAIN {
-		return event{}, false
+		return Event{}, false
 	}
-	e := event{what: routeEvent}
+	e := Event{Kind: RouteEvent}
 	addr := netip.IPv4Unspecified()
 	if r.Family == unix.AF_INET6 {
 		addr = netip.IPv6Unspecified()
@@ -132,10 +132,10 @@ func routeEventOf(m syscall.NetlinkMessage, names map[int]string) (event, bool) 
 			addr = addrOf(a.Value)
 		case unix.RTA_OIF:
 			if len(a.Value) >= 4 {
-				e.dev = names[int(nl.NativeEndian().Uint32(a.Value))]
+				e.Dev = names[int(nl.NativeEndian().Uint32(a.Value))]
 			}
 		}
 	}
-	e.dst = netip.PrefixFrom(addr, int(r.Dst_len))
+	e.Dst = netip.PrefixFrom(addr, int(r.Dst_len))
 	return e, true
 }

@@ -14,70 +14,72 @@ import (
 	"golang.zx2c4.com/wireguard/wgctrl/wgtypes"
 )
 
-// wireGuards is the one door to WireGuard devices, whether the kernel runs them or this process does.
+// wireGuards configures WireGuard devices, of the kernel and of this process.
 type wireGuards struct {
-	log   *slog.Logger
-	ctl   *wgctrl.Client          // to the kernel; nil until first used
-	mine  map[string]*localDevice // run by this process, by device name
-	given map[peerKey]netip.AddrPort
+	log                *slog.Logger
+	ctl                *wgctrl.Client              // of the kernel; nil until first used
+	userspace          map[string]*userspaceDevice // devices of this process by name
+	configuredEndpoint map[PeerID]netip.AddrPort
 }
 
-func newWireGuards() wireGuards {
-	return wireGuards{log: slog.New(slog.DiscardHandler), mine: map[string]*localDevice{}, given: map[peerKey]netip.AddrPort{}}
+func newWireGuards(log *slog.Logger) wireGuards {
+	return wireGuards{
+		log: log, userspace: map[string]*userspaceDevice{}, configuredEndpoint: map[PeerID]netip.AddrPort{},
+	}
 }
 
-// close ends the devices of this process.
+// close stops the devices of this process.
 func (w *wireGuards) close() {
-	for name := range w.mine {
+	for name := range w.userspace {
 		w.stop(name)
 	}
 	if w.ctl != nil {
 		if err := w.ctl.Close(); err != nil {
-			w.log.Warn("close wireguard control", "error", err)
+			w.log.Warn("close wireguard control", "err", err)
 		}
 	}
 }
 
-// local says whether this process runs the device.
-func (w *wireGuards) local(dev string) bool { return w.mine[dev] != nil }
+// inUserspace reports whether this process runs the device.
+func (w *wireGuards) inUserspace(dev string) bool { return w.userspace[dev] != nil }
 
-// stop ends a device of this process, which removes it.
+// stop stops and deletes a device of this process.
 func (w *wireGuards) stop(dev string) {
-	w.mine[dev].close()
-	delete(w.mine, dev)
+	w.userspace[dev].close()
+	delete(w.userspace, dev)
 }
 
-// forgetMissing ends what this process runs for devices that someone else has deleted.
-func (w *wireGuards) forgetMissing(names map[int]string) {
-	there := map[string]bool{}
+// stopMissing stops the devices of this process that another program deleted.
+func (w *wireGuards) stopMissing(names map[int]string) {
+	exists := map[string]bool{}
 	for _, n := range names {
-		there[n] = true
+		exists[n] = true
 	}
-	for dev := range w.mine {
-		if !there[dev] {
+	for dev := range w.userspace {
+		if !exists[dev] {
 			w.stop(dev)
 		}
 	}
 }
 
-// createWireGuard makes the device in the kernel, or where that has no WireGuard, in this process.
-func (k *Kernel) createWireGuard(l *netlink.Wireguard) error {
-	err := k.h.LinkAdd(l)
+// createWireGuard creates the device in the kernel, or in this process if the kernel has no WireGuard.
+func createWireGuard(k *Kernel, x Link, a netlink.LinkAttrs) error {
+	err := k.h.LinkAdd(&netlink.Wireguard{LinkAttrs: a})
 	if !errors.Is(err, unix.EOPNOTSUPP) {
 		return err
 	}
-	d, localErr := newLocalDevice(l.Name, l.MTU, k.wg.log)
-	if localErr != nil {
-		return fmt.Errorf("this kernel has no wireguard (%w), nor does it run in this process: %w", err, localErr)
+	d, userspaceErr := newUserspaceDevice(x.Name, x.MTU, k.wg.log)
+	if userspaceErr != nil {
+		return fmt.Errorf("kernel has no wireguard (%w), and userspace wireguard failed: %w", err, userspaceErr)
 	}
-	k.wg.mine[l.Name] = d
-	k.wg.log.Info("the kernel has no wireguard, so this process carries the packets", "device", l.Name)
+	k.wg.userspace[x.Name] = d
+	k.wg.log.Warn("kernel has no wireguard, running it in userspace", "device", x.Name)
 	return nil
 }
 
-// configure gives a device its configuration.
+// configure configures a device.
 func (w *wireGuards) configure(dev string, c wgtypes.Config) error {
-	if d := w.mine[dev]; d != nil {
+	if d := w.userspace[dev]; d != nil {
 		return d.configure(c)
 	}
 	if err := w.open(); err != nil {
@@ -103,12 +105,12 @@ func (w *wireGuards) setTunnel(t Tunnel) error {
 	return w.configure(t.Dev, wgtypes.Config{PrivateKey: &private, ListenPort: &t.ListenPort})
 }
 
-// applyPeers performs operations on peers, all those of one device at once. They share its error.
-func (w *wireGuards) applyPeers(ops []op) []error {
+// applyPeers performs operations on peers, those of one device at once. All of them get its error.
+func (w *wireGuards) applyPeers(ops []Op) []error {
 	errs := make([]error, len(ops))
 	for start := 0; start < len(ops); {
-		dev := ops[start].object.device()
-		end := start + run(ops[start:], func(o op) bool { return o.object.device() == dev })
+		dev := ops[start].Object.device()
+		end := start + prefixLen(ops[start:], func(o Op) bool { return o.Object.device() == dev })
 		var c wgtypes.Config
 		for _, o := range ops[start:end] {
 			c.Peers = append(c.Peers, peerConfig(o))
@@ -116,8 +118,8 @@ func (w *wireGuards) applyPeers(ops []op) []error {
 		err := w.configure(dev, c)
 		for i, o := range ops[start:end] {
 			errs[start+i] = err
-			if p, ok := o.object.(Peer); ok && err == nil {
-				w.given[peerKey{dev, p.PublicKey}] = p.Endpoint
+			if p, ok := o.Object.(Peer); ok && err == nil {
+				w.configuredEndpoint[p.id()] = p.Endpoint
 			}
 		}
 		start = end
@@ -125,9 +127,9 @@ func (w *wireGuards) applyPeers(ops []op) []error {
 	return errs
 }
 
-func peerConfig(o op) wgtypes.PeerConfig {
-	p, _ := o.object.(Peer) // applyPeers gets no others
-	if o.verb == doDelete {
+func peerConfig(o Op) wgtypes.PeerConfig {
+	p, _ := o.Object.(Peer) // applyPeers gets nothing else
+	if o.Verb == Delete {
 		return wgtypes.PeerConfig{PublicKey: wgtypes.Key(p.PublicKey), Remove: true}
 	}
 	psk := wgtypes.Key(p.PSK)
@@ -143,10 +145,21 @@ func peerConfig(o op) wgtypes.PeerConfig {
 	return c
 }
 
-// sessionLife is how long a WireGuard session lasts (REJECT_AFTER_TIME, the WireGuard paper, section 6.1).
+// sessionLife is the lifetime of a WireGuard session (REJECT_AFTER_TIME, the WireGuard paper, section 6.1).
 const sessionLife = 180 * time.Second
 
-// read gives a device's tunnel and peers.
+// readWireGuard adds the tunnel and the peers of a device.
+func (k *Kernel) readWireGuard(s *State, l Link) error {
+	t, peers, err := k.wg.read(l.Name)
+	if err != nil {
+		return fmt.Errorf("read wireguard device %s: %w", l.Name, err)
+	}
+	s.Tunnels = append(s.Tunnels, t)
+	s.Peers = append(s.Peers, peers...)
+	return nil
+}
+
+// read returns the tunnel and the peers of a device.
 func (w *wireGuards) read(dev string) (Tunnel, []Peer, error) {
 	d, err := w.device(dev)
 	if err != nil {
@@ -163,13 +176,13 @@ func (w *wireGuards) read(dev string) (Tunnel, []Peer, error) {
 	return t, peers, nil
 }
 
-// endpoint is where a peer is. One behind NAT, or with several addresses, is followed by WireGuard itself. While that
-// works, its endpoint counts as the one we gave, so that it is changed only when its lease says something new.
+// endpoint returns the UDP address of a peer. WireGuard follows peers that roam or are behind NAT. During a session the
+// configured endpoint is returned, so that roaming is not "repaired" and only a changed lease changes the endpoint.
 func (w *wireGuards) endpoint(dev string, p wgtypes.Peer) netip.AddrPort {
-	given, ok := w.given[peerKey{dev, Key(p.PublicKey)}]
+	configured, ok := w.configuredEndpoint[PeerID{dev, Key(p.PublicKey)}]
 	switch {
 	case ok && time.Since(p.LastHandshakeTime) < sessionLife:
-		return given
+		return configured
 	case p.Endpoint == nil:
 		return netip.AddrPort{}
 	}
@@ -177,7 +190,8 @@ func (w *wireGuards) endpoint(dev string, p wgtypes.Peer) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// allowed gives the one prefix of each family; with more than one, or none, it is invalid, which no wanted peer has.
+// allowed returns the prefix of each family. It is invalid if there is none or more than one, and then differs from the
+// wanted one.
 func allowed(nets []net.IPNet) (v4, v6 netip.Prefix) {
 	count := map[bool]int{}
 	for _, n := range nets {
@@ -198,7 +212,7 @@ func allowed(nets []net.IPNet) (v4, v6 netip.Prefix) {
 }
 
 func (w *wireGuards) device(dev string) (*wgtypes.Device, error) {
-	if d := w.mine[dev]; d != nil {
+	if d := w.userspace[dev]; d != nil {
 		return d.read()
 	}
 	if err := w.open(); err != nil {

@@ -55,7 +55,7 @@ func noArguments(args []string) error {
 // removeAll removes the devices, routes and rules of all networks and returns a description of
 // each.
 func removeAll(ctx context.Context) (removed []string, err error) {
-	kernel, err := ctrl.OpenKernel()
+	kernel, err := ctrl.OpenKernel(nil)
 	if err != nil {
 		return nil, err
 	}

@@ -164,7 +164,7 @@ func (f family) read(
 }
 
 // published returns the attributes to publish on n: a with its addresses replaced by those that the
-// administrator set. It ignores invalid addresses, which err describes.
+// administrator set, in the families that a has. It ignores invalid addresses, which err describes.
 func published(n *corev1.Node, names annotations, a lease.Attrs) (lease.Attrs, error) {
 	l := lease.Lease{Attrs: a}
 	var invalid []error
@@ -173,7 +173,7 @@ func published(n *corev1.Node, names annotations, a lease.Attrs) (lease.Attrs, e
 		if err != nil {
 			invalid = append(invalid, err)
 		}
-		if _, public, _ := f.fields(&l); overwrite.IsValid() {
+		if _, public, _ := f.fields(&l); overwrite.IsValid() && public.IsValid() {
 			*public = overwrite
 		}
 	}
@@ -187,8 +187,7 @@ func annotationChanges(n *corev1.Node, names annotations, a lease.Attrs) map[str
 	for _, f := range families() {
 		family := f.names(names)
 		want[family.data], want[family.publicIP] = nil, nil
-		if _, public, data := f.fields(&l); public.IsValid() &&
-			!(needsData(a.BackendType) && *data == nil) {
+		if _, public, data := f.fields(&l); public.IsValid() {
 			want[family.publicIP] = public.String()
 			want[family.data] = "null"
 			if *data != nil {
@@ -203,11 +202,4 @@ func annotationChanges(n *corev1.Node, names annotations, a lease.Attrs) map[str
 		}
 	}
 	return want
-}
-
-// needsData reports whether a node of this backend is of no use to others in a family for which it
-// publishes no data.
-func needsData(backendType string) bool {
-	return backendType == "vxlan" ||
-		backendType == "wireguard"
 }

@@ -150,13 +150,12 @@ func TestAnnotationChanges(t *testing.T) {
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"vxlan",` +
 				`"backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}","kube-subnet-manager":"true",` +
 				`"public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
-		{"vxlan over IPv6 only", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "vxlan", BackendV6Data: data6},
-			nil,
+		{"vxlan over IPv6 only", lease.Attrs{PublicIPv6: a6, BackendType: "vxlan", BackendV6Data: data6}, nil,
 			`{"backend-type":"vxlan","backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}","kube-subnet-manager":"true","public-ipv6":"2001:db8::1"}`},
 		{"host-gw dual", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "host-gw"}, nil,
 			`{"backend-data":"null","backend-type":"host-gw","backend-v6-data":"null","kube-subnet-manager":"true","public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
 		{"wireguard without an IPv6 device",
-			lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "wireguard", BackendData: data}, nil,
+			lease.Attrs{PublicIP: a4, BackendType: "wireguard", BackendData: data}, nil,
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"wireguard","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
 		{"unchanged", lease.Attrs{PublicIP: a4}, map[string]string{
 			"backend-data": "null", "backend-type": "", "kube-subnet-manager": "true", "public-ip": "192.0.2.1",

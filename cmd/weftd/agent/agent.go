@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"weft/ctrl"
+	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
+	"weft/ctrl/underlay"
 	"weft/dataplane"
 	"weft/lease"
 	"weft/lease/subnetenv"
@@ -21,7 +23,7 @@ type agent struct {
 	*daemon
 	network lease.Network
 	parts
-	underlay
+	underlayState
 	leaseView
 	file      subnetFile
 	peers     []nodeStatus // other nodes of the last plan
@@ -37,10 +39,10 @@ type parts struct {
 	rules      *netfilter.Manager
 }
 
-// underlay is the interface to the other nodes and the state that follows from it.
-type underlay struct {
-	host      ctrl.Self // backend's knowledge of this machine, including interface and device
-	backend   ctrl.Backend
+// underlayState is the interface to the other nodes and the state that follows from it.
+type underlayState struct {
+	host      backend.LocalNode // backend's knowledge of this machine, including interface and device
+	backend   backend.Backend
 	published lease.Attrs // attributes of the lease
 	ifaceErr  error       // why the current state of the interface cannot be used
 }
@@ -134,7 +136,7 @@ func (a *agent) warnLostSubnet(s lease.State) {
 // ifaceEvent is a result of the interface watch: the selected interface, or the reason why none
 // could be selected.
 type ifaceEvent struct {
-	iface ctrl.Iface
+	iface underlay.Iface
 	err   error
 }
 
@@ -151,9 +153,9 @@ func (a *agent) onIfaceEvent(e ifaceEvent) {
 
 // onIfaceChange follows a change of the interface: it moves the sockets, publishes the new address
 // and plans MTU and routes again.
-func (a *agent) onIfaceChange(i ctrl.Iface) {
+func (a *agent) onIfaceChange(i underlay.Iface) {
 	i.Reason = a.host.Iface.Reason
-	if i == a.host.Iface {
+	if i.Equal(a.host.Iface) {
 		a.ifaceErr = nil // an unusable or lost interface is back as it was
 		return
 	}
@@ -162,14 +164,14 @@ func (a *agent) onIfaceChange(i ctrl.Iface) {
 		a.log.Error("cannot follow the interface change", "err", a.ifaceErr)
 		return
 	}
-	spec := a.backend.Spec()
+	adv := a.backend.Advertisement()
 	if a.engine != nil {
-		if err := a.engine.Rebind(bindAddress(i, spec)); err != nil {
+		if err := a.engine.Rebind(adv.Listen); err != nil {
 			a.log.Error("cannot move the sockets to the new address", "err", err)
 		}
-		a.engine.SetMTU(spec.MTU)
+		a.engine.SetMTU(adv.MTU)
 	}
-	if attrs := leaseAttrs(i, spec); !attrs.Equal(a.published) {
+	if attrs := adv.Attrs; !attrs.Equal(a.published) {
 		a.published = attrs
 		a.manager.SetAttrs(attrs)
 	}
@@ -178,9 +180,9 @@ func (a *agent) onIfaceChange(i ctrl.Iface) {
 
 // logIfaceChange logs the new state of the interface. On-link prefixes may change often where hosts
 // are isolated from each other, and affect few routes, so they are logged at a lower level.
-func (a *agent) logIfaceChange(i ctrl.Iface) {
+func (a *agent) logIfaceChange(i underlay.Iface) {
 	old := a.host.Iface
-	if old.OnLink = i.OnLink; old == i {
+	if old.OnLink = i.OnLink; old.Equal(i) {
 		a.log.Info("on-link routes to other nodes changed", "name", i.Name)
 		return
 	}
@@ -189,19 +191,19 @@ func (a *agent) logIfaceChange(i ctrl.Iface) {
 }
 
 // setUnderlay replaces the backend with one for the interface and the engine's device.
-func (a *agent) setUnderlay(i ctrl.Iface) error {
+func (a *agent) setUnderlay(i underlay.Iface) error {
 	host := a.host
 	host.Iface = i
 	if a.engine != nil {
 		host.Device = a.engine.Device()
 	}
-	backend, err := ctrl.NewBackend(a.network, host)
+	b, err := backend.New(a.network, host)
 	if err != nil {
 		return err
 	}
-	a.host, a.backend = host, backend
+	a.host, a.backend = host, b
 	// The address of a VXLAN device is derived from the node's address and must not follow it.
-	keepVTEP(&a.host, leaseAttrs(i, backend.Spec()))
+	a.host.Restore(b.Advertisement().Attrs)
 	return nil
 }
 
@@ -217,7 +219,7 @@ func (a *agent) replan() {
 	}
 	peers := a.peerLeases()
 	if a.engine != nil {
-		port := uint16(a.backend.Spec().Port)
+		port := a.backend.Advertisement().Listen.Port()
 		a.engine.SetNodes(engineNode(a.self, nil, port), engineNodes(peers, unreachable, port))
 	}
 	a.peers = nodeStatuses(peers, unreachable)
@@ -252,7 +254,7 @@ func (a *agent) desiredRules(plan ctrl.State) netfilter.Desired {
 		}
 	}
 	if r.NoTrack {
-		d.NoTrack = listenAddrs(a.host.Iface, a.backend.Spec(), plan)
+		d.NoTrack = plan.NoTrack
 	}
 	return d
 }
@@ -274,7 +276,7 @@ func (a *agent) wantedFile() subnetenv.File {
 	return subnetenv.File{
 		Network: a.network.Network, Subnet: subnetenv.Gateway(a.self.Subnet),
 		Network6: a.network.IPv6Network, Subnet6: subnetenv.Gateway(a.self.Subnet6),
-		MTU: a.backend.Spec().MTU, IPMasq: a.cfg.Rules.Masquerade,
+		MTU: a.backend.Advertisement().MTU, IPMasq: a.cfg.Rules.Masquerade,
 	}
 }
 

@@ -16,7 +16,9 @@ import (
 
 	"weft/cmd/weftd/config"
 	"weft/ctrl"
+	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
+	"weft/ctrl/underlay"
 	"weft/dataplane/fib"
 	"weft/lease"
 	"weft/lease/subnetenv"
@@ -59,17 +61,6 @@ func TestEngineNodes(t *testing.T) {
 	}
 }
 
-func TestBindAddress(t *testing.T) {
-	// Behind NAT the public address is not a local one.
-	i := ctrl.Iface{Addr: addr("10.0.0.1"), Addr6: addr("fd00::1"), Public: addr("192.0.2.1")}
-	if got := bindAddress(i, ctrl.Spec{Port: 1}).String(); got != "10.0.0.1:1" {
-		t.Errorf("got %s", got)
-	}
-	if got := bindAddress(ctrl.Iface{Addr6: addr("fd00::1")}, ctrl.Spec{Port: 1}).String(); got != "[fd00::1]:1" {
-		t.Errorf("got %s", got)
-	}
-}
-
 func TestDesiredRules(t *testing.T) {
 	a := &agent{
 		daemon:    &daemon{cfg: &config.Config{Rules: config.Rules{Masquerade: true, NoRandomPorts: true, KeepSource: config.Off}}},
@@ -90,44 +81,12 @@ func TestDesiredRules(t *testing.T) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	a.cfg, a.network.Backend.Type = &config.Config{Rules: config.Rules{NoTrack: true}}, "udp"
-	a.host.Iface = ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("192.0.2.1")}
+	a.host.Iface = underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("192.0.2.1")}
 	if err := a.setUnderlay(a.host.Iface); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.desiredRules(ctrl.State{}).NoTrack; !slices.Equal(got, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
+	if got := a.desiredRules(a.plan()).NoTrack; !slices.Equal(got, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
 		t.Errorf("NoTrack is %v", got)
-	}
-}
-
-func TestListenAddrs(t *testing.T) {
-	i := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Addr6: addr("fd00::1"),
-		Public: addr("10.0.0.1"), Public6: addr("fd00::1")}
-	self := testLease("me", "10.5.1.0/24", "10.0.0.1")
-	self.Subnet6 = prefix("fd01:1::/64")
-	for _, test := range []struct {
-		backend, ipv6, want string
-	}{
-		{`{"Type": "udp", "Port": 1}`, ``, "10.0.0.1:1"},
-		{`{"Type": "udp", "Carrier": "kernel"}`, ``, "10.0.0.1:8285"},
-		{`{"Type": "vxlan"}`, ``, "10.0.0.1:8472"},
-		{`{"Type": "vxlan", "Port": 4789}`, `"EnableIPv6": true, "IPv6Network": "fd01::/16",`, "10.0.0.1:4789 [fd00::1]:4789"},
-		{`{"Type": "host-gw"}`, ``, ""},
-	} {
-		network, err := lease.ParseNetwork([]byte(`{"Network": "10.5.0.0/16", ` + test.ipv6 + ` "Backend": ` + test.backend + `}`))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := ctrl.NewBackend(network, ctrl.Self{Iface: i, FOU: true})
-		if err != nil {
-			t.Fatal(err)
-		}
-		var got []string
-		for _, addr := range listenAddrs(i, b.Spec(), b.Plan(self, nil)) {
-			got = append(got, addr.String())
-		}
-		if strings.Join(got, " ") != test.want {
-			t.Errorf("%s: %q, want %q", test.backend, got, test.want)
-		}
 	}
 }
 
@@ -179,7 +138,7 @@ func TestSubnetFileAfterKernelState(t *testing.T) {
 		t.Errorf("lease in force that is not held: %+v since %v", a.self, a.acquired)
 	}
 	var err error
-	if a.backend, err = ctrl.NewBackend(lease.Network{Backend: lease.Backend{Type: "alloc"}}, ctrl.Self{}); err != nil {
+	if a.backend, err = backend.New(lease.Network{Backend: lease.Backend{Type: "alloc"}}, backend.LocalNode{}); err != nil {
 		t.Fatal(err)
 	}
 	a.setLease(lease.State{Self: self, Held: true})
@@ -202,7 +161,7 @@ func TestSubnetFileAfterKernelState(t *testing.T) {
 
 // TestNetnsSubnetFileAfterLatestPlan checks that a previous plan in place is not enough.
 func TestNetnsSubnetFileAfterLatestPlan(t *testing.T) {
-	kernel, err := ctrl.OpenKernel()
+	kernel, err := ctrl.OpenKernel(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +176,7 @@ func TestNetnsSubnetFileAfterLatestPlan(t *testing.T) {
 		},
 		file: subnetFile{path: path},
 	}
-	if a.backend, err = ctrl.NewBackend(lease.Network{Backend: lease.Backend{Type: "alloc"}}, ctrl.Self{}); err != nil {
+	if a.backend, err = backend.New(lease.Network{Backend: lease.Backend{Type: "alloc"}}, backend.LocalNode{}); err != nil {
 		t.Fatal(err)
 	}
 	reconcile := func() {
@@ -277,20 +236,20 @@ func TestSubnetChangeLogged(t *testing.T) {
 func TestInterfaceUnusableAndLost(t *testing.T) {
 	log, _ := testLog()
 	a := &agent{daemon: &daemon{cfg: &config.Config{}, log: log}, network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
-	good := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("10.0.0.1")}
+	good := underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("10.0.0.1")}
 	if err := a.setUnderlay(good); err != nil {
 		t.Fatal(err)
 	}
 	bad := good
 	bad.MTU = 60
-	if a.onIfaceChange(bad); a.ifaceErr == nil || a.host.Iface != good {
+	if a.onIfaceChange(bad); a.ifaceErr == nil || !a.host.Iface.Equal(good) {
 		t.Errorf("an MTU of %d: %v, interface %+v", bad.MTU, a.ifaceErr, a.host.Iface)
 	}
 	if a.onIfaceEvent(ifaceEvent{iface: good}); a.ifaceErr != nil {
 		t.Errorf("back as before: %v", a.ifaceErr)
 	}
 	lost := errors.New("no address")
-	if a.onIfaceEvent(ifaceEvent{err: lost}); !errors.Is(a.ifaceErr, lost) || a.host.Iface != good {
+	if a.onIfaceEvent(ifaceEvent{err: lost}); !errors.Is(a.ifaceErr, lost) || !a.host.Iface.Equal(good) {
 		t.Errorf("lost: %v, interface %+v", a.ifaceErr, a.host.Iface)
 	}
 	if a.onIfaceEvent(ifaceEvent{iface: good}); a.ifaceErr != nil {
@@ -301,9 +260,9 @@ func TestInterfaceUnusableAndLost(t *testing.T) {
 func TestInterfaceChangeLogLevel(t *testing.T) {
 	log, logged := testLog()
 	a := &agent{daemon: &daemon{cfg: &config.Config{}, log: log}}
-	a.host.Iface = ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1")}
+	a.host.Iface = underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1")}
 	i := a.host.Iface
-	i.OnLink = ctrl.NewPrefixSet(prefix("10.0.0.0/24"))
+	i.OnLink = underlay.NewPrefixSet(prefix("10.0.0.0/24"))
 	if a.logIfaceChange(i); !strings.Contains(logged.String(), "level=INFO") || strings.Contains(logged.String(), "mtu") {
 		t.Errorf("changed on-link route: %s", logged)
 	}
@@ -322,12 +281,12 @@ func TestVTEPAddressKept(t *testing.T) {
 	a := &agent{network: network} // without a VXLAN device
 	var published [2]lease.Attrs
 	for i, last := range []string{"1", "2"} {
-		iface := ctrl.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0." + last), Addr6: addr("fd00::" + last)}
+		iface := underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0." + last), Addr6: addr("fd00::" + last)}
 		iface.Public, iface.Public6 = iface.Addr, iface.Addr6
 		if err := a.setUnderlay(iface); err != nil {
 			t.Fatal(err)
 		}
-		published[i] = leaseAttrs(iface, a.backend.Spec())
+		published[i] = a.backend.Advertisement().Attrs
 	}
 	if string(published[0].BackendData) != string(published[1].BackendData) || string(published[0].BackendV6Data) != string(published[1].BackendV6Data) {
 		t.Errorf("first %+v, with another node address %+v", published[0], published[1])

@@ -2,11 +2,9 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 
-	"weft/ctrl"
 	"weft/lease"
 	"weft/lease/kube"
 )
@@ -80,24 +78,4 @@ func (a *agent) watchNetwork(ctx context.Context) error {
 		return errNetworkChanged
 	}
 	return err
-}
-
-// keepVTEP sets the Ethernet address of a VXLAN device that does not exist yet to the one that the
-// node published before, in this run or an earlier one: other nodes still use it.
-func keepVTEP(host *ctrl.Self, previous lease.Attrs) {
-	if previous.BackendType != "vxlan" {
-		return
-	}
-	for _, end := range []struct {
-		mac  *ctrl.MAC
-		data json.RawMessage
-	}{{&host.VTEP, previous.BackendData}, {&host.VTEP6, previous.BackendV6Data}} {
-		var published struct{ VtepMAC string }
-		if *end.mac != (ctrl.MAC{}) || json.Unmarshal(end.data, &published) != nil {
-			continue
-		}
-		if m, err := ctrl.ParseMAC(published.VtepMAC); err == nil {
-			*end.mac = m
-		}
-	}
 }

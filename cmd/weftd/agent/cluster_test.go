@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/netip"
@@ -10,7 +9,6 @@ import (
 	"testing"
 
 	"weft/cmd/weftd/config"
-	"weft/ctrl"
 	"weft/lease"
 	"weft/lease/kube"
 )
@@ -105,34 +103,5 @@ func TestWatchNetwork(t *testing.T) {
 	}
 	if c := a.configCondition(); !c.OK || c.Reason != "" {
 		t.Errorf("after the revert: %+v", c)
-	}
-}
-
-func TestKeepVTEP(t *testing.T) {
-	mac, err := ctrl.ParseMAC("0a:00:00:00:00:01")
-	if err != nil {
-		t.Fatal(err)
-	}
-	vxlan := lease.Attrs{BackendType: "vxlan", BackendData: json.RawMessage(`{"VNI":1,"VtepMAC":"0a:00:00:00:00:01"}`)}
-	other := lease.Attrs{BackendType: "host-gw", BackendData: vxlan.BackendData}
-	broken := lease.Attrs{BackendType: "vxlan", BackendData: json.RawMessage(`{"VtepMAC":7}`), BackendV6Data: json.RawMessage(`{"VtepMAC":"x"}`)}
-	present := ctrl.MAC{2, 2, 2, 2, 2, 2}
-	for _, test := range []struct {
-		name      string
-		have      ctrl.MAC
-		previous  lease.Attrs
-		want, six ctrl.MAC
-	}{
-		{"no device", ctrl.MAC{}, vxlan, mac, ctrl.MAC{}},
-		{"existing device", present, vxlan, present, ctrl.MAC{}},
-		{"another backend's data", ctrl.MAC{}, other, ctrl.MAC{}, ctrl.MAC{}},
-		{"unreadable", ctrl.MAC{}, broken, ctrl.MAC{}, ctrl.MAC{}},
-		{"no previous lease", ctrl.MAC{}, lease.Attrs{}, ctrl.MAC{}, ctrl.MAC{}},
-		{"IPv6", ctrl.MAC{}, lease.Attrs{BackendType: "vxlan", BackendV6Data: vxlan.BackendData}, ctrl.MAC{}, mac},
-	} {
-		host := ctrl.Self{VTEP: test.have}
-		if keepVTEP(&host, test.previous); host.VTEP != test.want || host.VTEP6 != test.six {
-			t.Errorf("%s: %v and %v", test.name, host.VTEP, host.VTEP6)
-		}
 	}
 }

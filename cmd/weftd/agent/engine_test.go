@@ -6,7 +6,7 @@ import (
 	"testing"
 
 	"weft/cmd/weftd/config"
-	"weft/ctrl"
+	"weft/ctrl/backend"
 	"weft/dataplane"
 	"weft/dataplane/feature"
 )
@@ -20,7 +20,7 @@ func TestEngineConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := &daemon{cfg: cfg}
-	got := d.engineConfig(ctrl.Iface{Addr: netip.MustParseAddr("192.0.2.1")}, ctrl.Spec{Port: 8285, MTU: 1472})
+	got := d.engineConfig(backend.Advertisement{Listen: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472})
 	want := dataplane.Config{
 		Device: "flannel%d", Bind: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472, Workers: 3, SourcePort: 9000,
 		Spin: true, ECN: true, DSCP: true, SourceCheck: dataplane.CheckStrict, Mode: dataplane.ModePortable,
@@ -34,7 +34,7 @@ func TestEngineConfig(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.cfg = cfg
-	if d.engineConfig(ctrl.Iface{}, ctrl.Spec{}).Spin {
+	if d.engineConfig(backend.Advertisement{}).Spin {
 		t.Error("spins with --spin=false")
 	}
 }

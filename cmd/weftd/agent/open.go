@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft/ctrl"
+	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
+	"weft/ctrl/underlay"
 	"weft/dataplane"
 	"weft/lease"
 )
@@ -31,12 +33,12 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 	if d.hints, err = d.awaitHints(ctx, store); err != nil {
 		return err
 	}
-	kernel, err := ctrl.OpenKernel()
+	kernel, err := ctrl.OpenKernel(d.log)
 	if err != nil {
 		return err
 	}
 	defer kernel.Close()
-	iface, err := ctrl.ChooseIface(d.ifaceOptions(network), kernel)
+	iface, err := underlay.Choose(d.ifaceOptions(network), kernel)
 	if err != nil {
 		return err
 	}
@@ -51,9 +53,9 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 	return a.run(ctx)
 }
 
-func (d *daemon) ifaceOptions(n lease.Network) ctrl.IfaceOptions {
+func (d *daemon) ifaceOptions(n lease.Network) underlay.Options {
 	u := d.cfg.Underlay
-	return ctrl.IfaceOptions{
+	return underlay.Options{
 		Iface:      u.Interfaces,
 		Regex:      u.Patterns,
 		CanReach:   u.CanReach,
@@ -73,13 +75,13 @@ func podNetworks(n lease.Network) []netip.Prefix {
 // newAgent creates the backend of the network config and, if that is a userspace backend, the
 // engine. The engine is opened before a lease is claimed: if the port is in use, the daemon exits
 // without leaving a lease that nothing serves for a day.
-func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface ctrl.Iface) (*agent, error) {
-	host, err := kernel.Self(network, iface,
-		ctrl.SelfOptions{KeyFile: d.cfg.Backend.WireGuardKeyFile, Blackhole: d.cfg.Backend.BlackholeRoute})
+func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface underlay.Iface) (*agent, error) {
+	host, err := backend.PrepareNode(kernel, network, iface,
+		backend.LocalOptions{KeyFile: d.cfg.Backend.WireGuardKeyFile, Blackhole: d.cfg.Backend.BlackholeRoute})
 	if err != nil {
 		return nil, err
 	}
-	keepVTEP(&host, d.hints.Previous)
+	host.Restore(d.hints.Previous)
 	previous := readSubnetFile(d.cfg.Node.SubnetFile, d.log)
 	a := &agent{
 		daemon:  d,
@@ -89,7 +91,7 @@ func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface ctrl
 			rules: netfilter.New(netfilter.Options{Log: d.log, Resync: d.cfg.Rules.Resync,
 				Previous: prefixes(previous)}),
 		},
-		underlay: underlay{host: host},
+		underlayState: underlayState{host: host},
 		file: subnetFile{
 			path:      d.cfg.Node.SubnetFile,
 			previous:  previous,
@@ -99,15 +101,15 @@ func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface ctrl
 	if err := a.setUnderlay(iface); err != nil {
 		return nil, err
 	}
-	spec := a.backend.Spec()
-	if !spec.Userspace {
+	adv := a.backend.Advertisement()
+	if !adv.Userspace {
 		return a, nil
 	}
 	// The previous backend may have left a device with this name or a socket on this port.
 	if err := ctrl.ApplyOnce(kernel, a.plan()); err != nil {
 		d.log.Warn("cannot remove state of the previous backend", "err", err)
 	}
-	if a.engine, err = d.openEngine(iface, spec); err != nil {
+	if a.engine, err = d.openEngine(adv); err != nil {
 		return nil, err
 	}
 	if err := a.setUnderlay(iface); err != nil { // again, now that the device has a name
@@ -119,20 +121,20 @@ func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface ctrl
 // devicePattern is the name of flannel's TUN device; the kernel fills in the number.
 const devicePattern = "flannel%d"
 
-func (d *daemon) openEngine(iface ctrl.Iface, spec ctrl.Spec) (*dataplane.Engine, error) {
-	e, err := dataplane.Open(d.engineConfig(iface, spec))
+func (d *daemon) openEngine(adv backend.Advertisement) (*dataplane.Engine, error) {
+	e, err := dataplane.Open(d.engineConfig(adv))
 	if err != nil {
-		return nil, fmt.Errorf("%s backend on port %d: %w", spec.Type, spec.Port, err)
+		return nil, fmt.Errorf("%s backend on port %d: %w", adv.Type, adv.Listen.Port(), err)
 	}
 	return e, nil
 }
 
-func (d *daemon) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config {
+func (d *daemon) engineConfig(adv backend.Advertisement) dataplane.Config {
 	e := d.cfg.Engine
 	return dataplane.Config{
 		Device:           devicePattern,
-		Bind:             bindAddress(iface, spec),
-		MTU:              spec.MTU,
+		Bind:             adv.Listen,
+		MTU:              adv.MTU,
 		Workers:          e.Workers,
 		SourcePort:       uint16(e.SourcePort),
 		Spin:             e.Spin,
@@ -148,7 +150,7 @@ func (d *daemon) engineConfig(iface ctrl.Iface, spec ctrl.Spec) dataplane.Config
 // connect creates the manager of this node's lease in the store.
 func (a *agent) connect(store lease.Store) {
 	a.cluster, _ = store.(clusterStore)
-	a.published = leaseAttrs(a.host.Iface, a.backend.Spec())
+	a.published = a.backend.Advertisement().Attrs
 	a.manager = lease.NewManager(store, lease.Request{
 		Network:   a.network,
 		Attrs:     a.published,
@@ -168,7 +170,7 @@ func (a *agent) run(ctx context.Context) error {
 	group.Go(func() error { return a.reconciler.Run(ctx) })
 	group.Go(func() error { return a.rules.Run(ctx) })
 	group.Go(func() error {
-		return ctrl.WatchIface(ctx, a.ifaceOptions(a.network), func(i ctrl.Iface, err error) {
+		return underlay.Watch(ctx, a.ifaceOptions(a.network), func(i underlay.Iface, err error) {
 			ifaces.put(ifaceEvent{i, err})
 		})
 	})

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"net/netip"
 
-	"weft/ctrl"
 	"weft/dataplane/fib"
 	"weft/lease"
 )
@@ -54,39 +53,4 @@ func nodeStatuses(leases []lease.Lease, unreachable map[netip.Prefix]string) []n
 		})
 	}
 	return nodes
-}
-
-// leaseAttrs returns the attributes of this node's lease.
-func leaseAttrs(i ctrl.Iface, spec ctrl.Spec) lease.Attrs {
-	return lease.Attrs{
-		PublicIP: i.Public, PublicIPv6: i.Public6,
-		BackendType: spec.LeaseType, BackendData: spec.Data, BackendV6Data: spec.DataV6,
-	}
-}
-
-// bindAddress returns the local address of the engine's sockets: the interface's own address, which
-// behind NAT is not the public one.
-func bindAddress(i ctrl.Iface, spec ctrl.Spec) netip.AddrPort {
-	addr := i.Addr
-	if !addr.IsValid() {
-		addr = i.Addr6
-	}
-	return netip.AddrPortFrom(addr, uint16(spec.Port))
-}
-
-// listenAddrs returns the local UDP addresses to which other nodes send encapsulated packets.
-func listenAddrs(i ctrl.Iface, spec ctrl.Spec, plan ctrl.State) []netip.AddrPort {
-	var addrs []netip.AddrPort
-	if spec.Userspace {
-		addrs = append(addrs, bindAddress(i, spec))
-	}
-	for _, p := range plan.FOU {
-		addrs = append(addrs, netip.AddrPortFrom(i.Addr, uint16(p.Port)))
-	}
-	for _, l := range plan.Links {
-		if l.Kind == ctrl.KindVXLAN {
-			addrs = append(addrs, netip.AddrPortFrom(l.VXLAN.Local, uint16(l.VXLAN.Port)))
-		}
-	}
-	return addrs
 }

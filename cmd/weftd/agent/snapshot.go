@@ -1,10 +1,13 @@
 package agent
 
 import (
+	"strings"
 	"time"
 
 	"weft/ctrl"
+	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
+	"weft/ctrl/underlay"
 	"weft/dataplane"
 	"weft/lease"
 )
@@ -14,10 +17,9 @@ import (
 type snapshot struct {
 	waiting error // why there is no network config yet; nil once there is
 
-	iface    ctrl.Iface
+	iface    underlay.Iface
 	ifaceErr error
-	spec     ctrl.Spec
-	device   string
+	adv      backend.Advertisement
 
 	state    lease.State
 	self     lease.Lease
@@ -36,7 +38,7 @@ type snapshot struct {
 // publish stores a snapshot for the HTTP server.
 func (a *agent) publish() {
 	a.snapshot.Store(&snapshot{
-		iface: a.host.Iface, ifaceErr: a.ifaceErr, spec: a.backend.Spec(), device: a.host.Device,
+		iface: a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
 		state: a.state, self: a.self, acquired: a.acquired, peers: a.peers,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules,
@@ -51,7 +53,8 @@ func (d *daemon) status() Status {
 	if s == nil || s.reconciler == nil {
 		return status
 	}
-	status.Backend, status.MTU, status.Device = s.spec.Type, s.spec.MTU, s.device
+	status.Backend, status.MTU = s.adv.Type, s.adv.MTU
+	status.Device = strings.Join(s.adv.Devices, " ")
 	status.Nodes = append(status.Nodes, s.peers...)
 	status.Interface = &interfaceStatus{
 		Name: s.iface.Name, MTU: s.iface.MTU, Address: s.iface.Addr, Address6: s.iface.Addr6,
@@ -64,7 +67,7 @@ func (d *daemon) status() Status {
 	status.Store = storeStatus{Connected: s.state.Connected, Revision: s.state.Revision, Error: errText(s.state.Err)}
 	k := s.reconciler.Status()
 	status.Kernel = kernelStatus{Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err),
-		Repairs: k.Repairs}
+		Repairs: k.Repairs, UserspaceWireGuard: k.UserspaceWireGuard}
 	r := s.rules.Status()
 	status.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
 		Notes: append(ruleNotes(d.cfg.Rules), r.Notes...), Repairs: r.Repairs}

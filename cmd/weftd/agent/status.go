@@ -15,8 +15,8 @@ type Status struct {
 	Ready      bool             `json:"ready"`
 	Conditions []condition      `json:"conditions"`
 	Backend    string           `json:"backend,omitempty"`
-	MTU        int              `json:"mtu,omitempty"` // of pods, in bytes
-	Device     string           `json:"device,omitempty"`
+	MTU        int              `json:"mtu,omitempty"`    // of pods, in bytes
+	Device     string           `json:"device,omitempty"` // overlay device, two if each family has its own
 	Interface  *interfaceStatus `json:"interface,omitempty"`
 	Lease      *leaseStatus     `json:"lease,omitempty"`
 	Store      storeStatus      `json:"store"`
@@ -77,6 +77,8 @@ type kernelStatus struct {
 	Waiting []string  `json:"waiting,omitempty"` // devices that do not exist yet
 	Error   string    `json:"error,omitempty"`
 	Repairs uint64    `json:"repairs"`
+	// UserspaceWireGuard lists WireGuard devices that run in this process, as the kernel has no WireGuard.
+	UserspaceWireGuard []string `json:"userspace_wireguard,omitempty"`
 }
 
 // rulesStatus describes the packet filter rules.

@@ -1,0 +1,179 @@
+package backend
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"weft/ctrl"
+	"weft/encap"
+	"weft/lease"
+)
+
+// family is one address family of a network and a lease.
+type family struct {
+	v6      bool
+	network netip.Prefix    // the whole overlay
+	subnet  netip.Prefix    // of one node
+	public  netip.Addr      // that node's address for peers
+	data    json.RawMessage // that node's backend data
+}
+
+// families returns the enabled families in which the lease has a subnet.
+func families(n lease.Network, l lease.Lease) []family {
+	var out []family
+	for _, f := range []family{
+		{false, n.Network, l.Subnet, l.PublicIP, l.BackendData},
+		{true, n.IPv6Network, l.Subnet6, l.PublicIPv6, l.BackendV6Data},
+	} {
+		if f.network.IsValid() && f.subnet.IsValid() {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// networks lists the valid networks of both families.
+func networks(n lease.Network) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range []netip.Prefix{n.Network, n.IPv6Network} {
+		if p.IsValid() {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
+}
+
+// gatewayAddr returns the network address of a subnet, which its node's overlay device has: 10.5.77.0/24 gives
+// 10.5.77.0.
+func gatewayAddr(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr() }
+
+// gatewayOn puts the gateway address of a subnet on a device.
+func gatewayOn(dev string, subnet netip.Prefix) ctrl.Addr {
+	return ctrl.Addr{Dev: dev, Prefix: ctrl.HostPrefix(gatewayAddr(subnet))}
+}
+
+// peerSubnet is a peer's subnet in one family.
+type peerSubnet struct {
+	family
+	lease lease.Lease
+}
+
+// startPlan starts a wanted state. It returns the subnets of the other nodes with this backend type, in the families
+// that self has. Nodes with another type are recorded as unreachable.
+func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.Lease) (ctrl.State, []peerSubnet) {
+	s := ctrl.State{Networks: networks(n)}
+	has := map[bool]bool{}
+	for _, f := range families(n, self) {
+		has[f.v6] = true
+	}
+	var peers []peerSubnet
+	for _, l := range all {
+		if l.Overlaps(self) {
+			continue
+		}
+		for _, f := range families(n, l) {
+			p := peerSubnet{f, l}
+			if f.public.IsValid() {
+				s.FlannelRoutes = append(s.FlannelRoutes, ctrl.FlannelRoute{Dst: f.subnet.Masked(), Via: f.public})
+			}
+			if !has[f.v6] {
+				continue
+			}
+			if err := checkPeer(s.Networks, leaseType, p); err != nil {
+				unreachable(&s, p, err)
+				continue
+			}
+			peers = append(peers, p)
+		}
+	}
+	return s, peers
+}
+
+// checkPeer returns the reason why no backend can reach a peer.
+func checkPeer(networks []netip.Prefix, leaseType string, p peerSubnet) error {
+	switch {
+	case !ctrl.Contains(networks, p.subnet):
+		// A lease of an earlier config or of a misbehaving node. Only state inside the networks is owned.
+		return fmt.Errorf("%v is not inside network %v", p.subnet, p.network)
+	case p.lease.BackendType != leaseType:
+		return fmt.Errorf("backend is %s, this node's is %s", typeName(p.lease.BackendType), typeName(leaseType))
+	case !p.public.IsValid():
+		return errors.New("lease has no public address in this family")
+	}
+	return nil
+}
+
+// typeName returns a lease's backend type for messages; the empty type means udp.
+func typeName(leaseType string) string {
+	if leaseType == "" {
+		return "udp"
+	}
+	return leaseType
+}
+
+// unreachable records that a peer cannot be reached.
+func unreachable(s *ctrl.State, p peerSubnet, reason error) {
+	node := p.lease.Node
+	if node == "" {
+		node = p.lease.Public().String()
+	}
+	s.Unreachable = append(s.Unreachable, ctrl.Unreachable{Node: node, Subnet: p.subnet, Reason: reason.Error()})
+}
+
+// decode reads the keys of the Backend object, in any case, into c, which holds the defaults. The error names the key
+// and the type that it must have.
+func decode(n lease.Network, c any) error {
+	if len(n.Backend.Raw) == 0 {
+		return nil
+	}
+	err := json.Unmarshal(n.Backend.Raw, c)
+	var wrong *json.UnmarshalTypeError
+	if errors.As(err, &wrong) && wrong.Field != "" {
+		return fmt.Errorf("config key %s is a %s, want %s", wrong.Field, wrong.Value, typeText(wrong.Type.Kind().String()))
+	}
+	if err != nil {
+		return fmt.Errorf("decode config: %w", err)
+	}
+	return nil
+}
+
+// typeText describes a Go kind in the terms of JSON.
+func typeText(kind string) string {
+	switch {
+	case strings.HasPrefix(kind, "int"):
+		return "a whole number"
+	case kind == "bool":
+		return "true or false"
+	}
+	return "a " + kind
+}
+
+// inRange checks a number of the config.
+func inRange(key string, v, low, high int) error {
+	if v < low || v > high {
+		return fmt.Errorf("config key %s is %d, want %d to %d", key, v, low, high)
+	}
+	return nil
+}
+
+// deviceMTU returns the MTU of an overlay device: the underlay's without the overhead. The config may set an MTU below
+// the interface's, for a path that carries less; a larger one could not leave the interface. The kernel assigns no IPv6
+// address to a device with an MTU below the IPv6 minimum.
+func deviceMTU(n lease.Network, l LocalNode, configured, overhead int) (int, error) {
+	mtu, source := l.Iface.MTU, "of interface "+l.Iface.Name
+	if configured != 0 && configured < mtu {
+		mtu, source = configured, "of the config"
+	}
+	least, version := encap.MinMTU4, 4
+	if n.IPv6Network.IsValid() {
+		least, version = encap.MinMTU6, 6
+	}
+	if mtu-overhead < least {
+		return 0, fmt.Errorf("MTU %d %s leaves less than the %d bytes that IPv%d needs, after %d of overhead",
+			mtu, source, least, version, overhead)
+	}
+	return mtu - overhead, nil
+}

@@ -1,0 +1,309 @@
+package ctrl
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/deploy/lab"
+)
+
+// must is for lookups that cannot fail in a working namespace.
+func must(l netlink.Link, err error) netlink.Link {
+	if err != nil {
+		panic(err)
+	}
+	return l
+}
+
+// open gives a kernel of this namespace.
+func open(t *testing.T) *Kernel {
+	t.Helper()
+	k, err := OpenKernel(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
+}
+
+// addBridge makes a device that is up, with addresses, for the time of the test.
+func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
+	t.Helper()
+	l, err := bridge(name, addrs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// bridge makes an empty bridge, which is the plainest device that every kernel of ours has.
+func bridge(name string, addrs ...string) (netlink.Link, error) {
+	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
+	if err := netlink.LinkAdd(l); err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix(a)), Flags: unix.IFA_F_NODAD}); err != nil {
+			return nil, err
+		}
+	}
+	return l, netlink.LinkSetUp(l)
+}
+
+// TestNetnsApplyErrors: in a batch, each operation has its own fate, told in the kernel's words.
+func TestNetnsApplyErrors(t *testing.T) {
+	addBridge(t, "under0", "172.20.0.1/24")
+	k := open(t)
+	var ops []Op
+	bad := map[int]string{}
+	for i := range 3 * batchSize {
+		r := Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), Via: addr("172.20.0.2"), Dev: "under0", Protocol: RouteProtocol}
+		switch i {
+		case 0, 200, 3*batchSize - 1:
+			r.Via, bad[i] = addr("172.99.0.1"), "Nexthop has invalid gateway"
+		case 5:
+			r.Dev, bad[i] = "none0", "Link not found"
+		}
+		ops = append(ops, Op{Replace, r})
+	}
+	for i, err := range k.Apply(context.Background(), ops) {
+		switch want := bad[i]; {
+		case want == "" && err != nil:
+			t.Errorf("operation %d: %v", i, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ops[i].String())):
+			t.Errorf("operation %d: got %v, want %q", i, err, want)
+		}
+	}
+	s, err := k.Read(func(string) bool { return false })
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := 0
+	for i := range ops {
+		ops[i].Verb = Delete
+		r, _ := ops[i].Object.(Route)
+		r.Dev = "under0"
+		ops[i].Object = r
+		if slices.Contains(s.Routes, r) {
+			ours++
+		}
+	}
+	if want := len(ops) - len(bad); ours != want {
+		t.Errorf("%d routes are there, want %d", ours, want)
+	}
+	// Deleting all, also what never was, is fine, and so is doing it again.
+	for range 2 {
+		if err := errors.Join(k.Apply(context.Background(), ops)...); err != nil {
+			t.Errorf("delete: %v", err)
+		}
+	}
+	if err := errors.Join(k.Apply(context.Background(), []Op{{Delete, Link{Name: "none0"}}, {Delete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
+		t.Errorf("delete what is not there: %v", err)
+	}
+	if errs := k.Apply(context.Background(), []Op{{Create, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0], errors.ErrUnsupported) {
+		t.Errorf("a device of a strange type: %v", errs)
+	}
+	if errs := k.Apply(context.Background(), []Op{{Create, vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil || !strings.Contains(errs[0].Error(), "underlay device none0") {
+		t.Errorf("a VXLAN on nothing: %v", errs)
+	}
+}
+
+// TestNetnsLateAnswers: answers to an earlier message, which was given up on, are not taken for those to this one.
+func TestNetnsLateAnswers(t *testing.T) {
+	addBridge(t, "under0", "172.20.0.1/24")
+	k := open(t)
+	bad := Route{Dst: prefix("10.9.0.0/24"), Via: addr("172.99.0.1"), Dev: "under0", Protocol: RouteProtocol}
+	good := bad
+	good.Via = addr("172.20.0.2")
+	index := must(netlink.LinkByName("under0")).Attrs().Index
+	for range 2 {
+		k.seq++
+		req := request(Op{Replace, bad}, index)
+		req.Seq = k.seq
+		if err := unix.Sendto(k.batch.GetFd(), req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	last := k.seq
+	errs := k.Apply(context.Background(), []Op{{Replace, good}, {Replace, bad}, {Delete, good}})
+	if errs[0] != nil || errs[1] == nil || errs[2] != nil {
+		t.Errorf("got %v", errs)
+	}
+	if k.seq != last+4 {
+		t.Errorf("%d numbers used for 3 operations and the end", k.seq-last)
+	}
+}
+
+// TestNetnsReadBack: what was applied is read back as it was, for each kind of object this kernel has.
+func TestNetnsReadBack(t *testing.T) {
+	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
+	k := open(t)
+	want := vxlanWant()
+	want.Routes = append(want.Routes,
+		Route{Dst: prefix("10.5.9.0/24"), Kind: Blackhole, Metric: 77, Protocol: RouteProtocol},
+		Route{Dst: prefix("fd10:5:0:9::/64"), Kind: Blackhole, Metric: 77, Protocol: RouteProtocol},
+		Route{Dst: prefix("fd10:5:0:2::/64"), Via: addr("fd31::2"), Dev: "eth0", Protocol: RouteProtocol},
+		Route{Dst: prefix("10.5.8.0/24"), Dev: "eth0", ScopeLink: true, Protocol: RouteProtocol})
+	want.Neighbours = append(want.Neighbours, Neighbour{"flannel.1", addr("fd10:5:0:2::"), macB})
+	t.Cleanup(func() {
+		if removed, err := Cleanup(k); err != nil || len(removed) == 0 {
+			t.Errorf("removed %q, %v", removed, err)
+		}
+	})
+	if err := ApplyOnce(k, want); err != nil {
+		t.Fatal(err)
+	}
+	have, err := k.Read(OverlayName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c := diff(have, want); len(c.ops) > 0 || len(c.conflicts) > 0 || len(c.waiting) > 0 {
+		t.Errorf("applied, yet %q, %q, %q", texts(c.ops), c.conflicts, c.waiting)
+	}
+	// A route with several next hops reads as several routes.
+	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet(prefix("10.77.0.0/24")), MultiPath: []*netlink.NexthopInfo{
+		{LinkIndex: must(netlink.LinkByName("eth0")).Attrs().Index, Gw: addr("172.31.0.7").AsSlice()},
+		{LinkIndex: must(netlink.LinkByName("eth0")).Attrs().Index, Gw: addr("172.31.0.8").AsSlice()},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	have, err = k.Read(OverlayName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var via []string
+	for _, r := range have.Routes {
+		if r.Dst == prefix("10.77.0.0/24") {
+			via = append(via, r.Via.String()+" "+r.Dev)
+		}
+	}
+	if want := []string{"172.31.0.7 eth0", "172.31.0.8 eth0"}; !slices.Equal(via, want) {
+		t.Errorf("next hops %q, want %q", via, want)
+	}
+}
+
+// ourRoute finds our route to a prefix.
+func ourRoute(k *Kernel, dst string) (Route, error) {
+	s, err := k.Read(func(string) bool { return false })
+	if err != nil {
+		return Route{}, err
+	}
+	for _, r := range s.Routes {
+		if r.Dst == prefix(dst) && r.Protocol == RouteProtocol {
+			return r, nil
+		}
+	}
+	return Route{}, errors.New("no route of ours to " + dst)
+}
+
+// TestNetnsRefusals: a route that refuses packets is seen, left alone and told where it is someone else's, of whatever
+// kind and family; with our mark it goes.
+func TestNetnsRefusals(t *testing.T) {
+	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
+	k := open(t)
+	for _, dst := range []netip.Prefix{prefix("10.5.2.0/24"), prefix("fd10:5:0:2::/64")} {
+		via := addr("172.31.0.2")
+		if dst.Addr().Is6() {
+			via = addr("fd31::2")
+		}
+		want := State{Networks: nets, Routes: []Route{{Dst: dst, Via: via, Dev: "eth0", Protocol: RouteProtocol}}}
+		for typ, kind := range map[int]RouteKind{unix.RTN_UNREACHABLE: "unreachable", unix.RTN_PROHIBIT: "prohibit", unix.RTN_THROW: "throw"} {
+			r := &netlink.Route{Dst: ipNet(dst), Type: typ, Protocol: protocolBoot}
+			if err := netlink.RouteAdd(r); err != nil {
+				t.Fatal(err)
+			}
+			if err := ApplyOnce(k, want); err == nil || !strings.Contains(err.Error(), "not owned by this daemon: route "+string(kind)+" "+dst.String()) {
+				t.Errorf("%s %s: got %v", kind, dst, err)
+			}
+			if err := netlink.RouteDel(r); err != nil {
+				t.Errorf("%s %s is gone: %v", kind, dst, err)
+			}
+			r.Protocol = RouteProtocol
+			if err := netlink.RouteAdd(r); err != nil {
+				t.Fatal(err)
+			}
+			removed, err := Cleanup(k)
+			if left, _ := ourRoute(k, dst.String()); err != nil || len(removed) != 1 || left != (Route{}) {
+				t.Errorf("%s %s: removed %q, %v, left %v", kind, dst, removed, err, left)
+			}
+		}
+	}
+}
+
+// TestNetnsWatchOverflow: messages that did not fit the socket (ENOBUFS) count as a change of everything.
+func TestNetnsWatchOverflow(t *testing.T) {
+	l := addBridge(t, "br7")
+	k := open(t)
+	var signs atomic.Int32
+	seen, release := make(chan struct{}), make(chan struct{})
+	relevant := func(Event) bool { // of nothing, so that only the overflow can give a sign
+		select {
+		case seen <- struct{}{}:
+			<-release
+		default:
+		}
+		return false
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := k.Watch(ctx, relevant, func() { signs.Add(1) }); !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+	})
+	await(t, "the first sign", func() bool { return signs.Load() == 1 })
+	change := func(n int) {
+		for i := range n {
+			if err := netlink.LinkSetMTU(l, 1400+i%2); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	change(1)
+	<-seen
+	change(2000) // some 1.5 KiB each, into a buffer of 208 KiB that nobody empties
+	close(release)
+	await(t, "the sign of the overflow", func() bool { return signs.Load() == 2 })
+	cancel()
+	wg.Wait()
+}
+
+// slowness is the factor by which the machine is slower than usual (WEFT_TEST_SLOW, for emulated machines).
+func slowness() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("WEFT_TEST_SLOW"))
+	if err != nil {
+		return 1
+	}
+	return time.Duration(max(n, 1))
+}
+
+// await waits for ok.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	err := lab.Await(t.Context(), 5*time.Second*slowness(), what, func() error {
+		if !ok() {
+			return errors.New("condition not met")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,210 @@
+package underlay
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"weft/ctrl"
+	"weft/deploy/lab"
+)
+
+// open gives a kernel of this namespace.
+func open(t *testing.T) *ctrl.Kernel {
+	t.Helper()
+	k, err := ctrl.OpenKernel(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(k.Close)
+	return k
+}
+
+// addBridge makes a device that is up, with addresses, for the time of the test.
+func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
+	t.Helper()
+	l, err := bridge(name, addrs...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// bridge makes an empty bridge, which is the plainest device that every kernel of ours has.
+func bridge(name string, addrs ...string) (netlink.Link, error) {
+	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
+	if err := netlink.LinkAdd(l); err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet(a), Flags: unix.IFA_F_NODAD}); err != nil {
+			return nil, err
+		}
+	}
+	return l, netlink.LinkSetUp(l)
+}
+
+// slowness is the factor by which the machine is slower than usual (WEFT_TEST_SLOW, for emulated machines).
+func slowness() time.Duration {
+	n, err := strconv.Atoi(os.Getenv("WEFT_TEST_SLOW"))
+	if err != nil {
+		return 1
+	}
+	return time.Duration(max(n, 1))
+}
+
+// await waits for ok.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	err := lab.Await(t.Context(), 5*time.Second*slowness(), what, func() error {
+		if !ok() {
+			return errors.New("condition not met")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ipNet converts a prefix, keeping the host bits.
+func ipNet(s string) *net.IPNet {
+	p := prefix(s)
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// TestNetnsWatchIface follows the address, the MTU and the disappearance of the underlay.
+func TestNetnsWatchIface(t *testing.T) {
+	l := addBridge(t, "wan0", "192.0.2.1/24")
+	var mu sync.Mutex
+	var seen []Iface
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		err := Watch(ctx, Options{IPv4: true, Iface: []string{"wan0"}}, func(i Iface, err error) {
+			if err != nil {
+				t.Error(err)
+			}
+			mu.Lock()
+			seen = append(seen, i)
+			mu.Unlock()
+		})
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("ended with %v", err)
+		}
+	})
+	last := func() Iface {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(seen) == 0 {
+			return Iface{}
+		}
+		return seen[len(seen)-1]
+	}
+	await(t, "the choice", func() bool { return last().Addr == addr("192.0.2.1") })
+	if got := last(); got.Name != "wan0" || got.Kind != "bridge" || got.MTU != 1500 || !got.OnLink.Contains(addr("192.0.2.200")) {
+		t.Errorf("got %+v", got)
+	}
+	for _, err := range []error{
+		netlink.AddrDel(l, &netlink.Addr{IPNet: ipNet("192.0.2.1/24")}),
+		netlink.AddrAdd(l, &netlink.Addr{IPNet: ipNet("198.51.100.7/24")}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the new address", func() bool { return last().Addr == addr("198.51.100.7") })
+	if err := netlink.LinkSetMTU(l, 1400); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the new MTU", func() bool { return last().MTU == 1400 })
+	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet("198.51.100.9/32"), Gw: addr("198.51.100.1").AsSlice()}); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the peer that is by a gateway now", func() bool { return !last().OnLink.Contains(addr("198.51.100.9")) })
+	cancel()
+	wg.Wait()
+}
+
+// TestNetnsChooseIface asks the real kernel: the default route, what it would use for an address, and its order of
+// addresses.
+func TestNetnsChooseIface(t *testing.T) {
+	addBridge(t, "wan0", "192.0.2.1/24", "2001:db8::1/64")
+	addBridge(t, "wan1", "198.51.100.7/24")
+	k := open(t)
+	if err := errors.Join(k.Apply(context.Background(), []ctrl.Op{
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("0.0.0.0/0"), Via: addr("198.51.100.1"), Dev: "wan1", Metric: 50}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("0.0.0.0/0"), Via: addr("192.0.2.254"), Dev: "wan0", Metric: 10}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("::/0"), Via: addr("2001:db8::2"), Dev: "wan0"}},
+	})...); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{IPv4: true}, "wan0 192.0.2.1"},
+		{Options{IPv4: true, IPv6: true}, "wan0 192.0.2.1 2001:db8::1"},
+		{Options{IPv4: true, CanReach: addr("198.51.100.99")}, "wan1 198.51.100.7"},
+		{Options{IPv4: true, PublicIP: addr("198.51.100.7")}, "wan1 198.51.100.7"},
+	} {
+		i, err := Choose(tt.o, k)
+		if err != nil {
+			t.Errorf("%+v: %v", tt.o, err)
+			continue
+		}
+		got := i.Name + " " + i.Addr.String()
+		if i.Addr6.IsValid() {
+			got += " " + i.Addr6.String()
+		}
+		if got != tt.want {
+			t.Errorf("%+v: got %s, want %s", tt.o, got, tt.want)
+		}
+	}
+	if _, err := Choose(Options{IPv4: true, Iface: []string{"nope0"}}, k); err == nil || !strings.Contains(err.Error(), "wan1 198.51.100.7") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestNetnsOnLink: what counts as on the link is what the kernel would send there without a gateway.
+func TestNetnsOnLink(t *testing.T) {
+	addBridge(t, "wan0", "192.0.2.1/24")
+	addBridge(t, "wan1", "198.51.100.7/24")
+	k := open(t)
+	if err := errors.Join(k.Apply(context.Background(), []ctrl.Op{
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.9/32"), Via: addr("192.0.2.254"), Dev: "wan0"}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.16/28"), Via: addr("192.0.2.254"), Dev: "wan0"}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.17/32"), Dev: "wan0", ScopeLink: true}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.40/32"), Dev: "wan1", ScopeLink: true}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("203.0.113.0/24"), Via: addr("192.0.2.254"), Dev: "wan0"}},
+	})...); err != nil {
+		t.Fatal(err)
+	}
+	i, err := Choose(Options{IPv4: true, Iface: []string{"wan0"}}, k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []string{"192.0.2.8", "192.0.2.9", "192.0.2.10", "192.0.2.16", "192.0.2.17", "192.0.2.18", "192.0.2.32", "192.0.2.40", "203.0.113.1", "198.51.100.9"} {
+		rs, err := netlink.RouteGet(addr(s).AsSlice())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := rs[0].Gw == nil && rs[0].LinkIndex == i.Index; i.OnLink.Contains(addr(s)) != want {
+			t.Errorf("%s is on the link: %v; the kernel's route is %v", s, !want, rs[0])
+		}
+	}
+}
