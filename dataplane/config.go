@@ -35,10 +35,12 @@ type Config struct {
 	// effect on a machine with one CPU.
 	Spin bool
 
-	// ECN and DSCP copy bits of the TOS. ECN must be set on all nodes.
-	ECN         bool        // copy congestion marks between inner and outer header (RFC 6040)
-	DSCP        bool        // copy the inner DSCP to the outer header
-	SourceCheck SourceCheck // of inbound packets
+	// ECN copies congestion marks between inner and outer header (RFC 6040). All nodes must agree.
+	ECN bool
+	// DSCP copies the inner DSCP to the outer header.
+	DSCP bool
+	// SourceCheck applies to inbound packets.
+	SourceCheck SourceCheck
 
 	Mode             Mode
 	DisabledFeatures []feature.Name // not used even if the kernel has them

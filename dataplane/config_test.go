@@ -3,6 +3,7 @@ package dataplane
 import (
 	"net/netip"
 	"testing"
+
 	"weft/dataplane/feature"
 )
 

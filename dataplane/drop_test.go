@@ -4,18 +4,19 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
 	"weft/encap/offload"
-
-	"golang.org/x/sys/unix"
 )
 
-// TestEveryDrop provokes each drop reason and checks that only that one is counted.
-func TestEveryDrop(t *testing.T) {
+// provokeDrop has a function for each drop reason that makes a worker drop one packet.
+func provokeDrop() map[Drop]func(*harness) {
 	good := udp4("10.5.1.2", "10.5.2.2", 0, 10, 0)
 	inbound := udp4("10.5.2.2", "10.5.1.2", 0, 10, 0)
-	cases := map[Drop]func(*harness){
+	return map[Drop]func(*harness){
 		DropTooShort:           func(h *harness) { h.fromUDP("192.0.2.2", []byte{0x45, 0, 0}) },
 		DropBadVersion:         func(h *harness) { h.fromUDP("192.0.2.2", bytes.Repeat([]byte{0x75}, 40)) },
 		DropBadLength:          func(h *harness) { h.fromTUN(append(slices.Clone(good), 0)) },
@@ -48,7 +49,7 @@ func TestEveryDrop(t *testing.T) {
 			h.round()
 		},
 		DropPacketTooBig: func(h *harness) {
-			h.socket.refuse = func([]byte) error { return unix.EMSGSIZE }
+			h.socket.reject = func([]byte) error { return unix.EMSGSIZE }
 			h.probePathMTU = func(*peer) (int, error) { return 60, nil }
 			h.fromTUN(udp4("10.5.1.2", "10.5.2.2", dontFragment, 100, 0))
 		},
@@ -57,7 +58,7 @@ func TestEveryDrop(t *testing.T) {
 			h.fromTUN(good, good)
 		},
 		DropSendError: func(h *harness) {
-			h.socket.refuse = func([]byte) error { return errRefused }
+			h.socket.reject = func([]byte) error { return errRejected }
 			h.fromTUN(good)
 		},
 		DropTUNDown: func(h *harness) {
@@ -65,10 +66,15 @@ func TestEveryDrop(t *testing.T) {
 			h.fromUDP("192.0.2.2", inbound)
 		},
 		DropTUNWriteError: func(h *harness) {
-			h.queue.writeErr = errRefused
+			h.queue.writeErr = errRejected
 			h.fromUDP("192.0.2.2", inbound)
 		},
 	}
+}
+
+// TestEveryDrop provokes each drop reason and checks that only that one is counted.
+func TestEveryDrop(t *testing.T) {
+	cases := provokeDrop()
 	for _, d := range Drops() {
 		provoke, ok := cases[d]
 		if !ok {

@@ -166,7 +166,7 @@ func TestRoundReportsMore(t *testing.T) {
 		for range quantumFrames + 1 {
 			queues[c].in = append(queues[c].in, tun.Frame{Packet: packetBetween("10.5.1.2", "10.5.2.2")})
 		}
-		queues[1-c].readErr = errRefused // reading it loses the device
+		queues[1-c].readErr = errRejected // reading it loses the device
 		h.ready.queues[c] = true
 		if !h.worker.round() || h.tunPort == nil {
 			t.Errorf("class %d: no more reported, or the other queue was read", c)

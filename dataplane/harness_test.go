@@ -87,7 +87,7 @@ type fakeSocket struct {
 	reserved []sentTo
 	room     int // datagrams that Reserve accepts between two flushes
 	full     int // number of flushes that fail because the socket is full
-	refuse   func(datagram []byte) error
+	reject   func(datagram []byte) error
 	sendErr  error
 	sent     []sentTo
 	in       [][]udp.Message // per Receive
@@ -117,8 +117,8 @@ func (s *fakeSocket) Flush(undelivered udp.UndeliveredFunc) bool {
 		return false
 	}
 	for _, d := range s.reserved {
-		if s.refuse != nil {
-			if err := s.refuse(d.data); err != nil {
+		if s.reject != nil {
+			if err := s.reject(d.data); err != nil {
 				undelivered(d.key.To, d.data, err)
 				continue
 			}
@@ -266,4 +266,4 @@ func readable(t *testing.T) []unix.PollFd {
 	return []unix.PollFd{{Fd: int32(event.FD()), Events: unix.POLLIN}}
 }
 
-var errRefused error = unix.EPERM
+var errRejected error = unix.EPERM

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"

@@ -158,7 +158,7 @@ func (w *worker) flush() bool {
 	return true
 }
 
-// undelivered handles a datagram that the kernel refused to send. EMSGSIZE is the only way to learn
+// undelivered handles a datagram that the kernel rejected. EMSGSIZE is the only way to learn
 // the path MTU, which the inner sender must learn, too.
 func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 	w.pending.Packets--

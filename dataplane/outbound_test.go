@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
 	"weft/encap"

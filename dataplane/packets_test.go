@@ -3,6 +3,7 @@ package dataplane
 import (
 	"encoding/binary"
 	"net/netip"
+
 	"weft/dataplane/tun"
 	"weft/encap/checksum"
 	"weft/encap/offload"

@@ -7,17 +7,18 @@ import (
 	"testing"
 	"time"
 	"unsafe"
-	"weft/dataplane/tun"
-	"weft/encap"
 
 	"golang.org/x/sys/unix"
+
+	"weft/dataplane/tun"
+	"weft/encap"
 )
 
 // limitPathMTU limits the path to every node to mtu bytes, including outer headers. It returns the
 // number of probes.
 func (h *harness) limitPathMTU(mtu int) *int {
 	probes := new(int)
-	h.socket.refuse = func(d []byte) error {
+	h.socket.reject = func(d []byte) error {
 		if len(d)+28 > mtu {
 			return unix.EMSGSIZE
 		}
@@ -47,7 +48,7 @@ func TestPathMTUExceeded(t *testing.T) {
 			t.Errorf("ICMP error %x", msg[20:28])
 		}
 	}
-	h.socket.refuse = nil // the path MTU grows
+	h.socket.reject = nil // the path MTU grows
 	h.clock = h.clock.Add(pathMTULifetime + time.Second)
 	h.fromTUN(long)
 	if len(h.socket.sent) != 2 {
@@ -62,7 +63,7 @@ func TestPathMTUExpiryMonotonic(t *testing.T) {
 	h.limitPathMTU(1000)
 	long := udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0)
 	h.fromTUN(long)
-	h.socket.refuse = nil
+	h.socket.reject = nil
 	h.clock = setBack(t, h.clock.Add(2*pathMTULifetime), 24*time.Hour)
 	h.fromTUN(long)
 	if len(h.socket.sent) != 1 {
@@ -87,7 +88,7 @@ func TestPathMTUPerNode(t *testing.T) {
 	h := newHarness(t)
 	h.limitPathMTU(1000)
 	h.fromTUN(udp4("10.5.1.2", "10.5.2.2", dontFragment, 1000, 0))
-	h.socket.refuse = nil
+	h.socket.reject = nil
 	h.fromTUN(udp4("10.5.1.2", "10.5.3.2", dontFragment, 1000, 0))
 	if len(h.socket.sent) != 1 || h.socket.sent[0].key.To.Addr != node3.Endpoint {
 		t.Errorf("sent %d, drops %v", len(h.socket.sent), h.drops())

@@ -4,11 +4,12 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"golang.org/x/sys/unix"
+
 	"weft/dataplane/fib"
 	"weft/dataplane/tun"
 	"weft/dataplane/udp"
-
-	"golang.org/x/sys/unix"
 )
 
 // TestSocketReplacedWhileFull expects that packets that wait for room in the old socket are counted
@@ -17,7 +18,7 @@ func TestSocketReplacedWhileFull(t *testing.T) {
 	for name, lose := range map[string]func(*harness, *fakeSocket){
 		"rebound": func(h *harness, next *fakeSocket) { h.nextUDP.Store(&udpPort{udpSocket: next}) },
 		"lost": func(h *harness, next *fakeSocket) {
-			h.socket.recvErr = errRefused
+			h.socket.recvErr = errRejected
 			h.round()
 			h.nextUDP.Store(&udpPort{udpSocket: next})
 		},
@@ -48,7 +49,7 @@ func TestDeviceAndSocketLost(t *testing.T) {
 	if h.tunPort != nil || h.engine.lostDevice.Load() != 7 || h.drops()[DropTUNWriteError] != 1 {
 		t.Fatalf("queue %v, reported %d, drops %v", h.tunPort, h.engine.lostDevice.Load(), h.drops())
 	}
-	h.socket.recvErr = errRefused
+	h.socket.recvErr = errRejected
 	h.round()
 	if h.udpPort != nil || h.engine.lostSocket.Load() != 8 {
 		t.Fatalf("socket %v, reported %d", h.udpPort, h.engine.lostSocket.Load())
@@ -131,7 +132,7 @@ func TestTUNNotPolledWhileBlocked(t *testing.T) {
 	if n := polled(h); h.blocked || n != 1 {
 		t.Errorf("blocked %v: %d descriptors are ready", h.blocked, n)
 	}
-	h.socket.recvErr = errRefused
+	h.socket.recvErr = errRejected
 	h.round()
 	if n := polled(h); h.udpPort != nil || n != 0 {
 		t.Errorf("socket %v: %d descriptors are ready", h.udpPort, n)
