@@ -32,7 +32,7 @@ const (
 
 // AppendUnreachable appends to dst an ICMP "net unreachable" packet (IPv6: "no route to
 // destination") in response to the inner packet pkt, whose parsed header is in. It appends nothing
-// if the RFCs forbid an error: see mayAnswer. It does not allocate if dst has room for MaxICMP
+// if the RFCs forbid an error: see errorAllowed. It does not allocate if dst has room for MaxICMP
 // bytes.
 //
 // The source address is the destination of pkt. RFC 1812 section 4.3.2.4 requires an address of the
@@ -59,7 +59,7 @@ func AppendTooBig(dst []byte, pkt []byte, in *Inner, mtu int) []byte {
 }
 
 func appendICMP(dst, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte {
-	if !mayAnswer(pkt, in) {
+	if !errorAllowed(pkt, in) {
 		return dst
 	}
 	from := in.Dst
@@ -87,11 +87,11 @@ func appendICMP(dst, pkt []byte, in *Inner, typ, code uint8, rest uint32) []byte
 	return dst
 }
 
-// mayAnswer reports whether an ICMP error may be sent in response to pkt. RFC 1122 section 3.2.2,
-// RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 (e) forbid errors in response to an ICMP error,
-// to a non-first fragment, and to a packet whose source or destination is not a single host. A
-// packet too short to hold an ICMP type is treated as an error.
-func mayAnswer(pkt []byte, in *Inner) bool {
+// errorAllowed reports whether an ICMP error may be sent in response to pkt. RFC 1122 section
+// 3.2.2, RFC 1812 section 4.3.2.7 and RFC 4443 section 2.4 (e) forbid errors in response to an ICMP
+// error, to a non-first fragment, and to a packet whose source or destination is not a single host.
+// A packet too short to hold an ICMP type is treated as an error.
+func errorAllowed(pkt []byte, in *Inner) bool {
 	if in.NonFirstFragment || !isHost(in.Dst) || !isHost(in.Src) || in.Src == in.Dst {
 		return false
 	}

@@ -89,14 +89,14 @@ const maxFrame = 65536
 // Queue is one queue of a Device.
 type Queue struct {
 	fd         int
-	header     int // bytes of virtio header before each frame
+	headerLen  int // size of the virtio header before each frame
 	buf        []byte
 	vnetHeader [offload.HeaderLen]byte // of the frame being written
 	iovecs     [2]unix.Iovec           // virtio header and packet
 }
 
-func newQueue(fd, header int) *Queue {
-	return &Queue{fd: fd, header: header, buf: make([]byte, header+maxFrame)}
+func newQueue(fd, headerLen int) *Queue {
+	return &Queue{fd: fd, headerLen: headerLen, buf: make([]byte, headerLen+maxFrame)}
 }
 
 // FD returns the descriptor to poll. The queue keeps ownership.
@@ -122,14 +122,14 @@ func (q *Queue) Read() (Frame, error) {
 }
 
 func (q *Queue) frame(b []byte) (Frame, error) {
-	if q.header == 0 {
+	if q.headerLen == 0 {
 		return Frame{Packet: b}, nil
 	}
 	h, err := offload.DecodeHeader(b)
 	if err != nil {
 		return Frame{}, fmt.Errorf("read TUN device: %w", err)
 	}
-	return Frame{Header: h, Packet: b[q.header:]}, nil
+	return Frame{Header: h, Packet: b[q.headerLen:]}, nil
 }
 
 // Write writes a frame, which the kernel treats as received on the device. It does not retain f.
@@ -155,10 +155,10 @@ func (q *Queue) write(f Frame) unix.Errno {
 	q.iovecs[1].Base = &f.Packet[0]
 	q.iovecs[1].SetLen(len(f.Packet))
 	first, n := &q.iovecs[1], uintptr(1)
-	if q.header > 0 {
+	if q.headerLen > 0 {
 		f.Header.Encode(q.vnetHeader[:])
 		q.iovecs[0].Base = &q.vnetHeader[0]
-		q.iovecs[0].SetLen(q.header)
+		q.iovecs[0].SetLen(q.headerLen)
 		first, n = &q.iovecs[0], 2
 	}
 	_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(q.fd),

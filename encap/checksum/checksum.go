@@ -58,14 +58,14 @@ func Pseudo(addrs []byte, proto uint8, length int) uint16 {
 	return Sum(addrs, Fold(n>>16+n&0xffff+uint64(proto)))
 }
 
-// sumPlain is Sum in plain Go.
-func sumPlain(b []byte, initial uint16) uint16 {
-	return finish(addPlain(start(initial), b))
+// sumGeneric is Sum in plain Go.
+func sumGeneric(b []byte, initial uint16) uint16 {
+	return finish(addGeneric(start(initial), b))
 }
 
-// copySumPlain is Copy in plain Go. dst and src have the same length.
-func copySumPlain(dst, src []byte, initial uint16) uint16 {
-	return finish(copyAddPlain(start(initial), dst, src))
+// copySumGeneric is Copy in plain Go. dst and src have the same length.
+func copySumGeneric(dst, src []byte, initial uint16) uint16 {
+	return finish(copyAddGeneric(start(initial), dst, src))
 }
 
 // start converts a folded sum to a sum of little-endian words. Most machines load those without a
@@ -75,8 +75,8 @@ func start(sum uint16) uint64 { return uint64(bits.ReverseBytes16(sum)) }
 // finish folds a sum of little-endian words and converts it back.
 func finish(s uint64) uint16 { return bits.ReverseBytes16(Fold(s)) }
 
-// addPlain adds the little-endian 64-bit words of b to s, with end-around carry.
-func addPlain(s uint64, b []byte) uint64 {
+// addGeneric adds the little-endian 64-bit words of b to s, with end-around carry.
+func addGeneric(s uint64, b []byte) uint64 {
 	c := uint64(0)
 	for len(b) >= blockLen {
 		s, c = bits.Add64(s, binary.LittleEndian.Uint64(b), c)
@@ -93,10 +93,10 @@ func addPlain(s uint64, b []byte) uint64 {
 	return s + c
 }
 
-// copyAddPlain is addPlain for src, which it copies to dst of the same length. Each iteration loads
-// all its bytes before it stores any, in ascending order, so that overlap as allowed by Copy is
-// safe.
-func copyAddPlain(s uint64, dst, src []byte) uint64 {
+// copyAddGeneric is addGeneric for src, which it copies to dst of the same length. Each iteration
+// loads all its bytes before it stores any, in ascending order, so that overlap as allowed by Copy
+// is safe.
+func copyAddGeneric(s uint64, dst, src []byte) uint64 {
 	c := uint64(0)
 	for len(src) >= blockLen && len(dst) >= blockLen {
 		w0, w1 := binary.LittleEndian.Uint64(src), binary.LittleEndian.Uint64(src[8:])

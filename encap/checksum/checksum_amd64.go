@@ -11,29 +11,29 @@ const (
 
 func sum(b []byte, initial uint16) uint16 {
 	if len(b) < sumVectorMin || !cpu.X86.HasAVX2 {
-		return sumPlain(b, initial)
+		return sumGeneric(b, initial)
 	}
 	return sumAVX2(b, initial)
 }
 
 func copySum(dst, src []byte, initial uint16) uint16 {
 	if len(src) < copyVectorMin || !cpu.X86.HasAVX2 {
-		return copySumPlain(dst, src, initial)
+		return copySumGeneric(dst, src, initial)
 	}
 	return copySumAVX2(dst, src, initial)
 }
 
-// sumAVX2 is sumPlain with whole blocks summed in assembly. The CPU must have AVX2.
+// sumAVX2 is sumGeneric with whole blocks summed in assembly. The CPU must have AVX2.
 func sumAVX2(b []byte, initial uint16) uint16 {
 	n := len(b) &^ (blockLen - 1)
-	return finish(addPlain(start(initial)+sumBlocksAVX2(b[:n]), b[n:]))
+	return finish(addGeneric(start(initial)+sumBlocksAVX2(b[:n]), b[n:]))
 }
 
-// copySumAVX2 is copySumPlain with whole blocks summed in assembly. The CPU must have AVX2.
+// copySumAVX2 is copySumGeneric with whole blocks summed in assembly. The CPU must have AVX2.
 func copySumAVX2(dst, src []byte, initial uint16) uint16 {
 	n := len(src) &^ (blockLen - 1)
 	s := start(initial) + copySumBlocksAVX2(dst[:n], src[:n])
-	return finish(copyAddPlain(s, dst[n:], src[n:]))
+	return finish(copyAddGeneric(s, dst[n:], src[n:]))
 }
 
 // sumBlocksAVX2 returns the exact sum of the little-endian 32-bit words of b. Its length must be a

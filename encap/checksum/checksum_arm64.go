@@ -10,29 +10,29 @@ const (
 
 func sum(b []byte, initial uint16) uint16 {
 	if len(b) < sumVectorMin || !cpu.ARM64.HasASIMD {
-		return sumPlain(b, initial)
+		return sumGeneric(b, initial)
 	}
 	return sumNEON(b, initial)
 }
 
 func copySum(dst, src []byte, initial uint16) uint16 {
 	if len(src) < copyVectorMin || !cpu.ARM64.HasASIMD {
-		return copySumPlain(dst, src, initial)
+		return copySumGeneric(dst, src, initial)
 	}
 	return copySumNEON(dst, src, initial)
 }
 
-// sumNEON is sumPlain with whole blocks summed in assembly. The CPU must have ASIMD.
+// sumNEON is sumGeneric with whole blocks summed in assembly. The CPU must have ASIMD.
 func sumNEON(b []byte, initial uint16) uint16 {
 	n := len(b) &^ (blockLen - 1)
-	return finish(addPlain(start(initial)+sumBlocksNEON(b[:n]), b[n:]))
+	return finish(addGeneric(start(initial)+sumBlocksNEON(b[:n]), b[n:]))
 }
 
-// copySumNEON is copySumPlain with whole blocks summed in assembly. The CPU must have ASIMD.
+// copySumNEON is copySumGeneric with whole blocks summed in assembly. The CPU must have ASIMD.
 func copySumNEON(dst, src []byte, initial uint16) uint16 {
 	n := len(src) &^ (blockLen - 1)
 	s := start(initial) + copySumBlocksNEON(dst[:n], src[:n])
-	return finish(copyAddPlain(s, dst[n:], src[n:]))
+	return finish(copyAddGeneric(s, dst[n:], src[n:]))
 }
 
 // sumBlocksNEON returns the exact sum of the little-endian 32-bit words of b. Its length must be a

@@ -41,7 +41,7 @@ func (r routine) require(t testing.TB) {
 func allRoutines() []routine {
 	return append([]routine{
 		{name: "dispatch", sum: Sum, copy: Copy},
-		{name: "plain", sum: sumPlain, copy: copySumPlain},
+		{name: "generic", sum: sumGeneric, copy: copySumGeneric},
 	}, assembly()...)
 }
 

@@ -66,7 +66,7 @@ type parseResult uint8
 
 const (
 	unparsed  parseResult = iota // must not overtake any segment
-	sameHosts                    // no ports: must not overtake its address pair
+	sameHosts                    // no ports: must not overtake flows of its address pair
 	sameFlow                     // must not overtake its flow
 	mergeable
 )
