@@ -232,8 +232,8 @@ func (l *Lab) Close() error {
 	return errors.Join(errs...)
 }
 
-// testing is the part of *testing.T that [Start] uses.
-type testing interface {
+// testingT is the part of *testing.T that [Start] uses.
+type testingT interface {
 	Fatal(...any)
 	Log(...any)
 	Failed() bool
@@ -242,7 +242,7 @@ type testing interface {
 
 // Start is [New] for tests: it fails the test if the lab cannot be built, prints the logs of its
 // processes if the test failed, and closes the lab when the test ends.
-func Start(t testing, o Options) *Lab {
+func Start(t testingT, o Options) *Lab {
 	l, err := New(context.Background(), o)
 	if err != nil {
 		t.Fatal(err)
