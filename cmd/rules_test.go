@@ -56,8 +56,10 @@ var mayImport = map[string][]string{
 
 	"deploy/install-conf": {},
 
-	"cmd/weft":  {"bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
-	"cmd/weftd": {"cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
+	"cmd/buildinfo": {},
+	"cmd/weft": {"cmd/buildinfo", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
+		"lease/subnetenv"},
+	"cmd/weftd": {"cmd/buildinfo", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
 	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/config": {"dataplane", "dataplane/feature"},

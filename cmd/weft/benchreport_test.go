@@ -93,7 +93,7 @@ func TestCommandLine(t *testing.T) {
 		{"--help", 0, "Usage: weft <subcommand>"},
 		{"help xx", 2, `weft: no subcommand "help xx"`},
 		{"xx", 2, `weft: no subcommand "xx"`},
-		{"version", 0, "weft unknown commit unknown go"},
+		{"version", 0, "weft "},
 		{"version junk", 2, `weft version: "junk": want flags only`},
 		{"version -h", 0, ""},
 		{"demo junk", 2, `weft demo: "junk": want flags only`},

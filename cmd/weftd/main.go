@@ -53,13 +53,13 @@ func run(
 		fmt.Fprintf(stderr, "weftd: %v\n", err)
 		return 1
 	case cfg.ShowVersion:
-		b := buildInfo()
+		b := build()
 		_, err := fmt.Fprintf(stdout, "weftd %s commit %s %s\n", b.Version, b.Commit, b.GoVersion)
 		return exitCode(err)
 	}
 	log := newLogger(cfg.Log, stderr)
 	logIgnoredFlags(cfg.Log, log)
-	if err := agent.Run(ctx, cfg, buildInfo(), log); err != nil {
+	if err := agent.Run(ctx, cfg, build(), log); err != nil {
 		log.Error("exiting", "err", err)
 		return 1
 	}
