@@ -31,26 +31,27 @@
 //
 // # Tuning constants
 //
-// All measurements were made on one machine with two CPUs for both nodes and all programs, and are
-// medians of interleaved rounds. "wire" cuts frames to the MTU, "off" passes them whole.
+// All measurements are medians, made on one machine with two CPUs for both nodes and all programs.
+// "wire" cuts frames to the MTU, "off" passes them whole. The workload is the one to measure with.
 //
 //	constant          value   measurement or source                              workload
 //	busyPollTimeout   200 µs  RTT relative to kernel VXLAN: wire 0.93, off       rtt-idle
-//	                          0.70; without 2.15 and 1.68 (5 rounds);
-//	                          throughput unchanged
+//	                          0.70; without 2.15 and 1.68 (5 interleaved
+//	                          rounds); throughput did not suffer
 //	rawPollTimeout    5 ms    1 and 4 TCP streams 5-20 % faster, in all 4        tcp-1, tcp-4
 //	                          pairs of medians (4 rounds)
-//	streakMin         4       chosen, not measured                               rtt-lone
-//	streakMax         8       chosen, not measured                               rtt-lone
+//	streakMin         4       no measurement recorded                            rtt-lone
+//	streakMax         8       no measurement recorded                            rtt-lone
 //	longYield         700 µs  kernel/sched/fair.c, sysctl_sched_base_slice       rtt-busy
-//	wastedYieldRatio  16      separates programs that compute from programs      rtt-busy,
-//	                          that send: see type contention                     udp-64-1
-//	contentionWindow  10 ms   chosen, not measured                               connect-busy
-//	contentionPause   1 s     chosen, not measured                               connect-busy
+//	wastedYieldRatio  16      value: no measurement recorded; effect: see        rtt-busy,
+//	                          type contention                                    udp-64-1
+//	contentionWindow  10 ms   no measurement recorded                            connect-busy
+//	contentionPause   1 s     no measurement recorded                            connect-busy
 //	busyWindow        10 ms   chosen: long enough to change priority seldom      tcp-busy
 //	niceBoost         10      TCP: 1 stream 1.20 (wire) and 1.09 (off) times     tcp-1, tcp-4
-//	                          as fast, 4 streams 1.09 and 1.16 (12 rounds);
-//	                          5 gave about half of that, 19 no more
+//	                          as fast, 4 streams 1.09 and 1.16 (12
+//	                          interleaved rounds); 5 gave about half of
+//	                          that, 19 no more
 //
 // To measure one again, change it, build weftd, and compare with the old one in the same rounds:
 //
