@@ -196,7 +196,8 @@ func TestPoolFreeReference(t *testing.T) {
 		mustParseNetwork(t, `{"Network":"10.5.0.0/22","SubnetLen":29,"SubnetMax":"10.5.3.0"}`),
 		mustParseNetwork(t, `{"Network":"255.255.255.0/24"}`),
 		mustParseNetwork(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/56"}`),
-		mustParseNetwork(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120","IPv6SubnetLen":126}`),
+		mustParseNetwork(t, `{"EnableIPv4":false,"EnableIPv6":true,`+
+			`"IPv6Network":"ffff:ffff:ffff:ffff:ffff:ffff:ffff:ff00/120","IPv6SubnetLen":126}`),
 	}
 	for range 2000 {
 		p := networks[rng.IntN(len(networks))].pools()[0]

@@ -15,7 +15,7 @@ func mustParseNetwork(t testing.TB, config string) Network {
 	return n
 }
 
-// The values were read from a running flannel.
+// TestParseNetworkDefaults compares with values read from a running flannel.
 func TestParseNetworkDefaults(t *testing.T) {
 	tests := []struct {
 		config             string
@@ -110,7 +110,7 @@ func TestParseNetworkErrors(t *testing.T) {
 	}
 }
 
-// The texts are flannel's, with the exceptions listed at Check.
+// TestCheckErrors expects flannel's texts, with the exceptions listed at Check.
 func TestCheckErrors(t *testing.T) {
 	const v6 = `"EnableIPv4":false,"EnableIPv6":true,`
 	tests := []struct{ config, want string }{
@@ -189,7 +189,8 @@ func prefix(s string) netip.Prefix {
 }
 
 func FuzzParseNetwork(f *testing.F) {
-	f.Add([]byte(`{"Network":"10.3.0.0/16","SubnetLen":24,"SubnetMin":"10.3.5.0","SubnetMax":"10.3.8.0","Backend":{"Type":"udp"}}`))
+	f.Add([]byte(`{"Network":"10.3.0.0/16","SubnetLen":24,"SubnetMin":"10.3.5.0","SubnetMax":"10.3.8.0",` +
+		`"Backend":{"Type":"udp"}}`))
 	f.Add([]byte(`{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fc00::/48","IPv6SubnetLen":64}`))
 	f.Add([]byte(`{"Network":"255.255.255.240/28","Backend":null}`))
 	f.Add([]byte(`{"EnableIPv6":true,"IPv6Network":"ffff::/16","IPv6SubnetMin":"ffff:ffff::"}`))

@@ -60,8 +60,9 @@ func TestClaimFlannelFormat(t *testing.T) {
 	s.random = func(int) int { return 7 }
 	mustClaim(t, s, r)
 	want := map[string]string{
-		"10.5.5.0-24":                 `{"PublicIP":"192.0.2.1","PublicIPv6":null}`,
-		"10.5.9.0-24&fd10:5:0:8::-64": `{"PublicIP":"192.0.2.2","PublicIPv6":"fd31::1","BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"}}`,
+		"10.5.5.0-24": `{"PublicIP":"192.0.2.1","PublicIPv6":null}`,
+		"10.5.9.0-24&fd10:5:0:8::-64": `{"PublicIP":"192.0.2.2","PublicIPv6":"fd31::1",` +
+			`"BackendType":"vxlan","BackendData":{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"}}`,
 	}
 	if got := c.all(t, "/subnets"); !maps.Equal(trimSlash(got), want) {
 		t.Errorf("got  %v\nwant %v", got, want)

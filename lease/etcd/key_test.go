@@ -64,7 +64,7 @@ func TestParseKeyErrors(t *testing.T) {
 	}
 }
 
-// The values were written by a running flannel.
+// TestValues uses values written by a running flannel.
 func TestValues(t *testing.T) {
 	tests := []struct {
 		value string
@@ -75,7 +75,8 @@ func TestValues(t *testing.T) {
 		{`{"PublicIP":"172.31.0.1","PublicIPv6":null,"BackendType":"host-gw"}`,
 			lease.Attrs{PublicIP: netip.MustParseAddr("172.31.0.1"), BackendType: "host-gw"}},
 		{`{"PublicIP":"172.31.0.1","PublicIPv6":"fd31::1","BackendType":"vxlan",` +
-			`"BackendData":{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"},"BackendV6Data":{"VNI":1,"VtepMAC":"9a:71:00:00:00:02"}}`,
+			`"BackendData":{"VNI":1,"VtepMAC":"9a:71:00:00:00:01"},` +
+			`"BackendV6Data":{"VNI":1,"VtepMAC":"9a:71:00:00:00:02"}}`,
 			lease.Attrs{
 				PublicIP: netip.MustParseAddr("172.31.0.1"), PublicIPv6: netip.MustParseAddr("fd31::1"),
 				BackendType:   "vxlan",
@@ -128,7 +129,8 @@ func FuzzParseKey(f *testing.F) {
 
 func FuzzParseValue(f *testing.F) {
 	f.Add([]byte(`{"PublicIP":"172.31.0.1","PublicIPv6":null}`))
-	f.Add([]byte(`{"PublicIP":"0.0.0.0","PublicIPv6":"fd31::1","BackendType":"vxlan","BackendData":{"VNI":1},"BackendV6Data":null}`))
+	f.Add([]byte(`{"PublicIP":"0.0.0.0","PublicIPv6":"fd31::1",` +
+		`"BackendType":"vxlan","BackendData":{"VNI":1},"BackendV6Data":null}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		a, err := parseValue(b)
 		if err != nil {

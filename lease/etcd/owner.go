@@ -96,15 +96,16 @@ func (k *ownerKeys) probe() transaction {
 }
 
 // withOwnerKeys calls work with owner keys, and again without them if etcd does not permit them.
-func withOwnerKeys[T any](ctx context.Context, s *Store, work func(*ownerKeys) (T, error)) (T,
-	error) {
+func withOwnerKeys[T any](
+	ctx context.Context, s *Store, work func(*ownerKeys) (T, error),
+) (T, error) {
 	k := s.ownerKeys()
 	got, err := work(k)
 	if k == nil || !errors.Is(err, rpctypes.ErrPermissionDenied) {
 		return got, err
 	}
-	if _, denied := s.txn(ctx, "probe owner key permission", k.probe()); !errors.Is(denied,
-		rpctypes.ErrPermissionDenied) {
+	_, probeErr := s.txn(ctx, "probe owner key permission", k.probe())
+	if !errors.Is(probeErr, rpctypes.ErrPermissionDenied) {
 		return got, err // other keys were denied, or the probe failed
 	}
 	s.disableOwnerKeys(k)
@@ -142,8 +143,8 @@ func (s *Store) ownerValue(node string) (string, error) {
 
 // inUse returns the error for a lease owned by another live daemon.
 func inUse(public fmt.Stringer, key string, o owner) error {
-	return fmt.Errorf("%w: %s belongs to node %q, which holds %s", lease.ErrInUse, public, o.Node,
-		key)
+	return fmt.Errorf("%w: %s belongs to node %q, which holds %s",
+		lease.ErrInUse, public, o.Node, key)
 }
 
 // errOwnerGone means that this daemon's owner key no longer exists.

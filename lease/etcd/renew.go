@@ -45,8 +45,8 @@ func (s *Store) renew(ctx context.Context, k *ownerKeys, l lease.Lease) (lease.L
 			return renewed, err
 		}
 	}
-	return lease.Lease{}, fmt.Errorf("etcd: renew %s: key changed %d times in a row", key,
-		renewTries)
+	return lease.Lease{}, fmt.Errorf("etcd: renew %s: key changed %d times in a row",
+		key, renewTries)
 }
 
 // checkOwner returns an error unless this daemon may write the key: it must exist, have the new or

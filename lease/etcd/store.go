@@ -63,12 +63,11 @@ type Store struct {
 
 // ownLease is the lease held by this daemon. It is replaced, never modified.
 type ownLease struct {
-	key   string      // without <prefix>/subnets/
-	attrs lease.Attrs // as last written
-	node  string
-	// etcd lease of the key, as last written; none if it is a reservation
-	leaseID      clientv3.LeaseID
-	mod          int64            // revision of that write
+	key          string      // without <prefix>/subnets/
+	attrs        lease.Attrs // as last written
+	node         string
+	leaseID      clientv3.LeaseID // etcd lease, as last written; none for a reservation
+	mod          int64            // revision of the last write
 	ownerLeaseID clientv3.LeaseID // etcd lease of the owner key; none without owner keys
 }
 
@@ -99,14 +98,14 @@ func Open(c Config) (*Store, error) {
 		owners:   &ownerKeys{path.Join(c.Prefix, "weft/owners") + "/"},
 		ownerTTL: defaultOwnerTTL, callTimeout: defaultCallTimeout, random: rand.IntN,
 		dialer: clientv3.Config{
-			Context: ctx, Endpoints: c.Endpoints, TLS: tls, Username: c.Username,
-			Password:    c.Password,
-			DialTimeout: defaultCallTimeout, DialKeepAliveTime: pingInterval,
-			DialKeepAliveTimeout: pingTimeout,
-			Logger:               zap.NewNop(), // errors are returned, and logged by the caller
+			Context: ctx, Endpoints: c.Endpoints, TLS: tls,
+			Username: c.Username, Password: c.Password, DialTimeout: defaultCallTimeout,
+			DialKeepAliveTime: pingInterval, DialKeepAliveTimeout: pingTimeout,
+			Logger: zap.NewNop(), // errors are returned, and logged by the caller
 			DialOptions: []grpc.DialOption{
-				grpc.WithConnectParams(grpc.ConnectParams{Backoff: redial,
-					MinConnectTimeout: defaultCallTimeout}),
+				grpc.WithConnectParams(grpc.ConnectParams{
+					Backoff: redial, MinConnectTimeout: defaultCallTimeout,
+				}),
 				grpc.WithChainUnaryInterceptor(recordCause),
 			},
 		},
@@ -260,8 +259,9 @@ func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
 }
 
 // txn runs one transaction.
-func (s *Store) txn(ctx context.Context, operation string, t transaction) (*clientv3.TxnResponse,
-	error) {
+func (s *Store) txn(
+	ctx context.Context, operation string, t transaction,
+) (*clientv3.TxnResponse, error) {
 	var got *clientv3.TxnResponse
 	err := s.call(ctx, operation, func(ctx context.Context, c *clientv3.Client) (err error) {
 		got, err = c.Txn(ctx).If(t.when...).Then(t.then...).Else(t.otherwise...).Commit()

@@ -132,8 +132,8 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 	if err := checkSubnet("subnet", n.Subnet, network.EnableIPv4, network.Network); err != nil {
 		return wrap(err)
 	}
-	if err := checkSubnet("subnet6", n.Subnet6, network.EnableIPv6,
-		network.IPv6Network); err != nil {
+	err := checkSubnet("subnet6", n.Subnet6, network.EnableIPv6, network.IPv6Network)
+	if err != nil {
 		return wrap(err)
 	}
 	switch {

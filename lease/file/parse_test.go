@@ -26,7 +26,8 @@ nodes:
   backendType: vxlan
   backendData: {VNI: 7, VtepMAC: "9a:71:00:00:00:01"}
 `
-	json := `{"network":{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48","Backend":{"Type":"vxlan","VNI":7}},"nodes":[
+	json := `{"network":{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48",
+		"Backend":{"Type":"vxlan","VNI":7}},"nodes":[
 		{"name":"a","subnet":"10.5.1.0/24","subnet6":"fd10:5:0:1::/64","publicIP":"192.0.2.1","backendType":"vxlan",
 		"backendData":{"VNI":7,"VtepMAC":"9a:71:00:00:00:01"}},
 		{"name":"b","subnet":"10.5.2.0/24","subnet6":"fd10:5:0:2::/64","publicIP":"192.0.2.2","publicIPv6":"fd31::2"}]}`

@@ -125,8 +125,8 @@ func (c *condition) run(ctx context.Context) {
 		if write != nil {
 			if err := c.write(ctx, node, *write); err == nil {
 				c.store.log.Info("node condition written",
-					"node", node, "type", write.Type, "status", write.Status, "message",
-					write.Message)
+					"node", node, "type", write.Type,
+					"status", write.Status, "message", write.Message)
 				delay, lastLogged = 0, ""
 				continue
 			} else if lastLogged != err.Error() && ctx.Err() == nil {

@@ -38,8 +38,9 @@ func parseNetwork(b []byte, err error) (lease.Network, error) {
 // config in force. After each change of the file it calls changed with a config that can take
 // effect, or with the error that prevents it. It ignores a version until it has read it twice
 // unchanged, because an editor may still be writing it.
-func (s *Store) WatchNetwork(ctx context.Context, current lease.Network,
-	changed func(lease.Network, error)) error {
+func (s *Store) WatchNetwork(
+	ctx context.Context, current lease.Network, changed func(lease.Network, error),
+) error {
 	tick := time.NewTicker(s.pollInterval)
 	defer tick.Stop()
 	var read []byte

@@ -89,7 +89,7 @@ func TestWatchNetwork(t *testing.T) {
 			if !strings.Contains(errText(got.err), step.refused) || got.network.Backend.Type != step.backend {
 				t.Errorf("%s: got error %q and backend %q", step.text, errText(got.err), got.network.Backend.Type)
 			}
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			t.Fatalf("%s: change not reported", step.text)
 		}
 	}

@@ -119,8 +119,9 @@ func subnetsOf(n *corev1.Node, network lease.Network) (lease.Lease, error) {
 // leaseOf returns the lease that a node publishes; ok is false if it publishes none. An invalid
 // family is omitted from the lease, so that the other one remains usable. err describes invalid
 // data, even if ok is true.
-func leaseOf(n *corev1.Node, names annotations, network lease.Network) (l lease.Lease, ok bool,
-	err error) {
+func leaseOf(
+	n *corev1.Node, names annotations, network lease.Network,
+) (l lease.Lease, ok bool, err error) {
 	if n.Annotations[names.managed] != "true" {
 		return lease.Lease{}, false, nil
 	}

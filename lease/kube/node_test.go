@@ -82,9 +82,11 @@ func TestLeaseOf(t *testing.T) {
 			"not an IPv4 address"},
 		{"data not JSON", netConf, annotatedNode(with(vxlan, "backend-data", "{"), cidr), "", "not JSON"},
 		{"dual-stack", dualConf, annotatedNode(dual, cidr, cidr6),
-			`10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 2001:db8::1 vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, ""},
+			`10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 2001:db8::1 vxlan ` +
+				`{"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, ""},
 		{"IPv6 first", dualConf, annotatedNode(dual, cidr6, cidr),
-			`10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 2001:db8::1 vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, ""},
+			`10.244.1.0/24 fd00:10:244:1::/64 192.0.2.1 2001:db8::1 vxlan ` +
+				`{"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} {"VNI":1,"VtepMAC":"0a:00:00:00:00:02"}`, ""},
 		{"IPv6 disabled", netConf, annotatedNode(dual, cidr, cidr6),
 			`10.244.1.0/24 - 192.0.2.1 - vxlan {"VNI":1,"VtepMAC":"0a:00:00:00:00:01"} `, ""},
 		{"invalid IPv6 keeps IPv4", dualConf, annotatedNode(with(dual, "backend-v6-data", "{"), cidr, cidr6),
@@ -144,19 +146,23 @@ func TestAnnotationChanges(t *testing.T) {
 		{"udp", lease.Attrs{PublicIP: a4}, nil,
 			`{"backend-data":"null","backend-type":"","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
 		{"vxlan", lease.Attrs{PublicIP: a4, BackendType: "vxlan", BackendData: data}, nil,
-			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"vxlan","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
+			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"vxlan",` +
+				`"kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
 		{"vxlan dual", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "vxlan", BackendData: data,
 			BackendV6Data: data6}, nil,
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"vxlan",` +
 				`"backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}","kube-subnet-manager":"true",` +
 				`"public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
 		{"vxlan over IPv6 only", lease.Attrs{PublicIPv6: a6, BackendType: "vxlan", BackendV6Data: data6}, nil,
-			`{"backend-type":"vxlan","backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}","kube-subnet-manager":"true","public-ipv6":"2001:db8::1"}`},
+			`{"backend-type":"vxlan","backend-v6-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:02\"}",` +
+				`"kube-subnet-manager":"true","public-ipv6":"2001:db8::1"}`},
 		{"host-gw dual", lease.Attrs{PublicIP: a4, PublicIPv6: a6, BackendType: "host-gw"}, nil,
-			`{"backend-data":"null","backend-type":"host-gw","backend-v6-data":"null","kube-subnet-manager":"true","public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
+			`{"backend-data":"null","backend-type":"host-gw","backend-v6-data":"null",` +
+				`"kube-subnet-manager":"true","public-ip":"192.0.2.1","public-ipv6":"2001:db8::1"}`},
 		{"wireguard without an IPv6 device",
 			lease.Attrs{PublicIP: a4, BackendType: "wireguard", BackendData: data}, nil,
-			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"wireguard","kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
+			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"wireguard",` +
+				`"kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
 		{"unchanged", lease.Attrs{PublicIP: a4}, map[string]string{
 			"backend-data": "null", "backend-type": "", "kube-subnet-manager": "true", "public-ip": "192.0.2.1",
 			"other": "stays"}, `{}`},

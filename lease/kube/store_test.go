@@ -21,8 +21,8 @@ import (
 	"weft/lease/storetest"
 )
 
-// patience bounds every wait of these tests.
-const patience = 20 * time.Second
+// waitTimeout bounds every wait of these tests.
+const waitTimeout = 20 * time.Second
 
 // startManager runs a Manager until the test ends and returns a channel of its states.
 func startManager(t *testing.T, s *Store, r lease.Request) (states <-chan lease.State, m *lease.Manager) {
@@ -46,7 +46,7 @@ func startManager(t *testing.T, s *Store, r lease.Request) (states <-chan lease.
 // waitState waits for a state that satisfies ok and returns it.
 func waitState(t *testing.T, states <-chan lease.State, what string, ok func(lease.State) bool) lease.State {
 	t.Helper()
-	limit := time.After(patience)
+	limit := time.After(waitTimeout)
 	var s lease.State
 	for {
 		select {
@@ -63,7 +63,7 @@ func waitState(t *testing.T, states <-chan lease.State, what string, ok func(lea
 // eventually waits until ok returns true.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	limit := time.Now().Add(patience)
+	limit := time.Now().Add(waitTimeout)
 	for tick := time.NewTicker(5 * time.Millisecond); !ok(); <-tick.C {
 		if time.Now().After(limit) {
 			t.Fatalf("timeout waiting for %s", what)
@@ -181,7 +181,8 @@ func TestPeerChangesBothFamilies(t *testing.T) {
 			return false
 		}
 	}
-	waitState(t, states, "the peer", is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::50") }))
+	waitState(t, states, "the peer",
+		is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::50") }))
 	tc.annotate(t, "peer", FlannelPrefix+"/public-ipv6", `"2001:db8::51"`)
 	waitState(t, states, "the IPv6 address",
 		is(func(l lease.Lease) bool { return l.PublicIPv6 == netip.MustParseAddr("2001:db8::51") }))
@@ -393,7 +394,7 @@ func TestWatchCoalescesChanges(t *testing.T) {
 		select {
 		case n = <-last:
 			deliveries++
-		case <-time.After(patience):
+		case <-time.After(waitTimeout):
 			t.Fatalf("%d leases after %d deliveries", n, deliveries)
 		}
 	}

@@ -32,8 +32,8 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		if now.err != nil {
 			return now.err
 		}
-		if now.synced && (first || !slices.EqualFunc(now.leases.Leases, last.Leases,
-			lease.Lease.Equal)) {
+		same := slices.EqualFunc(now.leases.Leases, last.Leases, lease.Lease.Equal)
+		if now.synced && (first || !same) {
 			first, last = false, now.leases
 			deliver(last)
 		}
@@ -47,20 +47,17 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 
 // reflector returns the reflector that updates the cache.
 func (s *Store) reflector() *cache.Reflector {
-	calls := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object,
-			error) {
-			list, err := s.nodes.List(ctx, o)
-			s.recordCall(ctx, err)
-			return list, err
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface,
-			error) {
-			w, err := s.nodes.Watch(ctx, o)
-			s.recordCall(ctx, err)
-			return w, err
-		},
+	list := func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+		nodes, err := s.nodes.List(ctx, o)
+		s.recordCall(ctx, err)
+		return nodes, err
 	}
+	watch := func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+		w, err := s.nodes.Watch(ctx, o)
+		s.recordCall(ctx, err)
+		return w, err
+	}
+	calls := &cache.ListWatch{ListWithContextFunc: list, WatchFuncWithContext: watch}
 	listWatcher := cache.ToListWatcherWithWatchListSemantics(calls, s.nodes)
 	return cache.NewReflectorWithOptions(listWatcher, &corev1.Node{}, s.cache,
 		cache.ReflectorOptions{Name: "nodes", Backoff: reflectorBackoff()})
@@ -69,8 +66,9 @@ func (s *Store) reflector() *cache.Reflector {
 // reflectorBackoff returns client-go's backoff with a maximum delay of 10 s (5 s plus jitter)
 // instead of 60 s: until the API server answers, this node sends to outdated addresses.
 func reflectorBackoff() *wait.Backoff {
-	return &wait.Backoff{Duration: 500 * time.Millisecond, Factor: 2, Jitter: 1, Steps: 10,
-		Cap: 5 * time.Second}
+	return &wait.Backoff{
+		Duration: 500 * time.Millisecond, Cap: 5 * time.Second, Factor: 2, Jitter: 1, Steps: 10,
+	}
 }
 
 // recordCall records the result of a call in the cache, unless this daemon cancelled it.

@@ -345,8 +345,9 @@ func watch(t *testing.T, s lease.Store) <-chan lease.Snapshot {
 }
 
 // await waits for a list that satisfies wanted and returns it.
-func await(t *testing.T, lists <-chan lease.Snapshot, event string,
-	wanted func(lease.Snapshot) bool) lease.Snapshot {
+func await(
+	t *testing.T, lists <-chan lease.Snapshot, event string, wanted func(lease.Snapshot) bool,
+) lease.Snapshot {
 	t.Helper()
 	limit := time.After(waitTimeout)
 	var s lease.Snapshot

@@ -99,8 +99,9 @@ func (n Node) Condition(typ string) (Condition, bool) {
 // AddLease creates a Node that publishes a lease like a daemon with the udp backend. overrides adds
 // or replaces annotations; their names are without the prefix flannel.alpha.coreos.com/. The Node
 // lists as many images as a kubelet would.
-func (c *Cluster) AddLease(ctx context.Context, name, podCIDR, publicIP string,
-	overrides map[string]string) error {
+func (c *Cluster) AddLease(
+	ctx context.Context, name, podCIDR, publicIP string, overrides map[string]string,
+) error {
 	n := Node{
 		APIVersion: "v1", Kind: "Node", Metadata: Metadata{Name: name},
 		Spec: Spec{PodCIDR: podCIDR, PodCIDRs: []string{podCIDR}},
