@@ -227,12 +227,12 @@ func TestMergeOrder(t *testing.T) {
 func TestMergeBadChecksums(t *testing.T) {
 	traffic := newTraffic(7, 4)
 	for kind := range traffic.flows {
-		for place := range 5 {
+		for index := range 5 {
 			p := traffic.flows[kind]
 			p.payload = traffic.fill[:5*700]
 			h, frame := p.gsoFrame(700)
 			packets := splitAll(t, h, frame)
-			bad := packets[place]
+			bad := packets[index]
 			bad[len(bad)-3] ^= 0x40
 			var alone int
 			for _, e := range merge(mergeAll(), packets...) {
@@ -240,14 +240,14 @@ func TestMergeBadChecksums(t *testing.T) {
 					alone++
 				}
 				if e.h.GSO != GSONone && bytes.Contains(e.frame, bad[len(bad)-100:]) {
-					t.Errorf("flow %d, place %d: corrupted segment was merged", kind, place)
+					t.Errorf("flow %d, index %d: corrupted segment was merged", kind, index)
 				}
 			}
 			if alone != 1 {
-				t.Errorf("flow %d, place %d: corrupted packet emitted %d times, want once", kind, place, alone)
+				t.Errorf("flow %d, index %d: corrupted packet emitted %d times, want once", kind, index, alone)
 			}
 			if out := len(merge(mergeAll(), packets...)); out > 3 {
-				t.Errorf("flow %d, place %d: %d frames, want at most 3", kind, place, out)
+				t.Errorf("flow %d, index %d: %d frames, want at most 3", kind, index, out)
 			}
 		}
 	}
@@ -297,7 +297,7 @@ func TestMergeAcrossBuffers(t *testing.T) {
 	p.payload = strings.Repeat("0123456789", 4000)
 	h, frame := p.gsoFrame(1000)
 	segments := splitAll(t, h, frame)
-	for _, room := range []int{0, 500, 65536} {
+	for _, space := range []int{0, 500, 65536} {
 		var out []emitted
 		var bufs [][]byte
 		inPlace := false
@@ -307,7 +307,7 @@ func TestMergeAcrossBuffers(t *testing.T) {
 		})
 		for i := 0; i < len(segments); i += 15 {
 			chunk := segments[i:min(i+15, len(segments))]
-			buf := append(bytes.Join(chunk, nil), make([]byte, room)...)
+			buf := append(bytes.Join(chunk, nil), make([]byte, space)...)
 			bufs = append(bufs, buf)
 			m.NextBuffer(buf)
 			at := 0
@@ -318,10 +318,10 @@ func TestMergeAcrossBuffers(t *testing.T) {
 		}
 		m.Flush()
 		if len(out) != 1 || out[0].h != h || !bytes.Equal(out[0].frame, frame) {
-			t.Errorf("room %d: %d frames, want the original frame", room, len(out))
+			t.Errorf("space %d: %d frames, want the original frame", space, len(out))
 		}
-		if inPlace != (room == 65536) {
-			t.Errorf("room %d: extended in place: %v", room, inPlace)
+		if inPlace != (space == 65536) {
+			t.Errorf("space %d: extended in place: %v", space, inPlace)
 		}
 	}
 }

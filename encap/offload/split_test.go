@@ -129,19 +129,19 @@ func TestSplitResume(t *testing.T) {
 // is replaced. In TCP it is a regular value, which the kernel replaces only in frames without GSO.
 func TestSplitZeroChecksum(t *testing.T) {
 	for _, tt := range []struct {
-		flow, place int
-		cut, single uint16
+		flow, offset int
+		cut, single  uint16
 	}{{0, 36, 0, 0xffff}, {1, 26, 0xffff, 0xffff}} {
 		p := newTraffic(1, 2).flows[tt.flow]
 		p.payload = strings.Repeat("\x00", 20)
-		check := p.encode()[tt.place:][:2]
+		check := p.encode()[tt.offset:][:2]
 		p.payload = string(check) + p.payload[2:] // now the sum is 0xffff
 		h, frame := p.gsoFrame(20)
-		if got := binary.BigEndian.Uint16(splitAll(t, h, frame)[0][tt.place:]); got != tt.cut {
+		if got := binary.BigEndian.Uint16(splitAll(t, h, frame)[0][tt.offset:]); got != tt.cut {
 			t.Errorf("protocol %d, cut: checksum %#04x, want %#04x", p.proto, got, tt.cut)
 		}
 		h.GSO = GSONone
-		if got := binary.BigEndian.Uint16(splitAll(t, h, frame)[0][tt.place:]); got != tt.single {
+		if got := binary.BigEndian.Uint16(splitAll(t, h, frame)[0][tt.offset:]); got != tt.single {
 			t.Errorf("protocol %d, single: checksum %#04x, want %#04x", p.proto, got, tt.single)
 		}
 	}
