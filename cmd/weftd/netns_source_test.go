@@ -156,8 +156,9 @@ func sourceSeen(from, to *lab.NS, at netip.Addr) (netip.Addr, error) {
 	return accepted.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap(), nil
 }
 
-// TestNetnsSourcesAreLeftAlone has a dockerd's rule and no --ip-masq: as with flannel, nobody interferes, but it is said.
-func TestNetnsSourcesAreLeftAlone(t *testing.T) {
+// TestNetnsDockerRuleWithoutMasquerade checks dockerd's rule on nodes without --ip-masq: pods keep
+// their addresses by default, and with --keep-source=false a note in the status names the rule.
+func TestNetnsDockerRuleWithoutMasquerade(t *testing.T) {
 	f := filters()[0]
 	f.need(t)
 	c := newCluster(t, lab.Options{}, f.network(`{"Type":"vxlan"}`))
@@ -165,17 +166,29 @@ func TestNetnsSourcesAreLeftAlone(t *testing.T) {
 		d.stop()
 	}
 	c.dockerRule("-I")
-	ds := c.again()
 	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
-	got, err := sourceSeen(from.NS, to.NS, to.Addr)
-	if err != nil || got == from.Addr {
-		t.Errorf("seen as %v, %v; the rule has no effect", got, err)
-	}
-	note := strings.Join(ds[0].status().Rules.Notes, "\n")
-	if !strings.HasSuffix(note, "MASQUERADE\" in nat POSTROUTING would rewrite pods' sources between nodes") {
-		t.Errorf("notes %q", note)
-	}
-	if n := ds[0].logged("would rewrite pods' sources"); n != 1 {
-		t.Errorf("logged %d times", n)
+	const rewrites = "MASQUERADE\" in nat POSTROUTING would rewrite pods' sources between nodes"
+	for _, tt := range []struct {
+		flags []string
+		kept  bool
+		note  string
+	}{
+		{nil, true, rewrites + "; weftd's rules before it prevent that"},
+		{[]string{"--keep-source=false"}, false, rewrites},
+	} {
+		ds := c.again(tt.flags...)
+		got, err := sourceSeen(from.NS, to.NS, to.Addr)
+		if err != nil || (got == from.Addr) != tt.kept {
+			t.Errorf("%q: seen as %v, %v; kept should be %t", tt.flags, got, err, tt.kept)
+		}
+		if note := strings.Join(ds[0].status().Rules.Notes, "\n"); !strings.HasSuffix(note, tt.note) {
+			t.Errorf("%q: notes %q", tt.flags, note)
+		}
+		if n := ds[0].logged("would rewrite pods' sources"); n != 1 {
+			t.Errorf("%q: logged %d times", tt.flags, n)
+		}
+		for _, d := range ds {
+			d.stop()
+		}
 	}
 }

@@ -35,7 +35,7 @@ type Desired struct {
 	Forward bool
 	// KeepSource preserves pods' source addresses between nodes where other programs' rules would
 	// rewrite them. The most common one is dockerd's MASQUERADE rule for packets that leave by a
-	// device other than its bridge. Usually set along with Masquerade.
+	// device other than its bridge.
 	KeepSource bool
 	// NoTrack holds this daemon's UDP address and port, one per address family of the underlay.
 	// Packets that the node sends to that port or receives on it bypass connection tracking. An

@@ -76,7 +76,7 @@ func TestDesiredRules(t *testing.T) {
 	}
 	a.cfg, a.network.EnableNFTables = &config.Config{Rules: config.Rules{Forward: true}}, false
 	a.self.Subnet6 = prefix("fd00:0:0:1::/64")
-	want = netfilter.Desired{Nets: append(want.Nets, netfilter.Net{Network: prefix("fd00::/48"), Subnet: a.self.Subnet6}), Forward: true}
+	want = netfilter.Desired{Nets: append(want.Nets, netfilter.Net{Network: prefix("fd00::/48"), Subnet: a.self.Subnet6}), Forward: true, KeepSource: true}
 	if got := a.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}

@@ -112,10 +112,8 @@ type Rules struct {
 }
 
 // KeepsSource reports whether the source addresses of pods are protected from NAT rules of other
-// programs: as set by --keep-source, by default if --ip-masq is on.
-func (r Rules) KeepsSource() bool {
-	return r.KeepSource == On || r.KeepSource == Auto && r.Masquerade
-}
+// programs. That does not depend on --ip-masq: dockerd has its rule in either case.
+func (r Rules) KeepsSource() bool { return r.KeepSource != Off }
 
 // Tristate is the value of a flag that is on, off or decided by other settings.
 type Tristate int

@@ -119,7 +119,7 @@ func weftOptions(c *Config) []option {
 		{name: "node-name", accepts: "a name",
 			usage: "name of this node; if empty, $NODE_NAME, then the host name", value: text(&c.Node.Name, "")},
 		{name: "keep-source", accepts: "true, false or auto",
-			usage: "protect pod source addresses from NAT rules of other programs; auto follows --ip-masq",
+			usage: "protect pod source addresses between nodes from NAT rules of other programs",
 			value: tristate(&c.Rules.KeepSource)},
 		{name: "notrack", accepts: trueOrFalse,
 			usage: "exempt packets of the udp and vxlan backends from connection tracking",

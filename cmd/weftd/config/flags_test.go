@@ -265,7 +265,7 @@ func FuzzParseArgs(f *testing.F) {
 
 func TestKeepsSource(t *testing.T) {
 	for _, masq := range []bool{false, true} {
-		for keep, want := range map[Tristate]bool{Auto: masq, On: true, Off: false} {
+		for keep, want := range map[Tristate]bool{Auto: true, On: true, Off: false} {
 			if got := (Rules{Masquerade: masq, KeepSource: keep}).KeepsSource(); got != want {
 				t.Errorf("--ip-masq=%t, --keep-source=%v: %t", masq, keep, got)
 			}
