@@ -26,15 +26,15 @@ check: ## gofmt, vet, staticcheck, the rules of the repository, races
 	$(GO) test -count=1 ./cmd
 	$(if $(RACE),$(GO) test -race -timeout 10m -skip '^TestNetns' ./dataplane/... ./lease/... ./ctrl/... ./metrics/... ./cmd/weftd/...,@echo 'make check: no C compiler, races not checked')
 
-netns: ## namespace tests by name, rootless: make netns PKG=./ctrl RUN=TestNetnsVXLAN
+netns: ## namespace tests by name, rootless: make netns PKG=./ctrl/backend RUN=TestNetnsVXLAN
 	WEFT_REQUIRE_NETNS=1 $(GO) test -p 1 -v -count=1 -run '$(or $(RUN),^TestNetns)' $(or $(PKG),./...)
 
 kube: ## tests with a Kubernetes API server and CNI plugins, which it builds first (8 minutes of CPU)
 	WEFT_TESTKUBE=$$(.ci/kube/build) && WEFT_CNI=$$(.ci/kube/cni) && export WEFT_TESTKUBE WEFT_CNI && \
 		$(GO) test -p 1 -timeout 30m $(if $(RUN),-v -run '$(RUN)') ./lease/kube/... ./deploy
 
-vm: ## tests on another kernel, in qemu: make vm KERNEL=linux-image-6.12-cloud-amd64 PKG=./ctrl RUN=TestNetnsVXLAN
-	.ci/vm/run $(or $(PKG),./ctrl) '-test.run=$(or $(RUN),^TestNetns)' -test.v
+vm: ## tests on another kernel, in qemu: make vm KERNEL=linux-image-6.12-cloud-amd64 PKG=./ctrl/backend RUN=TestNetnsVXLAN
+	.ci/vm/run $(or $(PKG),./ctrl/backend) '-test.run=$(or $(RUN),^TestNetns)' -test.v
 
 demo: build ## three nodes on this machine, with pods that reach each other (KEEP=1 keeps it running)
 	./bin/weft demo $(if $(KEEP),--keep)

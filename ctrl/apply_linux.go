@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Apply performs the operations in order and returns an error for each, nil on success. Deleting a missing object
-// succeeds. Consecutive routes, neighbours and forwarding entries are sent in batches, and so are consecutive WireGuard
-// peers.
+// Apply performs the operations in order and returns an error for each, nil on success. Deleting a
+// missing object succeeds. Consecutive routes, neighbours and forwarding entries are sent in
+// batches, and so are consecutive WireGuard peers.
 func (k *Kernel) Apply(ctx context.Context, ops []Op) []error {
 	k.mu.Lock()
 	defer k.mu.Unlock()

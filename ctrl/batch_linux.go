@@ -13,10 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// batchSize is the number of operations per netlink message. Each failed one has its own reply, and the replies must fit
-// the socket's receive buffer: at 1 KiB of kernel memory each, 128 are below the default of 208 KiB. On one of 5,000
-// nodes with vxlan (BenchmarkNetns5000), programming 15,000 objects takes 0.5 s of CPU time, and 0.8 s without batches;
-// a comparison without changes takes 0.08 s.
+// batchSize is the number of operations per netlink message. Each failed one has its own reply, and
+// the replies must fit the socket's receive buffer: at 1 KiB of kernel memory each, 128 are below
+// the default of 208 KiB. On one of 5,000 nodes with vxlan (BenchmarkNetns5000), programming 15,000
+// objects takes 0.5 s of CPU time, and 0.8 s without batches; a comparison without changes takes
+// 0.08 s.
 const batchSize = 128
 
 // openBatchSocket opens the socket for batches, with extended error messages.
@@ -26,7 +27,8 @@ func openBatchSocket() (*nl.NetlinkSocket, error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	timeout := unix.NsecToTimeval(int64(netlinkTimeout / time.Nanosecond))
-	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout), s.SetExtAck(true)); err != nil {
+	if err := errors.Join(s.SetSendTimeout(&timeout), s.SetReceiveTimeout(&timeout),
+		s.SetExtAck(true)); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("set netlink options: %w", err)
 	}
@@ -53,7 +55,8 @@ func (k *Kernel) applyBatch(ops []Op) []error {
 	return errs
 }
 
-// applyMessage sends one message. Only its last part requests an acknowledgement; the others are answered if they fail.
+// applyMessage sends one message. Only its last part requests an acknowledgement; the others are
+// answered if they fail.
 func (k *Kernel) applyMessage(ops []Op, errs []error, index map[string]int) {
 	var msg []byte
 	first := k.seq + 1
@@ -75,7 +78,8 @@ func (k *Kernel) applyMessage(ops []Op, errs []error, index map[string]int) {
 	end.Seq = first + uint32(len(ops))
 	k.seq = end.Seq
 	msg = append(msg, end.Serialize()...)
-	if err := unix.Sendto(k.batch.GetFd(), msg, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+	if err := unix.Sendto(k.batch.GetFd(), msg, 0,
+		&unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		setMissing(errs, fmt.Errorf("send to netlink: %w", err))
 		return
 	}
@@ -121,8 +125,8 @@ func (k *Kernel) readAcks(ops []Op, errs []error, first uint32) {
 // isNotFound reports whether a deletion failed because the object does not exist.
 func isNotFound(err error) bool { return errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENOENT) }
 
-// ackError returns the error of an NLMSG_ERROR message, with the kernel's text if there is one (struct nlmsgerr and
-// NLMSGERR_ATTR_MSG of linux/netlink.h).
+// ackError returns the error of an NLMSG_ERROR message, with the kernel's text if there is one
+// (struct nlmsgerr and NLMSGERR_ATTR_MSG of linux/netlink.h).
 func ackError(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4+unix.SizeofNlMsghdr {
 		return fmt.Errorf("short netlink reply: %d bytes", len(m.Data))
@@ -204,7 +208,8 @@ func routeRequest(v Verb, r Route, index int) *nl.NetlinkRequest {
 	return req
 }
 
-// routeType returns the route type of a kind. Kinds that plans never use are only deleted, and 0 then matches any type.
+// routeType returns the route type of a kind. Kinds that plans never use are only deleted, and 0
+// then matches any type.
 func routeType(k RouteKind) uint8 {
 	switch k {
 	case Forward:
@@ -221,7 +226,8 @@ func neighRequest(v Verb, family, ntf uint8, index int, dst netip.Addr, m MAC) *
 		typ, flags = unix.RTM_DELNEIGH, 0
 	}
 	req := nl.NewNetlinkRequest(typ, flags)
-	req.AddData(&netlink.Ndmsg{Family: family, Index: uint32(index), State: netlink.NUD_PERMANENT, Flags: ntf})
+	req.AddData(&netlink.Ndmsg{Family: family, Index: uint32(index), State: netlink.NUD_PERMANENT,
+		Flags: ntf})
 	if dst.IsValid() {
 		req.AddData(nl.NewRtAttr(netlink.NDA_DST, dst.AsSlice()))
 	}

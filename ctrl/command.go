@@ -14,8 +14,9 @@ import (
 // commandTimeout bounds a command of the extension backend, because the reconciler waits for it.
 const commandTimeout = time.Minute
 
-// RunCommand runs a command line of the extension backend and returns its trimmed output. env, NAME=value lines, extends
-// the environment of this process. stdin is passed with a trailing newline, as in flannel.
+// RunCommand runs a command line of the extension backend and returns its trimmed output. env,
+// NAME=value lines, extends the environment of this process. stdin is passed with a trailing
+// newline, as in flannel.
 func RunCommand(ctx context.Context, line, env, stdin string) (string, error) {
 	vars := map[string]string{}
 	for l := range strings.Lines(env) {
@@ -32,7 +33,8 @@ func RunCommand(ctx context.Context, line, env, stdin string) (string, error) {
 	if err != nil || len(words) == 0 {
 		return "", err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout, fmt.Errorf("still running after %v", commandTimeout))
+	ctx, cancel := context.WithTimeoutCause(ctx, commandTimeout,
+		fmt.Errorf("still running after %v", commandTimeout))
 	defer cancel()
 	c := exec.CommandContext(ctx, words[0], words[1:]...)
 	c.Env = os.Environ()
@@ -44,7 +46,8 @@ func RunCommand(ctx context.Context, line, env, stdin string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	c.Stdout, c.Stderr = &stdout, &stderr
 	if err := c.Run(); err != nil {
-		return "", errors.Join(fmt.Errorf("run %q: %w: %s", words[0], err, bytes.TrimSpace(stderr.Bytes())), context.Cause(ctx))
+		return "", errors.Join(fmt.Errorf("run %q: %w: %s", words[0], err,
+			bytes.TrimSpace(stderr.Bytes())), context.Cause(ctx))
 	}
 	return strings.TrimSpace(stdout.String()), nil
 }

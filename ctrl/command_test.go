@@ -44,7 +44,8 @@ func TestSplitCommand(t *testing.T) {
 }
 
 func TestSplitCommandRefuses(t *testing.T) {
-	for _, line := range []string{"a; b", "a | b", "a && b", "a 2>/dev/null", "a <f", "`a`", "(a)", "a $(b)", "\"`a`\"", `"$(b)"`} {
+	for _, line := range []string{"a; b", "a | b", "a && b", "a 2>/dev/null", "a <f", "`a`", "(a)", "a $(b)", "\"`a`\"",
+		`"$(b)"`} {
 		if _, err := splitCommand(line, variable); !errors.Is(err, errNeedsShell) {
 			t.Errorf("%q: got %v", line, err)
 		}
@@ -56,7 +57,8 @@ func TestSplitCommandRefuses(t *testing.T) {
 	}
 }
 
-// FuzzSplitCommand looks for a panic or an endless loop; without values for variables words only get shorter.
+// FuzzSplitCommand looks for a panic or an endless loop; without values for variables words only
+// get shorter.
 func FuzzSplitCommand(f *testing.F) {
 	for _, s := range []string{"a b", `a "b c" 'd'`, "$SUBNET ${TWO}", `a\ b "c\"d"`} {
 		f.Add(s)
@@ -74,13 +76,15 @@ func FuzzSplitCommand(f *testing.F) {
 	})
 }
 
-// TestSplitCommandAsShell checks the words against those of a real shell, for lines that mean the same to both.
+// TestSplitCommandAsShell checks the words against those of a real shell, for lines that mean the
+// same to both.
 func TestSplitCommandAsShell(t *testing.T) {
 	sh, err := exec.LookPath("sh")
 	if err != nil {
 		t.Skip("NOT TESTED: there is no sh")
 	}
-	for _, line := range []string{`a b`, `a  "b  c" 'd $X'`, `"$SUBNET"x$SUBNET`, `a\ b "c\"d\\e\$f\g"`, `'' "" $EMPTY x`, `a"b"'c'\d`} {
+	for _, line := range []string{`a b`, `a  "b  c" 'd $X'`, `"$SUBNET"x$SUBNET`, `a\ b "c\"d\\e\$f\g"`,
+		`'' "" $EMPTY x`, `a"b"'c'\d`} {
 		c := exec.Command(sh, "-c", `printf '<%s>\n' `+line)
 		c.Env = []string{"SUBNET=10.5.2.0/24", "EMPTY="}
 		out, err := c.Output()
@@ -98,20 +102,22 @@ func TestSplitCommandAsShell(t *testing.T) {
 }
 
 func TestRunCommand(t *testing.T) {
-	out, err := RunCommand(t.Context(), `sh -c 'read x; echo "  $SUBNET $x $1"; echo noise >&2' - "$SUBNET"`, "SUBNET=10.5.2.0/24\nOTHER=1", "from stdin")
+	out, err := RunCommand(t.Context(), `sh -c 'read x; echo "  $SUBNET $x $1"; echo noise >&2' - "$SUBNET"`,
+		"SUBNET=10.5.2.0/24\nOTHER=1", "from stdin")
 	if want := "10.5.2.0/24 from stdin 10.5.2.0/24"; err != nil || out != want {
 		t.Errorf("got %q, %v; want %q", out, err, want)
 	}
 	if out, err := RunCommand(t.Context(), "", "", ""); out != "" || err != nil {
 		t.Errorf("no command: got %q, %v", out, err)
 	}
-	if _, err := RunCommand(t.Context(), "sh -c 'echo reason >&2; exit 3'", "", ""); err == nil || !strings.Contains(err.Error(), "exit status 3: reason") {
+	if _, err := RunCommand(t.Context(), "sh -c 'echo reason >&2; exit 3'", "", ""); err == nil ||
+		!strings.Contains(err.Error(), "exit status 3: reason") {
 		t.Errorf("got %v", err)
 	}
 	if _, err := RunCommand(t.Context(), "'open", "", ""); err == nil {
 		t.Error("an open quotation ran")
 	}
-	// Variables of our own environment count too, as flannel documents PATH and the like.
+	// Variables of the process environment are expanded too, as flannel documents for PATH.
 	t.Setenv("WEFT_TEST", "from outside")
 	f := filepath.Join(t.TempDir(), "out")
 	if _, err := RunCommand(t.Context(), `sh -c 'echo "$WEFT_TEST $1" >$2' - "$WEFT_TEST" `+f, "", ""); err != nil {

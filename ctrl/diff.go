@@ -121,7 +121,8 @@ func (d *differ) link(w Link) {
 	h, ok := d.present[w.Name]
 	if ok && !h.sameSettings(w) {
 		if !h.deletable() {
-			d.conflicts = append(d.conflicts, fmt.Sprintf("device %s has type %q, want %q", w.Name, h.Kind, w.Kind))
+			d.conflicts = append(d.conflicts,
+				fmt.Sprintf("device %s has type %q, want %q", w.Name, h.Kind, w.Kind))
 			d.missing[w.Name] = true
 			return
 		}
@@ -181,8 +182,9 @@ func (d *differ) wait(dev string) {
 	}
 }
 
-// ready reports whether a device exists, or will by the time it is needed; if not, it is added to the waiting ones. A
-// device that the plan does not configure has to be up, too, because the kernel rejects routes on it otherwise.
+// ready reports whether a device exists, or will by the time it is needed; if not, it is added to
+// the waiting ones. A device that the plan does not configure has to be up, too, because the kernel
+// rejects routes on it otherwise.
 func (d *differ) ready(dev string) bool {
 	if dev == "" {
 		return true
@@ -217,7 +219,8 @@ func (d *differ) addrs() {
 		}
 	}
 	for _, a := range d.have.Addrs {
-		if !want[a] && d.owned.wanted[a.Dev] && Contains(d.want.Networks, HostPrefix(a.Prefix.Addr())) {
+		if !want[a] && d.owned.wanted[a.Dev] &&
+			Contains(d.want.Networks, HostPrefix(a.Prefix.Addr())) {
 			d.add(stageClear, Delete, a)
 		}
 	}
@@ -225,16 +228,20 @@ func (d *differ) addrs() {
 
 // entries reconciles permanent neighbours and forwarding entries.
 func (d *differ) entries() {
-	reconcileSet(d, d.have.Neighbours, d.want.Neighbours, func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
-	reconcileSet(d, d.have.FDB, d.want.FDB, func(f FDBEntry) any { return FDBEntry{Dev: f.Dev, MAC: f.MAC} })
+	reconcileSet(d, d.have.Neighbours, d.want.Neighbours,
+		func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
+	reconcileSet(d, d.have.FDB, d.want.FDB, func(f FDBEntry) any {
+		return FDBEntry{Dev: f.Dev,
+			MAC: f.MAC}
+	})
 }
 
 func (d *differ) peers() {
 	reconcileSet(d, d.have.Peers, d.want.Peers, func(p Peer) any { return p.id() })
 }
 
-// reconcileSet replaces wanted objects that differ or are missing, and deletes objects on wanted devices whose key is
-// not wanted.
+// reconcileSet replaces wanted objects that differ or are missing, and deletes objects on wanted
+// devices whose key is not wanted.
 func reconcileSet[T interface {
 	comparable
 	Object
@@ -284,8 +291,8 @@ func (d *differ) routes() {
 	}
 }
 
-// route handles one wanted route, given the existing routes with its key: usually none or one, more if another program
-// appended a route or added next hops to it.
+// route handles one wanted route, given the existing routes with its key: usually none or one, more
+// if another program appended a route or added next hops to it.
 func (d *differ) route(w Route, have []Route) {
 	if len(have) == 1 && have[0] == w {
 		return
@@ -297,7 +304,8 @@ func (d *differ) route(w Route, have []Route) {
 			if len(have) > 1 {
 				d.add(stageRoutes, Delete, h)
 			}
-		case h.Protocol == protocolBoot && (h.Kind == Forward || h.Kind == Blackhole) && Contains(d.want.Networks, h.Dst):
+		case h.Protocol == protocolBoot && (h.Kind == Forward || h.Kind == Blackhole) &&
+			Contains(d.want.Networks, h.Dst):
 			// flannel would have its own route with this key and of this kind: replace it.
 		case h.Dev == w.Dev && h.Via == w.Via && h.Kind == w.Kind:
 			return // a foreign route with the same effect
@@ -309,7 +317,8 @@ func (d *differ) route(w Route, have []Route) {
 	d.add(stageRoutes, Replace, w)
 }
 
-// commands runs the commands that are newly wanted, and the removal of those that are no longer wanted in this form.
+// commands runs the commands that are newly wanted, and the removal of those that are no longer
+// wanted in this form.
 func (d *differ) commands() {
 	have, want := setOf(d.have.Commands), setOf(d.want.Commands)
 	for _, c := range d.have.Commands {

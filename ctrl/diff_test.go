@@ -11,7 +11,7 @@ import (
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 
-// texts are operations as strings, for comparison.
+// texts returns the operations as strings, for comparison.
 func texts(ops []Op) []string {
 	var s []string
 	for _, o := range ops {
@@ -46,7 +46,7 @@ func ours(dst, via, dev string) Route {
 
 func proto(r Route, p int) Route { r.Protocol = p; return r }
 
-// vxlanWant is a wanted state with one of everything that a VXLAN path needs.
+// vxlanWant returns a wanted state with one of each object that a VXLAN peer needs.
 func vxlanWant() State {
 	r := ours("10.5.2.0/24", "10.5.2.0", "flannel.1")
 	r.OnLink = true
@@ -60,7 +60,7 @@ func vxlanWant() State {
 	}
 }
 
-// vxlanHave is what the kernel has once vxlanWant is in place, with much that is not ours around it.
+// vxlanHave returns a kernel state with vxlanWant in place, among many foreign objects.
 func vxlanHave() State {
 	s := vxlanWant()
 	s.Networks = nil
@@ -107,7 +107,7 @@ func TestDiff(t *testing.T) {
 			ops: []string{"change device flannel.1 mtu 1450 address 02:00:00:00:00:0a accept_ra 0"},
 		},
 		{
-			name: "fixed attribute changed: made anew, with all that is on it",
+			name: "fixed setting changed: device and its objects recreated",
 			have: func(s *State) { s.Links[0].VXLAN.Port = 4789 },
 			ops: []string{
 				"delete device flannel.1 type vxlan",
@@ -149,16 +149,19 @@ func TestDiff(t *testing.T) {
 			ops:  []string{"replace address 10.5.7.0/32 dev flannel.1", "delete address 10.5.1.0/32 dev flannel.1"},
 		},
 		{
-			name: "a route of ours that nobody wants goes, with or without its device's mark",
+			name: "unwanted own routes are deleted",
 			have: func(s *State) {
-				s.Routes = append(s.Routes, ours("10.5.9.0/24", "172.31.0.9", "eth0"), boot(ours("10.5.8.0/24", "10.5.8.0", "flannel.1")))
+				s.Routes = append(s.Routes, ours("10.5.9.0/24", "172.31.0.9", "eth0"),
+					boot(ours("10.5.8.0/24", "10.5.8.0", "flannel.1")))
 			},
-			ops: []string{"delete route 10.5.9.0/24 via 172.31.0.9 dev eth0 proto 157", "delete route 10.5.8.0/24 via 10.5.8.0 dev flannel.1 proto 3"},
+			ops: []string{"delete route 10.5.9.0/24 via 172.31.0.9 dev eth0 proto 157",
+				"delete route 10.5.8.0/24 via 10.5.8.0 dev flannel.1 proto 3"},
 		},
 		{
 			name: "flannel's host-gw route to a node goes, a hand-made one stays",
 			have: func(s *State) {
-				s.Routes = append(s.Routes, boot(ours("10.5.3.0/24", "172.31.0.3", "eth0")), boot(ours("10.5.4.0/24", "172.31.0.99", "eth0")))
+				s.Routes = append(s.Routes, boot(ours("10.5.3.0/24", "172.31.0.3", "eth0")),
+					boot(ours("10.5.4.0/24", "172.31.0.99", "eth0")))
 			},
 			want: func(s *State) { s.FlannelRoutes = []FlannelRoute{{prefix("10.5.3.0/24"), addr("172.31.0.3")}} },
 			ops:  []string{"delete route 10.5.3.0/24 via 172.31.0.3 dev eth0 proto 3"},
@@ -213,8 +216,10 @@ func TestDiff(t *testing.T) {
 		{
 			name: "the engine's device is awaited, with all that stands on it",
 			want: func(s *State) {
-				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, External: true}},
-					Addrs: []Addr{{"flannel0", prefix("10.5.1.0/32")}}, Routes: []Route{ours("10.5.0.0/16", "", "flannel0")}}
+				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000,
+					Up: true, External: true}},
+					Addrs:  []Addr{{"flannel0", prefix("10.5.1.0/32")}},
+					Routes: []Route{ours("10.5.0.0/16", "", "flannel0")}}
 			},
 			have:    func(s *State) { *s = State{Links: []Link{eth0}} },
 			waiting: []string{"flannel0"},
@@ -222,13 +227,15 @@ func TestDiff(t *testing.T) {
 		{
 			name: "the engine's device is set up",
 			want: func(s *State) {
-				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, External: true}},
+				*s = State{Networks: nets, Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1472, TxQueueLen: 5000,
+					Up: true, External: true}},
 					Routes: []Route{ours("10.5.0.0/16", "", "flannel0")}}
 			},
 			have: func(s *State) {
 				*s = State{Links: []Link{{Name: "flannel0", Kind: KindTUN, MTU: 1500, TxQueueLen: 500}}}
 			},
-			ops: []string{"change device flannel0 mtu 1472 txqueuelen 5000 up", "replace route 10.5.0.0/16 dev flannel0 proto 157"},
+			ops: []string{"change device flannel0 mtu 1472 txqueuelen 5000 up",
+				"replace route 10.5.0.0/16 dev flannel0 proto 157"},
 		},
 		{
 			name: "the underlay is down or gone",
@@ -241,13 +248,17 @@ func TestDiff(t *testing.T) {
 		},
 		{
 			name: "another backend: device, its port and routes go first",
-			want: func(s *State) { *s = State{Networks: nets, Routes: []Route{ours("10.5.2.0/24", "172.31.0.2", "eth0")}} },
+			want: func(s *State) {
+				*s = State{Networks: nets,
+					Routes: []Route{ours("10.5.2.0/24", "172.31.0.2", "eth0")}}
+			},
 			have: func(s *State) {
 				s.Links = append(s.Links, Link{Name: "flannel0", Kind: KindIPIP, IPIP: IPIP{FOUPort: 8285}})
 				s.Addrs = append(s.Addrs, Addr{"flannel0", prefix("10.5.1.0/32")})
 				s.FOU = []FOUPort{{8285}, {5555}}
 			},
-			ops: []string{"delete device flannel.1 type vxlan", "delete device flannel0 type ipip", "delete fou port 8285 ipproto 4",
+			ops: []string{"delete device flannel.1 type vxlan", "delete device flannel0 type ipip",
+				"delete fou port 8285 ipproto 4",
 				"replace route 10.5.2.0/24 via 172.31.0.2 dev eth0 proto 157"},
 		},
 		{
@@ -283,12 +294,15 @@ func TestDiff(t *testing.T) {
 		{
 			name: "the kernel's carrier in place of the engine's device",
 			want: func(s *State) {
-				*s = State{Networks: nets, FOU: []FOUPort{{8285}}, Links: []Link{{Name: "flannel0", Kind: KindIPIP, IPIP: IPIP{FOUPort: 8285}}}}
+				*s = State{Networks: nets, FOU: []FOUPort{{8285}},
+					Links: []Link{{Name: "flannel0", Kind: KindIPIP, IPIP: IPIP{FOUPort: 8285}}}}
 			},
 			have: func(s *State) {
-				*s = State{Links: []Link{{Name: "flannel0", Kind: KindIPIP, IPIP: IPIP{FOUPort: 8000}}}, FOU: []FOUPort{{8000}}}
+				*s = State{Links: []Link{{Name: "flannel0", Kind: KindIPIP, IPIP: IPIP{FOUPort: 8000}}},
+					FOU: []FOUPort{{8000}}}
 			},
-			ops: []string{"delete device flannel0 type ipip", "delete fou port 8000 ipproto 4", "create device flannel0 type ipip", "replace fou port 8285 ipproto 4"},
+			ops: []string{"delete device flannel0 type ipip", "delete fou port 8000 ipproto 4",
+				"create device flannel0 type ipip", "replace fou port 8285 ipproto 4"},
 		},
 		{
 			name: "checksums in software",
@@ -307,9 +321,11 @@ func TestDiff(t *testing.T) {
 					Route{Dst: prefix("10.5.1.0/24"), Kind: "prohibit", Metric: 6, Protocol: protocolBoot})
 			},
 			want: func(s *State) {
-				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 9, Protocol: RouteProtocol})
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 9,
+					Protocol: RouteProtocol})
 			},
-			ops: []string{"delete route blackhole 10.5.1.0/24 proto 3", "replace route blackhole 10.5.1.0/24 proto 157 metric 9"},
+			ops: []string{"delete route blackhole 10.5.1.0/24 proto 3",
+				"replace route blackhole 10.5.1.0/24 proto 157 metric 9"},
 		},
 		{
 			name: "flannel's blackhole stays where we want none, and one behind a route of ours",
@@ -321,7 +337,8 @@ func TestDiff(t *testing.T) {
 		{
 			name: "blackhole",
 			want: func(s *State) {
-				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 9, Protocol: RouteProtocol})
+				s.Routes = append(s.Routes, Route{Dst: prefix("10.5.1.0/24"), Kind: Blackhole, Metric: 9,
+					Protocol: RouteProtocol})
 			},
 			ops: []string{"replace route blackhole 10.5.1.0/24 proto 157 metric 9"},
 		},
@@ -337,7 +354,8 @@ func TestDiff(t *testing.T) {
 			}
 			got := diff(have, want)
 			if !slices.Equal(texts(got.ops), tt.ops) {
-				t.Errorf("operations\n  got  %s\n  want %s", strings.Join(texts(got.ops), "\n       "), strings.Join(tt.ops, "\n       "))
+				t.Errorf("operations\n  got  %s\n  want %s", strings.Join(texts(got.ops), "\n       "),
+					strings.Join(tt.ops, "\n       "))
 			}
 			if !slices.Equal(got.waiting, tt.waiting) {
 				t.Errorf("waiting for %q, want %q", got.waiting, tt.waiting)
@@ -351,13 +369,15 @@ func TestDiff(t *testing.T) {
 
 func TestDiffWireGuardAndCommands(t *testing.T) {
 	tunnel := Tunnel{Dev: "flannel-wg", PrivateKey: Key{1}, ListenPort: 51820}
-	peer := Peer{Dev: "flannel-wg", PublicKey: Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:51820"), Allowed: prefix("10.5.2.0/24"), Keepalive: time.Second}
+	peer := Peer{Dev: "flannel-wg", PublicKey: Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:51820"),
+		Allowed: prefix("10.5.2.0/24"), Keepalive: time.Second}
 	gone := Peer{Dev: "flannel-wg", PublicKey: Key{3}}
 	cmd := Command{ID: "10.5.2.0/24", Add: "true", Remove: "false", Env: "A=1"}
 	changed := cmd
 	changed.Env = "A=2"
 	link := Link{Name: "flannel-wg", Kind: KindWireGuard, MTU: 1420, Up: true}
-	want := State{Networks: nets, Links: []Link{link}, Tunnels: []Tunnel{tunnel}, Peers: []Peer{peer}, Commands: []Command{cmd}}
+	want := State{Networks: nets, Links: []Link{link}, Tunnels: []Tunnel{tunnel}, Peers: []Peer{peer},
+		Commands: []Command{cmd}}
 	have := want
 	have.Tunnels = []Tunnel{{Dev: "flannel-wg", PrivateKey: Key{9}, ListenPort: 1}}
 	have.Peers = []Peer{gone}
@@ -379,7 +399,7 @@ func TestDiffWireGuardAndCommands(t *testing.T) {
 	}
 }
 
-// isOnNone says whether the object lives on no device.
+// isOnNone reports whether the object belongs to no device.
 func isOnNone(o Op) bool {
 	switch o.Object.(type) {
 	case FOUPort, Command:

@@ -17,7 +17,8 @@ const (
 // ethtoolValue is struct ethtool_value.
 type ethtoolValue struct{ command, data uint32 }
 
-// ethtoolRequest is struct ifreq with a pointer, at least as long as the kernel's on every architecture.
+// ethtoolRequest is struct ifreq with a pointer, at least as long as the kernel's on every
+// architecture.
 type ethtoolRequest struct {
 	name  [unix.IFNAMSIZ]byte
 	value *ethtoolValue
@@ -33,7 +34,8 @@ func ethtool(dev string, v *ethtoolValue) error {
 	defer unix.Close(fd)
 	r := &ethtoolRequest{value: v}
 	copy(r.name[:unix.IFNAMSIZ-1], dev)
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(r)))
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL,
+		uintptr(unsafe.Pointer(r)))
 	runtime.KeepAlive(v)
 	if errno != 0 {
 		return fmt.Errorf("ethtool on %s: %w", dev, errno)
@@ -41,7 +43,8 @@ func ethtool(dev string, v *ethtoolValue) error {
 	return nil
 }
 
-// txOffloadDisabled reports whether the kernel computes checksums, and thus segments packets, before the device.
+// txOffloadDisabled reports whether the kernel computes checksums, and thus segments packets,
+// before the device.
 func txOffloadDisabled(dev string) bool {
 	v := ethtoolValue{command: ethtoolGetTxChecksum}
 	return ethtool(dev, &v) == nil && v.data == 0

@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// fakeKernel is a kernel that is a value. Operations change it as they would a real one; fail can refuse them.
+// fakeKernel is a kernel in memory. Operations change it like a real one; fail can reject them.
 type fakeKernel struct {
 	mu      sync.Mutex
 	state   State
@@ -17,7 +17,7 @@ type fakeKernel struct {
 	applied []Op
 	fail    func(Op) error
 	readErr error
-	changed func() // the sign to whoever watches
+	changed func() // notifies the watcher
 	watchEr error  // breaks the next Watch
 	watches int
 }
@@ -62,7 +62,7 @@ func (f *fakeKernel) Watch(ctx context.Context, _ func(Event) bool, changed func
 	return ctx.Err()
 }
 
-// set changes the kernel behind the reconciler's back and gives the sign that a kernel would give.
+// set changes the kernel's state and notifies the watcher, as a kernel would.
 func (f *fakeKernel) set(change func(*State)) {
 	f.mu.Lock()
 	s := f.state
@@ -75,7 +75,7 @@ func (f *fakeKernel) set(change func(*State)) {
 	}
 }
 
-// count is how often the kernel was read.
+// count returns the number of reads.
 func (f *fakeKernel) count() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -90,7 +90,7 @@ func (f *fakeKernel) take() []string {
 	return s
 }
 
-// applied is the state after one operation; s is left alone.
+// applied returns the state after one operation, without changing s.
 func applied(s State, o Op) State {
 	switch x := o.Object.(type) {
 	case Link:
@@ -143,7 +143,8 @@ func appliedLink(s State, v Verb, x Link) State {
 			if x.MAC != (MAC{}) {
 				l.MAC = x.MAC
 			}
-			l.Up, l.AcceptRAOff, l.NoTxOffload = l.Up || x.Up, l.AcceptRAOff || x.AcceptRAOff, l.NoTxOffload || x.NoTxOffload
+			l.Up, l.AcceptRAOff, l.NoTxOffload = l.Up || x.Up, l.AcceptRAOff || x.AcceptRAOff, l.NoTxOffload ||
+				x.NoTxOffload
 			x = l
 			break
 		}

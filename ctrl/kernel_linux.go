@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kernel is the only user of netlink. It belongs to the network namespace of the thread that opened it, and is meant for
-// a process that lives in one namespace: sockets that are opened later belong to the calling thread's namespace. It is
-// safe for concurrent use, until Close.
+// Kernel is the only user of netlink. It belongs to the network namespace of the thread that opened
+// it, and is meant for a process that lives in one namespace: sockets that are opened later belong
+// to the calling thread's namespace. It is safe for concurrent use, until Close.
 type Kernel struct {
 	h       *netlink.Handle
 	mu      sync.Mutex        // one read or apply at a time; guards the following fields
@@ -27,11 +27,12 @@ type Kernel struct {
 	raFixed map[string]bool    // devices whose accept_ra this process may not change
 }
 
-// netlinkTimeout bounds one exchange with the kernel, which replies at once unless its lock is held for long.
+// netlinkTimeout bounds one exchange with the kernel, which replies at once unless its lock is held
+// for long.
 const netlinkTimeout = 10 * time.Second
 
-// OpenKernel connects to the network namespace of the calling thread. log receives the messages of WireGuard devices
-// that run in this process; nil discards them.
+// OpenKernel connects to the network namespace of the calling thread. log receives the messages of
+// WireGuard devices that run in this process; nil discards them.
 func OpenKernel(log *slog.Logger) (*Kernel, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -49,19 +50,20 @@ func OpenKernel(log *slog.Logger) (*Kernel, error) {
 		h.Close()
 		return nil, err
 	}
-	return &Kernel{h: h, batch: batch, wg: newWireGuards(log), ran: map[string]Command{}, raFixed: map[string]bool{}}, nil
+	return &Kernel{h: h, batch: batch, wg: newWireGuards(log), ran: map[string]Command{},
+		raFixed: map[string]bool{}}, nil
 }
 
-// Close closes the connection and stops the WireGuard devices of this process. The kernel's state stays. A running Watch
-// is not affected.
+// Close closes the connection and stops the WireGuard devices of this process. The kernel's state
+// stays. A running Watch is not affected.
 func (k *Kernel) Close() {
 	k.wg.close()
 	k.batch.Close()
 	k.h.Close()
 }
 
-// retryInterrupted calls f again if a change interrupted a dump or a signal interrupted a call. Go's own preemption
-// signals make the latter common.
+// retryInterrupted calls f again if a change interrupted a dump or a signal interrupted a call.
+// Go's own preemption signals make the latter common.
 func retryInterrupted(f func() error) error {
 	const tries = 10
 	var err error

@@ -27,7 +27,7 @@ func must(l netlink.Link, err error) netlink.Link {
 	return l
 }
 
-// open gives a kernel of this namespace.
+// open opens the kernel of this namespace.
 func open(t *testing.T) *Kernel {
 	t.Helper()
 	k, err := OpenKernel(nil)
@@ -38,7 +38,7 @@ func open(t *testing.T) *Kernel {
 	return k
 }
 
-// addBridge makes a device that is up, with addresses, for the time of the test.
+// addBridge creates a device that is up and has addresses, and deletes it after the test.
 func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	t.Helper()
 	l, err := bridge(name, addrs...)
@@ -53,7 +53,7 @@ func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	return l
 }
 
-// bridge makes an empty bridge, which is the plainest device that every kernel of ours has.
+// bridge creates a bridge without ports, as every tested kernel has bridges.
 func bridge(name string, addrs ...string) (netlink.Link, error) {
 	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
 	if err := netlink.LinkAdd(l); err != nil {
@@ -67,14 +67,16 @@ func bridge(name string, addrs ...string) (netlink.Link, error) {
 	return l, netlink.LinkSetUp(l)
 }
 
-// TestNetnsApplyErrors: in a batch, each operation has its own fate, told in the kernel's words.
+// TestNetnsApplyErrors checks that each operation of a batch has its own error, with the kernel's
+// text.
 func TestNetnsApplyErrors(t *testing.T) {
 	addBridge(t, "under0", "172.20.0.1/24")
 	k := open(t)
 	var ops []Op
 	bad := map[int]string{}
 	for i := range 3 * batchSize {
-		r := Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24), Via: addr("172.20.0.2"), Dev: "under0", Protocol: RouteProtocol}
+		r := Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24),
+			Via: addr("172.20.0.2"), Dev: "under0", Protocol: RouteProtocol}
 		switch i {
 		case 0, 200, 3*batchSize - 1:
 			r.Via, bad[i] = addr("172.99.0.1"), "Nexthop has invalid gateway"
@@ -87,7 +89,8 @@ func TestNetnsApplyErrors(t *testing.T) {
 		switch want := bad[i]; {
 		case want == "" && err != nil:
 			t.Errorf("operation %d: %v", i, err)
-		case want != "" && (err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), ops[i].String())):
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want) ||
+			!strings.Contains(err.Error(), ops[i].String())):
 			t.Errorf("operation %d: got %v, want %q", i, err, want)
 		}
 	}
@@ -108,25 +111,29 @@ func TestNetnsApplyErrors(t *testing.T) {
 	if want := len(ops) - len(bad); ours != want {
 		t.Errorf("%d routes are there, want %d", ours, want)
 	}
-	// Deleting all, also what never was, is fine, and so is doing it again.
+	// Deleting missing objects succeeds, also repeatedly.
 	for range 2 {
 		if err := errors.Join(k.Apply(context.Background(), ops)...); err != nil {
 			t.Errorf("delete: %v", err)
 		}
 	}
-	if err := errors.Join(k.Apply(context.Background(), []Op{{Delete, Link{Name: "none0"}}, {Delete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
+	if err := errors.Join(k.Apply(context.Background(),
+		[]Op{{Delete, Link{Name: "none0"}}, {Delete, Addr{"under0", prefix("172.20.0.9/32")}}})...); err != nil {
 		t.Errorf("delete what is not there: %v", err)
 	}
-	if errs := k.Apply(context.Background(), []Op{{Create, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0], errors.ErrUnsupported) {
+	if errs := k.Apply(context.Background(), []Op{{Create, Link{Name: "x0", Kind: "strange"}}}); !errors.Is(errs[0],
+		errors.ErrUnsupported) {
 		t.Errorf("a device of a strange type: %v", errs)
 	}
-	if errs := k.Apply(context.Background(), []Op{{Create, vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil || !strings.Contains(errs[0].Error(), "underlay device none0") {
+	if errs := k.Apply(context.Background(), []Op{{Create,
+		vx(func(l *Link) { l.VXLAN.Parent = "none0" })}}); errs[0] == nil ||
+		!strings.Contains(errs[0].Error(), "underlay device none0") {
 		t.Errorf("a VXLAN on nothing: %v", errs)
 	}
 }
 
-// TestNetnsLateAnswers: answers to an earlier message, which was given up on, are not taken for those to this one.
-func TestNetnsLateAnswers(t *testing.T) {
+// TestNetnsLateReplies checks that replies to an earlier message that timed out are ignored.
+func TestNetnsLateReplies(t *testing.T) {
 	addBridge(t, "under0", "172.20.0.1/24")
 	k := open(t)
 	bad := Route{Dst: prefix("10.9.0.0/24"), Via: addr("172.99.0.1"), Dev: "under0", Protocol: RouteProtocol}
@@ -137,7 +144,8 @@ func TestNetnsLateAnswers(t *testing.T) {
 		k.seq++
 		req := request(Op{Replace, bad}, index)
 		req.Seq = k.seq
-		if err := unix.Sendto(k.batch.GetFd(), req.Serialize(), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		if err := unix.Sendto(k.batch.GetFd(), req.Serialize(), 0,
+			&unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -151,7 +159,8 @@ func TestNetnsLateAnswers(t *testing.T) {
 	}
 }
 
-// TestNetnsReadBack: what was applied is read back as it was, for each kind of object this kernel has.
+// TestNetnsReadBack checks that applied objects are read back unchanged, for each kind that the
+// kernel has.
 func TestNetnsReadBack(t *testing.T) {
 	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
 	k := open(t)
@@ -199,8 +208,8 @@ func TestNetnsReadBack(t *testing.T) {
 	}
 }
 
-// ourRoute finds our route to a prefix.
-func ourRoute(k *Kernel, dst string) (Route, error) {
+// ownRoute returns the route to a prefix with Weft's protocol.
+func ownRoute(k *Kernel, dst string) (Route, error) {
 	s, err := k.Read(func(string) bool { return false })
 	if err != nil {
 		return Route{}, err
@@ -210,12 +219,12 @@ func ourRoute(k *Kernel, dst string) (Route, error) {
 			return r, nil
 		}
 	}
-	return Route{}, errors.New("no route of ours to " + dst)
+	return Route{}, errors.New("no own route to " + dst)
 }
 
-// TestNetnsRefusals: a route that refuses packets is seen, left alone and told where it is someone else's, of whatever
-// kind and family; with our mark it goes.
-func TestNetnsRefusals(t *testing.T) {
+// TestNetnsRejectRoutes checks that foreign routes that reject packets are kept and reported, in
+// each family, and that those with Weft's protocol are deleted.
+func TestNetnsRejectRoutes(t *testing.T) {
 	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
 	k := open(t)
 	for _, dst := range []netip.Prefix{prefix("10.5.2.0/24"), prefix("fd10:5:0:2::/64")} {
@@ -224,12 +233,14 @@ func TestNetnsRefusals(t *testing.T) {
 			via = addr("fd31::2")
 		}
 		want := State{Networks: nets, Routes: []Route{{Dst: dst, Via: via, Dev: "eth0", Protocol: RouteProtocol}}}
-		for typ, kind := range map[int]RouteKind{unix.RTN_UNREACHABLE: "unreachable", unix.RTN_PROHIBIT: "prohibit", unix.RTN_THROW: "throw"} {
+		for typ, kind := range map[int]RouteKind{unix.RTN_UNREACHABLE: "unreachable", unix.RTN_PROHIBIT: "prohibit",
+			unix.RTN_THROW: "throw"} {
 			r := &netlink.Route{Dst: ipNet(dst), Type: typ, Protocol: protocolBoot}
 			if err := netlink.RouteAdd(r); err != nil {
 				t.Fatal(err)
 			}
-			if err := ApplyOnce(k, want); err == nil || !strings.Contains(err.Error(), "not owned by this daemon: route "+string(kind)+" "+dst.String()) {
+			if err := ApplyOnce(k, want); err == nil ||
+				!strings.Contains(err.Error(), "not owned by this daemon: route "+string(kind)+" "+dst.String()) {
 				t.Errorf("%s %s: got %v", kind, dst, err)
 			}
 			if err := netlink.RouteDel(r); err != nil {
@@ -240,20 +251,20 @@ func TestNetnsRefusals(t *testing.T) {
 				t.Fatal(err)
 			}
 			removed, err := Cleanup(k)
-			if left, _ := ourRoute(k, dst.String()); err != nil || len(removed) != 1 || left != (Route{}) {
+			if left, _ := ownRoute(k, dst.String()); err != nil || len(removed) != 1 || left != (Route{}) {
 				t.Errorf("%s %s: removed %q, %v, left %v", kind, dst, removed, err, left)
 			}
 		}
 	}
 }
 
-// TestNetnsWatchOverflow: messages that did not fit the socket (ENOBUFS) count as a change of everything.
+// TestNetnsWatchOverflow checks that lost messages (ENOBUFS) cause a notification.
 func TestNetnsWatchOverflow(t *testing.T) {
 	l := addBridge(t, "br7")
 	k := open(t)
-	var signs atomic.Int32
+	var notified atomic.Int32
 	seen, release := make(chan struct{}), make(chan struct{})
-	relevant := func(Event) bool { // of nothing, so that only the overflow can give a sign
+	relevant := func(Event) bool { // reject all, so that only the overflow notifies
 		select {
 		case seen <- struct{}{}:
 			<-release
@@ -264,11 +275,11 @@ func TestNetnsWatchOverflow(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if err := k.Watch(ctx, relevant, func() { signs.Add(1) }); !errors.Is(err, context.Canceled) {
+		if err := k.Watch(ctx, relevant, func() { notified.Add(1) }); !errors.Is(err, context.Canceled) {
 			t.Errorf("ended with %v", err)
 		}
 	})
-	await(t, "the first sign", func() bool { return signs.Load() == 1 })
+	await(t, "the first notification", func() bool { return notified.Load() == 1 })
 	change := func(n int) {
 		for i := range n {
 			if err := netlink.LinkSetMTU(l, 1400+i%2); err != nil {
@@ -278,14 +289,15 @@ func TestNetnsWatchOverflow(t *testing.T) {
 	}
 	change(1)
 	<-seen
-	change(2000) // some 1.5 KiB each, into a buffer of 208 KiB that nobody empties
+	change(2000) // about 1.5 KiB each, into a buffer of 208 KiB that is not drained
 	close(release)
-	await(t, "the sign of the overflow", func() bool { return signs.Load() == 2 })
+	await(t, "the notification of the overflow", func() bool { return notified.Load() == 2 })
 	cancel()
 	wg.Wait()
 }
 
-// slowness is the factor by which the machine is slower than usual (WEFT_TEST_SLOW, for emulated machines).
+// slowness is the factor by which the machine is slower than usual (WEFT_TEST_SLOW, for emulated
+// machines).
 func slowness() time.Duration {
 	n, err := strconv.Atoi(os.Getenv("WEFT_TEST_SLOW"))
 	if err != nil {
@@ -294,7 +306,7 @@ func slowness() time.Duration {
 	return time.Duration(max(n, 1))
 }
 
-// await waits for ok.
+// await waits until ok returns true.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	err := lab.Await(t.Context(), 5*time.Second*slowness(), what, func() error {

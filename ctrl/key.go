@@ -8,7 +8,8 @@ import (
 	"fmt"
 )
 
-// Key is a WireGuard key: private, public or pre-shared. String hides it, because most keys are secret.
+// Key is a WireGuard key: private, public or pre-shared. String hides it, because most keys are
+// secret.
 type Key [32]byte
 
 // ParseKey parses a key in base64, as printed by `wg genkey`.

@@ -14,8 +14,8 @@ import (
 
 // linkDriver is the Linux part of a link kind.
 type linkDriver struct {
-	// create creates the device with the fixed settings of x. Attributes that are zero are zero in flannel, too, the queue
-	// length included, so that the devices look the same.
+	// create creates the device with the fixed settings of x. Attributes that are zero are zero in
+	// flannel, too, the queue length included, so that the devices look the same.
 	create func(k *Kernel, x Link, a netlink.LinkAttrs) error
 	// read fills in the fixed settings of v; nil if there are none.
 	read func(v *Link, l netlink.Link, names map[int]string)
@@ -28,9 +28,12 @@ type linkDriver struct {
 func linkDrivers() map[LinkKind]linkDriver {
 	return map[LinkKind]linkDriver{
 		KindVXLAN: {
-			create:      createVXLAN,
-			read:        readVXLAN,
-			readDetail:  func(k *Kernel, v *Link) { v.AcceptRAOff = k.raFixed[v.Name] || acceptRAOff(v.Name) },
+			create: createVXLAN,
+			read:   readVXLAN,
+			readDetail: func(k *Kernel, v *Link) {
+				v.AcceptRAOff = k.raFixed[v.Name] ||
+					acceptRAOff(v.Name)
+			},
 			readObjects: (*Kernel).readEntries,
 		},
 		KindIPIP: {
@@ -87,8 +90,9 @@ func (k *Kernel) readLinks(detail func(dev string) bool) (State, map[int]string,
 func linkValue(l netlink.Link) Link {
 	a := l.Attrs()
 	v := Link{
-		Name: a.Name, Index: a.Index, Kind: LinkKind(l.Type()), MTU: a.MTU, TxQueueLen: max(a.TxQLen, 0),
-		Up: a.Flags&net.FlagUp != 0,
+		Name: a.Name, Index: a.Index, Kind: LinkKind(l.Type()), MTU: a.MTU,
+		TxQueueLen: max(a.TxQLen, 0),
+		Up:         a.Flags&net.FlagUp != 0,
 	}
 	if len(a.HardwareAddr) == len(v.MAC) {
 		v.MAC = MAC(a.HardwareAddr)
@@ -109,8 +113,9 @@ func createVXLAN(k *Kernel, x Link, a netlink.LinkAttrs) error {
 	}
 	a.HardwareAddr = x.MAC[:]
 	return missingModule("vxlan", k.h.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: a, VxlanId: x.VXLAN.VNI, VtepDevIndex: parent.Attrs().Index, SrcAddr: x.VXLAN.Local.AsSlice(),
-		Port: x.VXLAN.Port, Learning: x.VXLAN.Learning, GBP: x.VXLAN.GBP,
+		LinkAttrs: a, VxlanId: x.VXLAN.VNI, VtepDevIndex: parent.Attrs().Index,
+		SrcAddr: x.VXLAN.Local.AsSlice(),
+		Port:    x.VXLAN.Port, Learning: x.VXLAN.Learning, GBP: x.VXLAN.GBP,
 	}))
 }
 
@@ -124,7 +129,9 @@ func readVXLAN(v *Link, l netlink.Link, names map[int]string) {
 }
 
 func createIPIP(k *Kernel, x Link, a netlink.LinkAttrs) error {
-	a.MTU = 0 // the kernel derives it from the route to the remote end, which does not exist; changeLink sets it
+	// the kernel derives it from the route to the remote end, which does not exist; changeLink sets
+	// it
+	a.MTU = 0
 	t := &netlink.Iptun{LinkAttrs: a, Local: x.IPIP.Local.AsSlice(), Ttl: uint8(x.IPIP.TTL)}
 	if x.IPIP.PathMTU {
 		t.PMtuDisc = 1
@@ -152,7 +159,8 @@ func readIPIP(v *Link, l netlink.Link, _ map[int]string) {
 // missingModule explains EOPNOTSUPP for a new device and names the remedies.
 func missingModule(module string, err error) error {
 	if errors.Is(err, unix.EOPNOTSUPP) {
-		return fmt.Errorf("kernel has no %s (load the module %s, or use another backend such as udp): %w", module, module, err)
+		return fmt.Errorf("kernel has no %s (load the module %s, or use another backend such as udp): %w",
+			module, module, err)
 	}
 	return err
 }
@@ -238,8 +246,9 @@ func acceptRAOff(dev string) bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && strings.TrimSpace(string(b)) == "0"
 }
 
-// disableRA makes the device ignore router advertisements. If /proc/sys is read-only, as in most containers, the setting
-// stays: the kernel ignores router advertisements on a forwarding host anyway, and a node is one.
+// disableRA makes the device ignore router advertisements. If /proc/sys is read-only, as in most
+// containers, the setting stays: the kernel ignores router advertisements on a forwarding host
+// anyway, and a node is one.
 func (k *Kernel) disableRA(dev string) error {
 	err := os.WriteFile(acceptRAFile(dev), []byte("0"), 0)
 	if errors.Is(err, fs.ErrPermission) || errors.Is(err, unix.EROFS) {

@@ -5,7 +5,8 @@ import (
 	"slices"
 )
 
-// ownership is the part of the kernel's state that Weft owns. Everything else is never changed or removed.
+// ownership is the part of the kernel's state that Weft owns. Everything else is never changed or
+// removed.
 type ownership struct {
 	networks   []netip.Prefix
 	wanted     map[string]bool // devices that the plan wants
@@ -16,9 +17,10 @@ type ownership struct {
 	blackholes map[netip.Prefix]bool // destinations that the plan wants a blackhole for
 }
 
-// findOwnership determines the owned part of have. Weft owns a device if the plan wants it, or if it has an overlay name
-// and an address or a route inside the wanted networks: another daemon or a flannel on the same host uses other networks.
-// If the wanted networks cover all addresses, devices without addresses and routes are owned, too.
+// findOwnership determines the owned part of have. Weft owns a device if the plan wants it, or if
+// it has an overlay name and an address or a route inside the wanted networks: another daemon or a
+// flannel on the same host uses other networks. If the wanted networks cover all addresses, devices
+// without addresses and routes are owned, too.
 func findOwnership(have, want State) ownership {
 	o := ownership{
 		networks: want.Networks, wanted: map[string]bool{}, devices: map[string]bool{},
@@ -72,16 +74,17 @@ func Contains(networks []netip.Prefix, p netip.Prefix) bool {
 	})
 }
 
-// ownsRoute reports whether Weft owns a route: inside the networks, and with Weft's protocol number or in a form that
-// flannel leaves. Flannel leaves routes on its devices, routes to a node's subnet via that node's address, and
-// blackholes, of which only those that the plan wants too are owned: at flannel's metric they cut off pods that start
-// later.
+// ownsRoute reports whether Weft owns a route: inside the networks, and with Weft's protocol number
+// or in a form that flannel leaves. Flannel leaves routes on its devices, routes to a node's subnet
+// via that node's address, and blackholes, of which only those that the plan wants too are owned:
+// at flannel's metric they cut off pods that start later.
 func (o ownership) ownsRoute(r Route) bool {
 	if !Contains(o.networks, r.Dst) {
 		return false
 	}
 	return r.Protocol == RouteProtocol || r.Protocol == protocolBoot &&
-		(o.devices[r.Dev] || o.flannel[FlannelRoute{r.Dst, r.Via}] || r.Kind == Blackhole && o.blackholes[r.Dst])
+		(o.devices[r.Dev] || o.flannel[FlannelRoute{r.Dst, r.Via}] || r.Kind == Blackhole &&
+			o.blackholes[r.Dst])
 }
 
 // HostPrefix returns the prefix of a single address: 10.5.77.0 gives 10.5.77.0/32.

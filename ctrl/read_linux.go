@@ -10,9 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Read lists the kernel's state: all devices and addresses, the routes of the main table, FOU ports, and for the devices
-// that detail selects their permanent neighbours and forwarding entries, or WireGuard peers. A command that was run
-// counts as kernel state.
+// Read lists the kernel's state: all devices and addresses, the routes of the main table, FOU
+// ports, and for the devices that detail selects their permanent neighbours and forwarding entries,
+// or WireGuard peers. A command that was run counts as kernel state.
 func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -44,7 +44,10 @@ func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 
 // readFamily adds the addresses and routes of one family.
 func (k *Kernel) readFamily(s *State, fam int, names map[int]string) error {
-	addrs, err := dump("addresses", func() ([]netlink.Addr, error) { return k.h.AddrList(nil, fam) })
+	addrs, err := dump("addresses", func() ([]netlink.Addr,
+		error) {
+		return k.h.AddrList(nil, fam)
+	})
 	if err != nil {
 		return err
 	}
@@ -58,7 +61,8 @@ func (k *Kernel) readFamily(s *State, fam int, names map[int]string) error {
 	return err
 }
 
-// IfaceAddr is an address on a device with the flags that matter for the choice of an underlay address.
+// IfaceAddr is an address on a device with the flags that matter for the choice of an underlay
+// address.
 type IfaceAddr struct {
 	Dev                              string
 	Addr                             netip.Addr
@@ -73,7 +77,10 @@ func (k *Kernel) IfaceAddrs() ([]IfaceAddr, error) {
 	}
 	var out []IfaceAddr
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		addrs, err := dump("addresses", func() ([]netlink.Addr, error) { return k.h.AddrList(nil, fam) })
+		addrs, err := dump("addresses", func() ([]netlink.Addr,
+			error) {
+			return k.h.AddrList(nil, fam)
+		})
 		if err != nil {
 			return nil, err
 		}
@@ -89,9 +96,13 @@ func (k *Kernel) IfaceAddrs() ([]IfaceAddr, error) {
 	return out, nil
 }
 
-// RouteTo returns the device and the preferred source address of the route to dst. An invalid src means none.
+// RouteTo returns the device and the preferred source address of the route to dst. An invalid src
+// means none.
 func (k *Kernel) RouteTo(dst netip.Addr) (dev string, src netip.Addr, err error) {
-	rs, err := dump("the route", func() ([]netlink.Route, error) { return k.h.RouteGet(dst.AsSlice()) })
+	rs, err := dump("the route", func() ([]netlink.Route,
+		error) {
+		return k.h.RouteGet(dst.AsSlice())
+	})
 	if err != nil {
 		return "", netip.Addr{}, err
 	}
@@ -120,11 +131,12 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// ipv6DefaultMetric is the metric that the kernel stores for metric 0 (IP6_RT_PRIO_USER in linux/ipv6_route.h).
+// ipv6DefaultMetric is the metric that the kernel stores for metric 0 (IP6_RT_PRIO_USER in
+// linux/ipv6_route.h).
 const ipv6DefaultMetric = 1024
 
-// routeKind converts a route type (RTN_... in linux/rtnetlink.h). ok is false for types that do not concern packets to
-// other hosts.
+// routeKind converts a route type (RTN_... in linux/rtnetlink.h). ok is false for types that do not
+// concern packets to other hosts.
 func routeKind(typ int) (kind RouteKind, ok bool) {
 	switch typ {
 	case unix.RTN_UNICAST:
@@ -178,7 +190,8 @@ func routeValues(r netlink.Route, kind RouteKind, fam int, names map[int]string)
 	}
 	var out []Route
 	for _, hop := range r.MultiPath {
-		v.Via, v.Dev, v.OnLink = addrOf(hop.Gw), names[hop.LinkIndex], hop.Flags&int(netlink.FLAG_ONLINK) != 0
+		v.Via, v.Dev, v.OnLink = addrOf(hop.Gw), names[hop.LinkIndex],
+			hop.Flags&int(netlink.FLAG_ONLINK) != 0
 		out = append(out, v)
 	}
 	return out
@@ -187,7 +200,10 @@ func routeValues(r netlink.Route, kind RouteKind, fam int, names map[int]string)
 // readEntries adds the permanent neighbours and forwarding entries of a VXLAN device.
 func (k *Kernel) readEntries(s *State, l Link) error {
 	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6, unix.AF_BRIDGE} {
-		ns, err := dump("neighbours", func() ([]netlink.Neigh, error) { return k.h.NeighList(l.Index, fam) })
+		ns, err := dump("neighbours", func() ([]netlink.Neigh,
+			error) {
+			return k.h.NeighList(l.Index, fam)
+		})
 		if err != nil {
 			return err
 		}

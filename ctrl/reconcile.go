@@ -18,7 +18,8 @@ type kernel interface {
 	Read(detail func(dev string) bool) (State, error)
 	// Apply performs the operations in order and returns one error for each. ctx ends long ones.
 	Apply(ctx context.Context, ops []Op) []error
-	// Watch calls notify at the start and after each relevant change until ctx ends or the subscription breaks.
+	// Watch calls notify at the start and after each relevant change until ctx ends or the
+	// subscription breaks.
 	Watch(ctx context.Context, relevant func(Event) bool, notify func()) error
 }
 
@@ -35,7 +36,8 @@ const (
 	maxRetry = 10 * time.Second
 )
 
-// Reconciler keeps the kernel in the last State that was Set. Set and Status are safe for concurrent use with Run.
+// Reconciler keeps the kernel in the last State that was Set. Set and Status are safe for
+// concurrent use with Run.
 type Reconciler struct {
 	k       kernel
 	log     *slog.Logger
@@ -58,10 +60,12 @@ type Status struct {
 	Since   time.Time // of the last change of Synced or of the reason
 	Waiting []string  // external devices that are missing or down
 	Err     error     // nil if Synced or only waiting
-	// Repairs counts operations on a state that had been in place, so that another program must have changed it.
-	Repairs            uint64
-	Unreachable        []Unreachable // nodes that the wanted state does not reach
-	UserspaceWireGuard []string      // WireGuard devices that run in this process, as the kernel has no WireGuard
+	// Repairs counts operations on a state that had been in place, so that another program must
+	// have changed it.
+	Repairs     uint64
+	Unreachable []Unreachable // nodes that the wanted state does not reach
+	// WireGuard devices that run in this process, as the kernel has no WireGuard
+	UserspaceWireGuard []string
 }
 
 // NewReconciler makes a reconciler. It does nothing before Run and the first Set.
@@ -103,10 +107,15 @@ func (r *Reconciler) Status() Status {
 	return s
 }
 
-// Run applies the wanted state until ctx ends, and returns its error. The kernel's state then stays as it is.
+// Run applies the wanted state until ctx ends, and returns its error. The kernel's state then stays
+// as it is.
 func (r *Reconciler) Run(ctx context.Context) error {
-	watch := func(ctx context.Context, notify func()) error { return r.k.Watch(ctx, r.relevant, notify) }
-	notified, wait := Notifications(ctx, watch, func(err error) { r.log.Warn("netlink watch failed, retrying", "err", err) })
+	watch := func(ctx context.Context, notify func()) error {
+		return r.k.Watch(ctx, r.relevant,
+			notify)
+	}
+	notified, wait := Notifications(ctx, watch,
+		func(err error) { r.log.Warn("netlink watch failed, retrying", "err", err) })
 	defer wait()
 	var retry, took time.Duration
 	timer := time.NewTimer(r.resync)
@@ -208,8 +217,8 @@ func reconcile(ctx context.Context, k kernel, want State) outcome {
 	return out
 }
 
-// apply performs the operations. It skips those on a device that could not be created or changed; they are left for the
-// next comparison.
+// apply performs the operations. It skips those on a device that could not be created or changed;
+// they are left for the next comparison.
 func apply(ctx context.Context, k kernel, ops []Op) (done []Op, errs []error) {
 	broken := map[string]bool{}
 	for len(ops) > 0 {
@@ -219,7 +228,8 @@ func apply(ctx context.Context, k kernel, ops []Op) (done []Op, errs []error) {
 				n++
 			}
 		}
-		batch := slices.DeleteFunc(slices.Clone(ops[:n]), func(o Op) bool { return broken[o.Object.device()] })
+		batch := slices.DeleteFunc(slices.Clone(ops[:n]),
+			func(o Op) bool { return broken[o.Object.device()] })
 		ops = ops[n:]
 		for i, err := range k.Apply(ctx, batch) {
 			if err == nil {
@@ -249,7 +259,8 @@ func (r *Reconciler) report(out outcome, generation, repairs int) {
 	r.mu.Lock()
 	old := r.status
 	s := Status{
-		Synced: out.err == nil && len(out.waiting) == 0, Since: old.Since, Waiting: out.waiting, Err: out.err,
+		Synced: out.err == nil && len(out.waiting) == 0, Since: old.Since, Waiting: out.waiting,
+		Err:     out.err,
 		Repairs: old.Repairs + uint64(repairs), UserspaceWireGuard: out.userspace,
 	}
 	changed := s.Synced != old.Synced || reason(s) != reason(old)
@@ -274,7 +285,8 @@ func (r *Reconciler) report(out outcome, generation, repairs int) {
 	}
 }
 
-// repairLogInterval limits the log of repairs: another program that keeps changing a setting must not fill the disk.
+// repairLogInterval limits the log of repairs: another program that keeps changing a setting must
+// not fill the disk.
 const repairLogInterval = time.Minute
 
 func (r *Reconciler) logRepair(repairs int, first Op) {
@@ -295,7 +307,8 @@ func reason(s Status) string {
 	return m
 }
 
-// joinFirst joins the first errors only: if 5,000 routes fail for one reason, three errors are enough.
+// joinFirst joins the first errors only: if 5,000 routes fail for one reason, three errors are
+// enough.
 func joinFirst(errs []error) error {
 	const shown = 3
 	if len(errs) > shown {
@@ -304,14 +317,16 @@ func joinFirst(errs []error) error {
 	return errors.Join(errs...)
 }
 
-// ApplyOnce applies the wanted state without a Reconciler: before the packet engine starts, it frees the device name and
-// port that an earlier backend left. Missing external devices are not an error.
+// ApplyOnce applies the wanted state without a Reconciler: before the packet engine starts, it
+// frees the device name and port that an earlier backend left. Missing external devices are not an
+// error.
 func ApplyOnce(k kernel, want State) error { return reconcile(context.Background(), k, want).err }
 
-// Cleanup removes everything with Weft's mark or flannel's names, in any network and thus of all daemons on this host. It
-// returns the removed objects.
+// Cleanup removes everything with Weft's mark or flannel's names, in any network and thus of all
+// daemons on this host. It returns the removed objects.
 func Cleanup(k kernel) (removed []string, err error) {
-	networks := []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
+	networks := []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0),
+		netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 	out := reconcile(context.Background(), k, State{Networks: networks})
 	for _, o := range out.done {
 		removed = append(removed, o.Object.String())

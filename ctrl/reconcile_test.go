@@ -14,7 +14,7 @@ import (
 	"time"
 )
 
-// reconciling runs a reconciler on f in a synctest bubble while body does its work, and returns its log.
+// reconciling runs a reconciler on f in a synctest bubble during body, and returns its log.
 func reconciling(t *testing.T, f *fakeKernel, body func(r *Reconciler)) string {
 	t.Helper()
 	var log bytes.Buffer
@@ -69,7 +69,7 @@ func TestReconcilerFirstAndRepair(t *testing.T) {
 		if s := r.Status(); !s.Synced || s.Repairs != 1 {
 			t.Errorf("status %+v", s)
 		}
-		// Without a sign, the timer finds it.
+		// Without a notification, the resync finds it.
 		f.mu.Lock()
 		f.state.FDB = nil
 		f.mu.Unlock()
@@ -80,8 +80,8 @@ func TestReconcilerFirstAndRepair(t *testing.T) {
 	})
 }
 
-// TestReconcilerNewStateIsNoRepair: what a new wanted state changes was not broken by anybody.
-func TestReconcilerNewStateIsNoRepair(t *testing.T) {
+// TestReconcilerSetIsNoRepair checks that changes for a new wanted state do not count as repairs.
+func TestReconcilerSetIsNoRepair(t *testing.T) {
 	f := &fakeKernel{state: vxlanHave()}
 	reconciling(t, f, func(r *Reconciler) {
 		r.Set(vxlanWant())
@@ -99,8 +99,8 @@ func TestReconcilerNewStateIsNoRepair(t *testing.T) {
 	})
 }
 
-// TestReconcilerSaysWhatIsCurrent: right after a Set, being in place is about the state before.
-func TestReconcilerSaysWhatIsCurrent(t *testing.T) {
+// TestReconcilerCurrent checks that right after a Set, Synced refers to the previous state.
+func TestReconcilerCurrent(t *testing.T) {
 	f := &fakeKernel{state: vxlanHave()}
 	reconciling(t, f, func(r *Reconciler) {
 		expect := func(when string, synced, current bool) {
@@ -110,7 +110,7 @@ func TestReconcilerSaysWhatIsCurrent(t *testing.T) {
 			}
 		}
 		for _, was := range []bool{false, true} {
-			f.mu.Lock() // nothing is compared meanwhile
+			f.mu.Lock() // blocks comparisons
 			r.Set(vxlanWant())
 			expect("set", was, false)
 			f.mu.Unlock()
@@ -205,8 +205,8 @@ func TestReconcilerWaitsAndConflicts(t *testing.T) {
 	})
 }
 
-// TestReconcilerTellsNowAndThen: someone who takes a route away again and again is logged once a minute.
-func TestReconcilerTellsNowAndThen(t *testing.T) {
+// TestReconcilerRepairLog checks that frequent repairs are logged once per minute.
+func TestReconcilerRepairLog(t *testing.T) {
 	f := &fakeKernel{state: vxlanHave()}
 	log := reconciling(t, f, func(r *Reconciler) {
 		r.Set(vxlanWant())
@@ -224,8 +224,9 @@ func TestReconcilerTellsNowAndThen(t *testing.T) {
 	}
 }
 
-// TestReconcilerWatchBreaks: a subscription that breaks is opened again, and what was missed is found.
-func TestReconcilerWatchBreaks(t *testing.T) {
+// TestReconcilerWatchFails checks that a broken subscription is reopened and missed changes are
+// found.
+func TestReconcilerWatchFails(t *testing.T) {
 	f := &fakeKernel{state: vxlanHave(), watchEr: errors.New("broken")}
 	reconciling(t, f, func(r *Reconciler) {
 		r.Set(vxlanWant())
@@ -240,8 +241,9 @@ func TestReconcilerWatchBreaks(t *testing.T) {
 	})
 }
 
-// TestReconcilerCalm: signs without end do not keep the reconciler busy all the time.
-func TestReconcilerCalm(t *testing.T) {
+// TestReconcilerManyNotifications checks that constant notifications do not keep the reconciler
+// busy.
+func TestReconcilerManyNotifications(t *testing.T) {
 	f := &fakeKernel{state: vxlanHave()}
 	reconciling(t, f, func(r *Reconciler) {
 		r.Set(vxlanWant())
@@ -257,9 +259,10 @@ func TestReconcilerCalm(t *testing.T) {
 	})
 }
 
-func TestSettleAfter(t *testing.T) {
+func TestDebounce(t *testing.T) {
 	for took, want := range map[time.Duration]time.Duration{
-		0: minDebounce, time.Millisecond: minDebounce, 50 * time.Millisecond: 200 * time.Millisecond, time.Second: maxDebounce,
+		0: minDebounce, time.Millisecond: minDebounce, 50 * time.Millisecond: 200 * time.Millisecond,
+		time.Second: maxDebounce,
 	} {
 		if got := Debounce(took); got != want {
 			t.Errorf("after %v: %v, want %v", took, got, want)
@@ -299,14 +302,16 @@ func TestApplyOnceAndCleanup(t *testing.T) {
 	if err := ApplyOnce(f, State{Networks: nets, FreePorts: []FOUPort{{8285}}}); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := f.take(), []string{"delete device flannel.1 type vxlan", "delete fou port 8285 ipproto 4"}; !slices.Equal(got, want) {
+	if got, want := f.take(), []string{"delete device flannel.1 type vxlan",
+		"delete fou port 8285 ipproto 4"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 
 	f = &fakeKernel{state: vxlanHave()}
 	f.state.Addrs, f.state.Routes = nil, f.state.Routes[1:] // the device carries nothing
 	removed, err := Cleanup(f)
-	if want := []string{"device flannel.1 type vxlan", "route 192.168.9.0/24 via 172.31.0.9 dev eth0 proto 157"}; err != nil || !slices.Equal(removed, want) {
+	if want := []string{"device flannel.1 type vxlan",
+		"route 192.168.9.0/24 via 172.31.0.9 dev eth0 proto 157"}; err != nil || !slices.Equal(removed, want) {
 		t.Errorf("removed %q, %v; want %q", removed, err, want)
 	}
 	f.fail = func(Op) error { return errors.New("refused") }
@@ -316,7 +321,7 @@ func TestApplyOnceAndCleanup(t *testing.T) {
 	}
 }
 
-func TestJoinFew(t *testing.T) {
+func TestJoinFirst(t *testing.T) {
 	if joinFirst(nil) != nil {
 		t.Error("no errors are an error")
 	}
@@ -329,8 +334,8 @@ func TestJoinFew(t *testing.T) {
 	}
 }
 
-// TestDiffConverges applies diff to random kernels and random wishes: what it lists must lead there in one go, touch
-// nothing foreign, and leave nothing to do.
+// TestDiffConverges applies diff to random states: its operations must produce the wanted state at
+// once, leave foreign objects unchanged, and leave nothing to do.
 func TestDiffConverges(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 3000 {
@@ -356,7 +361,8 @@ func TestDiffConverges(t *testing.T) {
 		}
 		again := diff(now, want)
 		if len(again.ops) != 0 {
-			t.Fatalf("have\n%swant\n%sfirst %q\nleft over %q", dumpState(have), dumpState(want), texts(first.ops), texts(again.ops))
+			t.Fatalf("have\n%swant\n%sfirst %q\nleft over %q", dumpState(have), dumpState(want), texts(first.ops),
+				texts(again.ops))
 		}
 		if before, later := foreign(have), foreign(now); len(first.ops) > 0 && !slices.Equal(before, later) {
 			t.Fatalf("foreign routes before\n%v\nafter\n%v\nby %q", before, later, texts(first.ops))
@@ -364,16 +370,20 @@ func TestDiffConverges(t *testing.T) {
 	}
 }
 
-// randomState draws from few values, so that states meet.
+// randomState draws from few values, so that states overlap.
 func randomState(rnd *rand.Rand) State {
 	pick := func(n int) int { return rnd.IntN(n) }
 	var s State
 	if pick(3) > 0 {
-		s.Links = append(s.Links, vx(func(l *Link) { l.MTU, l.VXLAN.Port, l.Up = 1450+pick(2), 8472+pick(2), pick(2) == 0 }))
+		s.Links = append(s.Links, vx(func(l *Link) {
+			l.MTU, l.VXLAN.Port, l.Up = 1450+pick(2), 8472+pick(2),
+				pick(2) == 0
+		}))
 	}
 	seen := map[Route]bool{}
 	for range pick(6) {
-		r := Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(pick(4)), 0}), 24), Via: netip.AddrFrom4([4]byte{172, 31, 0, byte(pick(4))}),
+		r := Route{Dst: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(pick(4)), 0}), 24),
+			Via: netip.AddrFrom4([4]byte{172, 31, 0, byte(pick(4))}),
 			Dev: "eth0", Protocol: []int{RouteProtocol, protocolBoot, 4}[pick(3)]}
 		if pick(5) == 0 {
 			r.Dst = prefix("192.168.0.0/24")

@@ -12,13 +12,14 @@ func CheckCommand(line string) error {
 	return err
 }
 
-// splitCommand splits a command line into words with a subset of the shell's rules: blanks separate words; '...' is
-// literal; in "..." and outside quotes $NAME and ${NAME} are replaced by variables; a backslash makes the next character
-// literal. A variable's value is never split. Constructs that need a shell (pipes, lists, redirection, substitution)
-// are rejected, as the program would receive them as arguments.
+// splitCommand splits a command line into words with a subset of the shell's rules: blanks separate
+// words; '...' is literal; in "..." and outside quotes $NAME and ${NAME} are replaced by variables;
+// a backslash makes the next character literal. A variable's value is never split. Constructs that
+// need a shell (pipes, lists, redirection, substitution) are rejected, as the program would receive
+// them as arguments.
 //
-// No small library fits: github.com/google/shlex does not expand variables, and mvdan.cc/sh/v3/shell, a complete shell
-// parser, splits their values.
+// No small library fits: github.com/google/shlex does not expand variables, and
+// mvdan.cc/sh/v3/shell, a complete shell parser, splits their values.
 func splitCommand(line string, variable func(name string) string) ([]string, error) {
 	s := splitter{rest: line, variable: variable}
 	for s.rest != "" {
@@ -39,7 +40,8 @@ type splitter struct {
 	inWord   bool
 }
 
-var errNeedsShell = errors.New(`runs without a shell: use sh -c '...' for pipes, lists, redirection or substitution`)
+var errNeedsShell = errors.New("runs without a shell: " +
+	"use sh -c '...' for pipes, lists, redirection or substitution")
 
 // next consumes the character, quotation or variable at the front.
 func (s *splitter) next() error {

@@ -5,12 +5,14 @@ import (
 	"time"
 )
 
-// RouteProtocol marks Weft's routes in the kernel (rtm_protocol, shown by `ip route` as "proto 157"). It is unused in
-// iproute2's etc/rt_protos, in the kernel's include/uapi/linux/rtnetlink.h, and by FRR (186 to 199), Calico (80) and OVN
-// (84). `echo 157 weft >/etc/iproute2/rt_protos.d/weft.conf` gives it a name.
+// RouteProtocol marks Weft's routes in the kernel (rtm_protocol, shown by `ip route` as "proto
+// 157"). It is unused in iproute2's etc/rt_protos, in the kernel's include/uapi/linux/rtnetlink.h,
+// and by FRR (186 to 199), Calico (80) and OVN (84). `echo 157 weft
+// >/etc/iproute2/rt_protos.d/weft.conf` gives it a name.
 const RouteProtocol = 157
 
-// protocolBoot is the protocol of flannel's routes, and of `ip route add` (RTPROT_BOOT in linux/rtnetlink.h).
+// protocolBoot is the protocol of flannel's routes, and of `ip route add` (RTPROT_BOOT in
+// linux/rtnetlink.h).
 const protocolBoot = 3
 
 // Addr is an address on a device. Prefix keeps the host bits.
@@ -19,8 +21,8 @@ type Addr struct {
 	Prefix netip.Prefix
 }
 
-// RouteKind is the type of a route in the words of `ip route`. Besides the kinds below, the kernel has several that
-// reject packets in other ways; plans never use them.
+// RouteKind is the type of a route in the words of `ip route`. Besides the kinds below, the kernel
+// has several that reject packets in other ways; plans never use them.
 type RouteKind string
 
 // The route kinds that a plan may ask for.
@@ -48,15 +50,16 @@ type Neighbour struct {
 	MAC MAC
 }
 
-// FDBEntry is a permanent forwarding entry of a VXLAN device: frames for MAC go to the tunnel endpoint Dst.
+// FDBEntry is a permanent forwarding entry of a VXLAN device: frames for MAC go to the tunnel
+// endpoint Dst.
 type FDBEntry struct {
 	Dev string
 	MAC MAC
 	Dst netip.Addr
 }
 
-// FOUPort is a UDP port (IPv4, every local address) whose payload the kernel decapsulates as bare IPv4 packets: foo over
-// UDP with IP protocol 4.
+// FOUPort is a UDP port (IPv4, every local address) whose payload the kernel decapsulates as bare
+// IPv4 packets: foo over UDP with IP protocol 4.
 type FOUPort struct{ Port int }
 
 // Tunnel is the WireGuard configuration of a device.
@@ -85,8 +88,9 @@ type PeerID struct {
 
 func (p Peer) id() PeerID { return PeerID{p.Dev, p.PublicKey} }
 
-// Command is a pair of commands of the extension backend. Add runs when the command is first wanted, Remove when it is
-// no longer wanted. Both are command lines (see CheckCommand); an empty one is not run.
+// Command is a pair of commands of the extension backend. Add runs when the command is first
+// wanted, Remove when it is no longer wanted. Both are command lines (see CheckCommand); an empty
+// one is not run.
 type Command struct {
 	ID          string // the subnet that it concerns
 	Add, Remove string
@@ -94,8 +98,9 @@ type Command struct {
 	Stdin       string
 }
 
-// FlannelRoute is a route that flannel's host-gw backend leaves for a node: subnet via public address. Weft removes such
-// a route, because it takes precedence over a wider route of another backend.
+// FlannelRoute is a route that flannel's host-gw backend leaves for a node: subnet via public
+// address. Weft removes such a route, because it takes precedence over a wider route of another
+// backend.
 type FlannelRoute struct {
 	Dst netip.Prefix
 	Via netip.Addr
@@ -108,8 +113,8 @@ type Unreachable struct {
 	Reason string // one line for a human
 }
 
-// State is kernel state as values: wanted (from a plan) or existing (from the kernel). The slices are sets. A State is
-// never modified after it has been passed on.
+// State is kernel state as values: wanted (from a plan) or existing (from the kernel). The slices
+// are sets. A State is never modified after it has been passed on.
 type State struct {
 	Links      []Link
 	Addrs      []Addr
@@ -123,8 +128,9 @@ type State struct {
 
 	// The following fields are set in wanted states only.
 
-	Networks      []netip.Prefix // Weft owns state inside these only
-	FreePorts     []FOUPort      // ports that the kernel must not hold, because the packet engine binds them
+	Networks []netip.Prefix // Weft owns state inside these only
+	// ports that the kernel must not hold, because the packet engine binds them
+	FreePorts     []FOUPort
 	FlannelRoutes []FlannelRoute
 	Unreachable   []Unreachable // leases without a route
 	// NoTrack lists this node's UDP addresses whose tunnelled packets need no connection tracking.

@@ -25,24 +25,30 @@ const (
 	NeighEvent // a neighbour or forwarding entry
 )
 
-// minDebounce is the pause after a notification: longer than the burst of one `ip` command or a link flap, and short
-// against the second within which a repair has to be done.
+// minDebounce is the pause after a notification: longer than the burst of one `ip` command or a
+// link flap, and short against the second within which a repair has to be done.
 const minDebounce = 50 * time.Millisecond
 
 // maxDebounce bounds the pause, so that a repair still starts within half a second.
 const maxDebounce = 500 * time.Millisecond
 
-// Debounce returns the pause between a notification and reading the kernel, given the duration of the last read. Reading
-// takes at most a fifth of the time, up to maxDebounce.
-func Debounce(took time.Duration) time.Duration { return min(max(minDebounce, 4*took), maxDebounce) }
+// Debounce returns the pause between a notification and reading the kernel, given the duration of
+// the last read. Reading takes at most a fifth of the time, up to maxDebounce.
+func Debounce(took time.Duration) time.Duration {
+	return min(max(minDebounce, 4*took),
+		maxDebounce)
+}
 
-// WatchFunc calls notify at the start and on each change. It blocks until ctx ends or the subscription breaks.
+// WatchFunc calls notify at the start and on each change. It blocks until ctx ends or the
+// subscription breaks.
 type WatchFunc func(ctx context.Context, notify func()) error
 
-// Notifications runs watch in a goroutine and returns its notifications as a channel with at most one pending. A broken
-// subscription is passed to onError and reopened after a second; reopening notifies, so that missed changes are found.
-// wait blocks until the goroutine has ended, which needs ctx to end.
-func Notifications(ctx context.Context, watch WatchFunc, onError func(error)) (notified <-chan struct{}, wait func()) {
+// Notifications runs watch in a goroutine and returns its notifications as a channel with at most
+// one pending. A broken subscription is passed to onError and reopened after a second; reopening
+// notifies, so that missed changes are found. wait blocks until the goroutine has ended, which
+// needs ctx to end.
+func Notifications(ctx context.Context, watch WatchFunc,
+	onError func(error)) (notified <-chan struct{}, wait func()) {
 	c, done := make(chan struct{}, 1), make(chan struct{})
 	go func() {
 		defer close(done)

@@ -12,11 +12,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watch calls notify at the start, after each relevant change, and after lost messages (ENOBUFS), which may have been
-// about anything. It blocks until ctx ends or the subscription breaks. It works in the network namespace of the calling
-// thread.
+// Watch calls notify at the start, after each relevant change, and after lost messages (ENOBUFS),
+// which may have been about anything. It blocks until ctx ends or the subscription breaks. It works
+// in the network namespace of the calling thread.
 func (k *Kernel) Watch(ctx context.Context, relevant func(Event) bool, notify func()) error {
-	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
+	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_IPV4_IFADDR,
+		unix.RTNLGRP_IPV6_IFADDR,
 		unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_NEIGH)
 	if err != nil {
 		return fmt.Errorf("subscribe to netlink: %w", err)
@@ -52,7 +53,8 @@ func (k *Kernel) Watch(ctx context.Context, relevant func(Event) bool, notify fu
 	}
 }
 
-// linkNames returns the device names by index. It opens its own socket, because Watch runs concurrently with Read.
+// linkNames returns the device names by index. It opens its own socket, because Watch runs
+// concurrently with Read.
 func (k *Kernel) linkNames() (map[int]string, error) {
 	links, err := dump("devices", netlink.LinkList)
 	if err != nil {
@@ -65,8 +67,8 @@ func (k *Kernel) linkNames() (map[int]string, error) {
 	return names, nil
 }
 
-// parseEvent converts a message and keeps names up to date. It skips a message that it cannot parse; the next resync
-// finds that change.
+// parseEvent converts a message and keeps names up to date. It skips a message that it cannot
+// parse; the next resync finds that change.
 func parseEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:

@@ -24,7 +24,8 @@ type wireGuards struct {
 
 func newWireGuards(log *slog.Logger) wireGuards {
 	return wireGuards{
-		log: log, userspace: map[string]*userspaceDevice{}, configuredEndpoint: map[PeerID]netip.AddrPort{},
+		log: log, userspace: map[string]*userspaceDevice{},
+		configuredEndpoint: map[PeerID]netip.AddrPort{},
 	}
 }
 
@@ -62,7 +63,8 @@ func (w *wireGuards) stopMissing(names map[int]string) {
 	}
 }
 
-// createWireGuard creates the device in the kernel, or in this process if the kernel has no WireGuard.
+// createWireGuard creates the device in the kernel, or in this process if the kernel has no
+// WireGuard.
 func createWireGuard(k *Kernel, x Link, a netlink.LinkAttrs) error {
 	err := k.h.LinkAdd(&netlink.Wireguard{LinkAttrs: a})
 	if !errors.Is(err, unix.EOPNOTSUPP) {
@@ -70,7 +72,8 @@ func createWireGuard(k *Kernel, x Link, a netlink.LinkAttrs) error {
 	}
 	d, userspaceErr := newUserspaceDevice(x.Name, x.MTU, k.wg.log)
 	if userspaceErr != nil {
-		return fmt.Errorf("kernel has no wireguard (%w), and userspace wireguard failed: %w", err, userspaceErr)
+		return fmt.Errorf("kernel has no wireguard (%w), and userspace wireguard failed: %w", err,
+			userspaceErr)
 	}
 	k.wg.userspace[x.Name] = d
 	k.wg.log.Warn("kernel has no wireguard, running it in userspace", "device", x.Name)
@@ -134,7 +137,8 @@ func peerConfig(o Op) wgtypes.PeerConfig {
 	}
 	psk := wgtypes.Key(p.PSK)
 	c := wgtypes.PeerConfig{
-		PublicKey: wgtypes.Key(p.PublicKey), PresharedKey: &psk, Endpoint: net.UDPAddrFromAddrPort(p.Endpoint),
+		PublicKey: wgtypes.Key(p.PublicKey), PresharedKey: &psk,
+		Endpoint:                    net.UDPAddrFromAddrPort(p.Endpoint),
 		PersistentKeepaliveInterval: &p.Keepalive, ReplaceAllowedIPs: true,
 	}
 	for _, a := range []netip.Prefix{p.Allowed, p.Allowed6} {
@@ -145,7 +149,8 @@ func peerConfig(o Op) wgtypes.PeerConfig {
 	return c
 }
 
-// sessionLife is the lifetime of a WireGuard session (REJECT_AFTER_TIME, the WireGuard paper, section 6.1).
+// sessionLife is the lifetime of a WireGuard session (REJECT_AFTER_TIME, the WireGuard paper,
+// section 6.1).
 const sessionLife = 180 * time.Second
 
 // readWireGuard adds the tunnel and the peers of a device.
@@ -168,7 +173,8 @@ func (w *wireGuards) read(dev string) (Tunnel, []Peer, error) {
 	t := Tunnel{Dev: dev, PrivateKey: Key(d.PrivateKey), ListenPort: d.ListenPort}
 	var peers []Peer
 	for _, p := range d.Peers {
-		v := Peer{Dev: dev, PublicKey: Key(p.PublicKey), PSK: Key(p.PresharedKey), Keepalive: p.PersistentKeepaliveInterval}
+		v := Peer{Dev: dev, PublicKey: Key(p.PublicKey), PSK: Key(p.PresharedKey),
+			Keepalive: p.PersistentKeepaliveInterval}
 		v.Endpoint = w.endpoint(dev, p)
 		v.Allowed, v.Allowed6 = allowed(p.AllowedIPs)
 		peers = append(peers, v)
@@ -176,8 +182,9 @@ func (w *wireGuards) read(dev string) (Tunnel, []Peer, error) {
 	return t, peers, nil
 }
 
-// endpoint returns the UDP address of a peer. WireGuard follows peers that roam or are behind NAT. During a session the
-// configured endpoint is returned, so that roaming is not "repaired" and only a changed lease changes the endpoint.
+// endpoint returns the UDP address of a peer. WireGuard follows peers that roam or are behind NAT.
+// During a session the configured endpoint is returned, so that roaming is not "repaired" and only
+// a changed lease changes the endpoint.
 func (w *wireGuards) endpoint(dev string, p wgtypes.Peer) netip.AddrPort {
 	configured, ok := w.configuredEndpoint[PeerID{dev, Key(p.PublicKey)}]
 	switch {
@@ -190,8 +197,8 @@ func (w *wireGuards) endpoint(dev string, p wgtypes.Peer) netip.AddrPort {
 	return netip.AddrPortFrom(a.Addr().Unmap(), a.Port())
 }
 
-// allowed returns the prefix of each family. It is invalid if there is none or more than one, and then differs from the
-// wanted one.
+// allowed returns the prefix of each family. It is invalid if there is none or more than one, and
+// then differs from the wanted one.
 func allowed(nets []net.IPNet) (v4, v6 netip.Prefix) {
 	count := map[bool]int{}
 	for _, n := range nets {

@@ -28,14 +28,18 @@ func newUserspaceDevice(name string, mtu int, log *slog.Logger) (*userspaceDevic
 	}
 	return &userspaceDevice{device.NewDevice(t, conn.NewDefaultBind(), &device.Logger{
 		Verbosef: func(string, ...any) {},
-		Errorf:   func(format string, a ...any) { log.Warn("wireguard: "+fmt.Sprintf(format, a...), "device", name) },
+		Errorf: func(format string, a ...any) {
+			log.Warn("wireguard: "+fmt.Sprintf(format, a...),
+				"device", name)
+		},
 	})}, nil
 }
 
 // close stops WireGuard and deletes the TUN.
 func (u *userspaceDevice) close() { u.d.Close() }
 
-// configure uses WireGuard's cross-platform configuration protocol (https://www.wireguard.com/xplatform/).
+// configure uses WireGuard's cross-platform configuration protocol
+// (https://www.wireguard.com/xplatform/).
 func (u *userspaceDevice) configure(c wgtypes.Config) error {
 	var b strings.Builder
 	if c.PrivateKey != nil {
@@ -50,7 +54,8 @@ func (u *userspaceDevice) configure(c wgtypes.Config) error {
 			b.WriteString("remove=true\n")
 			continue
 		}
-		fmt.Fprintf(&b, "preshared_key=%x\nendpoint=%v\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n",
+		fmt.Fprintf(&b,
+			"preshared_key=%x\nendpoint=%v\npersistent_keepalive_interval=%d\nreplace_allowed_ips=true\n",
 			p.PresharedKey[:], p.Endpoint, int(p.PersistentKeepaliveInterval.Seconds()))
 		for _, a := range p.AllowedIPs {
 			fmt.Fprintf(&b, "allowed_ip=%v\n", &a)

@@ -1,11 +1,12 @@
-// Package backend turns leases into wanted kernel state, with one file per backend of the network config.
+// Package backend turns leases into wanted kernel state, with one file per backend of the network
+// config.
 //
-// A [Backend] is a pure value made by [New] from the network config and a [LocalNode], which holds the underlay
-// interface and everything else that the backend needs to know of this node. [PrepareNode] fills the LocalNode: it is
-// the only function of the package with side effects.
+// A [Backend] is a pure value made by [New] from the network config and a [LocalNode], which holds
+// the underlay interface and everything else that the backend needs to know of this node.
+// [PrepareNode] fills the LocalNode: it is the only function of the package with side effects.
 //
-// A new backend is one file, one row in the table of backends and, if its device is of a new type, one link kind in
-// package ctrl.
+// A new backend is one file, one row in the table of backends and, if its device is of a new type,
+// one link kind in package ctrl.
 package backend
 
 import (
@@ -19,18 +20,21 @@ import (
 	"weft/lease"
 )
 
-// Backend turns leases into wanted kernel state. It is a pure value: no kernel, no clock, safe for concurrent use.
+// Backend turns leases into wanted kernel state. It is a pure value: no kernel, no clock, safe for
+// concurrent use.
 type Backend interface {
-	// Plan returns the state that carries traffic from self to all. all may contain self, which is skipped.
+	// Plan returns the state that carries traffic from self to all. all may contain self, which is
+	// skipped.
 	Plan(self lease.Lease, all []lease.Lease) ctrl.State
-	// Advertisement returns what the daemon publishes and runs for this backend.
+	// Advertisement returns the lease attributes and settings of this backend for the daemon.
 	Advertisement() Advertisement
 }
 
 // Advertisement is the part of a backend that the daemon publishes or acts on.
 type Advertisement struct {
 	Type string // as in the network config, lower case
-	// Attrs are the attributes of this node's lease. A family that the backend cannot serve has no public address.
+	// Attrs are the attributes of this node's lease. A family that the backend cannot serve has no
+	// public address.
 	Attrs     lease.Attrs
 	MTU       int            // bytes, for subnet.env and pods
 	Userspace bool           // the packet engine has to run
@@ -44,7 +48,8 @@ type driver struct {
 	newBackend func(n lease.Network, l LocalNode) (Backend, error)
 	// prepare fills in the parts of l that only this backend uses; nil if there are none.
 	prepare func(k kernel, n lease.Network, l *LocalNode, o LocalOptions) error
-	// restore takes over the parts of l that peers already know from previous; nil if there are none.
+	// restore takes over the parts of l that peers already know from previous; nil if there are
+	// none.
 	restore func(l *LocalNode, previous lease.Attrs)
 }
 
@@ -61,15 +66,17 @@ func backends() map[string]driver {
 	}
 }
 
-// New makes the backend that the network config names. The error names the key that is wrong and the allowed values.
-// New touches nothing, so it may be called again whenever the interface or the packet engine's device changes.
+// New makes the backend that the network config names. The error names the key that is wrong and
+// the allowed values. New touches nothing, so it may be called again whenever the interface or the
+// packet engine's device changes.
 func New(n lease.Network, l LocalNode) (Backend, error) {
 	known := backends()
 	typ := strings.ToLower(n.Backend.Type)
 	d, ok := known[typ]
 	if !ok {
 		names := slices.Sorted(maps.Keys(known))
-		return nil, fmt.Errorf("unknown backend type %q, want one of %s", n.Backend.Type, strings.Join(names, ", "))
+		return nil, fmt.Errorf("unknown backend type %q, want one of %s", n.Backend.Type,
+			strings.Join(names, ", "))
 	}
 	b, err := d.newBackend(n, l)
 	if err != nil {
@@ -87,8 +94,9 @@ type withBlackhole struct {
 	network lease.Network
 }
 
-// blackholeMetric makes the route lose against the pod bridge's own route of the same subnet. With equal metrics, as
-// in flannel, the first route added wins, and a blackhole that is first cuts off the node's own pods.
+// blackholeMetric makes the route lose against the pod bridge's own route of the same subnet. With
+// equal metrics, as in flannel, the first route added wins, and a blackhole that is first cuts off
+// the node's own pods.
 const blackholeMetric = 1 << 20
 
 // Plan returns the backend's plan with a blackhole route for this node's subnet.
@@ -97,7 +105,8 @@ func (b withBlackhole) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	s.Networks = networks(b.network)
 	for _, f := range families(b.network, self) {
 		s.Routes = append(s.Routes, ctrl.Route{
-			Dst: f.subnet.Masked(), Kind: ctrl.Blackhole, Metric: blackholeMetric, Protocol: ctrl.RouteProtocol,
+			Dst: f.subnet.Masked(), Kind: ctrl.Blackhole, Metric: blackholeMetric,
+			Protocol: ctrl.RouteProtocol,
 		})
 	}
 	return s

@@ -15,35 +15,50 @@ func TestNewInvalid(t *testing.T) {
 		self          func(*LocalNode)
 		want          string
 	}{
-		{"no type", `{}`, nil, `unknown backend type "", want one of alloc, extension, host-gw, ipip, udp, vxlan, wireguard`},
+		{"no type", `{}`, nil,
+			`unknown backend type "", want one of alloc, extension, host-gw, ipip, udp, vxlan, wireguard`},
 		{"unknown type", `{"Type":"IPSec"}`, nil, `unknown backend type "ipsec", want one of`},
 		{"udp port", `{"Type":"udp","Port":65536}`, nil, "udp backend: config key Port is 65536, want 1 to 65535"},
-		{"wrong form", `{"Type":"udp","Port":"x"}`, nil, "udp backend: config key Port is a string, want a whole number"},
-		{"wrong form of a switch", `{"Type":"vxlan","DirectRouting":"yes"}`, nil, "vxlan backend: config key DirectRouting is a string, want true or false"},
-		{"wrong form of a text", `{"Type":"wireguard","Mode":1}`, nil, "wireguard backend: config key Mode is a number, want a string"},
-		{"udp carrier", `{"Type":"udp","Carrier":"pigeon"}`, nil, `config key Carrier is "pigeon", want userspace, kernel or auto`},
-		{"udp without fou", `{"Type":"udp","Carrier":"kernel"}`, func(s *LocalNode) { s.FOUUnavailable = "no module" }, "config key Carrier is kernel, but the kernel cannot carry the udp backend: no module"},
-		{"udp in the kernel with IPv6", `{"Type":"udp","Carrier":"kernel"}`, func(s *LocalNode) { s.FOU = true }, "carries IPv4 only, but IPv6Network is set"},
-		{"udp MTU", `{"Type":"udp"}`, func(s *LocalNode) { s.Iface.MTU = 90 }, "MTU 90 of interface eth0 leaves less than the 1280 bytes that IPv6 needs, after 28 of overhead"},
-		{"udp MTU one too small for IPv6", `{"Type":"udp"}`, func(s *LocalNode) { s.Iface.MTU = 1307 }, "MTU 1307 of interface eth0 leaves less than the 1280 bytes"},
+		{"wrong form", `{"Type":"udp","Port":"x"}`, nil,
+			"udp backend: config key Port is a string, want a whole number"},
+		{"wrong form of a switch", `{"Type":"vxlan","DirectRouting":"yes"}`, nil,
+			"vxlan backend: config key DirectRouting is a string, want true or false"},
+		{"wrong form of a text", `{"Type":"wireguard","Mode":1}`, nil,
+			"wireguard backend: config key Mode is a number, want a string"},
+		{"udp carrier", `{"Type":"udp","Carrier":"pigeon"}`, nil,
+			`config key Carrier is "pigeon", want userspace, kernel or auto`},
+		{"udp without fou", `{"Type":"udp","Carrier":"kernel"}`, func(s *LocalNode) { s.FOUUnavailable = "no module" },
+			"config key Carrier is kernel, but the kernel cannot carry the udp backend: no module"},
+		{"udp in the kernel with IPv6", `{"Type":"udp","Carrier":"kernel"}`, func(s *LocalNode) { s.FOU = true },
+			"carries IPv4 only, but IPv6Network is set"},
+		{"udp MTU", `{"Type":"udp"}`, func(s *LocalNode) { s.Iface.MTU = 90 },
+			"MTU 90 of interface eth0 leaves less than the 1280 bytes that IPv6 needs, after 28 of overhead"},
+		{"udp MTU one too small for IPv6", `{"Type":"udp"}`, func(s *LocalNode) { s.Iface.MTU = 1307 },
+			"MTU 1307 of interface eth0 leaves less than the 1280 bytes"},
 		{"vxlan VNI", `{"Type":"vxlan","VNI":16777216}`, nil, "config key VNI is 16777216, want 0 to 16777215"},
-		{"vxlan two errors", `{"Type":"vxlan","VNI":-1,"Port":-1}`, nil, "config key VNI is -1, want 0 to 16777215\nconfig key Port is -1"},
-		{"vxlan MTU", `{"Type":"vxlan","MTU":110}`, nil, "MTU 110 of the config leaves less than the 1280 bytes that IPv6 needs, after 50 of overhead"},
-		{"vxlan MTU for IPv6", `{"Type":"vxlan","MTU":1340}`, nil, "MTU 1340 of the config leaves less than the 1280 bytes that IPv6 needs, after 70 of overhead"},
+		{"vxlan two errors", `{"Type":"vxlan","VNI":-1,"Port":-1}`, nil,
+			"config key VNI is -1, want 0 to 16777215\nconfig key Port is -1"},
+		{"vxlan MTU", `{"Type":"vxlan","MTU":110}`, nil,
+			"MTU 110 of the config leaves less than the 1280 bytes that IPv6 needs, after 50 of overhead"},
+		{"vxlan MTU for IPv6", `{"Type":"vxlan","MTU":1340}`, nil,
+			"MTU 1340 of the config leaves less than the 1280 bytes that IPv6 needs, after 70 of overhead"},
 		{"host-gw behind NAT", `{"Type":"host-gw"}`, func(s *LocalNode) { s.Iface.Public = addr("9.9.9.9") },
 			"public address 9.9.9.9 fd31::1 is not address 172.31.0.1 fd31::1 of interface eth0: nodes behind NAT cannot route to each other"},
 		{"host-gw behind NAT, one family", `{"Type":"host-gw"}`, func(s *LocalNode) {
 			s.Iface = underlay.Iface{Name: "eth0", Addr: addr("10.0.0.1"), Public: addr("9.9.9.9")}
 		},
 			"public address 9.9.9.9 is not address 10.0.0.1 of interface eth0"},
-		{"ipip MTU", `{"Type":"ipip"}`, func(s *LocalNode) { s.Iface.MTU = 20 }, "leaves less than the 1280 bytes that IPv6 needs, after 20 of overhead"},
+		{"ipip MTU", `{"Type":"ipip"}`, func(s *LocalNode) { s.Iface.MTU = 20 },
+			"leaves less than the 1280 bytes that IPv6 needs, after 20 of overhead"},
 		{"ipip form", `{"Type":"ipip","DirectRouting":1}`, nil, "config key DirectRouting is a number"},
 		{"wireguard port", `{"Type":"wireguard","ListenPort":0}`, nil, "config key ListenPort is 0"},
-		{"wireguard mode", `{"Type":"wireguard","Mode":"both"}`, nil, `config key Mode is "both", want separate, auto, ipv4 or ipv6`},
+		{"wireguard mode", `{"Type":"wireguard","Mode":"both"}`, nil,
+			`config key Mode is "both", want separate, auto, ipv4 or ipv6`},
 		{"wireguard psk", `{"Type":"wireguard","PSK":"!"}`, nil, "config key PSK: key is not base64"},
 		{"wireguard key", `{"Type":"wireguard"}`, func(s *LocalNode) { s.PrivateKey = ctrl.Key{} }, "no private key"},
 		{"wireguard MTU", `{"Type":"wireguard","MTU":100}`, nil, "after 80 of overhead"},
-		{"extension quotation", `{"Type":"extension","SubnetAddCommand":"echo 'x"}`, nil, "config key SubnetAddCommand: command has an unclosed ' quotation"},
+		{"extension quotation", `{"Type":"extension","SubnetAddCommand":"echo 'x"}`, nil,
+			"config key SubnetAddCommand: command has an unclosed ' quotation"},
 		{"extension form", `{"Type":"extension","SubnetAddCommand":1}`, nil, "config key SubnetAddCommand is a number"},
 	}
 	for _, tt := range tests {
@@ -72,9 +87,9 @@ func TestNewInvalidJSON(t *testing.T) {
 	}
 }
 
-// TestVTEPDerived holds what makes a made-up tunnel end fit for use: it is the same each time, differs by node, VNI and
-// family, and is a unicast, locally administered address.
-func TestVTEPDerived(t *testing.T) {
+// TestDerivedVTEP checks that a derived address is stable, differs by node, VNI and family, and is
+// a unicast, locally administered address.
+func TestDerivedVTEP(t *testing.T) {
 	seen := map[string]string{}
 	for _, public := range []string{"172.31.0.1", "172.31.0.2"} {
 		for _, cfg := range []string{`{"Type":"vxlan"}`, `{"Type":"vxlan","VNI":2}`} {

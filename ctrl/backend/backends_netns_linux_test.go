@@ -28,13 +28,21 @@ func TestNetnsVXLAN(t *testing.T) {
 	c.heals(a, b, []breakage{
 		{"route deleted", deleteRoute("10.5.2.0/24")},
 		{"route changed", changeRoute("10.5.2.0/24", "eth0")},
-		{"neighbour deleted", func(k *ctrl.Kernel) error { return first(k.Apply(context.Background(), deletes(k, isNeighbour))) }},
-		{"neighbour changed", func(k *ctrl.Kernel) error {
-			return change(k, isNeighbour, func(o ctrl.Object) ctrl.Object { n := o.(ctrl.Neighbour); n.MAC = macA; return n })
+		{"neighbour deleted", func(k *ctrl.Kernel) error {
+			return first(k.Apply(context.Background(),
+				deletes(k, isNeighbour)))
 		}},
-		{"forwarding entry deleted", func(k *ctrl.Kernel) error { return first(k.Apply(context.Background(), deletes(k, isFDB))) }},
+		{"neighbour changed", func(k *ctrl.Kernel) error {
+			return change(k, isNeighbour,
+				func(o ctrl.Object) ctrl.Object { n := o.(ctrl.Neighbour); n.MAC = macA; return n })
+		}},
+		{"forwarding entry deleted", func(k *ctrl.Kernel) error {
+			return first(k.Apply(context.Background(),
+				deletes(k, isFDB)))
+		}},
 		{"forwarding entry changed", func(k *ctrl.Kernel) error {
-			return change(k, isFDB, func(o ctrl.Object) ctrl.Object { f := o.(ctrl.FDBEntry); f.Dst = addr("172.31.0.99"); return f })
+			return change(k, isFDB,
+				func(o ctrl.Object) ctrl.Object { f := o.(ctrl.FDBEntry); f.Dst = addr("172.31.0.99"); return f })
 		}},
 		{"MAC changed", func(k *ctrl.Kernel) error {
 			return netlink.LinkSetHardwareAddr(must(netlink.LinkByName("flannel.1")), macA[:])
@@ -42,14 +50,14 @@ func TestNetnsVXLAN(t *testing.T) {
 	})
 }
 
-// TestNetnsVXLANRestart: a stop leaves the forwarding in place, a start changes nothing, an address change is followed
-// by all, and cleanup leaves nothing.
+// TestNetnsVXLANRestart checks that a stop keeps the forwarding state, a start changes nothing, an
+// address change reaches all nodes, and cleanup removes everything.
 func TestNetnsVXLANRestart(t *testing.T) {
 	c := startCluster(t, `{"Type":"vxlan"}`, lab.Options{})
 	c.attach()
 	a, b := c.Nodes[0], c.Nodes[1]
 	ctx := t.Context()
-	before := c.ours(a)
+	before := c.overlay(a)
 	ping, err := b.Pods[0].StartPing(ctx, a.Pods[0].Addr, lab.Ping{Count: -1, Interval: 5 * time.Millisecond})
 	c.must(err)
 	c.stop(0)
@@ -69,7 +77,7 @@ func TestNetnsVXLANRestart(t *testing.T) {
 	c.must(lab.Await(ctx, patience(2*time.Second), "the new address", func() error {
 		r, err := c.report(0)
 		if err == nil && r.Iface.Addr != a.Addr {
-			err = errSoFar
+			err = errNotYet
 		}
 		return err
 	}))
@@ -95,7 +103,7 @@ func TestNetnsHostGW(t *testing.T) {
 	c.connected(c.Nodes[0], c.Nodes[1])
 }
 
-// TestNetnsHostGWRepairs has IPv4 only: a flap of the underlay takes its IPv6 addresses for good.
+// TestNetnsHostGWRepairs uses IPv4 only: a link flap removes the IPv6 addresses of the underlay.
 func TestNetnsHostGWRepairs(t *testing.T) {
 	c := startCluster(t, `{"Type":"host-gw"}`, lab.Options{})
 	c.attach()
@@ -112,7 +120,8 @@ func TestNetnsHostGWRepairs(t *testing.T) {
 	})
 }
 
-// TestNetnsDirectRouting mixes: nodes on one link by route, those behind a router by tunnel.
+// TestNetnsDirectRouting checks that nodes on the same link are reached by a route, and nodes
+// behind a router by a tunnel.
 func TestNetnsDirectRouting(t *testing.T) {
 	c := startCluster(t, `{"Type":"vxlan","DirectRouting":true}`, lab.Options{Nodes: 3,
 		Underlay: []netip.Prefix{netip.MustParsePrefix("172.31.0.0/24"), netip.MustParsePrefix("172.31.1.0/24")}})
@@ -128,7 +137,7 @@ func TestNetnsDirectRouting(t *testing.T) {
 	if via[prefix("10.5.2.0/24")] != "flannel.1" || via[prefix("10.5.3.0/24")] != "eth0" {
 		t.Errorf("routes %v", via)
 	}
-	// host-gw refuses the far node by name and leaves nothing of vxlan behind.
+	// host-gw reports the far node as unreachable and removes the state of vxlan.
 	c.network = `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`
 	c.converge()
 	s := c.state(c.Nodes[0])
@@ -141,7 +150,8 @@ func TestNetnsDirectRouting(t *testing.T) {
 	c.connected(c.Nodes[0], c.Nodes[2])
 }
 
-// TestNetnsForeignRoute: what someone else put in the place of our route stays and is named.
+// TestNetnsForeignRoute checks that a foreign route in the place of a wanted one is kept and
+// reported.
 func TestNetnsForeignRoute(t *testing.T) {
 	c := startCluster(t, `{"Type":"host-gw"}`, lab.Options{})
 	a := c.Nodes[0]
@@ -152,7 +162,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	c.must(lab.Await(t.Context(), patience(3*time.Second), "the conflict", func() error {
 		r, err := c.report(0)
 		if err == nil && r.Err == "" {
-			err = errSoFar
+			err = errNotYet
 		}
 		return err
 	}))
@@ -165,7 +175,7 @@ func TestNetnsForeignRoute(t *testing.T) {
 	c.must(lab.Await(t.Context(), patience(3*time.Second), "the repair", func() error {
 		r, err := c.report(0)
 		if err == nil && !r.Synced {
-			err = errSoFar
+			err = errNotYet
 		}
 		return err
 	}))
@@ -181,10 +191,12 @@ func TestNetnsIPIP(t *testing.T) {
 	c.heals(a, b, []breakage{{"route deleted", deleteRoute("10.5.2.0/24")}})
 }
 
-// TestNetnsWireGuard runs in the kernel, or where that has no WireGuard, in the daemon's process.
+// TestNetnsWireGuard uses WireGuard in the kernel, or in the daemon's process if the kernel has
+// none.
 func TestNetnsWireGuard(t *testing.T) {
 	lab.SkipWithoutTUN(t)
-	c := startCluster(t, `{"Type":"wireguard","PSK":"`+ctrl.Key{7}.Base64()+`","PersistentKeepaliveInterval":1}`, bothFamilies)
+	c := startCluster(t, `{"Type":"wireguard","PSK":"`+ctrl.Key{7}.Base64()+`","PersistentKeepaliveInterval":1}`,
+		bothFamilies)
 	c.attach()
 	a, b := c.Nodes[0], c.Nodes[1]
 	c.connected(a, b)
@@ -198,7 +210,7 @@ func TestNetnsWireGuard(t *testing.T) {
 	}
 }
 
-// TestNetnsUDP is the udp backend with the packet engine, which owns the device.
+// TestNetnsUDP tests the udp backend with the packet engine, which owns the device.
 func TestNetnsUDP(t *testing.T) {
 	lab.SkipWithoutTUN(t)
 	c := startCluster(t, `{"Type":"udp"}`, lab.Options{})
@@ -209,8 +221,8 @@ func TestNetnsUDP(t *testing.T) {
 	c.heals(a, b, []breakage{{"route deleted", deleteRoute("10.5.0.0/16")}})
 }
 
-// TestNetnsUDPKernel is the udp backend carried by the kernel: at both ends, then at one, with the packet engine at the
-// other, then at neither.
+// TestNetnsUDPKernel tests the udp backend carried by the kernel at both ends, then by the kernel
+// at one end and the packet engine at the other, then by the engine at both.
 func TestNetnsUDPKernel(t *testing.T) {
 	needFOU(t)
 	c := startCluster(t, `{"Type":"udp","Carrier":"kernel"}`, lab.Options{})
@@ -234,7 +246,7 @@ func TestNetnsUDPKernel(t *testing.T) {
 	}
 }
 
-// kinds lists the types of the overlay's devices.
+// kinds lists the types of the overlay devices.
 func kinds(s ctrl.State) string {
 	var out []string
 	for _, l := range s.Links {
@@ -245,8 +257,8 @@ func kinds(s ctrl.State) string {
 	return strings.Join(out, " ")
 }
 
-// TestNetnsExtension replays what flannel documents for the backend: commands for nodes that come and go, with their
-// variables and input. One that hangs does not hold up the end of the daemon.
+// TestNetnsExtension runs the commands for joining and leaving nodes with the variables and input
+// that flannel documents. A hanging command must not delay the end of the daemon.
 func TestNetnsExtension(t *testing.T) {
 	c := startCluster(t, `{"Type":"extension","PreStartupCommand":"echo from $HOSTNAME node",
 		"PostStartupCommand":"sh -c 'echo $SUBNET of $NETWORK >/run/post'",

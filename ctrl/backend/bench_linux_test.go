@@ -16,12 +16,13 @@ import (
 	"weft/lease"
 )
 
-// manyLeases is a cluster of n nodes on one link.
+// manyLeases returns the leases of n nodes on one link.
 func manyLeases(n int) []lease.Lease {
 	ls := make([]lease.Lease, 0, n)
 	for i := range n {
 		hi, lo := byte(i>>8), byte(i)
-		l := lease.Lease{Node: fmt.Sprintf("n%d", i), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, hi, lo, 0}), 24)}
+		l := lease.Lease{Node: fmt.Sprintf("n%d", i),
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, hi, lo, 0}), 24)}
 		l.PublicIP, l.BackendType = netip.AddrFrom4([4]byte{172, 20, hi, lo}), "vxlan"
 		l.BackendData = json.RawMessage(fmt.Sprintf(`{"VNI":1,"VtepMAC":"02:00:00:00:%02x:%02x"}`, hi, lo))
 		ls = append(ls, l)
@@ -29,7 +30,8 @@ func manyLeases(n int) []lease.Lease {
 	return ls
 }
 
-// manyWant is what node 0 of 5,000 wants with vxlan: 4,999 routes, neighbours and forwarding entries.
+// manyWant returns the plan of node 0 of 5,000 with vxlan: 4,999 routes, neighbours and forwarding
+// entries.
 func manyWant(b *testing.B) ctrl.State {
 	b.Helper()
 	n, err := lease.ParseNetwork([]byte(`{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan"}}`))
@@ -48,10 +50,10 @@ func manyWant(b *testing.B) ctrl.State {
 	return backend.Plan(all[0], all)
 }
 
-// BenchmarkPlan5000 makes the plan of one of 5,000 nodes.
+// BenchmarkPlan5000 plans for one of 5,000 nodes.
 func BenchmarkPlan5000(b *testing.B) { manyWant(b) }
 
-// cpuTime is what this process, and the kernel for it, have used so far.
+// cpuTime returns the user and system CPU time of this process so far.
 func cpuTime(b *testing.B) time.Duration {
 	b.Helper()
 	var u unix.Rusage
@@ -61,8 +63,8 @@ func cpuTime(b *testing.B) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkNetns5000 programs the real kernel for one of 5,000 nodes with vxlan: 15,000 objects. On a busy machine the
-// CPU time says more than the wall clock.
+// BenchmarkNetns5000 programs the real kernel for one of 5,000 nodes with vxlan: 15,000 objects. On
+// a busy machine the CPU time says more than the wall clock.
 func BenchmarkNetns5000(b *testing.B) {
 	k, err := ctrl.OpenKernel(nil)
 	if err != nil {
@@ -126,7 +128,8 @@ func BenchmarkNetns5000(b *testing.B) {
 	b.Run("neighbours and routes lost", func(b *testing.B) {
 		ops := make([]ctrl.Op, 0, 2*len(want.Routes))
 		for i := range want.Routes {
-			ops = append(ops, ctrl.Op{Verb: ctrl.Delete, Object: want.Routes[i]}, ctrl.Op{Verb: ctrl.Delete, Object: want.Neighbours[i]})
+			ops = append(ops, ctrl.Op{Verb: ctrl.Delete, Object: want.Routes[i]},
+				ctrl.Op{Verb: ctrl.Delete, Object: want.Neighbours[i]})
 		}
 		for b.Loop() {
 			b.StopTimer()

@@ -15,9 +15,9 @@ import (
 	"weft/deploy/lab"
 )
 
-var errSoFar = errors.New("not so far")
+var errNotYet = errors.New("not yet")
 
-// must is for lookups in breakages; a failure shows as a broken rig at once.
+// must is for lookups that cannot fail unless the test itself is broken.
 func must(l netlink.Link, err error) netlink.Link {
 	if err != nil {
 		panic(err)
@@ -33,7 +33,7 @@ func isNeighbour(o ctrl.Object) bool {
 }
 func isFDB(o ctrl.Object) bool { _, ok := o.(ctrl.FDBEntry); return ok && o.(ctrl.FDBEntry).Dst.Is4() }
 
-// objects lists what the overlay devices have.
+// objects lists the matching neighbours and forwarding entries of the overlay devices.
 func objects(k *ctrl.Kernel, which func(ctrl.Object) bool) []ctrl.Object {
 	s, err := k.Read(ctrl.OverlayName)
 	if err != nil {
@@ -56,7 +56,7 @@ func objects(k *ctrl.Kernel, which func(ctrl.Object) bool) []ctrl.Object {
 	return out[:n]
 }
 
-// deletes are the operations that delete them.
+// deletes returns the operations that delete the matching objects.
 func deletes(k *ctrl.Kernel, which func(ctrl.Object) bool) []ctrl.Op {
 	var ops []ctrl.Op
 	for _, o := range objects(k, which) {
@@ -65,20 +65,20 @@ func deletes(k *ctrl.Kernel, which func(ctrl.Object) bool) []ctrl.Op {
 	return ops
 }
 
-// change replaces each by another.
+// change replaces each matching object by another.
 func change(k *ctrl.Kernel, which func(ctrl.Object) bool, by func(ctrl.Object) ctrl.Object) error {
 	var ops []ctrl.Op
 	for _, o := range objects(k, which) {
 		ops = append(ops, ctrl.Op{Verb: ctrl.Replace, Object: by(o)})
 	}
 	if len(ops) == 0 {
-		return errors.New("nothing there to change")
+		return errors.New("no matching object")
 	}
 	return first(k.Apply(context.Background(), ops))
 }
 
-// ourRoute finds our route to a prefix.
-func ourRoute(k *ctrl.Kernel, dst string) (ctrl.Route, error) {
+// ownRoute returns the route to a prefix with Weft's protocol.
+func ownRoute(k *ctrl.Kernel, dst string) (ctrl.Route, error) {
 	s, err := k.Read(func(string) bool { return false })
 	if err != nil {
 		return ctrl.Route{}, err
@@ -88,12 +88,12 @@ func ourRoute(k *ctrl.Kernel, dst string) (ctrl.Route, error) {
 			return r, nil
 		}
 	}
-	return ctrl.Route{}, errors.New("no route of ours to " + dst)
+	return ctrl.Route{}, errors.New("no own route to " + dst)
 }
 
 func deleteRoute(dst string) func(*ctrl.Kernel) error {
 	return func(k *ctrl.Kernel) error {
-		r, err := ourRoute(k, dst)
+		r, err := ownRoute(k, dst)
 		if err != nil {
 			return err
 		}
@@ -101,10 +101,10 @@ func deleteRoute(dst string) func(*ctrl.Kernel) error {
 	}
 }
 
-// changeRoute sends a route of ours elsewhere, with our mark on it still.
+// changeRoute redirects a route to another device and keeps its protocol.
 func changeRoute(dst, dev string) func(*ctrl.Kernel) error {
 	return func(k *ctrl.Kernel) error {
-		r, err := ourRoute(k, dst)
+		r, err := ownRoute(k, dst)
 		if err != nil {
 			return err
 		}
@@ -113,7 +113,7 @@ func changeRoute(dst, dev string) func(*ctrl.Kernel) error {
 	}
 }
 
-// deviceBreakages are what may be done to any overlay device.
+// deviceBreakages returns the breakages of an overlay device.
 func deviceBreakages(dev string) []breakage {
 	return []breakage{
 		{"device deleted", func(k *ctrl.Kernel) error { return netlink.LinkDel(must(netlink.LinkByName(dev))) }},
@@ -125,7 +125,7 @@ func deviceBreakages(dev string) []breakage {
 	}
 }
 
-// needLink skips the test where the kernel has no such device type.
+// needLink skips the test if the kernel lacks the device type.
 func needLink(t *testing.T, l netlink.Link, kind string) {
 	t.Helper()
 	err := netlink.LinkAdd(l)
@@ -140,7 +140,7 @@ func needLink(t *testing.T, l netlink.Link, kind string) {
 	}
 }
 
-// needFOU skips the test where the kernel cannot carry the udp backend.
+// needFOU skips the test if the kernel cannot carry the udp backend.
 func needFOU(t *testing.T) {
 	t.Helper()
 	k, err := ctrl.OpenKernel(nil)
@@ -189,7 +189,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// open gives a kernel of this namespace.
+// open opens the kernel of this namespace.
 func open(t *testing.T) *ctrl.Kernel {
 	t.Helper()
 	k, err := ctrl.OpenKernel(nil)
@@ -200,7 +200,7 @@ func open(t *testing.T) *ctrl.Kernel {
 	return k
 }
 
-// addBridge makes a device that is up, with addresses, for the time of the test.
+// addBridge creates a device that is up and has addresses, and deletes it after the test.
 func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	t.Helper()
 	l, err := bridge(name, addrs...)
@@ -215,7 +215,7 @@ func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	return l
 }
 
-// bridge makes an empty bridge, which is the plainest device that every kernel of ours has.
+// bridge creates a bridge without ports, as every tested kernel has bridges.
 func bridge(name string, addrs ...string) (netlink.Link, error) {
 	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
 	if err := netlink.LinkAdd(l); err != nil {
@@ -229,12 +229,12 @@ func bridge(name string, addrs ...string) (netlink.Link, error) {
 	return l, netlink.LinkSetUp(l)
 }
 
-// await waits for ok.
+// await waits until ok returns true.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	err := lab.Await(t.Context(), patience(5*time.Second), what, func() error {
 		if !ok() {
-			return errSoFar
+			return errNotYet
 		}
 		return nil
 	})

@@ -20,10 +20,10 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// slowEnv, a whole number, says how much slower than usual this machine is: an emulated one takes its time.
+// slowEnv is the factor by which this machine is slower than usual, as an emulated one is.
 const slowEnv = "WEFT_TEST_SLOW"
 
-// patience stretches a time limit for a slow machine.
+// patience extends a time limit on a slow machine.
 func patience(d time.Duration) time.Duration { return d * time.Duration(slowness()) }
 
 func slowness() int {
@@ -33,7 +33,7 @@ func slowness() int {
 	return 1
 }
 
-// cluster is a lab whose nodes run the daemon of the tests, and the store that they do not have.
+// cluster is a lab whose nodes run the test daemon. It takes the role of the lease store.
 type cluster struct {
 	*lab.Lab
 	t       *testing.T
@@ -45,10 +45,12 @@ type cluster struct {
 	seen    []report
 }
 
-// startCluster starts daemons on the nodes with that network config and waits until each has its plan in place.
+// startCluster starts a daemon with that network config on each node and waits until all are
+// synced.
 func startCluster(t *testing.T, backend string, o lab.Options) *cluster {
 	t.Helper()
-	c := &cluster{t: t, Lab: lab.Start(t, o), options: LocalOptions{KeyFile: "/run/wgkey"}, network: `{"Network":"10.5.0.0/16","Backend":` + backend + `}`}
+	c := &cluster{t: t, Lab: lab.Start(t, o), options: LocalOptions{KeyFile: "/run/wgkey"},
+		network: `{"Network":"10.5.0.0/16","Backend":` + backend + `}`}
 	if len(o.Underlay6) > 0 {
 		c.network = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48","Backend":` + backend + `}`
 	}
@@ -77,7 +79,7 @@ func (c *cluster) start(i int) {
 	c.daemons[i] = p
 }
 
-// stop ends a daemon as an operator does; it must not take long.
+// stop ends a daemon by SIGTERM and fails if that takes long.
 func (c *cluster) stop(i int) {
 	c.t.Helper()
 	p := c.daemons[i]
@@ -85,13 +87,13 @@ func (c *cluster) stop(i int) {
 		return
 	}
 	c.daemons[i] = nil
-	// The test's own context has ended when this is a cleanup.
+	// During cleanup the test's own context has ended.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(c.t.Context()), patience(10*time.Second))
 	defer cancel()
 	start := time.Now()
 	status, err := p.Stop(ctx)
 	if err != nil {
-		c.t.Log(p.Signal(syscall.SIGQUIT)) // so that its log says what it does
+		c.t.Log(p.Signal(syscall.SIGQUIT)) // log the goroutines
 		<-p.Done()
 	}
 	if err != nil || status != 0 {
@@ -102,7 +104,7 @@ func (c *cluster) stop(i int) {
 	}
 }
 
-// restart starts a daemon again, with what is to be done by now and not what its predecessor was told.
+// restart restarts a daemon with a new order.
 func (c *cluster) restart(i int) {
 	c.t.Helper()
 	c.stop(i)
@@ -118,7 +120,7 @@ func (c *cluster) must(err error) {
 	}
 }
 
-// order writes what daemon i is to do.
+// order writes the order of daemon i.
 func (c *cluster) order(i int, all []lease.Lease) time.Time {
 	c.t.Helper()
 	config := c.network
@@ -134,7 +136,7 @@ func (c *cluster) order(i int, all []lease.Lease) time.Time {
 	return info.ModTime()
 }
 
-// report reads what daemon i says.
+// report reads the report of daemon i.
 func (c *cluster) report(i int) (report, error) {
 	var r report
 	b, err := os.ReadFile(c.Nodes[i].Path(strings.TrimPrefix(reportFile, "/run/")))
@@ -144,8 +146,8 @@ func (c *cluster) report(i int) (report, error) {
 	return r, json.Unmarshal(b, &r)
 }
 
-// converge plays the store: it asks each daemon what it publishes, gives all the leases to all, and waits until they
-// are programmed.
+// converge acts as the store: it collects the published attributes, passes all leases to all
+// daemons and waits until they are applied.
 func (c *cluster) converge() {
 	c.t.Helper()
 	for i := range c.Nodes {
@@ -156,7 +158,8 @@ func (c *cluster) converge() {
 		l := lease.Lease{Node: n.Name, Subnet: prefix(fmt.Sprintf("10.5.%d.0/24", i+1))}
 		l.PublicIP, l.BackendType, l.BackendData = a.PublicIP, a.BackendType, a.BackendData
 		if n.Addr6.IsValid() {
-			l.Subnet6, l.PublicIPv6, l.BackendV6Data = prefix(fmt.Sprintf("fd10:5:0:%d::/64", i+1)), a.PublicIPv6, a.BackendV6Data
+			l.Subnet6, l.PublicIPv6, l.BackendV6Data = prefix(fmt.Sprintf("fd10:5:0:%d::/64", i+1)), a.PublicIPv6,
+				a.BackendV6Data
 		}
 		c.leases[i] = l
 	}
@@ -165,7 +168,7 @@ func (c *cluster) converge() {
 	}
 }
 
-// await waits until daemon i obeys the order of that time.
+// await waits until daemon i has applied the order of that time.
 func (c *cluster) await(i int, at time.Time, synced bool) {
 	c.t.Helper()
 	c.must(lab.Await(c.t.Context(), patience(10*time.Second), "daemon of "+c.Nodes[i].Name, func() error {
@@ -181,7 +184,7 @@ func (c *cluster) await(i int, at time.Time, synced bool) {
 	}))
 }
 
-// attach gives the nodes' pods addresses of their leases and the backend's MTU.
+// attach gives the pods addresses of their node's lease and the backend's MTU.
 func (c *cluster) attach() {
 	c.t.Helper()
 	for i, n := range c.Nodes {
@@ -193,8 +196,8 @@ func (c *cluster) attach() {
 	}
 }
 
-// connected pings between the first pods of two nodes, both ways, small and with the largest packet that fits, and
-// sends TCP and UDP.
+// connected checks pings between the first pods of two nodes, in both directions, with small and
+// MTU-sized packets, and TCP and UDP.
 func (c *cluster) connected(a, b *lab.Node) {
 	c.t.Helper()
 	ctx := c.t.Context()
@@ -208,13 +211,14 @@ func (c *cluster) connected(a, b *lab.Node) {
 				if to.Is6() {
 					p.DontFragment, p.Size = false, 0
 				}
-				c.must(lab.Await(ctx, patience(5*time.Second), fmt.Sprintf("ping from %s to %v with %d bytes", way[0].Name, to, p.Size), func() error {
-					got, err := way[0].Ping(ctx, to, p)
-					if err == nil && got.Lost() > 0 {
-						err = fmt.Errorf("%+v", got)
-					}
-					return err
-				}))
+				c.must(lab.Await(ctx, patience(5*time.Second),
+					fmt.Sprintf("ping from %s to %v with %d bytes", way[0].Name, to, p.Size), func() error {
+						got, err := way[0].Ping(ctx, to, p)
+						if err == nil && got.Lost() > 0 {
+							err = fmt.Errorf("%+v", got)
+						}
+						return err
+					}))
 			}
 			c.must(lab.CheckTCP(ctx, way[0].NS, way[1].NS, to, 2<<20/int64(slowness())))
 			c.must(lab.CheckUDP(ctx, way[0].NS, way[1].NS, to, 1, 1000, 1300))
@@ -222,7 +226,7 @@ func (c *cluster) connected(a, b *lab.Node) {
 	}
 }
 
-// on opens the kernel of a node; what that needs of the thread's namespace works inside do.
+// on opens the kernel of a node and calls do in the node's namespace.
 func (c *cluster) on(n *lab.Node, do func(k *ctrl.Kernel) error) {
 	c.t.Helper()
 	c.must(n.Do(func() error {
@@ -235,7 +239,7 @@ func (c *cluster) on(n *lab.Node, do func(k *ctrl.Kernel) error) {
 	}))
 }
 
-// state is what a node's kernel has.
+// state returns the state of a node's kernel.
 func (c *cluster) state(n *lab.Node) ctrl.State {
 	c.t.Helper()
 	var s ctrl.State
@@ -246,12 +250,16 @@ func (c *cluster) state(n *lab.Node) ctrl.State {
 	return s
 }
 
-// ours is what of a node's kernel state is of the overlay. Link-local addresses are the kernel's own affair.
-func (c *cluster) ours(n *lab.Node) ctrl.State {
+// overlay returns the overlay's part of a node's kernel state, without the kernel's link-local
+// addresses.
+func (c *cluster) overlay(n *lab.Node) ctrl.State {
 	c.t.Helper()
 	s := c.state(n)
 	s.Links = slices.DeleteFunc(s.Links, func(l ctrl.Link) bool { return !ctrl.OverlayName(l.Name) })
-	s.Addrs = slices.DeleteFunc(s.Addrs, func(a ctrl.Addr) bool { return !ctrl.OverlayName(a.Dev) || a.Prefix.Addr().IsLinkLocalUnicast() })
+	s.Addrs = slices.DeleteFunc(s.Addrs, func(a ctrl.Addr) bool {
+		return !ctrl.OverlayName(a.Dev) ||
+			a.Prefix.Addr().IsLinkLocalUnicast()
+	})
 	s.Routes = slices.DeleteFunc(s.Routes, func(r ctrl.Route) bool { return r.Protocol != ctrl.RouteProtocol })
 	for i := range s.Links {
 		s.Links[i].Index = 0
@@ -259,7 +267,7 @@ func (c *cluster) ours(n *lab.Node) ctrl.State {
 	return s
 }
 
-// missing says what of want a node's kernel lacks.
+// missing lists the operations that would turn a node's kernel state into want.
 func (c *cluster) missing(n *lab.Node, want ctrl.State) []string {
 	c.t.Helper()
 	ops, err := difference(c.state(n), want)
@@ -267,22 +275,23 @@ func (c *cluster) missing(n *lab.Node, want ctrl.State) []string {
 	return ops
 }
 
-// breakage is something that someone else does to a node's kernel.
+// breakage is a change of a node's kernel state by another program.
 type breakage struct {
 	name string
 	do   func(k *ctrl.Kernel) error
 }
 
-// heals breaks node a's kernel in each way and waits for the repair, within a second, while pods ping. It tells
-// the packets lost.
+// heals applies each breakage to node a and expects the repair within a second, while pods ping. It
+// logs the lost packets.
 func (c *cluster) heals(a, b *lab.Node, breaks []breakage) {
 	c.t.Helper()
 	ctx := c.t.Context()
 	for _, x := range breaks {
 		c.quiet(a)
-		before := c.ours(a)
+		before := c.overlay(a)
 		repairs := c.repairs(a)
-		ping, err := a.Pods[0].StartPing(ctx, b.Pods[0].Addr, lab.Ping{Count: -1, Interval: patience(5 * time.Millisecond), Timeout: patience(100 * time.Millisecond)})
+		ping, err := a.Pods[0].StartPing(ctx, b.Pods[0].Addr,
+			lab.Ping{Count: -1, Interval: patience(5 * time.Millisecond), Timeout: patience(100 * time.Millisecond)})
 		c.must(err)
 		c.on(a, x.do)
 		start := time.Now()
@@ -330,7 +339,7 @@ func (c *cluster) repairs(n *lab.Node) uint64 {
 	return r.Repairs
 }
 
-// quiet waits until the daemon of a node has been in place for longer than it settles.
+// quiet waits until the daemon of a node has been synced for longer than its debounce time.
 func (c *cluster) quiet(n *lab.Node) {
 	c.t.Helper()
 	since, last := time.Now(), c.repairs(n)

@@ -18,9 +18,11 @@ type extension struct {
 	data json.RawMessage // published
 }
 
-// extensionConfig holds the backend's keys: command lines that run without a shell (see ctrl.CheckCommand).
+// extensionConfig holds the backend's keys: command lines that run without a shell (see
+// ctrl.CheckCommand).
 type extensionConfig struct {
-	PreStartupCommand   string // before the lease; its output is published and becomes the input of the peers' commands
+	// before the lease; its output is published and becomes the input of the peers' commands
+	PreStartupCommand   string
 	PostStartupCommand  string // after the lease is held
 	SubnetAddCommand    string
 	SubnetRemoveCommand string
@@ -62,7 +64,8 @@ func prepareExtension(_ kernel, n lease.Network, l *LocalNode, _ LocalOptions) e
 	if err != nil {
 		return err
 	}
-	if l.Startup, err = ctrl.RunCommand(context.Background(), c.PreStartupCommand, "", ""); err != nil {
+	if l.Startup, err = ctrl.RunCommand(context.Background(), c.PreStartupCommand, "",
+		""); err != nil {
 		return fmt.Errorf("PreStartupCommand: %w", err)
 	}
 	return nil
@@ -73,10 +76,12 @@ func (e *extension) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	s, peers := startPlan(e.network, "extension", self, all)
 	if e.PostStartupCommand != "" {
 		env := []string{
-			"NETWORK=" + text(e.network.Network), "SUBNET=" + text(self.Subnet), "IPV6SUBNET=" + text(self.Subnet6),
+			"NETWORK=" + text(e.network.Network), "SUBNET=" + text(self.Subnet),
+			"IPV6SUBNET=" + text(self.Subnet6),
 			"PUBLIC_IP=" + text(self.PublicIP), "PUBLIC_IPV6=" + text(self.PublicIPv6),
 		}
-		s.Commands = append(s.Commands, ctrl.Command{ID: "startup", Add: e.PostStartupCommand, Env: strings.Join(env, "\n")})
+		s.Commands = append(s.Commands, ctrl.Command{ID: "startup", Add: e.PostStartupCommand,
+			Env: strings.Join(env, "\n")})
 	}
 	if e.SubnetAddCommand == "" && e.SubnetRemoveCommand == "" {
 		return s

@@ -13,7 +13,8 @@ type hostGW struct {
 	local   LocalNode
 }
 
-// newHostGW has no keys of its own. It refuses to work behind NAT, where peers cannot route to the public address.
+// newHostGW has no keys of its own. It refuses to work behind NAT, where peers cannot route to the
+// public address.
 func newHostGW(n lease.Network, l LocalNode) (Backend, error) {
 	i := l.Iface
 	if i.Public != i.Addr || i.Public6 != i.Addr6 {
@@ -30,8 +31,9 @@ func (h *hostGW) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	i := h.local.Iface
 	for _, p := range peers {
 		if !i.OnLink.Contains(p.public) {
-			unreachable(&s, p, fmt.Errorf("%v is not on the link of %s (%s): use vxlan with DirectRouting",
-				p.public, i.Name, i.OnLink))
+			unreachable(&s, p,
+				fmt.Errorf("%v is not on the link of %s (%s): use vxlan with DirectRouting",
+					p.public, i.Name, i.OnLink))
 			continue
 		}
 		s.Routes = append(s.Routes, ctrl.Route{

@@ -10,7 +10,8 @@ import (
 
 const ipipDevice = "flannel.ipip"
 
-// ipip carries IPv4 in IPv4. One device serves all peers: the next hop of each route is the tunnel destination.
+// ipip carries IPv4 in IPv4. One device serves all peers: the next hop of each route is the tunnel
+// destination.
 type ipip struct {
 	network       lease.Network
 	local         LocalNode
@@ -31,12 +32,13 @@ func newIPIP(n lease.Network, l LocalNode) (Backend, error) {
 	return &ipip{n, l, c.DirectRouting, mtu}, nil
 }
 
-// Plan returns the device and a route per node. With DirectRouting, nodes on the same link are reached without the
-// tunnel.
+// Plan returns the device and a route per node. With DirectRouting, nodes on the same link are
+// reached without the tunnel.
 func (t *ipip) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	s, peers := startPlan(t.network, "ipip", self, all)
 	s.Links = []ctrl.Link{{
-		Name: ipipDevice, Kind: ctrl.KindIPIP, MTU: t.mtu, Up: true, IPIP: ctrl.IPIP{Local: t.local.Iface.Addr},
+		Name: ipipDevice, Kind: ctrl.KindIPIP, MTU: t.mtu, Up: true,
+		IPIP: ctrl.IPIP{Local: t.local.Iface.Addr},
 	}}
 	for _, f := range families(t.network, self) {
 		if !f.v6 {
@@ -53,7 +55,8 @@ func (t *ipip) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 			dev = t.local.Iface.Name
 		}
 		s.Routes = append(s.Routes, ctrl.Route{
-			Dst: p.subnet.Masked(), Via: p.public, Dev: dev, OnLink: true, Protocol: ctrl.RouteProtocol,
+			Dst: p.subnet.Masked(), Via: p.public, Dev: dev, OnLink: true,
+			Protocol: ctrl.RouteProtocol,
 		})
 	}
 	return s
@@ -61,5 +64,6 @@ func (t *ipip) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 
 // Advertisement publishes the type only.
 func (t *ipip) Advertisement() Advertisement {
-	return Advertisement{Type: "ipip", Attrs: t.local.attrs("ipip"), MTU: t.mtu, Devices: []string{ipipDevice}}
+	return Advertisement{Type: "ipip", Attrs: t.local.attrs("ipip"), MTU: t.mtu,
+		Devices: []string{ipipDevice}}
 }

@@ -8,19 +8,22 @@ import (
 	"weft/lease"
 )
 
-// LocalNode is what a backend has to know of its own node besides the network config. PrepareNode fills it.
+// LocalNode is a backend's knowledge of its own node besides the network config. PrepareNode fills
+// it.
 type LocalNode struct {
 	Iface  underlay.Iface
 	Device string // the packet engine's device; empty while it does not exist
-	// Blackhole asks for a route that drops packets to unused addresses of this node's subnet (--ip-blackhole-route).
+	// Blackhole asks for a route that drops packets to unused addresses of this node's subnet
+	// (--ip-blackhole-route).
 	Blackhole bool
 
-	// VTEP and VTEP6 are the Ethernet addresses of existing VXLAN devices. If zero, they are derived from the node's
-	// public address, so that they survive a reboot.
+	// VTEP and VTEP6 are the Ethernet addresses of existing VXLAN devices. If zero, they are
+	// derived from the node's public address, so that they survive a reboot.
 	VTEP, VTEP6 ctrl.MAC
 	// PrivateKey is the WireGuard private key.
 	PrivateKey ctrl.Key
-	// FOU reports whether the kernel can carry the udp backend; if not, FOUUnavailable is the reason.
+	// FOU reports whether the kernel can carry the udp backend; if not, FOUUnavailable is the
+	// reason.
 	FOU            bool
 	FOUUnavailable string
 	// Startup is the output of the extension backend's PreStartupCommand.
@@ -42,13 +45,13 @@ type kernel interface {
 	ProbeFOU(t ctrl.IPIP) (unavailable string, err error)
 }
 
-// PrepareNode collects what the network's backend has to know of this node: state kept over restarts and features of
-// the kernel. It has side effects: it may create the WireGuard key file, load the kernel module fou and run the
-// extension backend's PreStartupCommand.
+// PrepareNode collects the network's backend's knowledge of this node: state kept over restarts and
+// features of the kernel. It has side effects: it may create the WireGuard key file, load the
+// kernel module fou and run the extension backend's PreStartupCommand.
 //
-// Call it once per network config and keep the result, because a backend made for a new interface address has to
-// publish the same keys and addresses as before. The caller updates Iface and Device, and calls Restore with the first
-// published attributes if no device existed yet.
+// Call it once per network config and keep the result, because a backend made for a new interface
+// address has to publish the same keys and addresses as before. The caller updates Iface and
+// Device, and calls Restore with the first published attributes if no device existed yet.
 func PrepareNode(k kernel, n lease.Network, i underlay.Iface, o LocalOptions) (LocalNode, error) {
 	l := LocalNode{Iface: i, Blackhole: o.Blackhole}
 	var err error
@@ -58,8 +61,8 @@ func PrepareNode(k kernel, n lease.Network, i underlay.Iface, o LocalOptions) (L
 	return l, err
 }
 
-// Restore takes over addresses that this node published before, in this run or an earlier one, where no device has them
-// yet: peers may still use them.
+// Restore takes over addresses that this node published before, in this run or an earlier one,
+// where no device has them yet: peers may still use them.
 func (l *LocalNode) Restore(previous lease.Attrs) {
 	if d := backends()[previous.BackendType]; d.restore != nil {
 		d.restore(l, previous)
@@ -68,5 +71,6 @@ func (l *LocalNode) Restore(previous lease.Attrs) {
 
 // attrs returns the lease attributes of a backend without data of its own.
 func (l LocalNode) attrs(leaseType string) lease.Attrs {
-	return lease.Attrs{PublicIP: l.Iface.Public, PublicIPv6: l.Iface.Public6, BackendType: leaseType}
+	return lease.Attrs{PublicIP: l.Iface.Public, PublicIPv6: l.Iface.Public6,
+		BackendType: leaseType}
 }

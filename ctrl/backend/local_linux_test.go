@@ -19,8 +19,8 @@ func vxlanLink(m ctrl.MAC) ctrl.Link {
 		VXLAN: ctrl.VXLAN{VNI: 1, Port: 8472, Local: addr("172.31.0.1"), Parent: "eth0"}}
 }
 
-// TestNetnsSelf: what a backend keeps over restarts is found again.
-func TestNetnsSelf(t *testing.T) {
+// TestNetnsPrepareNode checks that the state kept over restarts is found again.
+func TestNetnsPrepareNode(t *testing.T) {
 	addBridge(t, "eth0", "172.31.0.1/24")
 	k := open(t)
 	i := me().Iface
@@ -36,13 +36,15 @@ func TestNetnsSelf(t *testing.T) {
 	if s := self(`{"Type":"vxlan"}`); s.VTEP != (ctrl.MAC{}) || !s.Iface.Equal(i) || !s.Blackhole {
 		t.Errorf("without devices: %+v", s)
 	}
-	if err := errors.Join(k.Apply(context.Background(), []ctrl.Op{{Verb: ctrl.Create, Object: vxlanLink(macB)}})...); err != nil {
+	if err := errors.Join(k.Apply(context.Background(),
+		[]ctrl.Op{{Verb: ctrl.Create, Object: vxlanLink(macB)}})...); err != nil {
 		t.Fatal(err)
 	}
 	if s := self(`{"Type":"vxlan"}`); s.VTEP != macB || s.VTEP6 != (ctrl.MAC{}) {
 		t.Errorf("with a device: %+v", s)
 	}
-	if err := errors.Join(k.Apply(context.Background(), []ctrl.Op{{Verb: ctrl.Delete, Object: vxlanLink(macB)}})...); err != nil {
+	if err := errors.Join(k.Apply(context.Background(),
+		[]ctrl.Op{{Verb: ctrl.Delete, Object: vxlanLink(macB)}})...); err != nil {
 		t.Fatal(err)
 	}
 	first := self(`{"Type":"wireguard"}`).PrivateKey
@@ -82,7 +84,8 @@ func TestPrivateKeyFile(t *testing.T) {
 		t.Errorf("file holds %q, %v", b, err)
 	}
 	other := filepath.Join(t.TempDir(), "key")
-	for text, ok := range map[string]bool{k.Base64(): true, k.Base64() + "\n": true, "": false, "x": false, "AAAA": false} {
+	for text, ok := range map[string]bool{k.Base64(): true, k.Base64() + "\n": true, "": false, "x": false,
+		"AAAA": false} {
 		if err := os.WriteFile(other, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -95,16 +98,17 @@ func TestPrivateKeyFile(t *testing.T) {
 		}
 	}
 	if _, err := privateKey(t.TempDir()); err == nil {
-		t.Error("a folder is a key file")
+		t.Error("a directory is accepted as key file")
 	}
 	if _, err := privateKey(filepath.Join(other, "below", "key")); err == nil || errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("below a file: %v", err)
 	}
 }
 
-// FuzzPlan gives the backends what another node may have published: whatever it is, there is a plan.
+// FuzzPlan passes arbitrary published data to the backends: they must return a plan.
 func FuzzPlan(f *testing.F) {
-	for _, s := range []string{vxlanData2, wgData(2, 51820), `"printed"`, `null`, `{}`, `{"VtepMAC":1}`, `{"PublicKey":"AAAA","Port":-1}`} {
+	for _, s := range []string{vxlanData2, wgData(2, 51820), `"printed"`, `null`, `{}`, `{"VtepMAC":1}`,
+		`{"PublicKey":"AAAA","Port":-1}`} {
 		f.Add(s, s)
 	}
 	n4, err := lease.ParseNetwork([]byte(`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`))

@@ -25,10 +25,10 @@ import (
 	"weft/lease"
 )
 
-// daemonEnv makes the test binary a node daemon that keeps its node's kernel as a file of leases asks for.
+// daemonEnv makes the test binary a daemon that applies the leases in a file to its node's kernel.
 const daemonEnv = "WEFT_TEST_DAEMON"
 
-// The values of daemonEnv: the families that the daemon's interface has.
+// The values of daemonEnv: the families of the daemon's interface.
 const ipv4Env, bothEnv = "4", "46"
 
 func TestMain(m *testing.M) {
@@ -39,13 +39,13 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(lab.Main(leakless{m}))
+	os.Exit(lab.Main(leakCheck{m}))
 }
 
-// leakless fails a run that passed but left goroutines.
-type leakless struct{ m *testing.M }
+// leakCheck fails a run that passed but leaked goroutines.
+type leakCheck struct{ m *testing.M }
 
-func (l leakless) Run() int {
+func (l leakCheck) Run() int {
 	status := l.m.Run()
 	if status == 0 {
 		if err := goleak.Find(); err != nil {
@@ -56,7 +56,7 @@ func (l leakless) Run() int {
 	return status
 }
 
-// order is what the test tells a daemon: a file that is written anew for each change.
+// order is the input of a daemon: a file that the test replaces for each change.
 type order struct {
 	Network json.RawMessage
 	Self    lease.Lease
@@ -64,7 +64,7 @@ type order struct {
 	Options LocalOptions
 }
 
-// report is what the daemon tells the test.
+// report is the output of a daemon.
 type report struct {
 	Iface       underlay.Iface
 	Attrs       lease.Attrs
@@ -73,7 +73,7 @@ type report struct {
 	Err         string
 	Repairs     uint64
 	Unreachable []ctrl.Unreachable
-	Order       time.Time // of the order that is in force: its file's time
+	Order       time.Time // modification time of the order that is applied
 }
 
 const (
@@ -108,7 +108,7 @@ func daemon() error {
 	defer k.Close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	// Repairs must come from the kernel's signs, not from the timer.
+	// Repairs must come from notifications, not from the timer.
 	d := testDaemon{k: k, r: ctrl.NewReconciler(k, ctrl.ReconcilerOptions{Log: log, Resync: time.Minute})}
 	defer d.stopEngine()
 	changes := make(chan underlay.Iface)
@@ -118,16 +118,17 @@ func daemon() error {
 		}
 	})
 	wg.Go(func() {
-		err := underlay.Watch(ctx, underlay.Options{IPv4: true, IPv6: os.Getenv(daemonEnv) == bothEnv}, func(i underlay.Iface, err error) {
-			if err != nil {
-				log.Error("no interface", "err", err)
-				return
-			}
-			select {
-			case changes <- i:
-			case <-ctx.Done():
-			}
-		})
+		err := underlay.Watch(ctx, underlay.Options{IPv4: true, IPv6: os.Getenv(daemonEnv) == bothEnv},
+			func(i underlay.Iface, err error) {
+				if err != nil {
+					log.Error("no interface", "err", err)
+					return
+				}
+				select {
+				case changes <- i:
+				case <-ctx.Done():
+				}
+			})
 		if !errors.Is(err, context.Canceled) {
 			log.Error("interface watch ended", "err", err)
 		}
@@ -149,14 +150,14 @@ func daemon() error {
 	}
 }
 
-// step follows a new order and writes a new report.
+// step applies a new order and writes a report.
 func (d *testDaemon) step(ctx context.Context) error {
 	info, err := os.Stat(orderFile)
 	if err != nil || d.iface.Name == "" {
-		return nil // nothing to do yet
+		return nil // no order yet
 	}
 	if !info.ModTime().Equal(d.read) {
-		if err := d.obey(ctx, info.ModTime()); err != nil {
+		if err := d.follow(ctx, info.ModTime()); err != nil {
 			return err
 		}
 	}
@@ -173,7 +174,7 @@ func (d *testDaemon) step(ctx context.Context) error {
 	return writeFile(reportFile, b)
 }
 
-func (d *testDaemon) obey(ctx context.Context, at time.Time) error {
+func (d *testDaemon) follow(ctx context.Context, at time.Time) error {
 	b, err := os.ReadFile(orderFile)
 	if err != nil {
 		return err
@@ -209,7 +210,7 @@ func (d *testDaemon) obey(ctx context.Context, at time.Time) error {
 	return nil
 }
 
-// engineFor runs the packet engine if the backend needs it, and gives the backend that knows its device.
+// engineFor starts or stops the packet engine and returns the backend with the name of its device.
 func (d *testDaemon) engineFor(ctx context.Context, n lease.Network, b Backend) (Backend, error) {
 	a := b.Advertisement()
 	if !a.Userspace {
@@ -221,7 +222,8 @@ func (d *testDaemon) engineFor(ctx context.Context, n lease.Network, b Backend) 
 		if err := ctrl.ApplyOnce(d.k, b.Plan(d.order.Self, nil)); err != nil {
 			return nil, err
 		}
-		e, err := dataplane.Open(dataplane.Config{Device: "flannel%d", MTU: a.MTU, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		e, err := dataplane.Open(dataplane.Config{Device: "flannel%d", MTU: a.MTU,
+			Log:  slog.New(slog.NewTextHandler(os.Stderr, nil)),
 			Bind: a.Listen})
 		if err != nil {
 			return nil, err
@@ -247,7 +249,8 @@ func (d *testDaemon) engineFor(ctx context.Context, n lease.Network, b Backend) 
 }
 
 func fibNode(l lease.Lease, a Advertisement) fib.Node {
-	return fib.Node{Name: l.Node, Prefixes: []netip.Prefix{l.Subnet}, Endpoint: netip.AddrPortFrom(l.PublicIP, a.Listen.Port())}
+	return fib.Node{Name: l.Node, Prefixes: []netip.Prefix{l.Subnet},
+		Endpoint: netip.AddrPortFrom(l.PublicIP, a.Listen.Port())}
 }
 
 func (d *testDaemon) stopEngine() {
@@ -261,7 +264,7 @@ func (d *testDaemon) stopEngine() {
 	}
 }
 
-// writeFile replaces a file whole, so that a reader never sees half of it.
+// writeFile replaces a file atomically.
 func writeFile(path string, b []byte) error {
 	tmp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
 	if err := os.WriteFile(tmp, b, 0o644); err != nil {

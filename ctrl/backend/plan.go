@@ -46,8 +46,8 @@ func networks(n lease.Network) []netip.Prefix {
 	return out
 }
 
-// gatewayAddr returns the network address of a subnet, which its node's overlay device has: 10.5.77.0/24 gives
-// 10.5.77.0.
+// gatewayAddr returns the network address of a subnet, which its node's overlay device has:
+// 10.5.77.0/24 gives 10.5.77.0.
 func gatewayAddr(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr() }
 
 // gatewayOn puts the gateway address of a subnet on a device.
@@ -61,9 +61,10 @@ type peerSubnet struct {
 	lease lease.Lease
 }
 
-// startPlan starts a wanted state. It returns the subnets of the other nodes with this backend type, in the families
-// that self has. Nodes with another type are recorded as unreachable.
-func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.Lease) (ctrl.State, []peerSubnet) {
+// startPlan starts a wanted state. It returns the subnets of the other nodes with this backend
+// type, in the families that self has. Nodes with another type are recorded as unreachable.
+func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.Lease) (ctrl.State,
+	[]peerSubnet) {
 	s := ctrl.State{Networks: networks(n)}
 	has := map[bool]bool{}
 	for _, f := range families(n, self) {
@@ -77,7 +78,8 @@ func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.
 		for _, f := range families(n, l) {
 			p := peerSubnet{f, l}
 			if f.public.IsValid() {
-				s.FlannelRoutes = append(s.FlannelRoutes, ctrl.FlannelRoute{Dst: f.subnet.Masked(), Via: f.public})
+				s.FlannelRoutes = append(s.FlannelRoutes,
+					ctrl.FlannelRoute{Dst: f.subnet.Masked(), Via: f.public})
 			}
 			if !has[f.v6] {
 				continue
@@ -96,10 +98,12 @@ func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.
 func checkPeer(networks []netip.Prefix, leaseType string, p peerSubnet) error {
 	switch {
 	case !ctrl.Contains(networks, p.subnet):
-		// A lease of an earlier config or of a misbehaving node. Only state inside the networks is owned.
+		// A lease of an earlier config or of a misbehaving node. Only state inside the networks is
+		// owned.
 		return fmt.Errorf("%v is not inside network %v", p.subnet, p.network)
 	case p.lease.BackendType != leaseType:
-		return fmt.Errorf("backend is %s, this node's is %s", typeName(p.lease.BackendType), typeName(leaseType))
+		return fmt.Errorf("backend is %s, this node's is %s", typeName(p.lease.BackendType),
+			typeName(leaseType))
 	case !p.public.IsValid():
 		return errors.New("lease has no public address in this family")
 	}
@@ -120,11 +124,12 @@ func unreachable(s *ctrl.State, p peerSubnet, reason error) {
 	if node == "" {
 		node = p.lease.Public().String()
 	}
-	s.Unreachable = append(s.Unreachable, ctrl.Unreachable{Node: node, Subnet: p.subnet, Reason: reason.Error()})
+	s.Unreachable = append(s.Unreachable, ctrl.Unreachable{Node: node, Subnet: p.subnet,
+		Reason: reason.Error()})
 }
 
-// decode reads the keys of the Backend object, in any case, into c, which holds the defaults. The error names the key
-// and the type that it must have.
+// decode reads the keys of the Backend object, in any case, into c, which holds the defaults. The
+// error names the key and the type that it must have.
 func decode(n lease.Network, c any) error {
 	if len(n.Backend.Raw) == 0 {
 		return nil
@@ -132,7 +137,8 @@ func decode(n lease.Network, c any) error {
 	err := json.Unmarshal(n.Backend.Raw, c)
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) && wrong.Field != "" {
-		return fmt.Errorf("config key %s is a %s, want %s", wrong.Field, wrong.Value, typeText(wrong.Type.Kind().String()))
+		return fmt.Errorf("config key %s is a %s, want %s", wrong.Field, wrong.Value,
+			typeText(wrong.Type.Kind().String()))
 	}
 	if err != nil {
 		return fmt.Errorf("decode config: %w", err)
@@ -159,9 +165,9 @@ func inRange(key string, v, low, high int) error {
 	return nil
 }
 
-// deviceMTU returns the MTU of an overlay device: the underlay's without the overhead. The config may set an MTU below
-// the interface's, for a path that carries less; a larger one could not leave the interface. The kernel assigns no IPv6
-// address to a device with an MTU below the IPv6 minimum.
+// deviceMTU returns the MTU of an overlay device: the underlay's without the overhead. The config
+// may set an MTU below the interface's, for a path that carries less; a larger one could not leave
+// the interface. The kernel assigns no IPv6 address to a device with an MTU below the IPv6 minimum.
 func deviceMTU(n lease.Network, l LocalNode, configured, overhead int) (int, error) {
 	mtu, source := l.Iface.MTU, "of interface "+l.Iface.Name
 	if configured != 0 && configured < mtu {
@@ -172,8 +178,8 @@ func deviceMTU(n lease.Network, l LocalNode, configured, overhead int) (int, err
 		least, version = encap.MinMTU6, 6
 	}
 	if mtu-overhead < least {
-		return 0, fmt.Errorf("MTU %d %s leaves less than the %d bytes that IPv%d needs, after %d of overhead",
-			mtu, source, least, version, overhead)
+		return 0, fmt.Errorf("MTU %d %s leaves less than the %d bytes that IPv%d needs, "+
+			"after %d of overhead", mtu, source, least, version, overhead)
 	}
 	return mtu - overhead, nil
 }

@@ -1,7 +1,6 @@
 package backend
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -10,94 +9,8 @@ import (
 	"time"
 
 	"weft/ctrl"
-	"weft/ctrl/underlay"
 	"weft/lease"
 )
-
-// network is the config of both families with a Backend object.
-func network(t *testing.T, backend string) lease.Network {
-	t.Helper()
-	n, err := lease.ParseNetwork([]byte(`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48","Backend":` + backend + `}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return n
-}
-
-// only4 is the same without IPv6.
-func only4(n lease.Network) lease.Network {
-	n.IPv6Network, n.EnableIPv6 = netip.Prefix{}, false
-	return n
-}
-
-// only6 is the same without IPv4.
-func only6(n lease.Network) lease.Network {
-	n.Network, n.EnableIPv4 = netip.Prefix{}, false
-	return n
-}
-
-// node is the lease of node i, with data for its backend type.
-func node(i int, typ, data, data6 string) lease.Lease {
-	l := lease.Lease{
-		Node:    fmt.Sprintf("n%d", i),
-		Subnet:  prefix(fmt.Sprintf("10.5.%d.0/24", i)),
-		Subnet6: prefix(fmt.Sprintf("fd10:5:0:%d::/64", i)),
-	}
-	l.PublicIP, l.PublicIPv6 = addr(fmt.Sprintf("172.31.0.%d", i)), addr(fmt.Sprintf("fd31::%d", i))
-	l.BackendType = typ
-	if data != "" {
-		l.BackendData = json.RawMessage(data)
-	}
-	if data6 != "" {
-		l.BackendV6Data = json.RawMessage(data6)
-	}
-	return l
-}
-
-// me is node 1 as its backend knows it.
-func me() LocalNode {
-	return LocalNode{
-		Iface: underlay.Iface{Name: "eth0", Index: 2, MTU: 1500, Addr: addr("172.31.0.1"), Addr6: addr("fd31::1"),
-			Public: addr("172.31.0.1"), Public6: addr("fd31::1"), OnLink: underlay.NewPrefixSet(prefix("172.31.0.0/24"), prefix("fd31::/64"))},
-		VTEP: macA, VTEP6: ctrl.MAC{2, 0, 0, 0, 0, 0xc}, PrivateKey: ctrl.Key{1}, Device: "flannel0",
-	}
-}
-
-func ours(dst, via, dev string) ctrl.Route {
-	r := ctrl.Route{Dst: prefix(dst), Dev: dev, Protocol: ctrl.RouteProtocol}
-	if via != "" {
-		r.Via = addr(via)
-	}
-	return r
-}
-
-func route(dst, via, dev string, onLink bool) ctrl.Route {
-	r := ours(dst, via, dev)
-	r.OnLink = onLink
-	return r
-}
-
-// former is what flannel would leave for nodes.
-func former(ls ...lease.Lease) []ctrl.FlannelRoute {
-	var out []ctrl.FlannelRoute
-	for _, l := range ls {
-		out = append(out, ctrl.FlannelRoute{Dst: l.Subnet, Via: l.PublicIP})
-		if l.Subnet6.IsValid() {
-			out = append(out, ctrl.FlannelRoute{Dst: l.Subnet6, Via: l.PublicIPv6})
-		}
-	}
-	return out
-}
-
-const vxlanData2 = `{"VNI":1,"VtepMAC":"02:00:00:00:00:0b"}`
-const vxlanData2v6 = `{"VNI":1,"VtepMAC":"02:00:00:00:00:0d"}`
-
-// publicKeyOf gives the base64 form of a made-up public key.
-func publicKeyOf(b byte) string { return ctrl.Key{b}.Base64() }
-
-func wgData(b byte, port int) string {
-	return fmt.Sprintf(`{"PublicKey":%q,"Port":%d}`, publicKeyOf(b), port)
-}
 
 func TestPlan(t *testing.T) {
 	lo, lo6 := []ctrl.Addr{{Prefix: prefix("10.5.1.0/32")}}, []ctrl.Addr{{Prefix: prefix("fd10:5:0:1::/128")}}
@@ -112,7 +25,8 @@ func TestPlan(t *testing.T) {
 	}
 	vxlanLink := ctrl.Link{Name: "flannel.1", Kind: ctrl.KindVXLAN, MTU: 1450, MAC: macA, Up: true, AcceptRAOff: true,
 		VXLAN: ctrl.VXLAN{VNI: 1, Port: 8472, Local: addr("172.31.0.1"), Parent: "eth0"}}
-	vxlanLink6 := ctrl.Link{Name: "flannel-v6.1", Kind: ctrl.KindVXLAN, MTU: 1430, MAC: ctrl.MAC{2, 0, 0, 0, 0, 0xc}, Up: true, AcceptRAOff: true,
+	vxlanLink6 := ctrl.Link{Name: "flannel-v6.1", Kind: ctrl.KindVXLAN, MTU: 1430, MAC: ctrl.MAC{2, 0, 0, 0, 0, 0xc},
+		Up: true, AcceptRAOff: true,
 		VXLAN: ctrl.VXLAN{VNI: 1, Port: 8472, Local: addr("fd31::1"), Parent: "eth0"}}
 	vxlanPeer := node(2, "vxlan", vxlanData2, vxlanData2v6)
 	far := node(3, "vxlan", `{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}`, "")
@@ -133,10 +47,12 @@ func TestPlan(t *testing.T) {
 			want: ctrl.State{Networks: nets},
 		},
 		{
-			name: "udp, both families", network: network(t, `{"Type":"udp"}`), peers: []lease.Lease{node(2, "", "", "")},
+			name: "udp, both families", network: network(t, `{"Type":"udp"}`),
+			peers: []lease.Lease{node(2, "", "", "")},
 			want: ctrl.State{
 				Networks: nets, FreePorts: []ctrl.FOUPort{{Port: 8285}}, FlannelRoutes: former(node(2, "", "", "")),
-				Links:  []ctrl.Link{{Name: "flannel0", Kind: ctrl.KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true, External: true}},
+				Links: []ctrl.Link{{Name: "flannel0", Kind: ctrl.KindTUN, MTU: 1472, TxQueueLen: 5000, Up: true,
+					External: true}},
 				Addrs:  on("flannel0", lo, lo6),
 				Routes: []ctrl.Route{ours("10.5.0.0/16", "", "flannel0"), ours("fd10:5::/48", "", "flannel0")},
 			},
@@ -147,13 +63,17 @@ func TestPlan(t *testing.T) {
 			want: ctrl.State{Networks: nets[:1], FreePorts: []ctrl.FOUPort{{Port: 9000}}},
 		},
 		{
-			name: "udp in a mixed cluster", network: only4(network(t, `{"Type":"udp"}`)), peers: []lease.Lease{node(2, "vxlan", vxlanData2, "")},
-			self: func(s *LocalNode) { s.Device = "" },
-			want: ctrl.State{Networks: nets[:1], FreePorts: []ctrl.FOUPort{{Port: 8285}}, FlannelRoutes: former(node(2, "", "", ""))[:1],
-				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.5.2.0/24"), Reason: "backend is vxlan, this node's is udp"}}},
+			name: "udp in a mixed cluster", network: only4(network(t, `{"Type":"udp"}`)),
+			peers: []lease.Lease{node(2, "vxlan", vxlanData2, "")},
+			self:  func(s *LocalNode) { s.Device = "" },
+			want: ctrl.State{Networks: nets[:1], FreePorts: []ctrl.FOUPort{{Port: 8285}},
+				FlannelRoutes: former(node(2, "", "", ""))[:1],
+				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.5.2.0/24"),
+					Reason: "backend is vxlan, this node's is udp"}}},
 		},
 		{
-			name: "udp carried by the kernel", network: only4(network(t, `{"Type":"udp","Port":9000,"Carrier":"Kernel"}`)),
+			name: "udp carried by the kernel", network: only4(network(t,
+				`{"Type":"udp","Port":9000,"Carrier":"Kernel"}`)),
 			self: func(s *LocalNode) { s.FOU, s.Device = true, "" }, peers: []lease.Lease{node(2, "", "", "")},
 			want: ctrl.State{
 				Networks: nets[:1], FOU: []ctrl.FOUPort{{Port: 9000}}, FlannelRoutes: former(node(2, "", "", ""))[:1],
@@ -163,8 +83,9 @@ func TestPlan(t *testing.T) {
 			},
 		},
 		{
-			name: "udp carried by the kernel over a veth", network: only4(network(t, `{"Type":"udp","Carrier":"auto"}`)),
-			self: func(s *LocalNode) { s.FOU, s.Device, s.Iface.Kind = true, "", "veth" },
+			name:    "udp carried by the kernel over a veth",
+			network: only4(network(t, `{"Type":"udp","Carrier":"auto"}`)),
+			self:    func(s *LocalNode) { s.FOU, s.Device, s.Iface.Kind = true, "", "veth" },
 			want: ctrl.State{
 				Networks: nets[:1], FOU: []ctrl.FOUPort{{Port: 8285}}, Addrs: on("flannel0", lo),
 				Links: []ctrl.Link{{Name: "flannel0", Kind: ctrl.KindIPIP, MTU: 1472, Up: true, NoTxOffload: true,
@@ -175,179 +96,246 @@ func TestPlan(t *testing.T) {
 			name: "vxlan, both families", network: network(t, `{"Type":"vxlan"}`), peers: []lease.Lease{vxlanPeer},
 			want: ctrl.State{
 				Networks: nets, FlannelRoutes: former(vxlanPeer),
-				Links: []ctrl.Link{vxlanLink, vxlanLink6}, Addrs: append(on("flannel.1", lo), on("flannel-v6.1", lo6)...),
-				Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: addr("10.5.2.0"), MAC: macB}, {Dev: "flannel-v6.1", IP: addr("fd10:5:0:2::"), MAC: ctrl.MAC{2, 0, 0, 0, 0, 0xd}}},
-				FDB:        []ctrl.FDBEntry{{Dev: "flannel.1", MAC: macB, Dst: addr("172.31.0.2")}, {Dev: "flannel-v6.1", MAC: ctrl.MAC{2, 0, 0, 0, 0, 0xd}, Dst: addr("fd31::2")}},
-				Routes:     []ctrl.Route{route("10.5.2.0/24", "10.5.2.0", "flannel.1", true), route("fd10:5:0:2::/64", "fd10:5:0:2::", "flannel-v6.1", true)},
+				Links: []ctrl.Link{vxlanLink, vxlanLink6},
+				Addrs: append(on("flannel.1", lo), on("flannel-v6.1", lo6)...),
+				Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: addr("10.5.2.0"), MAC: macB},
+					{Dev: "flannel-v6.1", IP: addr("fd10:5:0:2::"), MAC: ctrl.MAC{2, 0, 0, 0, 0, 0xd}}},
+				FDB: []ctrl.FDBEntry{{Dev: "flannel.1", MAC: macB, Dst: addr("172.31.0.2")},
+					{Dev: "flannel-v6.1", MAC: ctrl.MAC{2, 0, 0, 0, 0, 0xd}, Dst: addr("fd31::2")}},
+				Routes: []ctrl.Route{route("10.5.2.0/24", "10.5.2.0", "flannel.1", true),
+					route("fd10:5:0:2::/64", "fd10:5:0:2::", "flannel-v6.1", true)},
 			},
 		},
 		{
-			name:    "vxlan with every key, a node on the link and one behind a router",
-			network: only4(network(t, `{"type":"vxlan","vni":7,"PORT":4789,"MTU":1400,"GBP":true,"Learning":true,"DirectRouting":true}`)),
-			peers:   []lease.Lease{node(2, "vxlan", `{"VNI":7,"VtepMAC":"02:00:00:00:00:0b"}`, ""), farVNI(far, 7)},
+			name: "vxlan with every key, a node on the link and one behind a router",
+			network: only4(network(t,
+				`{"type":"vxlan","vni":7,"PORT":4789,"MTU":1400,"GBP":true,"Learning":true,"DirectRouting":true}`)),
+			peers: []lease.Lease{node(2, "vxlan", `{"VNI":7,"VtepMAC":"02:00:00:00:00:0b"}`, ""), farVNI(far, 7)},
 			want: ctrl.State{
 				Networks: nets[:1], FlannelRoutes: append(former(vxlanPeer)[:1], former(far)...),
-				Links: []ctrl.Link{{Name: "flannel.7", Kind: ctrl.KindVXLAN, MTU: 1350, MAC: macA, Up: true, AcceptRAOff: true,
-					VXLAN: ctrl.VXLAN{VNI: 7, Port: 4789, Local: addr("172.31.0.1"), Parent: "eth0", Learning: true, GBP: true}}},
+				Links: []ctrl.Link{{Name: "flannel.7", Kind: ctrl.KindVXLAN, MTU: 1350, MAC: macA, Up: true,
+					AcceptRAOff: true,
+					VXLAN: ctrl.VXLAN{VNI: 7, Port: 4789, Local: addr("172.31.0.1"), Parent: "eth0", Learning: true,
+						GBP: true}}},
 				Addrs:      on("flannel.7", lo),
 				Neighbours: []ctrl.Neighbour{{Dev: "flannel.7", IP: addr("10.5.3.0"), MAC: ctrl.MAC{2, 0, 0, 0, 0, 3}}},
 				FDB:        []ctrl.FDBEntry{{Dev: "flannel.7", MAC: ctrl.MAC{2, 0, 0, 0, 0, 3}, Dst: addr("10.9.0.3")}},
-				Routes:     []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", false), route("10.5.3.0/24", "10.5.3.0", "flannel.7", true)},
+				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", false),
+					route("10.5.3.0/24", "10.5.3.0", "flannel.7", true)},
 			},
 		},
 		{
 			name: "vxlan nodes that cannot be reached", network: only4(network(t, `{"Type":"vxlan"}`)),
 			peers: []lease.Lease{
-				node(2, "host-gw", "", ""), node(3, "vxlan", `junk`, ""), node(4, "vxlan", `{"VNI":1,"VtepMAC":"zz"}`, ""),
-				node(5, "vxlan", `{"VNI":9,"VtepMAC":"02:00:00:00:00:05"}`, ""), node(6, "vxlan", `{"VtepMAC":"02:00:00:00:00:0a"}`, ""),
-				noPublic(node(7, "vxlan", vxlanData2, "")), node(8, "vxlan", `{"VNI":1,"VtepMAC":"02:00:00:00:00:00:00:01"}`, ""),
+				node(2, "host-gw", "", ""), node(3, "vxlan", `junk`, ""),
+				node(4, "vxlan", `{"VNI":1,"VtepMAC":"zz"}`, ""),
+				node(5, "vxlan", `{"VNI":9,"VtepMAC":"02:00:00:00:00:05"}`, ""),
+				node(6, "vxlan", `{"VtepMAC":"02:00:00:00:00:0a"}`, ""),
+				noPublic(node(7, "vxlan", vxlanData2, "")),
+				node(8, "vxlan", `{"VNI":1,"VtepMAC":"02:00:00:00:00:00:00:01"}`, ""),
 				node(2, "vxlan", vxlanData2, ""), node(3, "vxlan", vxlanData2, ""),
 			},
 			want: ctrl.State{
 				Networks: nets[:1], Links: []ctrl.Link{vxlanLink}, Addrs: on("flannel.1", lo),
-				FlannelRoutes: []ctrl.FlannelRoute{{Dst: prefix("10.5.2.0/24"), Via: addr("172.31.0.2")}, {Dst: prefix("10.5.3.0/24"), Via: addr("172.31.0.3")}, {Dst: prefix("10.5.4.0/24"), Via: addr("172.31.0.4")},
-					{Dst: prefix("10.5.5.0/24"), Via: addr("172.31.0.5")}, {Dst: prefix("10.5.6.0/24"), Via: addr("172.31.0.6")}, {Dst: prefix("10.5.8.0/24"), Via: addr("172.31.0.8")},
-					{Dst: prefix("10.5.2.0/24"), Via: addr("172.31.0.2")}, {Dst: prefix("10.5.3.0/24"), Via: addr("172.31.0.3")}},
-				Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: addr("10.5.2.0"), MAC: macB}}, FDB: []ctrl.FDBEntry{{Dev: "flannel.1", MAC: macB, Dst: addr("172.31.0.2")}},
-				Routes: []ctrl.Route{route("10.5.2.0/24", "10.5.2.0", "flannel.1", true)},
+				FlannelRoutes: []ctrl.FlannelRoute{{Dst: prefix("10.5.2.0/24"), Via: addr("172.31.0.2")},
+					{Dst: prefix("10.5.3.0/24"), Via: addr("172.31.0.3")},
+					{Dst: prefix("10.5.4.0/24"), Via: addr("172.31.0.4")},
+					{Dst: prefix("10.5.5.0/24"), Via: addr("172.31.0.5")},
+					{Dst: prefix("10.5.6.0/24"), Via: addr("172.31.0.6")},
+					{Dst: prefix("10.5.8.0/24"), Via: addr("172.31.0.8")},
+					{Dst: prefix("10.5.2.0/24"), Via: addr("172.31.0.2")},
+					{Dst: prefix("10.5.3.0/24"), Via: addr("172.31.0.3")}},
+				Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: addr("10.5.2.0"), MAC: macB}},
+				FDB:        []ctrl.FDBEntry{{Dev: "flannel.1", MAC: macB, Dst: addr("172.31.0.2")}},
+				Routes:     []ctrl.Route{route("10.5.2.0/24", "10.5.2.0", "flannel.1", true)},
 				Unreachable: []ctrl.Unreachable{
 					{Node: "n2", Subnet: prefix("10.5.2.0/24"), Reason: "backend is host-gw, this node's is vxlan"},
 					{Node: "n7", Subnet: prefix("10.5.7.0/24"), Reason: "lease has no public address in this family"},
-					{Node: "n3", Subnet: prefix("10.5.3.0/24"), Reason: "lease has invalid vxlan data: invalid character 'j' looking for beginning of value"},
-					{Node: "n4", Subnet: prefix("10.5.4.0/24"), Reason: "lease has an invalid VtepMAC: address zz: invalid MAC address"},
+					{Node: "n3", Subnet: prefix("10.5.3.0/24"),
+						Reason: "lease has invalid vxlan data: invalid character 'j' looking for beginning of value"},
+					{Node: "n4", Subnet: prefix("10.5.4.0/24"),
+						Reason: "lease has an invalid VtepMAC: address zz: invalid MAC address"},
 					{Node: "n5", Subnet: prefix("10.5.5.0/24"), Reason: "VNI is 9, this node's is 1"},
-					{Node: "n6", Subnet: prefix("10.5.6.0/24"), Reason: "VtepMAC 02:00:00:00:00:0a is also used by this node"},
-					{Node: "n8", Subnet: prefix("10.5.8.0/24"), Reason: `lease has an invalid VtepMAC: "02:00:00:00:00:00:00:01" is not an Ethernet address`},
+					{Node: "n6", Subnet: prefix("10.5.6.0/24"),
+						Reason: "VtepMAC 02:00:00:00:00:0a is also used by this node"},
+					{Node: "n8", Subnet: prefix("10.5.8.0/24"),
+						Reason: `lease has an invalid VtepMAC: "02:00:00:00:00:00:00:01" is not an Ethernet address`},
 					{Node: "n3", Subnet: prefix("10.5.3.0/24"), Reason: "VtepMAC 02:00:00:00:00:0b is also used by n2"},
 				},
 			},
 		},
 		{
-			name: "host-gw", network: network(t, `{"Type":"host-gw"}`), peers: []lease.Lease{node(2, "host-gw", "", ""), withType(far, "host-gw")},
+			name: "host-gw", network: network(t, `{"Type":"host-gw"}`),
+			peers: []lease.Lease{node(2, "host-gw", "", ""), withType(far, "host-gw")},
 			want: ctrl.State{
 				Networks: nets, FlannelRoutes: append(former(vxlanPeer), former(far)...),
-				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", false), route("fd10:5:0:2::/64", "fd31::2", "eth0", false)},
+				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", false),
+					route("fd10:5:0:2::/64", "fd31::2", "eth0", false)},
 				Unreachable: []ctrl.Unreachable{{Node: "n3", Subnet: prefix("10.5.3.0/24"),
 					Reason: "10.9.0.3 is not on the link of eth0 (172.31.0.0/24 fd31::/64): use vxlan with DirectRouting"}},
 			},
 		},
 		{
-			name: "blackhole", network: network(t, `{"Type":"host-gw"}`), self: func(s *LocalNode) { s.Blackhole = true },
+			name: "blackhole", network: network(t, `{"Type":"host-gw"}`),
+			self: func(s *LocalNode) { s.Blackhole = true },
 			want: ctrl.State{Networks: nets, Routes: []ctrl.Route{
-				{Dst: prefix("10.5.1.0/24"), Kind: ctrl.Blackhole, Metric: blackholeMetric, Protocol: ctrl.RouteProtocol},
-				{Dst: prefix("fd10:5:0:1::/64"), Kind: ctrl.Blackhole, Metric: blackholeMetric, Protocol: ctrl.RouteProtocol}}},
+				{Dst: prefix("10.5.1.0/24"), Kind: ctrl.Blackhole, Metric: blackholeMetric,
+					Protocol: ctrl.RouteProtocol},
+				{Dst: prefix("fd10:5:0:1::/64"), Kind: ctrl.Blackhole, Metric: blackholeMetric,
+					Protocol: ctrl.RouteProtocol}}},
 		},
 		{
 			name: "ipip", network: network(t, `{"Type":"ipip"}`), peers: []lease.Lease{node(2, "ipip", "", "")},
 			want: ctrl.State{
 				Networks: nets, FlannelRoutes: former(vxlanPeer), Addrs: on("flannel.ipip", lo),
-				Links:       []ctrl.Link{{Name: "flannel.ipip", Kind: ctrl.KindIPIP, MTU: 1480, Up: true, IPIP: ctrl.IPIP{Local: addr("172.31.0.1")}}},
-				Routes:      []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "flannel.ipip", true)},
-				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("fd10:5:0:2::/64"), Reason: "ipip carries IPv4 only"}},
+				Links: []ctrl.Link{{Name: "flannel.ipip", Kind: ctrl.KindIPIP, MTU: 1480, Up: true,
+					IPIP: ctrl.IPIP{Local: addr("172.31.0.1")}}},
+				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "flannel.ipip", true)},
+				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("fd10:5:0:2::/64"),
+					Reason: "ipip carries IPv4 only"}},
 			},
 		},
 		{
-			name: "ipip with DirectRouting", network: only4(network(t, `{"Type":"ipip","DirectRouting":true}`)), peers: []lease.Lease{node(2, "ipip", "", ""), withType(far, "ipip")},
+			name: "ipip with DirectRouting", network: only4(network(t, `{"Type":"ipip","DirectRouting":true}`)),
+			peers: []lease.Lease{node(2, "ipip", "", ""), withType(far, "ipip")},
 			want: ctrl.State{
-				Networks: nets[:1], FlannelRoutes: append(former(vxlanPeer)[:1], former(far)...), Addrs: on("flannel.ipip", lo),
-				Links:  []ctrl.Link{{Name: "flannel.ipip", Kind: ctrl.KindIPIP, MTU: 1480, Up: true, IPIP: ctrl.IPIP{Local: addr("172.31.0.1")}}},
-				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", true), route("10.5.3.0/24", "10.9.0.3", "flannel.ipip", true)},
+				Networks: nets[:1], FlannelRoutes: append(former(vxlanPeer)[:1], former(far)...),
+				Addrs: on("flannel.ipip", lo),
+				Links: []ctrl.Link{{Name: "flannel.ipip", Kind: ctrl.KindIPIP, MTU: 1480, Up: true,
+					IPIP: ctrl.IPIP{Local: addr("172.31.0.1")}}},
+				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", true),
+					route("10.5.3.0/24", "10.9.0.3", "flannel.ipip", true)},
 			},
 		},
 		{
-			name:    "wireguard, a device per family",
-			network: network(t, `{"Type":"wireguard","PSK":"`+ctrl.Key{7}.Base64()+`","PersistentKeepaliveInterval":25,"ListenPort":5000,"ListenPortV6":5001,"MTU":1400}`),
-			peers:   []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 0))},
+			name: "wireguard, a device per family",
+			network: network(t,
+				`{"Type":"wireguard","PSK":"`+ctrl.Key{7}.Base64()+`","PersistentKeepaliveInterval":25,"ListenPort":5000,"ListenPortV6":5001,"MTU":1400}`),
+			peers: []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 0))},
 			want: ctrl.State{
 				Networks: nets, FlannelRoutes: former(vxlanPeer),
-				Links:   []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1320, Up: true}, {Name: "flannel-wg-v6", Kind: ctrl.KindWireGuard, MTU: 1320, Up: true}},
-				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 5000}, {Dev: "flannel-wg-v6", PrivateKey: ctrl.Key{1}, ListenPort: 5001}},
-				Addrs:   append(on("flannel-wg", lo), on("flannel-wg-v6", lo6)...),
-				Routes:  []ctrl.Route{linkScope, ours("fd10:5::/48", "", "flannel-wg-v6")},
+				Links: []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1320, Up: true},
+					{Name: "flannel-wg-v6", Kind: ctrl.KindWireGuard, MTU: 1320, Up: true}},
+				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 5000},
+					{Dev: "flannel-wg-v6", PrivateKey: ctrl.Key{1}, ListenPort: 5001}},
+				Addrs:  append(on("flannel-wg", lo), on("flannel-wg-v6", lo6)...),
+				Routes: []ctrl.Route{linkScope, ours("fd10:5::/48", "", "flannel-wg-v6")},
 				Peers: []ctrl.Peer{
-					{Dev: "flannel-wg", PublicKey: ctrl.Key{2}, PSK: ctrl.Key{7}, Endpoint: netip.MustParseAddrPort("172.31.0.2:6000"), Keepalive: 25 * time.Second, Allowed: prefix("10.5.2.0/24")},
-					{Dev: "flannel-wg-v6", PublicKey: ctrl.Key{2}, PSK: ctrl.Key{7}, Endpoint: netip.MustParseAddrPort("[fd31::2]:5001"), Keepalive: 25 * time.Second, Allowed6: prefix("fd10:5:0:2::/64")},
+					{Dev: "flannel-wg", PublicKey: ctrl.Key{2}, PSK: ctrl.Key{7},
+						Endpoint: netip.MustParseAddrPort("172.31.0.2:6000"), Keepalive: 25 * time.Second,
+						Allowed: prefix("10.5.2.0/24")},
+					{Dev: "flannel-wg-v6", PublicKey: ctrl.Key{2}, PSK: ctrl.Key{7},
+						Endpoint: netip.MustParseAddrPort("[fd31::2]:5001"), Keepalive: 25 * time.Second,
+						Allowed6: prefix("fd10:5:0:2::/64")},
 				},
 			},
 		},
 		{
 			name: "wireguard, one device", network: network(t, `{"Type":"wireguard","Mode":"auto"}`),
-			peers: []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 51821)), withoutV4(node(3, "wireguard", "", wgData(3, 6001)))},
+			peers: []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 51821)),
+				withoutV4(node(3, "wireguard", "", wgData(3, 6001)))},
 			want: ctrl.State{
-				Networks: nets, FlannelRoutes: append(former(vxlanPeer), ctrl.FlannelRoute{Dst: prefix("fd10:5:0:3::/64"), Via: addr("fd31::3")}),
+				Networks: nets, FlannelRoutes: append(former(vxlanPeer),
+					ctrl.FlannelRoute{Dst: prefix("fd10:5:0:3::/64"), Via: addr("fd31::3")}),
 				Links:   []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1420, Up: true}},
 				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}},
 				Addrs:   on("flannel-wg", lo, lo6),
 				Routes:  []ctrl.Route{linkScope, ours("fd10:5::/48", "", "flannel-wg")},
 				Peers: []ctrl.Peer{
-					{Dev: "flannel-wg", PublicKey: ctrl.Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:6000"), Allowed: prefix("10.5.2.0/24"), Allowed6: prefix("fd10:5:0:2::/64")},
-					{Dev: "flannel-wg", PublicKey: ctrl.Key{3}, Endpoint: netip.MustParseAddrPort("[fd31::3]:6001"), Allowed6: prefix("fd10:5:0:3::/64")},
+					{Dev: "flannel-wg", PublicKey: ctrl.Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:6000"),
+						Allowed: prefix("10.5.2.0/24"), Allowed6: prefix("fd10:5:0:2::/64")},
+					{Dev: "flannel-wg", PublicKey: ctrl.Key{3}, Endpoint: netip.MustParseAddrPort("[fd31::3]:6001"),
+						Allowed6: prefix("fd10:5:0:3::/64")},
 				},
 			},
 		},
 		{
-			name: "wireguard, one device, over IPv6 only at our end: flannel listens on the port of its IPv4 data", network: network(t, `{"Type":"wireguard","Mode":"ipv6"}`),
-			lease: func(l *lease.Lease) { l.Subnet = netip.Prefix{} },
-			peers: []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 51821))},
+			name:    "wireguard, one device, over IPv6 only at our end: flannel listens on the port of its IPv4 data",
+			network: network(t, `{"Type":"wireguard","Mode":"ipv6"}`),
+			lease:   func(l *lease.Lease) { l.Subnet = netip.Prefix{} },
+			peers:   []lease.Lease{node(2, "wireguard", wgData(2, 6000), wgData(2, 51821))},
 			want: ctrl.State{
 				Networks: nets, FlannelRoutes: former(vxlanPeer),
 				Links:   []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1420, Up: true}},
-				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}}, Addrs: on("flannel-wg", lo6), Routes: []ctrl.Route{ours("fd10:5::/48", "", "flannel-wg")},
-				Peers: []ctrl.Peer{{Dev: "flannel-wg", PublicKey: ctrl.Key{2}, Endpoint: netip.MustParseAddrPort("[fd31::2]:6000"), Allowed6: prefix("fd10:5:0:2::/64")}},
+				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}},
+				Addrs:   on("flannel-wg", lo6), Routes: []ctrl.Route{ours("fd10:5::/48", "", "flannel-wg")},
+				Peers: []ctrl.Peer{{Dev: "flannel-wg", PublicKey: ctrl.Key{2},
+					Endpoint: netip.MustParseAddrPort("[fd31::2]:6000"), Allowed6: prefix("fd10:5:0:2::/64")}},
 			},
 		},
 		{
-			name: "wireguard, one device, two nodes with one key", network: network(t, `{"Type":"wireguard","Mode":"auto"}`),
-			peers: []lease.Lease{withoutV6(node(2, "wireguard", wgData(2, 1), "")), withoutV4(node(3, "wireguard", "", wgData(2, 1)))},
+			name:    "wireguard, one device, two nodes with one key",
+			network: network(t, `{"Type":"wireguard","Mode":"auto"}`),
+			peers: []lease.Lease{withoutV6(node(2, "wireguard", wgData(2, 1), "")),
+				withoutV4(node(3, "wireguard", "", wgData(2, 1)))},
 			want: ctrl.State{
-				Networks: nets, FlannelRoutes: []ctrl.FlannelRoute{{Dst: prefix("10.5.2.0/24"), Via: addr("172.31.0.2")}, {Dst: prefix("fd10:5:0:3::/64"), Via: addr("fd31::3")}},
+				Networks: nets, FlannelRoutes: []ctrl.FlannelRoute{{Dst: prefix("10.5.2.0/24"),
+					Via: addr("172.31.0.2")}, {Dst: prefix("fd10:5:0:3::/64"), Via: addr("fd31::3")}},
 				Links:   []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1420, Up: true}},
-				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}}, Addrs: on("flannel-wg", lo, lo6),
-				Routes:      []ctrl.Route{linkScope, ours("fd10:5::/48", "", "flannel-wg")},
-				Peers:       []ctrl.Peer{{Dev: "flannel-wg", PublicKey: ctrl.Key{2}, Endpoint: netip.MustParseAddrPort("172.31.0.2:1"), Allowed: prefix("10.5.2.0/24")}},
-				Unreachable: []ctrl.Unreachable{{Node: "n3", Subnet: prefix("fd10:5:0:3::/64"), Reason: "PublicKey is also used by another node"}},
+				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}},
+				Addrs:   on("flannel-wg", lo, lo6),
+				Routes:  []ctrl.Route{linkScope, ours("fd10:5::/48", "", "flannel-wg")},
+				Peers: []ctrl.Peer{{Dev: "flannel-wg", PublicKey: ctrl.Key{2},
+					Endpoint: netip.MustParseAddrPort("172.31.0.2:1"), Allowed: prefix("10.5.2.0/24")}},
+				Unreachable: []ctrl.Unreachable{{Node: "n3", Subnet: prefix("fd10:5:0:3::/64"),
+					Reason: "PublicKey is also used by another node"}},
 			},
 		},
 		{
 			name: "wireguard nodes that cannot be reached", network: only4(network(t, `{"Type":"wireguard"}`)),
 			peers: []lease.Lease{
-				node(2, "wireguard", "junk", ""), node(3, "wireguard", `{"PublicKey":"x"}`, ""), node(4, "wireguard", wgData(4, 70000), ""),
-				node(5, "wireguard", wgData(5, 0), ""), node(6, "wireguard", wgData(5, 0), ""), node(7, "wireguard", `{"PublicKey":"`+ownPublic(t)+`"}`, ""),
+				node(2, "wireguard", "junk", ""), node(3, "wireguard", `{"PublicKey":"x"}`, ""),
+				node(4, "wireguard", wgData(4, 70000), ""),
+				node(5, "wireguard", wgData(5, 0), ""), node(6, "wireguard", wgData(5, 0), ""),
+				node(7, "wireguard", `{"PublicKey":"`+ownPublic(t)+`"}`, ""),
 				node(8, "wireguard", `{"PublicKey":"AAAA"}`, ""),
 			},
 			want: ctrl.State{
 				Networks: nets[:1], FlannelRoutes: former4(2, 3, 4, 5, 6, 7, 8),
 				Links:   []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1420, Up: true}},
-				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}}, Addrs: on("flannel-wg", lo), Routes: []ctrl.Route{linkScope},
-				Peers: []ctrl.Peer{{Dev: "flannel-wg", PublicKey: ctrl.Key{5}, Endpoint: netip.MustParseAddrPort("172.31.0.5:51820"), Allowed: prefix("10.5.5.0/24")}},
+				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}},
+				Addrs:   on("flannel-wg", lo), Routes: []ctrl.Route{linkScope},
+				Peers: []ctrl.Peer{{Dev: "flannel-wg", PublicKey: ctrl.Key{5},
+					Endpoint: netip.MustParseAddrPort("172.31.0.5:51820"), Allowed: prefix("10.5.5.0/24")}},
 				Unreachable: []ctrl.Unreachable{
-					{Node: "n2", Subnet: prefix("10.5.2.0/24"), Reason: "lease has invalid wireguard data: invalid character 'j' looking for beginning of value"},
-					{Node: "n3", Subnet: prefix("10.5.3.0/24"), Reason: "lease has an invalid PublicKey: key is not base64"},
+					{Node: "n2", Subnet: prefix("10.5.2.0/24"),
+						Reason: "lease has invalid wireguard data: invalid character 'j' looking for beginning of value"},
+					{Node: "n3", Subnet: prefix("10.5.3.0/24"),
+						Reason: "lease has an invalid PublicKey: key is not base64"},
 					{Node: "n4", Subnet: prefix("10.5.4.0/24"), Reason: "port 70000 is not in 1 to 65535"},
 					{Node: "n6", Subnet: prefix("10.5.6.0/24"), Reason: "PublicKey is also used by another node"},
 					{Node: "n7", Subnet: prefix("10.5.7.0/24"), Reason: "PublicKey is this node's own"},
-					{Node: "n8", Subnet: prefix("10.5.8.0/24"), Reason: "lease has an invalid PublicKey: key has 3 bytes, want 32"},
+					{Node: "n8", Subnet: prefix("10.5.8.0/24"),
+						Reason: "lease has an invalid PublicKey: key has 3 bytes, want 32"},
 				},
 			},
 		},
 		{
 			name:    "wireguard over IPv6 to a node without",
-			network: only4(network(t, `{"Type":"wireguard","Mode":"ipv6"}`)), peers: []lease.Lease{noPublic6(node(2, "wireguard", wgData(2, 1), ""))},
+			network: only4(network(t, `{"Type":"wireguard","Mode":"ipv6"}`)),
+			peers:   []lease.Lease{noPublic6(node(2, "wireguard", wgData(2, 1), ""))},
 			want: ctrl.State{
-				Networks: nets[:1], FlannelRoutes: former4(2), Links: []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1420, Up: true}},
-				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}}, Addrs: on("flannel-wg", lo), Routes: []ctrl.Route{linkScope},
-				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.5.2.0/24"), Reason: "lease has no public address for mode ipv6"}},
+				Networks: nets[:1], FlannelRoutes: former4(2),
+				Links:   []ctrl.Link{{Name: "flannel-wg", Kind: ctrl.KindWireGuard, MTU: 1420, Up: true}},
+				Tunnels: []ctrl.Tunnel{{Dev: "flannel-wg", PrivateKey: ctrl.Key{1}, ListenPort: 51820}},
+				Addrs:   on("flannel-wg", lo), Routes: []ctrl.Route{linkScope},
+				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.5.2.0/24"),
+					Reason: "lease has no public address for mode ipv6"}},
 			},
 		},
 		{
-			name:    "extension",
-			network: only4(network(t, `{"Type":"extension","PreStartupCommand":"p","PostStartupCommand":"post","SubnetAddCommand":"a","SubnetRemoveCommand":"r"}`)),
-			peers:   []lease.Lease{node(2, "extension", `"printed"`, ""), node(3, "extension", "", ""), node(4, "extension", "7", "")},
+			name: "extension",
+			network: only4(network(t,
+				`{"Type":"extension","PreStartupCommand":"p","PostStartupCommand":"post","SubnetAddCommand":"a","SubnetRemoveCommand":"r"}`)),
+			peers: []lease.Lease{node(2, "extension", `"printed"`, ""), node(3, "extension", "", ""),
+				node(4, "extension", "7", "")},
 			want: ctrl.State{
 				Networks: nets[:1], FlannelRoutes: former4(2, 3, 4),
 				Commands: []ctrl.Command{
-					{ID: "startup", Add: "post", Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=fd10:5:0:1::/64\nPUBLIC_IP=172.31.0.1\nPUBLIC_IPV6=fd31::1"},
-					{ID: "10.5.2.0/24", Add: "a", Remove: "r", Env: "SUBNET=10.5.2.0/24\nPUBLIC_IP=172.31.0.2", Stdin: "printed"},
+					{ID: "startup", Add: "post",
+						Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=fd10:5:0:1::/64\nPUBLIC_IP=172.31.0.1\nPUBLIC_IPV6=fd31::1"},
+					{ID: "10.5.2.0/24", Add: "a", Remove: "r", Env: "SUBNET=10.5.2.0/24\nPUBLIC_IP=172.31.0.2",
+						Stdin: "printed"},
 					{ID: "10.5.3.0/24", Add: "a", Remove: "r", Env: "SUBNET=10.5.3.0/24\nPUBLIC_IP=172.31.0.3"},
 				},
 				Unreachable: []ctrl.Unreachable{{Node: "n4", Subnet: prefix("10.5.4.0/24"),
@@ -355,30 +343,41 @@ func TestPlan(t *testing.T) {
 			},
 		},
 		{
-			name: "extension without an address", network: only4(network(t, `{"Type":"extension","PostStartupCommand":"post"}`)),
+			name: "extension without an address", network: only4(network(t,
+				`{"Type":"extension","PostStartupCommand":"post"}`)),
 			lease: func(l *lease.Lease) {
 				l.Subnet6, l.PublicIPv6, l.PublicIP = netip.Prefix{}, netip.Addr{}, netip.Addr{}
 			},
 			want: ctrl.State{Networks: nets[:1], Commands: []ctrl.Command{
-				{ID: "startup", Add: "post", Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=\nPUBLIC_IP=\nPUBLIC_IPV6="}}},
+				{ID: "startup", Add: "post",
+					Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=\nPUBLIC_IP=\nPUBLIC_IPV6="}}},
 		},
 		{
-			name: "a subnet of another network", network: only4(network(t, `{"Type":"host-gw"}`)), peers: []lease.Lease{elsewhere(node(2, "host-gw", "", ""))},
-			want: ctrl.State{Networks: nets[:1], FlannelRoutes: []ctrl.FlannelRoute{{Dst: prefix("10.99.2.0/24"), Via: addr("172.31.0.2")}},
-				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.99.2.0/24"), Reason: "10.99.2.0/24 is not inside network 10.5.0.0/16"}}},
+			name: "a subnet of another network", network: only4(network(t, `{"Type":"host-gw"}`)),
+			peers: []lease.Lease{elsewhere(node(2, "host-gw", "", ""))},
+			want: ctrl.State{Networks: nets[:1], FlannelRoutes: []ctrl.FlannelRoute{{Dst: prefix("10.99.2.0/24"),
+				Via: addr("172.31.0.2")}},
+				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.99.2.0/24"),
+					Reason: "10.99.2.0/24 is not inside network 10.5.0.0/16"}}},
 		},
 		{
-			name: "a node without a name", network: only4(network(t, `{"Type":"host-gw"}`)), peers: []lease.Lease{noName(node(2, "", "", ""))},
-			want: ctrl.State{Networks: nets[:1], FlannelRoutes: former4(2), Unreachable: []ctrl.Unreachable{{Node: "172.31.0.2", Subnet: prefix("10.5.2.0/24"), Reason: "backend is udp, this node's is host-gw"}}},
+			name: "a node without a name", network: only4(network(t, `{"Type":"host-gw"}`)),
+			peers: []lease.Lease{noName(node(2, "", "", ""))},
+			want: ctrl.State{Networks: nets[:1], FlannelRoutes: former4(2),
+				Unreachable: []ctrl.Unreachable{{Node: "172.31.0.2", Subnet: prefix("10.5.2.0/24"),
+					Reason: "backend is udp, this node's is host-gw"}}},
 		},
 		{
-			name: "extension without commands for nodes", network: only4(network(t, `{"Type":"extension"}`)), peers: []lease.Lease{node(2, "extension", "", "")},
-			want: ctrl.State{Networks: nets[:1], FlannelRoutes: former4(2)},
+			name: "extension without commands for nodes", network: only4(network(t, `{"Type":"extension"}`)),
+			peers: []lease.Lease{node(2, "extension", "", "")},
+			want:  ctrl.State{Networks: nets[:1], FlannelRoutes: former4(2)},
 		},
 		{
-			name: "families that only one side has", network: network(t, `{"Type":"host-gw"}`), lease: func(l *lease.Lease) { l.Subnet6 = netip.Prefix{} },
+			name: "families that only one side has", network: network(t, `{"Type":"host-gw"}`),
+			lease: func(l *lease.Lease) { l.Subnet6 = netip.Prefix{} },
 			peers: []lease.Lease{node(2, "host-gw", "", "")},
-			want:  ctrl.State{Networks: nets, FlannelRoutes: former(vxlanPeer), Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", false)}},
+			want: ctrl.State{Networks: nets, FlannelRoutes: former(vxlanPeer),
+				Routes: []ctrl.Route{route("10.5.2.0/24", "172.31.0.2", "eth0", false)}},
 		},
 	}
 	for _, tt := range tests {
@@ -413,40 +412,4 @@ func dumpState(s ctrl.State) string {
 		}
 	}
 	return out.String()
-}
-
-func withType(l lease.Lease, typ string) lease.Lease { l.BackendType = typ; return l }
-func elsewhere(l lease.Lease) lease.Lease            { l.Subnet = prefix("10.99.2.0/24"); return l }
-func noName(l lease.Lease) lease.Lease               { l.Node = ""; return l }
-func noPublic(l lease.Lease) lease.Lease             { l.PublicIP = netip.Addr{}; return l }
-func noPublic6(l lease.Lease) lease.Lease            { l.PublicIPv6 = netip.Addr{}; return l }
-func withoutV4(l lease.Lease) lease.Lease {
-	l.Subnet, l.PublicIP = netip.Prefix{}, netip.Addr{}
-	return l
-}
-func withoutV6(l lease.Lease) lease.Lease {
-	l.Subnet6, l.PublicIPv6 = netip.Prefix{}, netip.Addr{}
-	return l
-}
-func farVNI(l lease.Lease, vni int) lease.Lease {
-	l.BackendData = json.RawMessage(fmt.Sprintf(`{"VNI":%d,"VtepMAC":"02:00:00:00:00:03"}`, vni))
-	return l
-}
-
-func former4(is ...int) []ctrl.FlannelRoute {
-	var out []ctrl.FlannelRoute
-	for _, i := range is {
-		l := node(i, "", "", "")
-		out = append(out, ctrl.FlannelRoute{Dst: l.Subnet, Via: l.PublicIP})
-	}
-	return out
-}
-
-func ownPublic(t *testing.T) string {
-	t.Helper()
-	k, err := ctrl.Key{1}.Public()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k.Base64()
 }

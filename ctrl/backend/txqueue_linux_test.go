@@ -14,11 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkNetnsTxQueueLen is the measurement behind tunTxQueueLen: bursts of UDP packets into a TUN of two queues whose
-// readers are away for a while when the burst starts. It reports the packets lost of each burst, and how long the packets
-// of a sender that never stops wait (99th percentile). Run it in a namespace:
+// BenchmarkNetnsTxQueueLen is the measurement for tunTxQueueLen: bursts of UDP packets into a TUN with
+// two queues whose readers are away for some time when the burst starts. It reports the lost packets
+// per burst, and the waiting time of the packets of an endless sender (99th percentile). Run it in a
+// namespace:
 //
-//	go test -c -o ctrl.test ./ctrl && unshare -rn ./ctrl.test -test.run=^$ -test.bench=TxQueueLen -test.benchtime=10x
+//	go test -c -o backend.test ./ctrl/backend
+//	WEFT_TXQUEUE=1 unshare -rn ./backend.test -test.run=^$ -test.bench=TxQueueLen -test.benchtime=10x
 func BenchmarkNetnsTxQueueLen(b *testing.B) {
 	if os.Getenv("WEFT_TXQUEUE") == "" {
 		b.Skip("changes the devices of its namespace: set WEFT_TXQUEUE=1 in one of its own")
@@ -107,7 +109,8 @@ func (q *queueRig) close() {
 	}
 }
 
-// read stays away for the given lag, then takes packets until the sender is done and none has come for 20 ms.
+// read stays away for the given lag, then takes packets until the sender is done and none has come
+// for 20 ms.
 func (q *queueRig) read(fd int) {
 	buf := make([]byte, 2048)
 	for lag := range q.start {

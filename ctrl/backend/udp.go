@@ -14,22 +14,25 @@ import (
 // defaultUDPPort is flannel's port of the udp backend.
 const defaultUDPPort = 8285
 
-// tunTxQueueLen bounds the packets that wait in each TUN queue for the engine. A full queue drops silently: no error
-// reaches the sender. flannel keeps the kernel's 500. Measured with BenchmarkNetnsTxQueueLen on a two-core VM, Linux
-// 6.18, two queues, 100-byte UDP packets; lost packets of a burst of 3,000 if the reader is away for 0, 5 and 20 ms:
+// tunTxQueueLen bounds the packets that wait in each TUN queue for the engine. A full queue drops
+// silently: no error reaches the sender. flannel keeps the kernel's 500. Measured with
+// BenchmarkNetnsTxQueueLen on a two-core VM, Linux 6.18, two queues, 100-byte UDP packets; lost
+// packets of a burst of 3,000 if the reader is away for 0, 5 and 20 ms:
 //
-//	queue     0 ms   5 ms  20 ms   burst of 10,000: 0 / 5 / 20 ms   99 % of an endless flood waited less than
+//	queue     0 ms   5 ms  20 ms   burst of 10,000: 0 / 5 / 20 ms   p99 wait of an endless flood below
 //	  500      958   1560   2501             2286 / 4611 / 5782      3 ms (15 % lost)
 //	 1000      749    890   1979             2067 / 3474 / 7513      5 ms (12 % lost)
 //	 2000       91    635   1000              941 / 1032 / 5988     12 ms (5 % lost)
 //	 5000        0      0      0                0 /  222 / 2647     12 ms (2 % lost)
 //	10000        0      0      0                0 /    0 /    0      9 ms (nothing lost: never full)
 //
-// 5,000 is the smallest length that holds the whole burst. It costs latency only while the queue is full: at the
-// 400,000 packets per second of a reader that takes them one by one, 5,000 packets are 12 ms, 10,000 twice that.
+// 5,000 is the smallest length that holds the whole burst. It costs latency only while the queue is
+// full: at the 400,000 packets per second of a reader that takes them one by one, 5,000 packets are
+// 12 ms, 10,000 twice that.
 const tunTxQueueLen = 5000
 
-// kernelUDPDevice is the device of the udp backend carried by the kernel. It has the name of flannel's first TUN.
+// kernelUDPDevice is the device of the udp backend carried by the kernel. It has the name of
+// flannel's first TUN.
 const kernelUDPDevice = "flannel0"
 
 // outerTTL is the TTL of the packet engine's sockets, and of flannel's (net.ipv4.ip_default_ttl).
@@ -82,14 +85,17 @@ func newUDP(n lease.Network, l LocalNode) (Backend, error) {
 		u.kernel = l.FOU && !n.IPv6Network.IsValid()
 	case "kernel":
 		if !l.FOU {
-			return nil, fmt.Errorf("config key Carrier is kernel, but the kernel cannot carry the udp backend: %s", l.FOUUnavailable)
+			return nil, fmt.Errorf("config key Carrier is kernel, "+
+				"but the kernel cannot carry the udp backend: %s", l.FOUUnavailable)
 		}
 		if n.IPv6Network.IsValid() {
-			return nil, errors.New("config key Carrier is kernel, which carries IPv4 only, but IPv6Network is set")
+			return nil, errors.New("config key Carrier is kernel, which carries IPv4 only, " +
+				"but IPv6Network is set")
 		}
 		u.kernel = true
 	default:
-		return nil, fmt.Errorf("config key Carrier is %q, want userspace, kernel or auto", c.Carrier)
+		return nil, fmt.Errorf("config key Carrier is %q, want userspace, kernel or auto",
+			c.Carrier)
 	}
 	return u, nil
 }
@@ -104,13 +110,15 @@ func prepareUDP(k kernel, n lease.Network, l *LocalNode, _ LocalOptions) error {
 		l.FOUUnavailable = "not requested"
 		return nil
 	}
-	l.FOUUnavailable, err = k.ProbeFOU(ctrl.IPIP{FOUPort: defaultUDPPort, PathMTU: true, TTL: outerTTL})
+	l.FOUUnavailable, err = k.ProbeFOU(ctrl.IPIP{FOUPort: defaultUDPPort, PathMTU: true,
+		TTL: outerTTL})
 	l.FOU = err == nil && l.FOUUnavailable == ""
 	return err
 }
 
-// Plan sets the address, MTU and queue length of the packet engine's device and routes the whole network to it; the
-// peers are in the engine's own table. With the kernel as carrier, each node has a route instead.
+// Plan sets the address, MTU and queue length of the packet engine's device and routes the whole
+// network to it; the peers are in the engine's own table. With the kernel as carrier, each node has
+// a route instead.
 func (u *udp) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	s, peers := startPlan(u.network, "", self, all)
 	if u.kernel {
@@ -124,38 +132,44 @@ func (u *udp) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 		return s
 	}
 	s.Links = []ctrl.Link{{
-		Name: dev, Kind: ctrl.KindTUN, MTU: u.mtu, TxQueueLen: tunTxQueueLen, Up: true, External: true,
+		Name: dev, Kind: ctrl.KindTUN, MTU: u.mtu, TxQueueLen: tunTxQueueLen, Up: true,
+		External: true,
 	}}
 	for _, f := range families(u.network, self) {
 		s.Addrs = append(s.Addrs, gatewayOn(dev, f.subnet))
-		s.Routes = append(s.Routes, ctrl.Route{Dst: f.network.Masked(), Dev: dev, Protocol: ctrl.RouteProtocol})
+		s.Routes = append(s.Routes, ctrl.Route{Dst: f.network.Masked(), Dev: dev,
+			Protocol: ctrl.RouteProtocol})
 	}
 	return s
 }
 
-// planKernel adds an IPIP device that encapsulates in UDP, with each route's next hop as the tunnel destination, and
-// a port that decapsulates.
+// planKernel adds an IPIP device that encapsulates in UDP, with each route's next hop as the tunnel
+// destination, and a port that decapsulates.
 func (u *udp) planKernel(s *ctrl.State, self lease.Lease, peers []peerSubnet) {
 	s.FOU = []ctrl.FOUPort{{Port: u.port}}
 	s.NoTrack = []netip.AddrPort{netip.AddrPortFrom(u.local.Iface.Addr, uint16(u.port))}
 	s.Links = []ctrl.Link{{
-		Name: kernelUDPDevice, Kind: ctrl.KindIPIP, MTU: u.mtu, Up: true, NoTxOffload: sameKernelPeer(u.local.Iface.Kind),
-		IPIP: ctrl.IPIP{Local: u.local.Iface.Addr, FOUPort: u.port, TTL: outerTTL, PathMTU: true},
+		Name: kernelUDPDevice, Kind: ctrl.KindIPIP, MTU: u.mtu, Up: true,
+		NoTxOffload: sameKernelPeer(u.local.Iface.Kind),
+		IPIP: ctrl.IPIP{
+			Local: u.local.Iface.Addr, FOUPort: u.port, TTL: outerTTL, PathMTU: true,
+		},
 	}}
 	for _, f := range families(u.network, self) {
 		s.Addrs = append(s.Addrs, gatewayOn(kernelUDPDevice, f.subnet))
 	}
 	for _, p := range peers {
 		s.Routes = append(s.Routes, ctrl.Route{
-			Dst: p.subnet.Masked(), Via: p.public, Dev: kernelUDPDevice, OnLink: true, Protocol: ctrl.RouteProtocol,
+			Dst: p.subnet.Masked(), Via: p.public, Dev: kernelUDPDevice, OnLink: true,
+			Protocol: ctrl.RouteProtocol,
 		})
 	}
 }
 
-// sameKernelPeer reports whether an underlay device of this kind may pass frames to another namespace of the same
-// kernel. Such a device claims to compute the inner checksum and to segment large packets, but does neither: it relies
-// on the receiving kernel to know what is missing. A packet engine there does not know, and receives 64 KiB packets with
-// wrong checksums.
+// sameKernelPeer reports whether an underlay device of this kind may pass frames to another
+// namespace of the same kernel. Such a device claims to compute the inner checksum and to segment
+// large packets, but does neither: it leaves both to the receiving kernel. A packet engine in that
+// namespace receives 64 KiB packets with wrong checksums.
 func sameKernelPeer(k ctrl.LinkKind) bool {
 	switch k {
 	case "veth", "bridge", "macvlan", "ipvlan":
@@ -164,8 +178,8 @@ func sameKernelPeer(k ctrl.LinkKind) bool {
 	return false
 }
 
-// listen returns the UDP address of the packet engine: the interface's own address, which differs from the public one
-// behind NAT.
+// listen returns the UDP address of the packet engine: the interface's own address, which differs
+// from the public one behind NAT.
 func (u *udp) listen() netip.AddrPort {
 	a := u.local.Iface.Addr
 	if !a.IsValid() {

@@ -17,7 +17,7 @@ import (
 	"weft/lease"
 )
 
-// rig is a kernel with an underlay device and a reconciler at work on it.
+// rig is a kernel with a running reconciler.
 type rig struct {
 	t *testing.T
 	k *ctrl.Kernel
@@ -31,7 +31,7 @@ func newRig(t *testing.T) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(k.Close)
-	r := ctrl.NewReconciler(k, ctrl.ReconcilerOptions{Resync: time.Minute}) // repairs must come from the kernel's signs
+	r := ctrl.NewReconciler(k, ctrl.ReconcilerOptions{Resync: time.Minute}) // repairs must come from notifications
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(context.Background())
 	wg.Go(func() {
@@ -43,7 +43,7 @@ func newRig(t *testing.T) *rig {
 	return &rig{t: t, k: k, r: r}
 }
 
-// eventually waits for ok, for two seconds at most.
+// eventually waits for ok for at most two seconds.
 func (g *rig) eventually(what string, ok func() bool) time.Duration {
 	g.t.Helper()
 	start := time.Now()
@@ -57,7 +57,7 @@ func (g *rig) eventually(what string, ok func() bool) time.Duration {
 	return 0
 }
 
-// inPlace says whether the kernel has all that is wanted.
+// inPlace reports whether the kernel has the wanted state.
 func (g *rig) inPlace(want ctrl.State) bool {
 	have, err := g.k.Read(func(string) bool { return true })
 	if err != nil {
@@ -90,22 +90,27 @@ func (g *rig) addTUN(name string) {
 
 func testUDP(t *testing.T) (Backend, lease.Lease) {
 	t.Helper()
-	b, err := newUDP(lease.Network{Network: netip.MustParsePrefix("10.5.0.0/16"), IPv6Network: netip.MustParsePrefix("fd10:5::/48")},
+	b, err := newUDP(lease.Network{Network: netip.MustParsePrefix("10.5.0.0/16"),
+		IPv6Network: netip.MustParsePrefix("fd10:5::/48")},
 		LocalNode{Iface: underlay.Iface{Name: "u0", MTU: 1500}, Device: "flannel0"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return b, lease.Lease{Subnet: netip.MustParsePrefix("10.5.77.0/24"), Subnet6: netip.MustParsePrefix("fd10:5:0:77::/64")}
+	return b, lease.Lease{Subnet: netip.MustParsePrefix("10.5.77.0/24"),
+		Subnet6: netip.MustParsePrefix("fd10:5:0:77::/64")}
 }
 
-// TestNetnsUDPRepairs breaks the udp backend's kernel state in every way and waits for the repair.
+// TestNetnsUDPRepairs changes each part of the udp backend's kernel state and waits for the repair.
 func TestNetnsUDPRepairs(t *testing.T) {
 	lab.SkipWithoutTUN(t)
 	g := newRig(t)
 	b, self := testUDP(t)
 	want := b.Plan(self, nil)
 	g.r.Set(want)
-	g.eventually("waiting for the device", func() bool { return slices.Equal(g.r.Status().Waiting, []string{"flannel0"}) })
+	g.eventually("waiting for the device", func() bool {
+		return slices.Equal(g.r.Status().Waiting,
+			[]string{"flannel0"})
+	})
 
 	g.addTUN("flannel0")
 	g.eventually("first programming", func() bool { return g.inPlace(want) && g.r.Status().Synced })
@@ -118,7 +123,7 @@ func TestNetnsUDPRepairs(t *testing.T) {
 		do   func() error
 	}{
 		{"device down", func() error { return netlink.LinkSetDown(g.link("flannel0")) }},
-		{"device deleted and made again", func() error {
+		{"device recreated", func() error {
 			err := netlink.LinkDel(g.link("flannel0"))
 			g.addTUN("flannel0")
 			return err
@@ -129,10 +134,11 @@ func TestNetnsUDPRepairs(t *testing.T) {
 		{"address deleted", func() error {
 			return netlink.AddrDel(g.link("flannel0"), &netlink.Addr{IPNet: ipNet(want.Addrs[0].Prefix)})
 		}},
-		{"address of ours added", func() error {
-			return netlink.AddrAdd(g.link("flannel0"), &netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("10.5.9.9/32"))})
+		{"address in the network added", func() error {
+			return netlink.AddrAdd(g.link("flannel0"),
+				&netlink.Addr{IPNet: ipNet(netip.MustParsePrefix("10.5.9.9/32"))})
 		}},
-		{"route of ours added", func() error {
+		{"own route added", func() error {
 			return netlink.RouteAdd(&netlink.Route{LinkIndex: g.link("flannel0").Attrs().Index,
 				Dst: ipNet(netip.MustParsePrefix("10.5.9.0/24")), Protocol: ctrl.RouteProtocol})
 		}},

@@ -16,11 +16,13 @@ import (
 const (
 	defaultVNI = 1
 	maxVNI     = 1<<24 - 1 // RFC 7348, section 5
-	// kernelVXLANPort is the port that Linux takes if none is given (udp_port in drivers/net/vxlan), and flannel with it.
+	// kernelVXLANPort is the port that Linux takes if none is given (udp_port in
+	// drivers/net/vxlan), and flannel with it.
 	kernelVXLANPort = 8472
 )
 
-// vxlan carries each family in its own VXLAN device. Every peer has a route, a neighbour and a forwarding entry.
+// vxlan carries each family in its own VXLAN device. Every peer has a route, a neighbour and a
+// forwarding entry.
 type vxlan struct {
 	network       lease.Network
 	local         LocalNode
@@ -48,7 +50,8 @@ func makeVXLAN(n lease.Network, l LocalNode) (*vxlan, error) {
 	if err := decode(n, &c); err != nil {
 		return nil, err
 	}
-	err := errors.Join(inRange("VNI", c.VNI, 0, maxVNI), inRange("Port", c.Port, 0, 65535), inRange("MTU", c.MTU, 0, 65535))
+	err := errors.Join(inRange("VNI", c.VNI, 0, maxVNI), inRange("Port", c.Port, 0, 65535),
+		inRange("MTU", c.MTU, 0, 65535))
 	if err != nil {
 		return nil, err
 	}
@@ -69,8 +72,9 @@ func makeVXLAN(n lease.Network, l LocalNode) (*vxlan, error) {
 	return v, nil
 }
 
-// deviceMAC returns the Ethernet address of a device: the existing one, or one derived from the node's public address,
-// so that it is the same after a reboot and the entries of the other nodes stay valid.
+// deviceMAC returns the Ethernet address of a device: the existing one, or one derived from the
+// node's public address, so that it is the same after a reboot and the entries of the other nodes
+// stay valid.
 func (v *vxlan) deviceMAC(existing ctrl.MAC, public netip.Addr) ctrl.MAC {
 	if existing != (ctrl.MAC{}) {
 		return existing
@@ -92,7 +96,10 @@ func prepareVXLAN(k kernel, n lease.Network, l *LocalNode, _ LocalOptions) error
 		return err
 	}
 	for mac, dev := range map[*ctrl.MAC]string{&l.VTEP: v.device(false), &l.VTEP6: v.device(true)} {
-		i := slices.IndexFunc(links, func(l ctrl.Link) bool { return l.Name == dev && l.Kind == ctrl.KindVXLAN })
+		i := slices.IndexFunc(links, func(l ctrl.Link) bool {
+			return l.Name == dev &&
+				l.Kind == ctrl.KindVXLAN
+		})
 		if i >= 0 {
 			*mac = links[i].MAC
 		}
@@ -102,7 +109,8 @@ func prepareVXLAN(k kernel, n lease.Network, l *LocalNode, _ LocalOptions) error
 
 // restoreVXLAN takes over published Ethernet addresses for devices that do not exist yet.
 func restoreVXLAN(l *LocalNode, previous lease.Attrs) {
-	for mac, data := range map[*ctrl.MAC]json.RawMessage{&l.VTEP: previous.BackendData, &l.VTEP6: previous.BackendV6Data} {
+	for mac, data := range map[*ctrl.MAC]json.RawMessage{&l.VTEP: previous.BackendData,
+		&l.VTEP6: previous.BackendV6Data} {
 		var d vxlanData
 		if *mac != (ctrl.MAC{}) || json.Unmarshal(data, &d) != nil {
 			continue
@@ -142,7 +150,8 @@ func (v *vxlan) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 // link returns the device of a family.
 func (v *vxlan) link(v6 bool) ctrl.Link {
 	l := ctrl.Link{
-		Name: v.device(v6), Kind: ctrl.KindVXLAN, MTU: v.mtu4, MAC: v.vtep, Up: true, AcceptRAOff: true,
+		Name: v.device(v6), Kind: ctrl.KindVXLAN, MTU: v.mtu4, MAC: v.vtep, Up: true,
+		AcceptRAOff: true,
 		VXLAN: ctrl.VXLAN{
 			VNI: v.vni, Port: v.port, Local: v.local.Iface.Addr, Parent: v.local.Iface.Name,
 			Learning: v.learning, GBP: v.gbp,
@@ -154,12 +163,13 @@ func (v *vxlan) link(v6 bool) ctrl.Link {
 	return l
 }
 
-// addPeer adds the entries that lead to one peer. owner maps Ethernet addresses to nodes: if two nodes publish the same
-// one (cloned machines), the kernel can hold entries for only one of them.
+// addPeer adds the entries that lead to one peer. owner maps Ethernet addresses to nodes: if two
+// nodes publish the same one (cloned machines), the kernel can hold entries for only one of them.
 func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[ctrl.MAC]string) error {
 	if v.directRouting && v.local.Iface.OnLink.Contains(p.public) {
 		s.Routes = append(s.Routes, ctrl.Route{
-			Dst: p.subnet.Masked(), Via: p.public, Dev: v.local.Iface.Name, Protocol: ctrl.RouteProtocol,
+			Dst: p.subnet.Masked(), Via: p.public, Dev: v.local.Iface.Name,
+			Protocol: ctrl.RouteProtocol,
 		})
 		return nil
 	}
@@ -188,11 +198,15 @@ func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[ctrl.MAC]string) 
 	return nil
 }
 
-// Advertisement publishes the VNI and the Ethernet address of each device. A family without a device has no public
-// address. The text is flannel's to the byte, because flannel's kube mode finds the address by splitting it.
+// Advertisement publishes the VNI and the Ethernet address of each device. A family without a
+// device has no public address. The text is flannel's to the byte, because flannel's kube mode
+// finds the address by splitting it.
 func (v *vxlan) Advertisement() Advertisement {
 	a := Advertisement{Type: "vxlan", Attrs: lease.Attrs{BackendType: "vxlan"}, MTU: v.mtu4}
-	data := func(m ctrl.MAC) json.RawMessage { return fmt.Appendf(nil, `{"VNI":%d,"VtepMAC":"%v"}`, v.vni, m) }
+	data := func(m ctrl.MAC) json.RawMessage {
+		return fmt.Appendf(nil, `{"VNI":%d,"VtepMAC":"%v"}`,
+			v.vni, m)
+	}
 	if v.network.Network.IsValid() {
 		a.Attrs.PublicIP, a.Attrs.BackendData = v.local.Iface.Public, data(v.vtep)
 		a.Devices = append(a.Devices, v.device(false))

@@ -53,14 +53,17 @@ func newWireGuard(n lease.Network, l LocalNode) (Backend, error) {
 		return nil, err
 	}
 	err := errors.Join(
-		inRange("ListenPort", c.ListenPort, 1, 65535), inRange("ListenPortV6", c.ListenPortV6, 1, 65535),
-		inRange("MTU", c.MTU, 0, 65535), inRange("PersistentKeepaliveInterval", c.PersistentKeepaliveInterval, 0, 65535))
+		inRange("ListenPort", c.ListenPort, 1, 65535),
+		inRange("ListenPortV6", c.ListenPortV6, 1, 65535),
+		inRange("MTU", c.MTU, 0, 65535), inRange("PersistentKeepaliveInterval",
+			c.PersistentKeepaliveInterval, 0, 65535))
 	if err != nil {
 		return nil, err
 	}
 	w := &wireGuard{
 		network: n, local: l, port: c.ListenPort, portV6: c.ListenPortV6,
-		keepalive: time.Duration(c.PersistentKeepaliveInterval) * time.Second, mode: strings.ToLower(c.Mode),
+		keepalive: time.Duration(c.PersistentKeepaliveInterval) * time.Second,
+		mode:      strings.ToLower(c.Mode),
 	}
 	switch w.mode {
 	case "separate", "auto", "ipv4", "ipv6":
@@ -85,8 +88,8 @@ func prepareWireGuard(_ kernel, _ lease.Network, l *LocalNode, o LocalOptions) (
 	return err
 }
 
-// privateKey reads the key file, or creates it. The exclusive create keeps two daemons that start at once from using two
-// keys.
+// privateKey reads the key file, or creates it. The exclusive create keeps two daemons that start
+// at once from using two keys.
 func privateKey(path string) (ctrl.Key, error) {
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -126,7 +129,8 @@ func (w *wireGuard) device(v6 bool) (string, int) {
 	return wireGuardDevice, w.port
 }
 
-// Plan returns the devices, a route of the whole network per family, and a peer per node (and family, in mode separate).
+// Plan returns the devices, a route of the whole network per family, and a peer per node (and
+// family, in mode separate).
 func (w *wireGuard) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	s, peers := startPlan(w.network, "wireguard", self, all)
 	planned := map[string]bool{}
@@ -134,8 +138,10 @@ func (w *wireGuard) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 		dev, port := w.device(f.v6)
 		if !planned[dev] {
 			planned[dev] = true
-			s.Links = append(s.Links, ctrl.Link{Name: dev, Kind: ctrl.KindWireGuard, MTU: w.mtu, Up: true})
-			s.Tunnels = append(s.Tunnels, ctrl.Tunnel{Dev: dev, PrivateKey: w.local.PrivateKey, ListenPort: port})
+			s.Links = append(s.Links, ctrl.Link{Name: dev, Kind: ctrl.KindWireGuard, MTU: w.mtu,
+				Up: true})
+			s.Tunnels = append(s.Tunnels, ctrl.Tunnel{Dev: dev, PrivateKey: w.local.PrivateKey,
+				ListenPort: port})
 		}
 		s.Addrs = append(s.Addrs, gatewayOn(dev, f.subnet))
 		s.Routes = append(s.Routes, ctrl.Route{
@@ -151,8 +157,8 @@ func (w *wireGuard) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	return s
 }
 
-// addPeer adds a new peer, or the second family of a node that is already a peer of the shared device. index holds the
-// positions of the peers in s.Peers.
+// addPeer adds a new peer, or the second family of a node that is already a peer of the shared
+// device. index holds the positions of the peers in s.Peers.
 func (w *wireGuard) addPeer(s *ctrl.State, p peerSubnet, index map[ctrl.PeerID]int) error {
 	dev, port := w.device(p.v6)
 	var d wireGuardData
@@ -165,7 +171,8 @@ func (w *wireGuard) addPeer(s *ctrl.State, p peerSubnet, index map[ctrl.PeerID]i
 	}
 	id := ctrl.PeerID{Dev: dev, PublicKey: key}
 	i, exists := index[id]
-	if exists && (w.mode == "separate" || s.Peers[i].Allowed6.IsValid() || s.Peers[i].Allowed != p.lease.Subnet.Masked()) {
+	if exists && (w.mode == "separate" || s.Peers[i].Allowed6.IsValid() ||
+		s.Peers[i].Allowed != p.lease.Subnet.Masked()) {
 		return errors.New("PublicKey is also used by another node")
 	}
 	if key == w.publicKey {
@@ -179,7 +186,8 @@ func (w *wireGuard) addPeer(s *ctrl.State, p peerSubnet, index map[ctrl.PeerID]i
 	if err != nil {
 		return err
 	}
-	peer := ctrl.Peer{Dev: dev, PublicKey: key, PSK: w.psk, Endpoint: endpoint, Keepalive: w.keepalive}
+	peer := ctrl.Peer{Dev: dev, PublicKey: key, PSK: w.psk, Endpoint: endpoint,
+		Keepalive: w.keepalive}
 	if p.v6 {
 		peer.Allowed6 = p.subnet.Masked()
 	} else {
@@ -190,9 +198,9 @@ func (w *wireGuard) addPeer(s *ctrl.State, p peerSubnet, index map[ctrl.PeerID]i
 	return nil
 }
 
-// endpoint returns the UDP address of a peer. published is the port in its data; if that is 0, the local device's port
-// is used. If one device carries both families, the port of the IPv4 data comes first: flannel publishes a port in the
-// IPv6 data that its device does not listen on.
+// endpoint returns the UDP address of a peer. published is the port in its data; if that is 0, the
+// local device's port is used. If one device carries both families, the port of the IPv4 data comes
+// first: flannel publishes a port in the IPv6 data that its device does not listen on.
 func (w *wireGuard) endpoint(p peerSubnet, published, local int) (netip.AddrPort, error) {
 	addr := p.public
 	if w.mode != "separate" {
@@ -214,8 +222,8 @@ func (w *wireGuard) endpoint(p peerSubnet, published, local int) (netip.AddrPort
 	return netip.AddrPortFrom(addr, uint16(published)), nil
 }
 
-// outer chooses the outer family for a node with both. Mode auto takes IPv4, unless only the IPv6 addresses of both ends
-// are public.
+// outer chooses the outer family for a node with both. Mode auto takes IPv4, unless only the IPv6
+// addresses of both ends are public.
 func (w *wireGuard) outer(v4, v6 netip.Addr) netip.Addr {
 	switch {
 	case w.mode == "ipv4":
@@ -234,7 +242,8 @@ func (w *wireGuard) outer(v4, v6 netip.Addr) netip.Addr {
 	return v4
 }
 
-// Advertisement publishes the public key and the ports. A family without a device has no public address.
+// Advertisement publishes the public key and the ports. A family without a device has no public
+// address.
 func (w *wireGuard) Advertisement() Advertisement {
 	a := Advertisement{Type: "wireguard", Attrs: lease.Attrs{BackendType: "wireguard"}, MTU: w.mtu}
 	if w.network.Network.IsValid() {

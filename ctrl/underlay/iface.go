@@ -1,7 +1,8 @@
-// Package underlay chooses the interface and the addresses that reach the other nodes, and follows them.
+// Package underlay chooses the interface and the addresses that reach the other nodes, and follows
+// them.
 //
-// [Choose] picks an [Iface] once, by the flags or by the default route. [Watch] repeats the choice whenever devices,
-// addresses or routes change.
+// [Choose] picks an [Iface] once, by the flags or by the default route. [Watch] repeats the choice
+// whenever devices, addresses or routes change.
 package underlay
 
 import (
@@ -18,13 +19,15 @@ import (
 
 // Options restrict the choice of the underlay interface, as the flags of the same names do.
 type Options struct {
-	Iface      []string         // --iface: names or addresses, tried in order
-	Regex      []*regexp.Regexp // --iface-regex: matched against addresses, then names; tried after Iface
-	CanReach   netip.Addr       // --iface-can-reach: take the interface of the route to this address; tried last
-	PublicIP   netip.Addr       // --public-ip: address published to peers
-	PublicIPv6 netip.Addr       // --public-ipv6
-	IPv4, IPv6 bool             // families that the interface needs an address of
-	Overlay    []netip.Prefix   // pod networks, whose routes do not concern the underlay
+	Iface []string // --iface: names or addresses, tried in order
+	// --iface-regex: matched against addresses, then names; tried after Iface
+	Regex []*regexp.Regexp
+	// --iface-can-reach: take the interface of the route to this address; tried last
+	CanReach   netip.Addr
+	PublicIP   netip.Addr     // --public-ip: address published to peers
+	PublicIPv6 netip.Addr     // --public-ipv6
+	IPv4, IPv6 bool           // families that the interface needs an address of
+	Overlay    []netip.Prefix // pod networks, whose routes do not concern the underlay
 }
 
 // Iface is the chosen underlay interface.
@@ -36,7 +39,8 @@ type Iface struct {
 	Addr, Addr6     netip.Addr    // this node's, on the interface; invalid for a disabled family
 	Public, Public6 netip.Addr    // published to peers: the flag's address, or Addr and Addr6
 	Reason          string        // why this interface was chosen, one line for a human
-	OnLink          PrefixSet     // destinations that the kernel reaches on this interface without a gateway
+	// destinations that the kernel reaches on this interface without a gateway
+	OnLink PrefixSet
 }
 
 // Equal reports whether i and j are the same choice, the reason included.
@@ -77,7 +81,8 @@ func choose(o Options, net hostNet, routeTo routeFunc) (Iface, error) {
 		i, ok = c.fromFlags()
 	}
 	if !ok {
-		return Iface{}, fmt.Errorf("no interface found: tried %s; existing: %s", strings.Join(c.tried, ", "), c.describe())
+		return Iface{}, fmt.Errorf("no interface found: tried %s; existing: %s",
+			strings.Join(c.tried, ", "), c.describe())
 	}
 	i.Public, i.Public6 = i.Addr, i.Addr6
 	if o.PublicIP.IsValid() && o.IPv4 {
@@ -93,14 +98,19 @@ func choose(o Options, net hostNet, routeTo routeFunc) (Iface, error) {
 	return i, nil
 }
 
-// onLink collects the destinations that the kernel reaches on a device without a gateway. A default route without a
-// gateway does not prove that a node is on the link, and Weft's own routes are not part of the underlay. A longer route
-// via a gateway or another device excludes its destinations: networks that isolate hosts may have one per peer.
+// onLink collects the destinations that the kernel reaches on a device without a gateway. A default
+// route without a gateway does not prove that a node is on the link, and Weft's own routes are not
+// part of the underlay. A longer route via a gateway or another device excludes its destinations:
+// networks that isolate hosts may have one per peer.
 func (c *chooser) onLink(dev string) PrefixSet {
 	var on, off []netip.Prefix
-	direct := func(r ctrl.Route) bool { return r.Dev == dev && !r.Via.IsValid() && r.Kind == ctrl.Forward }
+	direct := func(r ctrl.Route) bool {
+		return r.Dev == dev && !r.Via.IsValid() &&
+			r.Kind == ctrl.Forward
+	}
 	for _, r := range c.net.routes {
-		if direct(r) && c.enabled(r.Dst.Addr()) && r.Dst.Bits() > 0 && r.Protocol != ctrl.RouteProtocol {
+		if direct(r) && c.enabled(r.Dst.Addr()) && r.Dst.Bits() > 0 &&
+			r.Protocol != ctrl.RouteProtocol {
 			on = append(on, r.Dst)
 		}
 	}
@@ -185,7 +195,8 @@ func (c *chooser) byNameOrAddr(s string) (Iface, error) {
 	return c.iface(s)
 }
 
-// byRegex matches addresses first, then names. Overlay devices are skipped, because Weft assigns their addresses.
+// byRegex matches addresses first, then names. Overlay devices are skipped, because Weft assigns
+// their addresses.
 func (c *chooser) byRegex(re *regexp.Regexp) (Iface, error) {
 	var last error
 	for _, l := range c.net.links {
@@ -231,8 +242,8 @@ func (c *chooser) byRouteTo(dst netip.Addr) (Iface, error) {
 	return c.iface(dev, src)
 }
 
-// byDefaultRoute takes the interface of the default route with the lowest metric. A dual-stack interface must have a
-// default route of each family.
+// byDefaultRoute takes the interface of the default route with the lowest metric. A dual-stack
+// interface must have a default route of each family.
 func (c *chooser) byDefaultRoute() (Iface, error) {
 	v4, v6 := c.defaultDevices(false), c.defaultDevices(true)
 	switch {
@@ -257,7 +268,8 @@ func (c *chooser) byDefaultRoute() (Iface, error) {
 func (c *chooser) defaultDevices(v6 bool) []string {
 	var rs []ctrl.Route
 	for _, r := range c.net.routes {
-		if r.Kind == ctrl.Forward && r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 && !ctrl.OverlayName(r.Dev) {
+		if r.Kind == ctrl.Forward && r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 &&
+			!ctrl.OverlayName(r.Dev) {
 			rs = append(rs, r)
 		}
 	}
@@ -269,8 +281,8 @@ func (c *chooser) defaultDevices(v6 bool) []string {
 	return names
 }
 
-// iface makes the result for a device. The addresses in fixed were asked for, so they are taken even if they are
-// loopback addresses. The other family's address is the first in order.
+// iface makes the result for a device. The addresses in fixed were asked for, so they are taken
+// even if they are loopback addresses. The other family's address is the first in order.
 func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 	n := slices.IndexFunc(c.net.links, func(l ctrl.Link) bool { return l.Name == dev })
 	if n < 0 {
@@ -300,12 +312,12 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 // enabled reports whether an address is of an enabled family.
 func (c *chooser) enabled(a netip.Addr) bool { return a.Is4() && c.o.IPv4 || a.Is6() && c.o.IPv6 }
 
-// usable reports whether other nodes could reach an address of this kind: as in flannel (pkg/ip/iface.go), any but a
-// loopback address.
+// usable reports whether other nodes could reach an address of this kind: as in flannel
+// (pkg/ip/iface.go), any but a loopback address.
 func usable(a netip.Addr) bool { return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() }
 
-// ordered lists a device's addresses, best first: global before link-local, permanent before dynamic, stable before
-// temporary. Deprecated addresses are left out.
+// ordered lists a device's addresses, best first: global before link-local, permanent before
+// dynamic, stable before temporary. Deprecated addresses are left out.
 func (c *chooser) ordered(dev string) []netip.Addr {
 	var as []ctrl.IfaceAddr
 	for _, a := range c.net.addrs {

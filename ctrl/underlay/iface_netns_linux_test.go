@@ -18,7 +18,7 @@ import (
 	"weft/deploy/lab"
 )
 
-// open gives a kernel of this namespace.
+// open opens the kernel of this namespace.
 func open(t *testing.T) *ctrl.Kernel {
 	t.Helper()
 	k, err := ctrl.OpenKernel(nil)
@@ -29,7 +29,7 @@ func open(t *testing.T) *ctrl.Kernel {
 	return k
 }
 
-// addBridge makes a device that is up, with addresses, for the time of the test.
+// addBridge creates a device that is up and has addresses, and deletes it after the test.
 func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	t.Helper()
 	l, err := bridge(name, addrs...)
@@ -44,7 +44,7 @@ func addBridge(t *testing.T, name string, addrs ...string) netlink.Link {
 	return l
 }
 
-// bridge makes an empty bridge, which is the plainest device that every kernel of ours has.
+// bridge creates a bridge without ports, as every tested kernel has bridges.
 func bridge(name string, addrs ...string) (netlink.Link, error) {
 	l := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1}}
 	if err := netlink.LinkAdd(l); err != nil {
@@ -58,7 +58,8 @@ func bridge(name string, addrs ...string) (netlink.Link, error) {
 	return l, netlink.LinkSetUp(l)
 }
 
-// slowness is the factor by which the machine is slower than usual (WEFT_TEST_SLOW, for emulated machines).
+// slowness is the factor by which the machine is slower than usual (WEFT_TEST_SLOW, for emulated
+// machines).
 func slowness() time.Duration {
 	n, err := strconv.Atoi(os.Getenv("WEFT_TEST_SLOW"))
 	if err != nil {
@@ -67,7 +68,7 @@ func slowness() time.Duration {
 	return time.Duration(max(n, 1))
 }
 
-// await waits for ok.
+// await waits until ok returns true.
 func await(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	err := lab.Await(t.Context(), 5*time.Second*slowness(), what, func() error {
@@ -87,8 +88,8 @@ func ipNet(s string) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// TestNetnsWatchIface follows the address, the MTU and the disappearance of the underlay.
-func TestNetnsWatchIface(t *testing.T) {
+// TestNetnsWatch checks that changes of address, MTU and on-link routes are reported.
+func TestNetnsWatch(t *testing.T) {
 	l := addBridge(t, "wan0", "192.0.2.1/24")
 	var mu sync.Mutex
 	var seen []Iface
@@ -116,7 +117,8 @@ func TestNetnsWatchIface(t *testing.T) {
 		return seen[len(seen)-1]
 	}
 	await(t, "the choice", func() bool { return last().Addr == addr("192.0.2.1") })
-	if got := last(); got.Name != "wan0" || got.Kind != "bridge" || got.MTU != 1500 || !got.OnLink.Contains(addr("192.0.2.200")) {
+	if got := last(); got.Name != "wan0" || got.Kind != "bridge" || got.MTU != 1500 ||
+		!got.OnLink.Contains(addr("192.0.2.200")) {
 		t.Errorf("got %+v", got)
 	}
 	for _, err := range []error{
@@ -132,7 +134,8 @@ func TestNetnsWatchIface(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t, "the new MTU", func() bool { return last().MTU == 1400 })
-	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet("198.51.100.9/32"), Gw: addr("198.51.100.1").AsSlice()}); err != nil {
+	if err := netlink.RouteAdd(&netlink.Route{Dst: ipNet("198.51.100.9/32"),
+		Gw: addr("198.51.100.1").AsSlice()}); err != nil {
 		t.Fatal(err)
 	}
 	await(t, "the peer that is by a gateway now", func() bool { return !last().OnLink.Contains(addr("198.51.100.9")) })
@@ -140,15 +143,17 @@ func TestNetnsWatchIface(t *testing.T) {
 	wg.Wait()
 }
 
-// TestNetnsChooseIface asks the real kernel: the default route, what it would use for an address, and its order of
+// TestNetnsChoose uses the kernel's default route, its route to an address and its order of
 // addresses.
-func TestNetnsChooseIface(t *testing.T) {
+func TestNetnsChoose(t *testing.T) {
 	addBridge(t, "wan0", "192.0.2.1/24", "2001:db8::1/64")
 	addBridge(t, "wan1", "198.51.100.7/24")
 	k := open(t)
 	if err := errors.Join(k.Apply(context.Background(), []ctrl.Op{
-		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("0.0.0.0/0"), Via: addr("198.51.100.1"), Dev: "wan1", Metric: 50}},
-		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("0.0.0.0/0"), Via: addr("192.0.2.254"), Dev: "wan0", Metric: 10}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("0.0.0.0/0"), Via: addr("198.51.100.1"), Dev: "wan1",
+			Metric: 50}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("0.0.0.0/0"), Via: addr("192.0.2.254"), Dev: "wan0",
+			Metric: 10}},
 		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("::/0"), Via: addr("2001:db8::2"), Dev: "wan0"}},
 	})...); err != nil {
 		t.Fatal(err)
@@ -175,12 +180,13 @@ func TestNetnsChooseIface(t *testing.T) {
 			t.Errorf("%+v: got %s, want %s", tt.o, got, tt.want)
 		}
 	}
-	if _, err := Choose(Options{IPv4: true, Iface: []string{"nope0"}}, k); err == nil || !strings.Contains(err.Error(), "wan1 198.51.100.7") {
+	if _, err := Choose(Options{IPv4: true, Iface: []string{"nope0"}}, k); err == nil ||
+		!strings.Contains(err.Error(), "wan1 198.51.100.7") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// TestNetnsOnLink: what counts as on the link is what the kernel would send there without a gateway.
+// TestNetnsOnLink compares OnLink with the routes that the kernel chooses.
 func TestNetnsOnLink(t *testing.T) {
 	addBridge(t, "wan0", "192.0.2.1/24")
 	addBridge(t, "wan1", "198.51.100.7/24")
@@ -198,7 +204,8 @@ func TestNetnsOnLink(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, s := range []string{"192.0.2.8", "192.0.2.9", "192.0.2.10", "192.0.2.16", "192.0.2.17", "192.0.2.18", "192.0.2.32", "192.0.2.40", "203.0.113.1", "198.51.100.9"} {
+	for _, s := range []string{"192.0.2.8", "192.0.2.9", "192.0.2.10", "192.0.2.16", "192.0.2.17", "192.0.2.18",
+		"192.0.2.32", "192.0.2.40", "203.0.113.1", "198.51.100.9"} {
 		rs, err := netlink.RouteGet(addr(s).AsSlice())
 		if err != nil {
 			t.Fatal(err)

@@ -6,14 +6,15 @@ import (
 	"strings"
 )
 
-// PrefixSet is a set of addresses with the rules of a routing table: of the prefixes that contain an address, the
-// longest decides whether it is in the set.
+// PrefixSet is a set of addresses with the rules of a routing table: of the prefixes that contain
+// an address, the longest decides whether it is in the set.
 type PrefixSet struct{ in, out []netip.Prefix } // sorted, without duplicates
 
 // NewPrefixSet makes a set; duplicates and order do not matter.
 func NewPrefixSet(in ...netip.Prefix) PrefixSet { return PrefixSet{in: sorted(in)} }
 
-// Except returns the set without the addresses of out, where no longer prefix of the set contains them.
+// Except returns the set without the addresses of out, where no longer prefix of the set contains
+// them.
 func (s PrefixSet) Except(out ...netip.Prefix) PrefixSet {
 	return PrefixSet{in: s.in, out: sorted(out)}
 }

@@ -16,7 +16,8 @@ func TestPrefixSet(t *testing.T) {
 	}
 	// The longest decides, as in a routing table.
 	b := NewPrefixSet(prefix("10.0.0.0/24"), prefix("10.0.0.9/32")).Except(prefix("10.0.0.8/29"))
-	for s, want := range map[string]bool{"10.0.0.7": true, "10.0.0.8": false, "10.0.0.9": true, "10.0.0.15": false, "10.0.0.16": true} {
+	for s, want := range map[string]bool{"10.0.0.7": true, "10.0.0.8": false, "10.0.0.9": true, "10.0.0.15": false,
+		"10.0.0.16": true} {
 		if got := b.Contains(addr(s)); got != want {
 			t.Errorf("%v contains %s: %v", b, s, got)
 		}

@@ -19,7 +19,8 @@ type ifaceWatch struct {
 
 // run chooses at the start, after each burst of notifications and every period.
 func (w *ifaceWatch) run(ctx context.Context, watch ctrl.WatchFunc, period time.Duration) error {
-	notified, wait := ctrl.Notifications(ctx, watch, func(error) {}) // the ticker covers a broken subscription
+	// the ticker covers a broken subscription
+	notified, wait := ctrl.Notifications(ctx, watch, func(error) {})
 	defer wait()
 	t := time.NewTicker(period)
 	defer t.Stop()
@@ -55,8 +56,8 @@ func (w *ifaceWatch) update() {
 	w.last, w.lost, w.reported = i, time.Time{}, false
 }
 
-// lossDelay is how long no interface must match before the loss is reported. An interface that loses its address for a
-// moment, as when a DHCP client renews it, recovers sooner.
+// lossDelay is how long no interface must match before the loss is reported. An interface that
+// loses its address for a moment, as when a DHCP client renews it, recovers sooner.
 const lossDelay = 5 * time.Second
 
 // noMatch reports a loss once it has lasted for lossDelay.
@@ -70,7 +71,8 @@ func (w *ifaceWatch) noMatch(err error) {
 	}
 }
 
-// relevant reports whether an event may change the choice: addresses and devices, and routes outside the overlay.
+// relevant reports whether an event may change the choice: addresses and devices, and routes
+// outside the overlay.
 func relevant(e ctrl.Event) bool {
 	switch e.Kind {
 	case ctrl.LinkEvent, ctrl.AddrEvent:

@@ -12,7 +12,7 @@ import (
 	"weft/ctrl"
 )
 
-// watched is a run of an ifaceWatch in a synctest bubble, on an interface that the test sets.
+// watched is a running ifaceWatch in a synctest bubble. The test sets its interface.
 type watched struct {
 	mu   sync.Mutex
 	now  Iface
@@ -61,14 +61,14 @@ func watchIface(t *testing.T, first Iface) *watched {
 	return w
 }
 
-// set changes the interface and gives the sign that a kernel would give.
+// set changes the interface and notifies the watch, as a kernel would.
 func (w *watched) set(i Iface, err error) {
 	w.quietly(i, err)
 	w.poke()
 	after(ctrl.Debounce(0))
 }
 
-// quietly changes it without a sign.
+// quietly changes the interface without a notification.
 func (w *watched) quietly(i Iface, err error) {
 	w.mu.Lock()
 	w.now, w.err = i, err
@@ -133,9 +133,12 @@ const ifaceTestTimer = 10 * time.Second
 
 func TestRelevant(t *testing.T) {
 	for e, want := range map[ctrl.Event]bool{
-		{Kind: ctrl.LinkEvent, Dev: "eth0"}: true, {Kind: ctrl.LinkEvent, Dev: "flannel.1"}: false, {Kind: ctrl.AddrEvent, Dev: "eth0"}: true,
-		{Kind: ctrl.RouteEvent, Dev: "flannel.1", Dst: prefix("10.5.2.0/24")}: false, {Kind: ctrl.RouteEvent, Dev: "eth0", Dst: prefix("10.0.0.0/24")}: true,
-		{Kind: ctrl.RouteEvent, Dst: prefix("0.0.0.0/0")}: true, {Kind: ctrl.NeighEvent, Dev: "eth0", Permanent: true}: false,
+		{Kind: ctrl.LinkEvent, Dev: "eth0"}: true, {Kind: ctrl.LinkEvent, Dev: "flannel.1"}: false,
+		{Kind: ctrl.AddrEvent, Dev: "eth0"}:                                   true,
+		{Kind: ctrl.RouteEvent, Dev: "flannel.1", Dst: prefix("10.5.2.0/24")}: false,
+		{Kind: ctrl.RouteEvent, Dev: "eth0", Dst: prefix("10.0.0.0/24")}:      true,
+		{Kind: ctrl.RouteEvent, Dst: prefix("0.0.0.0/0")}:                     true,
+		{Kind: ctrl.NeighEvent, Dev: "eth0", Permanent: true}:                 false,
 	} {
 		if got := relevant(e); got != want {
 			t.Errorf("%+v: %v", e, got)
