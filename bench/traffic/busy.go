@@ -6,12 +6,12 @@ import (
 	"sync/atomic"
 )
 
-// busyPerCPU is how many threads want each CPU for themselves in a workload on busy CPUs: enough
-// that one which happens to wait leaves no CPU idle.
+// busyPerCPU is the number of busy threads per CPU: enough that no CPU is idle while one of them
+// waits.
 const busyPerCPU = 2
 
 // OccupyCPUs keeps all CPUs busy with threads that never yield, as other programs on a node do,
-// until stop is called. stop returns when they have ended.
+// until stop is called. stop returns after they have exited.
 func OccupyCPUs() (stop func()) {
 	var stopped atomic.Bool
 	var threads sync.WaitGroup

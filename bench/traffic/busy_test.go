@@ -12,7 +12,7 @@ import (
 func TestOccupyCPUs(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	RaiseGOMAXPROCS()
-	if free := runtime.GOMAXPROCS(0) - busyPerCPU*runtime.NumCPU(); free < mostThreads+runtime.NumCPU() {
+	if free := runtime.GOMAXPROCS(0) - busyPerCPU*runtime.NumCPU(); free < maxGenerators+runtime.NumCPU() {
 		t.Errorf("beside the busy threads %d more can run, want every generator and one for each CPU", free)
 	}
 	used := func() time.Duration {

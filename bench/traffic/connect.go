@@ -12,17 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Connected is what became of many connections.
-type Connected struct {
-	PerSecond float64 // that went through
-	// Resets counts those that were reset, or closed without an answer, with the warm-up. Of
-	// thousands a second from one address one is now and then, without a tunnel too.
+// ConnectResult is the result of [Connections].
+type ConnectResult struct {
+	PerSecond float64 // successful connections
+	// Resets counts connections that were reset or closed without an answer, including the warm-up.
+	// One in thousands from one address is normal, without a tunnel too.
 	Resets int64
 }
 
-// Connections opens TCP connections one after the other on so many workers for d: connect, one byte
-// there, one byte back, reset.
-func Connections(ctx context.Context, from, to End, workers int, d time.Duration) (Connected, error) {
+// Connections opens TCP connections for d, one after the other on each of the workers: connect, one
+// byte each way, reset.
+func Connections(ctx context.Context, from, to End, workers int, d time.Duration) (ConnectResult, error) {
 	c, err := runConnections(ctx, from, to, workers, d)
 	if err != nil {
 		return c, fmt.Errorf("connections from %s to %s: %w", from.NS.Name, to.NS.Name, err)
@@ -30,8 +30,8 @@ func Connections(ctx context.Context, from, to End, workers int, d time.Duration
 	return c, nil
 }
 
-func runConnections(ctx context.Context, from, to End, workers int, d time.Duration) (c Connected, err error) {
-	listener, at, err := to.bound(unix.SOCK_STREAM, 0)
+func runConnections(ctx context.Context, from, to End, workers int, d time.Duration) (c ConnectResult, err error) {
+	listener, at, err := to.bind(unix.SOCK_STREAM, 0)
 	if err != nil {
 		return c, err
 	}
@@ -41,7 +41,7 @@ func runConnections(ctx context.Context, from, to End, workers int, d time.Durat
 	}
 	var servers, clients sync.WaitGroup
 	for range workers {
-		servers.Go(func() { serveOne(listener) })
+		servers.Go(func() { serve(listener) })
 	}
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
@@ -53,30 +53,30 @@ func runConnections(ctx context.Context, from, to End, workers int, d time.Durat
 			}
 		})
 	}
-	before, after, elapsed, err := countDuring(ctx, many.made, lasting(d))
+	before, after, elapsed, err := countDuring(ctx, many.made, sleepFor(d))
 	many.over.Store(true)
 	clients.Wait()
-	hangUp(listener)
+	shutdown(listener)
 	servers.Wait()
 	made := after[0] - before[0]
 	switch {
 	case ctx.Err() != nil:
-		err = context.Cause(ctx) // also that of a client whose last connection failed after the count
+		err = context.Cause(ctx) // including a failure after the count
 	case err == nil && made == 0:
-		err = errors.New("not one went through")
+		err = errors.New("no connection succeeded")
 	}
-	return Connected{PerSecond: float64(made) / elapsed.Seconds(), Resets: many.resets.Load()}, err
+	return ConnectResult{PerSecond: float64(made) / elapsed.Seconds(), Resets: many.resets.Load()}, err
 }
 
-// connector makes connections, on several threads.
+// connector opens connections on several threads.
 type connector struct {
 	to     netip.AddrPort
-	over   atomic.Bool    // finish what is under way, and begin no other
-	made   []atomic.Int64 // one, as countDuring wants it
+	over   atomic.Bool    // finish the current connections and open no more
+	made   []atomic.Int64 // one element, for countDuring
 	resets atomic.Int64
 }
 
-// run makes connections one after the other in the calling thread's namespace.
+// run opens connections one after the other in the calling thread's namespace.
 func (c *connector) run(ctx context.Context) error {
 	family, peer := unix.AF_INET, Sockaddr(c.to)
 	if c.to.Addr().Is6() {
@@ -99,25 +99,25 @@ func (c *connector) run(ctx context.Context) error {
 	return nil
 }
 
-// connectOnce makes one connection, waits for an answer on it and resets it, which leaves no port
-// waiting. It closes fd.
+// connectOnce opens a connection, waits for an answer and resets the connection, which leaves no
+// port in TIME-WAIT. It closes fd.
 func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 	defer unix.Close(fd)
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return fmt.Errorf("set linger: %w", err)
 	}
-	if err := setNap(fd); err != nil {
+	if err := setIOTimeout(fd); err != nil {
 		return err
 	}
-	if err := patiently(ctx, func() error { return unix.Connect(fd, to) }); err != nil {
+	if err := retryBlocked(ctx, func() error { return unix.Connect(fd, to) }); err != nil {
 		return fmt.Errorf("connect: %w", err)
 	}
 	var b [1]byte
-	if err := patiently(ctx, func() error { _, err := unix.Write(fd, b[:]); return err }); err != nil {
+	if err := retryBlocked(ctx, func() error { _, err := unix.Write(fd, b[:]); return err }); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
 	n := 0
-	if err := patiently(ctx, func() (err error) { n, err = unix.Read(fd, b[:]); return err }); err != nil {
+	if err := retryBlocked(ctx, func() (err error) { n, err = unix.Read(fd, b[:]); return err }); err != nil {
 		return fmt.Errorf("receive: %w", err)
 	}
 	if n == 0 {
@@ -126,25 +126,25 @@ func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 	return nil
 }
 
-// patiently repeats a call whose socket naps (setNap) until it is done, for as long as a generator
-// is patient.
-func patiently(ctx context.Context, call func() error) error {
+// retryBlocked repeats a call on a socket with an I/O timeout until it completes, for stallTimeout
+// at most.
+func retryBlocked(ctx context.Context, call func() error) error {
 	for start := time.Now(); ; {
 		err := call()
 		switch {
-		// The latter two: the connection is still being made.
-		case !again(err) && !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EALREADY):
+		// EINPROGRESS and EALREADY: the connection is being established.
+		case !retryable(err) && !errors.Is(err, unix.EINPROGRESS) && !errors.Is(err, unix.EALREADY):
 			return err
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case time.Since(start) > stuckAfter:
+		case time.Since(start) > stallTimeout:
 			return unix.ETIMEDOUT
 		}
 	}
 }
 
-// serveOne answers one connection after the other until the listener is hung up.
-func serveOne(listener int) {
+// serve answers one connection after the other until the listener is shut down.
+func serve(listener int) {
 	var b [1]byte
 	for {
 		fd, _, err := unix.Accept4(listener, unix.SOCK_CLOEXEC)
@@ -154,9 +154,9 @@ func serveOne(listener int) {
 		if err != nil {
 			return
 		}
-		// What goes wrong here, the client sees. One that was reset while the server was not never
-		// sends its byte.
-		_ = setNap(fd)
+		// The client sees errors of this connection. The byte never arrives if only the client's
+		// end was reset.
+		_ = setIOTimeout(fd)
 		if n, err := readByte(fd, &b); err == nil && n == 1 {
 			_, _ = unix.Write(fd, b[:])
 		}
@@ -164,7 +164,7 @@ func serveOne(listener int) {
 	}
 }
 
-// readByte returns how many bytes it has read: none at the end of the connection.
+// readByte returns the number of bytes read: 0 at the end of the connection.
 func readByte(fd int, b *[1]byte) (n int, err error) {
 	for {
 		if n, err = unix.Read(fd, b[:]); !errors.Is(err, unix.EINTR) {

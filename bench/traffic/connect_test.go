@@ -16,7 +16,7 @@ import (
 func TestNetnsServerGivesUp(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	end := End{l.Nodes[0].NS, netip.MustParseAddr("127.0.0.1")}
-	listener, at, err := end.bound(unix.SOCK_STREAM, 0)
+	listener, at, err := end.bind(unix.SOCK_STREAM, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -27,7 +27,7 @@ func TestNetnsServerGivesUp(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		serveOne(listener)
+		serve(listener)
 	}()
 	client, err := end.socket(unix.SOCK_STREAM)
 	if err != nil {
@@ -41,7 +41,7 @@ func TestNetnsServerGivesUp(t *testing.T) {
 	if n, err := readByte(client, &b); n != 0 || err != nil {
 		t.Errorf("got %d bytes, %v; want the end", n, err)
 	}
-	hangUp(listener)
+	shutdown(listener)
 	<-done
 }
 
@@ -60,7 +60,7 @@ func TestNetnsConnectionsSayWhenNothingAnswers(t *testing.T) {
 	defer cancel()
 	begin := time.Now()
 	c, err := Connections(ctx, from, to, 2, time.Hour)
-	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took > stuckAfter-socketNap {
+	if took := time.Since(begin); !errors.Is(err, context.DeadlineExceeded) || took > stallTimeout-ioTimeout {
 		t.Errorf("%+v, %v after %v", c, err, took)
 	}
 }

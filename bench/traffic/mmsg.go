@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpBatch is how many datagrams one system call of the generators moves: more gained nothing in
-// trials on two cores, and longer bursts overrun queues that ordinary senders do not.
+// udpBatch is the number of datagrams per system call of the generators. Larger batches gained
+// nothing on two CPUs, and longer bursts overrun queues that ordinary senders do not.
 const udpBatch = 32
 
 // mmsghdr is struct mmsghdr of recvmmsg(2); the compiler pads it as C does.
@@ -25,7 +25,7 @@ type batch struct {
 	payloads [][]byte
 }
 
-// newBatch makes messages of the given payload size.
+// newBatch returns n messages of the given payload size.
 func newBatch(n, size int) *batch {
 	b := &batch{messages: make([]mmsghdr, n), iovecs: make([]unix.Iovec, n), payloads: make([][]byte, n)}
 	for i := range n {
@@ -38,8 +38,7 @@ func newBatch(n, size int) *batch {
 	return b
 }
 
-// setSource makes message i leave from another of the socket's namespace's IPv4 addresses
-// (IP_PKTINFO).
+// setSource sets the IPv4 source address of message i (IP_PKTINFO).
 func (b *batch) setSource(i int, source [4]byte) {
 	control := make([]byte, unix.CmsgSpace(unix.SizeofInet4Pktinfo))
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
@@ -51,7 +50,7 @@ func (b *batch) setSource(i int, source [4]byte) {
 	b.messages[i].header.SetControllen(len(control))
 }
 
-// setDestination makes message i go to an IPv4 address.
+// setDestination sets the IPv4 destination of message i.
 func (b *batch) setDestination(i int, to netip.AddrPort) {
 	raw := &unix.RawSockaddrInet4{Family: unix.AF_INET, Addr: to.Addr().As4()}
 	binary.BigEndian.PutUint16((*[2]byte)(unsafe.Pointer(&raw.Port))[:], to.Port())
@@ -59,16 +58,17 @@ func (b *batch) setDestination(i int, to netip.AddrPort) {
 	b.messages[i].header.Namelen = unix.SizeofSockaddrInet4
 }
 
-// send sends the first n messages and returns how many the kernel took.
+// send sends the first n messages and returns how many the kernel accepted.
 func (b *batch) send(fd, n int) (int, error) { return b.call(unix.SYS_SENDMMSG, fd, n, 0) }
 
-// receive waits for a message and returns as many as there are, up to the size of the batch.
+// receive waits for a message and returns the number received, at most the size of the batch.
 func (b *batch) receive(fd int) (int, error) {
 	return b.call(unix.SYS_RECVMMSG, fd, len(b.messages), unix.MSG_WAITFORONE)
 }
 
 func (b *batch) call(number uintptr, fd, n, flags int) (int, error) {
-	done, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&b.messages[0])), uintptr(n), uintptr(flags), 0, 0)
+	done, _, errno := unix.Syscall6(number, uintptr(fd), uintptr(unsafe.Pointer(&b.messages[0])),
+		uintptr(n), uintptr(flags), 0, 0)
 	if errno != 0 {
 		return 0, errno
 	}

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Latency is how long answers to single small datagrams took.
+// Latency is the result of round trips of single small datagrams.
 type Latency struct {
 	Samples        int
 	Lost           int
-	Requests       int // with the warm-up
+	Requests       int // including the warm-up
 	P50, P99, P999 time.Duration
 	Max            time.Duration
 }
@@ -25,26 +25,26 @@ type Latency struct {
 const (
 	// rttPayload is the size of a request and of its answer, in bytes.
 	rttPayload = 64
-	// rttPatience is when an answer counts as lost.
-	rttPatience = 200 * time.Millisecond
+	// rttTimeout is the time after which an answer counts as lost.
+	rttTimeout = 200 * time.Millisecond
 )
 
-// Packets is the number of requests and answers, as each request is answered.
+// Packets returns the number of packets of the requests and their answers.
 func (l Latency) Packets() float64 { return 2 * float64(l.Requests) }
 
-// RTT sends one datagram after the other, each after a pause that follows the answer to the one
-// before, for d. Without a pause this is what sockperf's ping-pong does, and what its --full-rtt
-// reports.
-func RTT(ctx context.Context, from, to End, between, d time.Duration) (Latency, error) {
-	l, err := runRTT(ctx, from, to, between, d)
+// RTT sends single datagrams for d and measures the time to each answer. After an answer it waits
+// for gap before the next request. Without a gap this is the ping-pong mode of sockperf, with the
+// times of its --full-rtt.
+func RTT(ctx context.Context, from, to End, gap, d time.Duration) (Latency, error) {
+	l, err := runRTT(ctx, from, to, gap, d)
 	if err != nil {
 		return l, fmt.Errorf("round trips from %s to %s: %w", from.NS.Name, to.NS.Name, err)
 	}
 	return l, nil
 }
 
-func runRTT(ctx context.Context, from, to End, between, d time.Duration) (Latency, error) {
-	server, at, err := to.bound(unix.SOCK_DGRAM, 0)
+func runRTT(ctx context.Context, from, to End, gap, d time.Duration) (Latency, error) {
+	server, at, err := to.bind(unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return Latency{}, err
 	}
@@ -57,38 +57,38 @@ func runRTT(ctx context.Context, from, to End, between, d time.Duration) (Latenc
 	if err := unix.Connect(client, Sockaddr(at)); err != nil {
 		return Latency{}, fmt.Errorf("connect to %s: %w", at, err)
 	}
-	if err := setNap(server); err != nil {
+	if err := setIOTimeout(server); err != nil {
 		return Latency{}, err
 	}
-	patience := unix.NsecToTimeval(int64(rttPatience))
-	if err := unix.SetsockoptTimeval(client, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &patience); err != nil {
+	timeout := unix.NsecToTimeval(int64(rttTimeout))
+	if err := unix.SetsockoptTimeval(client, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
 		return Latency{}, fmt.Errorf("set timeout: %w", err)
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { answerAll(server) })
-	samples, l, err := exchange(ctx, client, between, d)
-	hangUp(server)
+	wg.Go(func() { echo(server) })
+	samples, l, err := exchange(ctx, client, gap, d)
+	shutdown(server)
 	wg.Wait()
 	if err == nil && len(samples) == 0 {
-		err = fmt.Errorf("%d requests and no answer", l.Lost)
+		err = fmt.Errorf("no answer to %d requests", l.Lost)
 	}
 	l.summarize(samples)
 	return l, err
 }
 
-// exchange sends requests for d, with a pause before each, and times the answers. At least one
-// request counts, however late this thread is scheduled.
-func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []time.Duration, l Latency, err error) {
+// exchange sends requests for d, with a gap before each, and times the answers. At least one
+// request counts, even if this thread is scheduled late.
+func exchange(ctx context.Context, fd int, gap, d time.Duration) (samples []time.Duration, l Latency, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	message, answer := make([]byte, rttPayload), make([]byte, rttPayload)
-	// The first round trips find the way; they do not count.
+	// Round trips during the warm-up do not count.
 	warm := time.Now().Add(warmUp)
-	var end time.Time // d after the first one that counts
+	var end time.Time // d after the first request that counts
 	samples = make([]time.Duration, 0, 1<<16)
 	for number := uint64(1); ctx.Err() == nil; number++ {
-		if between > 0 {
-			pause(between)
+		if gap > 0 {
+			pause(gap)
 		}
 		start := time.Now()
 		counts := start.After(warm)
@@ -114,8 +114,8 @@ func exchange(ctx context.Context, fd int, between, d time.Duration) (samples []
 	return samples, l, ctx.Err()
 }
 
-// roundTrip returns 0 if the answer is lost. Answers to earlier requests, which counted as lost,
-// are passed over.
+// roundTrip sends a request and returns the time to its answer, 0 if the answer is lost. It ignores
+// late answers to earlier requests.
 func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, error) {
 	if _, err := RawWrite(fd, message); err != nil && !transient(err) {
 		return 0, fmt.Errorf("send: %w", err)
@@ -124,7 +124,7 @@ func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, 
 		n, err := RawRead(fd, answer)
 		took := time.Since(start)
 		switch {
-		case errors.Is(err, unix.EAGAIN), took > rttPatience:
+		case errors.Is(err, unix.EAGAIN), took > rttTimeout:
 			return 0, nil
 		case err != nil && !transient(err):
 			return 0, fmt.Errorf("receive: %w", err)
@@ -134,15 +134,15 @@ func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, 
 	}
 }
 
-// transient says whether a UDP socket works on after the error: a signal, a full queue, an ICMP
-// error about a datagram.
+// transient reports whether a UDP socket remains usable after the error: a signal, a full queue, or
+// an ICMP error.
 func transient(err error) bool {
 	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ECONNREFUSED) ||
 		errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }
 
-// answerAll sends every datagram of the first client back, until the socket is hung up.
-func answerAll(fd int) {
+// echo returns every datagram of the first client until the socket is shut down.
+func echo(fd int) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	b := make([]byte, rttPayload)
@@ -154,20 +154,20 @@ func answerAll(fd int) {
 		if known {
 			n, err = RawRead(fd, b)
 		} else if n, client, err = unix.Recvfrom(fd, b, 0); err == nil && n > 0 {
-			known = unix.Connect(fd, client) == nil // and then its datagrams are all that is read
+			known = unix.Connect(fd, client) == nil // only datagrams of this client are read from now on
 		}
 		switch {
-		case again(err), err != nil && transient(err):
+		case retryable(err), err != nil && transient(err):
 		case err != nil, n == 0:
 			return
 		default:
-			// The client notices what is missing.
+			// The client counts lost answers.
 			_, _ = RawWrite(fd, b[:n])
 		}
 	}
 }
 
-// summarize fills in what the samples say, and sorts them.
+// summarize sorts the samples and sets the quantiles.
 func (l *Latency) summarize(samples []time.Duration) {
 	l.Samples = len(samples)
 	if len(samples) == 0 {

@@ -7,40 +7,38 @@ import (
 )
 
 const (
-	// lossAllowed is the part of the packets that may be missing at a rate that counts as carried.
-	lossAllowed = 0.001
-	// searchPrecision ends the search: the carried and the refused rate differ by no more than this
-	// part.
+	// maxLoss is the ratio of lost packets up to which a rate counts as carried.
+	maxLoss = 0.001
+	// searchPrecision ends the search: the relative difference of the carried and the lossy rate.
 	searchPrecision = 0.05
-	// searchProbes bounds it on a network that behaves differently each time. A start that is wrong
-	// by a factor of 100 takes up to 28: seven rates, each tried twice, until one is carried and
-	// one refused, and as many in between.
+	// searchProbes limits the search on a network that behaves differently each time. A start that
+	// is wrong by a factor of 100 takes up to 28: seven rates, each tried twice, until one is
+	// carried and one is lossy, and as many in between.
 	searchProbes = 32
-	// lowestRate ends it on a network that always loses, in packets per second.
-	lowestRate = 1
-	// offeredEnough is the part of a rate that the sender must reach for the network to be what
-	// limits it.
-	offeredEnough = 0.97
+	// minRate ends the search on a network that always loses packets, in packets per second.
+	minRate = 1
+	// minOffered is the ratio of a rate that the sender must reach; otherwise the sender is the
+	// limit.
+	minOffered = 0.97
 )
 
-// MaxRate is the highest rate that a network carries with next to no loss.
+// MaxRate is the highest rate that a network carries almost without loss.
 type MaxRate struct {
 	UDPResult
-	// GeneratorBound says that the sender could not offer more: the network may carry more than
-	// this.
+	// GeneratorBound is true if the sender could not offer more: the network may carry a higher
+	// rate.
 	GeneratorBound bool
 	Probes         int
-	// ReceiverFull counts packets that reached the receiving socket and found it full, in all tries
-	// of a rate: if there are many, the receiver was the limit, not the network.
+	// ReceiverFull counts packets dropped at the full receiving socket in all probes. Many of them
+	// mean that the receiver was the limit, not the network.
 	ReceiverFull uint64
-	// FloodRate is what arrived per second of as much as the sender could send, the figure that
-	// other benchmarks give.
+	// FloodRate is the received packets per second when the sender sends as fast as possible, as
+	// other benchmarks do.
 	FloodRate float64
 }
 
-// HighestRate searches for the highest rate at which less than 0.1 % of the packets are lost; each
-// probe lasts d. A rate is refused only when two probes in a row lose too many: on a busy machine
-// one of them may be bad luck.
+// HighestRate searches for the highest rate with a loss of less than 0.1 %; each probe lasts d. A
+// rate is lossy only if two consecutive probes are: on a busy machine, one may be bad luck.
 func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duration) (MaxRate, error) {
 	load.Duration = d
 	return Search(0, func(rate float64) (UDPResult, error) {
@@ -49,21 +47,21 @@ func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duratio
 	})
 }
 
-// search finds the rate by means of probe, which offers a rate, 0 meaning a flood. It starts near a
-// rate that is known to be about right, or, if that is 0, with a flood. Every further step in one
-// direction is twice as long as the one before (in the logarithm), so that a start that is wrong by
-// far costs little more than a good one.
-func Search(near float64, probe func(rate float64) (UDPResult, error)) (MaxRate, error) {
+// Search finds the highest rate by means of probe, which offers a rate; 0 means a flood. It starts
+// at a rate that is roughly known, or with a flood if start is 0. Each further step in one
+// direction is twice as long (in the logarithm), so that a start that is far off costs little more
+// than a good one.
+func Search(start float64, probe func(rate float64) (UDPResult, error)) (MaxRate, error) {
 	var best MaxRate
-	rate, step := near, 1.1
-	if near == 0 {
+	rate, step := start, 1.1
+	if start == 0 {
 		if err := best.flood(probe); err != nil || best.GeneratorBound {
 			return best, err
 		}
 		rate, step = best.FloodRate, 1.3
 	}
-	low, high := 0.0, 0.0 // carried and refused rates; 0: none yet
-	for best.Probes < searchProbes && rate >= lowestRate {
+	low, high := 0.0, 0.0 // highest carried and lowest lossy rate; 0 means none yet
+	for best.Probes < searchProbes && rate >= minRate {
 		ok, err := best.try(probe, rate)
 		if err != nil || best.GeneratorBound {
 			return best, err
@@ -87,14 +85,14 @@ func Search(near float64, probe func(rate float64) (UDPResult, error)) (MaxRate,
 	return best, nil
 }
 
-// flood sends what the sender can: twice if next to nothing is lost, before it says that the sender
-// is the limit.
+// flood sends as fast as possible. The sender is the limit if two probes in a row are almost
+// without loss.
 func (c *MaxRate) flood(probe func(float64) (UDPResult, error)) error {
 	for range 2 {
 		r, err := probe(0)
 		c.Probes++
 		c.FloodRate = max(c.FloodRate, r.ReceivedRate)
-		if err != nil || !c.keep(r) {
+		if err != nil || !c.accept(r) {
 			return err
 		}
 	}
@@ -102,9 +100,9 @@ func (c *MaxRate) flood(probe func(float64) (UDPResult, error)) error {
 	return nil
 }
 
-// try offers one rate and says whether it is carried. It has a second try if the first one is
-// lossy, or if the sender falls short of the rate although next to nothing is lost: only one who
-// does so twice is the limit.
+// try offers one rate and reports whether it is carried. It tries twice if the first probe is
+// lossy, or if the sender is slower than the rate without loss: a sender that is slower twice is
+// the limit.
 func (c *MaxRate) try(probe func(float64) (UDPResult, error), rate float64) (ok bool, err error) {
 	short := 0
 	for range 2 {
@@ -114,10 +112,10 @@ func (c *MaxRate) try(probe func(float64) (UDPResult, error), rate float64) (ok 
 		if err != nil {
 			return false, err
 		}
-		if !c.keep(r) {
+		if !c.accept(r) {
 			continue
 		}
-		if r.SentRate >= rate*offeredEnough {
+		if r.SentRate >= rate*minOffered {
 			return true, nil
 		}
 		short++
@@ -126,10 +124,10 @@ func (c *MaxRate) try(probe func(float64) (UDPResult, error), rate float64) (ok 
 	return false, nil
 }
 
-// keep says whether next to nothing of a probe was lost, and keeps its result if no higher rate was
-// carried yet.
-func (c *MaxRate) keep(r UDPResult) bool {
-	if r.Received == 0 || r.Loss() >= lossAllowed {
+// accept reports whether a probe was almost without loss, and keeps its result if no higher rate
+// was carried yet.
+func (c *MaxRate) accept(r UDPResult) bool {
+	if r.Received == 0 || r.Loss() >= maxLoss {
 		return false
 	}
 	if r.SentRate > c.SentRate {

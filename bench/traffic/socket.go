@@ -13,18 +13,18 @@ import (
 	"weft/deploy/lab"
 )
 
-// End is one end of a flow: a network namespace and the address that it has there.
+// End is one end of a flow: a network namespace and its address there.
 type End struct {
 	NS   *lab.NS
 	Addr netip.Addr
 }
 
-// PodEnd is a pod as the end of an IPv4 flow.
+// PodEnd returns a pod as the end of an IPv4 flow.
 func PodEnd(p *lab.Pod) End { return End{p.NS, p.Addr} }
 
-// socketBuffer is what the generators ask for at both ends, in bytes. A receiver that is scheduled
-// late must not count as loss of the network: this holds 100 ms of 200,000 small packets a second
-// (about 1 KiB of memory each).
+// socketBuffer is the size that the generators request for the buffers at both ends, in bytes. A
+// receiver that is scheduled late must not look like loss in the network: this holds 100 ms of
+// 200,000 small packets per second (about 1 KiB of memory each).
 const socketBuffer = 32 << 20
 
 // socket opens a blocking socket in the end's namespace, for the family of its address.
@@ -44,7 +44,7 @@ func (e End) socket(kind int) (fd int, err error) {
 }
 
 // bound opens a blocking socket at the end's address, on a free port if port is 0.
-func (e End) bound(kind int, port uint16) (fd int, at netip.AddrPort, err error) {
+func (e End) bind(kind int, port uint16) (fd int, at netip.AddrPort, err error) {
 	if fd, err = e.socket(kind); err != nil {
 		return 0, at, err
 	}
@@ -58,8 +58,8 @@ func (e End) bound(kind int, port uint16) (fd int, at netip.AddrPort, err error)
 	return fd, at, nil
 }
 
-// RaiseBuffers raises a socket's buffers as far as we may: without limit where the namespace is
-// ours, else up to the host's net.core limits.
+// RaiseBuffers raises a socket's buffers as far as permitted: without limit with CAP_NET_ADMIN in
+// the namespace, else up to the host's net.core limits.
 func RaiseBuffers(fd int) error {
 	for _, o := range []struct{ force, plain int }{
 		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF},
@@ -86,7 +86,7 @@ func localAddr(fd int) (netip.AddrPort, error) {
 	case *unix.SockaddrInet6:
 		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), uint16(sa.Port)), nil
 	default:
-		return netip.AddrPort{}, fmt.Errorf("socket of an unknown family: %T", sa)
+		return netip.AddrPort{}, fmt.Errorf("unknown socket address %T", sa)
 	}
 }
 
@@ -98,35 +98,35 @@ func Sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.Addr().As16(), Port: int(a.Port())}
 }
 
-// mostThreads is how many generators may wait in the kernel at a time without Go's scheduler
-// knowing: two ends of sixteen streams.
-const mostThreads = 2 * 16
+// maxGenerators is the number of generator threads that may block in the kernel at the same time,
+// unknown to Go's scheduler: both ends of sixteen streams.
+const maxGenerators = 2 * 16
 
-// RaiseGOMAXPROCS has the kernel alone deal out the CPUs, as it would between processes: a
-// generator that comes back from a system call, or is beside threads that keep the CPUs busy, never
+// RaiseGOMAXPROCS raises GOMAXPROCS so that only the kernel schedules the generators, as if they
+// were processes. A generator that returns from a system call, or runs beside busy threads, never
 // waits for Go's scheduler.
 func RaiseGOMAXPROCS() {
-	runtime.GOMAXPROCS((1+busyPerCPU)*runtime.NumCPU() + mostThreads)
+	runtime.GOMAXPROCS((1+busyPerCPU)*runtime.NumCPU() + maxGenerators)
 }
 
-// socketNap is how long a read or write of the generators blocks at most before it looks again. A
-// socket with a time limit is one whose calls a signal interrupts (net/core/sock.c,
-// sock_intr_errno), and by signals Go's runtime stops threads for the garbage collector.
-const socketNap = time.Second
+// ioTimeout is the longest time that a read or write of the generators blocks. Signals interrupt
+// the calls of a socket with a timeout (net/core/sock.c, sock_intr_errno), and Go's runtime stops
+// threads for the garbage collector by signals.
+const ioTimeout = time.Second
 
-// setNap bounds the socket's reads and writes by socketNap: EAGAIN then.
-func setNap(fd int) error {
-	nap := unix.NsecToTimeval(int64(socketNap))
+// setIOTimeout sets ioTimeout for reads and writes, which then fail with EAGAIN.
+func setIOTimeout(fd int) error {
+	timeout := unix.NsecToTimeval(int64(ioTimeout))
 	for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
-		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &nap); err != nil {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &timeout); err != nil {
 			return fmt.Errorf("set timeout: %w", err)
 		}
 	}
 	return nil
 }
 
-// again says whether a read or write with a time limit is to be repeated.
-func again(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) }
+// retryable reports whether a read or write with a timeout must be repeated.
+func retryable(err error) bool { return errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) }
 
 // RawRead is read(2), invisible to Go's scheduler. Otherwise the scheduler's monitor thread looks
 // after every call that blocks for 20 us, which costs up to 7 % of two CPUs that no generator
@@ -145,12 +145,11 @@ func rawIO(number uintptr, fd int, b []byte) (int, error) {
 	return int(n), nil
 }
 
-// hangUp wakes whoever is blocked on the socket, for good. It may be unconnected, which shutdown
-// reports after waking.
-func hangUp(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
+// shutdown wakes all threads that block on the socket, for good. An unconnected socket returns an
+// error after waking them.
+func shutdown(fd int) { _ = unix.Shutdown(fd, unix.SHUT_RDWR) }
 
-// closeAll closes descriptors; closing a socket that was used for reading only cannot lose
-// anything.
+// closeAll closes descriptors. Errors are ignored: no data can be lost here.
 func closeAll(fds []int) {
 	for _, fd := range fds {
 		_ = unix.Close(fd)

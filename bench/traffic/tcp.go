@@ -14,29 +14,28 @@ import (
 )
 
 const (
-	// tcpBlock is what one read or write moves at most, in bytes: as iperf3's default.
+	// tcpBlock is the size of a read or write in bytes, the default of iperf3.
 	tcpBlock = 128 << 10
-	// tcpWarmUp leaves slow start and the growth of the buffers behind, hundreds of round trips.
+	// tcpWarmUp is longer than slow start and the growth of the buffers: hundreds of round trips.
 	tcpWarmUp = 200 * time.Millisecond
 )
 
-// Throughput is what some TCP streams moved together.
+// Throughput is the result of some TCP streams together.
 type Throughput struct {
 	BitsPerSecond float64
-	Bytes         int64 // that arrived in all, with the warm-up
+	Bytes         int64 // received, including the warm-up
 	Retransmits   uint64
-	// Slowest is the bits per second of the slowest stream.
+	// Slowest is the rate of the slowest stream in bits per second.
 	Slowest float64
 }
 
-// TCP sends from one end to the other on so many streams at once, and counts what arrives for d,
-// after a warm-up.
+// TCP sends on the given number of streams and counts the bytes received within d, after a warm-up.
 func TCP(ctx context.Context, from, to End, streams int, d time.Duration) (Throughput, error) {
-	return TCPDuring(ctx, from, to, streams, lasting(d))
+	return TCPDuring(ctx, from, to, streams, sleepFor(d))
 }
 
-// TCPDuring is TCP that counts for as long as work takes: the streams are warm before it begins and
-// pour until it ends.
+// TCPDuring is like [TCP], but counts while work runs. The streams are warmed up before work
+// starts.
 func TCPDuring(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
 	r, err := runTCP(ctx, from, to, streams, work)
 	if err != nil {
@@ -56,8 +55,8 @@ func runTCP(ctx context.Context, from, to End, streams int, work func(context.Co
 	defer fail(nil)
 	received := make([]atomic.Int64, streams)
 	for i := range streams {
-		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", pour(senders[i]))) })
-		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", drain(receivers[i], &received[i]))) })
+		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", sendLoop(senders[i]))) })
+		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", receiveLoop(receivers[i], &received[i]))) })
 	}
 	before, after, elapsed, err := countDuring(ctx, received, work)
 	result := Throughput{}
@@ -69,7 +68,7 @@ func runTCP(ctx context.Context, from, to End, streams int, work func(context.Co
 		}
 	}
 	for _, fd := range append(senders, receivers...) {
-		hangUp(fd)
+		shutdown(fd)
 	}
 	wg.Wait()
 	for i := range streams {
@@ -83,23 +82,23 @@ func runTCP(ctx context.Context, from, to End, streams int, work func(context.Co
 	return result, err
 }
 
-// countDuring reads the counters before and after work, which begins after a warm-up. When ctx
-// ends, its cause is the error.
+// countDuring reads the counters before and after work, which starts after a warm-up. If ctx is
+// done, it returns the cause.
 func countDuring(ctx context.Context, counters []atomic.Int64, work func(context.Context) error) (before, after []int64, elapsed time.Duration, err error) {
-	err = lasting(tcpWarmUp)(ctx)
-	before = readAll(counters)
+	err = sleepFor(tcpWarmUp)(ctx)
+	before = loadAll(counters)
 	start := time.Now()
 	if err == nil {
 		err = work(ctx)
 	}
-	elapsed, after = time.Since(start), readAll(counters)
+	elapsed, after = time.Since(start), loadAll(counters)
 	if ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
 	return before, after, elapsed, err
 }
 
-func readAll(counters []atomic.Int64) []int64 {
+func loadAll(counters []atomic.Int64) []int64 {
 	values := make([]int64, len(counters))
 	for i := range counters {
 		values[i] = counters[i].Load()
@@ -107,8 +106,8 @@ func readAll(counters []atomic.Int64) []int64 {
 	return values
 }
 
-// lasting is work that lets d pass.
-func lasting(d time.Duration) func(context.Context) error {
+// sleepFor returns work that waits for d.
+func sleepFor(d time.Duration) func(context.Context) error {
 	return func(ctx context.Context) error {
 		timer := time.NewTimer(d)
 		defer timer.Stop()
@@ -121,10 +120,10 @@ func lasting(d time.Duration) func(context.Context) error {
 	}
 }
 
-// connectPairs makes n connections and returns the two ends of each, also of those made before an
-// error.
+// connectPairs opens n connections and returns both ends of each. After an error it returns those
+// opened before.
 func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
-	listener, at, err := to.bound(unix.SOCK_STREAM, 0)
+	listener, at, err := to.bind(unix.SOCK_STREAM, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -138,8 +137,8 @@ func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
 			return dialed, accepted, err
 		}
 		dialed = append(dialed, fd)
-		// Bounds the connect as well as a send that nobody acknowledges.
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stuckAfter.Milliseconds())); err != nil {
+		// Limits the connect and the time that sent data stays unacknowledged.
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stallTimeout.Milliseconds())); err != nil {
 			return dialed, accepted, fmt.Errorf("set timeout: %w", err)
 		}
 		if err := unix.Connect(fd, Sockaddr(at)); err != nil {
@@ -150,37 +149,37 @@ func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
 			return dialed, accepted, fmt.Errorf("accept: %w", err)
 		}
 		accepted = append(accepted, peer)
-		if err := errors.Join(setNap(fd), setNap(peer)); err != nil {
+		if err := errors.Join(setIOTimeout(fd), setIOTimeout(peer)); err != nil {
 			return dialed, accepted, err
 		}
 	}
 	return dialed, accepted, nil
 }
 
-// stuckAfter is when a generator gives up on a network that carries nothing.
-const stuckAfter = 5 * time.Second
+// stallTimeout is the time without progress after which a generator gives up.
+const stallTimeout = 5 * time.Second
 
-// pour writes until the socket is hung up.
-func pour(fd int) error {
+// sendLoop writes until the socket is shut down.
+func sendLoop(fd int) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	block := make([]byte, tcpBlock)
 	for {
 		_, err := RawWrite(fd, block)
-		if err != nil && !again(err) {
+		if err != nil && !retryable(err) {
 			return fmt.Errorf("send: %w", err)
 		}
 	}
 }
 
-// drain reads until the socket is hung up.
-func drain(fd int, received *atomic.Int64) error {
+// receiveLoop reads until the socket is shut down.
+func receiveLoop(fd int, received *atomic.Int64) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	block := make([]byte, tcpBlock)
 	for {
 		n, err := RawRead(fd, block)
-		if again(err) {
+		if retryable(err) {
 			continue
 		}
 		if err == nil && n == 0 {

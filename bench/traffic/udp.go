@@ -14,27 +14,27 @@ import (
 
 // UDPLoad is a stream of datagrams from one end to the other.
 type UDPLoad struct {
-	Size  int // of the payload, in bytes: 16 or more
-	Flows int // with different source addresses or ports; at most maxFlows
-	Run   int // packets of one flow in a row, before the next flow's turn; 0 is 1
-	// Rate is the packets per second to offer; 0 offers what the sender can.
+	Size  int // bytes of payload, at least 16
+	Flows int // with different source addresses or ports, at most maxFlows
+	Run   int // packets of one flow sent before the next flow; 0 means 1
+	// Rate is the offered packets per second; 0 means as many as possible (a flood).
 	Rate     float64
 	Duration time.Duration
 }
 
-// UDPResult is what became of a load.
+// UDPResult is the result of a load.
 type UDPResult struct {
 	Sent, Received uint64
-	Arrived        uint64  // with the warm-up
+	Arrived        uint64  // received, including the warm-up
 	SentRate       float64 // packets per second
 	ReceivedRate   float64 // packets per second
-	Reordered      uint64  // packets that came after a later one of their flow
-	// Overflowed counts packets that reached the receiving socket and found it full: the receiver's
-	// fault, not the network's. It includes the warm-up.
+	Reordered      uint64  // packets that arrived after a later one of their flow
+	// Overflowed counts packets dropped at the full receiving socket, by the receiver and not by
+	// the network. It includes the warm-up.
 	Overflowed uint64
 }
 
-// Loss is the part of the packets that did not arrive, 0 to 1.
+// Loss returns the ratio of lost packets, from 0 to 1.
 func (r UDPResult) Loss() float64 {
 	if r.Sent == 0 || r.Received >= r.Sent {
 		return 0
@@ -43,27 +43,27 @@ func (r UDPResult) Loss() float64 {
 }
 
 const (
-	// Flows differ in the source address, of which a pod lends itself a quarter of its /24, and
-	// then in the socket.
+	// Flows differ in the source address, of which a pod adds a quarter of its /24, and then in the
+	// socket.
 	sourcesPerSocket = 64
 	maxFlows         = 16 * sourcesPerSocket
 
-	// What a payload starts with: whether it counts (after the warm-up), its flow, its number in
-	// the flow.
+	// The payload starts with a byte that is 1 after the warm-up, the flow, and the sequence number
+	// in the flow.
 	flowOffset, numberOffset, udpHeaderBytes = 4, 8, 16
 
-	// warmUp teaches neighbour tables and caches the way, and wakes the CPUs.
+	// warmUp fills neighbour tables and caches, and wakes the CPUs.
 	warmUp = 100 * time.Millisecond
-	// quietAfter is how long nothing must arrive before the rest counts as lost: longer than any
-	// queue here holds.
-	quietAfter = 150 * time.Millisecond
+	// idleAfter is the time without arrivals after which missing packets count as lost. No queue
+	// here holds packets longer.
+	idleAfter = 150 * time.Millisecond
 
-	// paceStep is the shortest sleep between two bursts: shorter ones cost the CPU time that is to
-	// be measured.
-	paceStep = 50 * time.Microsecond
+	// minPause is the shortest sleep between two bursts: shorter ones use CPU time that is being
+	// measured.
+	minPause = 50 * time.Microsecond
 )
 
-// UDP offers the load for a short warm-up and then for its duration, and counts what arrives of the
+// UDP offers the load for a short warm-up and then for its duration, and counts the packets of the
 // latter.
 func UDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
 	r, err := runUDP(ctx, from, []End{to}, load)
@@ -73,7 +73,7 @@ func UDP(ctx context.Context, from, to End, load UDPLoad) (UDPResult, error) {
 	return r, nil
 }
 
-// Fan is UDP to many ends in turn, one flow to each.
+// Fan is like [UDP], but sends to many ends in turn, one flow to each.
 func Fan(ctx context.Context, from End, to []End, load UDPLoad) (UDPResult, error) {
 	load.Flows = len(to)
 	r, err := runUDP(ctx, from, to, load)
@@ -85,7 +85,8 @@ func Fan(ctx context.Context, from End, to []End, load UDPLoad) (UDPResult, erro
 
 func runUDP(ctx context.Context, from End, to []End, load UDPLoad) (result UDPResult, err error) {
 	if load.Size < udpHeaderBytes || load.Flows < 1 || load.Flows > maxFlows {
-		return result, fmt.Errorf("%d bytes on %d flows: want %d bytes or more on 1 to %d flows", load.Size, load.Flows, udpHeaderBytes, maxFlows)
+		return result, fmt.Errorf("%d bytes on %d flows: want at least %d bytes on 1 to %d flows",
+			load.Size, load.Flows, udpHeaderBytes, maxFlows)
 	}
 	sinks := &udpSinks{}
 	defer sinks.close()
@@ -101,21 +102,21 @@ func runUDP(ctx context.Context, from End, to []End, load UDPLoad) (result UDPRe
 	defer closeAll(sender.sockets)
 	sinks.start()
 	err = sender.run(ctx)
-	sinks.awaitQuiet(sender.sent)
+	sinks.awaitIdle(sender.sent)
 	result, serr := sinks.stop(sender.elapsed)
 	result.Sent, result.SentRate = sender.sent, float64(sender.sent)/sender.elapsed.Seconds()
 	return result, errors.Join(err, serr)
 }
 
-// udpSender offers a load. Each of its sockets has its own messages, one after the other of
-// different flows.
+// udpSender offers a load. Each of its sockets has its own batch of messages, of several flows in
+// turn.
 type udpSender struct {
-	load    UDPLoad
-	sockets []int
-	batches []*batch
-	numbers []uint64 // of the next packet, by flow
-	turn    int      // socket whose turn it is
-	offset  []int    // next message of each socket's batch
+	load        UDPLoad
+	sockets     []int
+	batches     []*batch
+	numbers     []uint64 // next sequence number, by flow
+	nextSocket  int
+	nextMessage []int // by socket
 
 	sent    uint64
 	elapsed time.Duration
@@ -126,7 +127,7 @@ func newUDPSender(from End, to []netip.AddrPort, load UDPLoad) (*udpSender, erro
 	if len(to) > 1 {
 		return s, s.addFan(from, to)
 	}
-	sources, err := lendSources(from, load.Flows)
+	sources, err := addSources(from, load.Flows)
 	if err != nil {
 		return nil, err
 	}
@@ -137,7 +138,7 @@ func newUDPSender(from End, to []netip.AddrPort, load UDPLoad) (*udpSender, erro
 			return nil, err
 		}
 	}
-	s.offset = make([]int, len(s.sockets))
+	s.nextMessage = make([]int, len(s.sockets))
 	return s, nil
 }
 
@@ -162,13 +163,13 @@ func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sou
 	return nil
 }
 
-// addFan opens a socket that sends to every address in turn.
+// addFan opens one socket that sends to every address in turn.
 func (s *udpSender) addFan(from End, to []netip.AddrPort) error {
 	fd, err := from.socket(unix.SOCK_DGRAM)
 	if err != nil {
 		return err
 	}
-	s.sockets, s.offset = append(s.sockets, fd), []int{0}
+	s.sockets, s.nextMessage = append(s.sockets, fd), []int{0}
 	if err := RaiseBuffers(fd); err != nil {
 		return err
 	}
@@ -179,11 +180,11 @@ func (s *udpSender) addFan(from End, to []netip.AddrPort) error {
 	return nil
 }
 
-// flowOf returns which of a socket's flows its i-th message is of.
+// flowOf returns the index of the flow of a socket's i-th message.
 func (s *udpSender) flowOf(i, flows int) int { return i / max(s.load.Run, 1) % flows }
 
-// addBatch makes the messages of a socket for flows from first on: a run of each, so that every
-// burst takes up where the last one ended, and more turns until a burst can be whole.
+// addBatch adds the messages of a socket for the flows from first on. It holds whole turns of all
+// flows, so that a burst continues where the last one ended, and at least udpBatch messages.
 func (s *udpSender) addBatch(first, flows int) *batch {
 	turn := flows * max(s.load.Run, 1)
 	n := turn
@@ -198,17 +199,18 @@ func (s *udpSender) addBatch(first, flows int) *batch {
 	return b
 }
 
-// firstSource is the last byte of the first lent address: past the few pods of a node, short of the
+// firstSource is the last byte of the first added address: above the few pods of a node, below the
 // broadcast address.
 const firstSource = 128
 
-// lendSources makes addresses of the pod's /24 local to it, if more than one flow is wanted.
-func lendSources(from End, flows int) ([]netip.Addr, error) {
+// addSources makes a part of the pod's /24 local to it and returns the addresses; for one flow it
+// returns nil.
+func addSources(from End, flows int) ([]netip.Addr, error) {
 	if flows == 1 {
 		return nil, nil
 	}
 	if !from.Addr.Is4() {
-		return nil, errors.New("several flows need IPv4 ends")
+		return nil, errors.New("several flows need IPv4 addresses")
 	}
 	base := from.Addr.As4()
 	base[3] = firstSource
@@ -223,7 +225,8 @@ func lendSources(from End, flows int) ([]netip.Addr, error) {
 	return sources, nil
 }
 
-// run sends the warm-up and then the load, on a thread whose sleeps are as short as asked for.
+// run sends the warm-up and then the load, on a thread with a timer slack of 1 ns so that its
+// sleeps are exact.
 func (s *udpSender) run(ctx context.Context) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -239,8 +242,8 @@ func (s *udpSender) run(ctx context.Context) error {
 	return err
 }
 
-// phase sends at the load's rate for d. Only packets of the counted phase are in the result.
-func (s *udpSender) phase(ctx context.Context, d time.Duration, counts bool) error {
+// phase sends at the load's rate for d. Only packets of a counted phase are in the result.
+func (s *udpSender) phase(ctx context.Context, d time.Duration, counted bool) error {
 	start, sent := time.Now(), 0
 	for {
 		elapsed := time.Since(start)
@@ -251,33 +254,33 @@ func (s *udpSender) phase(ctx context.Context, d time.Duration, counts bool) err
 		if s.load.Rate > 0 {
 			due := int(s.load.Rate*elapsed.Seconds()) + 1 - sent
 			if due < 1 {
-				pause(max(paceStep, time.Duration(float64(time.Second)/s.load.Rate)))
+				pause(max(minPause, time.Duration(float64(time.Second)/s.load.Rate)))
 				continue
 			}
 			n = min(n, due)
 		}
-		done, err := s.burst(n, counts)
+		done, err := s.burst(n, counted)
 		if err != nil {
 			return err
 		}
 		sent += done
-		if counts {
+		if counted {
 			s.sent += uint64(done)
 		}
 	}
 }
 
 // burst sends up to n packets on the next socket.
-func (s *udpSender) burst(n int, counts bool) (int, error) {
-	b, fd := s.batches[s.turn], s.sockets[s.turn]
-	first := s.offset[s.turn]
+func (s *udpSender) burst(n int, counted bool) (int, error) {
+	b, fd := s.batches[s.nextSocket], s.sockets[s.nextSocket]
+	first := s.nextMessage[s.nextSocket]
 	n = min(n, len(b.messages)-first)
 	for _, p := range b.payloads[first : first+n] {
 		flow := binary.BigEndian.Uint32(p[flowOffset:])
 		binary.BigEndian.PutUint64(p[numberOffset:], s.numbers[flow])
 		s.numbers[flow]++
 		p[0] = 0
-		if counts {
+		if counted {
 			p[0] = 1
 		}
 	}
@@ -289,21 +292,21 @@ func (s *udpSender) burst(n int, counts bool) (int, error) {
 		case err == nil:
 			done += k
 			rest.messages = rest.messages[k:]
-		// A full queue somewhere below; an ICMP error about an earlier packet.
+		// A signal, a full queue of a device, an ICMP error for an earlier packet.
 		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ECONNREFUSED):
 		default:
 			return done, fmt.Errorf("send: %w", err)
 		}
 	}
-	s.offset[s.turn] = (first + n) % len(b.messages)
-	s.turn = (s.turn + 1) % len(s.sockets)
+	s.nextMessage[s.nextSocket] = (first + n) % len(b.messages)
+	s.nextSocket = (s.nextSocket + 1) % len(s.sockets)
 	return done, nil
 }
 
-// pause sleeps more exactly than time.Sleep, which rounds to a millisecond when the process is
-// idle.
+// pause sleeps for d, more exactly than time.Sleep, which rounds to a millisecond in an idle
+// process.
 func pause(d time.Duration) {
 	ts := unix.NsecToTimespec(int64(d))
-	// Interrupted early is early; the pace is computed from the clock.
+	// An interrupted sleep does no harm: the pace is computed from the clock.
 	_ = unix.Nanosleep(&ts, nil)
 }

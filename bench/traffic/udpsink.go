@@ -12,10 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpReceiver counts what arrives on one socket.
+// udpReceiver counts the packets of one socket.
 type udpReceiver struct {
 	fd   int
-	next []uint64 // number after the highest one seen, by flow
+	next []uint64 // highest sequence number seen plus one, by flow
 
 	mu          sync.Mutex
 	received    uint64
@@ -25,15 +25,15 @@ type udpReceiver struct {
 	err         error
 }
 
-// run receives until the socket is hung up.
+// run receives until the socket is shut down.
 func (r *udpReceiver) run() {
-	b := newBatch(udpBatch, udpHeaderBytes) // the rest of the payload may be cut off
+	b := newBatch(udpBatch, udpHeaderBytes) // the rest of the payload is truncated
 	for {
 		n, err := b.receive(r.fd)
 		if errors.Is(err, unix.EINTR) {
 			continue
 		}
-		// A socket that was hung up receives messages of no bytes.
+		// A socket that was shut down receives empty messages.
 		if err != nil || b.messages[0].length == 0 {
 			r.mu.Lock()
 			r.err = err
@@ -44,7 +44,7 @@ func (r *udpReceiver) run() {
 	}
 }
 
-// count takes one batch into account.
+// count counts the first n messages of a batch.
 func (r *udpReceiver) count(b *batch, n int) {
 	now := time.Now()
 	r.mu.Lock()
@@ -53,7 +53,7 @@ func (r *udpReceiver) count(b *batch, n int) {
 		p := b.payloads[i]
 		flow, number := binary.BigEndian.Uint32(p[flowOffset:]), binary.BigEndian.Uint64(p[numberOffset:])
 		if b.messages[i].length < udpHeaderBytes || int(flow) >= len(r.next) {
-			continue // not ours
+			continue // not from a generator
 		}
 		if number < r.next[flow] {
 			r.reordered++
@@ -78,7 +78,7 @@ func (r *udpReceiver) result() UDPResult {
 	return UDPResult{Received: r.received, Arrived: r.arrived, Reordered: r.reordered}
 }
 
-// udpSinks are the receivers of one load.
+// udpSinks is the receivers of one load.
 type udpSinks struct {
 	at        []netip.AddrPort
 	receivers []*udpReceiver
@@ -87,11 +87,12 @@ type udpSinks struct {
 
 // add opens a socket at an end.
 func (s *udpSinks) add(end End, flows int) error {
-	fd, at, err := end.bound(unix.SOCK_DGRAM, 0)
+	fd, at, err := end.bind(unix.SOCK_DGRAM, 0)
 	if err != nil {
 		return err
 	}
-	s.at, s.receivers = append(s.at, at), append(s.receivers, &udpReceiver{fd: fd, next: make([]uint64, flows)})
+	s.at = append(s.at, at)
+	s.receivers = append(s.receivers, &udpReceiver{fd: fd, next: make([]uint64, flows)})
 	return RaiseBuffers(fd)
 }
 
@@ -108,9 +109,9 @@ func (s *udpSinks) received() (n uint64) {
 	return n
 }
 
-// awaitQuiet returns when all packets have come, or none for a while.
-func (s *udpSinks) awaitQuiet(sent uint64) {
-	tick := time.NewTicker(quietAfter)
+// awaitIdle returns when all packets have arrived, or none has for idleAfter.
+func (s *udpSinks) awaitIdle(sent uint64) {
+	tick := time.NewTicker(idleAfter)
 	defer tick.Stop()
 	for before := uint64(0); ; {
 		now := s.received()
@@ -125,18 +126,20 @@ func (s *udpSinks) awaitQuiet(sent uint64) {
 	}
 }
 
-// stop ends the receivers and adds their counts up. Packets cannot come faster than they were sent:
-// a receiver that is scheduled late finds them all in its buffer, so the rate is over the time of
-// sending at least.
+// stop stops the receivers and adds up their counts. The rate is over the time of sending at least:
+// a receiver that is scheduled late finds all packets in its buffer, but they cannot arrive faster
+// than they were sent.
 func (s *udpSinks) stop(sending time.Duration) (sum UDPResult, err error) {
 	var first, last time.Time
 	for _, r := range s.receivers {
-		hangUp(r.fd)
+		shutdown(r.fd)
 	}
 	s.running.Wait()
 	for _, r := range s.receivers {
 		one := r.result()
-		sum.Received, sum.Arrived, sum.Reordered = sum.Received+one.Received, sum.Arrived+one.Arrived, sum.Reordered+one.Reordered
+		sum.Received += one.Received
+		sum.Arrived += one.Arrived
+		sum.Reordered += one.Reordered
 		drops, derr := socketDrops(r.fd)
 		sum.Overflowed += drops
 		err = errors.Join(err, r.err, derr)
@@ -155,7 +158,7 @@ func (s *udpSinks) stop(sending time.Duration) (sum UDPResult, err error) {
 
 func (s *udpSinks) close() {
 	for _, r := range s.receivers {
-		_ = unix.Close(r.fd) // for reading only
+		_ = unix.Close(r.fd) // only read from
 	}
 }
 
@@ -163,7 +166,7 @@ func (s *udpSinks) close() {
 // returns.
 const skMeminfoDrops = 8
 
-// socketDrops asks how many packets a socket has refused because its buffer was full.
+// socketDrops returns the number of packets that a socket dropped because its buffer was full.
 func socketDrops(fd int) (uint64, error) {
 	var info [skMeminfoDrops + 1]uint32
 	size := uint32(unsafe.Sizeof(info))
