@@ -28,10 +28,9 @@ const (
 	demoPrefix  = "/coreos.com/network"
 
 	etcdPort   = 2379
-	healthPort = 8286 // of each daemon, in its node's own network
+	healthPort = 8286 // of each daemon, in its node's network namespace
 
-	// The demo takes a few seconds; on a machine that is too slow even for these, it says where it
-	// was.
+	// The demo takes a few seconds. These limits are for slow machines.
 	demoTimeout  = 60 * time.Second
 	readyTimeout = 20 * time.Second
 
@@ -41,23 +40,23 @@ const (
 	udpDuration  = 300 * time.Millisecond // of each probe of the search
 	udpPayload   = 1400                   // bytes
 
-	tailLines = 15 // of a daemon's log, when it is to blame
+	tailLines = 15 // of a daemon's log, after a failure
 )
 
-// demoFlags is what the command line says.
+// demoFlags is the demo's command line.
 type demoFlags struct {
 	weftd string
 	args  string
 	keep  bool
 }
 
-// demo runs the demo inside a lab of its own and returns the exit status.
+// demo runs the demo inside a lab and returns the exit status.
 func demo(args []string) int {
 	var f demoFlags
 	flags := flag.NewFlagSet("weft demo", flag.ContinueOnError)
-	flags.StringVar(&f.weftd, "weftd", "", "the daemon's `path` (default: beside weft itself)")
-	flags.StringVar(&f.args, "weftd-flags", "", "more `flags` for every daemon, separated by blanks")
-	flags.BoolVar(&f.keep, "keep", false, "leave it running until Ctrl-C, and print how to look around")
+	flags.StringVar(&f.weftd, "weftd", "", "`path` of weftd (default: in the directory of weft)")
+	flags.StringVar(&f.args, "weftd-flags", "", "additional `flags` for every daemon, separated by spaces")
+	flags.BoolVar(&f.keep, "keep", false, "keep the lab running until Ctrl-C, and print commands to inspect it")
 	if status, done := parseFlags(flags, args); done {
 		return status
 	}
@@ -71,7 +70,7 @@ func demo(args []string) int {
 	return status
 }
 
-// demoInside runs as the lab's first process.
+// demoInside runs as the lab's first process and returns the exit status.
 func demoInside(f demoFlags, out io.Writer) int {
 	traffic.RaiseGOMAXPROCS()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
@@ -84,20 +83,20 @@ func demoInside(f demoFlags, out io.Writer) int {
 		err = d.keep(ctx)
 	}
 	if err != nil {
-		d.blame(err)
+		d.printFailure(err)
 	}
 	if cerr := d.close(); err == nil && cerr != nil {
 		err = cerr
-		fmt.Fprintln(out, "FAILED: clean up:", cerr)
+		fmt.Fprintln(out, "FAILED: close the lab:", cerr)
 	}
 	if err != nil {
 		return 1
 	}
-	d.say("done", "everything worked")
+	d.log("done", "all steps succeeded")
 	return 0
 }
 
-// demonstration is a demo under way.
+// demonstration is a running demo.
 type demonstration struct {
 	flags   demoFlags
 	out     io.Writer
@@ -107,25 +106,25 @@ type demonstration struct {
 	daemons []*lab.Process // by node
 }
 
-// stepError says where and in which step something failed.
+// stepError is the failure of a step.
 type stepError struct {
-	node int // index of the node whose daemon may know more, -1 for none
+	node int // index of the node whose log to print, -1 for none
 	step string
 	err  error
 }
 
-// Error names step and cause.
+// Error returns the step and the cause.
 func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 
 // Unwrap returns the cause.
 func (e *stepError) Unwrap() error { return e.err }
 
-func (d *demonstration) say(what, format string, args ...any) {
-	fmt.Fprintf(d.out, "%5.1fs  %-6s %s\n", time.Since(d.start).Seconds(), what, fmt.Sprintf(format, args...))
+func (d *demonstration) log(subject, format string, args ...any) {
+	fmt.Fprintf(d.out, "%5.1fs  %-6s %s\n", time.Since(d.start).Seconds(), subject, fmt.Sprintf(format, args...))
 }
 
 func (d *demonstration) run(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{d.build, d.serve, d.startDaemons, d.attach, d.pingAll, d.measure, d.table} {
+	for _, step := range []func(context.Context) error{d.createLab, d.startEtcd, d.startDaemons, d.attach, d.pingAll, d.measure, d.table} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -133,23 +132,23 @@ func (d *demonstration) run(ctx context.Context) error {
 	return nil
 }
 
-func (d *demonstration) build(ctx context.Context) error {
+func (d *demonstration) createLab(ctx context.Context) error {
 	if err := lab.CheckTUN(); err != nil {
-		return &stepError{-1, "look for TUN devices", err}
+		return &stepError{-1, "check TUN devices", err}
 	}
 	var err error
 	if d.lab, err = lab.New(ctx, lab.Options{Nodes: demoNodes}); err != nil {
-		return &stepError{-1, "build the lab", err}
+		return &stepError{-1, "create the lab", err}
 	}
 	names := make([]string, 0, demoNodes)
 	for _, n := range d.lab.Nodes {
 		names = append(names, n.Name+" "+n.Addr.String())
 	}
-	d.say("lab", "%s, each with a pod, in network namespaces of this process", strings.Join(names, ", "))
+	d.log("lab", "%s, each with a pod, in network namespaces", strings.Join(names, ", "))
 	return nil
 }
 
-func (d *demonstration) serve(context.Context) error {
+func (d *demonstration) startEtcd(context.Context) error {
 	var err error
 	config := testetcd.Config{Dir: d.lab.Root.Path("etcd"), Listen: netip.AddrPortFrom(d.lab.Root.Addr, etcdPort)}
 	if d.etcd, err = testetcd.Start(config); err != nil {
@@ -158,11 +157,11 @@ func (d *demonstration) serve(context.Context) error {
 	if err := d.etcd.Put(demoPrefix+"/config", demoNetwork); err != nil {
 		return &stepError{-1, "write the network config", err}
 	}
-	d.say("etcd", "%s holds %s", d.etcd.Endpoint(), demoNetwork)
+	d.log("etcd", "%s holds %s", d.etcd.Endpoint(), demoNetwork)
 	return nil
 }
 
-// startDaemons starts all daemons and waits until each says that it is ready.
+// startDaemons starts all daemons and waits until they are ready.
 func (d *demonstration) startDaemons(ctx context.Context) error {
 	argv := append([]string{d.flags.weftd, "--etcd-endpoints=" + d.etcd.Endpoint(), "--etcd-prefix=" + demoPrefix,
 		"--healthz-port=" + strconv.Itoa(healthPort)}, strings.Fields(d.flags.args)...)
@@ -182,11 +181,11 @@ func (d *demonstration) startDaemons(ctx context.Context) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	d.say("weftd", "%d daemons ready after %.1f s", demoNodes, time.Since(started).Seconds())
+	d.log("weftd", "%d daemons ready after %.1f s", demoNodes, time.Since(started).Seconds())
 	return nil
 }
 
-// health is the address of a daemon's health server.
+// health returns the address of a daemon's health server.
 func (d *demonstration) health(i int) netip.AddrPort {
 	return netip.AddrPortFrom(d.lab.Nodes[i].Addr, healthPort)
 }
@@ -198,21 +197,21 @@ func (d *demonstration) awaitReady(ctx context.Context, i int) error {
 	go func() {
 		select {
 		case <-d.daemons[i].Done():
-			cancel(errors.New("it has ended"))
+			cancel(errors.New("daemon exited"))
 		case <-ctx.Done():
 		}
 	}()
-	err := lab.Await(ctx, readyTimeout, "ask "+node.Name+"'s daemon whether it is ready", func() error {
+	err := lab.Await(ctx, readyTimeout, "/readyz of "+node.Name, func() error {
 		_, err := bench.Get(ctx, d.health(i), "/readyz")
 		return err
 	})
 	if err != nil {
-		return &stepError{i, "wait for the daemon of " + node.Name, err}
+		return &stepError{i, "wait for the daemon on " + node.Name, err}
 	}
 	return nil
 }
 
-// attach joins the pods to their nodes, as the CNI plugins do from subnet.env.
+// attach connects the pods to their nodes, as CNI plugins do with subnet.env.
 func (d *demonstration) attach(context.Context) error {
 	for i, n := range d.lab.Nodes {
 		env, err := subnetenv.Read(n.Path("flannel/subnet.env"))
@@ -222,7 +221,7 @@ func (d *demonstration) attach(context.Context) error {
 		if err != nil {
 			return &stepError{i, "attach the pod of " + n.Name, err}
 		}
-		d.say(n.Name, "has %s; %s is %s, MTU %d", env.Subnet.Masked(), n.Pods[0].Name, n.Pods[0].Addr, env.MTU)
+		d.log(n.Name, "has %s; %s is %s, MTU %d", env.Subnet.Masked(), n.Pods[0].Name, n.Pods[0].Addr, env.MTU)
 	}
 	return nil
 }
@@ -262,19 +261,19 @@ func (d *demonstration) ping(ctx context.Context, from, to *lab.Pod) error {
 	if r.Received != pingCount {
 		return fmt.Errorf("%d of %d answers", r.Received, pingCount)
 	}
-	d.say("ping", "%s -> %s  %d of %d answers, median %.0f µs", from.Name, to.Name, r.Received, r.Sent,
+	d.log("ping", "%s -> %s  %d of %d answers, median %.0f µs", from.Name, to.Name, r.Received, r.Sent,
 		float64(r.RTTMedian())/float64(time.Microsecond))
 	return nil
 }
 
-// measure takes one TCP and one UDP figure between the first two pods.
+// measure measures TCP and UDP between the first two pods.
 func (d *demonstration) measure(ctx context.Context) error {
 	from, to := d.lab.Nodes[0].Pods[0], d.lab.Nodes[1].Pods[0]
 	tcp, err := traffic.TCP(ctx, traffic.PodEnd(from), traffic.PodEnd(to), 1, tcpDuration)
 	if err != nil {
 		return &stepError{0, "measure TCP", err}
 	}
-	d.say("tcp", "%s -> %s  %.2f Gbit/s on one stream", from.Name, to.Name, tcp.BitsPerSecond/1e9)
+	d.log("tcp", "%s -> %s  %.2f Gbit/s on one stream", from.Name, to.Name, tcp.BitsPerSecond/1e9)
 	udp, err := traffic.HighestRate(ctx, traffic.PodEnd(from), traffic.PodEnd(to), traffic.UDPLoad{Size: udpPayload, Flows: 1}, udpDuration)
 	if err == nil && udp.FloodRate == 0 {
 		err = errors.New("nothing arrived")
@@ -283,15 +282,15 @@ func (d *demonstration) measure(ctx context.Context) error {
 		return &stepError{0, "measure UDP", err}
 	}
 	rate, remark := udp.ReceivedRate, "less than 0.1 % lost"
-	if rate == 0 { // a machine so busy that each rate loses some
-		rate, remark = udp.FloodRate, "the rest of a flood lost"
+	if rate == 0 { // every rate was lossy on a busy machine
+		rate, remark = udp.FloodRate, "received from a flood"
 	}
-	d.say("udp", "%s -> %s  %.2f Gbit/s in %d-byte datagrams (%.0f a second), %s", from.Name, to.Name,
+	d.log("udp", "%s -> %s  %.2f Gbit/s in %d-byte datagrams (%.0f per second), %s", from.Name, to.Name,
 		rate*udpPayload*8/1e9, udpPayload, rate, remark)
 	return nil
 }
 
-// close ends what runs.
+// close stops the lab and etcd.
 func (d *demonstration) close() error {
 	var err error
 	if d.lab != nil {

@@ -39,18 +39,18 @@ func TestNetnsDemo(t *testing.T) {
 		t.Errorf("status %d after %v, want 0 within 30 s", status, took)
 	}
 	for _, want := range []string{"3 daemons ready", "node3-pod1 -> node2-pod1  10 of 10", "Gbit/s on one stream",
-		"1400-byte datagrams", "UNDERLAY FRAMES", "flannel0  1472", "everything worked"} {
+		"1400-byte datagrams", "UNDERLAY FRAMES", "flannel0  1472", "all steps succeeded"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the output lacks %q", want)
 		}
 	}
 }
 
-// A daemon that fails is named with its step and what it said.
-func TestNetnsDemoBlamesADaemon(t *testing.T) {
+// The failure of a daemon is printed with its step and its log.
+func TestNetnsDemoDaemonFails(t *testing.T) {
 	lab.SkipWithoutTUN(t)
 	broken := filepath.Join(t.TempDir(), "weftd")
-	script := "#!/bin/sh\ncase \"$(cat /proc/sys/kernel/hostname)\" in node2) echo the dog ate my lease; exit 3;; esac\nwhile :; do sleep 1; done\n"
+	script := "#!/bin/sh\ncase \"$(cat /proc/sys/kernel/hostname)\" in node2) echo lease lost; exit 3;; esac\nwhile :; do sleep 1; done\n"
 	if err := os.WriteFile(broken, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestNetnsDemoBlamesADaemon(t *testing.T) {
 	d := &demonstration{flags: demoFlags{weftd: broken}, out: &out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	err := errors.Join(d.build(ctx), d.serve(ctx))
+	err := errors.Join(d.createLab(ctx), d.startEtcd(ctx))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,23 +66,23 @@ func TestNetnsDemoBlamesADaemon(t *testing.T) {
 	defer cancel()
 	err = d.startDaemons(soon)
 	if err == nil {
-		t.Fatal("a daemon that ends at once counts as ready")
+		t.Fatal("a daemon that exits at once counts as ready")
 	}
-	d.blame(err)
+	d.printFailure(err)
 	if err := d.close(); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"FAILED: ", "wait for the daemon of node2: ", "it has ended", "the daemon of node2 has ended", "    the dog ate my lease"} {
+	for _, want := range []string{"FAILED: ", "wait for the daemon on node2: ", "daemon exited", "the daemon on node2 exited", "    lease lost"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("want %q in:\n%s", want, out.String())
 		}
 	}
 }
 
-func TestBlamed(t *testing.T) {
+func TestFailedNodes(t *testing.T) {
 	one, two := &stepError{1, "step", errors.New("x")}, &stepError{2, "step", errors.New("y")}
-	got := blamed(errors.Join(one, errors.Join(&stepError{-1, "lab", errors.New("z")}), two))
+	got := failedNodes(errors.Join(one, errors.Join(&stepError{-1, "lab", errors.New("z")}), two))
 	if len(got) != 2 || got[0] != 1 || got[1] != 2 {
-		t.Errorf("blamed %v, want [1 2]", got)
+		t.Errorf("nodes %v, want [1 2]", got)
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"weft/deploy/lab"
 )
 
-// daemonStatus is what the demo shows of a daemon's /status.
+// daemonStatus is the part of a daemon's /status that the demo prints.
 type daemonStatus struct {
 	Backend string `json:"backend"`
 	Device  string `json:"device"`
@@ -25,7 +25,7 @@ type daemonStatus struct {
 	} `json:"lease"`
 }
 
-// table shows what each node has, from the daemons' own pages and from the kernel's devices.
+// table prints a row per node, from the daemons' metrics and status and from the kernel's counters.
 func (d *demonstration) table(ctx context.Context) error {
 	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nNODE\tADDRESS\tLEASE\tEXPIRES IN\tDEVICE\tMTU\tPACKETS OUT/IN\tMB OUT/IN\tDROPS\tUNDERLAY FRAMES OUT/IN")
@@ -62,7 +62,7 @@ func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int) err
 	}
 	out, in := m[`weft_packets_total{direction="out"}`], m[`weft_packets_total{direction="in"}`]
 	if out == 0 || in == 0 {
-		return errors.New("the daemon has counted no packets, but pods have reached each other")
+		return errors.New("the daemon counted no packets, although pods reached each other")
 	}
 	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.0f/%.0f\t%.0f/%.0f\t%.0f\t%d/%d\n",
 		node.Name, node.Addr, s.Lease.Subnet, time.Until(s.Lease.Expires).Round(time.Minute), s.Device, device.MTU, out, in,
@@ -71,31 +71,31 @@ func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int) err
 	return nil
 }
 
-// blame says what failed, and shows the end of the log of the daemon that may know why.
-func (d *demonstration) blame(err error) {
+// printFailure prints the error and the end of the log of the daemons concerned.
+func (d *demonstration) printFailure(err error) {
 	fmt.Fprintln(d.out, "FAILED:", err)
-	for _, i := range blamed(err) {
+	for _, i := range failedNodes(err) {
 		p := d.daemons[i]
 		if p == nil {
 			continue
 		}
 		state := "is running"
 		if !p.Running() {
-			state = "has ended"
+			state = "exited"
 		}
-		fmt.Fprintf(d.out, "the daemon of %s %s; the end of its log:\n", d.lab.Nodes[i].Name, state)
+		fmt.Fprintf(d.out, "the daemon on %s %s; the end of its log:\n", d.lab.Nodes[i].Name, state)
 		for _, line := range p.Tail(tailLines) {
 			fmt.Fprintln(d.out, "    "+line)
 		}
 	}
 }
 
-// blamed lists the nodes that the errors joined in err name.
-func blamed(err error) []int {
+// failedNodes returns the nodes of the errors joined in err.
+func failedNodes(err error) []int {
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		var nodes []int
 		for _, e := range joined.Unwrap() {
-			nodes = append(nodes, blamed(e)...)
+			nodes = append(nodes, failedNodes(e)...)
 		}
 		return nodes
 	}
@@ -106,7 +106,7 @@ func blamed(err error) []int {
 	return nil
 }
 
-// keep prints how to look around, and waits for Ctrl-C.
+// keep prints commands to inspect the lab, and waits for Ctrl-C.
 func (d *demonstration) keep(ctx context.Context) error {
 	seen, err := lab.ReadHostView()
 	if err != nil {
@@ -119,21 +119,21 @@ func (d *demonstration) keep(ctx context.Context) error {
 	root := filepath.Join("/proc", pid, "root")
 	inside := func(name string) string { return enter + " --net=" + filepath.Join(root, "run/netns", name) }
 	a, b := d.lab.Nodes[0], d.lab.Nodes[1]
-	fmt.Fprintf(d.out, `It is left running; Ctrl-C ends it. From another terminal of this user:
+	fmt.Fprintf(d.out, `The lab keeps running; Ctrl-C ends it. From another terminal of this user:
 
   a pod         %s sh
   a node        %s sh
-  etcd's place  %s --net=/proc/%s/ns/net sh
-  any other     the same with node1, node2, node3, node1-pod1, node2-pod1, node3-pod1
+  etcd          %s --net=/proc/%s/ns/net sh
+  others        the same with node1, node2, node3, node1-pod1, node2-pod1, node3-pod1
 
 Things to try:
 
   in the pod    ping %s
   in the node   ip route; ip -s link show dev flannel0; tcpdump -ni eth0 udp port 8285
-                ip link del flannel0        (it comes back, the ping goes on)
-  at etcd's     curl http://%s/status; curl http://%s/metrics
-  from here     cat %s
-                %s --pid kill -9 %d   (the daemon of %s: its pod is cut off, the others are not)
+                ip link del flannel0        (weftd recreates it, the ping continues)
+  from etcd     curl http://%s/status; curl http://%s/metrics
+  from outside  cat %s
+                %s --pid kill -9 %d   (the daemon of %s: only its pod becomes unreachable)
 `, inside(a.Pods[0].Name), inside(a.Name), enter, pid, b.Pods[0].Addr, d.health(0), d.health(0),
 		filepath.Join(root, strings.TrimPrefix(a.Path("flannel/subnet.env"), "/")), enter, d.daemons[demoNodes-1].PID(), d.lab.Nodes[demoNodes-1].Name)
 	<-ctx.Done()

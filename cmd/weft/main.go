@@ -1,7 +1,7 @@
-// Command weft is the operator's tool: it shows the overlay working on one machine and measures it.
+// Command weft is the operator's tool: it demonstrates and measures the overlay on one machine.
 //
-// Each subcommand has a file of its own. They run without root: what they build lives in namespaces
-// of the process and ends with it (see deploy/lab).
+// Each subcommand has its own file. demo and bench need no root: the lab exists in namespaces of
+// the process and ends with it (see deploy/lab).
 package main
 
 import (
@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// command is one subcommand. run gets the arguments after its name and returns the exit status.
+// command is a subcommand. run gets the arguments after its name and returns the exit status.
 type command struct {
 	name, summary string
 	run           func(args []string) int
@@ -21,7 +21,7 @@ type command struct {
 // commands lists the subcommands in the order of the usage text.
 func commands() []command {
 	return []command{
-		{"demo", "three nodes on this machine, pods that reach each other", demo},
+		{"demo", "run three nodes with pods on this machine", demo},
 		{"bench", "compare the speed of weftd with other targets; bench report and bench compare show results", runBench},
 		{"docker-opts", "dockerd's options for the subnet of this node", dockerOpts},
 		{"version", "print version, commit and Go version", printVersion},
@@ -41,13 +41,13 @@ func run(args []string) int {
 			return c.run(args[1:])
 		}
 	}
-	fmt.Fprintf(os.Stderr, "weft: no subcommand %q\n", strings.Join(args, " "))
+	fmt.Fprintf(os.Stderr, "weft: unknown subcommand %q\n", strings.Join(args, " "))
 	usage(os.Stderr)
 	return 2
 }
 
 func usage(w io.Writer) {
-	fmt.Fprint(w, "weft shows and measures the overlay. Usage: weft <subcommand> [flags]\n\n")
+	fmt.Fprint(w, "weft demonstrates and measures the overlay. Usage: weft <subcommand> [flags]\n\n")
 	for _, c := range commands() {
 		fmt.Fprintf(w, "  %-12s %s\n", c.name, c.summary)
 	}
