@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// TestVariablesDocumented checks that docs/testing.md lists every environment variable of the tests.
+// TestVariablesDocumented checks that docs/testing.md lists all environment variables of the tests.
 func TestVariablesDocumented(t *testing.T) {
 	doc, err := os.ReadFile("../docs/testing.md")
 	if err != nil {
