@@ -263,8 +263,8 @@ func TestNodeLabelLimit(t *testing.T) {
 	}
 }
 
-// TestDocsListMetrics compares the metrics with the table in docs/metrics.md: a row has the name, the
-// type and the labels of one metric.
+// TestDocsListMetrics compares the metrics with the table in docs/metrics.md: a row has the name,
+// the type and the labels of one metric.
 func TestDocsListMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {

@@ -54,7 +54,8 @@ type Traffic struct {
 	Drops       []Drop       `json:"drops"`       // one entry per reason, including zeros
 	Overflows   []Overflow   `json:"overflows"`   // one entry per kind of queue
 	Recreations []Recreation `json:"recreations"` // one entry per kind of object
-	// ICMPSent counts errors sent to inner senders, ICMPSuppressed those withheld by the rate limit.
+	// ICMPSent counts errors sent to inner senders, ICMPSuppressed those withheld by the rate
+	// limit.
 	ICMPSent       uint64 `json:"icmp_sent"`
 	ICMPSuppressed uint64 `json:"icmp_suppressed"`
 	// GSOFramesRejected counts GSO frames that the TUN rejected and that were written as segments.

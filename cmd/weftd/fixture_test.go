@@ -20,8 +20,8 @@ import (
 	"weft/deploy/lab"
 )
 
-// asDaemon in the environment makes the test binary the daemon itself, for the
-// tests that send it signals.
+// asDaemon is the environment variable with which the test binary runs as the daemon, for tests
+// that need it in a process of its own.
 const asDaemon = "WEFTD_TEST_AS_DAEMON"
 
 func TestMain(m *testing.M) {
@@ -31,15 +31,15 @@ func TestMain(m *testing.M) {
 	os.Exit(lab.Main(m))
 }
 
-// The tests below run the whole program in a network namespace whose only
-// interface is lo, with leases from a file. There it may make devices and rules.
+// The tests with a fixture run the daemon in a network namespace whose only interface is lo, with
+// leases from a file.
 
 const healthAddress = "127.0.0.1:18085"
 
-// patience is how long anything may take on a slow machine.
+// patience bounds every wait, for a slow machine.
 const patience = 20 * time.Second
 
-// fixture is a folder for the daemon's files.
+// fixture holds the paths of the daemon's files.
 type fixture struct {
 	leases, env string
 }
@@ -70,13 +70,13 @@ func (f fixture) args(more ...string) []string {
 	}, more...)
 }
 
-// leaseFile returns a lease file for a backend; node is the line of our own node.
+// leaseFile returns a lease file for a backend. node is the entry of the local node, if any.
 func leaseFile(backend, node string) string {
 	return `{"network": {"Network": "10.5.0.0/16", "Backend": {"Type": "` + backend + `"}}, "nodes": [` + node +
 		`{"name": "n2", "subnet": "10.5.2.0/24", "publicIP": "127.0.0.2"}]}`
 }
 
-const ourNode = `{"name": "n1", "subnet": "10.5.1.0/24", "publicIP": "127.0.0.1"},`
+const localNode = `{"name": "n1", "subnet": "10.5.1.0/24", "publicIP": "127.0.0.1"},`
 
 // started is a daemon in this process.
 type started struct {
@@ -99,7 +99,7 @@ func (f fixture) start(t *testing.T, more ...string) started {
 	return s
 }
 
-// stop ends the daemon and checks how.
+// stop stops the daemon and checks the exit code and the duration.
 func (s started) stop(t *testing.T) {
 	t.Helper()
 	begin := time.Now()
@@ -110,11 +110,11 @@ func (s started) stop(t *testing.T) {
 			t.Errorf("exit %d after %v", code, took)
 		}
 	case <-time.After(patience):
-		t.Fatal("does not stop")
+		t.Fatal("daemon does not stop")
 	}
 }
 
-// lockedBuffer is a log that is read while it is written.
+// lockedBuffer is a buffer for concurrent use.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -132,7 +132,7 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// fetch gets a path of the health server over a connection of its own.
+// fetch requests a path of the health server over a new connection.
 func fetch(path string) (code int, body string, err error) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: patience}
 	res, err := client.Get("http://" + healthAddress + path)
@@ -144,7 +144,7 @@ func fetch(path string) (code int, body string, err error) {
 	return res.StatusCode, string(b), err
 }
 
-// awaitReady waits until /readyz answers code with a body that holds text.
+// awaitReady waits until /readyz returns code and a body that contains text.
 func awaitReady(t *testing.T, code int, text string) {
 	t.Helper()
 	err := lab.Await(t.Context(), patience, fmt.Sprintf("/readyz %d with %q", code, text), func() error {
@@ -159,13 +159,13 @@ func awaitReady(t *testing.T, code int, text string) {
 	}
 }
 
-// awaitFile waits until the file says want.
+// awaitFile waits until the content of the file is want.
 func awaitFile(t *testing.T, path, want string) {
 	t.Helper()
 	err := lab.Await(t.Context(), patience, path, func() error {
 		got, err := os.ReadFile(path)
 		if err == nil && string(got) != want {
-			err = fmt.Errorf("it says %q, want %q", got, want)
+			err = fmt.Errorf("content %q, want %q", got, want)
 		}
 		return err
 	})
@@ -174,21 +174,21 @@ func awaitFile(t *testing.T, path, want string) {
 	}
 }
 
-// subnetEnvOf is subnet.env for a subnet on lo, whose MTU is 65536 bytes.
+// subnetEnvOf returns subnet.env for a subnet on lo, whose MTU is 65536 bytes.
 func subnetEnvOf(address string) string {
 	return "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=" + address + "\nFLANNEL_MTU=65508\nFLANNEL_IPMASQ=false\n"
 }
 
-// process starts the test binary as the daemon. told gets what it tells systemd.
-func process(t *testing.T, f fixture) (cmd *exec.Cmd, told <-chan string) {
+// process starts the test binary as the daemon. notified receives its messages to systemd.
+func process(t *testing.T, f fixture) (cmd *exec.Cmd, notified <-chan string) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	told = notifySocket(t)
+	notified = notifySocket(t)
 	cmd = exec.Command(self, f.args()...)
-	// The race detector would sleep for a second at the end.
+	// Without this, the race detector sleeps for a second at exit.
 	cmd.Env = append(os.Environ(), asDaemon+"=1", "GORACE=atexit_sleep_ms=0")
 	var log lockedBuffer
 	cmd.Stderr = &log
@@ -206,10 +206,10 @@ func process(t *testing.T, f fixture) (cmd *exec.Cmd, told <-chan string) {
 			t.Logf("the daemon logged:\n%s", &log)
 		}
 	})
-	return cmd, told
+	return cmd, notified
 }
 
-// notifySocket stands in for systemd until the test ends.
+// notifySocket takes the place of systemd's notification socket until the test ends.
 func notifySocket(t *testing.T) <-chan string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -218,20 +218,20 @@ func notifySocket(t *testing.T) <-chan string {
 		t.Fatal(err)
 	}
 	t.Setenv("NOTIFY_SOCKET", path)
-	told := make(chan string, 16)
+	notified := make(chan string, 16)
 	go func() {
-		defer close(told)
+		defer close(notified)
 		buffer := make([]byte, 1024)
 		for {
 			n, err := c.Read(buffer)
 			if err != nil {
 				return
 			}
-			told <- string(buffer[:n])
+			notified <- string(buffer[:n])
 		}
 	}()
 	t.Cleanup(func() { c.Close() })
-	return told
+	return notified
 }
 
 func openFDs(t *testing.T) int {
@@ -243,7 +243,7 @@ func openFDs(t *testing.T) int {
 	return len(entries)
 }
 
-// setMTU changes a device of this network namespace.
+// setMTU sets the MTU of a device in this network namespace.
 func setMTU(t *testing.T, device string, mtu int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

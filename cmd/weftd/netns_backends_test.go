@@ -10,8 +10,9 @@ import (
 	"weft/deploy/lab"
 )
 
-// TestNetnsSubnetsWithRouter has nodes 1 and 3 on one underlay subnet and node 2 on another, with a router between them.
-func TestNetnsSubnetsWithRouter(t *testing.T) {
+// TestNetnsRoutedUnderlay has nodes 1 and 3 on one underlay subnet and node 2 behind a
+// router.
+func TestNetnsRoutedUnderlay(t *testing.T) {
 	c := newCluster(t, lab.Options{Nodes: 3, Underlay: []netip.Prefix{
 		netip.MustParsePrefix("172.31.1.0/24"), netip.MustParsePrefix("172.31.2.0/24")}}, clusterNetwork)
 	t.Run("vxlan", func(t *testing.T) {
@@ -22,14 +23,14 @@ func TestNetnsSubnetsWithRouter(t *testing.T) {
 	})
 }
 
-// checkPaths starts the daemons and looks at the way from each node to each other: straight on one link, else by the
-// tunnel device, or none and a reason if that is empty.
+// checkPaths starts the daemons and checks the path between each pair of nodes: direct if on-link,
+// else through the tunnel device. If tunnel is empty, there must be no path, for the given reason.
 func (c *cluster) checkPaths(backend, tunnel, reason string) {
 	c.t.Helper()
 	c.put(clusterPrefix+"/config", `{"Network":"10.5.0.0/16","Backend":`+backend+`}`)
 	ds := c.ready()
 	for _, d := range ds {
-		d.attach() // anew, as the MTU is another with each backend
+		d.attach() // again: the MTU depends on the backend
 	}
 	for _, d := range ds {
 		without := 0
@@ -52,7 +53,7 @@ func (c *cluster) checkPaths(backend, tunnel, reason string) {
 	}
 }
 
-// checkPath looks at the route and at the traffic.
+// checkPath checks the route and the traffic.
 func (c *cluster) checkPath(from, to *member, device string) {
 	c.t.Helper()
 	subnet := to.env().Subnet.Masked()
@@ -66,11 +67,11 @@ func (c *cluster) checkPath(from, to *member, device string) {
 	}
 }
 
-// checkNoPath looks for the reason in the status, and that nothing is routed into the void.
+// checkNoPath checks the reason in the status and that there is no route.
 func (c *cluster) checkNoPath(from, to *member, reason string) {
 	c.t.Helper()
 	subnet := to.env().Subnet.Masked()
-	await(c.t, patience, from.node.Name+" says that "+to.node.Name+" cannot be reached", func() error {
+	await(c.t, patience, from.node.Name+" reports "+to.node.Name+" as unreachable", func() error {
 		for _, n := range from.status().Nodes {
 			if n.Subnet == subnet && n.Public == to.node.Addr && n.Name != "" && strings.Contains(n.Unreachable, reason) {
 				return nil
@@ -84,9 +85,9 @@ func (c *cluster) checkNoPath(from, to *member, reason string) {
 	}
 }
 
-// TestNetnsBackendChanges starts each backend on a clean node, and then one after the other: what the kernel has is the
-// same both times, so nothing of the former backend is left.
-func TestNetnsBackendChanges(t *testing.T) {
+// TestNetnsBackendChange compares the kernel state of each backend on a clean node with its state
+// after other backends: nothing of the previous backend may be left.
+func TestNetnsBackendChange(t *testing.T) {
 	f := filters()[0]
 	f.need(t)
 	c := newCluster(t, lab.Options{}, clusterNetwork)
@@ -106,9 +107,9 @@ func TestNetnsBackendChanges(t *testing.T) {
 	}
 }
 
-// TestNetnsNetworkChanges starts daemons with two families, with one of them, with another network, and with a third that
-// another backend carries: of the former ones nothing is left.
-func TestNetnsNetworkChanges(t *testing.T) {
+// TestNetnsNetworkChange starts dual-stack daemons, then single-stack ones, then with another
+// network and with another backend: nothing of the previous networks may be left.
+func TestNetnsNetworkChange(t *testing.T) {
 	f := filters()[0]
 	f.need(t)
 	c := newCluster(t, lab.Options{PodsPerNode: -1, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}, clusterNetwork)
@@ -131,9 +132,9 @@ func TestNetnsNetworkChanges(t *testing.T) {
 				t.Errorf("%s: no %s:\n%s", step.config, want, found)
 			}
 		}
-		for _, former := range step.gone {
-			if strings.Contains(found, former) {
-				t.Errorf("%s: left %s:\n%s", step.config, former, found)
+		for _, previous := range step.gone {
+			if strings.Contains(found, previous) {
+				t.Errorf("%s: left %s:\n%s", step.config, previous, found)
 			}
 		}
 		for _, d := range ds {
@@ -157,11 +158,12 @@ func (c *cluster) ready() []*member {
 	return ds
 }
 
-// tracesOf starts the daemons with a backend, waits until pods reach each other, and lists what the first node has then.
+// tracesOf starts the daemons with a backend, waits until pods reach each other, and returns the
+// traces on the first node.
 func (c *cluster) tracesOf(f filter, backend string) []string {
 	c.t.Helper()
 	c.put(clusterPrefix+"/config", f.network(`{"Type":"`+backend+`"}`))
-	ds := c.again("--ip-masq")
+	ds := c.restart("--ip-masq")
 	found := traces(c.t, c.Nodes[0], f.shows...)
 	for _, d := range ds {
 		d.stop()

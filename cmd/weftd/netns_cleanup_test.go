@@ -15,7 +15,7 @@ import (
 	"weft/deploy/lab"
 )
 
-// filters are network configs' words for the packet filter, with the programs that show its rules.
+// filters returns the packet filters with the programs that list their rules.
 func filters() []filter {
 	return []filter{
 		{name: "iptables", config: "false", shows: [][]string{{"iptables-save"}, {"ip6tables-save"}}},
@@ -24,11 +24,11 @@ func filters() []filter {
 }
 
 type filter struct {
-	name, config string // config is EnableNFTables
+	name, config string // config is the value of EnableNFTables
 	shows        [][]string
 }
 
-// need skips visibly where the programs are missing.
+// need skips the test if a program is missing.
 func (f filter) need(t *testing.T) {
 	t.Helper()
 	for _, argv := range f.shows {
@@ -38,12 +38,12 @@ func (f filter) need(t *testing.T) {
 	}
 }
 
-// network is a network config with this filter.
+// network returns a network config with this filter.
 func (f filter) network(backend string) string {
 	return fmt.Sprintf(`{"Network":"10.5.0.0/16","EnableNFTables":%s,"Backend":%s}`, f.config, backend)
 }
 
-// inNode runs a program in a node's network namespace and returns what it prints.
+// inNode runs a program in a node's network namespace and returns its output.
 func inNode(t *testing.T, n *lab.Node, argv ...string) string {
 	t.Helper()
 	var out, stderr bytes.Buffer
@@ -58,8 +58,8 @@ func inNode(t *testing.T, n *lab.Node, argv ...string) string {
 	return out.String()
 }
 
-// traces lists what a daemon could leave on a node: devices and their addresses but link-local ones, which the kernel
-// makes up, routes, rules and chains.
+// traces lists the state that a daemon could leave on a node: devices, their addresses except the
+// kernel's link-local ones, routes, rules and chains.
 func traces(t *testing.T, n *lab.Node, shows ...[]string) []string {
 	t.Helper()
 	var lines []string
@@ -88,7 +88,8 @@ func traces(t *testing.T, n *lab.Node, shows ...[]string) []string {
 	for _, argv := range shows {
 		for line := range strings.Lines(inNode(t, n, argv...)) {
 			line = strings.TrimSpace(line)
-			rule := strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":") && strings.Contains(line, " - [") // chains that are not built in
+			userChain := strings.HasPrefix(line, ":") && strings.Contains(line, " - [")
+			rule := strings.HasPrefix(line, "-A") || userChain
 			if rule || argv[0] == "nft" && line != "" {
 				lines = append(lines, argv[0]+": "+line)
 			}
@@ -118,7 +119,7 @@ func cleanUp(t *testing.T, n *lab.Node, env ...string) (code int, output string)
 	return code, p.Log()
 }
 
-// TestNetnsCleanup stops daemons, whose kernel state stays, and cleans up: nothing is left then.
+// TestNetnsCleanup stops daemons, which leave their kernel state, and removes it.
 func TestNetnsCleanup(t *testing.T) {
 	for _, f := range filters() {
 		t.Run(f.name, func(t *testing.T) {
@@ -136,11 +137,11 @@ func TestNetnsCleanup(t *testing.T) {
 				return strings.Contains(line, n.Addr.String()) && strings.Contains(line, "dport 8472") && strings.Contains(line, "notrack")
 			}
 			if !slices.ContainsFunc(up, untracked) {
-				t.Errorf("our own packets are tracked:\n%s", strings.Join(up, "\n"))
+				t.Errorf("tunnel packets are tracked:\n%s", strings.Join(up, "\n"))
 			}
 			a.stop()
 			if left := traces(t, n, f.shows...); !slices.Equal(left, up) {
-				t.Errorf("the stop changed the kernel:\n%s\nbefore it:\n%s", strings.Join(left, "\n"), strings.Join(up, "\n"))
+				t.Errorf("kernel state changed by the stop:\n%s\nbefore:\n%s", strings.Join(left, "\n"), strings.Join(up, "\n"))
 			}
 			code, output := cleanUp(t, n)
 			if code != 0 || !strings.Contains(output, "removed device flannel.1 ") || !strings.Contains(output, f.name) {
@@ -156,9 +157,9 @@ func TestNetnsCleanup(t *testing.T) {
 	}
 }
 
-// TestNetnsFormerNetwork changes the network while the daemon is down: what subnet.env says of the old one is enough to
-// find its rules.
-func TestNetnsFormerNetwork(t *testing.T) {
+// TestNetnsAbandonedNetworkRules changes the network while the daemon is down: the old network in
+// subnet.env is enough to find its rules.
+func TestNetnsAbandonedNetworkRules(t *testing.T) {
 	for _, f := range filters() {
 		t.Run(f.name, func(t *testing.T) {
 			f.need(t)
@@ -191,8 +192,8 @@ func hasRoute(n *lab.Node, device, dst string) error {
 	return err
 }
 
-// TestNetnsCleanupThatCannot leaves rules behind that no program is there to remove.
-func TestNetnsCleanupThatCannot(t *testing.T) {
+// TestNetnsCleanupFailure has rules but no program to remove them.
+func TestNetnsCleanupFailure(t *testing.T) {
 	if _, err := exec.LookPath("iptables-legacy"); err != nil {
 		t.Skipf("NOT TESTED: %v", err)
 	}

@@ -24,8 +24,8 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// The namespace tests run several whole daemons, each a process in a node of a lab, against a real etcd server. The
-// daemon is this test binary itself, so it has the race detector if the test has.
+// The tests with a cluster run several daemons, each a process in a node of a lab, with a real etcd
+// server. The daemon is the test binary itself, so the race detector covers it too.
 
 const (
 	clusterPrefix  = "/coreos.com/network"
@@ -35,11 +35,11 @@ const (
 	udpPort        = 8285
 )
 
-// cluster is a lab with an etcd server in its root.
+// cluster is a lab with an etcd server in its root namespace.
 type cluster struct {
 	*lab.Lab
 	t      *testing.T
-	etcd   *testetcd.Server // nil if the server is another program
+	etcd   *testetcd.Server // nil if the server is an external program
 	client *clientv3.Client
 }
 
@@ -99,7 +99,7 @@ func (c *cluster) delete(key string) {
 	}
 }
 
-// leases are the lease keys without their prefix, with their values.
+// leases returns the lease keys, without their prefix, and their values.
 func (c *cluster) leases() (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Second)
 	defer cancel()
@@ -190,8 +190,8 @@ func (c *cluster) awaitAnswer(limit time.Duration, from, to *lab.Pod) {
 	})
 }
 
-// steadyPing pings all the time, both ways at once: every answer is a packet each way. check ends it and fails the test
-// if more than lost answers are missing.
+// steadyPing starts continuous pings, which test both directions. check stops them and fails the
+// test if more than lost answers are missing.
 func (c *cluster) steadyPing(from, to *lab.Pod) (p *lab.Pinger, check func(lost int)) {
 	c.t.Helper()
 	p, err := from.StartPing(c.t.Context(), to.Addr, lab.Ping{Count: -1, Interval: 5 * time.Millisecond})
@@ -204,12 +204,12 @@ func (c *cluster) steadyPing(from, to *lab.Pod) (p *lab.Pinger, check func(lost 
 		r := p.Stop()
 		if r.Received == 0 || r.Lost() > lost || r.SendErrors > 0 || r.Duplicates > 0 {
 			r.RTT = nil
-			c.t.Errorf("pings from %s to %s: %d lost, at most %d may be: %+v", from.Name, to.Name, r.Lost(), lost, r)
+			c.t.Errorf("pings from %s to %s: %d lost, want at most %d: %+v", from.Name, to.Name, r.Lost(), lost, r)
 		}
 	}
 }
 
-// awaitAnswers waits until so many more pings have been answered.
+// awaitAnswers waits for a number of further answers.
 func (c *cluster) awaitAnswers(limit time.Duration, p *lab.Pinger, more int) {
 	c.t.Helper()
 	want := p.Result().Received + more
@@ -223,13 +223,13 @@ func (c *cluster) awaitAnswers(limit time.Duration, p *lab.Pinger, more int) {
 
 func (d *member) health() netip.AddrPort { return netip.AddrPortFrom(d.node.Addr, clusterHealth) }
 
-// awaitReady waits until the daemon says that it is ready; it must not end.
+// awaitReady waits until the daemon is ready. It must not exit.
 func (d *member) awaitReady() {
 	d.t.Helper()
 	d.awaitPage(patience, "/readyz", func(_ []byte, err error) error { return err })
 }
 
-// awaitNotReady waits until the daemon says that it is not ready for a reason that holds text.
+// awaitNotReady waits until the daemon is not ready for a reason that contains text.
 func (d *member) awaitNotReady(text string) {
 	d.t.Helper()
 	d.awaitPage(patience, "/readyz", func(_ []byte, err error) error {
@@ -245,7 +245,7 @@ func (d *member) awaitNotReady(text string) {
 
 func (d *member) awaitPage(limit time.Duration, path string, ok func([]byte, error) error) {
 	d.t.Helper()
-	ended := errors.New("the daemon has ended")
+	ended := errors.New("daemon exited")
 	ctx, cancel := context.WithCancelCause(d.t.Context())
 	defer cancel(nil)
 	go func() {
@@ -285,8 +285,8 @@ func (d *member) metrics() bench.Metrics {
 	return m
 }
 
-// drops are the packets that the daemon has dropped, by reason, without what the kernel itself sends into any new device
-// (IPv6 neighbour discovery).
+// drops returns the numbers of dropped packets by reason, except those that the kernel sends into
+// any new device (IPv6 neighbour discovery).
 func (d *member) drops() map[string]float64 {
 	d.t.Helper()
 	drops := map[string]float64{}
@@ -312,7 +312,7 @@ func (d *member) awaitMetric(limit time.Duration, sample string, ok func(float64
 	})
 }
 
-// env reads the subnet.env that the daemon has written.
+// env reads the daemon's subnet.env.
 func (d *member) env() subnetenv.File {
 	d.t.Helper()
 	env, err := subnetenv.Read(d.node.Path("flannel/subnet.env"))
@@ -329,17 +329,17 @@ func (d *member) attach() {
 	}
 }
 
-// key is the daemon's lease key without its prefix.
+// key returns the daemon's lease key without its prefix.
 func (d *member) key() string {
 	d.t.Helper()
 	p := d.env().Subnet.Masked()
 	return fmt.Sprintf("%s-%d", p.Addr(), p.Bits())
 }
 
-// logged counts the lines of the log that hold text.
+// logged counts the occurrences of text in the log.
 func (d *member) logged(text string) int { return bytes.Count([]byte(d.Log()), []byte(text)) }
 
-// stop ends the daemon and checks that it ends well and soon.
+// stop stops the daemon and checks the exit code and the duration.
 func (d *member) stop() {
 	d.t.Helper()
 	begin := time.Now()

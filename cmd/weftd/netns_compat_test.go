@@ -16,30 +16,30 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// Variables that name programs to be compatible with. They are no part of this project, so where they are not set the
-// tests say what they leave out.
+// Environment variables with the paths of external programs for compatibility tests. If one is not
+// set, its tests are skipped.
 const (
 	flanneldVariable = "WEFT_FLANNELD"
 	etcdVariable     = "WEFT_ETCD"
 )
 
-// otherProgram returns the program that a variable names.
+// otherProgram returns the path of the program in a variable.
 func otherProgram(t *testing.T, variable, what string) string {
 	t.Helper()
 	path := os.Getenv(variable)
 	if path == "" {
-		t.Skipf("not tested: %s; %s=PATH names one", what, variable)
+		t.Skipf("NOT TESTED: %s; set %s to its path", what, variable)
 	}
 	return path
 }
 
-func TestNetnsTwoNodesAreExactlyFlannels(t *testing.T) {
+func TestNetnsFlannelFormats(t *testing.T) {
 	c := newCluster(t, lab.Options{}, clusterNetwork)
 	c.checkTwoNodes(c.up())
 }
 
-// TestNetnsOldEtcdServer does the same with a server that is another program, such as Debian's 3.4.
-func TestNetnsOldEtcdServer(t *testing.T) {
+// TestNetnsExternalEtcd runs the same checks with an external server, such as Debian's 3.4.
+func TestNetnsExternalEtcd(t *testing.T) {
 	server := otherProgram(t, etcdVariable, "a real etcd server")
 	lab.SkipWithoutTUN(t)
 	c := &cluster{Lab: lab.Start(t, lab.Options{}), t: t}
@@ -57,7 +57,7 @@ func TestNetnsOldEtcdServer(t *testing.T) {
 	c.checkTwoNodes(c.up())
 }
 
-// checkTwoNodes looks at everything that another program may read, and at the traffic.
+// checkTwoNodes checks everything that other programs read, and the traffic.
 func (c *cluster) checkTwoNodes(ds []*member) {
 	c.t.Helper()
 	for _, d := range ds {
@@ -76,10 +76,10 @@ func (c *cluster) checkTwoNodes(ds []*member) {
 		}
 		d.stop()
 		if d.node.HasLink("flannel0") {
-			c.t.Errorf("%s: the device is still there", d.node.Name)
+			c.t.Errorf("%s: device still exists", d.node.Name)
 		}
 	}
-	c.awaitLeases(patience, keys(ds)) // stays for the next start
+	c.awaitLeases(patience, keys(ds)) // kept for the next start
 }
 
 func (c *cluster) checkKey(d *member) {
@@ -138,7 +138,8 @@ func (d *member) checkDevice() {
 	}
 }
 
-// checkSocket looks at what the daemon has bound: its interface's address and flannel's port, not the wildcard.
+// checkSocket checks that the daemon's socket is bound to the address of the interface and
+// flannel's port, not to the wildcard address.
 func (d *member) checkSocket() {
 	d.t.Helper()
 	ip := d.node.Addr.As4()
@@ -164,7 +165,8 @@ func (d *member) checkSocket() {
 	}
 }
 
-// checkTraffic sends small packets, packets of the full MTU that must not be cut, and streams, from one pod to another.
+// checkTraffic sends small packets, unfragmented packets of the full MTU, and streams from one pod
+// to another.
 func (c *cluster) checkTraffic(from, to *lab.Pod) {
 	c.t.Helper()
 	for _, size := range []int{84, 1428, 1472} {
@@ -181,8 +183,8 @@ func (c *cluster) checkTraffic(from, to *lab.Pod) {
 	}
 }
 
-// TestNetnsBesideFlannel runs the real flannel on one node and weftd on the other, on one etcd.
-func TestNetnsBesideFlannel(t *testing.T) {
+// TestNetnsMixedWithFlannel runs flannel on one node and weftd on the other, with one etcd.
+func TestNetnsMixedWithFlannel(t *testing.T) {
 	flanneld := otherProgram(t, flanneldVariable, "a real flannel daemon on the other node")
 	for _, first := range []string{"flannel", "weftd"} {
 		t.Run(first+" first", func(t *testing.T) {

@@ -13,9 +13,10 @@ import (
 	"weft/lease/subnetenv"
 )
 
-// TestNetnsSources looks at the source address under which pods are seen by pods and by the host of another node, with
-// each backend, with and without --ip-masq, in each packet filter, with and without a dockerd's rule in it.
-func TestNetnsSources(t *testing.T) {
+// TestNetnsSourceAddresses checks the source address of pods as seen by pods and by the host of
+// another node, with each backend and packet filter, with and without --ip-masq and a rule of
+// dockerd.
+func TestNetnsSourceAddresses(t *testing.T) {
 	for _, backend := range []string{"udp", "vxlan", "host-gw", "ipip", "wireguard"} {
 		t.Run(backend, func(t *testing.T) {
 			c := newCluster(t, lab.Options{}, clusterNetwork)
@@ -36,15 +37,15 @@ func TestNetnsSources(t *testing.T) {
 	}
 }
 
-// in is the cluster for a subtest.
+// in returns the cluster for a subtest.
 func (c *cluster) in(t *testing.T) *cluster {
 	s := *c
 	s.t = t
 	return &s
 }
 
-// checkSources starts the daemons anew for one combination. The addresses of pods are kept pod to pod and towards hosts
-// inside the network; what leaves it is masqueraded by --ip-masq, or by dockerd.
+// checkSources restarts the daemons for one combination. Addresses of pods are kept within the
+// network. Packets to other destinations are masqueraded by --ip-masq or by dockerd.
 func (c *cluster) checkSources(f filter, backend string, masq, docker bool) {
 	c.t.Helper()
 	if docker {
@@ -52,7 +53,7 @@ func (c *cluster) checkSources(f filter, backend string, masq, docker bool) {
 		defer c.dockerRule("-D")
 	}
 	c.put(clusterPrefix+"/config", f.network(`{"Type":"`+backend+`"}`))
-	ds := c.again(fmt.Sprintf("--ip-masq=%t", masq), "--keep-source")
+	ds := c.restart(fmt.Sprintf("--ip-masq=%t", masq), "--keep-source")
 	for i, d := range ds {
 		c.checkMode(d, f, docker)
 		from, to := d.node.Pods[0], c.Nodes[1-i]
@@ -61,12 +62,12 @@ func (c *cluster) checkSources(f filter, backend string, masq, docker bool) {
 		case masq || docker:
 			world = d.node.Addr
 		case backend == "wireguard":
-			world = netip.Addr{} // the answer comes from an address that a WireGuard peer is not allowed
+			world = netip.Addr{} // the answer's source is not an allowed IP of the WireGuard peer
 		}
 		for _, seen := range []struct {
 			by   *lab.NS
 			at   netip.Addr
-			want netip.Addr // none: not to be asked
+			want netip.Addr // invalid: not checked
 		}{
 			{to.Pods[0].NS, to.Pods[0].Addr, from.Addr},
 			{to.NS, ds[1-i].env().Subnet.Addr(), from.Addr},
@@ -85,8 +86,8 @@ func (c *cluster) checkSources(f filter, backend string, masq, docker bool) {
 	}
 }
 
-// again starts the daemons of all nodes, whose pods stay as they are if they are attached already.
-func (c *cluster) again(flags ...string) []*member {
+// restart starts the daemons of all nodes. Pods that are attached already stay as they are.
+func (c *cluster) restart(flags ...string) []*member {
 	c.t.Helper()
 	var ds []*member
 	for _, n := range c.Nodes {
@@ -104,7 +105,7 @@ func (c *cluster) again(flags ...string) []*member {
 	return ds
 }
 
-// checkMode looks at what the daemon says of its rules.
+// checkMode checks the rules in the status.
 func (c *cluster) checkMode(d *member, f filter, docker bool) {
 	c.t.Helper()
 	r := d.status().Rules
@@ -114,18 +115,18 @@ func (c *cluster) checkMode(d *member, f filter, docker bool) {
 	noted := slices.ContainsFunc(r.Notes, func(n string) bool {
 		return strings.Contains(n, "MASQUERADE") && strings.Contains(n, "; weftd's rules before it prevent that")
 	})
-	// Those of iptables cannot be looked at while nftables is asked for and iptables is not kept there.
+	// With nftables, rules of legacy iptables are not visible.
 	if f.name == "iptables" && noted != docker {
 		c.t.Errorf("%s: notes %q", d.node.Name, r.Notes)
 	}
 }
 
-// dockerRule adds or deletes, on every node, the rule by which dockerd masquerades what leaves by another device than
-// its bridge. It needs the nodes' subnets, so a cluster without is started once.
+// dockerRule adds (-I) or deletes (-D), on every node, the rule with which dockerd masquerades
+// packets that leave through a device other than its bridge. The nodes must have subnets.
 func (c *cluster) dockerRule(how string) {
 	c.t.Helper()
 	if _, err := exec.LookPath("iptables"); err != nil {
-		c.t.Skipf("NOT TESTED: dockerd's rule without iptables: %v", err)
+		c.t.Skipf("NOT TESTED: rule of dockerd requires iptables: %v", err)
 	}
 	for _, n := range c.Nodes {
 		env, err := subnetenv.Read(n.Path("flannel/subnet.env"))
@@ -136,7 +137,7 @@ func (c *cluster) dockerRule(how string) {
 	}
 }
 
-// sourceSeen connects to a namespace and returns the address that it is seen under there.
+// sourceSeen connects to a namespace and returns the source address of the connection there.
 func sourceSeen(from, to *lab.NS, at netip.Addr) (netip.Addr, error) {
 	l, err := to.Listen(at, 0)
 	if err != nil {
@@ -162,7 +163,7 @@ func TestNetnsDockerRuleWithoutMasquerade(t *testing.T) {
 	f := filters()[0]
 	f.need(t)
 	c := newCluster(t, lab.Options{}, f.network(`{"Type":"vxlan"}`))
-	for _, d := range c.again() {
+	for _, d := range c.restart() {
 		d.stop()
 	}
 	c.dockerRule("-I")
@@ -176,7 +177,7 @@ func TestNetnsDockerRuleWithoutMasquerade(t *testing.T) {
 		{nil, true, rewrites + "; weftd's rules before it prevent that"},
 		{[]string{"--keep-source=false"}, false, rewrites},
 	} {
-		ds := c.again(tt.flags...)
+		ds := c.restart(tt.flags...)
 		got, err := sourceSeen(from.NS, to.NS, to.Addr)
 		if err != nil || (got == from.Addr) != tt.kept {
 			t.Errorf("%q: seen as %v, %v; kept should be %t", tt.flags, got, err, tt.kept)

@@ -46,8 +46,8 @@ type File struct {
 	IPMasq bool
 }
 
-// Gateway returns the address that a bridge in the subnet gets: 10.5.77.0/24 gives 10.5.77.1/24, the
-// zero Prefix itself.
+// Gateway returns the address that a bridge in the subnet gets: 10.5.77.0/24 gives 10.5.77.1/24,
+// the zero Prefix itself.
 func Gateway(subnet netip.Prefix) netip.Prefix {
 	if !subnet.IsValid() {
 		return netip.Prefix{}

@@ -32,7 +32,8 @@ func (d *daemon) openKube() (*kube.Store, error) {
 
 // clusterStore is implemented by stores that know more of a node than its lease.
 type clusterStore interface {
-	// NodeHints returns the cluster's settings for this node, which are available before a lease is.
+	// NodeHints returns the cluster's settings for this node, which are available before a lease
+	// is.
 	NodeHints(ctx context.Context) (kube.NodeHints, error)
 	// SetForwarding reports to the scheduler whether pods on this node reach others.
 	SetForwarding(up bool, why string)

@@ -77,7 +77,8 @@ type kernelStatus struct {
 	Waiting []string  `json:"waiting,omitempty"` // devices that do not exist yet
 	Error   string    `json:"error,omitempty"`
 	Repairs uint64    `json:"repairs"`
-	// UserspaceWireGuard lists WireGuard devices that run in this process, as the kernel has no WireGuard.
+	// UserspaceWireGuard lists WireGuard devices that run in this process, as the kernel has no
+	// WireGuard.
 	UserspaceWireGuard []string `json:"userspace_wireguard,omitempty"`
 }
 

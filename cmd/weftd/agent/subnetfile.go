@@ -41,9 +41,9 @@ func (f *subnetFile) sync(wanted subnetenv.File, log *slog.Logger) (gaveUp bool)
 	return gaveUp
 }
 
-// readSubnetFile returns the content of the subnet file of the previous run, so that the same subnet
-// is claimed again. A missing file and one that cannot be parsed count as empty; the latter is
-// logged.
+// readSubnetFile returns the content of the subnet file of the previous run, so that the same
+// subnet is claimed again. A missing file and one that cannot be parsed count as empty; the latter
+// is logged.
 func readSubnetFile(path string, log *slog.Logger) subnetenv.File {
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -21,8 +21,8 @@ func (h *heartbeat) stale(limit time.Duration) bool {
 	return last != 0 && time.Since(time.Unix(0, last)) > limit
 }
 
-// watchdog notifies systemd twice per WatchdogSec. It stops while the loop is stuck, so that systemd
-// restarts the daemon.
+// watchdog notifies systemd twice per WatchdogSec. It stops while the loop is stuck, so that
+// systemd restarts the daemon.
 func (d *daemon) watchdog(ctx context.Context) {
 	limit, err := systemd.SdWatchdogEnabled(false)
 	if err != nil {

@@ -17,7 +17,7 @@ func options(c *Config) []option {
 	return append(flannelOptions(c), weftOptions(c)...)
 }
 
-// filePath is what flags for a file accept.
+// filePath describes the values of flags for a file.
 const filePath = "a file path"
 
 // flannelOptions returns flannel's command line: names, types and defaults are those of v0.28.9.

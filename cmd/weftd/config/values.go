@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// trueOrFalse is what boolean flags accept.
+// trueOrFalse describes the values of boolean flags.
 const trueOrFalse = "true or false"
 
 // value is the destination of a flag's value.

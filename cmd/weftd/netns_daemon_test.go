@@ -23,16 +23,16 @@ import (
 	"weft/deploy/lab"
 )
 
-func TestNetnsLifeOfADaemon(t *testing.T) {
-	told := notifySocket(t)
+func TestNetnsStartStop(t *testing.T) {
+	notified := notifySocket(t)
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	fds := openFDs(t)
-	f := newFixture(t, leaseFile("udp", ourNode))
+	f := newFixture(t, leaseFile("udp", localNode))
 	s := f.start(t)
 	awaitReady(t, 200, "weftd is ready")
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
-	if got := <-told; got != "READY=1" {
-		t.Errorf("systemd was told %q", got)
+	if got := <-notified; got != "READY=1" {
+		t.Errorf("systemd received %q", got)
 	}
 
 	var st agent.Status
@@ -54,11 +54,11 @@ func TestNetnsLifeOfADaemon(t *testing.T) {
 	}
 
 	s.stop(t)
-	if got := <-told; got != "STOPPING=1" {
-		t.Errorf("systemd was told %q", got)
+	if got := <-notified; got != "STOPPING=1" {
+		t.Errorf("systemd received %q", got)
 	}
 	if _, err := net.InterfaceByName("flannel0"); err == nil {
-		t.Error("the device is still there")
+		t.Error("device still exists")
 	}
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
 	if strings.Contains(s.log.String(), "level=ERROR") {
@@ -69,44 +69,44 @@ func TestNetnsLifeOfADaemon(t *testing.T) {
 	}
 }
 
-func TestNetnsReadinessFollowsTheLease(t *testing.T) {
-	told := notifySocket(t)
+func TestNetnsReadinessFollowsLease(t *testing.T) {
+	notified := notifySocket(t)
 	f := newFixture(t, "{")
 	s := f.start(t)
 	awaitReady(t, 503, f.leases)
 	f.write(t, leaseFile("udp", ""))
 	awaitReady(t, 503, "lease: ")
 	if _, err := os.Stat(f.env); err == nil {
-		t.Error("the subnet file is there before the subnet")
+		t.Error("subnet file exists before the subnet")
 	}
-	f.write(t, leaseFile("udp", ourNode))
+	f.write(t, leaseFile("udp", localNode))
 	awaitReady(t, 200, "")
 
-	// The lease goes: not ready, but what is there stays and carries packets.
+	// The lease is lost: not ready, but device and subnet file stay.
 	f.write(t, leaseFile("udp", ""))
 	awaitReady(t, 503, "lease: ")
 	if _, err := net.InterfaceByName("flannel0"); err != nil {
-		t.Errorf("the device is gone with the lease: %v", err)
+		t.Errorf("device removed with the lease: %v", err)
 	}
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
 
-	// It comes back with another subnet.
-	f.write(t, leaseFile("udp", strings.Replace(ourNode, "10.5.1.", "10.5.9.", 1)))
+	// A lease with another subnet.
+	f.write(t, leaseFile("udp", strings.Replace(localNode, "10.5.1.", "10.5.9.", 1)))
 	awaitReady(t, 200, "")
 	awaitFile(t, f.env, subnetEnvOf("10.5.9.1/24"))
 	if !strings.Contains(s.log.String(), "subnet of this node changed") {
 		t.Error("the change was not logged")
 	}
 	s.stop(t)
-	for _, want := range []string{"READY=1", "STOPPING=1"} { // once each, however often it was ready
-		if got := <-told; got != want {
-			t.Errorf("systemd was told %q, want %q", got, want)
+	for _, want := range []string{"READY=1", "STOPPING=1"} { // once each
+		if got := <-notified; got != want {
+			t.Errorf("systemd received %q, want %q", got, want)
 		}
 	}
 }
 
-func TestNetnsDeviceIsMadeAgain(t *testing.T) {
-	f := newFixture(t, leaseFile("udp", ourNode))
+func TestNetnsDeviceRecreated(t *testing.T) {
+	f := newFixture(t, leaseFile("udp", localNode))
 	s := f.start(t)
 	awaitReady(t, 200, "")
 	before, err := net.InterfaceByName("flannel0")
@@ -114,12 +114,12 @@ func TestNetnsDeviceIsMadeAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	if out, err := exec.Command("ip", "link", "del", "flannel0").CombinedOutput(); err != nil {
-		t.Skipf("no ip program to delete the device with: %v %s", err, out)
+		t.Skipf("NOT TESTED: cannot delete the device: %v %s", err, out)
 	}
 	err = lab.Await(t.Context(), patience, "a new device", func() error {
 		i, err := net.InterfaceByName("flannel0")
 		if err == nil && i.Index == before.Index {
-			err = errors.New("the old one is still there")
+			err = errors.New("old device still exists")
 		}
 		return err
 	})
@@ -128,18 +128,18 @@ func TestNetnsDeviceIsMadeAgain(t *testing.T) {
 	}
 	awaitReady(t, 200, "")
 	if _, body, err := fetch("/metrics"); err != nil || !strings.Contains(body, `weft_recreations_total{object="device"} 1`) {
-		t.Errorf("the metric does not count it: %v", err)
+		t.Errorf("recreation not counted: %v", err)
 	}
 	s.stop(t)
 }
 
-func TestNetnsUnderlayMTUIsFollowed(t *testing.T) {
+func TestNetnsUnderlayMTUChange(t *testing.T) {
 	lo, err := net.InterfaceByName("lo")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { setMTU(t, "lo", lo.MTU) })
-	f := newFixture(t, leaseFile("udp", ourNode))
+	f := newFixture(t, leaseFile("udp", localNode))
 	s := f.start(t)
 	awaitReady(t, 200, "")
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
@@ -159,36 +159,36 @@ func TestNetnsUnderlayMTUIsFollowed(t *testing.T) {
 	s.stop(t)
 }
 
-func TestNetnsSubnetFileIsTriedAgain(t *testing.T) {
-	f := newFixture(t, leaseFile("udp", ourNode))
-	folder := filepath.Join(t.TempDir(), "flannel")
-	if err := os.WriteFile(folder, nil, 0o600); err != nil { // a file where the folder has to be
+func TestNetnsSubnetFileRetry(t *testing.T) {
+	f := newFixture(t, leaseFile("udp", localNode))
+	dir := filepath.Join(t.TempDir(), "flannel")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // a file in place of the directory
 		t.Fatal(err)
 	}
-	f.env = filepath.Join(folder, "subnet.env")
+	f.env = filepath.Join(dir, "subnet.env")
 	s := f.start(t)
 	awaitReady(t, 503, "subnet-file: create the directory of "+f.env)
 	if _, body, err := fetch("/readyz"); err != nil || strings.Count(body, "\n") != 2 {
-		t.Errorf("more than the subnet file is missing: %q, %v", body, err)
+		t.Errorf("more conditions than subnet-file not met: %q, %v", body, err)
 	}
-	if err := os.Remove(folder); err != nil {
+	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
 	awaitReady(t, 200, "")
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
 	if n := strings.Count(s.log.String(), "cannot write the subnet file"); n != 1 {
-		t.Errorf("it was logged %d times", n)
+		t.Errorf("logged %d times", n)
 	}
 	s.stop(t)
 }
 
 func TestNetnsAllocBackend(t *testing.T) {
-	f := newFixture(t, leaseFile("alloc", ourNode))
+	f := newFixture(t, leaseFile("alloc", localNode))
 	s := f.start(t, "--log-format=json", "-v=1", "--vmodule=a=1")
 	awaitReady(t, 200, "")
 	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "65508", "65536", 1))
 	if _, err := net.InterfaceByName("flannel0"); err == nil {
-		t.Error("there is a device")
+		t.Error("device exists")
 	}
 	_, body, err := fetch("/metrics")
 	if err != nil || strings.Contains(body, "weft_packets_total") || !strings.Contains(body, "weft_lease_held 1") {
@@ -206,7 +206,7 @@ func TestNetnsAllocBackend(t *testing.T) {
 	}
 }
 
-func TestNetnsFatalStarts(t *testing.T) {
+func TestNetnsStartFailures(t *testing.T) {
 	taken, err := net.ListenPacket("udp4", "127.0.0.1:8285")
 	if err != nil {
 		t.Fatal(err)
@@ -222,13 +222,13 @@ func TestNetnsFatalStarts(t *testing.T) {
 	tests := []struct {
 		name, leases string
 		args         []string
-		want         []string // all in the one line
+		want         []string // all in one line
 	}{
-		{"UDP port in use", leaseFile("udp", ourNode), nil, []string{"8285", "in use"}},
-		{"health port in use", leaseFile("udp", ourNode), []string{"--healthz-port=" + healthPort}, []string{"--healthz-port", healthPort, "in use"}},
-		{"unknown backend", leaseFile("carrier-pigeon", ourNode), nil, []string{"carrier-pigeon", "udp", "alloc"}},
-		{"backend without a type", leaseFile("", ourNode), nil, []string{"unknown backend type", "udp", "alloc"}},
-		{"no interface", leaseFile("udp", ourNode), []string{"--iface=nope0", "--iface=127.0.0.9"}, []string{"nope0", "127.0.0.9", "lo"}},
+		{"UDP port in use", leaseFile("udp", localNode), nil, []string{"8285", "in use"}},
+		{"health port in use", leaseFile("udp", localNode), []string{"--healthz-port=" + healthPort}, []string{"--healthz-port", healthPort, "in use"}},
+		{"unknown backend", leaseFile("carrier-pigeon", localNode), nil, []string{"carrier-pigeon", "udp", "alloc"}},
+		{"backend without a type", leaseFile("", localNode), nil, []string{"unknown backend type", "udp", "alloc"}},
+		{"no interface", leaseFile("udp", localNode), []string{"--iface=nope0", "--iface=127.0.0.9"}, []string{"nope0", "127.0.0.9", "lo"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -253,22 +253,22 @@ func TestNetnsFatalStarts(t *testing.T) {
 			}
 			for _, want := range test.want {
 				if !strings.Contains(fatal[0], want) {
-					t.Errorf("%q does not name %s", fatal[0], want)
+					t.Errorf("%q does not contain %s", fatal[0], want)
 				}
 			}
 			if _, err := net.InterfaceByName("flannel0"); err == nil {
-				t.Error("a device is left")
+				t.Error("device left behind")
 			}
 		})
 	}
 }
 
-// TestNetnsSignals runs the program as a process: the first signal ends it
-// gracefully, a second one at once.
+// TestNetnsSignals checks that the first signal stops the daemon gracefully and a second one
+// immediately.
 func TestNetnsSignals(t *testing.T) {
 	for _, first := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		t.Run(first.String(), func(t *testing.T) {
-			cmd, _ := process(t, newFixture(t, leaseFile("udp", ourNode)))
+			cmd, _ := process(t, newFixture(t, leaseFile("udp", localNode)))
 			awaitReady(t, 200, "")
 			begin := time.Now()
 			if err := cmd.Process.Signal(first); err != nil {
@@ -290,9 +290,9 @@ func TestNetnsSignals(t *testing.T) {
 		}
 	})
 	t.Run("second", func(t *testing.T) {
-		cmd, told := process(t, newFixture(t, leaseFile("udp", ourNode)))
+		cmd, notified := process(t, newFixture(t, leaseFile("udp", localNode)))
 		awaitReady(t, 200, "")
-		// A request that never ends holds the graceful stop up for a while.
+		// A request that never ends delays the graceful stop.
 		c, err := net.Dial("tcp", healthAddress)
 		if err != nil {
 			t.Fatal(err)
@@ -304,7 +304,7 @@ func TestNetnsSignals(t *testing.T) {
 		if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			t.Fatal(err)
 		}
-		for got := range told {
+		for got := range notified {
 			if got == "STOPPING=1" {
 				break
 			}
@@ -315,7 +315,7 @@ func TestNetnsSignals(t *testing.T) {
 		err = cmd.Wait()
 		var exit *exec.ExitError
 		if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
-			t.Errorf("ended with %v, want death by the signal", err)
+			t.Errorf("ended with %v, want killed by the signal", err)
 		}
 	})
 }
