@@ -35,7 +35,7 @@ const (
 	longRun            = 32 // packets of one flow that a program sends at once
 	connectWorkers     = 4
 
-	// idleGap is long enough for every CPU and daemon to fall asleep.
+	// idleGap is longer than the CPUs and daemons stay awake.
 	idleGap = 20 * time.Millisecond
 )
 
@@ -107,8 +107,8 @@ func (o *overlay) pods() (from, to traffic.End) {
 	return traffic.PodEnd(o.lab.Nodes[0].Pods[0]), traffic.PodEnd(o.lab.Nodes[1].Pods[0])
 }
 
-// measure takes one sample of a case. If a daemon has exited, that is the error, whatever the
-// generators returned.
+// measure takes one sample of a case. If a daemon has exited, that is the error instead of the
+// one of the generators.
 func (o *overlay) measure(ctx context.Context, c Case, s report.Seconds, previous report.Sample) (report.Sample, error) {
 	if err := o.checkDaemons(); err != nil {
 		return nil, err

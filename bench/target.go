@@ -203,7 +203,7 @@ func (o *overlay) startDaemon(n *lab.Node, argv []string) error {
 	return err
 }
 
-// attachAll waits for every node's subnet.env and attaches its pods.
+// attachAll waits for the subnet.env of all nodes and attaches the pods.
 func (o *overlay) attachAll(ctx context.Context) error {
 	for i, n := range o.lab.Nodes {
 		var env subnetenv.File

@@ -13,7 +13,7 @@ func TestOccupyCPUs(t *testing.T) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(0))
 	RaiseGOMAXPROCS()
 	if free := runtime.GOMAXPROCS(0) - busyPerCPU*runtime.NumCPU(); free < maxGenerators+runtime.NumCPU() {
-		t.Errorf("beside the busy threads %d more can run, want every generator and one for each CPU", free)
+		t.Errorf("%d threads beside the busy ones can run, want all generators and one per CPU", free)
 	}
 	used := func() time.Duration {
 		var u unix.Rusage
@@ -38,6 +38,6 @@ func TestOccupyCPUs(t *testing.T) {
 		if time.Since(begin) > 30*time.Second {
 			t.Fatalf("%d of %d goroutines are left", n-before, busyPerCPU*runtime.NumCPU())
 		}
-		runtime.Gosched() // one that is done may not have ended yet
+		runtime.Gosched() // a finished goroutine may not have exited yet
 	}
 }

@@ -12,8 +12,8 @@ import (
 	"weft/deploy/lab"
 )
 
-// A client that never sends does not hold the server for ever, and is told.
-func TestNetnsServerGivesUp(t *testing.T) {
+// A client that never sends does not block the server forever; the server closes the connection.
+func TestNetnsServeSilentClient(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	end := End{l.Nodes[0].NS, netip.MustParseAddr("127.0.0.1")}
 	listener, at, err := end.bind(unix.SOCK_STREAM, 0)
@@ -45,9 +45,9 @@ func TestNetnsServerGivesUp(t *testing.T) {
 	<-done
 }
 
-// Clients that nobody answers say so although the count is over, and end soon when they are told
-// to.
-func TestNetnsConnectionsSayWhenNothingAnswers(t *testing.T) {
+// Clients without an answer return an error even after the measurement, and stop soon after ctx is
+// cancelled.
+func TestNetnsConnectionsUnanswered(t *testing.T) {
 	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})
 	from, to := End{l.Nodes[0].NS, l.Nodes[0].Addr}, End{l.Nodes[1].NS, l.Nodes[1].Addr}
 	if err := l.Partition(l.Nodes[0], l.Nodes[1]); err != nil {
@@ -65,7 +65,7 @@ func TestNetnsConnectionsSayWhenNothingAnswers(t *testing.T) {
 	}
 }
 
-func TestNetnsNoConnection(t *testing.T) {
+func TestNetnsConnectionsWithoutClient(t *testing.T) {
 	from, to := LinkedEnds(t)
 	if c, err := Connections(t.Context(), from, to, 0, time.Millisecond); err == nil {
 		t.Errorf("%+v, without a client", c)

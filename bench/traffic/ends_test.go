@@ -6,8 +6,7 @@ import (
 	"weft/deploy/lab"
 )
 
-// LinkedEnds are two nodes without a tunnel in between; the tests of both packages here begin with
-// them.
+// LinkedEnds returns two linked nodes without a tunnel.
 func LinkedEnds(t *testing.T) (from, to End) {
 	t.Helper()
 	l := lab.Start(t, lab.Options{Direct: true, PodsPerNode: -1})

@@ -29,7 +29,7 @@ func TestNetnsTCP(t *testing.T) {
 	}
 }
 
-func TestNetnsTCPSaysWhenNothingAnswers(t *testing.T) {
+func TestNetnsTCPLinkDown(t *testing.T) {
 	from, to := traffic.LinkedEnds(t)
 	if err := from.NS.SetUp("eth0", false); err != nil {
 		t.Fatal(err)
@@ -91,7 +91,7 @@ func TestNetnsConnections(t *testing.T) {
 	}
 }
 
-func TestNetnsFlowsDifferInTheirSource(t *testing.T) {
+func TestNetnsLocalSources(t *testing.T) {
 	from, to := traffic.LinkedEnds(t)
 	if err := from.NS.AddLocalRoute(netip.MustParsePrefix("172.31.0.128/26")); err != nil {
 		t.Fatal(err)

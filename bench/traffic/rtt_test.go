@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// The packets of a measurement are those that its network carried, and its warm-up does not count.
-func TestNetnsPacketsOfRTT(t *testing.T) {
+// Packets counts every packet on the wire, including those of the warm-up.
+func TestNetnsRTTPackets(t *testing.T) {
 	from, to := LinkedEnds(t)
 	carried := func() float64 {
 		link, err := from.NS.Link("eth0")
@@ -29,8 +29,8 @@ func TestNetnsPacketsOfRTT(t *testing.T) {
 	}
 }
 
-// However short, and however late it is scheduled, a measurement has a sample.
-func TestNetnsShortRTT(t *testing.T) {
+// Even the shortest measurement has one sample.
+func TestNetnsRTTShort(t *testing.T) {
 	from, to := LinkedEnds(t)
 	if r, err := RTT(t.Context(), from, to, 2*warmUp, time.Nanosecond); err != nil || r.Samples != 1 {
 		t.Errorf("%+v, %v", r, err)

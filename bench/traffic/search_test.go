@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// pipe is a network that carries so many packets a second, and a sender that can offer so many.
+// pipe simulates a network and a sender with the given limits in packets per second.
 func pipe(carries, offers float64) func(float64) (UDPResult, error) {
 	return func(rate float64) (UDPResult, error) {
 		if rate == 0 || rate > offers {
@@ -16,7 +16,7 @@ func pipe(carries, offers float64) func(float64) (UDPResult, error) {
 	}
 }
 
-func TestSearchFindsWhatIsCarried(t *testing.T) {
+func TestSearch(t *testing.T) {
 	for _, c := range []struct {
 		name            string
 		carries, offers float64
@@ -36,15 +36,15 @@ func TestSearchFindsWhatIsCarried(t *testing.T) {
 				t.Errorf("found %+v, want %.0f", got, c.want)
 			}
 			if got.FloodRate != min(c.carries, c.offers) {
-				t.Errorf("flood brought %.0f", got.FloodRate)
+				t.Errorf("flood rate %.0f", got.FloodRate)
 			}
 		})
 	}
 }
 
-// A flood that chokes the receiver brings less than a lower rate: the search has to go up from
-// there.
-func TestSearchGoesAboveTheFlood(t *testing.T) {
+// A flood that overloads the receiver delivers less than a lower rate, so the search must go up
+// from there.
+func TestSearchAboveFlood(t *testing.T) {
 	carried := pipe(100e3, 400e3)
 	got, err := Search(0, func(rate float64) (UDPResult, error) {
 		if rate > 150e3 || rate == 0 {
@@ -57,8 +57,8 @@ func TestSearchGoesAboveTheFlood(t *testing.T) {
 	}
 }
 
-// A rate from an earlier round saves the flood and most probes, and one that is wrong does no harm.
-func TestSearchNearAKnownRate(t *testing.T) {
+// A known rate saves the flood and most probes. A wrong one does no harm.
+func TestSearchFromKnownRate(t *testing.T) {
 	for near := 1e3; near <= 10e6; near *= 1.07 {
 		got, err := Search(near, pipe(100e3, 20e6))
 		if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision || got.FloodRate != 0 || got.Probes > searchProbes {
@@ -67,8 +67,8 @@ func TestSearchNearAKnownRate(t *testing.T) {
 	}
 }
 
-// One bad probe is noise, and a network that always loses ends the search.
-func TestSearchForgivesOneProbe(t *testing.T) {
+// One lossy probe is noise. A network that always loses packets ends the search.
+func TestSearchLossyProbe(t *testing.T) {
 	steady, seen := pipe(100e3, 400e3), map[float64]bool{0: true}
 	got, err := Search(0, func(rate float64) (UDPResult, error) {
 		r, err := steady(rate)
@@ -94,9 +94,8 @@ func TestSearchForgivesOneProbe(t *testing.T) {
 	}
 }
 
-// A probe in which the sender got little CPU, and so neither lost much nor offered the rate, says
-// nothing.
-func TestSearchForgivesAShortProbe(t *testing.T) {
+// A probe whose sender got little CPU time, without loss but below the rate, is repeated.
+func TestSearchShortProbe(t *testing.T) {
 	for _, near := range []float64{0, 98e3, 150e3} {
 		steady, probes := pipe(100e3, 400e3), 0
 		got, err := Search(near, func(rate float64) (UDPResult, error) {
@@ -111,9 +110,8 @@ func TestSearchForgivesAShortProbe(t *testing.T) {
 	}
 }
 
-// What counts is the rate that was offered: that at which packets came is over another clock's
-// time.
-func TestSearchKeepsTheHighestOfferedRate(t *testing.T) {
+// The offered rate decides: the received rate is measured over another time.
+func TestSearchOfferedRate(t *testing.T) {
 	steady, probes := pipe(100e3, 400e3), 0
 	got, err := Search(50e3, func(rate float64) (UDPResult, error) {
 		r, err := steady(rate)
@@ -127,8 +125,8 @@ func TestSearchKeepsTheHighestOfferedRate(t *testing.T) {
 	}
 }
 
-// Below one packet in a thousand counts as carried, and above it does not.
-func TestSearchAllowsLittleLoss(t *testing.T) {
+// A loss below 0.1 % counts as carried.
+func TestSearchLossLimit(t *testing.T) {
 	got, err := Search(20e3, func(rate float64) (UDPResult, error) {
 		lost := 50.0 // of 100,000
 		if rate > 40e3 {

@@ -11,7 +11,7 @@ import (
 	"weft/deploy/lab"
 )
 
-// The streams are warm before the work begins, and pour until it ends.
+// The streams are warmed up before work starts, and send until it returns.
 func TestNetnsTCPDuring(t *testing.T) {
 	from, to := LinkedEnds(t)
 	received := func() uint64 {
@@ -40,8 +40,8 @@ func TestNetnsTCPDuring(t *testing.T) {
 	}
 }
 
-// A stream that ends takes the work beside it along, and is the reason.
-func TestCountEndsWithItsStreams(t *testing.T) {
+// If a stream fails, work is cancelled and the error is that of the stream.
+func TestCountDuringStreamError(t *testing.T) {
 	ctx, fail := context.WithCancelCause(t.Context())
 	_, _, _, err := countDuring(ctx, make([]atomic.Int64, 1), func(ctx context.Context) error {
 		fail(io.EOF)
@@ -49,6 +49,6 @@ func TestCountEndsWithItsStreams(t *testing.T) {
 		return ctx.Err()
 	})
 	if !errors.Is(err, io.EOF) {
-		t.Errorf("%v, want what the stream said", err)
+		t.Errorf("%v, want the error of the stream", err)
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestRunsOfFlows looks at the order in which a socket's messages are of its flows.
-func TestRunsOfFlows(t *testing.T) {
+// TestUDPBatchRuns checks the order of flows in a socket's batch.
+func TestUDPBatchRuns(t *testing.T) {
 	for _, tt := range []struct {
 		run, flows int
 		turn       []uint32 // that repeats
@@ -35,9 +35,8 @@ func TestRunsOfFlows(t *testing.T) {
 	}
 }
 
-// TestNetnsSourcesOfFlows looks at what arrives: each flow has a source of its own, and comes in
-// runs.
-func TestNetnsSourcesOfFlows(t *testing.T) {
+// TestNetnsUDPSources checks on arrival that each flow has its own source and comes in runs.
+func TestNetnsUDPSources(t *testing.T) {
 	const flows, run = 2 * sourcesPerSocket, 4
 	from, to := LinkedEnds(t)
 	conn, err := to.NS.ListenUDP(to.Addr, 0)
@@ -84,8 +83,9 @@ func TestNetnsSourcesOfFlows(t *testing.T) {
 	}
 }
 
-// A sink that gets no CPU until everything was sent makes no rate higher than that of the sender.
-func TestNetnsLateSink(t *testing.T) {
+// A receiver that gets no CPU until everything was sent does not report a rate above that of the
+// sender.
+func TestNetnsUDPLateReceiver(t *testing.T) {
 	from, to := LinkedEnds(t)
 	sinks := &udpSinks{}
 	defer sinks.close()

@@ -32,10 +32,11 @@ Takes the flags of flannel's mk-docker-opts.sh and writes what that writes.
   -m  leave --ip-masq out, for an old dockerd that does not know it
 `
 
-// dockerOptPrefix marks the variables that hold one option each; those that stand in the environment already are passed on.
+// dockerOptPrefix is the prefix of the variables with one option each. Those in the environment are
+// passed on.
 const dockerOptPrefix = "DOCKER_OPT_"
 
-// errDockerUsage asks for the usage text.
+// errDockerUsage means that the usage text must be printed.
 var errDockerUsage = errors.New("usage wanted")
 
 // dockerFlags is the command line of docker-opts.
@@ -46,12 +47,14 @@ type dockerFlags struct {
 	noIPMasq                bool
 }
 
-// dockerOpts is the subcommand. Its exit status is 1 for the usage text too, as the script's.
+// dockerOpts is the subcommand. Its exit status is 1 for the usage text too, as that of flannel's
+// script.
 func dockerOpts(args []string) int {
 	return runDockerOpts(args, os.Environ(), "/proc/net/route", os.Stderr)
 }
 
-// runDockerOpts is dockerOpts with all that it takes from the process; routes is the kernel's list of IPv4 routes.
+// runDockerOpts is dockerOpts with explicit inputs; routes is the path of the kernel's IPv4 routing
+// table.
 func runDockerOpts(args, environ []string, routes string, stderr io.Writer) int {
 	f, err := parseDockerFlags(args)
 	if err == nil {
@@ -67,8 +70,8 @@ func runDockerOpts(args, environ []string, routes string, stderr io.Writer) int 
 	return 0
 }
 
-// parseDockerFlags reads flags as the shell's getopts does: letters may share a dash, and a value may follow its letter
-// without a blank. What follows the flags is ignored.
+// parseDockerFlags parses flags like the shell's getopts: letters may share a dash, and a value may
+// follow its letter without a space. Operands are ignored.
 func parseDockerFlags(args []string) (dockerFlags, error) {
 	f := dockerFlags{flannelFile: "/run/flannel/subnet.env", dockerFile: "/run/docker_opts.env", key: "DOCKER_OPTS"}
 	values := map[byte]*string{'f': &f.flannelFile, 'd': &f.dockerFile, 'k': &f.key}
@@ -99,7 +102,8 @@ func parseDockerFlags(args []string) (dockerFlags, error) {
 	return f, nil
 }
 
-// writeDockerOpts reads, checks and writes. Nothing is written unless all is well, so that no dockerd starts on half of it.
+// writeDockerOpts writes the options. After an error it writes nothing, so that no dockerd starts
+// with some of the options.
 func writeDockerOpts(f dockerFlags, environ []string, routes string) error {
 	vars, err := dockerVariables(f.flannelFile, environ)
 	if err != nil {
@@ -121,7 +125,7 @@ func writeDockerOpts(f dockerFlags, environ []string, routes string) error {
 	return replaceFile(f.dockerFile, text)
 }
 
-// dockerVariables joins the environment and the file, which wins.
+// dockerVariables merges the environment and the file, which takes precedence.
 func dockerVariables(file string, environ []string) (map[string]string, error) {
 	vars := map[string]string{}
 	for _, e := range environ {
@@ -141,8 +145,8 @@ func dockerVariables(file string, environ []string) (map[string]string, error) {
 	return vars, nil
 }
 
-// dockerOptions is the text of the file to write: an option for each variable that is there, by the name of its variable.
-// dockerd is to masquerade exactly where the node's daemon does not.
+// dockerOptions returns the file's text: one option per known variable, sorted by name. dockerd
+// masquerades only if weftd does not.
 func dockerOptions(vars map[string]string, f dockerFlags) ([]byte, error) {
 	options := map[string]string{}
 	for name, value := range vars {
@@ -185,20 +189,22 @@ func dockerOptions(vars map[string]string, f dockerFlags) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// shellQuote puts double quotes around s, so that a shell and systemd read s.
+// shellQuote quotes s for a shell and for systemd.
 func shellQuote(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "$", `\$`, "`", "\\`").Replace(s) + `"`
 }
 
-// Columns of /proc/net/route, and the flag of a route by way of a gateway (RTF_GATEWAY in linux/route.h).
+// Columns of /proc/net/route, and the flag of a route with a gateway (RTF_GATEWAY in
+// linux/route.h).
 const (
 	routeDevice, routeDst, routeGateway, routeFlags, routeMask = 0, 1, 2, 3, 7
 
 	routeByGateway = 0x2
 )
 
-// routedElsewhere looks through the kernel's list of IPv4 routes for one to exactly this subnet by way of a gateway:
-// somebody else has it, and a bridge with its addresses would cut them off.
+// routedElsewhere returns the gateway route to exactly this subnet, if there is one in the IPv4
+// routing table. Another host then has the subnet, and a bridge with its addresses would make that
+// host unreachable.
 func routedElsewhere(table []byte, subnet netip.Prefix) (gateway netip.Addr, device string, found bool) {
 	for lines := bufio.NewScanner(bytes.NewReader(table)); lines.Scan(); {
 		column := strings.Fields(lines.Text())
@@ -219,7 +225,7 @@ func routedElsewhere(table []byte, subnet netip.Prefix) (gateway netip.Addr, dev
 	return netip.Addr{}, "", false
 }
 
-// routeAddr reads an address as /proc/net/route has it: the 32-bit word of the kernel in hexadecimal.
+// routeAddr parses an address of /proc/net/route: a 32-bit word in host byte order, in hexadecimal.
 func routeAddr(s string) (netip.Addr, bool) {
 	word, err := strconv.ParseUint(s, 16, 32)
 	var b [4]byte
@@ -227,13 +233,13 @@ func routeAddr(s string) (netip.Addr, bool) {
 	return netip.AddrFrom4(b), err == nil
 }
 
-// maskOf is an IPv4 netmask of so many ones.
+// maskOf returns the IPv4 netmask of the given prefix length.
 func maskOf(bits int) netip.Addr {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), bits).Masked().Addr()
 }
 
-// replaceFile writes a file that nobody ever sees half written. A device, a pipe or a link is written through instead:
-// putting a file in its place would take it away, and /dev/stdout is a link even where it leads to a file.
+// replaceFile replaces a file atomically. A device, a pipe or a link is written to instead: a
+// rename would replace it, and /dev/stdout is a link even if it leads to a file.
 func replaceFile(path string, text []byte) error {
 	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(path, text, 0o644) // the mode is for a link to a file that does not exist yet

@@ -125,9 +125,9 @@ func TestDockerOpts(t *testing.T) {
 	}
 }
 
-// TestDockerOptsWritesThroughLinks: a file must never take the place of /dev/stdout or of a link
+// TestDockerOptsLink: a file must never take the place of /dev/stdout or of a link
 // that an administrator made.
-func TestDockerOptsWritesThroughLinks(t *testing.T) {
+func TestDockerOptsLink(t *testing.T) {
 	dir := t.TempDir()
 	in, real, link := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "real"), filepath.Join(dir, "link")
 	if err := os.WriteFile(in, []byte(subnetEnvText), 0o600); err != nil {
