@@ -29,8 +29,10 @@ func Bare(argv ...string) Target {
 		if n := len(o.lab.Nodes); n != pairNodes {
 			return fmt.Errorf("bare connects two nodes, not %d", n)
 		}
-		return o.connect(func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (mtu int, err error) {
-			err = o.startDaemon(n, append(slices.Clone(argv), n.Addr.String(), peers[0].Node.Addr.String()))
+		return o.connect(func(n *lab.Node, own netip.Prefix,
+			peers []lab.Peer) (mtu int, err error) {
+			err = o.startDaemon(n, append(slices.Clone(argv), n.Addr.String(),
+				peers[0].Node.Addr.String()))
 			if err == nil {
 				err = o.awaitBare(ctx, n)
 			}
@@ -134,7 +136,8 @@ func openBareTUN() (int, error) {
 		return -1, err
 	}
 	if err = unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err == nil {
-		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
+		err = unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD,
+			unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
 	}
 	if err != nil {
 		return -1, errors.Join(err, unix.Close(fd))
@@ -168,7 +171,8 @@ func connectBareSocket(fd int, own, peer netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT, mtu-bareOverhead); err != nil {
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_SEGMENT,
+		mtu-bareOverhead); err != nil {
 		return err
 	}
 	return unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
@@ -176,7 +180,8 @@ func connectBareSocket(fd int, own, peer netip.Addr) error {
 
 // run copies frames until the device is deleted or poll fails.
 func (e *bareEnd) run() error {
-	fds := []unix.PollFd{{Fd: int32(e.tun), Events: unix.POLLIN}, {Fd: int32(e.socket), Events: unix.POLLIN}}
+	fds := []unix.PollFd{{Fd: int32(e.tun), Events: unix.POLLIN},
+		{Fd: int32(e.socket), Events: unix.POLLIN}}
 	for last := time.Now(); ; {
 		out, in := e.copyOut(), e.copyIn()
 		switch {

@@ -15,7 +15,8 @@ import (
 // GSO frames pass the bare tunnel whole, in both modes of the underlay.
 func TestNetnsBare(t *testing.T) {
 	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
-		o, err := start(t.Context(), Bare(os.Args[0], "bare"), lab.Options{NamePrefix: string(mode) + "-", Direct: true, Mode: mode})
+		o, err := start(t.Context(), Bare(os.Args[0], "bare"),
+			lab.Options{NamePrefix: string(mode) + "-", Direct: true, Mode: mode})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -34,7 +35,8 @@ func TestNetnsBare(t *testing.T) {
 			t.Fatal(err)
 		}
 		c := link.Counters
-		t.Logf("%s: %.1f Gbit/s, %d retransmits, %d frames of %d bytes", mode, r.BitsPerSecond/1e9, r.Retransmits, c.RxPackets, c.RxBytes/c.RxPackets)
+		t.Logf("%s: %.1f Gbit/s, %d retransmits, %d frames of %d bytes", mode, r.BitsPerSecond/1e9, r.Retransmits,
+			c.RxPackets, c.RxBytes/c.RxPackets)
 		if c.RxBytes/c.RxPackets <= uint64(link.MTU) {
 			t.Errorf("%s: %d bytes in %d frames, want some longer than a packet", mode, c.RxBytes, c.RxPackets)
 		}

@@ -21,7 +21,8 @@ type Case struct {
 }
 
 // workload takes one sample. previous holds the medians of earlier rounds that help to measure.
-type workload func(ctx context.Context, o *overlay, s report.Seconds, previous report.Sample) (report.Sample, error)
+type workload func(ctx context.Context, o *overlay, s report.Seconds,
+	previous report.Sample) (report.Sample, error)
 
 // seconds converts a number of seconds.
 func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
@@ -96,7 +97,8 @@ func SelectCases(names []string) ([]Case, error) {
 			for _, c := range Cases() {
 				all = append(all, c.Name)
 			}
-			return nil, fmt.Errorf("no workload %q: want names or prefixes of %s", name, strings.Join(all, ", "))
+			return nil, fmt.Errorf("no workload %q: want names or prefixes of %s", name,
+				strings.Join(all, ", "))
 		}
 	}
 	return selected, nil
@@ -109,7 +111,8 @@ func (o *overlay) pods() (from, to traffic.End) {
 
 // measure takes one sample of a case. If a daemon has exited, that is the error instead of the
 // one of the generators.
-func (o *overlay) measure(ctx context.Context, c Case, s report.Seconds, previous report.Sample) (report.Sample, error) {
+func (o *overlay) measure(ctx context.Context, c Case, s report.Seconds,
+	previous report.Sample) (report.Sample, error) {
 	if err := o.checkDaemons(); err != nil {
 		return nil, err
 	}
@@ -125,7 +128,8 @@ func (o *overlay) measure(ctx context.Context, c Case, s report.Seconds, previou
 type delivered struct{ bytes, packets float64 }
 
 // withUsage adds CPU time, memory, drops and batch sizes to the sample that measure takes.
-func (o *overlay) withUsage(measure func() (report.Sample, delivered, error)) (report.Sample, error) {
+func (o *overlay) withUsage(measure func() (report.Sample, delivered, error)) (report.Sample,
+	error) {
 	var sample report.Sample
 	var d delivered
 	before, after, err := o.usageDuring(func() (err error) {
@@ -147,7 +151,8 @@ func (o *overlay) withUsage(measure func() (report.Sample, delivered, error)) (r
 }
 
 func tcpCase(streams int) workload {
-	return func(ctx context.Context, o *overlay, s report.Seconds, _ report.Sample) (report.Sample, error) {
+	return func(ctx context.Context, o *overlay, s report.Seconds,
+		_ report.Sample) (report.Sample, error) {
 		return o.withUsage(func() (report.Sample, delivered, error) {
 			from, to := o.pods()
 			r, err := traffic.TCP(ctx, from, to, streams, seconds(s.Measure))
@@ -159,7 +164,8 @@ func tcpCase(streams int) workload {
 }
 
 func udpCase(load traffic.UDPLoad) workload {
-	return func(ctx context.Context, o *overlay, s report.Seconds, previous report.Sample) (report.Sample, error) {
+	return func(ctx context.Context, o *overlay, s report.Seconds,
+		previous report.Sample) (report.Sample, error) {
 		from, to := o.pods()
 		return o.maxRate(load, s, previous, func(load traffic.UDPLoad) (traffic.UDPResult, error) {
 			return traffic.UDP(ctx, from, to, load)
@@ -168,7 +174,8 @@ func udpCase(load traffic.UDPLoad) workload {
 }
 
 func fanCase(size int) workload {
-	return func(ctx context.Context, o *overlay, s report.Seconds, previous report.Sample) (report.Sample, error) {
+	return func(ctx context.Context, o *overlay, s report.Seconds,
+		previous report.Sample) (report.Sample, error) {
 		from := traffic.PodEnd(o.lab.Nodes[0].Pods[0])
 		var to []traffic.End
 		for _, n := range o.lab.Nodes[1:] {
@@ -218,7 +225,8 @@ func (o *overlay) maxRate(load traffic.UDPLoad, s report.Seconds, previous repor
 
 // rttCase measures round trips, with a gap before each.
 func rttCase(gap time.Duration) workload {
-	return func(ctx context.Context, o *overlay, s report.Seconds, _ report.Sample) (report.Sample, error) {
+	return func(ctx context.Context, o *overlay, s report.Seconds,
+		_ report.Sample) (report.Sample, error) {
 		return o.withUsage(func() (report.Sample, delivered, error) {
 			from, to := o.pods()
 			l, err := traffic.RTT(ctx, from, to, gap, seconds(s.Measure))
@@ -228,10 +236,12 @@ func rttCase(gap time.Duration) workload {
 }
 
 func latencySample(l traffic.Latency) report.Sample {
-	return report.Sample{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(), "lost": float64(l.Lost)}
+	return report.Sample{"p50": l.P50.Seconds(), "p99": l.P99.Seconds(), "p999": l.P999.Seconds(),
+		"lost": float64(l.Lost)}
 }
 
-func rttUnderLoad(ctx context.Context, o *overlay, s report.Seconds, _ report.Sample) (report.Sample, error) {
+func rttUnderLoad(ctx context.Context, o *overlay, s report.Seconds,
+	_ report.Sample) (report.Sample, error) {
 	return o.withUsage(func() (report.Sample, delivered, error) {
 		from, to := o.pods()
 		var l traffic.Latency
@@ -245,18 +255,21 @@ func rttUnderLoad(ctx context.Context, o *overlay, s report.Seconds, _ report.Sa
 	})
 }
 
-func connectCase(ctx context.Context, o *overlay, s report.Seconds, _ report.Sample) (report.Sample, error) {
+func connectCase(ctx context.Context, o *overlay, s report.Seconds,
+	_ report.Sample) (report.Sample, error) {
 	return o.withUsage(func() (report.Sample, delivered, error) {
 		from, to := o.pods()
 		r, err := traffic.Connections(ctx, from, to, connectWorkers, seconds(s.Measure))
-		return report.Sample{"connections": r.PerSecond, "resets": float64(r.Resets)}, delivered{}, err
+		return report.Sample{"connections": r.PerSecond,
+			"resets": float64(r.Resets)}, delivered{}, err
 	})
 }
 
 // onBusyCPUs runs a workload beside threads that use all the CPU time they get, as other programs
 // on a node do. The machine's CPU time includes them.
 func onBusyCPUs(run workload) workload {
-	return func(ctx context.Context, o *overlay, s report.Seconds, previous report.Sample) (report.Sample, error) {
+	return func(ctx context.Context, o *overlay, s report.Seconds,
+		previous report.Sample) (report.Sample, error) {
 		stop := traffic.OccupyCPUs()
 		defer stop()
 		return run(ctx, o, s, previous)

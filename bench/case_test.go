@@ -30,7 +30,8 @@ func TestCasesHaveWorkloads(t *testing.T) {
 
 func TestSelectCases(t *testing.T) {
 	for _, c := range []struct{ given, want string }{
-		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256 udp-64-runs"}, {"rtt,rtt-idle", "rtt-idle rtt-sparse rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
+		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256 udp-64-runs"},
+		{"rtt,rtt-idle", "rtt-idle rtt-sparse rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
 	} {
 		selected, err := SelectCases(strings.Split(c.given, ","))
 		var names []string
@@ -41,7 +42,8 @@ func TestSelectCases(t *testing.T) {
 			t.Errorf("%s: %s, %v, want %s", c.given, got, err, c.want)
 		}
 	}
-	if _, err := SelectCases([]string{"quic"}); err == nil || !strings.Contains(err.Error(), `"quic"`) || !strings.Contains(err.Error(), "rtt-busy, connect,") {
+	if _, err := SelectCases([]string{"quic"}); err == nil || !strings.Contains(err.Error(), `"quic"`) ||
+		!strings.Contains(err.Error(), "rtt-busy, connect,") {
 		t.Errorf("unknown workload: %v", err)
 	}
 }
@@ -68,12 +70,14 @@ func TestNetnsMaxRateLimits(t *testing.T) {
 		bound, full bool
 	}{{400e3, false, true}, {50e3, true, false}} {
 		network := pipe(100e3, c.offers)
-		f, err := o.maxRate(traffic.UDPLoad{}, report.Seconds{}, nil, func(load traffic.UDPLoad) (traffic.UDPResult, error) {
-			r, err := network(load.Rate)
-			r.Overflowed = r.Sent - r.Received
-			return r, err
-		})
-		if err != nil || f["generator_bound"] == 1 != c.bound || f["receiver_full"] > 0 != c.full || f["flood_rate"] != min(100e3, c.offers) {
+		f, err := o.maxRate(traffic.UDPLoad{}, report.Seconds{}, nil,
+			func(load traffic.UDPLoad) (traffic.UDPResult, error) {
+				r, err := network(load.Rate)
+				r.Overflowed = r.Sent - r.Received
+				return r, err
+			})
+		if err != nil || f["generator_bound"] == 1 != c.bound || f["receiver_full"] > 0 != c.full ||
+			f["flood_rate"] != min(100e3, c.offers) {
 			t.Errorf("%.0f offered: %v, %v", c.offers, f, err)
 		}
 	}
@@ -144,6 +148,7 @@ func pipe(carries, offers float64) func(float64) (traffic.UDPResult, error) {
 			rate = offers
 		}
 		through := min(rate, carries)
-		return traffic.UDPResult{Sent: uint64(rate), Received: uint64(through), SentRate: rate, ReceivedRate: through}, nil
+		return traffic.UDPResult{Sent: uint64(rate), Received: uint64(through), SentRate: rate,
+			ReceivedRate: through}, nil
 	}
 }

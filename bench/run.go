@@ -30,7 +30,8 @@ type Plan struct {
 // and one whose daemon has exited in the following cases too; the result holds the reasons. Run
 // returns an error if it was interrupted or nothing could be measured; the result then holds the
 // samples taken so far.
-func Run(ctx context.Context, p Plan, host report.Host, progress io.Writer) (*report.Result, error) {
+func Run(ctx context.Context, p Plan, host report.Host,
+	progress io.Writer) (*report.Result, error) {
 	r := &run{plan: p, progress: progress, start: time.Now(), result: &report.Result{
 		Schema: report.Schema, Host: host, Rounds: p.Rounds, Seconds: p.Seconds}}
 	for _, t := range p.Targets {
@@ -68,7 +69,8 @@ type run struct {
 }
 
 func (r *run) log(format string, args ...any) {
-	fmt.Fprintf(r.progress, "%6.0fs  %s\n", time.Since(r.start).Seconds(), fmt.Sprintf(format, args...))
+	fmt.Fprintf(r.progress, "%6.0fs  %s\n", time.Since(r.start).Seconds(),
+		fmt.Sprintf(format, args...))
 }
 
 // measurePairs measures cases of two nodes. The overlays of all targets exist at the same time.
@@ -102,7 +104,8 @@ func (r *run) measurePairs(ctx context.Context, u report.Underlay, cases []Case)
 }
 
 // measureRounds measures one case: every overlay once per round.
-func (r *run) measureRounds(ctx context.Context, u report.Underlay, c Case, overlays []*overlay) error {
+func (r *run) measureRounds(ctx context.Context, u report.Underlay, c Case,
+	overlays []*overlay) error {
 	for range r.plan.Rounds {
 		for _, o := range overlays {
 			if err := r.measure(ctx, u, c, o); err != nil {
@@ -127,13 +130,16 @@ func (r *run) measureFans(ctx context.Context, u report.Underlay, cases []Case) 
 }
 
 // measureFan measures a target once in each case of many nodes.
-func (r *run) measureFan(ctx context.Context, u report.Underlay, cases []Case, target Target) (err error) {
-	cases = slices.DeleteFunc(slices.Clone(cases), func(c Case) bool { return r.skipped(u, c.Name, target.Name) })
+func (r *run) measureFan(ctx context.Context, u report.Underlay, cases []Case,
+	target Target) (err error) {
+	cases = slices.DeleteFunc(slices.Clone(cases),
+		func(c Case) bool { return r.skipped(u, c.Name, target.Name) })
 	if len(cases) == 0 {
 		return nil
 	}
 	r.log("%s: %s on %d nodes...", u, target.Name, cases[0].Nodes)
-	o, err := start(ctx, target, lab.Options{Nodes: cases[0].Nodes, Mode: lab.Mode(u.Mode), MTU: u.MTU})
+	o, err := start(ctx, target, lab.Options{Nodes: cases[0].Nodes, Mode: lab.Mode(u.Mode),
+		MTU: u.MTU})
 	if err != nil {
 		for _, c := range cases {
 			if ctx.Err() == nil {
@@ -166,13 +172,15 @@ func (r *run) measure(ctx context.Context, u report.Underlay, c Case, o *overlay
 		return ctx.Err()
 	}
 	if r.result.Find(u, c.Name, target) == nil {
-		r.result.Series = append(r.result.Series, report.Series{Underlay: u, Case: c.Name, Target: target})
+		r.result.Series = append(r.result.Series,
+			report.Series{Underlay: u, Case: c.Name, Target: target})
 	}
 	s := r.result.Find(u, c.Name, target)
 	s.Samples = append(s.Samples, sample)
 	r.done++
 	m := report.MetricByName(c.Headlines[0])
-	r.log("%3.0f %%  %s  %-13s round %d  %-22s %s %s", 100*float64(r.done)/float64(r.total), u, c.Name,
+	r.log("%3.0f %%  %s  %-13s round %d  %-22s %s %s", 100*float64(r.done)/float64(r.total), u,
+		c.Name,
 		len(s.Samples), target, m.Format(sample[m.Name]), m.Unit)
 	return nil
 }

@@ -39,7 +39,8 @@ func TestRounds(t *testing.T) {
 		})
 	var lines strings.Builder
 	r := &run{plan: Plan{Rounds: 3}, progress: &lines, total: 9, result: &report.Result{}}
-	overlays := []*overlay{{target: newTarget("a", "", nil)}, {target: newTarget("b", "", nil)}, {target: newTarget("c", "", nil)}}
+	overlays := []*overlay{{target: newTarget("a", "", nil)}, {target: newTarget("b", "", nil)},
+		{target: newTarget("c", "", nil)}}
 	if err := r.measureRounds(t.Context(), wire, c, overlays); err != nil {
 		t.Fatal(err)
 	}
@@ -56,7 +57,8 @@ func TestRounds(t *testing.T) {
 	if !slices.Equal(rates, []float64{1, 2, 2.5}) {
 		t.Errorf("rates %v, want each round to start at the median of the previous ones", rates)
 	}
-	if skipped := r.result.Skipped; len(skipped) != 1 || skipped[0] != (report.Skip{Underlay: wire, Case: "tcp-1", Target: "b", Reason: "broken"}) {
+	if skipped := r.result.Skipped; len(skipped) != 1 ||
+		skipped[0] != (report.Skip{Underlay: wire, Case: "tcp-1", Target: "b", Reason: "broken"}) {
 		t.Errorf("skipped %+v", skipped)
 	}
 	if r.done != r.total {
@@ -82,7 +84,8 @@ func TestRoundsInterrupted(t *testing.T) {
 		return report.Sample{"rate": 1}, nil
 	})
 	r := &run{plan: Plan{Rounds: 3}, progress: io.Discard, total: 3, result: &report.Result{}}
-	if err := r.measureRounds(ctx, wire, c, []*overlay{{}}); !errors.Is(err, context.Canceled) || len(r.result.Skipped) > 0 {
+	if err := r.measureRounds(ctx, wire, c, []*overlay{{}}); !errors.Is(err, context.Canceled) ||
+		len(r.result.Skipped) > 0 {
 		t.Errorf("%v, skipped %v", err, r.result.Skipped)
 	}
 	if len(r.result.Series) != 1 || len(r.result.Series[0].Samples) != 1 {
@@ -107,7 +110,10 @@ func routeTarget(t *testing.T, name string, page http.HandlerFunc) Target {
 			t.Cleanup(func() { _ = server.Close() })
 		}
 		o.detectMetrics()
-		return o.connect(func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RoutePeers(peers) })
+		return o.connect(func(n *lab.Node, _ netip.Prefix,
+			peers []lab.Peer) (int, error) {
+			return n.RoutePeers(peers)
+		})
 	})
 }
 
@@ -141,7 +147,8 @@ func TestNetnsRunTurns(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := map[string][]string{"tcp-1": {"a", "b", "a", "b", "a", "b"}, "fan-out-64": {"a", "b", "a", "b", "a"}, "fan-out-1400": {"a", "b", "a", "b", "a", "b"}}
+	want := map[string][]string{"tcp-1": {"a", "b", "a", "b", "a", "b"}, "fan-out-64": {"a", "b", "a", "b", "a"},
+		"fan-out-1400": {"a", "b", "a", "b", "a", "b"}}
 	if !maps.EqualFunc(turns, want, slices.Equal) {
 		t.Errorf("turns %v, want %v", turns, want)
 	}
@@ -208,7 +215,8 @@ func TestNetnsDaemonExits(t *testing.T) {
 	})
 	measured := 0
 	silent := func(name string) Case {
-		return newCase(name, 2, func(ctx context.Context, _ *overlay, _ report.Seconds, _ report.Sample) (report.Sample, error) {
+		return newCase(name, 2, func(ctx context.Context, _ *overlay, _ report.Seconds,
+			_ report.Sample) (report.Sample, error) {
 			if measured++; measured == 2 {
 				p.Kill()
 				if _, err := p.Wait(ctx); err != nil {

@@ -57,7 +57,10 @@ func podSubnet(i int) netip.Prefix {
 func KernelTargets() []Target {
 	return []Target{
 		kernelTarget("none", "no tunnel: routes to the other node, as host-gw",
-			func(n *lab.Node, _ netip.Prefix, peers []lab.Peer) (int, error) { return n.RoutePeers(peers) }),
+			func(n *lab.Node, _ netip.Prefix,
+				peers []lab.Peer) (int, error) {
+				return n.RoutePeers(peers)
+			}),
 		kernelTarget("vxlan", "VXLAN of the kernel", (*lab.Node).TunnelVXLAN),
 		kernelTarget("ipip", "IP in IP of the kernel", (*lab.Node).TunnelIPIP),
 	}
@@ -67,7 +70,10 @@ func KernelTargets() []Target {
 type connectFunc func(n *lab.Node, own netip.Prefix, peers []lab.Peer) (mtu int, err error)
 
 func kernelTarget(name, description string, connect connectFunc) Target {
-	return newTarget(name, description, func(_ context.Context, o *overlay) error { return o.connect(connect) })
+	return newTarget(name, description, func(_ context.Context,
+		o *overlay) error {
+		return o.connect(connect)
+	})
 }
 
 // connect connects every node to every other one and attaches the pods.
@@ -100,7 +106,8 @@ func Weftd(name, description, path string, flags ...string) Target {
 		}
 		for _, n := range o.lab.Nodes {
 			argv := append([]string{path, "--lease-file=/run/weft.json", "--node-name=" + n.Name,
-				"--iface=eth0", "--iptables-forward-rules=false", "--healthz-port=" + strconv.Itoa(benchHealth)},
+				"--iface=eth0", "--iptables-forward-rules=false", "--healthz-port=" +
+					strconv.Itoa(benchHealth)},
 				flags...)
 			if err := o.startDaemon(n, argv); err != nil {
 				return err
@@ -128,9 +135,10 @@ func WireGuard(path string) Target {
 // Other returns a daemon with flannel's command line as a target. It uses the udp backend and keeps
 // its leases in etcd.
 func Other(name string, argv ...string) Target {
-	return newTarget(name, "another program: "+strings.Join(argv, " "), func(ctx context.Context, o *overlay) error {
-		return o.startWithEtcd(ctx, "udp", argv)
-	})
+	return newTarget(name, "another program: "+strings.Join(argv, " "),
+		func(ctx context.Context, o *overlay) error {
+			return o.startWithEtcd(ctx, "udp", argv)
+		})
 }
 
 // startWithEtcd starts an etcd for this overlay and, on each node, a daemon that gets its lease
@@ -284,13 +292,14 @@ func start(ctx context.Context, t Target, options lab.Options) (*overlay, error)
 func (o *overlay) awaitPods(ctx context.Context) error {
 	from := o.lab.Nodes[0].Pods[0]
 	for _, n := range o.lab.Nodes[1:] {
-		err := lab.Await(ctx, startTimeout, "ping from "+from.Name+" to "+n.Pods[0].Name, func() error {
-			r, err := from.Ping(ctx, n.Pods[0].Addr, lab.Ping{Timeout: 100 * time.Millisecond})
-			if err == nil && r.Received == 0 {
-				err = errors.New("no answer")
-			}
-			return err
-		})
+		err := lab.Await(ctx, startTimeout, "ping from "+from.Name+" to "+n.Pods[0].Name,
+			func() error {
+				r, err := from.Ping(ctx, n.Pods[0].Addr, lab.Ping{Timeout: 100 * time.Millisecond})
+				if err == nil && r.Received == 0 {
+					err = errors.New("no answer")
+				}
+				return err
+			})
 		if err != nil {
 			return err
 		}

@@ -30,12 +30,15 @@ func TestUsageMetrics(t *testing.T) {
 	o := &overlay{daemons: make([]*lab.Process, 2)}
 	at := func(cpu time.Duration, packets, calls float64) usage {
 		u := usage{cpu: cpuTime{daemons: cpu, machine: 2 * cpu}, nodes: make([]nodeUsage, 2)}
-		u.nodes[0] = nodeUsage{out: packets, udp: udpCounters{out: calls}, tunnel: lab.Counters{TxPackets: uint64(calls)}}
-		u.nodes[1] = nodeUsage{in: packets, udp: udpCounters{in: calls, dropped: 1}, tunnel: lab.Counters{RxPackets: uint64(calls)}, dropped: packets / 100}
+		u.nodes[0] = nodeUsage{out: packets, udp: udpCounters{out: calls},
+			tunnel: lab.Counters{TxPackets: uint64(calls)}}
+		u.nodes[1] = nodeUsage{in: packets, udp: udpCounters{in: calls, dropped: 1},
+			tunnel: lab.Counters{RxPackets: uint64(calls)}, dropped: packets / 100}
 		return u
 	}
 	got := o.usageMetrics(at(time.Second, 1000, 100), at(3*time.Second, 5000, 300), delivered{4e9, 2e6})
-	wanted := report.Sample{"daemon_cpu_per_gb": 0.5, "machine_cpu_per_gb": 1, "daemon_cpu_per_mpkt": 1, "packets_per_send": 20,
+	wanted := report.Sample{"daemon_cpu_per_gb": 0.5, "machine_cpu_per_gb": 1, "daemon_cpu_per_mpkt": 1,
+		"packets_per_send":    20,
 		"packets_per_receive": 20, "packets_per_tun_read": 20, "packets_per_tun_write": 20, "daemon_drops": 40, "socket_drops": 0}
 	for name, want := range wanted {
 		if got, ok := got[name]; !ok || math.Abs(got-want) > 1e-9 {

@@ -85,7 +85,8 @@ func Compare(w io.Writer, before, after *Result) error {
 			fmt.Fprintf(b, "the %s run ended early: %s\n", x.name, x.this.Incomplete)
 		}
 		if n := x.this.missingFrom(x.other); n > 0 {
-			fmt.Fprintf(b, "only in the %s result: %d of %d series\n", x.name, n, len(x.this.Series))
+			fmt.Fprintf(b, "only in the %s result: %d of %d series\n", x.name, n,
+				len(x.this.Series))
 		}
 	}
 	changes := Changes(before, after)
@@ -104,7 +105,8 @@ func Compare(w io.Writer, before, after *Result) error {
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintf(b, "%d of %d metrics changed: all rounds are outside the other result's range\n", changed, len(changes))
+	fmt.Fprintf(b, "%d of %d metrics changed: all rounds are outside the other result's range\n",
+		changed, len(changes))
 	return b.Flush()
 }
 
@@ -134,7 +136,8 @@ func (c Change) write(w io.Writer) {
 	if c.Before.Median == 0 {
 		amount = "from 0"
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s %s\t%s -> %s %s\t(%s to %s -> %s to %s)\t%s\n", verdict, c.Underlay, c.Target, c.Case,
+	fmt.Fprintf(w, "%s\t%s\t%s\t%s %s\t%s -> %s %s\t(%s to %s -> %s to %s)\t%s\n", verdict,
+		c.Underlay, c.Target, c.Case,
 		title, m.Format(c.Before.Median), m.Format(c.After.Median), m.Unit, m.Format(c.Before.Min), m.Format(c.Before.Max),
 		m.Format(c.After.Min), m.Format(c.After.Max), amount)
 }
@@ -143,20 +146,24 @@ func (c Change) write(w io.Writer) {
 func differences(before, after *Result) []string {
 	var list []string
 	a, b := before.Host, after.Host
-	seconds := func(r *Result) string { return fmt.Sprintf("%v and %v", r.Seconds.Measure, r.Seconds.Probe) }
+	seconds := func(r *Result) string {
+		return fmt.Sprintf("%v and %v", r.Seconds.Measure, r.Seconds.Probe)
+	}
 	for _, f := range []struct{ name, before, after string }{
 		{"kernel", a.Kernel, b.Kernel}, {"CPU", a.CPU, b.CPU}, {"architecture", a.Arch, b.Arch},
 		{"number of CPUs", fmt.Sprint(a.CPUs), fmt.Sprint(b.CPUs)},
 		{"virtual", fmt.Sprint(a.Hypervisor), fmt.Sprint(b.Hypervisor)},
 		{"governor", a.Governor, b.Governor}, {"load at the start", a.Load, b.Load},
-		{"privileges", a.Privileges, b.Privileges}, {"TCP congestion control", a.Congestion, b.Congestion},
+		{"privileges", a.Privileges, b.Privileges},
+		{"TCP congestion control", a.Congestion, b.Congestion},
 		{"Go", a.Go, b.Go}, {"commit", a.Commit, b.Commit},
 		{"arguments", strings.Join(a.Args, " "), strings.Join(b.Args, " ")},
 		{"rounds", fmt.Sprint(before.Rounds), fmt.Sprint(after.Rounds)},
 		{"seconds per measurement and probe", seconds(before), seconds(after)},
 	} {
 		if f.before != f.after {
-			list = append(list, fmt.Sprintf("%s: %s, then %s", f.name, cmp.Or(f.before, "unknown"), cmp.Or(f.after, "unknown")))
+			list = append(list, fmt.Sprintf("%s: %s, then %s", f.name, cmp.Or(f.before, "unknown"),
+				cmp.Or(f.after, "unknown")))
 		}
 	}
 	for _, mode := range slices.Sorted(maps.Keys(b.Offloads)) {
@@ -167,7 +174,8 @@ func differences(before, after *Result) []string {
 	for _, x := range after.Features {
 		for _, y := range before.Features {
 			if x.Underlay == y.Underlay && x.Target == y.Target {
-				list = append(list, onlyInOne(fmt.Sprintf("kernel features of %s, %s", x.Target, x.Underlay), y.Used, x.Used)...)
+				subject := fmt.Sprintf("kernel features of %s, %s", x.Target, x.Underlay)
+				list = append(list, onlyInOne(subject, y.Used, x.Used)...)
 			}
 		}
 	}
@@ -191,5 +199,6 @@ func onlyInOne(subject string, first, second []string) []string {
 
 // without returns the elements of list that other does not have.
 func without(list, other []string) []string {
-	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return slices.Contains(other, x) })
+	return slices.DeleteFunc(slices.Clone(list),
+		func(x string) bool { return slices.Contains(other, x) })
 }

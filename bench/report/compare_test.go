@@ -21,7 +21,8 @@ func TestChanges(t *testing.T) {
 		reference       string
 	}{
 		{"the same", before, "weftd", "throughput", false, false, "vxlan"},
-		{"machine twice as fast", tcp([]float64{10, 10, 10.2}, []float64{12, 11.8, 12.2}), "weftd", "throughput", false, false, "vxlan"},
+		{"machine twice as fast", tcp([]float64{10, 10, 10.2}, []float64{12, 11.8, 12.2}), "weftd", "throughput", false,
+			false, "vxlan"},
 		{"all rounds better", tcp(steady, []float64{7, 7.2, 7.1}), "weftd", "throughput", true, true, "vxlan"},
 		{"all rounds worse", tcp(steady, []float64{4, 4.2, 4.1}), "weftd", "throughput", true, false, "vxlan"},
 		{"ranges overlap", tcp(steady, []float64{7, 5.9, 7}), "weftd", "throughput", false, false, "vxlan"},

@@ -80,8 +80,10 @@ func (h Host) properties() []property {
 		{"measured", h.Time.Format("2006-01-02 15:04") + " UTC"},
 		{"weft", h.Version + " " + h.Commit + ", " + h.Go},
 		{"command", "weft " + strings.Join(h.Args, " ")},
-		{"kernel", "Linux " + h.Kernel + ", " + h.Arch + optional(", TCP congestion control %s", h.Congestion)},
-		{"CPU", fmt.Sprintf("%d × %s%s%s", h.CPUs, h.CPU, virtual, optional(", governor %s", h.Governor))},
+		{"kernel", "Linux " + h.Kernel + ", " + h.Arch +
+			optional(", TCP congestion control %s", h.Congestion)},
+		{"CPU", fmt.Sprintf("%d × %s%s%s", h.CPUs, h.CPU, virtual,
+			optional(", governor %s", h.Governor))},
 		{"memory", fmt.Sprintf("%d MiB", h.MemoryMiB)},
 		{"load at the start", h.Load},
 		{"privileges", h.Privileges},

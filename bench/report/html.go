@@ -66,8 +66,9 @@ func (r *Result) HTML(w io.Writer) error {
 	if err != nil {
 		return fmt.Errorf("parse page: %w", err)
 	}
-	p := htmlPage{Time: r.Host.Time.Format("2006-01-02"), Incomplete: r.Incomplete, Rounds: r.Rounds,
-		Host: r.Host.properties(), Targets: r.Targets, Skipped: r.Skipped, Method: r.method(), Offloads: r.offloads()}
+	p := htmlPage{Time: r.Host.Time.Format("2006-01-02"), Incomplete: r.Incomplete,
+		Rounds: r.Rounds, Host: r.Host.properties(), Targets: r.Targets, Skipped: r.Skipped,
+		Method: r.method(), Offloads: r.offloads()}
 	for _, u := range r.underlays() {
 		p.Sections = append(p.Sections, r.htmlSection(u))
 	}
@@ -88,7 +89,8 @@ func (r *Result) offloads() []property {
 }
 
 func (r *Result) htmlSection(u Underlay) htmlSection {
-	s := htmlSection{Title: fmt.Sprintf("Underlay %s, MTU %d", u.Mode, u.MTU), Reference: r.referenceIn(u)}
+	s := htmlSection{Title: fmt.Sprintf("Underlay %s, MTU %d", u.Mode, u.MTU),
+		Reference: r.referenceIn(u)}
 	for _, c := range r.cases(u) {
 		for _, name := range c.Headlines {
 			s.Charts = append(s.Charts, r.chart(u, c, MetricByName(name)))
@@ -124,7 +126,8 @@ func (r *Result) chart(u Underlay, c Case, m Metric) chart {
 		b := bar{Target: target, Value: series.median(m), Kind: barKind(target, reference),
 			Range: m.Format(s.Min) + " to " + m.Format(s.Max),
 			Width: 100 * s.Median / longest, From: 100 * s.Min / longest, Length: 100 * (s.Max - s.Min) / longest}
-		if ratio := series.ratio(r.Find(u, c.Name, reference), m.Name); ratio.N > 0 && target != reference {
+		if ratio := series.ratio(r.Find(u, c.Name, reference), m.Name); ratio.N > 0 &&
+			target != reference {
 			b.Ratio = "× " + number(ratio.Median)
 		}
 		ch.Bars = append(ch.Bars, b)

@@ -13,7 +13,8 @@ import (
 func (r *Result) Tables(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	h := r.Host
-	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s.\n", h.Time.Format("2006-01-02"),
+	fmt.Fprintf(b, "Measured %s on Linux %s, %d CPUs (%s), %s, weft %s %s.\n",
+		h.Time.Format("2006-01-02"),
 		escape(h.Kernel), h.CPUs, escape(h.CPU), escape(h.Arch), escape(h.Version), escape(h.Commit))
 	r.writeIncomplete(b)
 	fmt.Fprintf(b, "\nMedians of %d interleaved rounds (lowest-highest); ≥: the sender was the limit.\n", r.Rounds)
@@ -46,7 +47,9 @@ func escape(v any) string {
 }
 
 // tableRow writes a row of a Markdown table.
-func tableRow(w io.Writer, cells ...string) { fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | ")) }
+func tableRow(w io.Writer, cells ...string) {
+	fmt.Fprintf(w, "| %s |\n", strings.Join(cells, " | "))
+}
 
 // tableHead writes the head of a Markdown table.
 func tableHead(w io.Writer, cells ...string) {
@@ -72,7 +75,8 @@ func (r *Result) writeTable(w io.Writer, u Underlay) {
 			m := MetricByName(name)
 			cells := []string{rowTitle(c, m)}
 			for _, target := range targets {
-				cells = append(cells, cell(r.Find(u, c.Name, target), r.Find(u, c.Name, reference), m))
+				cells = append(cells, cell(r.Find(u, c.Name, target), r.Find(u, c.Name, reference),
+					m))
 			}
 			tableRow(w, cells...)
 		}
@@ -110,7 +114,8 @@ func summaryTargets() []string { return []string{"vxlan", "weftd", "flannel"} }
 func (r *Result) Summary(w io.Writer) error {
 	b := bufio.NewWriter(w)
 	u := r.underlays()[0]
-	tableHead(b, append([]string{fmt.Sprintf("underlay %s, MTU %d", escape(u.Mode), u.MTU)}, summaryTargets()...)...)
+	tableHead(b, append([]string{fmt.Sprintf("underlay %s, MTU %d", escape(u.Mode), u.MTU)},
+		summaryTargets()...)...)
 	for _, c := range Cases() {
 		if !slices.Contains(summaryCases(), c.Name) {
 			continue

@@ -136,7 +136,8 @@ func (r *Result) lossRow(c Case, m Metric) (cells []string, measured, lost bool)
 			continue
 		}
 		measured = true
-		text := fmt.Sprintf("%s (%s-%s)", number(ratio.Median), number(ratio.Min), number(ratio.Max))
+		text := fmt.Sprintf("%s (%s-%s)", number(ratio.Median), number(ratio.Min),
+			number(ratio.Max))
 		if ratio.Median != 1 && (ratio.Median > 1) == m.LowerBetter {
 			lost, text = true, "**"+text+"**"
 		}

@@ -56,7 +56,8 @@ func TestMarkdownPageWithoutLosses(t *testing.T) {
 		name, want string
 		tcp        map[string][]float64
 	}{
-		{"faster", "slower than VXLAN\n\nIn no workload of this run.\n", map[string][]float64{"vxlan": {5}, "weftd": {6}}},
+		{"faster", "slower than VXLAN\n\nIn no workload of this run.\n",
+			map[string][]float64{"vxlan": {5}, "weftd": {6}}},
 		{"not compared", "", map[string][]float64{"none": {5}, "weftd": {6}}},
 	} {
 		var b strings.Builder

@@ -179,7 +179,9 @@ func (r *Result) underlays() []Underlay {
 // cases lists the cases that were measured in an underlay, in the order of [Cases].
 func (r *Result) cases(u Underlay) []Case {
 	return slices.DeleteFunc(Cases(), func(c Case) bool {
-		return !slices.ContainsFunc(r.Series, func(s Series) bool { return s.Underlay == u && s.Case == c.Name })
+		return !slices.ContainsFunc(r.Series, func(s Series) bool {
+			return s.Underlay == u && s.Case == c.Name
+		})
 	})
 }
 
@@ -187,7 +189,9 @@ func (r *Result) cases(u Underlay) []Case {
 func (r *Result) targetsIn(u Underlay) []string {
 	var names []string
 	for _, target := range r.Targets {
-		if slices.ContainsFunc(r.Series, func(s Series) bool { return s.Underlay == u && s.Target == target.Name }) {
+		if slices.ContainsFunc(r.Series, func(s Series) bool {
+			return s.Underlay == u && s.Target == target.Name
+		}) {
 			names = append(names, target.Name)
 		}
 	}

@@ -114,13 +114,15 @@ func TestReadErrors(t *testing.T) {
 		{targets + series + "]} x", "trailing data after the result"},
 		{targets + series + "]}{}", "trailing data after the result"},
 		{targets + underlay + `"case":"tcp","target":"none",` + samples + "}]}", `unknown workload "tcp"`},
-		{targets + underlay + `"case":"tcp-1","target":"vxlan",` + samples + "}]}", `target "vxlan" is not among the result's`},
+		{targets + underlay + `"case":"tcp-1","target":"vxlan",` + samples + "}]}",
+			`target "vxlan" is not among the result's`},
 		{targets + underlay + `"case":"tcp-1","target":"",` + samples + "}]}", `target "" is not among the result's`},
 		{targets + `{"underlay":{"mode":"wire"},"case":"tcp-1","target":"none",` + samples + "}]}", "MTU 0"},
 		{targets + `{"underlay":{"mtu":1500},"case":"tcp-1","target":"none",` + samples + "}]}", `mode ""`},
 		{targets + underlay + `"case":"tcp-1","target":"none","samples":[]}]}`, "no samples"},
 		{targets + series + "," + series + "]}", "second series of wire 1500, tcp-1, none"},
-		{`{"schema":1,"targets":[{"name":"none"},{"name":"none"}],"series":[` + series + "]}", `two targets are named "none"`},
+		{`{"schema":1,"targets":[{"name":"none"},{"name":"none"}],"series":[` + series + "]}",
+			`two targets are named "none"`},
 		{`{"schema":1,"targets":[{"name":""}],"series":[` + series + "]}", "no name"},
 	} {
 		_, err := Read(strings.NewReader(c.text))

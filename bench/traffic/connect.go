@@ -22,7 +22,8 @@ type ConnectResult struct {
 
 // Connections opens TCP connections for d, one after the other on each of the workers: connect, one
 // byte each way, reset.
-func Connections(ctx context.Context, from, to End, workers int, d time.Duration) (ConnectResult, error) {
+func Connections(ctx context.Context, from, to End, workers int,
+	d time.Duration) (ConnectResult, error) {
 	c, err := runConnections(ctx, from, to, workers, d)
 	if err != nil {
 		return c, fmt.Errorf("connections from %s to %s: %w", from.NS.Name, to.NS.Name, err)
@@ -30,7 +31,8 @@ func Connections(ctx context.Context, from, to End, workers int, d time.Duration
 	return c, nil
 }
 
-func runConnections(ctx context.Context, from, to End, workers int, d time.Duration) (c ConnectResult, err error) {
+func runConnections(ctx context.Context, from, to End, workers int,
+	d time.Duration) (c ConnectResult, err error) {
 	listener, at, err := to.bind(unix.SOCK_STREAM, 0)
 	if err != nil {
 		return c, err
@@ -65,7 +67,8 @@ func runConnections(ctx context.Context, from, to End, workers int, d time.Durat
 	case err == nil && made == 0:
 		err = errors.New("no connection succeeded")
 	}
-	return ConnectResult{PerSecond: float64(made) / elapsed.Seconds(), Resets: many.resets.Load()}, err
+	return ConnectResult{PerSecond: float64(made) / elapsed.Seconds(),
+		Resets: many.resets.Load()}, err
 }
 
 // connector opens connections on several threads.
@@ -103,7 +106,8 @@ func (c *connector) run(ctx context.Context) error {
 // port in TIME-WAIT. It closes fd.
 func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 	defer unix.Close(fd)
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER,
+		&unix.Linger{Onoff: 1}); err != nil {
 		return fmt.Errorf("set linger: %w", err)
 	}
 	if err := setIOTimeout(fd); err != nil {
@@ -113,11 +117,19 @@ func connectOnce(ctx context.Context, fd int, to unix.Sockaddr) error {
 		return fmt.Errorf("connect: %w", err)
 	}
 	var b [1]byte
-	if err := retryBlocked(ctx, func() error { _, err := unix.Write(fd, b[:]); return err }); err != nil {
+	if err := retryBlocked(ctx, func() error {
+		_,
+			err := unix.Write(fd, b[:])
+		return err
+	}); err != nil {
 		return fmt.Errorf("send: %w", err)
 	}
 	n := 0
-	if err := retryBlocked(ctx, func() (err error) { n, err = unix.Read(fd, b[:]); return err }); err != nil {
+	if err := retryBlocked(ctx, func() (err error) {
+		n,
+			err = unix.Read(fd, b[:])
+		return err
+	}); err != nil {
 		return fmt.Errorf("receive: %w", err)
 	}
 	if n == 0 {

@@ -27,7 +27,8 @@ type batch struct {
 
 // newBatch returns n messages of the given payload size.
 func newBatch(n, size int) *batch {
-	b := &batch{messages: make([]mmsghdr, n), iovecs: make([]unix.Iovec, n), payloads: make([][]byte, n)}
+	b := &batch{messages: make([]mmsghdr, n), iovecs: make([]unix.Iovec, n),
+		payloads: make([][]byte, n)}
 	for i := range n {
 		b.payloads[i] = make([]byte, size)
 		b.iovecs[i].Base = &b.payloads[i][0]

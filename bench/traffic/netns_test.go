@@ -22,7 +22,8 @@ func TestNetnsTCP(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%d streams: %.1f Gbit/s, slowest %.1f, %d retransmits", streams, r.BitsPerSecond/1e9, r.Slowest/1e9, r.Retransmits)
+		t.Logf("%d streams: %.1f Gbit/s, slowest %.1f, %d retransmits", streams, r.BitsPerSecond/1e9, r.Slowest/1e9,
+			r.Retransmits)
 		if r.BitsPerSecond < 1e7 || r.Slowest > r.BitsPerSecond/float64(streams)*1.001 {
 			t.Errorf("%d streams: %+v", streams, r)
 		}
@@ -49,7 +50,8 @@ func TestNetnsUDP(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("%+v: %+v", load, r)
-			if rate > 0 && (r.Received != r.Sent || r.Sent < 1000 || r.Sent > 1510 || r.ReceivedRate < 3000 || r.ReceivedRate > 8000) {
+			if rate > 0 && (r.Received != r.Sent || r.Sent < 1000 || r.Sent > 1510 || r.ReceivedRate < 3000 ||
+				r.ReceivedRate > 8000) {
 				t.Errorf("%+v: %+v", load, r)
 			}
 			if rate == 0 && r.ReceivedRate < 2*5000 {
@@ -73,7 +75,8 @@ func TestNetnsRTT(t *testing.T) {
 		if pause > 0 && l.Requests > 45 { // 0.4 s with the warm-up
 			t.Errorf("%d requests with a pause of %v before each", l.Requests, pause)
 		}
-		if l.Samples < 10 || l.Requests < l.Samples || l.P50 <= 0 || l.P50 > l.P99 || l.P99 > l.P999 || l.P999 > l.Max || l.P50 > 100*time.Millisecond {
+		if l.Samples < 10 || l.Requests < l.Samples || l.P50 <= 0 || l.P50 > l.P99 || l.P99 > l.P999 ||
+			l.P999 > l.Max || l.P50 > 100*time.Millisecond {
 			t.Errorf("%+v", l)
 		}
 	}
@@ -96,7 +99,8 @@ func TestNetnsLocalSources(t *testing.T) {
 	if err := from.NS.AddLocalRoute(netip.MustParsePrefix("172.31.0.128/26")); err != nil {
 		t.Fatal(err)
 	}
-	if r, err := to.NS.Ping(t.Context(), netip.MustParseAddr("172.31.0.190"), lab.Ping{}); err != nil || r.Received != 1 {
+	if r, err := to.NS.Ping(t.Context(), netip.MustParseAddr("172.31.0.190"), lab.Ping{}); err != nil ||
+		r.Received != 1 {
 		t.Errorf("a lent address: %+v, %v", r, err)
 	}
 }
@@ -108,7 +112,8 @@ func TestNetnsFan(t *testing.T) {
 		to = append(to, traffic.End{NS: n.NS, Addr: n.Addr})
 	}
 	from := traffic.End{NS: l.Nodes[0].NS, Addr: l.Nodes[0].Addr}
-	r, err := traffic.Fan(t.Context(), from, to, traffic.UDPLoad{Size: 64, Rate: 5000, Duration: 300 * time.Millisecond})
+	r, err := traffic.Fan(t.Context(), from, to,
+		traffic.UDPLoad{Size: 64, Rate: 5000, Duration: 300 * time.Millisecond})
 	if err != nil || r.Received != r.Sent || r.Sent < 1000 || r.Reordered != 0 {
 		t.Errorf("%+v, %v", r, err)
 	}

@@ -61,7 +61,8 @@ func runRTT(ctx context.Context, from, to End, gap, d time.Duration) (Latency, e
 		return Latency{}, err
 	}
 	timeout := unix.NsecToTimeval(int64(rttTimeout))
-	if err := unix.SetsockoptTimeval(client, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout); err != nil {
+	if err := unix.SetsockoptTimeval(client, unix.SOL_SOCKET, unix.SO_RCVTIMEO,
+		&timeout); err != nil {
 		return Latency{}, fmt.Errorf("set timeout: %w", err)
 	}
 	var wg sync.WaitGroup
@@ -78,7 +79,8 @@ func runRTT(ctx context.Context, from, to End, gap, d time.Duration) (Latency, e
 
 // exchange sends requests for d, with a gap before each, and times the answers. At least one
 // request counts, even if this thread is scheduled late.
-func exchange(ctx context.Context, fd int, gap, d time.Duration) (samples []time.Duration, l Latency, err error) {
+func exchange(ctx context.Context, fd int, gap,
+	d time.Duration) (samples []time.Duration, l Latency, err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	message, answer := make([]byte, rttPayload), make([]byte, rttPayload)
@@ -128,7 +130,8 @@ func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, 
 			return 0, nil
 		case err != nil && !transient(err):
 			return 0, fmt.Errorf("receive: %w", err)
-		case err == nil && n == len(message) && binary.BigEndian.Uint64(answer) == binary.BigEndian.Uint64(message):
+		case err == nil && n == len(message) &&
+			binary.BigEndian.Uint64(answer) == binary.BigEndian.Uint64(message):
 			return took, nil
 		}
 	}
@@ -137,7 +140,8 @@ func roundTrip(fd int, message, answer []byte, start time.Time) (time.Duration, 
 // transient reports whether a UDP socket remains usable after the error: a signal, a full queue, or
 // an ICMP error.
 func transient(err error) bool {
-	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ECONNREFUSED) ||
+	return errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) ||
+		errors.Is(err, unix.ECONNREFUSED) ||
 		errors.Is(err, unix.EHOSTUNREACH) || errors.Is(err, unix.ENETUNREACH)
 }
 
@@ -174,6 +178,9 @@ func (l *Latency) summarize(samples []time.Duration) {
 		return
 	}
 	slices.Sort(samples)
-	at := func(q float64) time.Duration { return samples[min(len(samples)-1, int(q*float64(len(samples))))] }
+	at := func(q float64) time.Duration {
+		return samples[min(len(samples)-1,
+			int(q*float64(len(samples))))]
+	}
 	l.P50, l.P99, l.P999, l.Max = at(0.50), at(0.99), at(0.999), samples[len(samples)-1]
 }

@@ -39,7 +39,8 @@ type MaxRate struct {
 
 // HighestRate searches for the highest rate with a loss of less than 0.1 %; each probe lasts d. A
 // rate is lossy only if two consecutive probes are: on a busy machine, one may be bad luck.
-func HighestRate(ctx context.Context, from, to End, load UDPLoad, d time.Duration) (MaxRate, error) {
+func HighestRate(ctx context.Context, from, to End, load UDPLoad,
+	d time.Duration) (MaxRate, error) {
 	load.Duration = d
 	return Search(0, func(rate float64) (UDPResult, error) {
 		load.Rate = rate

@@ -61,7 +61,8 @@ func TestSearchAboveFlood(t *testing.T) {
 func TestSearchFromKnownRate(t *testing.T) {
 	for near := 1e3; near <= 10e6; near *= 1.07 {
 		got, err := Search(near, pipe(100e3, 20e6))
-		if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision || got.FloodRate != 0 || got.Probes > searchProbes {
+		if err != nil || math.Abs(got.ReceivedRate-100e3) > 100e3*searchPrecision || got.FloodRate != 0 ||
+			got.Probes > searchProbes {
 			t.Errorf("near %.0f: found %+v, %v", near, got, err)
 		}
 	}

@@ -53,7 +53,8 @@ func (e End) bind(kind int, port uint16) (fd int, at netip.AddrPort, err error) 
 		at, err = localAddr(fd)
 	}
 	if err != nil {
-		return 0, at, errors.Join(fmt.Errorf("bind to %s in %s: %w", e.Addr, e.NS.Name, err), unix.Close(fd))
+		return 0, at, errors.Join(fmt.Errorf("bind to %s in %s: %w", e.Addr, e.NS.Name, err),
+			unix.Close(fd))
 	}
 	return fd, at, nil
 }
@@ -138,7 +139,8 @@ func RawRead(fd int, b []byte) (int, error) { return rawIO(unix.SYS_READ, fd, b)
 func RawWrite(fd int, b []byte) (int, error) { return rawIO(unix.SYS_WRITE, fd, b) }
 
 func rawIO(number uintptr, fd int, b []byte) (int, error) {
-	n, _, errno := unix.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(&b[0])), uintptr(len(b)))
+	n, _, errno := unix.RawSyscall(number, uintptr(fd), uintptr(unsafe.Pointer(&b[0])),
+		uintptr(len(b)))
 	if errno != 0 {
 		return 0, errno
 	}

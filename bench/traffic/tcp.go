@@ -36,7 +36,8 @@ func TCP(ctx context.Context, from, to End, streams int, d time.Duration) (Throu
 
 // TCPDuring is like [TCP], but counts while work runs. The streams are warmed up before work
 // starts.
-func TCPDuring(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
+func TCPDuring(ctx context.Context, from, to End, streams int,
+	work func(context.Context) error) (Throughput, error) {
 	r, err := runTCP(ctx, from, to, streams, work)
 	if err != nil {
 		return r, fmt.Errorf("TCP from %s to %s: %w", from.NS.Name, to.NS.Name, err)
@@ -44,7 +45,8 @@ func TCPDuring(ctx context.Context, from, to End, streams int, work func(context
 	return r, nil
 }
 
-func runTCP(ctx context.Context, from, to End, streams int, work func(context.Context) error) (Throughput, error) {
+func runTCP(ctx context.Context, from, to End, streams int,
+	work func(context.Context) error) (Throughput, error) {
 	senders, receivers, err := connectPairs(from, to, streams)
 	defer func() { closeAll(senders); closeAll(receivers) }()
 	if err != nil {
@@ -56,7 +58,10 @@ func runTCP(ctx context.Context, from, to End, streams int, work func(context.Co
 	received := make([]atomic.Int64, streams)
 	for i := range streams {
 		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", sendLoop(senders[i]))) })
-		wg.Go(func() { fail(fmt.Errorf("a stream ended early: %w", receiveLoop(receivers[i], &received[i]))) })
+		wg.Go(func() {
+			fail(fmt.Errorf("a stream ended early: %w",
+				receiveLoop(receivers[i], &received[i])))
+		})
 	}
 	before, after, elapsed, err := countDuring(ctx, received, work)
 	result := Throughput{}
@@ -84,7 +89,8 @@ func runTCP(ctx context.Context, from, to End, streams int, work func(context.Co
 
 // countDuring reads the counters before and after work, which starts after a warm-up. If ctx is
 // done, it returns the cause.
-func countDuring(ctx context.Context, counters []atomic.Int64, work func(context.Context) error) (before, after []int64, elapsed time.Duration, err error) {
+func countDuring(ctx context.Context, counters []atomic.Int64,
+	work func(context.Context) error) (before, after []int64, elapsed time.Duration, err error) {
 	err = sleepFor(tcpWarmUp)(ctx)
 	before = loadAll(counters)
 	start := time.Now()
@@ -138,7 +144,8 @@ func connectPairs(from, to End, n int) (dialed, accepted []int, err error) {
 		}
 		dialed = append(dialed, fd)
 		// Limits the connect and the time that sent data stays unacknowledged.
-		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stallTimeout.Milliseconds())); err != nil {
+		if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT,
+			int(stallTimeout.Milliseconds())); err != nil {
 			return dialed, accepted, fmt.Errorf("set timeout: %w", err)
 		}
 		if err := unix.Connect(fd, Sockaddr(at)); err != nil {

@@ -142,7 +142,8 @@ func newUDPSender(from End, to []netip.AddrPort, load UDPLoad) (*udpSender, erro
 	return s, nil
 }
 
-func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int, sources []netip.Addr) error {
+func (s *udpSender) addSocket(from End, to netip.AddrPort, first, flows int,
+	sources []netip.Addr) error {
 	fd, err := from.socket(unix.SOCK_DGRAM)
 	if err != nil {
 		return err
@@ -293,7 +294,8 @@ func (s *udpSender) burst(n int, counted bool) (int, error) {
 			done += k
 			rest.messages = rest.messages[k:]
 		// A signal, a full queue of a device, an ICMP error for an earlier packet.
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.ECONNREFUSED):
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.ENOBUFS), errors.Is(err,
+			unix.ECONNREFUSED):
 		default:
 			return done, fmt.Errorf("send: %w", err)
 		}

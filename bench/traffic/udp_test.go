@@ -103,7 +103,8 @@ func TestNetnsUDPLateReceiver(t *testing.T) {
 	sinks.start()
 	sinks.awaitIdle(s.sent)
 	r, err := sinks.stop(s.elapsed)
-	if sent := float64(s.sent) / s.elapsed.Seconds(); err != nil || r.Received != s.sent || r.ReceivedRate > 1.001*sent {
+	if sent := float64(s.sent) / s.elapsed.Seconds(); err != nil || r.Received != s.sent ||
+		r.ReceivedRate > 1.001*sent {
 		t.Errorf("%+v, %v; sent %d at %.0f a second", r, err, s.sent, sent)
 	}
 }

@@ -45,7 +45,8 @@ func runBench(args []string) int {
 // measureInside runs as the lab's first process.
 func measureInside(f benchFlags) int {
 	traffic.RaiseGOMAXPROCS()
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGHUP, syscall.SIGINT,
+		syscall.SIGTERM)
 	defer stop()
 	if err := f.run(ctx, f.progress()); err != nil {
 		return fail(os.Stderr, err)
@@ -138,7 +139,8 @@ func (f *benchFlags) addAblation(ctx context.Context) error {
 	}
 	for _, name := range names {
 		flag := "--engine-without=" + name
-		f.plan.Targets = append(f.plan.Targets, bench.Weftd("no-"+name, "weftd with "+flag, f.weftd, flag))
+		f.plan.Targets = append(f.plan.Targets,
+			bench.Weftd("no-"+name, "weftd with "+flag, f.weftd, flag))
 	}
 	return checkDistinct(f.plan.Targets)
 }

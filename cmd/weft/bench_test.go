@@ -26,7 +26,8 @@ func prepareBench(t *testing.T, args ...string) (benchFlags, error) {
 	if err := os.WriteFile(daemon, nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f, status, done := parseBench(append([]string{"--weftd", daemon, "--out", filepath.Join(dir, "result.json")}, args...))
+	f, status, done := parseBench(append([]string{"--weftd", daemon, "--out", filepath.Join(dir, "result.json")},
+		args...))
 	if done {
 		t.Fatalf("%q: status %d", args, status)
 	}
@@ -44,9 +45,11 @@ func TestBenchFlags(t *testing.T) {
 	}{
 		{"", "tcp,udp,rtt,connect [wire 1500 off 1500] none,vxlan,ipip,wireguard,weftd,portable,bare 5 {2 0.5} false"},
 		{"--quick", "tcp-1,tcp-4,udp-64-1,rtt-idle [wire 1500 off 1500] none,vxlan,weftd,portable 3 {0.5 0.2} false"},
-		{"--quick --rounds 7 --cases connect --probe 1", "connect [wire 1500 off 1500] none,vxlan,weftd,portable 7 {0.5 1} false"},
+		{"--quick --rounds 7 --cases connect --probe 1",
+			"connect [wire 1500 off 1500] none,vxlan,weftd,portable 7 {0.5 1} false"},
 		{"--full", "tcp,udp,rtt,connect,fan-out [wire 1500 off 1500 wire 9000 off 9000] none,vxlan,ipip,wireguard,weftd,portable,bare 5 {2 0.5} true"},
-		{"--full --mtus 1400 --ablation=false", "tcp,udp,rtt,connect,fan-out [wire 1400 off 1400] none,vxlan,ipip,wireguard,weftd,portable,bare 5 {2 0.5} false"},
+		{"--full --mtus 1400 --ablation=false",
+			"tcp,udp,rtt,connect,fan-out [wire 1400 off 1400] none,vxlan,ipip,wireguard,weftd,portable,bare 5 {2 0.5} false"},
 		{"--targets none,~vxlan~ --modes ~off,wire --mtus 1500,~1600 --cases tcp-1,~rtt-idle --target a.B_c-1=/x~--y --seconds 0.01 --probe 3600",
 			"tcp-1, rtt-idle [off 1500 wire 1500 off 1600 wire 1600] none,vxlan,a.B_c-1 5 {0.01 3600} false"},
 	} {
@@ -63,7 +66,8 @@ func TestBenchFlags(t *testing.T) {
 		for _, r := range f.plan.Targets {
 			names = append(names, r.Name)
 		}
-		got := fmt.Sprintf("%s %v %s %d %v %v", f.cases, f.plan.Underlays, strings.Join(names, ","), f.plan.Rounds, f.plan.Seconds, f.ablate)
+		got := fmt.Sprintf("%s %v %s %d %v %v", f.cases, f.plan.Underlays, strings.Join(names, ","), f.plan.Rounds,
+			f.plan.Seconds, f.ablate)
 		if got != c.want {
 			t.Errorf("%q:\n%s, want\n%s", c.args, got, c.want)
 		}
@@ -149,7 +153,8 @@ func TestNetnsBenchInterrupted(t *testing.T) {
 	program := build(t, "weft/cmd/weft")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, "bench", "--targets", "none, vxlan", "--modes", "off", "--cases", "tcp-1,tcp-4",
+	cmd := exec.CommandContext(ctx, program, "bench", "--targets", "none, vxlan", "--modes", "off", "--cases",
+		"tcp-1,tcp-4",
 		"--rounds", "1", "--seconds", "0.3", "--out", "-")
 	var out bytes.Buffer
 	cmd.Stdout = &out
@@ -182,10 +187,14 @@ func TestNetnsBenchInterrupted(t *testing.T) {
 	if !strings.HasPrefix(result.Incomplete, "interrupted: ") {
 		t.Errorf("incomplete: %q, want interrupted", result.Incomplete)
 	}
-	if !slices.ContainsFunc(result.Series, func(s report.Series) bool { return s.Case == "tcp-1" && s.Target == "vxlan" }) {
+	if !slices.ContainsFunc(result.Series, func(s report.Series) bool {
+		return s.Case == "tcp-1" &&
+			s.Target == "vxlan"
+	}) {
 		t.Errorf("series %+v, want tcp-1 of vxlan", result.Series)
 	}
-	for _, want := range []string{"| TCP, 1 stream, Gbit/s |", "The run ended early: interrupted", "weft: interrupted"} {
+	for _, want := range []string{"| TCP, 1 stream, Gbit/s |", "The run ended early: interrupted",
+		"weft: interrupted"} {
 		if !strings.Contains(shown, want) {
 			t.Errorf("the standard error lacks %q", want)
 		}

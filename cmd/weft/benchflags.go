@@ -58,14 +58,17 @@ const (
 func parseBench(args []string) (f benchFlags, status int, done bool) {
 	flags := flag.NewFlagSet("weft bench", flag.ContinueOnError)
 	flags.StringVar(&f.weftd, "weftd", "", "`path` of weftd (default: in the directory of weft)")
-	flags.StringVar(&f.cases, "cases", defaultCases, "`workloads` to measure, by name or prefix, such as udp or udp-64")
+	flags.StringVar(&f.cases, "cases", defaultCases,
+		"`workloads` to measure, by name or prefix, such as udp or udp-64")
 	flags.StringVar(&f.modes, "modes", "wire,off",
 		"underlay `modes`: wire cuts every frame to the MTU, off passes 64 KiB frames whole")
 	flags.StringVar(&f.mtus, "mtus", "1500", "underlay `MTUs`")
 	flags.StringVar(&f.targets, "targets", defaultTargets, "`targets` to compare")
 	flags.Var(&f.others, "target", "another daemon with flannel's flags, as `name=program flags...`; repeatable")
-	flags.BoolVar(&f.ablate, "ablation", false, "also measure weftd without each kernel feature in turn")
-	flags.IntVar(&f.rounds, "rounds", defaultRounds, "`number` of measurements per target and workload")
+	flags.BoolVar(&f.ablate, "ablation", false,
+		"also measure weftd without each kernel feature in turn")
+	flags.IntVar(&f.rounds, "rounds", defaultRounds,
+		"`number` of measurements per target and workload")
 	flags.Float64Var(&f.seconds.Measure, "seconds", 2, "`duration` of a measurement in seconds")
 	flags.Float64Var(&f.seconds.Probe, "probe", 0.5,
 		"`duration` of a probe in the search for the highest UDP rate, in seconds")
@@ -118,7 +121,8 @@ func (f *benchFlags) makePlan() error {
 	if f.rounds < 1 {
 		return fmt.Errorf("--rounds: %d is less than 1", f.rounds)
 	}
-	if err := errors.Join(checkSeconds("--seconds", f.seconds.Measure), checkSeconds("--probe", f.seconds.Probe)); err != nil {
+	if err := errors.Join(checkSeconds("--seconds", f.seconds.Measure),
+		checkSeconds("--probe", f.seconds.Probe)); err != nil {
 		return err
 	}
 	var err error
@@ -153,7 +157,8 @@ func split(list string) []string {
 
 // hasTarget reports whether --targets contains one of the names.
 func (f benchFlags) hasTarget(names ...string) bool {
-	return slices.ContainsFunc(split(f.targets), func(name string) bool { return slices.Contains(names, name) })
+	return slices.ContainsFunc(split(f.targets),
+		func(name string) bool { return slices.Contains(names, name) })
 }
 
 // underlays returns all combinations of --mtus and --modes.
@@ -166,7 +171,8 @@ func (f benchFlags) underlays() ([]report.Underlay, error) {
 		}
 		for _, mode := range split(f.modes) {
 			if mode != string(lab.ModeWire) && mode != string(lab.ModeOff) {
-				return nil, fmt.Errorf("--modes: unknown mode %q: want %s or %s", mode, lab.ModeWire, lab.ModeOff)
+				return nil, fmt.Errorf("--modes: unknown mode %q: want %s or %s", mode,
+					lab.ModeWire, lab.ModeOff)
 			}
 			u := report.Underlay{Mode: mode, MTU: mtu}
 			if slices.Contains(list, u) {
@@ -206,7 +212,8 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 	for _, name := range split(f.targets) {
 		i := slices.IndexFunc(known, func(t bench.Target) bool { return t.Name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("--targets: unknown target %q: want names of %s", name, defaultTargets)
+			return nil, fmt.Errorf("--targets: unknown target %q: want names of %s", name,
+				defaultTargets)
 		}
 		list = append(list, known[i])
 	}
@@ -216,7 +223,8 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 			return nil, fmt.Errorf("--target: %q is not name=program", text)
 		}
 		if !targetName.MatchString(name) {
-			return nil, fmt.Errorf("--target: invalid name %q: want letters, digits and . _ -", name)
+			return nil, fmt.Errorf("--target: invalid name %q: want letters, digits and . _ -",
+				name)
 		}
 		list = append(list, bench.Other(name, strings.Fields(argv)...))
 	}

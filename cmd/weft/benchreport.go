@@ -12,7 +12,8 @@ import (
 // benchReport writes pages and tables of a result.
 func benchReport(args []string) int {
 	flags := flag.NewFlagSet("weft bench report", flag.ContinueOnError)
-	html := flags.String("html", "report.html", "`file` for a page with charts; - is the standard output, empty writes none")
+	html := flags.String("html", "report.html",
+		"`file` for a page with charts; - is the standard output, empty writes none")
 	markdown := flags.String("markdown", "", "`file` for the Markdown page docs/benchmarks.md; - is the standard output")
 	summary := flags.String("summary", "", "`file` for the Markdown table of the README; - is the standard output")
 	setUsage(flags, "writes a result as pages and tables", "[flags] RESULT.json")

@@ -65,7 +65,8 @@ func TestBenchReport(t *testing.T) {
 		{[]string{"compare", path}, 2, "weft bench compare: want OLD.json NEW.json after the flags, got 1 arguments\n"},
 		{[]string{"compare", "--x", path, path}, 2, "-x"},
 		{[]string{"report", "/nonexistent"}, 1, "weft: open /nonexistent: no such file or directory\n"},
-		{[]string{"report", "--html", "/nonexistent/x", path}, 1, "weft: open /nonexistent/x: no such file or directory\n"},
+		{[]string{"report", "--html", "/nonexistent/x", path}, 1,
+			"weft: open /nonexistent/x: no such file or directory\n"},
 	} {
 		status, out, problems := weft(t, someResult, append([]string{"bench"}, c.args...)...)
 		if status != c.status || !strings.Contains(out+problems, c.out) {
@@ -77,7 +78,8 @@ func TestBenchReport(t *testing.T) {
 			t.Errorf("%s: %v, %d bytes", file, err, len(b))
 		}
 	}
-	if status, _, problems := weft(t, "{}", "bench", "report", "-"); status != 1 || !strings.Contains(problems, "weft: standard input: read result: schema 0, want 1") {
+	if status, _, problems := weft(t, "{}", "bench", "report", "-"); status != 1 ||
+		!strings.Contains(problems, "weft: standard input: read result: schema 0, want 1") {
 		t.Errorf("status %d: %s", status, problems)
 	}
 }

@@ -55,7 +55,8 @@ func demo(args []string) int {
 	var f demoFlags
 	flags := flag.NewFlagSet("weft demo", flag.ContinueOnError)
 	flags.StringVar(&f.weftd, "weftd", "", "`path` of weftd (default: in the directory of weft)")
-	flags.StringVar(&f.args, "weftd-flags", "", "additional `flags` for every daemon, separated by spaces")
+	flags.StringVar(&f.args, "weftd-flags", "",
+		"additional `flags` for every daemon, separated by spaces")
 	flags.BoolVar(&f.keep, "keep", false, "keep the lab running until Ctrl-C, and print commands to inspect it")
 	if status, done := parseFlags(flags, args); done {
 		return status
@@ -75,7 +76,8 @@ func demoInside(f demoFlags, out io.Writer) int {
 	traffic.RaiseGOMAXPROCS()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	d := &demonstration{flags: f, out: out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
+	d := &demonstration{flags: f, out: out, daemons: make([]*lab.Process, demoNodes),
+		start: time.Now()}
 	limited, cancel := context.WithTimeout(ctx, demoTimeout)
 	defer cancel()
 	err := d.run(limited)
@@ -120,11 +122,13 @@ func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
 func (d *demonstration) log(subject, format string, args ...any) {
-	fmt.Fprintf(d.out, "%5.1fs  %-6s %s\n", time.Since(d.start).Seconds(), subject, fmt.Sprintf(format, args...))
+	fmt.Fprintf(d.out, "%5.1fs  %-6s %s\n", time.Since(d.start).Seconds(), subject,
+		fmt.Sprintf(format, args...))
 }
 
 func (d *demonstration) run(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{d.createLab, d.startEtcd, d.startDaemons, d.attach, d.pingAll, d.measure, d.table} {
+	for _, step := range []func(context.Context) error{d.createLab, d.startEtcd, d.startDaemons,
+		d.attach, d.pingAll, d.measure, d.table} {
 		if err := step(ctx); err != nil {
 			return err
 		}
@@ -150,7 +154,8 @@ func (d *demonstration) createLab(ctx context.Context) error {
 
 func (d *demonstration) startEtcd(context.Context) error {
 	var err error
-	config := testetcd.Config{Dir: d.lab.Root.Path("etcd"), Listen: netip.AddrPortFrom(d.lab.Root.Addr, etcdPort)}
+	config := testetcd.Config{Dir: d.lab.Root.Path("etcd"),
+		Listen: netip.AddrPortFrom(d.lab.Root.Addr, etcdPort)}
 	if d.etcd, err = testetcd.Start(config); err != nil {
 		return &stepError{-1, "start etcd", err}
 	}
@@ -163,7 +168,8 @@ func (d *demonstration) startEtcd(context.Context) error {
 
 // startDaemons starts all daemons and waits until they are ready.
 func (d *demonstration) startDaemons(ctx context.Context) error {
-	argv := append([]string{d.flags.weftd, "--etcd-endpoints=" + d.etcd.Endpoint(), "--etcd-prefix=" + demoPrefix,
+	argv := append([]string{d.flags.weftd, "--etcd-endpoints=" + d.etcd.Endpoint(),
+		"--etcd-prefix=" + demoPrefix,
 		"--healthz-port=" + strconv.Itoa(healthPort)}, strings.Fields(d.flags.args)...)
 	started := time.Now()
 	for i, n := range d.lab.Nodes {
@@ -221,7 +227,8 @@ func (d *demonstration) attach(context.Context) error {
 		if err != nil {
 			return &stepError{i, "attach the pod of " + n.Name, err}
 		}
-		d.log(n.Name, "has %s; %s is %s, MTU %d", env.Subnet.Masked(), n.Pods[0].Name, n.Pods[0].Addr, env.MTU)
+		d.log(n.Name, "has %s; %s is %s, MTU %d", env.Subnet.Masked(), n.Pods[0].Name,
+			n.Pods[0].Addr, env.MTU)
 	}
 	return nil
 }
@@ -234,7 +241,8 @@ func (d *demonstration) pingAll(ctx context.Context) error {
 				continue
 			}
 			if err := d.ping(ctx, from.Pods[0], to.Pods[0]); err != nil {
-				return &stepError{i, fmt.Sprintf("ping from %s to %s", from.Pods[0].Name, to.Pods[0].Name), err}
+				return &stepError{i, fmt.Sprintf("ping from %s to %s", from.Pods[0].Name,
+					to.Pods[0].Name), err}
 			}
 		}
 	}
@@ -261,7 +269,8 @@ func (d *demonstration) ping(ctx context.Context, from, to *lab.Pod) error {
 	if r.Received != pingCount {
 		return fmt.Errorf("%d of %d answers", r.Received, pingCount)
 	}
-	d.log("ping", "%s -> %s  %d of %d answers, median %.0f µs", from.Name, to.Name, r.Received, r.Sent,
+	d.log("ping", "%s -> %s  %d of %d answers, median %.0f µs", from.Name, to.Name, r.Received,
+		r.Sent,
 		float64(r.RTTMedian())/float64(time.Microsecond))
 	return nil
 }
@@ -274,7 +283,8 @@ func (d *demonstration) measure(ctx context.Context) error {
 		return &stepError{0, "measure TCP", err}
 	}
 	d.log("tcp", "%s -> %s  %.2f Gbit/s on one stream", from.Name, to.Name, tcp.BitsPerSecond/1e9)
-	udp, err := traffic.HighestRate(ctx, traffic.PodEnd(from), traffic.PodEnd(to), traffic.UDPLoad{Size: udpPayload, Flows: 1}, udpDuration)
+	udp, err := traffic.HighestRate(ctx, traffic.PodEnd(from), traffic.PodEnd(to),
+		traffic.UDPLoad{Size: udpPayload, Flows: 1}, udpDuration)
 	if err == nil && udp.FloodRate == 0 {
 		err = errors.New("nothing arrived")
 	}
@@ -285,7 +295,8 @@ func (d *demonstration) measure(ctx context.Context) error {
 	if rate == 0 { // every rate was lossy on a busy machine
 		rate, remark = udp.FloodRate, "received from a flood"
 	}
-	d.log("udp", "%s -> %s  %.2f Gbit/s in %d-byte datagrams (%.0f per second), %s", from.Name, to.Name,
+	d.log("udp", "%s -> %s  %.2f Gbit/s in %d-byte datagrams (%.0f per second), %s", from.Name,
+		to.Name,
 		rate*udpPayload*8/1e9, udpPayload, rate, remark)
 	return nil
 }

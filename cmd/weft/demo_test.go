@@ -55,7 +55,8 @@ func TestNetnsDemoDaemonFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	d := &demonstration{flags: demoFlags{weftd: broken}, out: &out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
+	d := &demonstration{flags: demoFlags{weftd: broken}, out: &out, daemons: make([]*lab.Process, demoNodes),
+		start: time.Now()}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	err := errors.Join(d.createLab(ctx), d.startEtcd(ctx))
@@ -72,7 +73,8 @@ func TestNetnsDemoDaemonFails(t *testing.T) {
 	if err := d.close(); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"FAILED: ", "wait for the daemon on node2: ", "daemon exited", "the daemon on node2 exited", "    lease lost"} {
+	for _, want := range []string{"FAILED: ", "wait for the daemon on node2: ", "daemon exited",
+		"the daemon on node2 exited", "    lease lost"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("want %q in:\n%s", want, out.String())
 		}

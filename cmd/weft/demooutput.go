@@ -117,7 +117,10 @@ func (d *demonstration) keep(ctx context.Context) error {
 		enter += " --user --preserve-credentials"
 	}
 	root := filepath.Join("/proc", pid, "root")
-	inside := func(name string) string { return enter + " --net=" + filepath.Join(root, "run/netns", name) }
+	inside := func(name string) string {
+		return enter + " --net=" +
+			filepath.Join(root, "run/netns", name)
+	}
 	a, b := d.lab.Nodes[0], d.lab.Nodes[1]
 	fmt.Fprintf(d.out, `The lab keeps running; Ctrl-C ends it. From another terminal of this user:
 
@@ -135,7 +138,8 @@ Things to try:
   from outside  cat %s
                 %s --pid kill -9 %d   (the daemon of %s: only its pod becomes unreachable)
 `, inside(a.Pods[0].Name), inside(a.Name), enter, pid, b.Pods[0].Addr, d.health(0), d.health(0),
-		filepath.Join(root, strings.TrimPrefix(a.Path("flannel/subnet.env"), "/")), enter, d.daemons[demoNodes-1].PID(), d.lab.Nodes[demoNodes-1].Name)
+		filepath.Join(root, strings.TrimPrefix(a.Path("flannel/subnet.env"),
+			"/")), enter, d.daemons[demoNodes-1].PID(), d.lab.Nodes[demoNodes-1].Name)
 	<-ctx.Done()
 	fmt.Fprintln(d.out)
 	return nil

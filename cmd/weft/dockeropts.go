@@ -73,7 +73,8 @@ func runDockerOpts(args, environ []string, routes string, stderr io.Writer) int 
 // parseDockerFlags parses flags like the shell's getopts: letters may share a dash, and a value may
 // follow its letter without a space. Operands are ignored.
 func parseDockerFlags(args []string) (dockerFlags, error) {
-	f := dockerFlags{flannelFile: "/run/flannel/subnet.env", dockerFile: "/run/docker_opts.env", key: "DOCKER_OPTS"}
+	f := dockerFlags{flannelFile: "/run/flannel/subnet.env", dockerFile: "/run/docker_opts.env",
+		key: "DOCKER_OPTS"}
 	values := map[byte]*string{'f': &f.flannelFile, 'd': &f.dockerFile, 'k': &f.key}
 	switches := map[byte]*bool{'i': &f.individual, 'c': &f.combined, 'm': &f.noIPMasq}
 	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0] != "--" {
@@ -113,13 +114,15 @@ func writeDockerOpts(f dockerFlags, environ []string, routes string) error {
 	if err != nil {
 		return err
 	}
-	if subnet, err := netip.ParsePrefix(vars[subnetenv.SubnetVar]); err == nil && subnet.Addr().Is4() {
+	if subnet, err := netip.ParsePrefix(vars[subnetenv.SubnetVar]); err == nil &&
+		subnet.Addr().Is4() {
 		table, err := os.ReadFile(routes)
 		if err != nil {
 			return fmt.Errorf("look for a route to the subnet: %w", err)
 		}
 		if gateway, device, found := routedElsewhere(table, subnet.Masked()); found {
-			return fmt.Errorf("the routing table already sends %s via %s dev %s", subnet.Masked(), gateway, device)
+			return fmt.Errorf("the routing table already sends %s via %s dev %s", subnet.Masked(),
+				gateway, device)
 		}
 	}
 	return replaceFile(f.dockerFile, text)
@@ -168,7 +171,8 @@ func dockerOptions(vars map[string]string, f dockerFlags) ([]byte, error) {
 	}
 	if masq := vars[subnetenv.IPMasqVar]; masq != "" && !f.noIPMasq {
 		if masq != "true" && masq != "false" {
-			return nil, fmt.Errorf("invalid value of FLANNEL_IPMASQ: %q is neither true nor false", masq)
+			return nil, fmt.Errorf("invalid value of FLANNEL_IPMASQ: %q is neither true nor false",
+				masq)
 		}
 		options[dockerOptPrefix+"IPMASQ"] = fmt.Sprintf("--ip-masq=%t", masq == "false")
 	}
@@ -205,7 +209,8 @@ const (
 // routedElsewhere returns the gateway route to exactly this subnet, if there is one in the IPv4
 // routing table. Another host then has the subnet, and a bridge with its addresses would make that
 // host unreachable.
-func routedElsewhere(table []byte, subnet netip.Prefix) (gateway netip.Addr, device string, found bool) {
+func routedElsewhere(table []byte,
+	subnet netip.Prefix) (gateway netip.Addr, device string, found bool) {
 	for lines := bufio.NewScanner(bytes.NewReader(table)); lines.Scan(); {
 		column := strings.Fields(lines.Text())
 		if len(column) <= routeMask {

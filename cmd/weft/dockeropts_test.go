@@ -54,7 +54,8 @@ func TestDockerOpts(t *testing.T) {
 			want: "DOCKER_OPTS=\" --bip=10.1.74.1/24 --ip-masq=false --mtu=1472\"\n"},
 		{name: "options that were there", args: "-c", env: []string{"DOCKER_OPTS=--debug -H \"x $y\""},
 			want: "DOCKER_OPTS=\"--debug -H \\\"x \\$y\\\"  --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n"},
-		{name: "options of others", env: []string{"DOCKER_OPT_LOG=--log-level=warn", "MY_DOCKER_OPT_X=no", "X=DOCKER_OPT_Y"},
+		{name: "options of others", env: []string{"DOCKER_OPT_LOG=--log-level=warn", "MY_DOCKER_OPT_X=no",
+			"X=DOCKER_OPT_Y"},
 			want: "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_IPMASQ=\"--ip-masq=true\"\nDOCKER_OPT_LOG=\"--log-level=warn\"\n" +
 				"DOCKER_OPT_MTU=\"--mtu=1472\"\nDOCKER_OPTS=\" --bip=10.1.74.1/24 --ip-masq=true --log-level=warn --mtu=1472\"\n"},
 		{name: "quotes, comments and export",
@@ -89,7 +90,8 @@ func TestDockerOpts(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			dir := t.TempDir()
-			in, out, routes := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "docker.env"), filepath.Join(dir, "route")
+			in, out, routes := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "docker.env"), filepath.Join(dir,
+				"route")
 			if tt.file == "" {
 				tt.file = subnetEnvText
 			}

@@ -32,7 +32,8 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run runs the subcommand that the arguments begin with and returns the exit status.
 func run(args []string) int {
-	if len(args) == 0 || len(args) == 1 && slices.Contains([]string{"-h", "-help", "--help", "help"}, args[0]) {
+	if len(args) == 0 || len(args) == 1 && slices.Contains([]string{"-h", "-help", "--help",
+		"help"}, args[0]) {
 		usage(os.Stdout)
 		return 0
 	}

@@ -13,10 +13,12 @@ var version, commit string
 
 // printVersion is the subcommand version. It returns the exit status.
 func printVersion(args []string) int {
-	if status, done := parseFlags(flag.NewFlagSet("weft version", flag.ContinueOnError), args); done {
+	if status, done := parseFlags(flag.NewFlagSet("weft version", flag.ContinueOnError),
+		args); done {
 		return status
 	}
 	b := buildinfo.Read(version, commit)
-	fmt.Printf("weft %s commit %s %s %s/%s\n", b.Version, b.Commit, b.GoVersion, runtime.GOOS, runtime.GOARCH)
+	fmt.Printf("weft %s commit %s %s %s/%s\n", b.Version, b.Commit, b.GoVersion, runtime.GOOS,
+		runtime.GOARCH)
 	return 0
 }
