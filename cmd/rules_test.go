@@ -355,3 +355,81 @@ func compareNames(t *testing.T, kind string, declared, documented map[string]boo
 		}
 	}
 }
+
+// wordingLimit is the highest share of comment lines that may hold the word "what": clauses with it
+// usually avoid a noun. Go's net package has 0.2 %.
+const wordingLimit = 0.01
+
+// avoided lists phrases that a reader stumbles over, each with a plain one.
+var avoided = map[string]string{
+	`says whether|tells whether`:        "reports whether",
+	`trying on`:                         "retrying",
+	`for ever`:                          "forever",
+	`(is|are) made (again|anew)|anew`:   "recreated",
+	`so many bytes`:                     "n bytes",
+	`nobody|somebody|whoever`:           "a noun",
+	`one a (CPU|second|packet|frame)`:   "one per ...",
+	`is no (cluster|store|node|packet)`: "is not a ...",
+	`folder`:                            "directory",
+	`super-frame`:                       "GSO frame",
+	`is to be had`:                      "available",
+}
+
+// TestWording keeps comments in plain English and, except for tables and code, within 100 columns (a
+// tab counts 4).
+func TestWording(t *testing.T) {
+	comment := regexp.MustCompile(`(?:^|[^:"` + "`" + `])//(.*)$`)
+	what := regexp.MustCompile(`(?i)\bwhat\b`)
+	comments, clauses := 0, 0
+	eachLine(t, func(file string, n int, line string) {
+		m := comment.FindStringSubmatch(line)
+		if m == nil || strings.HasPrefix(m[1], "go:") {
+			return
+		}
+		comments++
+		if what.MatchString(m[1]) {
+			clauses++
+		}
+		for phrase, plain := range avoided {
+			if found := regexp.MustCompile(`(?i)\b(` + phrase + `)\b`).FindString(m[1]); found != "" {
+				t.Errorf("%s:%d: %q in a comment: say %q", file, n, found, plain)
+			}
+		}
+		text := strings.TrimSpace(line)
+		width := len([]rune(strings.ReplaceAll(line, "\t", "    ")))
+		if strings.HasPrefix(text, "//") && !strings.HasPrefix(text, "//\t") && width > 100 {
+			t.Errorf("%s:%d: a comment of %d columns, want 100 at most", file, n, width)
+		}
+	})
+	if share := float64(clauses) / float64(comments); share > wordingLimit {
+		t.Errorf("%d of %d comment lines (%.1f %%) hold \"what\", want %.1f %% at most",
+			clauses, comments, 100*share, 100*wordingLimit)
+	}
+}
+
+// eachLine calls fn for each line of every Go file of the module, tests included, but not of this
+// one, which quotes the phrases.
+func eachLine(t *testing.T, fn func(file string, n int, line string)) {
+	t.Helper()
+	err := filepath.WalkDir("..", func(p string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && p != ".." && strings.HasPrefix(d.Name(), "."):
+			return filepath.SkipDir
+		case !strings.HasSuffix(p, ".go") || p == filepath.Join("..", "cmd", "rules_test.go"):
+			return nil
+		}
+		text, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		for i, line := range strings.Split(string(text), "\n") {
+			fn(p, i+1, line)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}

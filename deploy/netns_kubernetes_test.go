@@ -230,7 +230,7 @@ func TestNetnsAPIServerDown(t *testing.T) {
 	}
 	for _, node := range c.nodes {
 		await(t, node.Name+" to notice", func() error {
-			if !strings.Contains(node.daemon.Log(), "trouble with the lease store") {
+			if !strings.Contains(node.daemon.Log(), "lease store failed, retrying") {
 				return errors.New("not logged yet")
 			}
 			return nil

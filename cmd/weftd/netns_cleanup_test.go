@@ -210,7 +210,7 @@ func TestNetnsCleanupFailure(t *testing.T) {
 		t.Skipf("NOT TESTED: iptables-legacy does not work here: %v", err)
 	}
 	code, output := cleanUp(t, n, "PATH=/nowhere")
-	if code != 1 || strings.Count(output, "\n") != 1 || !strings.HasPrefix(output, "weftd: cleanup: the kernel holds IPv4 tables of legacy iptables") {
+	if code != 1 || strings.Count(output, "\n") != 1 || !strings.HasPrefix(output, "weftd: cleanup: kernel has legacy IPv4 iptables tables") {
 		t.Errorf("exit %d, output %q", code, output)
 	}
 	if code, output := cleanUp(t, n); code != 0 || !strings.Contains(output, "FLANNEL-POSTRTG") {

@@ -14,10 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkNetnsTxQueueLen is the measurement for tunTxQueueLen: bursts of UDP packets into a TUN with
-// two queues whose readers are away for some time when the burst starts. It reports the lost packets
-// per burst, and the waiting time of the packets of an endless sender (99th percentile). Run it in a
-// namespace:
+// BenchmarkNetnsTxQueueLen is the measurement for tunTxQueueLen: bursts of UDP packets into a TUN
+// with two queues whose readers are away for some time when the burst starts. It reports the lost
+// packets per burst, and the waiting time of the packets of an endless sender (99th percentile).
+// Run it in a namespace:
 //
 //	go test -c -o backend.test ./ctrl/backend
 //	WEFT_TXQUEUE=1 unshare -rn ./backend.test -test.run=^$ -test.bench=TxQueueLen -test.benchtime=10x
