@@ -55,31 +55,47 @@ func table() []metric {
 
 func stateMetrics() []metric {
 	return []metric{
-		{Info{"weft_build_info", "Version, commit and Go version of this binary; the value is always 1.", gauge,
-			[]string{"version", "commit", "goversion"}},
+		{Info{"weft_build_info",
+			"Version, commit and Go version of this binary; the value is always 1.",
+			gauge, []string{"version", "commit", "goversion"}},
 			func(s *scrape) []sample {
 				return []sample{{1, []string{s.build.Version, s.build.Commit, s.build.GoVersion}}}
 			}},
-		{Info{"weft_ready", "Whether the node is ready, as in /readyz (1 yes, 0 no).", gauge, nil},
+		{Info{"weft_ready",
+			"Whether the node is ready, as in /readyz (1 yes, 0 no).",
+			gauge, nil},
 			func(s *scrape) []sample { return flag(s.Ready) }},
-		{Info{"weft_condition", "Whether a condition of readiness holds (1 yes, 0 no).", gauge,
-			[]string{"condition"}},
+		{Info{"weft_condition",
+			"Whether a condition of readiness holds (1 yes, 0 no).",
+			gauge, []string{"condition"}},
 			func(s *scrape) []sample {
 				return each(s.Conditions, func(c Condition) sample {
 					return sample{number(c.OK), []string{c.Name}}
 				})
 			}},
-		{Info{"weft_store_connected", "Whether the lease store answers (1 yes, 0 no).", gauge, nil},
+		{Info{"weft_store_connected",
+			"Whether the lease store answers (1 yes, 0 no).",
+			gauge, nil},
 			func(s *scrape) []sample { return flag(s.StoreConnected) }},
-		{Info{"weft_store_revision", "Revision of the node list in use; 0 before the first.", gauge, nil},
+		{Info{"weft_store_revision",
+			"Revision of the node list in use; 0 before the first.",
+			gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.StoreRevision)}} }},
-		{Info{"weft_nodes", "Other nodes known from the lease store.", gauge, nil},
+		{Info{"weft_nodes",
+			"Other nodes known from the lease store.",
+			gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Nodes)}} }},
-		{Info{"weft_nodes_unreachable", "Other nodes with a subnet that this node has no path to; /status has the reason.", gauge, nil},
+		{Info{"weft_nodes_unreachable",
+			"Other nodes with a subnet that this node has no path to; /status has the reason.",
+			gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Unreachable)}} }},
-		{Info{"weft_lease_held", "Whether this node holds a lease on its subnet (1 yes, 0 no).", gauge, nil},
+		{Info{"weft_lease_held",
+			"Whether this node holds a lease on its subnet (1 yes, 0 no).",
+			gauge, nil},
 			func(s *scrape) []sample { return flag(s.Lease.Held) }},
-		{Info{"weft_lease_age_seconds", "Time since this process acquired its lease; absent without a lease.", gauge, nil},
+		{Info{"weft_lease_age_seconds",
+			"Time since this process acquired its lease; absent without a lease.",
+			gauge, nil},
 			func(s *scrape) []sample {
 				if !s.Lease.Held {
 					return nil
@@ -87,7 +103,8 @@ func stateMetrics() []metric {
 				return []sample{{value: s.Lease.Age.Seconds()}}
 			}},
 		{Info{"weft_lease_expiry_seconds",
-			"Time until the lease expires unless renewed; absent for a lease that never expires.", gauge, nil},
+			"Time until the lease expires unless renewed; absent for a lease that never expires.",
+			gauge, nil},
 			func(s *scrape) []sample {
 				if !s.Lease.Held || s.Lease.Permanent {
 					return nil
@@ -95,14 +112,19 @@ func stateMetrics() []metric {
 				return []sample{{value: s.Lease.ExpiresIn.Seconds()}}
 			}},
 		{Info{"weft_reconciler_in_sync",
-			"Whether the kernel's links, addresses and routes were as desired when last checked (1 yes, 0 no).", gauge, nil},
+			"Whether links, addresses and routes were as desired when last checked (1 yes, 0 no).",
+			gauge, nil},
 			func(s *scrape) []sample { return flag(s.ReconcilerInSync) }},
-		{Info{"weft_kernel_repairs_total", "Links, addresses and routes restored after another program had changed them.",
+		{Info{"weft_kernel_repairs_total",
+			"Links, addresses and routes restored after another program changed them.",
 			counter, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.KernelRepairs)}} }},
-		{Info{"weft_rules_in_place", "Whether the packet filter rules are as desired (1 yes, 0 no).", gauge, nil},
+		{Info{"weft_rules_in_place",
+			"Whether the packet filter rules are as desired (1 yes, 0 no).",
+			gauge, nil},
 			func(s *scrape) []sample { return flag(s.RulesInPlace) }},
-		{Info{"weft_rule_repairs_total", "Times the packet filter rules were restored after another program had changed them.",
+		{Info{"weft_rule_repairs_total",
+			"Times the packet filter rules were restored after another program changed them.",
 			counter, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.RuleRepairs)}} }},
 	}
@@ -111,47 +133,75 @@ func stateMetrics() []metric {
 func trafficMetrics() []metric {
 	direction := []string{"direction"}
 	return []metric{
-		{Info{"weft_packets_total", "Inner packets carried; out is from pods to other nodes.", counter, direction},
+		{Info{"weft_packets_total",
+			"Inner packets carried; out is from pods to other nodes.",
+			counter, direction},
 			traffic(func(t *Traffic) []sample {
-				return []sample{{float64(t.Out.Packets), []string{"out"}}, {float64(t.In.Packets), []string{"in"}}}
+				return []sample{
+					{float64(t.Out.Packets), []string{"out"}},
+					{float64(t.In.Packets), []string{"in"}},
+				}
 			})},
-		{Info{"weft_bytes_total", "Bytes of the inner packets carried.", counter, direction},
+		{Info{"weft_bytes_total",
+			"Bytes of the inner packets carried.",
+			counter, direction},
 			traffic(func(t *Traffic) []sample {
-				return []sample{{float64(t.Out.Bytes), []string{"out"}}, {float64(t.In.Bytes), []string{"in"}}}
+				return []sample{
+					{float64(t.Out.Bytes), []string{"out"}},
+					{float64(t.In.Bytes), []string{"in"}},
+				}
 			})},
-		{Info{"weft_drops_total", "Packets dropped by the daemon, by reason.", counter, []string{"reason"}},
+		{Info{"weft_drops_total",
+			"Packets dropped by the daemon, by reason.",
+			counter, []string{"reason"}},
 			traffic(func(t *Traffic) []sample {
-				return each(t.Drops, func(d Drop) sample { return sample{float64(d.Packets), []string{d.Reason}} })
+				return each(t.Drops, func(d Drop) sample {
+					return sample{float64(d.Packets), []string{d.Reason}}
+				})
 			})},
 		{Info{"weft_queue_overflows_total",
-			"Packets that the kernel dropped because a receive queue of the daemon was full; at the socket a GRO train counts once.",
+			"Packets dropped by the kernel at full queues; at the socket a GRO train counts once.",
 			counter, []string{"queue"}},
 			traffic(func(t *Traffic) []sample {
-				return each(t.Overflows, func(o Overflow) sample { return sample{float64(o.Packets), []string{o.Queue}} })
+				return each(t.Overflows, func(o Overflow) sample {
+					return sample{float64(o.Packets), []string{o.Queue}}
+				})
 			})},
-		{Info{"weft_recreations_total", "Times the device or the sockets were recreated, after a loss or a change of the underlay address.",
+		{Info{"weft_recreations_total",
+			"Recreations of the device or sockets, after a loss or a change of address.",
 			counter, []string{"object"}},
 			traffic(func(t *Traffic) []sample {
-				return each(t.Recreations, func(r Recreation) sample { return sample{float64(r.Count), []string{r.Object}} })
+				return each(t.Recreations, func(r Recreation) sample {
+					return sample{float64(r.Count), []string{r.Object}}
+				})
 			})},
-		{Info{"weft_icmp_errors_total", "ICMP errors to senders in pods: sent, or suppressed by the rate limit.", counter,
-			[]string{"outcome"}},
+		{Info{"weft_icmp_errors_total",
+			"ICMP errors to senders in pods: sent, or suppressed by the rate limit.",
+			counter, []string{"outcome"}},
 			traffic(func(t *Traffic) []sample {
-				return []sample{{float64(t.ICMPSent), []string{"sent"}}, {float64(t.ICMPSuppressed), []string{"suppressed"}}}
+				return []sample{
+					{float64(t.ICMPSent), []string{"sent"}},
+					{float64(t.ICMPSuppressed), []string{"suppressed"}},
+				}
 			})},
-		{Info{"weft_engine_info", "Engine in use; the value is always 1.", gauge, []string{"engine"}},
+		{Info{"weft_engine_info",
+			"Engine in use; the value is always 1.",
+			gauge, []string{"engine"}},
 			traffic(func(t *Traffic) []sample { return []sample{{1, []string{t.Engine}}} })},
-		{Info{"weft_engine_feature", "Whether the engine uses this kernel feature (1 yes, 0 no).", gauge,
-			[]string{"feature"}},
+		{Info{"weft_engine_feature",
+			"Whether the engine uses this kernel feature (1 yes, 0 no).",
+			gauge, []string{"feature"}},
 			traffic(func(t *Traffic) []sample {
-				return each(t.Features, func(f Feature) sample { return sample{number(f.Used), []string{f.Name}} })
+				return each(t.Features, func(f Feature) sample {
+					return sample{number(f.Used), []string{f.Name}}
+				})
 			})},
 		{Info{"weft_node_packets_total",
-			"Inner packets carried to (out) or from (in) another node; nodes beyond a limit are summed as node=\"other\".",
+			"Inner packets to (out) or from (in) a node; others are summed as node=\"other\".",
 			counter, []string{"node", "direction"}},
 			perNode(func(v Volume) uint64 { return v.Packets })},
 		{Info{"weft_node_bytes_total",
-			"Bytes of the inner packets carried to (out) or from (in) another node; limited in the same way.",
+			"Bytes of inner packets to (out) or from (in) a node; others are summed likewise.",
 			counter, []string{"node", "direction"}},
 			perNode(func(v Volume) uint64 { return v.Bytes })},
 	}

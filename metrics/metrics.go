@@ -64,4 +64,6 @@ func Handler(o Options) http.Handler {
 type scrapeLog struct{ log *slog.Logger }
 
 // Println logs a failed scrape.
-func (l scrapeLog) Println(v ...any) { l.log.Warn("metrics scrape failed", "err", fmt.Sprint(v...)) }
+func (l scrapeLog) Println(v ...any) {
+	l.log.Warn("metrics scrape failed", "err", fmt.Sprint(v...))
+}

@@ -162,7 +162,8 @@ func TestAbsentMetrics(t *testing.T) {
 		change func(*Snapshot)
 		absent []string
 	}{
-		{"no lease", func(s *Snapshot) { s.Lease = Lease{} }, []string{"weft_lease_age_seconds", "weft_lease_expiry_seconds"}},
+		{"no lease", func(s *Snapshot) { s.Lease = Lease{} },
+			[]string{"weft_lease_age_seconds", "weft_lease_expiry_seconds"}},
 		{"permanent lease", func(s *Snapshot) { s.Lease.Permanent = true }, []string{"weft_lease_expiry_seconds"}},
 		{"no dataplane", func(s *Snapshot) { s.Traffic = nil }, []string{"weft_packets_total", "weft_bytes_total",
 			"weft_drops_total", "weft_queue_overflows_total", "weft_recreations_total", "weft_icmp_errors_total", "weft_engine_info",
@@ -186,7 +187,8 @@ func TestAbsentMetrics(t *testing.T) {
 func TestHandlerRuntimeMetrics(t *testing.T) {
 	s := full()
 	// Neither invalid UTF-8 nor the name of the sum may break a scrape.
-	s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: "bad\xff"}, NodeTraffic{Node: OtherNodes}, NodeTraffic{Node: "a"})
+	s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: "bad\xff"}, NodeTraffic{Node: OtherNodes},
+		NodeTraffic{Node: "a"})
 	lines := strings.Split(scrapeText(t, Options{Read: func() Snapshot { return s }}), "\n")
 	names := []string{"go_goroutines", "process_open_fds"}
 	for _, info := range List() {
@@ -236,7 +238,8 @@ func TestNodeLimiter(t *testing.T) {
 			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 7)}},
 		{"a node that comes back adds to the sum", []NodeTraffic{node("b", 1), node("c", 1), node("aa", 3)},
 			[]NodeTraffic{node("b", 1), node("c", 1), node("other", 10)}},
-		{"a node named other is summed, duplicate names are merged", []NodeTraffic{node("b", 1), node("b", 2), node("other", 1)},
+		{"a node named other is summed, duplicate names are merged",
+			[]NodeTraffic{node("b", 1), node("b", 2), node("other", 1)},
 			[]NodeTraffic{node("b", 3), node("other", 11)}},
 	}
 	for _, step := range steps {

@@ -57,7 +57,8 @@ func (c *cluster) checkPaths(backend, tunnel, reason string) {
 func (c *cluster) checkPath(from, to *member, device string) {
 	c.t.Helper()
 	subnet := to.env().Subnet.Masked()
-	await(c.t, patience, from.node.Name+" to "+to.node.Name, func() error { return hasRoute(from.node, device, subnet.String()) })
+	await(c.t, patience, from.node.Name+" to "+to.node.Name,
+		func() error { return hasRoute(from.node, device, subnet.String()) })
 	a, b := from.node.Pods[0], to.node.Pods[0]
 	c.awaitAnswer(patience, a, b)
 	mtu := from.env().MTU
@@ -73,7 +74,8 @@ func (c *cluster) checkNoPath(from, to *member, reason string) {
 	subnet := to.env().Subnet.Masked()
 	await(c.t, patience, from.node.Name+" reports "+to.node.Name+" as unreachable", func() error {
 		for _, n := range from.status().Nodes {
-			if n.Subnet == subnet && n.Public == to.node.Addr && n.Name != "" && strings.Contains(n.Unreachable, reason) {
+			if n.Subnet == subnet && n.Public == to.node.Addr && n.Name != "" &&
+				strings.Contains(n.Unreachable, reason) {
 				return nil
 			}
 		}
@@ -102,7 +104,8 @@ func TestNetnsBackendChange(t *testing.T) {
 	}
 	for _, backend := range []string{"udp", "vxlan", "host-gw", "vxlan", "udp", "host-gw", "udp"} {
 		if got := c.tracesOf(f, backend); !slices.Equal(got, clean[backend]) {
-			t.Errorf("%s: got\n%s\non a clean node\n%s", backend, strings.Join(got, "\n"), strings.Join(clean[backend], "\n"))
+			t.Errorf("%s: got\n%s\non a clean node\n%s", backend, strings.Join(got, "\n"),
+				strings.Join(clean[backend], "\n"))
 		}
 	}
 }
@@ -112,16 +115,19 @@ func TestNetnsBackendChange(t *testing.T) {
 func TestNetnsNetworkChange(t *testing.T) {
 	f := filters()[0]
 	f.need(t)
-	c := newCluster(t, lab.Options{PodsPerNode: -1, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}, clusterNetwork)
+	c := newCluster(t, lab.Options{PodsPerNode: -1, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}},
+		clusterNetwork)
 	const both = `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48","Backend":{"Type":"vxlan"}}`
 	for _, step := range []struct {
 		config      string
 		there, gone []string
 	}{
 		{both, []string{"10.5.", "fd10:5:"}, nil},
-		{`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, []string{"10.5."}, []string{"fd10:5:", "flannel-v6.1"}},
+		{`{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, []string{"10.5."},
+			[]string{"fd10:5:", "flannel-v6.1"}},
 		{both, []string{"10.5.", "fd10:5:"}, nil},
-		{`{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}`, []string{"10.6."}, []string{"10.5.", "fd10:5:", "flannel-v6.1"}},
+		{`{"Network":"10.6.0.0/16","Backend":{"Type":"vxlan"}}`, []string{"10.6."},
+			[]string{"10.5.", "fd10:5:", "flannel-v6.1"}},
 		{`{"Network":"10.7.0.0/16"}`, []string{"10.7."}, []string{"10.6.", "flannel.1"}},
 	} {
 		c.put(clusterPrefix+"/config", step.config)

@@ -131,20 +131,24 @@ func TestNetnsCleanup(t *testing.T) {
 			a.awaitReady()
 			b.awaitReady()
 			other := b.env().Subnet.Masked()
-			await(t, patience, "route to the other node", func() error { return hasRoute(n, "flannel.1", other.String()) })
+			await(t, patience, "route to the other node",
+				func() error { return hasRoute(n, "flannel.1", other.String()) })
 			up := traces(t, n, f.shows...)
 			untracked := func(line string) bool {
-				return strings.Contains(line, n.Addr.String()) && strings.Contains(line, "dport 8472") && strings.Contains(line, "notrack")
+				return strings.Contains(line, n.Addr.String()) && strings.Contains(line, "dport 8472") &&
+					strings.Contains(line, "notrack")
 			}
 			if !slices.ContainsFunc(up, untracked) {
 				t.Errorf("tunnel packets are tracked:\n%s", strings.Join(up, "\n"))
 			}
 			a.stop()
 			if left := traces(t, n, f.shows...); !slices.Equal(left, up) {
-				t.Errorf("kernel state changed by the stop:\n%s\nbefore:\n%s", strings.Join(left, "\n"), strings.Join(up, "\n"))
+				t.Errorf("kernel state changed by the stop:\n%s\nbefore:\n%s", strings.Join(left, "\n"),
+					strings.Join(up, "\n"))
 			}
 			code, output := cleanUp(t, n)
-			if code != 0 || !strings.Contains(output, "removed device flannel.1 ") || !strings.Contains(output, f.name) {
+			if code != 0 || !strings.Contains(output, "removed device flannel.1 ") ||
+				!strings.Contains(output, f.name) {
 				t.Errorf("exit %d, output\n%s", code, output)
 			}
 			if after := traces(t, n, f.shows...); !slices.Equal(after, before) {
@@ -169,7 +173,8 @@ func TestNetnsAbandonedNetworkRules(t *testing.T) {
 				return strings.Count(strings.Join(traces(t, n, f.shows...), "\n"), network)
 			}
 			for _, network := range []string{"10.5.0.0/16", "10.8.0.0/16"} {
-				c.put(clusterPrefix+"/config", strings.Replace(f.network(`{"Type":"host-gw"}`), "10.5.0.0/16", network, 1))
+				c.put(clusterPrefix+"/config",
+					strings.Replace(f.network(`{"Type":"host-gw"}`), "10.5.0.0/16", network, 1))
 				d := c.start(n, "--ip-masq", "--keep-source")
 				d.awaitReady()
 				if count(network) == 0 {
@@ -186,7 +191,8 @@ func TestNetnsAbandonedNetworkRules(t *testing.T) {
 
 func hasRoute(n *lab.Node, device, dst string) error {
 	routes, err := n.Routes()
-	if err == nil && !slices.ContainsFunc(routes, func(r lab.Route) bool { return r.Device == device && r.Dst.String() == dst }) {
+	if err == nil &&
+		!slices.ContainsFunc(routes, func(r lab.Route) bool { return r.Device == device && r.Dst.String() == dst }) {
 		err = fmt.Errorf("no route to %s on %s", dst, device)
 	}
 	return err
@@ -200,7 +206,8 @@ func TestNetnsCleanupFailure(t *testing.T) {
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	n := l.Nodes[0]
 	err := n.Do(func() error {
-		out, err := exec.CommandContext(t.Context(), "iptables-legacy", "-t", "nat", "-N", "FLANNEL-POSTRTG").CombinedOutput()
+		out, err := exec.CommandContext(t.Context(), "iptables-legacy", "-t", "nat", "-N",
+			"FLANNEL-POSTRTG").CombinedOutput()
 		if err != nil {
 			err = errors.Join(err, errors.New(string(out)))
 		}
@@ -210,7 +217,8 @@ func TestNetnsCleanupFailure(t *testing.T) {
 		t.Skipf("NOT TESTED: iptables-legacy does not work here: %v", err)
 	}
 	code, output := cleanUp(t, n, "PATH=/nowhere")
-	if code != 1 || strings.Count(output, "\n") != 1 || !strings.HasPrefix(output, "weftd: cleanup: kernel has legacy IPv4 iptables tables") {
+	if code != 1 || strings.Count(output, "\n") != 1 ||
+		!strings.HasPrefix(output, "weftd: cleanup: kernel has legacy IPv4 iptables tables") {
 		t.Errorf("exit %d, output %q", code, output)
 	}
 	if code, output := cleanUp(t, n); code != 0 || !strings.Contains(output, "FLANNEL-POSTRTG") {

@@ -73,7 +73,8 @@ func (c *cluster) endpoint() string {
 
 func (c *cluster) connect() {
 	c.t.Helper()
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.endpoint()}, DialTimeout: patience, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{c.endpoint()}, DialTimeout: patience,
+		Logger: zap.NewNop()})
 	if err != nil {
 		c.t.Fatal(err)
 	}

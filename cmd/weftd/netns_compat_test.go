@@ -102,7 +102,8 @@ func (d *member) checkEnv() {
 	d.t.Helper()
 	b, err := os.ReadFile(d.node.Path("flannel/subnet.env"))
 	gateway := netip.PrefixFrom(d.env().Subnet.Masked().Addr().Next(), 24)
-	want := fmt.Sprintf("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n", gateway)
+	want := fmt.Sprintf("FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=%s\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n",
+		gateway)
 	if err != nil || string(b) != want {
 		d.t.Errorf("%s: subnet.env is %q, %v, want %q", d.node.Name, b, err, want)
 	}
@@ -119,8 +120,10 @@ func (d *member) checkDevice() {
 		d.t.Fatal(err)
 	}
 	own := netip.PrefixFrom(d.env().Subnet.Masked().Addr(), 32)
-	if l.Kind != "tuntap" || l.MTU != 1472 || !l.Up || !slices.Equal(l.Addrs, []netip.Prefix{own}) || l.TxQueueLen < 1000 {
-		d.t.Errorf("%s: device %+v, want a TUN that is up, MTU 1472, address %s and a queue that holds a burst", d.node.Name, l, own)
+	if l.Kind != "tuntap" || l.MTU != 1472 || !l.Up || !slices.Equal(l.Addrs, []netip.Prefix{own}) ||
+		l.TxQueueLen < 1000 {
+		d.t.Errorf("%s: device %+v, want a TUN that is up, MTU 1472, address %s and a queue that holds a burst",
+			d.node.Name, l, own)
 	}
 	routes, err := d.node.Routes()
 	if err != nil {
@@ -133,8 +136,10 @@ func (d *member) checkDevice() {
 		}
 	}
 	network := netip.MustParsePrefix("10.5.0.0/16")
-	if len(ours) != 1 || ours[0].Dst != network || ours[0].Scope != 0 || ours[0].Via.IsValid() || ours[0].Source.IsValid() {
-		d.t.Errorf("%s: routes %+v, want one: %s dev flannel0, global, without a gateway and a source", d.node.Name, ours, network)
+	if len(ours) != 1 || ours[0].Dst != network || ours[0].Scope != 0 || ours[0].Via.IsValid() ||
+		ours[0].Source.IsValid() {
+		d.t.Errorf("%s: routes %+v, want one: %s dev flannel0, global, without a gateway and a source", d.node.Name,
+			ours, network)
 	}
 }
 
@@ -170,7 +175,8 @@ func (d *member) checkSocket() {
 func (c *cluster) checkTraffic(from, to *lab.Pod) {
 	c.t.Helper()
 	for _, size := range []int{84, 1428, 1472} {
-		r, err := from.Ping(c.t.Context(), to.Addr, lab.Ping{Count: 5, Interval: time.Millisecond, Size: size, DontFragment: true})
+		r, err := from.Ping(c.t.Context(), to.Addr,
+			lab.Ping{Count: 5, Interval: time.Millisecond, Size: size, DontFragment: true})
 		if err != nil || r.Received != 5 {
 			c.t.Errorf("pings of %d bytes from %s to %s: %+v, %v", size, from.Name, to.Name, r, err)
 		}
@@ -195,7 +201,8 @@ func TestNetnsMixedWithFlannel(t *testing.T) {
 				d = c.start(ours)
 				d.awaitReady()
 			}
-			_, err := theirs.Start([]string{flanneld, "--etcd-endpoints=" + c.endpoint(), "--iptables-forward-rules=false"})
+			_, err := theirs.Start([]string{flanneld, "--etcd-endpoints=" + c.endpoint(),
+				"--iptables-forward-rules=false"})
 			if err != nil {
 				t.Fatal(err)
 			}

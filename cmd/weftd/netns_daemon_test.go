@@ -127,7 +127,8 @@ func TestNetnsDeviceRecreated(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitReady(t, 200, "")
-	if _, body, err := fetch("/metrics"); err != nil || !strings.Contains(body, `weft_recreations_total{object="device"} 1`) {
+	if _, body, err := fetch("/metrics"); err != nil ||
+		!strings.Contains(body, `weft_recreations_total{object="device"} 1`) {
 		t.Errorf("recreation not counted: %v", err)
 	}
 	s.stop(t)
@@ -225,10 +226,12 @@ func TestNetnsStartFailures(t *testing.T) {
 		want         []string // all in one line
 	}{
 		{"UDP port in use", leaseFile("udp", localNode), nil, []string{"8285", "in use"}},
-		{"health port in use", leaseFile("udp", localNode), []string{"--healthz-port=" + healthPort}, []string{"--healthz-port", healthPort, "in use"}},
+		{"health port in use", leaseFile("udp", localNode), []string{"--healthz-port=" + healthPort},
+			[]string{"--healthz-port", healthPort, "in use"}},
 		{"unknown backend", leaseFile("carrier-pigeon", localNode), nil, []string{"carrier-pigeon", "udp", "alloc"}},
 		{"backend without a type", leaseFile("", localNode), nil, []string{"unknown backend type", "udp", "alloc"}},
-		{"no interface", leaseFile("udp", localNode), []string{"--iface=nope0", "--iface=127.0.0.9"}, []string{"nope0", "127.0.0.9", "lo"}},
+		{"no interface", leaseFile("udp", localNode), []string{"--iface=nope0", "--iface=127.0.0.9"},
+			[]string{"nope0", "127.0.0.9", "lo"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

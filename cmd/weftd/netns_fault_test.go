@@ -204,7 +204,8 @@ func TestNetnsPathMTU(t *testing.T) {
 	}
 	tooBig := func(size, mtu int) {
 		t.Helper()
-		r, err := a.Ping(t.Context(), b.Addr, lab.Ping{Count: 3, Size: size, DontFragment: true, Timeout: 200 * time.Millisecond})
+		r, err := a.Ping(t.Context(), b.Addr,
+			lab.Ping{Count: 3, Size: size, DontFragment: true, Timeout: 200 * time.Millisecond})
 		if err != nil || r.Received != 0 || r.TooBigMTU != mtu {
 			t.Errorf("pings of %d bytes: %+v, %v: want an ICMP error with MTU %d", size, r, err, mtu)
 		}

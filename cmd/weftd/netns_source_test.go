@@ -133,7 +133,8 @@ func (c *cluster) dockerRule(how string) {
 		if err != nil {
 			c.t.Fatal(err)
 		}
-		inNode(c.t, n, "iptables", "-t", "nat", how, "POSTROUTING", "-s", env.Subnet.Masked().String(), "!", "-o", "cni0", "-j", "MASQUERADE")
+		inNode(c.t, n, "iptables", "-t", "nat", how, "POSTROUTING", "-s", env.Subnet.Masked().String(), "!", "-o",
+			"cni0", "-j", "MASQUERADE")
 	}
 }
 

@@ -29,7 +29,8 @@ func TestFileBytes(t *testing.T) {
 				"FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:40::1/64\n" +
 				"FLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"},
 		{"IPv6 only, IPv4 network without a subnet",
-			File{Network: prefix("10.5.0.0/16"), Network6: prefix("fd00:5::/48"), Subnet6: prefix("fd00:5:0:40::1/64"), MTU: 1450},
+			File{Network: prefix("10.5.0.0/16"), Network6: prefix("fd00:5::/48"), Subnet6: prefix("fd00:5:0:40::1/64"),
+				MTU: 1450},
 			"FLANNEL_IPV6_NETWORK=fd00:5::/48\nFLANNEL_IPV6_SUBNET=fd00:5:0:40::1/64\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"},
 	}
 	for _, test := range tests {
@@ -109,12 +110,15 @@ func TestParse(t *testing.T) {
 	}{
 		{"network is masked", "FLANNEL_NETWORK=10.5.1.1/16\nFLANNEL_SUBNET=10.5.77.1/24",
 			File{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.77.1/24")}, nil, false},
-		{"shell syntax", "# c\nexport FLANNEL_SUBNET=\"10.5.77.1/24\" # d\nX='y'\n", File{Subnet: prefix("10.5.77.1/24")}, nil, false},
+		{"shell syntax", "# c\nexport FLANNEL_SUBNET=\"10.5.77.1/24\" # d\nX='y'\n",
+			File{Subnet: prefix("10.5.77.1/24")}, nil, false},
 		{"invalid list entries are skipped",
 			"FLANNEL_SUBNET=10.5.1.1,10.5.77.1/24,,fd00::1/64,x\nFLANNEL_IPV6_SUBNET=10.5.1.0/24, fd00::1/64",
 			File{Subnet: prefix("10.5.77.1/24"), Subnet6: prefix("fd00::1/64")},
-			[]InvalidValue{{SubnetVar, "10.5.1.1"}, {SubnetVar, "fd00::1/64"}, {SubnetVar, "x"}, {Subnet6Var, "10.5.1.0/24"}}, false},
-		{"two prefixes are ambiguous", "FLANNEL_NETWORK=10.5.0.0/16,10.6.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24,10.6.1.1/24", File{}, nil, false},
+			[]InvalidValue{{SubnetVar, "10.5.1.1"}, {SubnetVar, "fd00::1/64"}, {SubnetVar, "x"},
+				{Subnet6Var, "10.5.1.0/24"}}, false},
+		{"two prefixes are ambiguous",
+			"FLANNEL_NETWORK=10.5.0.0/16,10.6.0.0/16\nFLANNEL_SUBNET=10.5.1.1/24,10.6.1.1/24", File{}, nil, false},
 		{"all invalid", "FLANNEL_SUBNET=bad\nFLANNEL_MTU=x\nFLANNEL_IPMASQ=x", File{},
 			[]InvalidValue{{SubnetVar, "bad"}, {MTUVar, "x"}, {IPMasqVar, "x"}}, false},
 		{"empty", "", File{}, nil, false},
@@ -140,7 +144,8 @@ func TestRead(t *testing.T) {
 	if got, err := Read(path); err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
-	for _, text := range []string{"", "FLANNEL_SUBNET=10.5.1.1/24", "FLANNEL_MTU=1472", "FLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=x", "x"} {
+	for _, text := range []string{"", "FLANNEL_SUBNET=10.5.1.1/24", "FLANNEL_MTU=1472",
+		"FLANNEL_SUBNET=10.5.1.1/24\nFLANNEL_MTU=x", "x"} {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

@@ -41,7 +41,7 @@ type parts struct {
 
 // underlayState is the interface to the other nodes and the state that follows from it.
 type underlayState struct {
-	host      backend.LocalNode // backend's knowledge of this machine, including interface and device
+	host      backend.LocalNode // this machine as the backend sees it
 	backend   backend.Backend
 	published lease.Attrs // attributes of the lease
 	ifaceErr  error       // why the current state of the interface cannot be used
@@ -106,8 +106,10 @@ func (a *agent) setLease(s lease.State) {
 		a.warnLostSubnet(s)
 	}
 	if changed {
-		a.log.Error("subnet of this node changed: running pods keep addresses of the old one and must be restarted",
-			"old", joinValid(a.self.Subnet, a.self.Subnet6), "new", joinValid(s.Self.Subnet, s.Self.Subnet6))
+		a.log.Error("subnet of this node changed: "+
+			"running pods keep addresses of the old one and must be restarted",
+			"old", joinValid(a.self.Subnet, a.self.Subnet6),
+			"new", joinValid(s.Self.Subnet, s.Self.Subnet6))
 	}
 	if first || changed {
 		a.acquired = time.Now()
@@ -263,7 +265,8 @@ func (a *agent) desiredRules(plan ctrl.State) netfilter.Desired {
 // subnet or the MTU changes.
 func (a *agent) syncSubnetFile() {
 	kernel := a.reconciler.Status()
-	if a.acquired.IsZero() || !kernel.Synced || !kernel.Current || !rulesCondition(a.cfg.Rules, a.rules.Status()).OK {
+	if a.acquired.IsZero() || !kernel.Synced || !kernel.Current ||
+		!rulesCondition(a.cfg.Rules, a.rules.Status()).OK {
 		return
 	}
 	if abandoned := a.file.sync(a.wantedFile(), a.log); abandoned {

@@ -45,7 +45,8 @@ func TestEngineNodes(t *testing.T) {
 		self: self, state: lease.State{All: []lease.Lease{self, overlapping, dual, gone, half, six}}}}
 	unreachable := map[netip.Prefix]string{gone.Subnet: "no", half.Subnet6: "not this"}
 	want := []fib.Node{
-		{Name: "d", Prefixes: []netip.Prefix{dual.Subnet, dual.Subnet6}, Endpoint: netip.MustParseAddrPort("192.0.2.2:8285")},
+		{Name: "d", Prefixes: []netip.Prefix{dual.Subnet, dual.Subnet6},
+			Endpoint: netip.MustParseAddrPort("192.0.2.2:8285")},
 		{Name: "h", Prefixes: []netip.Prefix{half.Subnet}, Endpoint: netip.MustParseAddrPort("192.0.2.4:8285")},
 		{Name: "s", Prefixes: []netip.Prefix{six.Subnet6}, Endpoint: netip.MustParseAddrPort("[2001:db8::6]:8285")},
 	}
@@ -63,8 +64,10 @@ func TestEngineNodes(t *testing.T) {
 
 func TestDesiredRules(t *testing.T) {
 	a := &agent{
-		daemon:    &daemon{cfg: &config.Config{Rules: config.Rules{Masquerade: true, NoRandomPorts: true, KeepSource: config.Off}}},
-		network:   lease.Network{Network: prefix("10.5.0.0/16"), IPv6Network: prefix("fd00::/48"), EnableNFTables: true},
+		daemon: &daemon{cfg: &config.Config{Rules: config.Rules{Masquerade: true, NoRandomPorts: true,
+			KeepSource: config.Off}}},
+		network: lease.Network{Network: prefix("10.5.0.0/16"), IPv6Network: prefix("fd00::/48"),
+			EnableNFTables: true},
 		leaseView: leaseView{self: testLease("me", "10.5.1.0/24", "192.0.2.1")},
 	}
 	want := netfilter.Desired{
@@ -76,7 +79,8 @@ func TestDesiredRules(t *testing.T) {
 	}
 	a.cfg, a.network.EnableNFTables = &config.Config{Rules: config.Rules{Forward: true}}, false
 	a.self.Subnet6 = prefix("fd00:0:0:1::/64")
-	want = netfilter.Desired{Nets: append(want.Nets, netfilter.Net{Network: prefix("fd00::/48"), Subnet: a.self.Subnet6}), Forward: true, KeepSource: true}
+	want = netfilter.Desired{Nets: append(want.Nets,
+		netfilter.Net{Network: prefix("fd00::/48"), Subnet: a.self.Subnet6}), Forward: true, KeepSource: true}
 	if got := a.desiredRules(ctrl.State{}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
@@ -85,7 +89,8 @@ func TestDesiredRules(t *testing.T) {
 	if err := a.setUnderlay(a.host.Iface); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.desiredRules(a.plan()).NoTrack; !slices.Equal(got, []netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
+	if got := a.desiredRules(a.plan()).NoTrack; !slices.Equal(got,
+		[]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
 		t.Errorf("NoTrack is %v", got)
 	}
 }
@@ -138,7 +143,8 @@ func TestSubnetFileAfterKernelState(t *testing.T) {
 		t.Errorf("lease in force that is not held: %+v since %v", a.self, a.acquired)
 	}
 	var err error
-	if a.backend, err = backend.New(lease.Network{Backend: lease.Backend{Type: "alloc"}}, backend.LocalNode{}); err != nil {
+	if a.backend, err = backend.New(lease.Network{Backend: lease.Backend{Type: "alloc"}},
+		backend.LocalNode{}); err != nil {
 		t.Fatal(err)
 	}
 	a.setLease(lease.State{Self: self, Held: true})
@@ -154,7 +160,8 @@ func TestSubnetFileAfterKernelState(t *testing.T) {
 			missing = append(missing, c.Name+": "+c.Reason)
 		}
 	}
-	if want := []string{"kernel: not set up yet", "subnet-file: " + path + " is written once all else is in place"}; !slices.Equal(missing, want) {
+	if want := []string{"kernel: not set up yet",
+		"subnet-file: " + path + " is written once all else is in place"}; !slices.Equal(missing, want) {
 		t.Errorf("conditions not met: %q, want %q", missing, want)
 	}
 }
@@ -176,7 +183,8 @@ func TestNetnsSubnetFileAfterLatestPlan(t *testing.T) {
 		},
 		file: subnetFile{path: path},
 	}
-	if a.backend, err = backend.New(lease.Network{Backend: lease.Backend{Type: "alloc"}}, backend.LocalNode{}); err != nil {
+	if a.backend, err = backend.New(lease.Network{Backend: lease.Backend{Type: "alloc"}},
+		backend.LocalNode{}); err != nil {
 		t.Fatal(err)
 	}
 	reconcile := func() {
@@ -225,7 +233,8 @@ func TestSubnetChangeLogged(t *testing.T) {
 		t.Errorf("renewal counts as a new lease: since %v, then %v, logged %q", since, a.acquired, logged.String())
 	}
 	a.setLease(lease.State{Self: testLease("me", "10.5.2.0/24", "192.0.2.1"), Held: true})
-	if got := logged.String(); !strings.Contains(got, "level=ERROR") || !strings.Contains(got, "old=10.5.1.0/24 new=10.5.2.0/24") {
+	if got := logged.String(); !strings.Contains(got, "level=ERROR") ||
+		!strings.Contains(got, "old=10.5.1.0/24 new=10.5.2.0/24") {
 		t.Errorf("logged %q", got)
 	}
 	if a.acquired == since {
@@ -235,7 +244,8 @@ func TestSubnetChangeLogged(t *testing.T) {
 
 func TestInterfaceUnusableAndLost(t *testing.T) {
 	log, _ := testLog()
-	a := &agent{daemon: &daemon{cfg: &config.Config{}, log: log}, network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
+	a := &agent{daemon: &daemon{cfg: &config.Config{}, log: log},
+		network: lease.Network{Backend: lease.Backend{Type: "udp"}}}
 	good := underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1"), Public: addr("10.0.0.1")}
 	if err := a.setUnderlay(good); err != nil {
 		t.Fatal(err)
@@ -263,12 +273,14 @@ func TestInterfaceChangeLogLevel(t *testing.T) {
 	a.host.Iface = underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0.1")}
 	i := a.host.Iface
 	i.OnLink = underlay.NewPrefixSet(prefix("10.0.0.0/24"))
-	if a.logIfaceChange(i); !strings.Contains(logged.String(), "level=INFO") || strings.Contains(logged.String(), "mtu") {
+	if a.logIfaceChange(i); !strings.Contains(logged.String(), "level=INFO") ||
+		strings.Contains(logged.String(), "mtu") {
 		t.Errorf("changed on-link route: %s", logged)
 	}
 	logged.Reset()
 	i.MTU = 1400
-	if a.logIfaceChange(i); !strings.Contains(logged.String(), "level=WARN") || !strings.Contains(logged.String(), "mtu=1400 address=10.0.0.1") {
+	if a.logIfaceChange(i); !strings.Contains(logged.String(), "level=WARN") ||
+		!strings.Contains(logged.String(), "mtu=1400 address=10.0.0.1") {
 		t.Errorf("changed MTU: %s", logged)
 	}
 }
@@ -288,7 +300,8 @@ func TestVTEPAddressKept(t *testing.T) {
 		}
 		published[i] = a.backend.Advertisement().Attrs
 	}
-	if string(published[0].BackendData) != string(published[1].BackendData) || string(published[0].BackendV6Data) != string(published[1].BackendV6Data) {
+	if string(published[0].BackendData) != string(published[1].BackendData) ||
+		string(published[0].BackendV6Data) != string(published[1].BackendV6Data) {
 		t.Errorf("first %+v, with another node address %+v", published[0], published[1])
 	}
 }

@@ -38,7 +38,9 @@ type clusterStore interface {
 	// SetForwarding reports to the scheduler whether pods on this node reach others.
 	SetForwarding(up bool, why string)
 	// WatchNetwork calls changed when the network config changes.
-	WatchNetwork(ctx context.Context, current lease.Network, changed func(lease.Network, error)) error
+	WatchNetwork(
+		ctx context.Context, current lease.Network, changed func(lease.Network, error),
+	) error
 }
 
 // awaitHints reads the cluster's settings for this node, retrying until ctx is done. For a store

@@ -48,13 +48,15 @@ func (s *scriptedCluster) WatchNetwork(ctx context.Context, _ lease.Network, cha
 }
 
 func kubeDaemon() *daemon {
-	return &daemon{cfg: &config.Config{Underlay: config.Underlay{PublicIP: netip.MustParseAddr("192.0.2.1")}}, log: slog.New(slog.DiscardHandler)}
+	return &daemon{cfg: &config.Config{Underlay: config.Underlay{PublicIP: netip.MustParseAddr("192.0.2.1")}},
+		log: slog.New(slog.DiscardHandler)}
 }
 
 func TestClusterPublicIPPrecedence(t *testing.T) {
 	d := kubeDaemon()
 	given := netip.MustParseAddr("198.51.100.1")
-	s := &scriptedCluster{start: kube.NodeHints{PublicIP: given}, starts: []error{errors.New("node n is not in the cluster yet")}}
+	s := &scriptedCluster{start: kube.NodeHints{PublicIP: given},
+		starts: []error{errors.New("node n is not in the cluster yet")}}
 	var err error
 	if d.hints, err = d.awaitHints(t.Context(), s); err != nil {
 		t.Fatal(err)

@@ -27,8 +27,9 @@ type daemon struct {
 	snapshot  atomic.Pointer[snapshot] // source of the status; nil before the first
 	heartbeat heartbeat                // of the agent's loop
 
-	hints     kube.NodeHints        // from the cluster; zero without one
-	configErr atomic.Pointer[error] // why the last change of the network config was rejected; nil if in force
+	hints kube.NodeHints // from the cluster; zero without one
+	// configErr is why the last change of the network config was rejected; nil if it is in force.
+	configErr atomic.Pointer[error]
 }
 
 // Run runs the daemon until ctx is done, which is a success, or until a part fails. The health
@@ -108,7 +109,9 @@ func (d *daemon) awaitNetwork(ctx context.Context, s lease.Store) (lease.Network
 
 // retry calls get until it succeeds or ctx is done. The error is shown by /readyz and logged as a
 // warning with the text msg, once while it stays the same.
-func retry[T any](ctx context.Context, d *daemon, msg string, get func(context.Context) (T, error)) (T, error) {
+func retry[T any](
+	ctx context.Context, d *daemon, msg string, get func(context.Context) (T, error),
+) (T, error) {
 	lastLogged := ""
 	for {
 		t, err := get(ctx)

@@ -42,7 +42,8 @@ func listenHealth(
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", address)
 	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("--healthz-port: port %d is in use, cannot listen on %s", c.Port, address)
+		return nil, fmt.Errorf("--healthz-port: port %d is in use, cannot listen on %s",
+			c.Port, address)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("--healthz-ip, --healthz-port: %w", err)

@@ -124,11 +124,14 @@ func TestStatusMetrics(t *testing.T) {
 		Rules:      rulesStatus{InPlace: true, Repairs: 5},
 	}
 	m := s.metrics()
-	if !m.Ready || !m.StoreConnected || m.StoreRevision != 9 || m.Nodes != 3 || m.Unreachable != 1 || !m.ReconcilerInSync || m.KernelRepairs != 4 ||
-		!m.RulesInPlace || m.RuleRepairs != 5 || len(m.Conditions) != 2 || m.Conditions[0] != (metrics.Condition{Name: "lease", OK: true}) {
+	if !m.Ready || !m.StoreConnected || m.StoreRevision != 9 || m.Nodes != 3 || m.Unreachable != 1 ||
+		!m.ReconcilerInSync || m.KernelRepairs != 4 ||
+		!m.RulesInPlace || m.RuleRepairs != 5 || len(m.Conditions) != 2 ||
+		m.Conditions[0] != (metrics.Condition{Name: "lease", OK: true}) {
 		t.Errorf("got %+v", m)
 	}
-	if l := m.Lease; !l.Held || l.Permanent || l.Age < time.Hour || l.ExpiresIn > time.Minute || l.ExpiresIn < time.Minute/2 {
+	if l := m.Lease; !l.Held || l.Permanent || l.Age < time.Hour || l.ExpiresIn > time.Minute ||
+		l.ExpiresIn < time.Minute/2 {
 		t.Errorf("lease is %+v", l)
 	}
 	s.Lease.Expires = time.Time{}
@@ -162,7 +165,8 @@ func TestRulesCondition(t *testing.T) {
 		test.want.Name = "rules"
 		got := rulesCondition(config.Rules{Masquerade: test.masq, Forward: test.forward}, test.status)
 		if got != test.want {
-			t.Errorf("masq %t, forward %t, %+v: got %+v, want %+v", test.masq, test.forward, test.status, got, test.want)
+			t.Errorf("masq %t, forward %t, %+v: got %+v, want %+v", test.masq, test.forward, test.status, got,
+				test.want)
 		}
 	}
 }

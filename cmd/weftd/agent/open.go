@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sync/errgroup"
 
@@ -43,7 +42,8 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 		return err
 	}
 	d.log.Info("interface selected", "name", iface.Name, "reason", iface.Reason, "mtu", iface.MTU,
-		"address", joinValid(iface.Addr, iface.Addr6), "public", joinValid(iface.Public, iface.Public6))
+		"address", joinValid(iface.Addr, iface.Addr6),
+		"public", joinValid(iface.Public, iface.Public6))
 	a, err := d.newAgent(kernel, network, iface)
 	if err != nil {
 		return err
@@ -69,15 +69,26 @@ func (d *daemon) ifaceOptions(n lease.Network) underlay.Options {
 
 // podNetworks returns the networks of the enabled families.
 func podNetworks(n lease.Network) []netip.Prefix {
-	return slices.DeleteFunc([]netip.Prefix{n.Network, n.IPv6Network}, func(p netip.Prefix) bool { return !p.IsValid() })
+	var networks []netip.Prefix
+	for _, p := range []netip.Prefix{n.Network, n.IPv6Network} {
+		if p.IsValid() {
+			networks = append(networks, p)
+		}
+	}
+	return networks
 }
 
 // newAgent creates the backend of the network config and, if that is a userspace backend, the
 // engine. The engine is opened before a lease is claimed: if the port is in use, the daemon exits
 // without leaving a lease that nothing serves for a day.
-func (d *daemon) newAgent(kernel *ctrl.Kernel, network lease.Network, iface underlay.Iface) (*agent, error) {
+func (d *daemon) newAgent(
+	kernel *ctrl.Kernel, network lease.Network, iface underlay.Iface,
+) (*agent, error) {
 	host, err := backend.PrepareNode(kernel, network, iface,
-		backend.LocalOptions{KeyFile: d.cfg.Backend.WireGuardKeyFile, Blackhole: d.cfg.Backend.BlackholeRoute})
+		backend.LocalOptions{
+			KeyFile:   d.cfg.Backend.WireGuardKeyFile,
+			Blackhole: d.cfg.Backend.BlackholeRoute,
+		})
 	if err != nil {
 		return nil, err
 	}

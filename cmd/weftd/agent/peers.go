@@ -23,7 +23,9 @@ func (a *agent) peerLeases() []lease.Lease {
 
 // engineNodes converts leases to nodes of the engine, without unreachable subnets. Leases have no
 // port: all nodes of a udp network use the same one.
-func engineNodes(leases []lease.Lease, unreachable map[netip.Prefix]string, port uint16) []fib.Node {
+func engineNodes(
+	leases []lease.Lease, unreachable map[netip.Prefix]string, port uint16,
+) []fib.Node {
 	var nodes []fib.Node
 	for _, l := range leases {
 		if n := engineNode(l, unreachable, port); len(n.Prefixes) > 0 {

@@ -141,7 +141,9 @@ func (a *agent) reportForwarding() {
 		return
 	}
 	s := a.snapshot.Load()
-	ok, reasons := allMet([]condition{s.kernelCondition(), rulesCondition(a.cfg.Rules, s.rules.Status())})
+	ok, reasons := allMet([]condition{
+		s.kernelCondition(), rulesCondition(a.cfg.Rules, s.rules.Status()),
+	})
 	if ok {
 		a.readiness.forwarded = true
 	}

@@ -47,7 +47,9 @@ func (a *agent) publish() {
 
 // status returns the current status of the daemon.
 func (d *daemon) status() Status {
-	status := Status{Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []nodeStatus{}}
+	status := Status{
+		Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []nodeStatus{},
+	}
 	status.Ready, _ = allMet(status.Conditions)
 	s := d.snapshot.Load()
 	if s == nil || s.reconciler == nil {
@@ -61,16 +63,24 @@ func (d *daemon) status() Status {
 		Public: s.iface.Public, Public6: s.iface.Public6, Reason: s.iface.Reason,
 	}
 	if !s.acquired.IsZero() {
-		status.Lease = &leaseStatus{Held: s.state.Held, Subnet: s.self.Subnet, Subnet6: s.self.Subnet6,
-			Since: s.acquired, Expires: s.self.Expires}
+		status.Lease = &leaseStatus{
+			Held: s.state.Held, Subnet: s.self.Subnet, Subnet6: s.self.Subnet6,
+			Since: s.acquired, Expires: s.self.Expires,
+		}
 	}
-	status.Store = storeStatus{Connected: s.state.Connected, Revision: s.state.Revision, Error: errText(s.state.Err)}
+	status.Store = storeStatus{
+		Connected: s.state.Connected, Revision: s.state.Revision, Error: errText(s.state.Err),
+	}
 	k := s.reconciler.Status()
-	status.Kernel = kernelStatus{Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err),
-		Repairs: k.Repairs, UserspaceWireGuard: k.UserspaceWireGuard}
+	status.Kernel = kernelStatus{
+		Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err),
+		Repairs: k.Repairs, UserspaceWireGuard: k.UserspaceWireGuard,
+	}
 	r := s.rules.Status()
-	status.Rules = rulesStatus{InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
-		Notes: append(ruleNotes(d.cfg.Rules), r.Notes...), Repairs: r.Repairs}
+	status.Rules = rulesStatus{
+		InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
+		Notes: append(ruleNotes(d.cfg.Rules), r.Notes...), Repairs: r.Repairs,
+	}
 	if s.engine != nil {
 		status.Traffic = traffic(s.engine.Stats(), s.engine.Status())
 	}

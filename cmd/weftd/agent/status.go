@@ -16,7 +16,7 @@ type Status struct {
 	Conditions []condition      `json:"conditions"`
 	Backend    string           `json:"backend,omitempty"`
 	MTU        int              `json:"mtu,omitempty"`    // of pods, in bytes
-	Device     string           `json:"device,omitempty"` // overlay device, two if each family has its own
+	Device     string           `json:"device,omitempty"` // two if each family has one
 	Interface  *interfaceStatus `json:"interface,omitempty"`
 	Lease      *leaseStatus     `json:"lease,omitempty"`
 	Store      storeStatus      `json:"store"`

@@ -17,8 +17,9 @@ type subnetFile struct {
 	written subnetenv.File // zero: not yet
 	err     error          // of the last attempt to write
 
-	previous  subnetenv.File // content at the start
-	abandoned []netip.Prefix // networks in previous that are not in use any more, until their state is removed
+	previous subnetenv.File // content at the start
+	// abandoned lists networks in previous that are no longer in use, until their state is removed.
+	abandoned []netip.Prefix
 }
 
 // sync writes the file unless wanted is its content already. It reports whether abandoned networks
@@ -58,7 +59,8 @@ func readSubnetFile(path string, log *slog.Logger) subnetenv.File {
 		log.Warn("cannot read the previous subnet", "file", path, "err", err)
 	}
 	for _, v := range invalid {
-		log.Warn("ignoring invalid value in the previous subnet file", "variable", v.Variable, "value", v.Value)
+		log.Warn("ignoring invalid value in the previous subnet file",
+			"variable", v.Variable, "value", v.Value)
 	}
 	return f
 }

@@ -51,7 +51,8 @@ func TestReadSubnetFile(t *testing.T) {
 	}
 	t.Run("missing", func(t *testing.T) {
 		log, logged := testLog()
-		if got := readSubnetFile(filepath.Join(t.TempDir(), "none"), log); got != (subnetenv.File{}) || logged.Len() > 0 {
+		if got := readSubnetFile(filepath.Join(t.TempDir(), "none"), log); got != (subnetenv.File{}) ||
+			logged.Len() > 0 {
 			t.Errorf("got %+v, logged %q", got, logged.String())
 		}
 	})
@@ -74,7 +75,8 @@ func TestAbandonedNetworks(t *testing.T) {
 		{"the same", previous, []netip.Prefix{prefix("10.5.0.0/16"), prefix("fd00:5::/48")}, nil},
 		{"wider and narrower", previous, []netip.Prefix{prefix("10.0.0.0/8"), prefix("fd00:5:0:1::/64")}, nil},
 		{"a family less", previous, []netip.Prefix{prefix("10.5.0.0/16")}, []netip.Prefix{prefix("fd00:5::/48")}},
-		{"others", previous, []netip.Prefix{prefix("10.6.0.0/16"), prefix("fd00:6::/48")}, []netip.Prefix{prefix("10.5.0.0/16"), prefix("fd00:5::/48")}},
+		{"others", previous, []netip.Prefix{prefix("10.6.0.0/16"), prefix("fd00:6::/48")},
+			[]netip.Prefix{prefix("10.5.0.0/16"), prefix("fd00:5::/48")}},
 	}
 	for _, test := range tests {
 		if got := abandonedNetworks(test.previous, test.current); !slices.Equal(got, test.want) {

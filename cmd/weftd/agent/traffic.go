@@ -25,7 +25,9 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 		},
 	}
 	for _, f := range features {
-		t.Features = append(t.Features, metrics.Feature{Name: string(f.Feature), Used: f.Used, Reason: f.Reason})
+		t.Features = append(t.Features, metrics.Feature{
+			Name: string(f.Feature), Used: f.Used, Reason: f.Reason,
+		})
 		if f.Feature == feature.VnetHeader && f.Used {
 			t.Engine = dataplane.ModeOffload.String()
 		}

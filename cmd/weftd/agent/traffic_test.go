@@ -22,7 +22,8 @@ func TestTraffic(t *testing.T) {
 		DeviceRecreations: 10,
 		SocketRecreations: 11,
 		Nodes: []dataplane.NodeTraffic{
-			{Name: "n2", Sent: dataplane.Traffic{Packets: 12, Bytes: 13}, Received: dataplane.Traffic{Packets: 14, Bytes: 15}},
+			{Name: "n2", Sent: dataplane.Traffic{Packets: 12, Bytes: 13},
+				Received: dataplane.Traffic{Packets: 14, Bytes: 15}},
 		},
 		GSOFramesRejected: 16,
 	}, []dataplane.FeatureStatus{{Feature: feature.VnetHeader, Used: true}, {Feature: feature.GRO, Reason: "too old"}})

@@ -55,7 +55,8 @@ var flagTests = []struct {
 	flag, value string
 	want        func(*Config)
 }{
-	{"etcd-endpoints", "https://a:1, unix://b,c:2", func(c *Config) { c.Lease.Etcd.Endpoints = []string{"https://a:1", "unix://b", "c:2"} }},
+	{"etcd-endpoints", "https://a:1, unix://b,c:2",
+		func(c *Config) { c.Lease.Etcd.Endpoints = []string{"https://a:1", "unix://b", "c:2"} }},
 	{"etcd-endpoints", ",http://a:1,, ", func(c *Config) { c.Lease.Etcd.Endpoints = []string{"http://a:1"} }},
 	{"etcd-prefix", "/", func(c *Config) { c.Lease.Etcd.Prefix = "/" }},
 	{"etcd-prefix", "/x", func(c *Config) { c.Lease.Etcd.Prefix = "/x" }},
@@ -69,7 +70,8 @@ var flagTests = []struct {
 	{"net-config-path", "/nc", func(c *Config) { c.Lease.Kube.NetworkFile = "/nc" }},
 	{"set-node-network-unavailable", "false", func(c *Config) { c.Lease.Kube.SetCondition = false }},
 	{"iface", "eth0,eth1", func(c *Config) { c.Underlay.Interfaces = []string{"eth0,eth1"} }},
-	{"iface-regex", "^eth[0-9],", func(c *Config) { c.Underlay.Patterns = []*regexp.Regexp{regexp.MustCompile("^eth[0-9],")} }},
+	{"iface-regex", "^eth[0-9],",
+		func(c *Config) { c.Underlay.Patterns = []*regexp.Regexp{regexp.MustCompile("^eth[0-9],")} }},
 	{"iface-can-reach", "fd00::1", func(c *Config) { c.Underlay.CanReach = netip.MustParseAddr("fd00::1") }},
 	{"public-ip", "192.0.2.1", func(c *Config) { c.Underlay.PublicIP = netip.MustParseAddr("192.0.2.1") }},
 	{"public-ipv6", "2001:db8::1", func(c *Config) { c.Underlay.PublicIPv6 = netip.MustParseAddr("2001:db8::1") }},
@@ -138,7 +140,8 @@ func TestFlagForms(t *testing.T) {
 			}
 		}
 	}
-	if got, err := Parse([]string{"--etcd-prefix="}, env(nil)); err != nil || got.Lease.Etcd.Prefix != "" { // a variable cannot be set to nothing
+	if got, err := Parse([]string{"--etcd-prefix="}, env(nil)); err != nil ||
+		got.Lease.Etcd.Prefix != "" { // a variable cannot be set to nothing
 		t.Errorf("no etcd prefix: %+v, %v", got, err)
 	}
 	for _, o := range options(&Config{}) {
@@ -187,7 +190,8 @@ func TestFlagCombinations(t *testing.T) {
 			func(c *Config) { c.Engine.Workers, c.Log.Verbosity = 2, 3 }},
 		{"WEFTD_ wins, FLANNELD_ is not read", nil, map[string]string{"FLANNELD_V": "bad", "WEFTD_V": "3"},
 			func(c *Config) { c.Log.Verbosity = 3 }},
-		{"empty variable counts as unset", nil, map[string]string{"WEFTD_V": "", "FLANNELD_V": "2", "FLANNELD_SUBNET_FILE": ""},
+		{"empty variable counts as unset", nil,
+			map[string]string{"WEFTD_V": "", "FLANNELD_V": "2", "FLANNELD_SUBNET_FILE": ""},
 			func(c *Config) { c.Log.Verbosity = 2 }},
 		{"variable is one value of a repeatable flag", []string{"--iface-regex=x"},
 			map[string]string{"FLANNELD_IFACE": "a,b", "FLANNELD_IFACE_REGEX": "("},
@@ -222,7 +226,8 @@ func TestFlagCombinations(t *testing.T) {
 
 // FuzzParseArgs compares the parser with Go's package flag on three flags.
 func FuzzParseArgs(f *testing.F) {
-	for _, seed := range []string{"--n=1", "-b\n--s\nx", "-s=\n-b=false", "--\n-b", "-n\n1_0\nx", "---n", "-=", "-b=x", "-h", "-s", "-s=a=b"} {
+	for _, seed := range []string{"--n=1", "-b\n--s\nx", "-s=\n-b=false", "--\n-b", "-n\n1_0\nx", "---n", "-=", "-b=x",
+		"-h", "-s", "-s=a=b"} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, lines string) {

@@ -95,7 +95,8 @@ func tristate(into *Tristate) value {
 
 // number accepts the syntax of flannel's integer flags, including 0x10 and 1_000.
 func number(into *int, def, low, high int) value {
-	return parsed(into, func(s string) (int, error) { return parseNumber(s, low, high) }, strconv.Itoa(def))
+	parse := func(s string) (int, error) { return parseNumber(s, low, high) }
+	return parsed(into, parse, strconv.Itoa(def))
 }
 
 func parseNumber(s string, low, high int) (int, error) {
@@ -167,7 +168,8 @@ func parseEndpoints(s string) ([]string, error) {
 		if e == "" {
 			continue
 		}
-		if host, port, err := net.SplitHostPort(e); err == nil && host != "" && port != "" && !strings.Contains(e, "/") {
+		host, port, err := net.SplitHostPort(e)
+		if err == nil && host != "" && port != "" && !strings.Contains(e, "/") {
 			list = append(list, e)
 			continue
 		}
