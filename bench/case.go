@@ -128,8 +128,8 @@ func (o *overlay) measure(ctx context.Context, c Case, s report.Seconds,
 type delivered struct{ bytes, packets float64 }
 
 // withUsage adds CPU time, memory, drops and batch sizes to the sample that measure takes.
-func (o *overlay) withUsage(measure func() (report.Sample, delivered, error)) (report.Sample,
-	error) {
+func (o *overlay) withUsage(
+	measure func() (report.Sample, delivered, error)) (report.Sample, error) {
 	var sample report.Sample
 	var d delivered
 	before, after, err := o.usageDuring(func() (err error) {

@@ -63,7 +63,8 @@ func (r *Result) writeLegend(w io.Writer) {
 A cell is the median of the rounds, their range in parentheses and, in bold, the median of the ratios to the reference
 target in the same round. For rates, a ratio above 1 is better than the reference; for times and CPU use, one below 1 is.
 
-“≥” means that the sender was the limit in most rounds: the target may carry more, and its ratio is a lower bound.
+“≥” means that the sender was the limit in most rounds: the target may carry more, and ratios
+that involve it are approximate.
 “-” means that there is no value.
 
 `)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"weft/bench"
 	"weft/bench/report"
 	"weft/bench/traffic"
+	"weft/cmd/buildinfo"
 	"weft/deploy/lab"
 )
 
@@ -95,7 +95,8 @@ func (f benchFlags) run(ctx context.Context, progress io.Writer) error {
 	if err := f.addAblation(ctx); err != nil {
 		return err
 	}
-	host := report.ReadHost(cmp.Or(version, "unknown"), cmp.Or(commit, "unknown"), os.Args[1:])
+	build := buildinfo.Read(version, commit)
+	host := report.ReadHost(build.Version, build.Commit, os.Args[1:])
 	result, err := bench.Run(ctx, f.plan, host, progress)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("interrupted: %w", err)
