@@ -40,8 +40,8 @@
 //	                          rounds); throughput did not suffer
 //	rawPollTimeout    5 ms    1 and 4 TCP streams 5-20 % faster, in all 4        tcp-1, tcp-4
 //	                          pairs of medians (4 rounds)
-//	streakMin         4       no measurement recorded                            rtt-lone
-//	streakMax         8       no measurement recorded                            rtt-lone
+//	streakMin         4       no measurement recorded                            rtt-sparse
+//	streakMax         8       no measurement recorded                            rtt-sparse
 //	longYield         700 µs  kernel/sched/fair.c, sysctl_sched_base_slice       rtt-busy
 //	wastedYieldRatio  16      value: no measurement recorded; effect: see        rtt-busy,
 //	                          type contention                                    udp-64-1
@@ -55,5 +55,5 @@
 //
 // To measure one again, change it, build weftd, and compare with the old one in the same rounds:
 //
-//	weft bench --cases rtt-idle --rivals weftd --rival old=/path/to/old/weftd --rounds 5
+//	weft bench --cases rtt-idle --targets weftd --target old=/path/to/old/weftd --rounds 5
 package poll
