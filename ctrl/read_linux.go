@@ -64,9 +64,15 @@ func (k *Kernel) readFamily(s *State, fam int, names map[int]string) error {
 // IfaceAddr is an address on a device with the flags that matter for the choice of an underlay
 // address.
 type IfaceAddr struct {
-	Dev                              string
-	Addr                             netip.Addr
-	Temporary, Deprecated, Permanent bool
+	Dev  string
+	Addr netip.Addr
+	Bits int // prefix length
+	// Secondary is a temporary IPv6 address, or an IPv4 address in the prefix of an earlier one:
+	// the kernel has one flag for both.
+	Secondary             bool
+	Deprecated, Permanent bool
+	// Tentative addresses cannot be used yet (RFC 4862, 5.4). Duplicate ones are another host's.
+	Tentative, Duplicate bool
 }
 
 // IfaceAddrs lists the addresses of all devices.
@@ -85,15 +91,23 @@ func (k *Kernel) IfaceAddrs() ([]IfaceAddr, error) {
 			return nil, err
 		}
 		for _, a := range addrs {
-			out = append(out, IfaceAddr{
-				Dev: names[a.LinkIndex], Addr: addrOf(a.IP),
-				Temporary:  fam == netlink.FAMILY_V6 && a.Flags&unix.IFA_F_TEMPORARY != 0,
-				Deprecated: a.Flags&unix.IFA_F_DEPRECATED != 0,
-				Permanent:  a.Flags&unix.IFA_F_PERMANENT != 0,
-			})
+			out = append(out, ifaceAddr(names[a.LinkIndex], a))
 		}
 	}
 	return out, nil
+}
+
+func ifaceAddr(dev string, a netlink.Addr) IfaceAddr {
+	p := prefixOf(a.IPNet)
+	has := func(flag int) bool { return a.Flags&flag != 0 }
+	return IfaceAddr{
+		Dev: dev, Addr: p.Addr(), Bits: p.Bits(),
+		Secondary:  has(unix.IFA_F_SECONDARY),
+		Deprecated: has(unix.IFA_F_DEPRECATED),
+		Permanent:  has(unix.IFA_F_PERMANENT),
+		Tentative:  has(unix.IFA_F_TENTATIVE) && !has(unix.IFA_F_OPTIMISTIC),
+		Duplicate:  has(unix.IFA_F_DADFAILED),
+	}
 }
 
 // RouteTo returns the device and the preferred source address of the route to dst. An invalid src

@@ -174,9 +174,9 @@ func awaitFile(t *testing.T, path, want string) {
 	}
 }
 
-// subnetEnvOf returns subnet.env for a subnet on lo, whose MTU is 65536 bytes.
+// subnetEnvOf returns subnet.env for a subnet on lo, which counts as an Ethernet device.
 func subnetEnvOf(address string) string {
-	return "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=" + address + "\nFLANNEL_MTU=65508\nFLANNEL_IPMASQ=false\n"
+	return "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=" + address + "\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"
 }
 
 // process starts the test binary as the daemon. notified receives its messages to systemd.

@@ -43,7 +43,7 @@ func TestNetnsStartStop(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !st.Ready || st.Node != "n1" || st.Backend != "udp" || st.MTU != 65508 || st.Device != "flannel0" ||
+	if !st.Ready || st.Node != "n1" || st.Backend != "udp" || st.MTU != 1472 || st.Device != "flannel0" ||
 		st.Interface.Name != "lo" || st.Lease.Subnet != netip.MustParsePrefix("10.5.1.0/24") || !st.Store.Connected ||
 		len(st.Nodes) != 1 || st.Nodes[0].Name != "n2" || !st.Kernel.Synced || st.Traffic == nil {
 		t.Errorf("status is %s", body)
@@ -144,11 +144,11 @@ func TestNetnsUnderlayMTUChange(t *testing.T) {
 	s := f.start(t)
 	awaitReady(t, 200, "")
 	awaitFile(t, f.env, subnetEnvOf("10.5.1.1/24"))
-	setMTU(t, "lo", 1500)
-	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "65508", "1472", 1))
+	setMTU(t, "lo", 1400)
+	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "1472", "1372", 1))
 	err = lab.Await(t.Context(), patience, "the device's MTU", func() error {
 		i, err := net.InterfaceByName("flannel0")
-		if err == nil && i.MTU != 1472 {
+		if err == nil && i.MTU != 1372 {
 			err = fmt.Errorf("it is %d", i.MTU)
 		}
 		return err
@@ -187,7 +187,7 @@ func TestNetnsAllocBackend(t *testing.T) {
 	f := newFixture(t, leaseFile("alloc", localNode))
 	s := f.start(t, "--log-format=json", "-v=1", "--vmodule=a=1")
 	awaitReady(t, 200, "")
-	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "65508", "65536", 1))
+	awaitFile(t, f.env, strings.Replace(subnetEnvOf("10.5.1.1/24"), "1472", "1500", 1))
 	if _, err := net.InterfaceByName("flannel0"); err == nil {
 		t.Error("device exists")
 	}

@@ -119,6 +119,7 @@ func daemon() error {
 	})
 	wg.Go(func() {
 		err := underlay.Watch(ctx, underlay.Options{IPv4: true, IPv6: os.Getenv(daemonEnv) == bothEnv},
+			func() underlay.Iface { return underlay.Iface{} },
 			func(i underlay.Iface, err error) {
 				if err != nil {
 					log.Error("no interface", "err", err)

@@ -2,7 +2,8 @@
 // them.
 //
 // [Choose] picks an [Iface] once, by the flags or by the default route. [Watch] repeats the choice
-// whenever devices, addresses or routes change.
+// whenever devices, addresses or routes change. The interface and the addresses in use stay in use
+// while they exist: a virtual IP or the default route of a VPN must not move a node.
 package underlay
 
 import (
@@ -24,10 +25,13 @@ type Options struct {
 	Regex []*regexp.Regexp
 	// --iface-can-reach: take the interface of the route to this address; tried last
 	CanReach   netip.Addr
-	PublicIP   netip.Addr     // --public-ip: address published to peers
-	PublicIPv6 netip.Addr     // --public-ipv6
-	IPv4, IPv6 bool           // families that the interface needs an address of
-	Overlay    []netip.Prefix // pod networks, whose routes do not concern the underlay
+	PublicIP   netip.Addr // --public-ip: address published to peers
+	PublicIPv6 netip.Addr // --public-ipv6
+	IPv4, IPv6 bool       // families that the interface needs an address of
+	// Previous and Previous6 were published by an earlier run. They come first among equal
+	// addresses of an interface, and their interface is used if there is no default route.
+	Previous, Previous6 netip.Addr
+	Overlay             []netip.Prefix // pod networks, whose routes do not concern the underlay
 }
 
 // Iface is the chosen underlay interface.
@@ -39,22 +43,18 @@ type Iface struct {
 	Addr, Addr6     netip.Addr    // this node's, on the interface; invalid for a disabled family
 	Public, Public6 netip.Addr    // published to peers: the flag's address, or Addr and Addr6
 	Reason          string        // why this interface was chosen, one line for a human
+	Note            string        // a better or missing choice, one line for a human; may be empty
 	// destinations that the kernel reaches on this interface without a gateway
 	OnLink PrefixSet
+
+	rank rank // of the worse address
 }
 
-// Equal reports whether i and j are the same choice, the reason included.
+// Equal reports whether i and j are the same choice. Reason and Note do not matter.
 func (i Iface) Equal(j Iface) bool {
 	return i.Name == j.Name && i.Index == j.Index && i.Kind == j.Kind && i.MTU == j.MTU &&
 		i.Addr == j.Addr && i.Addr6 == j.Addr6 && i.Public == j.Public && i.Public6 == j.Public6 &&
-		i.Reason == j.Reason && i.OnLink.Equal(j.OnLink)
-}
-
-// hostNet is the snapshot of the host's network that the choice is made from.
-type hostNet struct {
-	links  []ctrl.Link
-	addrs  []ctrl.IfaceAddr
-	routes []ctrl.Route // of the main table
+		i.OnLink.Equal(j.OnLink)
 }
 
 // routeFunc asks the kernel for the device and source address of the route to an address.
@@ -65,24 +65,26 @@ type chooser struct {
 	o       Options
 	net     hostNet
 	routeTo routeFunc
+	prefer  []netip.Addr // addresses that come first on their interface
 	tried   []string
 }
 
-// choose picks the interface. It is pure except for routeTo.
-func choose(o Options, net hostNet, routeTo routeFunc) (Iface, error) {
+// choose picks the interface; inUse is zero if none is in use. It is pure except for routeTo.
+func choose(o Options, net hostNet, routeTo routeFunc, inUse Iface) (Iface, error) {
 	c := chooser{o: o, net: net, routeTo: routeTo}
-	var (
-		i  Iface
-		ok bool
-	)
-	if len(o.Iface) == 0 && len(o.Regex) == 0 && !o.CanReach.IsValid() {
-		i, ok = c.automatic()
-	} else {
-		i, ok = c.fromFlags()
-	}
-	if !ok {
-		return Iface{}, fmt.Errorf("no interface found: tried %s; existing: %s",
-			strings.Join(c.tried, ", "), c.describe())
+	fresh, err := c.best()
+	i, ok := c.keep(inUse, fresh, err)
+	switch {
+	case ok:
+	case inUse.Name == "" && err != nil:
+		return Iface{}, err
+	case inUse.Name == "":
+		i = fresh
+	default:
+		c = chooser{o: o, net: net, routeTo: routeTo, prefer: []netip.Addr{inUse.Addr, inUse.Addr6}}
+		if i, err = c.successor(inUse); err != nil {
+			return Iface{}, err
+		}
 	}
 	i.Public, i.Public6 = i.Addr, i.Addr6
 	if o.PublicIP.IsValid() && o.IPv4 {
@@ -98,143 +100,159 @@ func choose(o Options, net hostNet, routeTo routeFunc) (Iface, error) {
 	return i, nil
 }
 
-// onLink collects the destinations that the kernel reaches on a device without a gateway. A default
-// route without a gateway does not prove that a node is on the link, and Weft's own routes are not
-// part of the underlay. A longer route via a gateway or another device excludes its destinations:
-// networks that isolate hosts may have one per peer.
-func (c *chooser) onLink(dev string) PrefixSet {
-	var on, off []netip.Prefix
-	direct := func(r ctrl.Route) bool {
-		return r.Dev == dev && !r.Via.IsValid() &&
-			r.Kind == ctrl.Forward
+// best returns the first match.
+func (c *chooser) best() (Iface, error) {
+	all := c.matches()
+	if len(all) == 0 {
+		return Iface{}, c.errNone()
 	}
-	for _, r := range c.net.routes {
-		if direct(r) && c.enabled(r.Dst.Addr()) && r.Dst.Bits() > 0 &&
-			r.Protocol != ctrl.RouteProtocol {
-			on = append(on, r.Dst)
-		}
-	}
-	for _, r := range c.net.routes {
-		if !direct(r) && r.Protocol != ctrl.RouteProtocol && ctrl.Contains(on, r.Dst) &&
-			!slices.Contains(on, r.Dst) && !ctrl.Contains(c.o.Overlay, r.Dst) {
-			off = append(off, r.Dst)
-		}
-	}
-	return NewPrefixSet(on...).Except(off...)
+	return all[0], nil
 }
 
-// fromFlags tries the flags in their order; the first match wins.
-func (c *chooser) fromFlags() (Iface, bool) {
+func (c *chooser) errNone() error {
+	return fmt.Errorf("no interface found: tried %s; existing: %s", strings.Join(c.tried, ", "),
+		c.net.describe())
+}
+
+// matches lists the interfaces that could be used, best first.
+func (c *chooser) matches() []Iface {
+	if c.automatic() {
+		return c.byRoutes()
+	}
+	return c.byFlags()
+}
+
+// automatic reports whether no flag names an interface.
+func (c *chooser) automatic() bool {
+	return len(c.o.Iface) == 0 && len(c.o.Regex) == 0 && !c.o.CanReach.IsValid()
+}
+
+// byFlags lists the matches of the flags, in their order.
+func (c *chooser) byFlags() []Iface {
+	var all []Iface
 	for _, s := range c.o.Iface {
 		i, err := c.byNameOrAddr(s)
-		if err == nil {
-			return c.selected(i, "--iface="+s)
-		}
-		c.reject("--iface="+s, err)
+		all = c.add(all, "--iface="+s, err, i)
 	}
 	for _, re := range c.o.Regex {
-		i, err := c.byRegex(re)
-		if err == nil {
-			return c.selected(i, "--iface-regex="+re.String())
-		}
-		c.reject("--iface-regex="+re.String(), err)
+		is, err := c.byRegex(re)
+		all = c.add(all, "--iface-regex="+re.String(), err, is...)
 	}
 	if c.o.CanReach.IsValid() {
 		i, err := c.byRouteTo(c.o.CanReach)
-		if err == nil {
-			return c.selected(i, "--iface-can-reach="+c.o.CanReach.String())
-		}
-		c.reject("--iface-can-reach="+c.o.CanReach.String(), err)
+		all = c.add(all, "--iface-can-reach="+c.o.CanReach.String(), err, i)
 	}
-	return Iface{}, false
+	return all
 }
 
-// automatic takes the interface that has the public address, else the one of the default route.
-func (c *chooser) automatic() (Iface, bool) {
-	public := c.o.PublicIP
-	if !public.IsValid() {
-		public = c.o.PublicIPv6
-	}
-	if public.IsValid() {
+// byRoutes lists the interface that has the public address, those of default routes, and the one
+// that was used before. Link-local addresses come last: a DHCP client that got no answer makes one
+// up (RFC 3927), some with a default route.
+func (c *chooser) byRoutes() []Iface {
+	var all []Iface
+	if public := cmp.Or(c.o.PublicIP, c.o.PublicIPv6); public.IsValid() {
 		i, err := c.byNameOrAddr(public.String())
+		reason := "public address " + public.String()
 		if err == nil {
-			return c.selected(i, "has the public address "+public.String())
+			reason = "has the " + reason
 		}
-		c.reject("public address "+public.String(), err)
+		all = c.add(all, reason, err, i)
 	}
-	i, err := c.byDefaultRoute()
+	is, err := c.byDefaultRoute()
+	all = c.add(all, "default route", err, is...)
+	for _, a := range []netip.Addr{c.o.Previous, c.o.Previous6} {
+		if dev, ok := c.net.owner(a); ok && c.enabled(a) {
+			i, err := c.iface(dev, a)
+			all = c.add(all, "previously published "+a.String(), err, i)
+		}
+	}
+	slices.SortStableFunc(all, func(i, j Iface) int {
+		return cmp.Compare(max(i.rank, deprecated), max(j.rank, deprecated))
+	})
+	return all
+}
+
+// add appends the matches of a flag or route, or records why there are none.
+func (c *chooser) add(all []Iface, reason string, err error, is ...Iface) []Iface {
 	if err != nil {
-		c.reject("default route", err)
-		return Iface{}, false
+		c.tried = append(c.tried, fmt.Sprintf("%s (%v)", reason, err))
+		return all
 	}
-	return c.selected(i, "default route")
-}
-
-func (c *chooser) selected(i Iface, reason string) (Iface, bool) {
-	i.Reason = reason
 	if len(c.tried) > 0 {
-		i.Reason += " (after " + strings.Join(c.tried, ", ") + ")"
+		reason += " (after " + strings.Join(c.tried, ", ") + ")"
 	}
-	return i, true
-}
-
-func (c *chooser) reject(candidate string, err error) {
-	c.tried = append(c.tried, fmt.Sprintf("%s (%v)", candidate, err))
+	for _, i := range is {
+		i.Reason = reason
+		all = append(all, i)
+	}
+	return all
 }
 
 // byNameOrAddr finds the interface by one of its addresses or by its exact name.
 func (c *chooser) byNameOrAddr(s string) (Iface, error) {
 	if a, err := netip.ParseAddr(s); err == nil {
-		for _, x := range c.net.addrs {
-			if x.Addr == a.Unmap().WithZone("") {
-				return c.iface(x.Dev, x.Addr)
-			}
+		a = a.Unmap().WithZone("")
+		dev, ok := c.net.owner(a)
+		if !ok {
+			return Iface{}, errors.New("no interface has this address")
 		}
-		return Iface{}, errors.New("no interface has this address")
+		return c.iface(dev, a)
 	}
 	return c.iface(s)
 }
 
 // byRegex matches addresses first, then names. Overlay devices are skipped, because Weft assigns
-// their addresses.
-func (c *chooser) byRegex(re *regexp.Regexp) (Iface, error) {
-	var last error
+// their addresses. Interfaces with addresses of services only, such as lo and kube-ipvs0, come
+// last.
+func (c *chooser) byRegex(re *regexp.Regexp) ([]Iface, error) {
+	var (
+		byAddr, byName []Iface
+		last           error
+	)
+	try := func(all []Iface, dev string, fixed ...netip.Addr) []Iface {
+		i, err := c.iface(dev, fixed...)
+		if err != nil {
+			last = err
+			return all
+		}
+		return append(all, i)
+	}
 	for _, l := range c.net.links {
 		if ctrl.OverlayName(l.Name) {
 			continue
 		}
-		var matched []netip.Addr
-		for _, a := range c.ordered(l.Name) {
-			if c.enabled(a) && usable(a) && re.MatchString(a.String()) {
-				matched = append(matched, a)
-			}
+		matched := slices.DeleteFunc(c.usable(l.Name), func(a netip.Addr) bool {
+			return !c.enabled(a) || !re.MatchString(a.String())
+		})
+		if len(matched) > 0 {
+			byAddr = try(byAddr, l.Name, matched...)
 		}
-		if len(matched) == 0 {
-			continue
-		}
-		i, err := c.iface(l.Name, matched...)
-		if err == nil {
-			return i, nil
-		}
-		last = err
-	}
-	for _, l := range c.net.links {
-		if !ctrl.OverlayName(l.Name) && re.MatchString(l.Name) {
-			i, err := c.iface(l.Name)
-			if err == nil {
-				return i, nil
-			}
-			last = err
+		if re.MatchString(l.Name) {
+			byName = try(byName, l.Name)
 		}
 	}
-	return Iface{}, cmp.Or(last, errors.New("matches no address and no name"))
+	for _, is := range [][]Iface{byAddr, byName} {
+		slices.SortStableFunc(is, func(i, j Iface) int { return cmp.Compare(i.rank, j.rank) })
+	}
+	all := append(byAddr, byName...)
+	if len(all) == 0 {
+		return nil, cmp.Or(last, errors.New("matches no address and no name"))
+	}
+	return all, nil
 }
 
-// byRouteTo takes the device of the route to dst, with the kernel's preferred source address.
+// byRouteTo takes the device of the route to dst, with the kernel's preferred source address. The
+// kernel routes a node's own addresses by the loopback device, so their own device is taken.
 func (c *chooser) byRouteTo(dst netip.Addr) (Iface, error) {
+	if dev, ok := c.net.owner(dst); ok {
+		return c.iface(dev, dst)
+	}
 	dev, src, err := c.routeTo(dst)
 	if err != nil {
 		return Iface{}, err
+	}
+	if l, ok := c.net.link(dev); ok && loopback(l) {
+		return Iface{}, fmt.Errorf("the route is by the loopback device %s", dev)
 	}
 	if !src.IsValid() {
 		return c.iface(dev)
@@ -242,56 +260,15 @@ func (c *chooser) byRouteTo(dst netip.Addr) (Iface, error) {
 	return c.iface(dev, src)
 }
 
-// byDefaultRoute takes the interface of the default route with the lowest metric. A dual-stack
-// interface must have a default route of each family.
-func (c *chooser) byDefaultRoute() (Iface, error) {
-	v4, v6 := c.defaultDevices(false), c.defaultDevices(true)
-	switch {
-	case c.o.IPv4 && len(v4) == 0:
-		return Iface{}, errors.New("no IPv4 default route")
-	case c.o.IPv6 && len(v6) == 0:
-		return Iface{}, errors.New("no IPv6 default route")
-	case !c.o.IPv6:
-		return c.iface(v4[0])
-	case !c.o.IPv4:
-		return c.iface(v6[0])
-	}
-	for _, d := range v4 {
-		if slices.Contains(v6, d) {
-			return c.iface(d)
-		}
-	}
-	return Iface{}, fmt.Errorf("IPv4 uses %s, IPv6 uses %s", v4[0], v6[0])
-}
-
-// defaultDevices lists the devices of a family's default routes, lowest metric first.
-func (c *chooser) defaultDevices(v6 bool) []string {
-	var rs []ctrl.Route
-	for _, r := range c.net.routes {
-		if r.Kind == ctrl.Forward && r.Dst.Bits() == 0 && r.Dst.Addr().Is6() == v6 &&
-			!ctrl.OverlayName(r.Dev) {
-			rs = append(rs, r)
-		}
-	}
-	slices.SortStableFunc(rs, func(a, b ctrl.Route) int { return cmp.Compare(a.Metric, b.Metric) })
-	var names []string
-	for _, r := range rs {
-		names = append(names, r.Dev)
-	}
-	return names
-}
-
 // iface makes the result for a device. The addresses in fixed were asked for, so they are taken
 // even if they are loopback addresses. The other family's address is the first in order.
 func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
-	n := slices.IndexFunc(c.net.links, func(l ctrl.Link) bool { return l.Name == dev })
-	if n < 0 {
+	l, ok := c.net.link(dev)
+	if !ok {
 		return Iface{}, errors.New("no such interface")
 	}
-	l := c.net.links[n]
-	i := Iface{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: l.MTU}
-	others := slices.DeleteFunc(c.ordered(dev), func(a netip.Addr) bool { return !usable(a) })
-	for _, a := range slices.Concat(fixed, others) {
+	i := Iface{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: c.mtu(l)}
+	for _, a := range slices.Concat(fixed, c.usable(dev)) {
 		switch {
 		case !c.enabled(a):
 		case a.Is4() && !i.Addr.IsValid():
@@ -300,11 +277,23 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 			i.Addr6 = a
 		}
 	}
-	switch {
-	case c.o.IPv4 && !i.Addr.IsValid():
-		return Iface{}, fmt.Errorf("%s has no IPv4 address that other nodes could reach", dev)
-	case c.o.IPv6 && !i.Addr6.IsValid():
-		return Iface{}, fmt.Errorf("%s has no IPv6 address that other nodes could reach", dev)
+	for _, family := range []struct {
+		name string
+		on   bool
+		addr netip.Addr
+	}{{"IPv4", c.o.IPv4, i.Addr}, {"IPv6", c.o.IPv6, i.Addr6}} {
+		if !family.on {
+			continue
+		}
+		if !family.addr.IsValid() {
+			return Iface{}, fmt.Errorf("%s has no %s address that other nodes could reach%s", dev,
+				family.name, c.net.duplicates(dev))
+		}
+		r, err := c.net.rank(dev, family.addr)
+		if err != nil {
+			return Iface{}, err
+		}
+		i.rank = max(i.rank, r)
 	}
 	return i, nil
 }
@@ -312,55 +301,11 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 // enabled reports whether an address is of an enabled family.
 func (c *chooser) enabled(a netip.Addr) bool { return a.Is4() && c.o.IPv4 || a.Is6() && c.o.IPv6 }
 
-// usable reports whether other nodes could reach an address of this kind: as in flannel
+// usable lists the addresses of a device that other nodes could reach, best first: as in flannel
 // (pkg/ip/iface.go), any but a loopback address.
-func usable(a netip.Addr) bool { return a.IsGlobalUnicast() || a.IsLinkLocalUnicast() }
-
-// ordered lists a device's addresses, best first: global before link-local, permanent before
-// dynamic, stable before temporary. Deprecated addresses are left out.
-func (c *chooser) ordered(dev string) []netip.Addr {
-	var as []ctrl.IfaceAddr
-	for _, a := range c.net.addrs {
-		if a.Dev == dev && !a.Deprecated {
-			as = append(as, a)
-		}
-	}
-	slices.SortStableFunc(as, func(a, b ctrl.IfaceAddr) int {
-		return cmp.Or(
-			falseFirst(a.Addr.IsLinkLocalUnicast(), b.Addr.IsLinkLocalUnicast()),
-			falseFirst(!a.Permanent, !b.Permanent),
-			falseFirst(a.Temporary, b.Temporary),
-		)
+func (c *chooser) usable(dev string) []netip.Addr {
+	as := c.net.ordered(dev, c.prefer, []netip.Addr{c.o.Previous, c.o.Previous6})
+	return slices.DeleteFunc(as, func(a netip.Addr) bool {
+		return !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast()
 	})
-	var out []netip.Addr
-	for _, a := range as {
-		out = append(out, a.Addr)
-	}
-	return out
-}
-
-func falseFirst(a, b bool) int {
-	switch {
-	case a == b:
-		return 0
-	case b:
-		return -1
-	}
-	return 1
-}
-
-// describe lists the existing interfaces and their addresses, for the error.
-func (c *chooser) describe() string {
-	var s []string
-	for _, l := range c.net.links {
-		part := l.Name
-		for _, a := range c.ordered(l.Name) {
-			part += " " + a.String()
-		}
-		s = append(s, part)
-	}
-	if len(s) == 0 {
-		return "none"
-	}
-	return strings.Join(s, ", ")
 }

@@ -88,6 +88,9 @@ func ipNet(s string) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
+// none returns no interface in use.
+func none() Iface { return Iface{} }
+
 // TestNetnsWatch checks that changes of address, MTU and on-link routes are reported.
 func TestNetnsWatch(t *testing.T) {
 	l := addBridge(t, "wan0", "192.0.2.1/24")
@@ -96,7 +99,7 @@ func TestNetnsWatch(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		err := Watch(ctx, Options{IPv4: true, Iface: []string{"wan0"}}, func(i Iface, err error) {
+		err := Watch(ctx, Options{IPv4: true, Iface: []string{"wan0"}}, none, func(i Iface, err error) {
 			if err != nil {
 				t.Error(err)
 			}
@@ -167,7 +170,7 @@ func TestNetnsChoose(t *testing.T) {
 		{Options{IPv4: true, CanReach: addr("198.51.100.99")}, "wan1 198.51.100.7"},
 		{Options{IPv4: true, PublicIP: addr("198.51.100.7")}, "wan1 198.51.100.7"},
 	} {
-		i, err := Choose(tt.o, k)
+		i, err := Choose(t.Context(), k, tt.o, Iface{})
 		if err != nil {
 			t.Errorf("%+v: %v", tt.o, err)
 			continue
@@ -180,7 +183,7 @@ func TestNetnsChoose(t *testing.T) {
 			t.Errorf("%+v: got %s, want %s", tt.o, got, tt.want)
 		}
 	}
-	if _, err := Choose(Options{IPv4: true, Iface: []string{"nope0"}}, k); err == nil ||
+	if _, err := Choose(t.Context(), k, Options{IPv4: true, Iface: []string{"nope0"}}, Iface{}); err == nil ||
 		!strings.Contains(err.Error(), "wan1 198.51.100.7") {
 		t.Errorf("got %v", err)
 	}
@@ -200,7 +203,7 @@ func TestNetnsOnLink(t *testing.T) {
 	})...); err != nil {
 		t.Fatal(err)
 	}
-	i, err := Choose(Options{IPv4: true, Iface: []string{"wan0"}}, k)
+	i, err := Choose(t.Context(), k, Options{IPv4: true, Iface: []string{"wan0"}}, Iface{})
 	if err != nil {
 		t.Fatal(err)
 	}

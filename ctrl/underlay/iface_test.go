@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -22,7 +23,7 @@ func host() hostNet {
 			{Dev: "lo", Addr: addr("127.0.0.1"), Permanent: true},
 			{Dev: "eth0", Addr: addr("fe80::2"), Permanent: true},
 			{Dev: "eth0", Addr: addr("2a00::bad"), Deprecated: true},
-			{Dev: "eth0", Addr: addr("2a00::2"), Temporary: true},
+			{Dev: "eth0", Addr: addr("2a00::2"), Secondary: true},
 			{Dev: "eth0", Addr: addr("2a00::1")},
 			{Dev: "eth0", Addr: addr("2a00::99"), Permanent: true},
 			{Dev: "eth0", Addr: addr("169.254.0.1"), Permanent: true},
@@ -74,7 +75,13 @@ func TestChoose(t *testing.T) {
 			want: "eth1 192.168.7.1 fd07::1 192.168.7.1 fd07::1"},
 		{
 			name: "both, on different interfaces", o: Options{IPv4: true, IPv6: true},
-			v:   func(v *hostNet) { v.routes = v.routes[1:] },
+			v: func(v *hostNet) {
+				v.routes = v.routes[1:]
+				v.addrs = slices.DeleteFunc(v.addrs, func(a ctrl.IfaceAddr) bool {
+					return a.Dev == "eth0" && a.Addr.Is6() && a.Addr.IsGlobalUnicast() ||
+						a.Dev == "eth1" && a.Addr.Is4()
+				})
+			},
 			err: "default route (IPv4 uses eth0, IPv6 uses eth1)",
 		},
 		{name: "no default route", o: v4, v: func(v *hostNet) { v.routes = nil },
@@ -177,7 +184,7 @@ func TestChoose(t *testing.T) {
 			if tt.v != nil {
 				tt.v(&v)
 			}
-			i, err := choose(tt.o, v, reach)
+			i, err := choose(tt.o, v, reach, Iface{})
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {
 					t.Errorf("got %v\nwant %s", err, tt.err)
@@ -233,7 +240,7 @@ func TestChooseOnLink(t *testing.T) {
 			v := host()
 			v.routes = append(v.routes, tt.add)
 			tt.o.Iface = []string{"eth0"}
-			i, err := choose(tt.o, v, nil)
+			i, err := choose(tt.o, v, nil, Iface{})
 			if err != nil {
 				t.Fatal(err)
 			}

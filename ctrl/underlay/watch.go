@@ -9,20 +9,22 @@ import (
 
 // ifaceWatch follows the choice of the underlay interface.
 type ifaceWatch struct {
-	options  Options
-	changed  func(Iface, error)
-	choose   func(Options) (Iface, error)
-	last     Iface
-	lost     time.Time // since when no interface matches; zero while one does
-	reported bool      // the loss was reported
+	options Options
+	inUse   func() Iface // zero: none
+	changed func(Iface, error)
+	choose  func(o Options, inUse Iface) (Iface, error)
+	last    Iface     // last reported
+	lost    time.Time // since when the interface in use is gone or worse; zero while it is not
+	// lossReported is set once changed was called with an error, until it is called without
+	lossReported bool
 }
 
 // run chooses at the start, after each burst of notifications and every period.
 func (w *ifaceWatch) run(ctx context.Context, watch ctrl.WatchFunc, period time.Duration) error {
-	// the ticker covers a broken subscription
+	// the timer covers a broken subscription
 	notified, wait := ctrl.Notifications(ctx, watch, func(error) {})
 	defer wait()
-	t := time.NewTicker(period)
+	t := time.NewTimer(period)
 	defer t.Stop()
 	took := time.Duration(0)
 	for {
@@ -39,34 +41,44 @@ func (w *ifaceWatch) run(ctx context.Context, watch ctrl.WatchFunc, period time.
 		start := time.Now()
 		w.update()
 		took = time.Since(start)
+		t.Reset(w.next(period))
 	}
 }
+
+// next returns the time until the next choice without a notification.
+func (w *ifaceWatch) next(period time.Duration) time.Duration {
+	if left := lossDelay - time.Since(w.lost); !w.lost.IsZero() && left > 0 {
+		return left
+	}
+	return period
+}
+
+// lossDelay is how long the interface in use must be gone before another one or a worse address
+// replaces it, or its loss is reported. An interface that loses its address for a moment, as when a
+// DHCP client renews it, recovers sooner.
+const lossDelay = 5 * time.Second
 
 // update repeats the choice. After an error the last choice stays.
 func (w *ifaceWatch) update() {
-	i, err := w.choose(w.options)
-	if err != nil {
-		w.noMatch(err)
-		return
+	inUse := w.inUse()
+	i, err := w.choose(w.options, inUse)
+	if err != nil || inUse.Name != "" && setback(inUse, i) {
+		if w.lost.IsZero() {
+			w.lost = time.Now()
+		}
+		if time.Since(w.lost) < lossDelay {
+			return
+		}
+	} else {
+		w.lost = time.Time{}
 	}
-	i.Reason = "" // another reason is not a change
-	if !i.Equal(w.last) || w.reported {
+	switch {
+	case err == nil && i.Equal(w.last) && i.Note == w.last.Note && !w.lossReported:
+	case err == nil:
+		w.last, w.lossReported = i, false
 		w.changed(i, nil)
-	}
-	w.last, w.lost, w.reported = i, time.Time{}, false
-}
-
-// lossDelay is how long no interface must match before the loss is reported. An interface that
-// loses its address for a moment, as when a DHCP client renews it, recovers sooner.
-const lossDelay = 5 * time.Second
-
-// noMatch reports a loss once it has lasted for lossDelay.
-func (w *ifaceWatch) noMatch(err error) {
-	if w.lost.IsZero() {
-		w.lost = time.Now()
-	}
-	if !w.reported && time.Since(w.lost) >= lossDelay {
-		w.reported = true
+	case !w.lossReported:
+		w.lossReported = true
 		w.changed(Iface{}, err)
 	}
 }

@@ -25,6 +25,7 @@ func watchIface(t *testing.T, first Iface) *watched {
 	t.Helper()
 	w := &watched{now: first}
 	watch := ifaceWatch{
+		inUse: func() Iface { return first },
 		changed: func(i Iface, err error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -34,7 +35,7 @@ func watchIface(t *testing.T, first Iface) *watched {
 			}
 			w.told = append(w.told, i.Name+" "+i.Addr.String())
 		},
-		choose: func(Options) (Iface, error) {
+		choose: func(Options, Iface) (Iface, error) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return w.now, w.err

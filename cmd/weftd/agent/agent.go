@@ -156,9 +156,12 @@ func (a *agent) onIfaceEvent(e ifaceEvent) {
 // onIfaceChange follows a change of the interface: it moves the sockets, publishes the new address
 // and plans MTU and routes again.
 func (a *agent) onIfaceChange(i underlay.Iface) {
-	i.Reason = a.host.Iface.Reason
 	if i.Equal(a.host.Iface) {
 		a.ifaceErr = nil // an unusable or lost interface is back as it was
+		if i.Note != a.host.Iface.Note {
+			a.host.Iface.Note = i.Note
+			a.logIfaceNote(i)
+		}
 		return
 	}
 	a.logIfaceChange(i)
@@ -189,7 +192,14 @@ func (a *agent) logIfaceChange(i underlay.Iface) {
 		return
 	}
 	a.log.Warn("interface to the other nodes changed", "name", i.Name, "mtu", i.MTU,
-		"address", joinValid(i.Addr, i.Addr6), "public", joinValid(i.Public, i.Public6))
+		"address", joinValid(i.Addr, i.Addr6), "public", joinValid(i.Public, i.Public6), "reason", i.Reason)
+}
+
+// logIfaceNote logs the note of an interface, if it has one.
+func (d *daemon) logIfaceNote(i underlay.Iface) {
+	if i.Note != "" {
+		d.log.Info("interface note", "name", i.Name, "note", i.Note)
+	}
 }
 
 // setUnderlay replaces the backend with one for the interface and the engine's device.
@@ -204,6 +214,7 @@ func (a *agent) setUnderlay(i underlay.Iface) error {
 		return err
 	}
 	a.host, a.backend = host, b
+	a.inUse.Store(&i)
 	// The address of a VXLAN device is derived from the node's address and must not follow it.
 	a.host.Restore(b.Advertisement().Attrs)
 	return nil

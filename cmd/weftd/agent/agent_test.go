@@ -290,7 +290,7 @@ func TestVTEPAddressKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{network: network} // without a VXLAN device
+	a := &agent{daemon: &daemon{}, network: network} // without a VXLAN device
 	var published [2]lease.Attrs
 	for i, last := range []string{"1", "2"} {
 		iface := underlay.Iface{Name: "eth0", MTU: 1500, Addr: addr("10.0.0." + last), Addr6: addr("fd00::" + last)}

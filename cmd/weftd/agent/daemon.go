@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"weft/cmd/weftd/config"
+	"weft/ctrl/underlay"
 	"weft/lease"
 	"weft/lease/kube"
 	"weft/metrics"
@@ -27,6 +28,9 @@ type daemon struct {
 	snapshot  atomic.Pointer[snapshot] // source of the status; nil before the first
 	heartbeat heartbeat                // of the agent's loop
 
+	// inUse is the interface to the other nodes; it outlasts a change of the network config. Nil
+	// before the first.
+	inUse atomic.Pointer[underlay.Iface]
 	hints kube.NodeHints // from the cluster; zero without one
 	// configErr is why the last change of the network config was rejected; nil if it is in force.
 	configErr atomic.Pointer[error]
@@ -64,6 +68,14 @@ func Run(ctx context.Context, cfg *config.Config, build metrics.Build, log *slog
 		return nil
 	}
 	return err
+}
+
+// ifaceInUse returns the interface to the other nodes; it is zero before the first choice.
+func (d *daemon) ifaceInUse() underlay.Iface {
+	if i := d.inUse.Load(); i != nil {
+		return *i
+	}
+	return underlay.Iface{}
 }
 
 // nodeName returns the name of this node in the lease stores.

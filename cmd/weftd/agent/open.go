@@ -37,13 +37,14 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 		return err
 	}
 	defer kernel.Close()
-	iface, err := underlay.Choose(d.ifaceOptions(network), kernel)
+	iface, err := underlay.Choose(ctx, kernel, d.ifaceOptions(network), d.ifaceInUse())
 	if err != nil {
 		return err
 	}
 	d.log.Info("interface selected", "name", iface.Name, "reason", iface.Reason, "mtu", iface.MTU,
 		"address", joinValid(iface.Addr, iface.Addr6),
 		"public", joinValid(iface.Public, iface.Public6))
+	d.logIfaceNote(iface)
 	a, err := d.newAgent(kernel, network, iface)
 	if err != nil {
 		return err
@@ -63,6 +64,8 @@ func (d *daemon) ifaceOptions(n lease.Network) underlay.Options {
 		PublicIPv6: cmp.Or(d.hints.PublicIPv6, u.PublicIPv6),
 		IPv4:       n.EnableIPv4,
 		IPv6:       n.EnableIPv6,
+		Previous:   d.hints.Previous.PublicIP,
+		Previous6:  d.hints.Previous.PublicIPv6,
 		Overlay:    podNetworks(n),
 	}
 }
@@ -181,7 +184,7 @@ func (a *agent) run(ctx context.Context) error {
 	group.Go(func() error { return a.reconciler.Run(ctx) })
 	group.Go(func() error { return a.rules.Run(ctx) })
 	group.Go(func() error {
-		return underlay.Watch(ctx, a.ifaceOptions(a.network), func(i underlay.Iface, err error) {
+		return underlay.Watch(ctx, a.ifaceOptions(a.network), a.ifaceInUse, func(i underlay.Iface, err error) {
 			ifaces.put(ifaceEvent{i, err})
 		})
 	})

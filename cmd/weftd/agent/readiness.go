@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"strings"
 
@@ -22,7 +23,7 @@ func (d *daemon) conditions() []condition {
 	}
 	return []condition{
 		d.configCondition(),
-		{Name: "interface", OK: s.ifaceErr == nil, Reason: errText(s.ifaceErr)},
+		{Name: "interface", OK: s.ifaceErr == nil, Reason: cmp.Or(errText(s.ifaceErr), s.iface.Note)},
 		s.leaseCondition(),
 		s.kernelCondition(),
 		rulesCondition(d.cfg.Rules, s.rules.Status()),

@@ -60,7 +60,7 @@ func (d *daemon) status() Status {
 	status.Nodes = append(status.Nodes, s.peers...)
 	status.Interface = &interfaceStatus{
 		Name: s.iface.Name, MTU: s.iface.MTU, Address: s.iface.Addr, Address6: s.iface.Addr6,
-		Public: s.iface.Public, Public6: s.iface.Public6, Reason: s.iface.Reason,
+		Public: s.iface.Public, Public6: s.iface.Public6, Reason: s.iface.Reason, Note: s.iface.Note,
 	}
 	if !s.acquired.IsZero() {
 		status.Lease = &leaseStatus{

@@ -42,6 +42,7 @@ type interfaceStatus struct {
 	Public   netip.Addr `json:"public,omitzero"`
 	Public6  netip.Addr `json:"public6,omitzero"`
 	Reason   string     `json:"reason,omitempty"`
+	Note     string     `json:"note,omitempty"` // a better or missing choice, which is not followed
 }
 
 // leaseStatus is the node's lease. After a loss it is the lost one.

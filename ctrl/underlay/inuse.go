@@ -1,0 +1,90 @@
+package underlay
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+)
+
+// keep returns the interface in use if it is up and has its addresses. fresh and err are the choice
+// that would be made without it. A link-local address stays only while there is no other.
+func (c *chooser) keep(inUse, fresh Iface, err error) (Iface, bool) {
+	l, ok := c.net.link(inUse.Name)
+	if !ok || !l.Up {
+		return Iface{}, false
+	}
+	i := Iface{Name: l.Name, Index: l.Index, Kind: l.Kind, MTU: c.mtu(l), Reason: inUse.Reason}
+	for _, family := range []struct {
+		on           bool
+		inUse, fresh netip.Addr
+		kept         *netip.Addr
+	}{{c.o.IPv4, inUse.Addr, fresh.Addr, &i.Addr}, {c.o.IPv6, inUse.Addr6, fresh.Addr6, &i.Addr6}} {
+		if !family.on {
+			continue
+		}
+		a, ok := c.net.find(inUse.Name, family.inUse)
+		if !ok || a.Duplicate || err == nil && downgrade(family.fresh, family.inUse) {
+			return Iface{}, false
+		}
+		*family.kept = a.Addr
+		i.rank = max(i.rank, rankOf(a))
+	}
+	switch {
+	case err != nil:
+		i.Note = "kept; a restart would find no interface: " + strings.Join(c.tried, ", ")
+	case fresh.Name != i.Name || fresh.Addr != i.Addr || fresh.Addr6 != i.Addr6:
+		i.Note = fmt.Sprintf("kept; a restart would choose %s (%s)", fresh.describe(), fresh.Reason)
+	default:
+		i.Note = fresh.Note
+	}
+	return i, true
+}
+
+// successor chooses when the interface in use or one of its addresses is gone. The same interface
+// with another address comes first, even without a default route. A link-local address does not
+// replace another one: no other node expects it.
+func (c *chooser) successor(inUse Iface) (Iface, error) {
+	all := c.matches()
+	if l, ok := c.net.link(inUse.Name); ok && l.Up && c.automatic() {
+		if i, err := c.iface(inUse.Name); err == nil {
+			i.Reason = inUse.Reason
+			all = append(all, i)
+		}
+	}
+	if len(all) == 0 {
+		return Iface{}, c.errNone()
+	}
+	i := all[0]
+	for _, x := range all {
+		if !setback(inUse, x) {
+			i = x
+			break
+		}
+	}
+	if downgrade(inUse.Addr, i.Addr) || downgrade(inUse.Addr6, i.Addr6) {
+		return Iface{}, fmt.Errorf("only link-local addresses left: %s (%s)", i.describe(), i.Reason)
+	}
+	return i, nil
+}
+
+// setback reports whether next is another interface or has a worse address. Such a choice waits
+// for the interface in use to recover.
+func setback(inUse, next Iface) bool {
+	return next.Name != inUse.Name || next.rank > inUse.rank
+}
+
+// downgrade reports whether old is not link-local and next is.
+func downgrade(old, next netip.Addr) bool {
+	return old.IsValid() && !old.IsLinkLocalUnicast() && next.IsLinkLocalUnicast()
+}
+
+// describe returns name and addresses.
+func (i Iface) describe() string {
+	s := i.Name
+	for _, a := range []netip.Addr{i.Addr, i.Addr6} {
+		if a.IsValid() {
+			s += " " + a.String()
+		}
+	}
+	return s
+}
