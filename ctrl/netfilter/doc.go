@@ -37,8 +37,15 @@
 // In nftables the rules live in flannel's tables, ip flannel-ipv4 and ip6 flannel-ipv6, without the
 // comments that flannel gives tables and chains. Rule 5 means the same as in iptables (flannel's
 // nftables version returns all traffic from outside P to C, which disables rule 7), and the mark is
-// compared under its mask. Weft's rules cannot accept a packet that another table drops; a note in
-// [Status] names such tables.
+// compared under its mask.
+//
+// # Drops by other programs
+//
+// Rules 9 and 10 cannot accept a packet that another base chain drops. Chains at the forward hook
+// that certainly drop new connections of pods, by policy or by a rule, are listed in Status.Blocked:
+// those of all nftables tables, which include iptables-nft's, and that of legacy iptables, which is
+// read without its program. Chains that may accept the packets under a condition that is not
+// understood are listed in the notes.
 //
 // # Ownership
 //

@@ -21,26 +21,21 @@ func (fr foreignRules) inspect(want []rule) (notes []string) {
 	if len(want) == 0 {
 		return nil
 	}
+	var chains []*nftables.Chain
 	conn, err := dialNFT()
-	for _, nf := range []nftables.TableFamily{nftFamily(fr.family), nftables.TableFamilyINet} {
-		var chains []*nftables.Chain
-		if err == nil {
-			chains, err = conn.ListChainsOfTableFamily(nf)
+	if err == nil {
+		chains, err = conn.ListChainsOfTableFamily(nftFamily(fr.family))
+	}
+	for _, c := range chains {
+		if c.Hooknum == nil || slices.Contains(fr.skipTables, c.Table.Name) {
+			continue
 		}
-		for _, c := range chains {
-			if c.Hooknum == nil || slices.Contains(fr.skipTables, c.Table.Name) {
-				continue
-			}
-			if hasVerdict(want, verdictAccept) && dropsForwarded(c) {
-				notes = append(notes, describeChain(c)+
-					" has policy drop; rules in other tables cannot accept packets that it drops")
-			}
-			if err == nil && nf != nftables.TableFamilyINet {
-				var rewrites bool
-				if rewrites, err = fr.rewritesPodSource(conn, c); rewrites {
-					notes = append(notes, fr.rewriteNote(c, want))
-				}
-			}
+		var rewrites bool
+		if rewrites, err = fr.rewritesPodSource(conn, c); rewrites {
+			notes = append(notes, fr.rewriteNote(c, want))
+		}
+		if err != nil {
+			break
 		}
 	}
 	if err != nil && !isNFTUnsupported(err) {
@@ -64,12 +59,6 @@ func (fr foreignRules) rewriteNote(c *nftables.Chain, want []rule) string {
 
 func describeChain(c *nftables.Chain) string {
 	return fmt.Sprintf("nftables chain %s of table %s", c.Name, c.Table.Name)
-}
-
-// dropsForwarded reports whether a base chain drops forwarded packets by policy.
-func dropsForwarded(c *nftables.Chain) bool {
-	return *c.Hooknum == *nftables.ChainHookForward &&
-		c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
 }
 
 // rewritesPodSource reports whether a rule of a base chain may rewrite the source of packets that

@@ -38,10 +38,6 @@ type iptablesPrograms struct {
 	noTrackErr     error // why CT --notrack is unavailable; nil if it is available
 }
 
-// variants returns the suffixes of the programs' names in the order in which they are tried. The
-// name without a suffix is the variant that the host has selected.
-func variants() []string { return []string{"", "-nft", "-legacy"} }
-
 // findPrograms finds the programs of a variant. It does not access the kernel.
 func findPrograms(ctx context.Context, f family, variant string) (*iptablesPrograms, error) {
 	base, protocol := "iptables", iptables.ProtocolIPv4
@@ -145,6 +141,7 @@ func (p *iptablesPrograms) apply(ctx context.Context, want ruleset) (report, err
 		r.changes[i] = p.program + " " + r.changes[i]
 	}
 	r.notes = append(append(r.notes, notes...), p.foreignRules(want.nets).inspect(want.rules)...)
+	r.add(reportForwardDrops(p.family, want))
 	if err != nil {
 		return r, fmt.Errorf("%s: %w", p.program, err)
 	}

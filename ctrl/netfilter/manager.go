@@ -30,7 +30,10 @@ type Status struct {
 	Mode    Mode      // mechanism that carries the rules
 	Err     error     // why the rules are not in place; nil if they are, and before the first Set
 	Notes   []string  // conditions that the operator should know, not errors; owned by the caller
-	Repairs uint64    // number of times that rules in place were found changed and repaired
+	// Blocked describes other programs' chains that drop forwarded packets of pods although the
+	// rules are in place, with the remedy. It is empty unless Desired.Forward is set.
+	Blocked []string
+	Repairs uint64 // number of times that rules in place were found changed and repaired
 }
 
 // applier sets rules with one mechanism, iptables or nftables.
@@ -53,11 +56,13 @@ type host interface {
 type report struct {
 	changes []string // descriptions of the changes made; empty if all rules were in place
 	notes   []string // see Status.Notes
+	blocked []string // see Status.Blocked
 }
 
 // add appends more to r. Both families may report the same note, which is kept once.
 func (r *report) add(more report) {
 	r.changes = append(r.changes, more.changes...)
+	r.blocked = append(r.blocked, more.blocked...)
 	for _, note := range more.notes {
 		if !slices.Contains(r.notes, note) {
 			r.notes = append(r.notes, note)
@@ -137,7 +142,7 @@ func (m *Manager) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.status
-	s.Notes = slices.Clone(s.Notes)
+	s.Notes, s.Blocked = slices.Clone(s.Notes), slices.Clone(s.Blocked)
 	return s
 }
 
@@ -186,7 +191,8 @@ func (m *Manager) reconcileOnce(ctx context.Context) {
 		return // an interrupted attempt says nothing about the host
 	}
 	now := Status{
-		InPlace: err == nil, Mode: m.mode, Err: err, Notes: r.notes, Repairs: before.Repairs,
+		InPlace: err == nil, Mode: m.mode, Err: err, Notes: r.notes, Blocked: r.blocked,
+		Repairs: before.Repairs,
 	}
 	repaired := len(r.changes) > 0 && before.InPlace
 	if repaired {
@@ -229,6 +235,9 @@ func (m *Manager) apply(ctx context.Context) (report, error) {
 			m.cleanedUp, m.previous = true, nil
 		}
 	}
+	if len(r.blocked) > 0 {
+		m.applier = nil // the host may use another variant of iptables now
+	}
 	return r, nil
 }
 
@@ -245,12 +254,15 @@ func (m *Manager) logResult(now Status, changes []string, repaired bool) {
 	if now.Err != nil {
 		m.logOnce(slog.LevelError, "packet filter rules not in place", "err", now.Err.Error())
 	}
+	for _, reason := range now.Blocked {
+		m.logOnce(slog.LevelError, "another program drops pod packets", "reason", reason)
+	}
 	for _, note := range now.Notes {
 		m.logOnce(slog.LevelWarn, "packet filter note", "note", note)
 	}
 	if now.InPlace {
 		maps.DeleteFunc(m.logged, func(text string, _ bool) bool {
-			return !slices.Contains(now.Notes, text)
+			return !slices.Contains(now.Notes, text) && !slices.Contains(now.Blocked, text)
 		})
 	}
 }

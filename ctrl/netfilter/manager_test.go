@@ -47,7 +47,7 @@ func TestManagerResync(t *testing.T) {
 			t.Fatalf("before Set: %+v, opened %v", s, opened)
 		}
 		notes := []string{"docker"}
-		a.setResult(report{[]string{"all set"}, notes}, nil)
+		a.setResult(report{changes: []string{"all set"}, notes: notes}, nil)
 		start := time.Now()
 		m.Set(allRules())
 		synctest.Wait()
@@ -64,13 +64,13 @@ func TestManagerResync(t *testing.T) {
 		if len(a.applied()) != 4 || m.Status().Repairs != 0 {
 			t.Errorf("%d comparisons in three periods", len(a.applied()))
 		}
-		a.setResult(report{[]string{"jump restored"}, notes}, nil)
+		a.setResult(report{changes: []string{"jump restored"}, notes: notes}, nil)
 		pass(defaultResync)
 		if s := m.Status(); s.Repairs != 1 || !s.Since.Equal(start) || s.Notes[0] != "docker" {
 			t.Errorf("after a repair: %+v", s)
 		}
 		// A change after Set is not a repair.
-		a.setResult(report{[]string{"masquerade removed"}, notes}, nil)
+		a.setResult(report{changes: []string{"masquerade removed"}, notes: notes}, nil)
 		m.Set(Desired{})
 		synctest.Wait()
 		opened, _ = h.calls()

@@ -140,6 +140,7 @@ func (n *nftApplier) apply(_ context.Context, want map[family]ruleset) (report, 
 		foreign := foreignRules{family: f, nets: s.nets, skipTables: []string{tableName(f)},
 			remedy: "weftd's chain before it prevents that"}
 		r.notes = append(r.notes, foreign.inspect(want[f].rules)...)
+		r.add(reportForwardDrops(f, want[f]))
 		total.add(r)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("nftables %s: %w", tableName(f), err))

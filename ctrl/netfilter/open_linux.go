@@ -23,10 +23,11 @@ func (realHost) open(
 // iptablesApplier is the applier for iptables. It has an entry for each family with rules.
 type iptablesApplier map[family]*iptablesPrograms
 
-// openIPTables opens the first variant of the programs that works for all families with rules.
+// openIPTables opens the first variant of the programs that works for all families with rules,
+// beginning with the one that the host uses.
 func openIPTables(ctx context.Context, want map[family]ruleset) (applier, error) {
 	var errs []error
-	for _, variant := range variants() {
+	for _, variant := range hostVariants(ctx) {
 		a, err := openVariant(ctx, variant, want)
 		if err == nil {
 			return a, nil

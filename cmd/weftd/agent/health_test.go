@@ -236,3 +236,13 @@ func TestHealthPortInUse(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestForwardConditionNamesChain(t *testing.T) {
+	got := forwardCondition(netfilter.Status{InPlace: true, Blocked: []string{"chain a drops", "chain b drops"}})
+	if want := (condition{Name: "forward", Reason: "chain a drops; chain b drops"}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := forwardCondition(netfilter.Status{}); !got.OK {
+		t.Errorf("without drops: %+v", got)
+	}
+}

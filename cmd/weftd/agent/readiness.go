@@ -27,6 +27,7 @@ func (d *daemon) conditions() []condition {
 		s.leaseCondition(),
 		s.kernelCondition(),
 		rulesCondition(d.cfg.Rules, s.rules.Status()),
+		forwardCondition(s.rules.Status()),
 		s.fileCondition(),
 	}
 }
@@ -87,6 +88,12 @@ func rulesCondition(r config.Rules, s netfilter.Status) condition {
 	return c
 }
 
+// forwardCondition is met unless another program's packet filter drops pods' packets. It does not
+// delay subnet.env, since pods of one node may reach each other all the same.
+func forwardCondition(s netfilter.Status) condition {
+	return condition{Name: "forward", OK: len(s.Blocked) == 0, Reason: strings.Join(s.Blocked, "; ")}
+}
+
 // ruleNotes returns notes for the operator about disabled rules.
 func ruleNotes(r config.Rules) []string {
 	if r.NoTrack {
@@ -142,8 +149,9 @@ func (a *agent) reportForwarding() {
 		return
 	}
 	s := a.snapshot.Load()
+	rules := s.rules.Status()
 	ok, reasons := allMet([]condition{
-		s.kernelCondition(), rulesCondition(a.cfg.Rules, s.rules.Status()),
+		s.kernelCondition(), rulesCondition(a.cfg.Rules, rules), forwardCondition(rules),
 	})
 	if ok {
 		a.readiness.forwarded = true
