@@ -43,6 +43,11 @@ type Desired struct {
 	// must then accept the port explicitly, since replies no longer match a connection, and must
 	// accept ICMP errors about these packets even if it drops packets in conntrack state INVALID.
 	NoTrack []netip.AddrPort
+	// TunnelPorts holds the addresses and UDP ports of tunnels to which pods must not send. A pod's
+	// packet to such a port of another node would arrive there with this node's address, so that
+	// node would take its payload for a packet of this node. Packets from pods to these ports of
+	// any address outside the network, and of this node, are dropped.
+	TunnelPorts []netip.AddrPort
 
 	// NFTables requests nftables (EnableNFTables in the network config). Otherwise iptables is used
 	// if it works, else nftables.
@@ -51,7 +56,8 @@ type Desired struct {
 
 // equal reports whether d and e ask for the same rules.
 func (d Desired) equal(e Desired) bool {
-	if !slices.Equal(d.Nets, e.Nets) || !slices.Equal(d.NoTrack, e.NoTrack) {
+	if !slices.Equal(d.Nets, e.Nets) || !slices.Equal(d.NoTrack, e.NoTrack) ||
+		!slices.Equal(d.TunnelPorts, e.TunnelPorts) {
 		return false
 	}
 	return d.Masquerade == e.Masquerade && d.NoRandomPorts == e.NoRandomPorts &&
@@ -80,6 +86,11 @@ func (d Desired) validate() error {
 			return fmt.Errorf("invalid NoTrack address and port: %v", a)
 		}
 	}
+	for _, a := range d.TunnelPorts {
+		if !a.Addr().IsValid() || a.Port() == 0 {
+			return fmt.Errorf("invalid TunnelPorts address and port: %v", a)
+		}
+	}
 	return nil
 }
 
@@ -101,6 +112,7 @@ func (d Desired) rules(f family) []rule {
 		if d.Forward {
 			rs = append(rs, forwardRules(network)...)
 		}
+		rs = append(rs, tunnelPortRules(network, d.tunnelPorts(f))...)
 	}
 	for _, a := range d.NoTrack {
 		if familyOf(a.Addr()) == f {
@@ -173,6 +185,33 @@ func noTrackRules(local netip.AddrPort, comment string) []rule {
 		{table: tableRaw, chain: hookOutput, src: addr, udpPort: port,
 			verdict: verdictNoTrack, comment: comment},
 	}
+}
+
+// tunnelPorts returns the distinct ports of one family.
+func (d Desired) tunnelPorts(f family) []uint16 {
+	var ports []uint16
+	for _, a := range d.TunnelPorts {
+		if familyOf(a.Addr()) == f && !slices.Contains(ports, a.Port()) {
+			ports = append(ports, a.Port())
+		}
+	}
+	return ports
+}
+
+// tunnelPortRules returns rules 18 and 19, which flannel does not have. Table mangle sees packets
+// after destination translation, such as a Service's, and before the filter table, whose rules may
+// accept all packets of a bridge. Packets between pods are not concerned: they are inside a tunnel.
+func tunnelPortRules(network netip.Prefix, ports []uint16) []rule {
+	var rs []rule
+	for _, port := range ports {
+		r := rule{table: tableMangle, src: is(network), udpPort: port, verdict: verdictDrop,
+			comment: commentTunnelPort}
+		out, in := r, r
+		out.chain, out.dst = hookForward, isNot(network)
+		in.chain = hookInput
+		rs = append(rs, out, in)
+	}
+	return rs
 }
 
 // noTrackComment returns the comment of rules 16 and 17. It names the network, which identifies the

@@ -17,7 +17,7 @@ var (
 // allRules returns a Desired that asks for all rules, in both families.
 func allRules() Desired {
 	return Desired{Nets: []Net{net4, net6}, Masquerade: true, Forward: true, KeepSource: true,
-		NoTrack: []netip.AddrPort{own4, own6}}
+		NoTrack: []netip.AddrPort{own4, own6}, TunnelPorts: []netip.AddrPort{own4, own6}}
 }
 
 // Rules of flannel v0.28 and of Weft in the format of iptables-save, with the table in front.
@@ -56,6 +56,10 @@ nat -A WEFT-KEEP-SOURCE -s 10.5.0.0/16 -d 10.5.77.0/24 -m comment --comment "wef
 raw -A PREROUTING -d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack
 raw -A OUTPUT -s 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack
 `
+	tunnelPort4 = `
+mangle -A FORWARD -s 10.5.0.0/16 ! -d 10.5.0.0/16 -p udp -m udp --dport 8285 -m comment --comment "weft tunnel port" -j DROP
+mangle -A INPUT -s 10.5.0.0/16 -p udp -m udp --dport 8285 -m comment --comment "weft tunnel port" -j DROP
+`
 )
 
 // saveText formats rules like the texts above.
@@ -79,7 +83,7 @@ func TestRules(t *testing.T) {
 		family family
 		want   string
 	}{
-		{"everything", func(*Desired) {}, ipv4, joined(keepSource4, flannelMasquerade, flannelForward, noTrack4)},
+		{"everything", func(*Desired) {}, ipv4, joined(keepSource4, flannelMasquerade, flannelForward, tunnelPort4, noTrack4)},
 		{"as flannel, masquerade", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false }, ipv4,
 			flannelMasquerade},
 		{"as flannel, masquerade, IPv6", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false },
@@ -90,6 +94,13 @@ func TestRules(t *testing.T) {
 			d.KeepSource, d.NoTrack, d.Forward, d.NoRandomPorts = false, nil, false, true
 		}, ipv4, strings.ReplaceAll(flannelMasquerade, " --random-fully", "")},
 		{"IPv4 network alone, the other family", func(d *Desired) { d.Nets, d.NoTrack = []Net{net4}, nil }, ipv6, "\n"},
+		{"tunnel ports, once each", func(d *Desired) {
+			any4 := netip.MustParseAddrPort("0.0.0.0:8285")
+			*d = Desired{Nets: d.Nets, TunnelPorts: []netip.AddrPort{own4, own6, any4}}
+		}, ipv4, tunnelPort4},
+		{"tunnel port of the other family", func(d *Desired) {
+			*d = Desired{Nets: d.Nets, TunnelPorts: []netip.AddrPort{own6}}
+		}, ipv4, "\n"},
 		{"untracked port at any address", func(d *Desired) {
 			d.Nets, d.NoTrack = nil, []netip.AddrPort{netip.MustParseAddrPort("0.0.0.0:8285")}
 		}, ipv4, strings.NewReplacer("-d 192.0.2.7/32 ", "", "-s 192.0.2.7/32 ", "").Replace(untagged)},
@@ -102,6 +113,9 @@ func TestRules(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			d := allRules()
+			if tt.name != "everything" {
+				d.TunnelPorts = nil
+			}
 			tt.change(&d)
 			if err := d.validate(); err != nil {
 				t.Fatal(err)
@@ -153,6 +167,8 @@ func TestValidate(t *testing.T) {
 			func(d *Desired) { d.Nets[0].Subnet, d.Masquerade, d.KeepSource = netip.Prefix{}, false, false }, ""},
 		{"no port", func(d *Desired) { d.NoTrack = []netip.AddrPort{netip.AddrPortFrom(own4.Addr(), 0)} },
 			"invalid NoTrack address and port: 192.0.2.7:0"},
+		{"no tunnel port", func(d *Desired) { d.TunnelPorts = []netip.AddrPort{{}} },
+			"invalid TunnelPorts address and port: invalid AddrPort"},
 		{"no address", func(d *Desired) { d.NoTrack = []netip.AddrPort{netip.AddrPortFrom(netip.Addr{}, 8285)} },
 			"invalid NoTrack address and port: invalid AddrPort"},
 	} {

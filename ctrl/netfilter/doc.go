@@ -25,6 +25,8 @@
 //	12,13  nat WEFT-KEEP-SOURCE    mark 0x4000; -s P -d P  return               keep-source
 //	14,15                          -s P -d C; -s C -d P    keep the source
 //	16,17  raw PREROUTING, OUTPUT  own address, UDP port   do not track         prerouting, output
+//	18     mangle FORWARD          -s C ! -d C, UDP port   count and drop       tunnel-forward
+//	19     mangle INPUT            -s C, UDP port          count and drop       tunnel-input
 //
 // Rules 11 to 15 are the guard. With iptables they exist only while another rule of POSTROUTING
 // would rewrite pods' source addresses, such as dockerd's, or jumps to a chain that might, such as
@@ -41,8 +43,8 @@
 //
 // # Drops by other programs
 //
-// Rules 9 and 10 cannot accept a packet that another base chain drops. Chains at the forward hook
-// that certainly drop new connections of pods, by policy or by a rule, are listed in Status.Blocked:
+// Rules 9 and 10 cannot accept a packet that another base chain drops. Status.Blocked lists the
+// chains at the forward hook that certainly drop new connections of pods, by policy or by a rule:
 // those of all nftables tables, which include iptables-nft's, and that of legacy iptables, which is
 // read without its program. Chains that may accept the packets under a condition that is not
 // understood are listed in the notes.

@@ -84,7 +84,7 @@ func (c describedChain) remedy(network netip.Prefix) string {
 		network, command("s"), command("d"))
 }
 
-// nftChainsAt returns the base chains of nftables at some hooks; none if the kernel has no nftables.
+// nftChainsAt returns the base chains of nftables at some hooks, none in a kernel without nftables.
 func nftChainsAt(f family, hooks ...*nftables.ChainHook) ([]describedChain, error) {
 	conn, err := dialNFT()
 	if err != nil {

@@ -285,15 +285,15 @@ func TestApplyFailures(t *testing.T) {
 		f := newFakeTables()
 		f.fail = broken
 		r, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
-		if !errors.Is(err, broken) || len(r.changes) > 0 || len(f.restores) != 3*maxAttempts {
+		if !errors.Is(err, broken) || len(r.changes) > 0 || len(f.restores) != 4*maxAttempts {
 			t.Errorf("%v, %v, %d restores", err, r, len(f.restores))
 		}
 	})
 	t.Run("one table fails, the others are applied", func(t *testing.T) {
 		f := newFakeTables()
-		f.listFails = hookForward
+		f.listFails = chainForward
 		_, err := applyTables(t.Context(), f, allRules().rulesets(nil)[ipv4])
-		if err == nil || err.Error() != "table filter: list FORWARD: cannot list FORWARD" {
+		if err == nil || err.Error() != "table filter: list FLANNEL-FWD: cannot list FLANNEL-FWD" {
 			t.Errorf("error %v", err)
 		}
 		if len(f.chains[tableNAT][chainMasquerade]) == 0 || len(f.chains[tableRaw][hookOutput]) == 0 {

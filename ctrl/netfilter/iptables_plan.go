@@ -131,13 +131,20 @@ func insertions(want []rule, others []parsedRule) []string {
 }
 
 // mustComeAfter returns a test for rules that must come after r. If r is the jump to the guard,
-// these are the rules that may rewrite sources. For other rules, these are catch-all rules.
+// these are the rules that may rewrite sources. If r drops packets, these are the rules that end
+// the table for others. For other rules, these are catch-all rules.
 func mustComeAfter(r rule) func(parsedRule) bool {
-	if r.verdict == verdictJump && r.to == chainKeepSource {
+	switch {
+	case r.verdict == verdictJump && r.to == chainKeepSource:
 		return mayRewriteSource
+	case r.verdict == verdictDrop:
+		return endsTable
 	}
 	return isCatchAll
 }
+
+// endsTable reports whether a rule of a built-in chain ends the table for the packets it matches.
+func endsTable(p parsedRule) bool { return p.target == "ACCEPT" || p.target == "RETURN" }
 
 // rewritesSource reports whether a rule of the nat table rewrites sources itself.
 func rewritesSource(p parsedRule) bool {
@@ -175,7 +182,7 @@ func isManaged(l layout, p parsedRule) bool {
 	if slices.Contains(l.ownChains, p.target) {
 		return true
 	}
-	comments := []string{commentMasquerade, commentForward, commentKeepSource}
+	comments := []string{commentMasquerade, commentForward, commentKeepSource, commentTunnelPort}
 	return slices.Contains(comments, p.comment) || strings.HasPrefix(p.comment, commentNoTrack)
 }
 

@@ -34,8 +34,8 @@ type iptablesPrograms struct {
 	restorePath string // path of iptables-restore
 	hasWait     bool   // iptables-restore has --wait
 
-	hasRandomFully bool  // MASQUERADE has --random-fully
-	noTrackErr     error // why CT --notrack is unavailable; nil if it is available
+	hasRandomFully bool           // MASQUERADE has --random-fully
+	unavailable    optionalTables // tables whose rules are not supported
 }
 
 // findPrograms finds the programs of a variant. It does not access the kernel.
@@ -67,17 +67,18 @@ func findPrograms(ctx context.Context, f family, variant string) (*iptablesProgr
 // transaction that leaves nothing behind. Tables without a wanted rule are not accessed, since an
 // existing table costs time per packet even if it is empty.
 func (p *iptablesPrograms) probe(ctx context.Context, want []rule) error {
+	p.unavailable = optionalTables{}
 	for _, l := range layouts() {
 		if len(forIPTables(l.table, want)) == 0 {
 			continue
 		}
 		err := p.probeTable(ctx, l.table)
+		if err == nil && l.table == tableRaw {
+			err = p.probeVerdict(ctx, l.table, verdictNoTrack)
+		}
 		switch {
-		case l.table == tableRaw:
-			p.noTrackErr = err
-			if err == nil {
-				p.noTrackErr = p.probeVerdict(ctx, l.table, verdictNoTrack)
-			}
+		case isOptional(l.table):
+			p.unavailable[l.table] = err
 		case err != nil:
 			return fmt.Errorf("probe %s: table %s: %w", p.program, l.table, err)
 		case l.table == tableNAT:
@@ -119,17 +120,14 @@ func (p *iptablesPrograms) probeVerdict(ctx context.Context, table string, v ver
 func (p *iptablesPrograms) degrade(want []rule) (rs []rule, notes []string) {
 	for _, r := range want {
 		switch {
-		case r.verdict == verdictNoTrack && p.noTrackErr != nil:
-			if len(notes) == 0 {
-				notes = append(notes, noTrackNote(p.noTrackErr))
-			}
+		case p.unavailable[r.table] != nil:
 			continue
 		case r.verdict == verdictMasqueradeRandom && !p.hasRandomFully:
 			r.verdict = verdictMasquerade
 		}
 		rs = append(rs, r)
 	}
-	return rs, notes
+	return rs, p.unavailable.notes()
 }
 
 func (p *iptablesPrograms) apply(ctx context.Context, want ruleset) (report, error) {

@@ -59,6 +59,8 @@ func (r rule) target() string {
 		return "MASQUERADE --random-fully"
 	case verdictNoTrack:
 		return "CT --notrack"
+	case verdictDrop:
+		return "DROP"
 	}
 	return fmt.Sprintf("verdict(%d)", r.verdict)
 }
@@ -215,6 +217,8 @@ func (p *parsedRule) parseTarget(value string, isGoto bool) {
 		p.verdict = verdictReturn
 	case "ACCEPT":
 		p.verdict = verdictAccept
+	case "DROP":
+		p.verdict = verdictDrop
 	case "MASQUERADE":
 		p.verdict = verdictMasquerade
 	case "NOTRACK": // iptables-nft lists rules that were added with -j NOTRACK this way

@@ -70,10 +70,21 @@ func (r *report) add(more report) {
 	}
 }
 
-// noTrackNote is the note for a host that cannot exempt packets from connection tracking. That
-// costs only speed.
-func noTrackNote(cause error) string {
-	return fmt.Sprintf("tunnel packets stay in connection tracking: %v", cause)
+// optionalTables holds the reasons why rules of optional tables are not supported.
+type optionalTables map[string]error
+
+// isOptional reports whether a host works without the rules of a table.
+func isOptional(table string) bool { return table == tableRaw || table == tableMangle }
+
+// notes returns the consequences for the operator.
+func (o optionalTables) notes() (notes []string) {
+	if err := o[tableRaw]; err != nil {
+		notes = append(notes, fmt.Sprintf("tunnel packets stay in connection tracking: %v", err))
+	}
+	if err := o[tableMangle]; err != nil {
+		notes = append(notes, fmt.Sprintf("pods can send to the tunnel ports of nodes: %v", err))
+	}
+	return notes
 }
 
 // Manager keeps the host's rules equal to the Desired of the last Set. Set and Status may be called

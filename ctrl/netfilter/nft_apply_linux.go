@@ -41,20 +41,25 @@ func baseChains() []baseChain {
 			filter, *nftables.ChainHookPrerouting, *nftables.ChainPriorityRaw},
 		{"output", tableRaw, hookOutput,
 			filter, *nftables.ChainHookOutput, *nftables.ChainPriorityRaw},
+		{"tunnel-forward", tableMangle, hookForward,
+			filter, *nftables.ChainHookForward, *nftables.ChainPriorityMangle},
+		{"tunnel-input", tableMangle, hookInput,
+			filter, *nftables.ChainHookInput, *nftables.ChainPriorityMangle},
 	}
 }
 
 // nftApplier is the applier for nftables. It handles both families over netlink.
 type nftApplier struct {
-	noRandomPorts map[family]bool  // masquerade has no random ports
-	noTrackErr    map[family]error // why notrack is unavailable; nil if it is available
+	noRandomPorts map[family]bool           // masquerade has no random ports
+	unavailable   map[family]optionalTables // tables whose rules the kernel does not support
 }
 
 // openNFT tests whether the kernel supports the wanted rules. Optional rules that it does not
 // support are degraded later; for others openNFT returns an error.
 func openNFT(want map[family]ruleset) (applier, error) {
-	n := &nftApplier{noRandomPorts: map[family]bool{}, noTrackErr: map[family]error{}}
+	n := &nftApplier{noRandomPorts: map[family]bool{}, unavailable: map[family]optionalTables{}}
 	for _, f := range families() {
+		n.unavailable[f] = optionalTables{}
 		for _, c := range baseChains() {
 			rules := forNFTables(c, want[f].rules)
 			if len(rules) == 0 {
@@ -65,8 +70,8 @@ func openNFT(want map[family]ruleset) (applier, error) {
 				n.noRandomPorts[f] = true
 				err = probeChain(f, c, n.degrade(f, rules))
 			}
-			if err != nil && c.table == tableRaw {
-				n.noTrackErr[f], err = err, nil
+			if err != nil && isOptional(c.table) {
+				n.unavailable[f][c.table], err = err, nil
 			}
 			if err != nil {
 				return nil, fmt.Errorf("probe nftables chain %s: %w", c.name, err)
@@ -109,7 +114,7 @@ func forNFTables(c baseChain, want []rule) []rule {
 func (n *nftApplier) degrade(f family, want []rule) []rule {
 	var rs []rule
 	for _, r := range want {
-		if r.verdict == verdictNoTrack && n.noTrackErr[f] != nil {
+		if n.unavailable[f][r.table] != nil {
 			continue
 		}
 		if r.verdict == verdictMasqueradeRandom && n.noRandomPorts[f] {
@@ -134,9 +139,7 @@ func (n *nftApplier) apply(_ context.Context, want map[family]ruleset) (report, 
 		if len(s.rules) == 0 && isNFTUnsupported(err) {
 			err = nil // there are no rules to remove
 		}
-		if err := n.noTrackErr[f]; err != nil {
-			r.notes = append(r.notes, noTrackNote(err))
-		}
+		r.notes = append(r.notes, n.unavailable[f].notes()...)
 		foreign := foreignRules{family: f, nets: s.nets, skipTables: []string{tableName(f)},
 			remedy: "weftd's chain before it prevents that"}
 		r.notes = append(r.notes, foreign.inspect(want[f].rules)...)

@@ -118,6 +118,8 @@ func encodeVerdict(f family, v verdict) []expr.Any {
 		return []expr.Any{&expr.Masq{FullyRandom: true}}
 	case verdictNoTrack:
 		return []expr.Any{&expr.Notrack{}}
+	case verdictDrop:
+		return []expr.Any{&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictDrop}}
 	case verdictKeepSource:
 		offset, length := addrField(f, true)
 		protocol := uint32(unix.NFPROTO_IPV4)
@@ -281,6 +283,8 @@ func (d *decodedRule) decodeVerdict(e expr.Any, loaded loadedField) {
 			d.verdict = verdictReturn
 		case expr.VerdictAccept:
 			d.verdict = verdictAccept
+		case expr.VerdictDrop:
+			d.verdict = verdictDrop
 		case expr.VerdictJump:
 			d.verdict, d.to = verdictJump, e.Chain
 		default:

@@ -100,7 +100,7 @@ func TestDecodeForeign(t *testing.T) {
 			[]expr.Any{&expr.NAT{Type: expr.NATTypeDestNAT, RegAddrMin: register}}, false, rule{}, false, false},
 		{"jump", []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: "FLANNEL-FWD"}}, true,
 			rule{verdict: verdictJump, to: "FLANNEL-FWD"}, false, false},
-		{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, false, rule{}, false, false},
+		{"drop", []expr.Any{&expr.Verdict{Kind: expr.VerdictDrop}}, true, rule{verdict: verdictDrop}, false, false},
 		{"nothing", nil, false, rule{}, false, false},
 	} {
 		d := decode(ipv4, tt.exprs)
@@ -126,7 +126,8 @@ func TestPrefixMask(t *testing.T) {
 
 // TestNFTDegrade checks the rules for a kernel without the optional features.
 func TestNFTDegrade(t *testing.T) {
-	n := &nftApplier{noRandomPorts: map[family]bool{ipv4: true}, noTrackErr: map[family]error{ipv6: unix.EOPNOTSUPP}}
+	n := &nftApplier{noRandomPorts: map[family]bool{ipv4: true},
+		unavailable: map[family]optionalTables{ipv6: {tableRaw: unix.EOPNOTSUPP}}}
 	plain := allRules()
 	plain.NoRandomPorts = true
 	if got, want := saveText(n.degrade(ipv4, allRules().rules(ipv4))), saveText(plain.rules(ipv4)); got != want {

@@ -41,9 +41,11 @@ const (
 	tableNAT    = "nat"
 	tableFilter = "filter"
 	tableRaw    = "raw"
+	tableMangle = "mangle"
 
 	hookPostrouting = "POSTROUTING"
 	hookForward     = "FORWARD"
+	hookInput       = "INPUT"
 	hookPrerouting  = "PREROUTING"
 	hookOutput      = "OUTPUT"
 
@@ -57,6 +59,7 @@ const (
 	commentForward    = "flanneld forward"
 	commentKeepSource = "weft keep source"
 	commentNoTrack    = "weft notrack" // followed by the network
+	commentTunnelPort = "weft tunnel port"
 )
 
 // layout is the part of an iptables table that can hold managed rules.
@@ -71,6 +74,7 @@ func layouts() []layout {
 		{tableNAT, []string{hookPostrouting}, []string{chainKeepSource, chainMasquerade}},
 		{tableFilter, []string{hookForward}, []string{chainForward}},
 		{tableRaw, []string{hookPrerouting, hookOutput}, nil},
+		{tableMangle, []string{hookForward, hookInput}, nil},
 	}
 }
 
@@ -94,6 +98,8 @@ const (
 	verdictMasqueradeRandom
 	// verdictNoTrack exempts the packet from connection tracking.
 	verdictNoTrack
+	// verdictDrop counts and drops the packet.
+	verdictDrop
 )
 
 // addrMatch matches a source or destination address. The zero value matches every address.

@@ -44,7 +44,7 @@ type filterRule struct {
 	to        string // target of a jump
 }
 
-// certainty tells how a packet meets a condition.
+// certainty is the degree to which a packet meets a condition.
 type certainty uint8
 
 const (
@@ -53,7 +53,7 @@ const (
 	yes
 )
 
-// matches tells whether p meets the conditions of r.
+// matches reports whether p meets the conditions of r.
 func (p tracedPacket) matches(r filterRule) certainty {
 	c := yes
 	if r.unknown {

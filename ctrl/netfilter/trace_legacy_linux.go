@@ -13,7 +13,7 @@ import (
 )
 
 // Options of getsockopt and layouts of the structures of legacy iptables, from the kernel's
-// linux/netfilter_ipv4/ip_tables.h, linux/netfilter_ipv6/ip6_tables.h and linux/netfilter/x_tables.h.
+// linux/netfilter_ipv4/ip_tables.h, linux/netfilter_ipv6/ip6_tables.h, linux/netfilter/x_tables.h.
 const (
 	soGetInfo    = 64
 	soGetEntries = 65

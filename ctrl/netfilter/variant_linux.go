@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// usage tells how far a host uses one variant of iptables.
+// usage is the extent to which a host uses one variant of iptables.
 type usage struct {
 	kubelet bool // has a chain of the kubelet, which uses the host's variant
 	rules   int  // number of rules and policies that other programs set, in both families

@@ -269,6 +269,9 @@ func (a *agent) desiredRules(plan ctrl.State) netfilter.Desired {
 	if r.NoTrack {
 		d.NoTrack = plan.NoTrack
 	}
+	if !r.AllowPodsToTunnelPort {
+		d.TunnelPorts = plan.NoTrack
+	}
 	return d
 }
 

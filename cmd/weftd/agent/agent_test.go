@@ -93,6 +93,12 @@ func TestDesiredRules(t *testing.T) {
 		[]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
 		t.Errorf("NoTrack is %v", got)
 	}
+	for allow, want := range map[bool]int{false: 1, true: 0} {
+		a.cfg.Rules.AllowPodsToTunnelPort = allow
+		if got := a.desiredRules(a.plan()).TunnelPorts; len(got) != want {
+			t.Errorf("pods allowed %t: TunnelPorts is %v", allow, got)
+		}
+	}
 }
 
 func TestWarnLostSubnet(t *testing.T) {

@@ -107,6 +107,8 @@ type Rules struct {
 	Forward bool
 	// NoTrack is --notrack: exempt tunnel packets from connection tracking.
 	NoTrack bool
+	// AllowPodsToTunnelPort is --allow-pods-to-tunnel-port.
+	AllowPodsToTunnelPort bool
 	// Resync is the interval between two checks of the rules.
 	Resync time.Duration
 }

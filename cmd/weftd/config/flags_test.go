@@ -97,6 +97,7 @@ var flagTests = []struct {
 	{"keep-source", "true", func(c *Config) { c.Rules.KeepSource = On }},
 	{"keep-source", "F", func(c *Config) { c.Rules.KeepSource = Off }},
 	{"keep-source", "auto", func(*Config) {}},
+	{"allow-pods-to-tunnel-port", "true", func(c *Config) { c.Rules.AllowPodsToTunnelPort = true }},
 	{"notrack", "false", func(c *Config) { c.Rules.NoTrack = false }},
 	{"workers", "127", func(c *Config) { c.Engine.Workers = 127 }},
 	{"spin", "false", func(c *Config) { c.Engine.Spin = false }},
