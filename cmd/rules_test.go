@@ -34,15 +34,16 @@ var mayImport = map[string][]string{
 	"dataplane/tun":     {"encap", "encap/checksum", "encap/offload", "dataplane/feature"},
 	"dataplane/udp":     {"encap", "encap/checksum", "encap/offload", "dataplane/feature"},
 
-	"lease":           {},
+	"lease":           {"lease/spelling"},
 	"lease/etcd":      {"lease"},
 	"lease/file":      {"lease"},
 	"lease/kube":      {"lease"},
 	"lease/storetest": {"lease"},
+	"lease/spelling":  {},
 	"lease/subnetenv": {},
 
 	"ctrl":           {},
-	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease"},
+	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/spelling"},
 	"ctrl/netfilter": {},
 	"ctrl/underlay":  {"ctrl"},
 
@@ -63,7 +64,7 @@ var mayImport = map[string][]string{
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
 	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
-	"cmd/weftd/config": {"dataplane", "dataplane/feature"},
+	"cmd/weftd/config": {"dataplane", "dataplane/feature", "lease/spelling"},
 }
 
 // doors names, for each outside library, the only packages that may import it.

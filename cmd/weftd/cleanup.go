@@ -19,6 +19,9 @@ const cleanupCommand = "cleanup"
 // returns the exit code. It continues after errors.
 func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	err := noArguments(args)
+	if err == nil {
+		err = checkNetAdmin()
+	}
 	var removed []string
 	if err == nil {
 		removed, err = removeAll(ctx)

@@ -89,7 +89,7 @@ func (f fixture) start(t *testing.T, more ...string) started {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s := started{cancel: cancel, log: &lockedBuffer{}, code: make(chan int, 1)}
-	go func() { s.code <- run(ctx, f.args(more...), noEnv, io.Discard, s.log) }()
+	go func() { s.code <- run(ctx, f.args(more...), nil, io.Discard, s.log) }()
 	t.Cleanup(func() {
 		cancel()
 		if t.Failed() {

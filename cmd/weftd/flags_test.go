@@ -11,11 +11,13 @@ import (
 	"weft/dataplane/feature"
 )
 
-func noEnv(string) string { return "" }
-
-// env returns a getenv function for a map.
-func env(vars map[string]string) func(string) string {
-	return func(name string) string { return vars[name] }
+// env returns the form of os.Environ for a map.
+func env(vars map[string]string) []string {
+	var environ []string
+	for name, val := range vars {
+		environ = append(environ, name+"="+val)
+	}
+	return environ
 }
 
 func featureNames() string {
@@ -104,6 +106,13 @@ var flagErrors = []struct {
 		want: `--kube-subnet-mgr and --lease-file: mutually exclusive`},
 	{args: []string{"--etcd-keyfile=/k"}, want: `--etcd-keyfile and --etcd-certfile: set both or neither`},
 	{args: []string{"--etcd-certfile=/c"}, want: `--etcd-keyfile and --etcd-certfile: set both or neither`},
+	{args: []string{"--etcd-username=u"}, want: `--etcd-username and --etcd-password: set both or neither`},
+	{env: map[string]string{"FLANNELD_ETCD_PASSWORD": "p"},
+		want: `--etcd-username and --etcd-password: set both or neither`},
+	{args: []string{"--lease-file=/x", "--etcd-endpoints=http://127.0.0.1:2379"},
+		want: `--lease-file and --etcd-endpoints: mutually exclusive`},
+	{args: []string{"--lease-file=/x"}, env: map[string]string{"FLANNELD_ETCD_ENDPOINTS": "http://a:1"},
+		want: `--lease-file and --etcd-endpoints: mutually exclusive`},
 	{args: []string{"--pprof"}, want: `--pprof: requires --healthz-port`},
 }
 
@@ -123,7 +132,7 @@ func TestFlagErrors(t *testing.T) {
 func TestHelpAndVersion(t *testing.T) {
 	for _, arg := range []string{"-h", "--h", "-help", "--help"} {
 		var stdout, stderr bytes.Buffer
-		code := run(t.Context(), []string{"--ip-masq", arg}, noEnv, &stdout, &stderr)
+		code := run(t.Context(), []string{"--ip-masq", arg}, nil, &stdout, &stderr)
 		if code != 0 || stderr.Len() > 0 {
 			t.Errorf("%s: exit %d, stderr %q", arg, code, stderr.String())
 		}
@@ -134,18 +143,34 @@ func TestHelpAndVersion(t *testing.T) {
 		}
 	}
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), []string{"cleanup", "-h"}, noEnv, &stdout, &stderr)
+	code := run(t.Context(), []string{"cleanup", "-h"}, nil, &stdout, &stderr)
 	if code != 0 || stderr.Len() > 0 || !strings.Contains(stdout.String(), "weftd cleanup ") {
 		t.Errorf("cleanup -h: exit %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
 	}
 	stdout.Reset()
-	code = run(t.Context(), []string{"--version"}, noEnv, &stdout, &stderr)
+	code = run(t.Context(), []string{"--version"}, nil, &stdout, &stderr)
 	form := regexp.MustCompile(`^weftd \S+ commit \S+ go\d\S*\n$`)
 	if code != 0 || stderr.Len() > 0 || !form.MatchString(stdout.String()) {
 		t.Errorf("--version: exit %d, stdout %q, stderr %q", code, stdout.String(), stderr.String())
 	}
-	if code := run(t.Context(), []string{"--version"}, noEnv, brokenWriter{}, io.Discard); code != 1 {
+	if code := run(t.Context(), []string{"--version"}, nil, brokenWriter{}, io.Discard); code != 1 {
 		t.Errorf("--version into a broken pipe: exit %d", code)
+	}
+}
+
+func TestIgnoredSettingsAreLogged(t *testing.T) {
+	done, cancel := context.WithCancel(t.Context())
+	cancel()
+	var stderr bytes.Buffer
+	code := run(done, []string{"-logtostderr", "--log_dir=/x"}, env(map[string]string{"WEFTD_IFCAE": "eth0"}),
+		io.Discard, &stderr)
+	for _, want := range []string{`flags="--log_dir --logtostderr"`, "variable=WEFTD_IFCAE", "nearest=WEFTD_IFACE"} {
+		if n := strings.Count(stderr.String(), want); n != 1 {
+			t.Errorf("%s: logged %d times in\n%s", want, n, stderr.String())
+		}
+	}
+	if code != 0 {
+		t.Errorf("exit %d:\n%s", code, stderr.String())
 	}
 }
 

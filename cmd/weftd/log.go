@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"log/slog"
+	"strings"
 
 	"weft/cmd/weftd/config"
 )
@@ -16,13 +17,13 @@ func newLogger(c config.Log, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, options))
 }
 
-// logIgnoredFlags warns about flags that are accepted for compatibility with flannel only.
-func logIgnoredFlags(c config.Log, log *slog.Logger) {
-	for _, f := range []struct{ name, val string }{
-		{"vmodule", c.VModule}, {"log_backtrace_at", c.BacktraceAt},
-	} {
-		if f.val != "" {
-			log.Warn("flag has no effect", "flag", "--"+f.name)
-		}
+// logIgnored warns about flags and variables without effect.
+func logIgnored(c *config.Config, log *slog.Logger) {
+	if len(c.Ignored) > 0 {
+		log.Warn("flags without effect: the log goes to stderr",
+			"flags", strings.Join(c.Ignored, " "))
+	}
+	for _, u := range c.Unknown {
+		log.Warn("environment variable sets no flag", "variable", u.Name, "nearest", u.Nearest)
 	}
 }

@@ -20,7 +20,7 @@ import (
 )
 
 func main() {
-	os.Exit(run(untilSignal(), os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+	os.Exit(run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
 
 // untilSignal returns a context that is canceled by the first SIGINT or SIGTERM. The second one has
@@ -40,12 +40,12 @@ func untilSignal() context.Context {
 // run is main without access to the process. It returns the exit code: 0 if ctx ended it, 1 if it
 // failed.
 func run(
-	ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer,
+	ctx context.Context, args, environ []string, stdout, stderr io.Writer,
 ) int {
 	if len(args) > 0 && args[0] == cleanupCommand {
 		return cleanup(ctx, args[1:], stdout, stderr)
 	}
-	cfg, err := config.Parse(args, getenv)
+	cfg, err := config.Parse(args, environ)
 	switch {
 	case errors.Is(err, config.ErrHelp):
 		return exitCode(config.PrintUsage(stdout))
@@ -58,7 +58,11 @@ func run(
 		return exitCode(err)
 	}
 	log := newLogger(cfg.Log, stderr)
-	logIgnoredFlags(cfg.Log, log)
+	logIgnored(cfg, log)
+	if err := checkNetAdmin(); err != nil {
+		log.Error("exiting", "err", err)
+		return 1
+	}
 	if err := agent.Run(ctx, cfg, build(), log); err != nil {
 		log.Error("exiting", "err", err)
 		return 1

@@ -244,7 +244,7 @@ func TestNetnsStartFailures(t *testing.T) {
 			var stdout, stderr bytes.Buffer
 			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
-			code := run(ctx, args, noEnv, &stdout, &stderr)
+			code := run(ctx, args, nil, &stdout, &stderr)
 			var fatal []string
 			for line := range strings.Lines(stderr.String()) {
 				if strings.Contains(line, "level=ERROR") {

@@ -66,14 +66,30 @@ func attach(name string, flags uint16) (fd int, realName string, err error) {
 		return 0, "", fmt.Errorf("device name: %w", err)
 	}
 	req.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_MULTI_QUEUE | flags)
-	fd, err = unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	fd, err = unix.Open(clonePath, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return 0, "", fmt.Errorf("open /dev/net/tun: %w", err)
+		return 0, "", openError(err)
 	}
 	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
 		return 0, "", errors.Join(fmt.Errorf("attach to device: %w", err), unix.Close(fd))
 	}
 	return fd, req.Name(), nil
+}
+
+// clonePath is the device that creates TUN devices and attaches to them.
+const clonePath = "/dev/net/tun"
+
+// openError adds the remedy to an error of opening clonePath.
+func openError(err error) error {
+	switch {
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return fmt.Errorf("open %[1]s: %[2]w: its usual mode is 0666 (chmod 0666 %[1]s); "+
+			"a container needs the device too (docker run --device=%[1]s)", clonePath, err)
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		return fmt.Errorf("open %[1]s: %[2]w: the tun driver is not loaded (modprobe tun), "+
+			"or the container lacks the device (docker run --device=%[1]s)", clonePath, err)
+	}
+	return fmt.Errorf("open %s: %w", clonePath, err)
 }
 
 // negotiateOffload enables as many GSO types as possible. The kernel requires both families of a

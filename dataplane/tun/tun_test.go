@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -398,5 +399,16 @@ func TestNetnsReadWriteAllocs(t *testing.T) {
 	}))
 	if frames == 0 {
 		t.Error("no frames read")
+	}
+}
+
+func TestOpenErrorNamesRemedy(t *testing.T) {
+	for errno, want := range map[unix.Errno]string{
+		unix.EACCES: "chmod 0666 /dev/net/tun", unix.EPERM: "--device=/dev/net/tun", unix.ENOENT: "modprobe tun",
+		unix.ENODEV: "modprobe tun", unix.ENXIO: "modprobe tun", unix.EMFILE: "open /dev/net/tun: too many open files",
+	} {
+		if err := openError(errno); !errors.Is(err, errno) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: got %v, want %q", errno, err, want)
+		}
 	}
 }

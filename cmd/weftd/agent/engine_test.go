@@ -11,11 +11,9 @@ import (
 	"weft/dataplane/feature"
 )
 
-func noEnv(string) string { return "" }
-
 func TestEngineConfig(t *testing.T) {
 	cfg, err := config.Parse([]string{"--workers=3", "--source-port=9000", "--spin", "--outer-ecn", "--outer-dscp",
-		"--source-check=strict", "--engine=portable", "--engine-without=udp-gso"}, noEnv)
+		"--source-check=strict", "--engine=portable", "--engine-without=udp-gso"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +27,7 @@ func TestEngineConfig(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	cfg, err = config.Parse([]string{"--spin=false"}, noEnv)
+	cfg, err = config.Parse([]string{"--spin=false"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,8 @@ type option struct {
 	weftOnly bool
 	// noEnv marks a flag that no variable sets.
 	noEnv bool
+	// secret marks a flag whose value is not shown.
+	secret bool
 }
 
 // The syntax of a command line is that of Go's package flag, and so flannel's: -name=value, -name
@@ -96,10 +98,29 @@ func find(options []option, name string) (option, error) {
 
 // set sets the value of the option. where names the flag or the variable in errors.
 func (o option) set(where, val string) error {
-	if err := o.value.Set(val); err != nil {
+	if err := o.value.Set(o.unquote(val)); err != nil {
 		return fmt.Errorf("%s: invalid value %q, want %s", where, val, o.accepts)
 	}
 	return nil
+}
+
+// unquote removes a pair of quotes around a value. They are left over where no shell reads them: in
+// an exec of snap or Kubernetes, in docker's --env-file. A secret may begin and end with quotes of
+// its own, so there only the empty pair is removed.
+func (o option) unquote(val string) string {
+	n := len(val)
+	if n < 2 || val[0] != val[n-1] || val[0] != '"' && val[0] != '\'' || o.secret && n > 2 {
+		return val
+	}
+	return val[1 : n-1]
+}
+
+// shown returns the value of the option for the status.
+func (o option) shown() string {
+	if o.secret {
+		return "(hidden)"
+	}
+	return o.value.String()
 }
 
 // IsHelp reports whether the argument asks for the usage text.

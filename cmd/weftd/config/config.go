@@ -32,6 +32,14 @@ type Config struct {
 	Engine   Engine
 	Health   Health
 	Log      Log
+
+	// Given holds the flags that the command line or the environment sets, and their values;
+	// secrets are hidden.
+	Given map[string]string
+	// Ignored lists the given flags without effect, in order.
+	Ignored []string
+	// Unknown lists variables that look like those of flags, but set none.
+	Unknown []UnknownVariable
 }
 
 // Node holds the node's name and the file that describes its subnet.
@@ -153,8 +161,6 @@ type Health struct {
 type Log struct {
 	Verbosity int    // -v
 	Format    string // "text" or "json"
-	// VModule and BacktraceAt are accepted for compatibility with flannel and have no effect.
-	VModule, BacktraceAt string
 }
 
 // Level returns the log level: debug if -v is above 0, else info.
@@ -165,32 +171,55 @@ func (l Log) Level() slog.Level {
 	return slog.LevelInfo
 }
 
-// Parse reads the command line, then the environment, which getenv looks up. With --version the
-// environment is ignored, as a bad variable must not hide the version.
-func Parse(args []string, getenv func(string) string) (*Config, error) {
+// Parse reads the command line, then the environment, which has the form of os.Environ. With
+// --version the environment is ignored, as a bad variable must not hide the version.
+func Parse(args, environ []string) (*Config, error) {
 	var c Config
 	all := options(&c)
 	given, err := parseArgs(all, args)
 	if err != nil || c.ShowVersion {
 		return &c, err
 	}
-	if err := applyEnv(all, given, getenv); err != nil {
+	env := parseEnviron(environ)
+	if err := env.apply(all, given); err != nil {
 		return &c, err
 	}
-	c.Node.Name = cmp.Or(c.Node.Name, getenv("NODE_NAME"))
-	c.Lease.Kube.Pod, c.Lease.Kube.Namespace = getenv("POD_NAME"), getenv("POD_NAMESPACE")
-	c.Backend.WireGuardKeyFile = cmp.Or(getenv("WIREGUARD_KEY_FILE"), "/run/flannel/wgkey")
-	return &c, c.check()
+	c.Node.Name = cmp.Or(c.Node.Name, env["NODE_NAME"])
+	c.Lease.Kube.Pod, c.Lease.Kube.Namespace = env["POD_NAME"], env["POD_NAMESPACE"]
+	c.Backend.WireGuardKeyFile = cmp.Or(env["WIREGUARD_KEY_FILE"], "/run/flannel/wgkey")
+	c.Unknown = env.unknown(all, given)
+	c.describe(all, given)
+	return &c, c.check(given)
+}
+
+// describe sets Given and Ignored.
+func (c *Config) describe(options []option, given map[string]bool) {
+	c.Given = map[string]string{}
+	for _, o := range options {
+		if !given[o.name] {
+			continue
+		}
+		c.Given[o.name] = o.shown()
+		if _, ok := o.value.(ignored); ok {
+			c.Ignored = append(c.Ignored, "--"+o.name)
+		}
+	}
 }
 
 // check rejects combinations of flags. Each value is valid by itself at this point.
-func (c *Config) check() error {
+func (c *Config) check(given map[string]bool) error {
 	etcd := c.Lease.Etcd
+	inEtcd := !c.Lease.Kube.Enabled && c.Lease.File == ""
 	switch {
 	case c.Lease.Kube.Enabled && c.Lease.File != "":
 		return errors.New("--kube-subnet-mgr and --lease-file: mutually exclusive")
+	case c.Lease.File != "" && given["etcd-endpoints"]:
+		return errors.New("--lease-file and --etcd-endpoints: mutually exclusive")
 	case (etcd.KeyFile == "") != (etcd.CertFile == ""):
 		return errors.New("--etcd-keyfile and --etcd-certfile: set both or neither")
+	case inEtcd && (etcd.Username == "") != (etcd.Password == ""):
+		// The etcd client would leave both out, and etcd would refuse a user without a name.
+		return errors.New("--etcd-username and --etcd-password: set both or neither")
 	case c.Health.Profile && c.Health.Port == 0:
 		return errors.New("--pprof: requires --healthz-port")
 	}

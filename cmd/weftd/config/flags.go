@@ -23,7 +23,8 @@ const filePath = "a file path"
 // flannelOptions returns flannel's command line: names, types and defaults are those of v0.28.9.
 func flannelOptions(c *Config) []option {
 	return slices.Concat(
-		etcdOptions(c), kubeOptions(c), underlayOptions(c), nodeOptions(c), processOptions(c))
+		etcdOptions(c), kubeOptions(c), underlayOptions(c), nodeOptions(c), processOptions(c),
+		klogOptions())
 }
 
 func etcdOptions(c *Config) []option {
@@ -50,7 +51,7 @@ func etcdOptions(c *Config) []option {
 			value: text(&e.Username, "")},
 		{name: "etcd-password", accepts: "a password",
 			usage: "etcd password",
-			value: text(&e.Password, "")},
+			value: text(&e.Password, ""), secret: true},
 	}
 }
 
@@ -139,13 +140,38 @@ func processOptions(c *Config) []option {
 		{name: "v", accepts: "a number from 0; above 0 enables debug messages",
 			usage: "log verbosity",
 			value: number(&c.Log.Verbosity, 0, 0, math.MaxInt32)},
-		{name: "vmodule", accepts: "any text",
-			usage: "no effect",
-			value: text(&c.Log.VModule, "")},
-		{name: "log_backtrace_at", accepts: "any text",
-			usage: "no effect",
-			value: text(&c.Log.BacktraceAt, "")},
 	}
+}
+
+// klogOptions returns the flags of klog and glog, which have no effect. flannel accepts --vmodule
+// and --log_backtrace_at only, but its earlier versions and many unit files have the others.
+func klogOptions() []option {
+	options := []option{
+		{name: "vmodule"},
+		{name: "log_backtrace_at"},
+		{name: "log_dir"},
+		{name: "log_file"},
+		{name: "log_file_max_size"},
+		{name: "log_link"},
+		{name: "logbuflevel"},
+		{name: "stderrthreshold"},
+		{name: "add_dir_header", value: ignored(true)},
+		{name: "alsologtostderr", value: ignored(true)},
+		{name: "alsologtostderrthreshold"},
+		{name: "legacy_stderr_threshold_behavior", value: ignored(true)},
+		{name: "logtostderr", value: ignored(true)},
+		{name: "one_output", value: ignored(true)},
+		{name: "skip_headers", value: ignored(true)},
+		{name: "skip_log_headers", value: ignored(true)},
+	}
+	for i := range options {
+		o := &options[i]
+		o.accepts, o.usage = "any text", "no effect"
+		if o.value == nil {
+			o.value = ignored(false)
+		}
+	}
+	return options
 }
 
 // weftOptions returns the flags that flannel does not have.

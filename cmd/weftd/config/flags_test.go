@@ -43,11 +43,20 @@ func defaults() Config {
 	}
 }
 
-func noEnv(string) string { return "" }
+// env returns the form of os.Environ for a map.
+func env(vars map[string]string) []string {
+	var environ []string
+	for name, val := range vars {
+		environ = append(environ, name+"="+val)
+	}
+	return environ
+}
 
-// env returns a getenv function for a map.
-func env(vars map[string]string) func(string) string {
-	return func(name string) string { return vars[name] }
+// parse is Parse without the lists of given and ignored flags and of unknown variables.
+func parse(args, environ []string) (*Config, error) {
+	c, err := Parse(args, environ)
+	c.Given, c.Ignored, c.Unknown = nil, nil, nil
+	return c, err
 }
 
 // flagTests has a value for each flag and its effect on the config.
@@ -61,8 +70,6 @@ var flagTests = []struct {
 	{"etcd-prefix", "/", func(c *Config) { c.Lease.Etcd.Prefix = "/" }},
 	{"etcd-prefix", "/x", func(c *Config) { c.Lease.Etcd.Prefix = "/x" }},
 	{"etcd-cafile", "/ca", func(c *Config) { c.Lease.Etcd.CAFile = "/ca" }},
-	{"etcd-username", "u", func(c *Config) { c.Lease.Etcd.Username = "u" }},
-	{"etcd-password", "p=w", func(c *Config) { c.Lease.Etcd.Password = "p=w" }},
 	{"kube-subnet-mgr", "false", func(*Config) {}},
 	{"kube-api-url", "https://k", func(c *Config) { c.Lease.Kube.APIURL = "https://k" }},
 	{"kubeconfig-file", "/kc", func(c *Config) { c.Lease.Kube.Kubeconfig = "/kc" }},
@@ -85,8 +92,6 @@ var flagTests = []struct {
 	{"healthz-ip", "localhost", func(c *Config) { c.Health.IP = "localhost" }},
 	{"healthz-port", "65535", func(c *Config) { c.Health.Port = 65535 }},
 	{"v", "4", func(c *Config) { c.Log.Verbosity = 4 }},
-	{"vmodule", "a=2", func(c *Config) { c.Log.VModule = "a=2" }},
-	{"log_backtrace_at", "a.go:2", func(c *Config) { c.Log.BacktraceAt = "a.go:2" }},
 	{"lease-file", "/l", func(c *Config) { c.Lease.File = "/l" }},
 	{"node-name", "n1", func(c *Config) { c.Node.Name = "n1" }},
 	{"source-check", "strict", func(c *Config) { c.Engine.SourceCheck = dataplane.CheckStrict }},
@@ -109,7 +114,12 @@ var flagTests = []struct {
 
 func TestFlagForms(t *testing.T) {
 	tested := map[string]bool{
-		"version": true, "etcd-keyfile": true, "etcd-certfile": true, "pprof": true, // tested in combinations
+		// tested in combinations
+		"version": true, "etcd-keyfile": true, "etcd-certfile": true, "pprof": true,
+		"etcd-username": true, "etcd-password": true,
+	}
+	for _, o := range klogOptions() {
+		tested[o.name] = true // TestKlogFlags
 	}
 	for _, test := range flagTests {
 		tested[test.flag] = true
@@ -135,13 +145,13 @@ func TestFlagForms(t *testing.T) {
 			forms["FLANNELD_X"] = f
 		}
 		for form, in := range forms {
-			got, err := Parse(in.args, env(in.env))
+			got, err := parse(in.args, env(in.env))
 			if err != nil || !reflect.DeepEqual(*got, want) {
 				t.Errorf("%s as %s: %+v, %v; want %+v", test.flag, form, *got, err, want)
 			}
 		}
 	}
-	if got, err := Parse([]string{"--etcd-prefix="}, env(nil)); err != nil ||
+	if got, err := parse([]string{"--etcd-prefix="}, env(nil)); err != nil ||
 		got.Lease.Etcd.Prefix != "" { // a variable cannot be set to nothing
 		t.Errorf("no etcd prefix: %+v, %v", got, err)
 	}
@@ -161,7 +171,7 @@ func isBoolFlag(name string) bool { return lookup(name).value.isBool() }
 func isWeftFlag(name string) bool { return lookup(name).weftOnly }
 
 func TestDefaults(t *testing.T) {
-	got, err := Parse(nil, noEnv)
+	got, err := parse(nil, nil)
 	if err != nil || !reflect.DeepEqual(*got, defaults()) {
 		t.Errorf("got %+v, %v; want %+v", *got, err, defaults())
 	}
@@ -184,6 +194,24 @@ func TestFlagCombinations(t *testing.T) {
 		{"two dashes end the flags", []string{"--ip-masq", "--"}, nil, func(c *Config) { c.Rules.Masquerade = true }},
 		{"key and certificate", []string{"--etcd-keyfile=/k", "--etcd-certfile=/c"}, nil,
 			func(c *Config) { c.Lease.Etcd.KeyFile, c.Lease.Etcd.CertFile = "/k", "/c" }},
+		{"user and password", []string{"--etcd-username=u", "--etcd-password=p"}, nil,
+			func(c *Config) { c.Lease.Etcd.Username, c.Lease.Etcd.Password = "u", "p" }},
+		{"Kubernetes with the flags of etcd", // as in manifests that were changed over
+			[]string{"--kube-subnet-mgr", "--etcd-endpoints=http://a:1", "--etcd-username=u"}, nil,
+			func(c *Config) {
+				c.Lease.Kube.Enabled = true
+				c.Lease.Etcd.Endpoints, c.Lease.Etcd.Username = []string{"http://a:1"}, "u"
+			}},
+		{"quotes around nothing", []string{`--iface=""`, "--iface-regex=''", `--public-ip=""`, `--etcd-password=""`},
+			map[string]string{"FLANNELD_IP_MASQ": `""`, "WEFTD_WORKERS": "''"}, func(*Config) {}},
+		{"quotes around a value", []string{`--iface="eth0"`, `--ip-masq='true'`},
+			map[string]string{"FLANNELD_ETCD_PREFIX": `"/x"`}, func(c *Config) {
+				c.Underlay.Interfaces, c.Rules.Masquerade, c.Lease.Etcd.Prefix = []string{"eth0"}, true, "/x"
+			}},
+		{"quotes that are no pair", []string{`--iface="eth0`, `--iface="`, `--iface="a'`}, nil,
+			func(c *Config) { c.Underlay.Interfaces = []string{`"eth0`, `"`, `"a'`} }},
+		{"quotes of a password", []string{"--etcd-username=u", `--etcd-password="p"`}, nil,
+			func(c *Config) { c.Lease.Etcd.Username, c.Lease.Etcd.Password = "u", `"p"` }},
 		{"profiles on the health port", []string{"--pprof", "--healthz-port=1"}, nil,
 			func(c *Config) { c.Health.Profile, c.Health.Port = true, 1 }},
 		{"command line wins, variables are not read", []string{"--workers=2", "-v=3"},
@@ -217,11 +245,56 @@ func TestFlagCombinations(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			want := defaults()
 			test.want(&want)
-			got, err := Parse(test.args, env(test.env))
+			got, err := parse(test.args, env(test.env))
 			if err != nil || !reflect.DeepEqual(*got, want) {
 				t.Errorf("got %+v, %v; want %+v", *got, err, want)
 			}
 		})
+	}
+}
+
+func TestKlogFlags(t *testing.T) {
+	got, err := Parse([]string{"-logtostderr", "--alsologtostderr=true", "--log_dir", "/x", "--stderrthreshold=INFO",
+		"-vmodule=a=2", "--ip-masq", "-skip_headers"}, env(map[string]string{"FLANNELD_LOG_FILE": "/y"}))
+	want := []string{"--vmodule", "--log_dir", "--log_file", "--stderrthreshold", "--alsologtostderr", "--logtostderr",
+		"--skip_headers"}
+	if err != nil || !slices.Equal(got.Ignored, want) || !got.Rules.Masquerade {
+		t.Errorf("got %q, %v; want %q", got.Ignored, err, want)
+	}
+	for _, o := range klogOptions() {
+		if _, err := Parse([]string{"--" + o.name + "=x"}, nil); err != nil {
+			t.Errorf("--%s: %v", o.name, err)
+		}
+	}
+}
+
+func TestGivenFlags(t *testing.T) {
+	got, err := Parse([]string{"--iface=a", "--iface=b", "--iface-regex=^e", "-v=0x1", "--etcd-username=u",
+		"--etcd-password=secret"}, env(map[string]string{"FLANNELD_IP_MASQ": "T", "WEFTD_SPIN": ""}))
+	want := map[string]string{"iface": "a,b", "iface-regex": "^e", "v": "0x1", "etcd-username": "u",
+		"etcd-password": "(hidden)", "ip-masq": "T"}
+	if err != nil || !maps.Equal(got.Given, want) {
+		t.Errorf("got %q, %v; want %q", got.Given, err, want)
+	}
+}
+
+func TestUnknownVariables(t *testing.T) {
+	got, err := Parse([]string{"--etcd-prefix=/x"}, env(map[string]string{
+		"FLANNELD_ETCD_ENDPOINT": "http://a:1", "WEFTD_IFCAE": "eth0", "FLANNELD_WORKERS": "2", "WEFTD_NOPE": "1",
+		"FLANNEL_PUBLIC_IP": "192.0.2.1", "WEFT_SPIN": "false",
+		// not one of these:
+		"FLANNELD_IFACE": "eth0", "WEFTD_IP_MASQ": "true", "WEFTD_EMPTI": "", "FLANNELD_VERSION": "v1",
+		"FLANNEL_ETCD_PREFIX": "/x", "FLANNEL_SUBNET": "10.5.1.1/24", "WEFT_CNI_PLUGINS": "/x", "PATH": "/bin",
+		"WEFTD_SERVICE_HOST": "10.0.0.1", "WEFTD_SERVICE_PORT": "80", "WEFTD_SERVICE_PORT_HTTP": "80",
+		"WEFTD_PORT": "tcp://10.0.0.1:80", "WEFTD_PORT_80_TCP": "tcp://10.0.0.1:80", "WEFTD_PORT_80_TCP_ADDR": "10.0.0.1",
+	}))
+	want := []UnknownVariable{
+		{"FLANNELD_ETCD_ENDPOINT", "FLANNELD_ETCD_ENDPOINTS"}, {"FLANNELD_WORKERS", "WEFTD_WORKERS"},
+		{"FLANNEL_PUBLIC_IP", "FLANNELD_PUBLIC_IP"}, {"WEFTD_IFCAE", "WEFTD_IFACE"}, {"WEFTD_NOPE", ""},
+		{"WEFT_SPIN", "WEFTD_SPIN"},
+	}
+	if err != nil || !slices.Equal(got.Unknown, want) {
+		t.Errorf("got %+v, %v\nwant %+v", got.Unknown, err, want)
 	}
 }
 

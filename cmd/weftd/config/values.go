@@ -2,6 +2,7 @@ package config
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"net/url"
@@ -24,6 +25,17 @@ type value interface {
 	String() string
 	isBool() bool
 }
+
+// ignored is the value of a flag without effect, which accepts any text. It is true for a boolean
+// flag.
+type ignored bool
+
+// Set does nothing.
+func (ignored) Set(string) error { return nil }
+
+// String returns nothing.
+func (ignored) String() string { return "" }
+func (i ignored) isBool() bool { return bool(i) }
 
 var errInvalid = errors.New("invalid value")
 
@@ -204,8 +216,15 @@ func (v repeated[T]) Set(s string) error {
 	return nil
 }
 
-func (repeated[T]) String() string { return "" }
-func (repeated[T]) isBool() bool   { return false }
+func (v repeated[T]) String() string {
+	var list []string
+	for _, t := range *v.into {
+		list = append(list, fmt.Sprint(t))
+	}
+	return strings.Join(list, ",")
+}
+
+func (repeated[T]) isBool() bool { return false }
 
 func names(into *[]string) value {
 	return repeated[string]{into, func(s string) (string, error) { return s, nil }}
