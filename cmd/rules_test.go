@@ -255,6 +255,29 @@ func TestNoInit(t *testing.T) {
 	}
 }
 
+// TestLogErrorKey keeps one key, err, for errors in logs.
+func TestLogErrorKey(t *testing.T) {
+	fset, files := sources(t)
+	for _, f := range files {
+		ast.Inspect(f.ast, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			method, ok := call.Fun.(*ast.SelectorExpr)
+			if !ok || !slices.Contains([]string{"Debug", "Info", "Warn", "Error", "Log", "With"}, method.Sel.Name) {
+				return true
+			}
+			for _, arg := range call.Args {
+				if key, ok := arg.(*ast.BasicLit); ok && key.Value == `"error"` {
+					t.Errorf("%s: log key \"error\", want \"err\"", fset.Position(key.Pos()))
+				}
+			}
+			return true
+		})
+	}
+}
+
 // TestTopLevel holds the fixed list of what may stand at the root, beside what .gitignore names there.
 func TestTopLevel(t *testing.T) {
 	allowed := []string{".ci", ".git", ".github", ".gitignore", "CONTRIBUTING.md", "LICENSE", "Makefile",
