@@ -43,19 +43,16 @@ const (
 // Store implements lease.Store on an etcd cluster. The caller closes it.
 type Store struct {
 	config Config
-	dialer clientv3.Config
+	client *clientv3.Client
 	id     string // of this daemon, in owner keys
-	stop   context.CancelFunc
 
 	// Fixed outside tests.
 	ownerTTL, callTimeout time.Duration
 	random                func(n int) int
 
-	dialing sync.Mutex // held while connecting, which may take callTimeout
-	mu      sync.Mutex // guards the fields below
-	client  *clientv3.Client
-	owners  *ownerKeys // nil: not permitted by etcd
-	own     *ownLease  // nil: none
+	mu     sync.Mutex // guards the fields below
+	owners *ownerKeys // nil: not permitted by etcd
+	own    *ownLease  // nil: none
 	// pendingLease is the etcd lease that the own key is, or is about to be, attached to.
 	pendingLease clientv3.LeaseID
 	unreadable   map[string]bool // keys logged as unreadable
@@ -76,11 +73,11 @@ func Open(c Config) (*Store, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	tls, err := c.tlsConfig()
+	id, err := identity(c.Instance)
 	if err != nil {
 		return nil, err
 	}
-	id, err := identity(c.Instance)
+	client, err := newClient(c)
 	if err != nil {
 		return nil, err
 	}
@@ -90,47 +87,58 @@ func Open(c Config) (*Store, error) {
 	if c.CheckInterval <= 0 {
 		c.CheckInterval = defaultCheckInterval
 	}
-	ctx, stop := context.WithCancel(context.Background())
-	redial := backoff.DefaultConfig
-	redial.BaseDelay, redial.MaxDelay = 100*time.Millisecond, redialMax
 	return &Store{
-		config: c, id: id, stop: stop, unreadable: make(map[string]bool),
+		config: c, client: client, id: id, unreadable: make(map[string]bool),
 		owners:   &ownerKeys{path.Join(c.Prefix, "weft/owners") + "/"},
 		ownerTTL: defaultOwnerTTL, callTimeout: defaultCallTimeout, random: rand.IntN,
-		dialer: clientv3.Config{
-			Context: ctx, Endpoints: c.Endpoints, TLS: tls,
-			Username: c.Username, Password: c.Password, DialTimeout: defaultCallTimeout,
-			DialKeepAliveTime: pingInterval, DialKeepAliveTimeout: pingTimeout,
-			Logger: zap.NewNop(), // errors are returned, and logged by the caller
-			DialOptions: []grpc.DialOption{
-				grpc.WithConnectParams(grpc.ConnectParams{
-					Backoff: redial, MinConnectTimeout: defaultCallTimeout,
-				}),
-				grpc.WithChainUnaryInterceptor(recordCause),
-			},
-		},
 	}, nil
+}
+
+// newClient returns a client for the config with additional interceptors. It does not wait for a
+// connection.
+func newClient(c Config, extra ...grpc.UnaryClientInterceptor) (*clientv3.Client, error) {
+	tls, err := c.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	redial := backoff.DefaultConfig
+	redial.BaseDelay, redial.MaxDelay = 100*time.Millisecond, redialMax
+	options := []grpc.DialOption{
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: redial, MinConnectTimeout: defaultCallTimeout,
+		}),
+		grpc.WithNoProxy(), // etcd is a service of the cluster
+	}
+	if c.Username != "" && c.Password != "" {
+		l := newLogin(c.Username, c.Password)
+		options = append(options, grpc.WithChainUnaryInterceptor(l.unary),
+			grpc.WithChainStreamInterceptor(l.stream))
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: c.Endpoints, TLS: tls,
+		DialKeepAliveTime: pingInterval, DialKeepAliveTimeout: pingTimeout,
+		Logger: zap.NewNop(), // errors are returned, and logged by the caller
+		DialOptions: append(options,
+			grpc.WithChainUnaryInterceptor(append(extra, recordCause)...)),
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd: endpoints %s: %w", strings.Join(c.Endpoints, ", "), err)
+	}
+	return client, nil
 }
 
 // Close revokes the owner key, if etcd answers quickly, and disconnects. The lease itself remains
 // for the next start. Calls in progress fail.
 func (s *Store) Close() error {
-	s.mu.Lock()
-	c, own := s.client, s.own
-	s.mu.Unlock()
-	defer s.stop()
-	if c == nil {
-		return nil
-	}
-	if own != nil && own.ownerLeaseID != clientv3.NoLease {
+	if own := s.getOwn(); own != nil && own.ownerLeaseID != clientv3.NoLease {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		if _, err := c.Revoke(ctx, own.ownerLeaseID); err != nil {
+		if _, err := s.client.Revoke(ctx, own.ownerLeaseID); err != nil {
 			s.config.Log.Debug("owner key not revoked, left to expire", "lease", own.key,
 				"err", err)
 		}
 	}
-	if err := c.Close(); err != nil && !errors.Is(err, context.Canceled) {
+	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("etcd: close: %w", err)
 	}
 	return nil
@@ -173,10 +181,7 @@ func (s *Store) call(
 	var last cause
 	ctx, cancel := context.WithTimeout(context.WithValue(ctx, causeKey{}, &last), s.callTimeout)
 	defer cancel()
-	c, err := s.connect(ctx)
-	if err == nil {
-		err = request(ctx, c)
-	}
+	err := request(ctx, s.client)
 	switch {
 	case err == nil:
 		return nil
@@ -221,41 +226,6 @@ func (c *cause) text() string {
 		return ""
 	}
 	return " (" + regexp.MustCompile(`:\d+->`).ReplaceAllString(c.last, "->") + ")"
-}
-
-// connect returns the shared client and creates it if necessary. With a user name, the constructor
-// logs in, which needs the server; hence it is not called in Open.
-func (s *Store) connect(ctx context.Context) (*clientv3.Client, error) {
-	s.dialing.Lock()
-	defer s.dialing.Unlock()
-	s.mu.Lock()
-	c := s.client
-	s.mu.Unlock()
-	if c != nil {
-		return c, nil
-	}
-	// The client lasts as long as the context passed to its constructor, so ctx must only cancel
-	// the construction.
-	dialer := s.dialer
-	clientCtx, cancel := context.WithCancel(dialer.Context)
-	dialer.Context = clientCtx
-	stop := context.AfterFunc(ctx, cancel)
-	c, err := clientv3.New(dialer)
-	if !stop() && err == nil {
-		c.Close()
-		err = ctx.Err()
-	}
-	if err != nil {
-		cancel()
-		if ctx.Err() != nil {
-			err = ctx.Err() // the constructor reports a deadline as a cancellation, too
-		}
-		return nil, fmt.Errorf("connect: %w", err)
-	}
-	s.mu.Lock()
-	s.client = c
-	s.mu.Unlock()
-	return c, nil
 }
 
 // txn runs one transaction.

@@ -43,7 +43,7 @@ type operator struct {
 	prefix string
 }
 
-func newOperator(t *testing.T, s *testetcd.Server, prefix string) operator {
+func newOperator(t *testing.T, s restartable, prefix string) operator {
 	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
 	if err != nil {

@@ -127,17 +127,11 @@ func (s *Store) listUsing(ctx context.Context, k *ownerKeys) (*keyspace, error) 
 func (s *Store) openStream(
 	ctx context.Context, from int64,
 ) (stream clientv3.WatchChan, cancel context.CancelFunc, err error) {
-	dialCtx, dialCancel := context.WithTimeout(ctx, s.callTimeout)
-	defer dialCancel()
-	c, err := s.connect(dialCtx)
-	if err != nil {
-		return nil, nil, fmt.Errorf("etcd: watch: %w", err)
-	}
 	// WithRequireLeader: a member without a leader would serve a stale list. Client.Watch returns
 	// only after the server has responded, which may never happen.
 	ctx, cancel = context.WithCancel(clientv3.WithRequireLeader(ctx))
 	timeout := time.AfterFunc(s.callTimeout, cancel)
-	stream = c.Watch(ctx, s.subnets(),
+	stream = s.client.Watch(ctx, s.subnets(),
 		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
 	if !timeout.Stop() {
 		cancel()

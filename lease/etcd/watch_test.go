@@ -265,7 +265,7 @@ func TestCheckStaleRequests(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	s := open(t, c.config(0))
 	var counts, sorts atomic.Int32
-	s.dialer.DialOptions = append(s.dialer.DialOptions, grpc.WithChainUnaryInterceptor(
+	client, err := newClient(c.config(0),
 		func(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, next grpc.UnaryInvoker,
 			opts ...grpc.CallOption) error {
 			if r, ok := req.(*etcdserverpb.RangeRequest); ok && r.CountOnly {
@@ -274,7 +274,12 @@ func TestCheckStaleRequests(t *testing.T) {
 				sorts.Add(1)
 			}
 			return next(ctx, method, req, reply, cc, opts...)
-		}))
+		})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.client.Close()
+	s.client = client
 	mustClaim(t, s, request(c.network, 0))
 	ks, err := s.list(t.Context())
 	if err != nil {

@@ -33,6 +33,8 @@ type Config struct {
 	Listen netip.AddrPort
 	// CertFile and KeyFile enable TLS. ClientCAFile additionally requires client certificates.
 	CertFile, KeyFile, ClientCAFile string
+	// AuthToken is etcd's --auth-token: the kind of the tokens of users. The default is simple.
+	AuthToken string
 }
 
 // Server is an etcd server that can be stopped and restarted. Its methods are not safe for
@@ -153,6 +155,9 @@ func (s *Server) embedConfig() *embed.Config {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.serving = append(s.serving, g)
+	}
+	if s.config.AuthToken != "" {
+		c.AuthToken = s.config.AuthToken
 	}
 	c.EnableGRPCGateway = false // it would dial from a thread in any namespace
 	c.UnsafeNoFsync = true
