@@ -239,3 +239,43 @@ func TestNetnsOtherDefaultRoute(t *testing.T) {
 		t.Errorf("interface changed %d times", n)
 	}
 }
+
+// TestNetnsLoopbackUnderlay uses nodes whose addresses are on lo, as on hosts that take part in
+// routing.
+func TestNetnsLoopbackUnderlay(t *testing.T) {
+	for _, backend := range []string{"udp", "vxlan"} {
+		t.Run(backend, func(t *testing.T) {
+			c := newCluster(t, lab.Options{}, `{"Network":"10.5.0.0/16","Backend":{"Type":"`+backend+`"}}`)
+			routers := []netip.Prefix{netip.MustParsePrefix("10.10.10.1/32"), netip.MustParsePrefix("10.10.10.2/32")}
+			for i, n := range c.Nodes {
+				err := errors.Join(n.AddAddr("lo", routers[i]), n.SetMTU("eth0", 1480),
+					n.AddRoute(routers[1-i], c.Nodes[1-i].Addr, "eth0"))
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			ds := c.up("--iface=lo")
+			for i, d := range ds {
+				if got := d.status().Interface; got.Name != "lo" || got.Public != routers[i].Addr() || got.MTU != 1480 {
+					t.Errorf("%s: interface %+v", d.node.Name, got)
+				}
+			}
+			r, err := c.Nodes[0].Pods[0].Ping(t.Context(), c.Nodes[1].Pods[0].Addr,
+				lab.Ping{Count: 3, Size: ds[0].env().MTU, DontFragment: true})
+			if err != nil || r.Received != 3 {
+				t.Errorf("pings of full size: %+v, %v", r, err)
+			}
+		})
+	}
+}
+
+// TestNetnsCanReachItself passes the address of one node to the daemons of all.
+func TestNetnsCanReachItself(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.up("--iface-can-reach=" + c.Nodes[0].Addr.String())
+	for _, d := range ds {
+		if got := d.status().Interface; got.Name != "eth0" || got.Address != d.node.Addr {
+			t.Errorf("%s: interface %+v", d.node.Name, got)
+		}
+	}
+}

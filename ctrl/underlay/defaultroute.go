@@ -105,7 +105,7 @@ const ethernetMTU = 1500
 // mtu returns the MTU of a device in bytes. Packets with an address of the loopback device as their
 // source leave by another one: the default route's.
 func (c *chooser) mtu(l ctrl.Link) int {
-	if !loopback(l) {
+	if l.Index != loopbackIndex {
 		return l.MTU
 	}
 	smallest := 0

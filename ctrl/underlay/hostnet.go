@@ -26,14 +26,18 @@ func (h hostNet) link(name string) (ctrl.Link, bool) {
 	return h.links[n], true
 }
 
-// owner returns the device that has an address.
+// owner returns the device that has an address, one with a duplicate only if there is no other.
 func (h hostNet) owner(a netip.Addr) (dev string, ok bool) {
 	for _, x := range h.addrs {
-		if x.Addr == a {
+		if x.Addr != a {
+			continue
+		}
+		if !x.Duplicate {
 			return x.Dev, true
 		}
+		dev, ok = x.Dev, true
 	}
-	return "", false
+	return dev, ok
 }
 
 // find returns a device's address with its flags.
@@ -44,10 +48,6 @@ func (h hostNet) find(dev string, a netip.Addr) (ctrl.IfaceAddr, bool) {
 	}
 	return h.addrs[n], true
 }
-
-// loopback reports whether a device is its namespace's loopback device, which is always the first
-// (LOOPBACK_IFINDEX in include/net/net_namespace.h).
-func loopback(l ctrl.Link) bool { return l.Index == 1 }
 
 // rank is the class of an address; a higher one is worse.
 type rank int
@@ -146,7 +146,7 @@ func (h hostNet) settled(inUse Iface) hostNet {
 	var as []ctrl.IfaceAddr
 	for _, a := range h.addrs {
 		mine := a.Dev == inUse.Name && (a.Addr == inUse.Addr || a.Addr == inUse.Addr6)
-		if !a.Tentative || mine {
+		if !a.Tentative || a.Duplicate || mine {
 			as = append(as, a)
 		}
 	}

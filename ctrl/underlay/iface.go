@@ -57,6 +57,14 @@ func (i Iface) Equal(j Iface) bool {
 		i.OnLink.Equal(j.OnLink)
 }
 
+// loopbackIndex is the index of the loopback device in every network namespace (LOOPBACK_IFINDEX in
+// the kernel's include/net/flow.h).
+const loopbackIndex = 1
+
+// Loopback reports whether i is the loopback device. Its addresses are the node's, but packets
+// leave by other devices.
+func (i Iface) Loopback() bool { return i.Index == loopbackIndex }
+
 // routeFunc asks the kernel for the device and source address of the route to an address.
 type routeFunc func(netip.Addr) (dev string, src netip.Addr, err error)
 
@@ -81,7 +89,7 @@ func choose(o Options, net hostNet, routeTo routeFunc, inUse Iface) (Iface, erro
 	case inUse.Name == "":
 		i = fresh
 	default:
-		c = chooser{o: o, net: net, routeTo: routeTo, prefer: []netip.Addr{inUse.Addr, inUse.Addr6}}
+		c = chooser{o: o, net: net, routeTo: routeTo, prefer: preferred(inUse)}
 		if i, err = c.successor(inUse); err != nil {
 			return Iface{}, err
 		}
@@ -251,7 +259,7 @@ func (c *chooser) byRouteTo(dst netip.Addr) (Iface, error) {
 	if err != nil {
 		return Iface{}, err
 	}
-	if l, ok := c.net.link(dev); ok && loopback(l) {
+	if l, ok := c.net.link(dev); ok && l.Index == loopbackIndex {
 		return Iface{}, fmt.Errorf("the route is by the loopback device %s", dev)
 	}
 	if !src.IsValid() {

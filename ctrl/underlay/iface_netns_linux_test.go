@@ -218,3 +218,59 @@ func TestNetnsOnLink(t *testing.T) {
 		}
 	}
 }
+
+// TestNetnsDuplicateAddress starts with a tentative address, and with one that another host has.
+func TestNetnsDuplicateAddress(t *testing.T) {
+	veth := netlink.NewVeth(netlink.LinkAttrs{Name: "dad0", TxQLen: -1})
+	veth.PeerName = "dad1"
+	if err := netlink.LinkAdd(veth); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(veth); err != nil {
+			t.Error(err)
+		}
+	})
+	peer, err := netlink.LinkByName("dad1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	duplicate := ipNet("fd31::9/64")
+	for _, err := range []error{
+		netlink.AddrAdd(peer, &netlink.Addr{IPNet: duplicate, Flags: unix.IFA_F_NODAD}),
+		netlink.LinkSetUp(peer), netlink.LinkSetUp(veth),
+		netlink.AddrAdd(veth, &netlink.Addr{IPNet: ipNet("fd31::2/64")}),
+		netlink.AddrAdd(veth, &netlink.Addr{IPNet: duplicate}),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := open(t)
+	o := Options{IPv6: true, Iface: []string{"dad0"}}
+	i, err := Choose(t.Context(), k, o, Iface{})
+	if err != nil || i.Addr6 != addr("fd31::2") {
+		t.Errorf("got %+v, %v", i, err)
+	}
+	h, err := read(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, _ := h.find("dad0", addr("fd31::2")); a.Tentative {
+		t.Error("chosen while tentative")
+	}
+	await(t, "the duplicate is detected", func() bool {
+		h, err := read(k)
+		a, _ := h.find("dad0", addr("fd31::9"))
+		return err == nil && a.Duplicate
+	})
+	if err := netlink.AddrDel(veth, &netlink.Addr{IPNet: ipNet("fd31::2/64")}); err != nil {
+		t.Fatal(err)
+	}
+	if h, err = read(k); err != nil {
+		t.Fatal(err)
+	}
+	if i, err := choose(o, h, k.RouteTo, Iface{}); err != nil || !i.Addr6.IsLinkLocalUnicast() {
+		t.Errorf("with the duplicate alone: %+v, %v", i, err)
+	}
+}

@@ -3,6 +3,7 @@ package underlay
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 )
 
@@ -40,6 +41,11 @@ func (c *chooser) keep(inUse, fresh Iface, err error) (Iface, bool) {
 	return i, true
 }
 
+// preferred lists the addresses in use that are worth keeping.
+func preferred(inUse Iface) []netip.Addr {
+	return slices.DeleteFunc([]netip.Addr{inUse.Addr, inUse.Addr6}, netip.Addr.IsLinkLocalUnicast)
+}
+
 // successor chooses when the interface in use or one of its addresses is gone. The same interface
 // with another address comes first, even without a default route. A link-local address does not
 // replace another one: no other node expects it.
@@ -56,7 +62,7 @@ func (c *chooser) successor(inUse Iface) (Iface, error) {
 	}
 	i := all[0]
 	for _, x := range all {
-		if !setback(inUse, x) {
+		if !setback(inUse, x) && x.rank < linkLocal {
 			i = x
 			break
 		}
@@ -67,10 +73,13 @@ func (c *chooser) successor(inUse Iface) (Iface, error) {
 	return i, nil
 }
 
-// setback reports whether next is another interface or has a worse address. Such a choice waits
+// setback reports whether next is another interface or another, worse address. Such a choice waits
 // for the interface in use to recover.
 func setback(inUse, next Iface) bool {
-	return next.Name != inUse.Name || next.rank > inUse.rank
+	if next.Name != inUse.Name {
+		return true
+	}
+	return next.rank > inUse.rank && (next.Addr != inUse.Addr || next.Addr6 != inUse.Addr6)
 }
 
 // downgrade reports whether old is not link-local and next is.

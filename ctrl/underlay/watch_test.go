@@ -130,6 +130,30 @@ func TestIfaceWatch(t *testing.T) {
 	})
 }
 
+func TestIfaceWatchSetback(t *testing.T) {
+	inUse := Iface{Name: "eth0", Addr: addr("10.0.0.1")}
+	noted := inUse
+	noted.Note = "a note"
+	for _, next := range []Iface{{Name: "eth1", Addr: addr("10.0.0.2")},
+		{Name: "eth0", Addr: addr("10.0.0.2"), rank: single}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := watchIface(t, inUse)
+			w.take()
+			w.set(next, nil)
+			after(lossDelay - time.Second)
+			w.set(noted, nil)
+			if got := w.take(); !slices.Equal(got, []string{"eth0 10.0.0.1"}) {
+				t.Errorf("%+v for a moment: told %q, want the note alone", next, got)
+			}
+			w.set(next, nil)
+			after(lossDelay)
+			if got := w.take(); !slices.Equal(got, []string{next.describe()}) {
+				t.Errorf("told %q, want %s", got, next.describe())
+			}
+		})
+	}
+}
+
 const ifaceTestTimer = 10 * time.Second
 
 func TestRelevant(t *testing.T) {
