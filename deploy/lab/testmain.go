@@ -16,6 +16,8 @@ const (
 	// stageForbidden is the stage of a program that lists its tests without namespaces.
 	stageForbidden = "forbidden"
 	netnsPattern   = "^TestNetns"
+	// systemPath has iptables, nft and dockerd, which Debian keeps out of an ordinary user's PATH.
+	systemPath = "/usr/local/sbin:/usr/sbin:/sbin"
 )
 
 // runner is the part of *testing.M that Main uses. Commands import this package, so it must not
@@ -35,6 +37,10 @@ func Main(m runner) int {
 	// lose.
 	if slices.Contains(os.Args, "-test.fuzzworker") || os.Getenv(stageVariable) == stageForbidden {
 		return m.Run()
+	}
+	if err := os.Setenv("PATH", os.Getenv("PATH")+":"+systemPath); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
 	}
 	status, err := Run(m.Run)
 	var forbidden *NamespaceError
