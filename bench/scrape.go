@@ -5,11 +5,14 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
+
+	"weft/deploy/lab"
 )
 
 // Metrics is the values of one scrape, by name and labels in the text format, such as
@@ -82,11 +85,17 @@ func (m Metrics) Features() (used, unused []string) {
 // Get reads a path of a daemon's health server. A status other than 200 is an error that contains
 // the body.
 func Get(ctx context.Context, at netip.AddrPort, path string) ([]byte, error) {
+	return get(ctx, http.DefaultClient, at, path)
+}
+
+func get(
+	ctx context.Context, client *http.Client, at netip.AddrPort, path string,
+) ([]byte, error) {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+at.String()+path, nil)
 	if err != nil {
 		return nil, err
 	}
-	response, err := http.DefaultClient.Do(request)
+	response, err := client.Do(request)
 	if err != nil {
 		return nil, err
 	}
@@ -99,6 +108,14 @@ func Get(ctx context.Context, at netip.AddrPort, path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(body)))
 	}
 	return body, nil
+}
+
+// GetInside is Get for a client in the namespace, for the pages that a daemon shows only
+// to local clients.
+func GetInside(ctx context.Context, ns *lab.NS, at netip.AddrPort, path string) ([]byte, error) {
+	dial := func(context.Context, string, string) (net.Conn, error) { return ns.Dial("tcp", at) }
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: dial}}
+	return get(ctx, client, at, path)
 }
 
 // bodyLimit is the number of bytes read of a body: metrics of 1,000 nodes take 400 KB.

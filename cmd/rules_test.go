@@ -62,8 +62,9 @@ var mayImport = map[string][]string{
 	"cmd/weft": {"cmd/buildinfo", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
-	"cmd/weftd/agent": {"cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
+	"cmd/weftd/agent": {"cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
+	"cmd/weftd/cgroup": {},
 	"cmd/weftd/config": {"dataplane", "dataplane/feature", "lease/spelling"},
 }
 

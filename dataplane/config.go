@@ -26,7 +26,7 @@ type Config struct {
 	// SourcePort makes worker i send from port SourcePort+i, for networks that balance load by
 	// port. 0 means the port of Bind.
 	SourcePort uint16
-	// Buffer is the size of each socket's send and receive buffer in bytes; 0 means defaultBuffer.
+	// Buffer is the size of each socket's send and receive buffer in bytes; 0 means DefaultBuffer.
 	Buffer int
 
 	// Workers is the number of workers, at most MaxWorkers; 0 means one per CPU.
@@ -57,7 +57,7 @@ func (c Config) withDefaults() (Config, error) {
 	}
 	c.Spin = c.Spin && runtime.NumCPU() > 1
 	if c.Buffer == 0 {
-		c.Buffer = defaultBuffer
+		c.Buffer = DefaultBuffer
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -160,6 +160,15 @@ func (m Mode) String() string {
 	return fmt.Sprintf("engine %d", uint8(m))
 }
 
-// defaultBuffer is a socket buffer size in bytes that absorbs a pause of the worker of 5 ms at 10
+// DefaultBuffer is a socket buffer size in bytes that absorbs a pause of the worker of 5 ms at 10
 // Gb/s; wireguard-go uses about the same.
-const defaultBuffer = 7 << 20
+const DefaultBuffer = 7 << 20
+
+// The resources of one worker, for callers with limits.
+const (
+	// WorkerMemory is the size of a worker's packet buffers in bytes.
+	WorkerMemory = 11 << 19
+	// WorkerDescriptors is the number of a worker's descriptors: TUN queues, a socket or two, an
+	// eventfd and an epoll instance.
+	WorkerDescriptors = numClasses + 4
+)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -16,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"weft/bench"
 	"weft/deploy/lab"
 	"weft/lease"
 	"weft/lease/kube/testkube"
@@ -272,13 +272,13 @@ func TestNetnsAPIServerDown(t *testing.T) {
 // status returns a daemon's /status.
 func (c *cluster) status(t testing.TB, node *clusterNode) string {
 	t.Helper()
-	resp, err := http.Get(fmt.Sprintf("http://%s:%d/status", node.Addr, c.daemonContainer().Ports[0].ContainerPort))
+	port := uint16(c.daemonContainer().Ports[0].ContainerPort)
+	body, err := bench.GetInside(t.Context(), node.NS, netip.AddrPortFrom(node.Addr, port), "/status")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close()
 	var s any
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+	if err := json.Unmarshal(body, &s); err != nil {
 		t.Fatal(err)
 	}
 	return fmt.Sprint(s)

@@ -44,7 +44,7 @@ func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int) err
 	if err != nil {
 		return err
 	}
-	page, err := bench.Get(ctx, d.health(i), "/status")
+	page, err := bench.GetInside(ctx, node.NS, d.health(i), "/status")
 	if err != nil {
 		return err
 	}
@@ -134,7 +134,8 @@ Things to try:
   in the pod    ping %s
   in the node   ip route; ip -s link show dev flannel0; tcpdump -ni eth0 udp port 8285
                 ip link del flannel0        (weftd recreates it, the ping continues)
-  from etcd     curl http://%s/status; curl http://%s/metrics
+                curl http://%s/status
+  from etcd     curl http://%s/metrics
   from outside  cat %s
                 %s --pid kill -9 %d   (the daemon of %s: only its pod becomes unreachable)
 `, inside(a.Pods[0].Name), inside(a.Name), enter, pid, b.Pods[0].Addr, d.health(0), d.health(0),

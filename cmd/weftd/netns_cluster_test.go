@@ -256,7 +256,7 @@ func (d *member) awaitPage(limit time.Duration, path string, ok func([]byte, err
 		case <-ctx.Done():
 		}
 	}()
-	err := lab.Await(ctx, limit, d.node.Name+" "+path, func() error { return ok(bench.Get(ctx, d.health(), path)) })
+	err := lab.Await(ctx, limit, d.node.Name+" "+path, func() error { return ok(bench.GetInside(ctx, d.node.NS, d.health(), path)) })
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -266,7 +266,7 @@ func (d *member) awaitPage(limit time.Duration, path string, ok func([]byte, err
 func (d *member) status() agent.Status {
 	d.t.Helper()
 	var s agent.Status
-	b, err := bench.Get(d.t.Context(), d.health(), "/status")
+	b, err := bench.GetInside(d.t.Context(), d.node.NS, d.health(), "/status")
 	if err == nil {
 		err = json.Unmarshal(b, &s)
 	}

@@ -24,6 +24,7 @@ type daemon struct {
 	log      *slog.Logger
 	build    metrics.Build
 	nodeName string
+	limits   limits
 
 	snapshot  atomic.Pointer[snapshot] // source of the status; nil before the first
 	heartbeat heartbeat                // of the agent's loop
@@ -42,10 +43,14 @@ func Run(ctx context.Context, cfg *config.Config, build metrics.Build, log *slog
 	for _, note := range ruleNotes(cfg.Rules) {
 		log.Info("packet filter note", "note", note)
 	}
-	d := &daemon{cfg: cfg, log: log, build: build, nodeName: nodeName(cfg.Node, log)}
+	d := &daemon{
+		cfg: cfg, log: log, build: build, nodeName: nodeName(cfg.Node, log),
+		limits: readLimits(cfg.Engine, log),
+	}
+	d.limits.apply(log)
 	group, running := errgroup.WithContext(ctx)
 	if cfg.Health.Port > 0 {
-		h, err := listenHealth(ctx, cfg.Health, d.status, log)
+		h, err := listenHealth(ctx, cfg.Health, d.limits.Connections, d, log)
 		if err != nil {
 			return err
 		}

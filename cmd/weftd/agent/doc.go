@@ -9,6 +9,8 @@
 //	subnetfile.go  subnet.env
 //	readiness.go   the conditions of readiness
 //	snapshot.go    state for the HTTP server, published by the loop
+//	limits.go      sizes for limits of memory, CPU time and descriptors
+//	clients.go     bounds of the health server's clients
 //	status.go      /status in JSON
 //	traffic.go     counters of the dataplane for /status and /metrics
 //	health.go      the HTTP server

@@ -17,7 +17,7 @@ func TestEngineConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &daemon{cfg: cfg}
+	d := &daemon{cfg: cfg, limits: limits{Descriptors: 1 << 20}.withSizes(cfg.Engine, 1)}
 	got := d.engineConfig(backend.Advertisement{Listen: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472})
 	want := dataplane.Config{
 		Device: "flannel%d", Bind: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472, Workers: 3, SourcePort: 9000,
@@ -31,7 +31,7 @@ func TestEngineConfig(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.cfg = cfg
+	d.cfg, d.limits = cfg, limits{Descriptors: 1 << 20}.withSizes(cfg.Engine, 1)
 	if d.engineConfig(backend.Advertisement{}).Spin {
 		t.Error("spins with --spin=false")
 	}

@@ -20,7 +20,10 @@ import (
 )
 
 // healthServer serves /healthz, /readyz, /status and /metrics. It starts before the other parts and
-// reads the daemon's status per request.
+// reads the daemon's state per request.
+//
+// Every pod can reach it, so clients share bounded resources: connections (boundedListener), times
+// and header sizes (below), and memory (oneByOne).
 type healthServer struct {
 	listener net.Listener
 	server   *http.Server
@@ -29,14 +32,30 @@ type healthServer struct {
 const (
 	// readHeaderTimeout limits the time that a client takes to send the header of a request.
 	readHeaderTimeout = 5 * time.Second
+	// idleTimeout limits the time between two requests on a connection. Prometheus opens a new one
+	// if its interval is longer.
+	idleTimeout = 30 * time.Second
+	// writeTimeout limits the time of a response, except for profiles.
+	writeTimeout = 10 * time.Second
+	// maxHeaderBytes is many times the size of the header of a scrape.
+	maxHeaderBytes = 16 << 10
 	// shutdownTimeout limits the time for responses in progress at exit. A response takes
 	// milliseconds, and the whole daemon must exit within two seconds.
 	shutdownTimeout = 500 * time.Millisecond
 )
 
-// listenHealth listens on the address of --healthz-ip and --healthz-port.
+// healthSource is the state that the health server shows.
+type healthSource interface {
+	// conditions returns the conditions of readiness. It costs little, however many nodes there
+	// are.
+	conditions() []condition
+	status() Status
+}
+
+// listenHealth listens on the address of --healthz-ip and --healthz-port and keeps at most
+// connections open.
 func listenHealth(
-	ctx context.Context, c config.Health, current func() Status, log *slog.Logger,
+	ctx context.Context, c config.Health, connections int, s healthSource, log *slog.Logger,
 ) (*healthServer, error) {
 	address := net.JoinHostPort(c.IP, strconv.Itoa(c.Port))
 	var lc net.ListenConfig
@@ -49,10 +68,12 @@ func listenHealth(
 		return nil, fmt.Errorf("--healthz-ip, --healthz-port: %w", err)
 	}
 	return &healthServer{
-		listener: l,
+		listener: &boundedListener{Listener: l, limit: connections},
 		server: &http.Server{
-			Handler:           healthHandler(current, c.Profile, log),
+			Handler:           healthHandler(c, s, log),
 			ReadHeaderTimeout: readHeaderTimeout,
+			IdleTimeout:       idleTimeout,
+			MaxHeaderBytes:    maxHeaderBytes,
 			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		},
 	}, nil
@@ -78,50 +99,93 @@ func (h *healthServer) run(ctx context.Context) error {
 }
 
 // healthHandler returns the handler of all paths. The status codes are flannel's.
-func healthHandler(current func() Status, profile bool, log *slog.Logger) http.Handler {
+func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
+	page := func(path string, h http.Handler) { mux.Handle(path, withDeadline(h)) }
+	page("/healthz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, http.StatusOK, "weftd is running\n")
-	})
-	mux.HandleFunc("/readyz", func(w http.ResponseWriter, _ *http.Request) {
-		answerReady(w, current())
-	})
-	mux.HandleFunc("/status", func(w http.ResponseWriter, _ *http.Request) {
-		answerStatus(w, current())
-	})
-	mux.Handle("/metrics", metrics.Handler(metrics.Options{
-		Build: current().Build,
-		Read:  func() metrics.Snapshot { return current().metrics() },
+	}))
+	page("/readyz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		answerReady(w, s.conditions())
+	}))
+	details := newOneByOne(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		answerJSON(w, s.status())
+	}))
+	page("/status", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !isLocal(r) {
+			answerJSON(w, newSummary(s.conditions()))
+			return
+		}
+		details.ServeHTTP(w, r)
+	}))
+	scrape := newOneByOne(metrics.Handler(metrics.Options{
+		Build: s.status().Build,
+		Read:  func() metrics.Snapshot { return s.status().metrics() },
 		Log:   log,
 	}))
-	if profile {
-		mux.HandleFunc("/debug/pprof/", pprof.Index)
-		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
-		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	switch c.Metrics {
+	case config.MetricsAll:
+		page("/metrics", scrape)
+	case config.MetricsLocal:
+		page("/metrics", localOnly(scrape))
+	}
+	if c.Profile {
+		handleProfiles(mux)
 	}
 	return mux
 }
 
+// handleProfiles adds the profiles, without a deadline: they take as long as the client asks for.
+// They are for local clients, as the command line may hold a password.
+func handleProfiles(mux *http.ServeMux) {
+	for path, h := range map[string]http.HandlerFunc{
+		"/debug/pprof/":        pprof.Index,
+		"/debug/pprof/cmdline": pprof.Cmdline,
+		"/debug/pprof/profile": pprof.Profile,
+		"/debug/pprof/symbol":  pprof.Symbol,
+		"/debug/pprof/trace":   pprof.Trace,
+	} {
+		mux.Handle(path, localOnly(h))
+	}
+}
+
+// withDeadline limits the time for writing the response of h.
+func withDeadline(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Only a ResponseWriter without a connection, as of a test, has no deadline.
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
+		h.ServeHTTP(w, r)
+	})
+}
+
+// summary is the part of the status that all clients may read: no addresses and names of nodes.
+type summary struct {
+	Ready      bool        `json:"ready"`
+	Conditions []condition `json:"conditions"`
+	Note       string      `json:"note"`
+}
+
+func newSummary(conditions []condition) summary {
+	ready, _ := allMet(conditions)
+	return summary{
+		Ready: ready, Conditions: conditions,
+		Note: "the full status is for clients on this node",
+	}
+}
+
 // answerReady writes the readiness and the reasons of the conditions that are not met.
-func answerReady(w http.ResponseWriter, s Status) {
-	if s.Ready {
+func answerReady(w http.ResponseWriter, conditions []condition) {
+	ready, reasons := allMet(conditions)
+	if ready {
 		answer(w, http.StatusOK, "weftd is ready\n")
 		return
 	}
-	var b strings.Builder
-	b.WriteString("weftd is not ready yet\n")
-	for _, c := range s.Conditions {
-		if !c.OK {
-			fmt.Fprintf(&b, "%s: %s\n", c.Name, c.Reason)
-		}
-	}
-	answer(w, http.StatusServiceUnavailable, b.String())
+	text := append([]string{"weftd is not ready yet"}, reasons...)
+	answer(w, http.StatusServiceUnavailable, strings.Join(text, "\n")+"\n")
 }
 
-func answerStatus(w http.ResponseWriter, s Status) {
-	body, err := json.MarshalIndent(s, "", "  ")
+func answerJSON(w http.ResponseWriter, v any) {
+	body, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		answer(w, http.StatusInternalServerError, err.Error()+"\n")
 		return

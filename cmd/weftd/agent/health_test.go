@@ -23,10 +23,33 @@ import (
 	"weft/metrics"
 )
 
+// fixedSource is a healthSource with a fixed status.
+type fixedSource Status
+
+func (s fixedSource) conditions() []condition { return s.Conditions }
+func (s fixedSource) status() Status {
+	s.Ready, _ = allMet(s.Conditions)
+	return Status(s)
+}
+
+func testHandler(c config.Health, s Status) http.Handler {
+	return healthHandler(c, fixedSource(s), slog.New(slog.DiscardHandler))
+}
+
+const remoteClient, localClient = "192.0.2.1:4000", "127.0.0.1:4000"
+
+// get requests a path as a local client.
 func get(t *testing.T, h http.Handler, path string) (code int, body string) {
 	t.Helper()
+	return getFrom(t, h, localClient, path)
+}
+
+func getFrom(t *testing.T, h http.Handler, client, path string) (code int, body string) {
+	t.Helper()
 	w := httptest.NewRecorder()
-	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+	r := httptest.NewRequest(http.MethodGet, path, nil)
+	r.RemoteAddr = client
+	h.ServeHTTP(w, r)
 	return w.Code, w.Body.String()
 }
 
@@ -35,46 +58,66 @@ func TestHealthPaths(t *testing.T) {
 		{Name: "config", OK: true}, {Name: "lease", Reason: "pool is full"}, {Name: "rules", Reason: "no iptables"},
 	}}
 	ready := Status{Ready: true, Conditions: []condition{{Name: "config", OK: true}}}
+	all, profile := config.Health{Metrics: config.MetricsAll}, config.Health{Metrics: config.MetricsAll, Profile: true}
+	local, off := config.Health{Metrics: config.MetricsLocal}, config.Health{Metrics: config.MetricsOff}
 	tests := []struct {
-		path    string
-		profile bool
-		status  Status
-		code    int
-		body    string // prefix
+		path, client string
+		config       config.Health
+		status       Status
+		code         int
+		body         string // prefix
 	}{
-		{"/healthz", false, notReady, 200, "weftd is running\n"},
-		{"/readyz", false, notReady, 503, "weftd is not ready yet\nlease: pool is full\nrules: no iptables\n"},
-		{"/readyz", false, ready, 200, "weftd is ready\n"},
-		{"/status", false, notReady, 200, "{\n"},
-		{"/metrics", false, notReady, 200, "# HELP "},
-		{"/", false, ready, 404, ""},
-		{"/healthz/", false, ready, 404, ""},
-		{"/debug/pprof/", false, ready, 404, ""},
-		{"/debug/pprof/", true, ready, 200, "<html>"},
-		{"/debug/pprof/cmdline", true, ready, 200, ""},
+		{"/healthz", remoteClient, all, notReady, 200, "weftd is running\n"},
+		{"/readyz", remoteClient, all, notReady, 503, "weftd is not ready yet\nlease: pool is full\nrules: no iptables\n"},
+		{"/readyz", remoteClient, all, ready, 200, "weftd is ready\n"},
+		{"/status", localClient, all, notReady, 200, "{\n  \"build\""},
+		{"/status", "[::1]:4000", all, notReady, 200, "{\n  \"build\""},
+		{"/status", "[::ffff:127.0.0.1]:4000", all, notReady, 200, "{\n  \"build\""},
+		{"/status", remoteClient, all, notReady, 200, "{\n  \"ready\": false,\n  \"conditions\""},
+		{"/metrics", remoteClient, all, notReady, 200, "# HELP "},
+		{"/metrics", remoteClient, local, notReady, 403, "/metrics is for clients on this node\n"},
+		{"/metrics", localClient, local, notReady, 200, "# HELP "},
+		{"/metrics", localClient, off, notReady, 404, ""},
+		{"/", localClient, all, ready, 404, ""},
+		{"/healthz/", localClient, all, ready, 404, ""},
+		{"/debug/pprof/", localClient, all, ready, 404, ""},
+		{"/debug/pprof/", localClient, profile, ready, 200, "<html>"},
+		{"/debug/pprof/cmdline", localClient, profile, ready, 200, ""},
+		{"/debug/pprof/", remoteClient, profile, ready, 403, ""},
+		{"/debug/pprof/cmdline", remoteClient, profile, ready, 403, ""},
 	}
 	for _, test := range tests {
-		h := healthHandler(func() Status { return test.status }, test.profile, slog.New(slog.DiscardHandler))
-		if code, body := get(t, h, test.path); code != test.code || !strings.HasPrefix(body, test.body) {
-			t.Errorf("%s: %d %q, want %d %q", test.path, code, body, test.code, test.body)
+		code, body := getFrom(t, testHandler(test.config, test.status), test.client, test.path)
+		if code != test.code || !strings.HasPrefix(body, test.body) {
+			t.Errorf("%s from %s, --metrics=%s: %d %q, want %d %q", test.path, test.client, test.config.Metrics,
+				code, body, test.code, test.body)
 		}
 	}
 }
 
 func TestReadyzFollowsStatus(t *testing.T) {
-	current := Status{}
-	h := healthHandler(func() Status { return current }, false, slog.New(slog.DiscardHandler))
-	for _, ready := range []bool{false, true, false, true} {
-		current.Ready = ready
-		want := http.StatusServiceUnavailable
+	for _, ready := range []bool{false, true} {
+		h := testHandler(config.Health{Metrics: config.MetricsAll}, Status{Conditions: []condition{{Name: "lease", OK: ready}}})
+		want, metric := http.StatusServiceUnavailable, "\nweft_ready 0\n"
 		if ready {
-			want = http.StatusOK
+			want, metric = http.StatusOK, "\nweft_ready 1\n"
 		}
 		if code, _ := get(t, h, "/readyz"); code != want {
 			t.Errorf("ready %t: %d", ready, code)
 		}
-		if _, body := get(t, h, "/metrics"); !strings.Contains(body, fmt.Sprintf("\nweft_ready %d\n", want&1^1)) {
+		if _, body := get(t, h, "/metrics"); !strings.Contains(body, metric) {
 			t.Errorf("ready %t: /metrics disagrees", ready)
+		}
+	}
+}
+
+// TestStatusSecrets checks that other hosts and pods learn no address or name of a node.
+func TestStatusSecrets(t *testing.T) {
+	s := Status{Node: "n1", Nodes: []nodeStatus{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}}}
+	_, body := getFrom(t, testHandler(config.Health{}, s), remoteClient, "/status")
+	for _, secret := range []string{"n1", "n2", "192.0.2.2"} {
+		if strings.Contains(body, `"`+secret+`"`) {
+			t.Errorf("%s in %s", secret, body)
 		}
 	}
 }
@@ -87,7 +130,7 @@ func TestStatusJSON(t *testing.T) {
 		Nodes:   []nodeStatus{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}},
 		Traffic: &metrics.Traffic{Drops: []metrics.Drop{{Reason: "too_short", Packets: 3}}},
 	}
-	h := healthHandler(func() Status { return s }, false, slog.New(slog.DiscardHandler))
+	h := testHandler(config.Health{}, s)
 	code, body := get(t, h, "/status")
 	var back struct {
 		Node  string
@@ -176,7 +219,7 @@ func TestHealthServerShutdown(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	c := config.Health{IP: "127.0.0.1"}
-	h, err := listenHealth(ctx, c, func() Status { return Status{} }, slog.New(slog.DiscardHandler))
+	h, err := listenHealth(ctx, c, maxConnections, fixedSource{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -226,12 +269,12 @@ func TestHealthPortInUse(t *testing.T) {
 	}
 	defer taken.Close()
 	port := taken.Addr().(*net.TCPAddr).Port
-	_, err = listenHealth(t.Context(), config.Health{IP: "127.0.0.1", Port: port}, nil, nil)
+	_, err = listenHealth(t.Context(), config.Health{IP: "127.0.0.1", Port: port}, maxConnections, nil, nil)
 	want := fmt.Sprintf("--healthz-port: port %d is in use, cannot listen on 127.0.0.1:%d", port, port)
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v, want %s", err, want)
 	}
-	_, err = listenHealth(t.Context(), config.Health{IP: "192.0.2.1", Port: port}, nil, nil)
+	_, err = listenHealth(t.Context(), config.Health{IP: "192.0.2.1", Port: port}, maxConnections, nil, nil)
 	if err == nil || !strings.HasPrefix(err.Error(), "--healthz-ip, --healthz-port: ") {
 		t.Errorf("got %v", err)
 	}

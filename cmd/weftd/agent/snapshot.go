@@ -49,6 +49,7 @@ func (a *agent) publish() {
 func (d *daemon) status() Status {
 	status := Status{
 		Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []nodeStatus{},
+		Limits: d.limits,
 	}
 	status.Ready, _ = allMet(status.Conditions)
 	s := d.snapshot.Load()

@@ -24,6 +24,7 @@ type Status struct {
 	Kernel     kernelStatus     `json:"kernel"`
 	Rules      rulesStatus      `json:"rules"`
 	Traffic    *metrics.Traffic `json:"traffic,omitempty"`
+	Limits     limits           `json:"limits"`
 }
 
 // condition is one condition of readiness.

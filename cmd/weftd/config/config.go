@@ -153,9 +153,18 @@ type Engine struct {
 type Health struct {
 	IP   string // address or host name to listen on
 	Port int    // 0 disables the server
+	// Metrics is --metrics: the clients that may read /metrics.
+	Metrics string
 	// Profile is --pprof: serve profiles at /debug/pprof/.
 	Profile bool
 }
+
+// The values of [Health.Metrics].
+const (
+	MetricsAll   = "all"   // every client
+	MetricsLocal = "local" // clients on this node
+	MetricsOff   = "off"   // none
+)
 
 // Log holds the settings of the log.
 type Log struct {

@@ -195,8 +195,11 @@ func weftOptions(c *Config) []option {
 		{name: "log-format", accepts: "text or json",
 			usage: "format of the log on stderr",
 			value: oneOf(&c.Log.Format, "text", "json")},
+		{name: "metrics", accepts: "all, local or off",
+			usage: "clients that may read /metrics on the health port",
+			value: oneOf(&c.Health.Metrics, MetricsAll, MetricsLocal, MetricsOff)},
 		{name: "pprof", accepts: trueOrFalse,
-			usage: "serve profiles at /debug/pprof/ on the health port",
+			usage: "serve profiles to local clients at /debug/pprof/",
 			value: boolean(&c.Health.Profile, false)},
 	})
 	for i := range options {

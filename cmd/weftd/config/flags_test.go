@@ -38,7 +38,7 @@ func defaults() Config {
 		Backend: Backend{WireGuardKeyFile: "/run/flannel/wgkey"},
 		Rules:   Rules{Forward: true, NoTrack: true, Resync: 5 * time.Second},
 		Engine:  Engine{SourceCheck: dataplane.CheckKnown, Spin: true},
-		Health:  Health{IP: "0.0.0.0"},
+		Health:  Health{IP: "0.0.0.0", Metrics: MetricsAll},
 		Log:     Log{Format: "text"},
 	}
 }
@@ -110,6 +110,8 @@ var flagTests = []struct {
 	{"outer-ecn", "true", func(c *Config) { c.Engine.OuterECN = true }},
 	{"outer-dscp", "true", func(c *Config) { c.Engine.OuterDSCP = true }},
 	{"log-format", "json", func(c *Config) { c.Log.Format = "json" }},
+	{"metrics", "local", func(c *Config) { c.Health.Metrics = MetricsLocal }},
+	{"metrics", "off", func(c *Config) { c.Health.Metrics = MetricsOff }},
 }
 
 func TestFlagForms(t *testing.T) {
