@@ -63,14 +63,21 @@ func (m Metrics) Sum(name string) float64 {
 	return sum
 }
 
+// ByLabel returns the samples of a metric by the value of its only label.
+func (m Metrics) ByLabel(name, label string) map[string]float64 {
+	values := map[string]float64{}
+	for sample, v := range m {
+		value, ok := strings.CutPrefix(sample, name+"{"+label+`="`)
+		if ok {
+			values[strings.TrimSuffix(value, `"}`)] = v
+		}
+	}
+	return values
+}
+
 // Features returns the kernel features that weftd uses and does not use.
 func (m Metrics) Features() (used, unused []string) {
-	for sample, v := range m {
-		name, ok := strings.CutPrefix(sample, `weft_engine_feature{feature="`)
-		if !ok {
-			continue
-		}
-		name = strings.TrimSuffix(name, `"}`)
+	for name, v := range m.ByLabel("weft_engine_feature", "feature") {
 		if v == 1 {
 			used = append(used, name)
 		} else {

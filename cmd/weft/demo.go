@@ -28,6 +28,7 @@ const (
 	demoPrefix  = "/coreos.com/network"
 
 	etcdPort   = 2379
+	udpPort    = 8285 // of the udp backend
 	healthPort = 8286 // of each daemon, in its node's network namespace
 
 	// The demo takes a few seconds. These limits are for slow machines.
@@ -87,12 +88,17 @@ func demoInside(f demoFlags, out io.Writer) int {
 	if err != nil {
 		d.printFailure(err)
 	}
+	exited := d.exitedDaemons()
 	if cerr := d.close(); err == nil && cerr != nil {
 		err = cerr
 		fmt.Fprintln(out, "FAILED: close the lab:", cerr)
 	}
 	if err != nil {
 		return 1
+	}
+	if len(exited) > 0 {
+		d.log("done", "the steps succeeded; later the daemon exited on %s", strings.Join(exited, ", "))
+		return 0
 	}
 	d.log("done", "all steps succeeded")
 	return 0

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -78,6 +79,78 @@ func TestNetnsDemoDaemonFails(t *testing.T) {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("want %q in:\n%s", want, out.String())
 		}
+	}
+}
+
+// syncBuffer is a buffer that one goroutine reads while others write.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *syncBuffer) Write(b []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(b)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// A daemon that exits while the lab is kept is reported at once, and its log is in a file.
+func TestNetnsDemoKeepDaemonExits(t *testing.T) {
+	lab.SkipWithoutTUN(t)
+	daemon := filepath.Join(t.TempDir(), "weftd")
+	if err := os.WriteFile(daemon, []byte("#!/bin/sh\necho started; exec sleep 60\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	var out syncBuffer
+	d := &demonstration{out: &out, daemons: make([]*lab.Process, demoNodes), start: time.Now()}
+	ctx, stop := context.WithTimeout(t.Context(), 20*time.Second)
+	defer stop()
+	if err := errors.Join(d.createLab(ctx), d.startEtcd(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	for i, n := range d.lab.Nodes {
+		var err error
+		if d.daemons[i], err = n.Start([]string{daemon}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := make(chan error, 1)
+	keeping, release := context.WithCancel(ctx)
+	go func() { kept <- d.keep(keeping) }()
+	await := func(what string, done func() bool) {
+		t.Helper()
+		err := lab.Await(ctx, 10*time.Second, what, func() error {
+			if !done() {
+				return errors.New("not yet")
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("%v; output:\n%s", err, out.String())
+		}
+	}
+	await("commands", func() bool { return strings.Contains(out.String(), "The lab keeps running") })
+	d.daemons[1].Kill()
+	await("report of the exit", func() bool { return strings.Contains(out.String(), "node2  the daemon exited") })
+	await("log file", func() bool {
+		log, err := os.ReadFile(d.logFile(0))
+		return err == nil && strings.Contains(string(log), "started")
+	})
+	release()
+	if err := <-kept; err != nil {
+		t.Error(err)
+	}
+	if exited := d.exitedDaemons(); len(exited) != 1 || exited[0] != "node2" {
+		t.Errorf("exited daemons %v, want node2", exited)
+	}
+	if err := d.close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -5,8 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,18 +30,32 @@ type daemonStatus struct {
 
 // table prints a row per node, from the daemons' metrics and status and from the kernel's counters.
 func (d *demonstration) table(ctx context.Context) error {
+	dropped := map[string]float64{}
 	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "\nNODE\tADDRESS\tLEASE\tEXPIRES IN\tDEVICE\tMTU\tPACKETS OUT/IN\tMB OUT/IN\tDROPS\tUNDERLAY FRAMES OUT/IN")
 	for i, n := range d.lab.Nodes {
-		if err := d.row(ctx, w, i); err != nil {
+		if err := d.row(ctx, w, i, dropped); err != nil {
 			return &stepError{i, "read the counters of " + n.Name, err}
 		}
 	}
 	fmt.Fprintln(w)
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, reason := range slices.Sorted(maps.Keys(dropped)) {
+		fmt.Fprintf(d.out, "%.0f packets dropped: %s%s\n\n", dropped[reason], reason, dropRemarks[reason])
+	}
+	return nil
 }
 
-func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int) error {
+// dropRemarks explains the drops of a healthy demo.
+var dropRemarks = map[string]string{
+	"multicast":         " (harmless: IPv6 announcements of the kernel; the overlay is unicast only)",
+	"neighbour_message": " (harmless: router solicitations of the kernel; a TUN has no neighbours)",
+}
+
+func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int,
+	dropped map[string]float64) error {
 	node := d.lab.Nodes[i]
 	m, err := bench.Scrape(ctx, d.health(i))
 	if err != nil {
@@ -63,6 +80,11 @@ func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int) err
 	out, in := m[`weft_packets_total{direction="out"}`], m[`weft_packets_total{direction="in"}`]
 	if out == 0 || in == 0 {
 		return errors.New("the daemon counted no packets, although pods reached each other")
+	}
+	for reason, n := range m.ByLabel("weft_drops_total", "reason") {
+		if n > 0 {
+			dropped[reason] += n
+		}
 	}
 	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.0f/%.0f\t%.0f/%.0f\t%.0f\t%d/%d\n",
 		node.Name, node.Addr, s.Lease.Subnet, time.Until(s.Lease.Expires).Round(time.Minute), s.Device, device.MTU, out, in,
@@ -106,42 +128,105 @@ func failedNodes(err error) []int {
 	return nil
 }
 
-// keep prints commands to inspect the lab, and waits for Ctrl-C.
+// keep prints commands to inspect the lab, reports daemons that exit, and waits for Ctrl-C.
 func (d *demonstration) keep(ctx context.Context) error {
-	seen, err := lab.ReadHostView()
+	if err := d.copyLogs(); err != nil {
+		return err
+	}
+	if err := d.printCommands(); err != nil {
+		return err
+	}
+	exited := make(chan int)
+	for i, p := range d.daemons {
+		go func() {
+			select {
+			case <-p.Done():
+			case <-ctx.Done():
+				return
+			}
+			select {
+			case exited <- i:
+			case <-ctx.Done():
+			}
+		}()
+	}
+	for {
+		select {
+		case i := <-exited:
+			d.log(d.lab.Nodes[i].Name, "the daemon exited")
+		case <-ctx.Done():
+			fmt.Fprintln(d.out)
+			return nil
+		}
+	}
+}
+
+// logFile is the path of a daemon's log inside the lab.
+func (d *demonstration) logFile(i int) string { return d.lab.Nodes[i].Path("weftd.log") }
+
+// copyLogs keeps the daemons' logs in files.
+func (d *demonstration) copyLogs() error {
+	for i, p := range d.daemons {
+		file, err := os.Create(d.logFile(i)) // open until the process ends
+		if err != nil {
+			return err
+		}
+		if err := p.CopyLog(file); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exitedDaemons lists the nodes whose daemon has exited.
+func (d *demonstration) exitedDaemons() []string {
+	var names []string
+	for i, p := range d.daemons {
+		if p != nil && !p.Running() {
+			names = append(names, d.lab.Nodes[i].Name)
+		}
+	}
+	return names
+}
+
+// printCommands prints commands for another terminal.
+func (d *demonstration) printCommands() error {
+	view, err := lab.ReadHostView()
 	if err != nil {
 		return err
 	}
-	pid, enter := seen.PID, "nsenter --target "+seen.PID+" --mount"
-	if seen.UserNamespace {
+	enter := "nsenter --target " + view.PID + " --mount"
+	if view.UserNamespace {
 		enter += " --user --preserve-credentials"
 	}
-	root := filepath.Join("/proc", pid, "root")
-	inside := func(name string) string {
-		return enter + " --net=" +
-			filepath.Join(root, "run/netns", name)
+	root := filepath.Join("/proc", view.PID, "root")
+	shell := func(name, netns string) string {
+		return enter + " --net=" + netns + " env PS1='" + name + "# ' sh"
 	}
-	a, b := d.lab.Nodes[0], d.lab.Nodes[1]
+	inside := func(name string) string { return shell(name, filepath.Join(root, "run/netns", name)) }
+	outside := func(path string) string { return filepath.Join(root, strings.TrimPrefix(path, "/")) }
+	a, b, last := d.lab.Nodes[0], d.lab.Nodes[1], demoNodes-1
 	fmt.Fprintf(d.out, `The lab keeps running; Ctrl-C ends it. From another terminal of this user:
 
-  a pod         %s sh
-  a node        %s sh
-  etcd          %s --net=/proc/%s/ns/net sh
+  a pod         %s
+  a node        %s
+  etcd          %s
   others        the same with node1, node2, node3, node1-pod1, node2-pod1, node3-pod1
 
 Things to try:
 
   in the pod    ping %s
-  in the node   ip route; ip -s link show dev flannel0; tcpdump -ni eth0 udp port 8285
+  in the node   ip route; ip -s link show dev flannel0
+                tcpdump -Z root -ni eth0 udp port %d
+                curl http://%s/status; curl http://%s/metrics
                 ip link del flannel0        (weftd recreates it, the ping continues)
-                curl http://%s/status
-  from etcd     curl http://%s/metrics
+  from etcd     ETCDCTL_API=3 etcdctl --endpoints=%s get --prefix %s
   from outside  cat %s
+                tail -f %s
                 %s --pid kill -9 %d   (the daemon of %s: only its pod becomes unreachable)
-`, inside(a.Pods[0].Name), inside(a.Name), enter, pid, b.Pods[0].Addr, d.health(0), d.health(0),
-		filepath.Join(root, strings.TrimPrefix(a.Path("flannel/subnet.env"),
-			"/")), enter, d.daemons[demoNodes-1].PID(), d.lab.Nodes[demoNodes-1].Name)
-	<-ctx.Done()
-	fmt.Fprintln(d.out)
+`, inside(a.Pods[0].Name), inside(a.Name), shell("etcd", "/proc/"+view.PID+"/ns/net"),
+		b.Pods[0].Addr, udpPort, d.health(0), d.health(0), d.etcd.Endpoint(), demoPrefix,
+		outside(a.Path("flannel/subnet.env")), outside(d.logFile(0)), enter, d.daemons[last].PID(),
+		d.lab.Nodes[last].Name)
 	return nil
 }

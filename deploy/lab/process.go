@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strconv"
@@ -135,6 +136,16 @@ func (p *Process) Tail(n int) []string {
 	return lines[max(0, len(lines)-n):]
 }
 
+// CopyLog writes the log so far to w, and from then on everything that the process prints, until it
+// exits or w fails.
+func (p *Process) CopyLog(w io.Writer) error {
+	p.log.mu.Lock()
+	defer p.log.mu.Unlock()
+	p.log.copy = w
+	_, err := w.Write(p.log.b)
+	return err
+}
+
 // FDs returns the number of open file descriptors.
 func (p *Process) FDs() (int, error) {
 	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
@@ -178,8 +189,9 @@ const logLimit = 4 << 20
 
 // logBuffer keeps the end of the data written to it.
 type logBuffer struct {
-	mu sync.Mutex
-	b  []byte
+	mu   sync.Mutex
+	b    []byte
+	copy io.Writer // nil unless CopyLog set it
 }
 
 func (l *logBuffer) Write(b []byte) (int, error) {
@@ -189,6 +201,11 @@ func (l *logBuffer) Write(b []byte) (int, error) {
 		l.b = append(l.b[:0], l.b[len(l.b)/2:]...)
 	}
 	l.b = append(l.b, b...)
+	if l.copy != nil {
+		if _, err := l.copy.Write(b); err != nil {
+			l.copy = nil
+		}
+	}
 	return len(b), nil
 }
 
