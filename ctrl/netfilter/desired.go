@@ -40,8 +40,8 @@ type Desired struct {
 	// NoTrack holds this daemon's UDP address and port, one per address family of the underlay.
 	// Packets that the node sends to that port or receives on it bypass connection tracking. An
 	// unspecified address (0.0.0.0 or ::) means any address of its family. A firewall on the host
-	// must then accept the port explicitly, since replies no longer match a connection, and must
-	// accept ICMP errors about these packets even if it drops packets in conntrack state INVALID.
+	// must then accept the port explicitly, since replies no longer match a connection. If it drops
+	// ICMP errors in conntrack state INVALID, the packets stay in connection tracking.
 	NoTrack []netip.AddrPort
 	// TunnelPorts holds the addresses and UDP ports of tunnels to which pods must not send. A pod's
 	// packet to such a port of another node would arrive there with this node's address, so that

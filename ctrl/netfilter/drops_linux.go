@@ -34,7 +34,7 @@ func reportForwardDrops(f family, want ruleset) report {
 func findForwardDrops(f family, nets []Net) (drops, error) {
 	var found drops
 	nft, err := nftChainsAt(f, nftables.ChainHookForward)
-	legacy, legacyErr := legacyChainAt(f, "FORWARD", hookIndexForward)
+	legacy, legacyErr := legacyChainAt(f, tableFilter, hookForward, hookIndexForward)
 	for _, c := range append(nft, legacy...) {
 		for _, n := range netsOf(f, nets) {
 			dropped, sure, dropErr := dropsPods(c.tracedChain, n)
@@ -122,10 +122,10 @@ func familyName(f nftables.TableFamily) string {
 	return "inet"
 }
 
-// legacyChainAt returns the chain of legacy iptables' filter table at a hook; none if the kernel
-// does not have the table or does not let this process read it.
-func legacyChainAt(f family, chain string, hookIndex int) ([]describedChain, error) {
-	t, err := readLegacyTable(f, tableFilter)
+// legacyChainAt returns a built-in chain of legacy iptables; none if the kernel does not have the
+// table or does not let this process read it.
+func legacyChainAt(f family, table, chain string, hookIndex int) ([]describedChain, error) {
+	t, err := readLegacyTable(f, table)
 	if err != nil || t == nil {
 		if errors.Is(err, unix.EPERM) {
 			err = nil
@@ -142,8 +142,8 @@ func legacyChainAt(f family, chain string, hookIndex int) ([]describedChain, err
 	}
 	return []describedChain{{
 		tracedChain: c,
-		name:        fmt.Sprintf("%s chain %s", program, chain),
-		accept:      fmt.Sprintf("%s -I %s", program, chain),
+		name:        fmt.Sprintf("%s chain %s of table %s", program, chain, table),
+		accept:      fmt.Sprintf("%s -t %s -I %s", program, table, chain),
 		match:       "-%s %v -j ACCEPT",
 	}}, nil
 }

@@ -33,13 +33,13 @@ var droppingRules = []struct {
 	{"policy of iptables-nft", "iptables-nft -P FORWARD DROP",
 		"nftables chain FORWARD of table ip filter", "-nft"},
 	{"policy of iptables-legacy", "iptables-legacy -P FORWARD DROP",
-		"iptables-legacy chain FORWARD", "-legacy"},
+		"iptables-legacy chain FORWARD of table filter", "-legacy"},
 	{"dockerd with iptables-legacy", "iptables-legacy -P FORWARD DROP; iptables-legacy -N DOCKER; " +
 		"iptables-legacy -A FORWARD -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT; " +
 		"iptables-legacy -A FORWARD -o lo -j DOCKER; iptables-legacy -A FORWARD -s 192.168.0.0/16 -j ACCEPT",
-		"iptables-legacy chain FORWARD", "-legacy"},
+		"iptables-legacy chain FORWARD of table filter", "-legacy"},
 	{"reject rule of iptables-legacy", "iptables-legacy -A FORWARD -m state --state RELATED,ESTABLISHED " +
-		"-j ACCEPT; iptables-legacy -A FORWARD -j REJECT", "iptables-legacy chain FORWARD", "-legacy"},
+		"-j ACCEPT; iptables-legacy -A FORWARD -j REJECT", "iptables-legacy chain FORWARD of table filter", "-legacy"},
 	{"policy of nftables", "nft add table inet fw; " +
 		"nft 'add chain inet fw pass { type filter hook forward priority 0; policy drop; }'; " +
 		"nft add rule inet fw pass ct state vmap { established : accept, related : accept, invalid : drop }; " +

@@ -44,6 +44,10 @@ func (fr foreignRules) inspect(want []rule) (notes []string) {
 	return notes
 }
 
+func withoutVerdict(rules []rule, v verdict) []rule {
+	return slices.DeleteFunc(slices.Clone(rules), func(r rule) bool { return r.verdict == v })
+}
+
 func hasVerdict(rules []rule, v verdict) bool {
 	return slices.ContainsFunc(rules, func(r rule) bool { return r.verdict == v })
 }

@@ -131,9 +131,10 @@ func (p *iptablesPrograms) degrade(want []rule) (rs []rule, notes []string) {
 }
 
 func (p *iptablesPrograms) apply(ctx context.Context, want ruleset) (report, error) {
-	supported := want
+	supported, trackNotes := keepTracked(p.family, want)
 	var notes []string
-	supported.rules, notes = p.degrade(want.rules)
+	supported.rules, notes = p.degrade(supported.rules)
+	notes = append(notes, trackNotes...)
 	r, err := applyTables(ctx, p, supported)
 	for i := range r.changes {
 		r.changes[i] = p.program + " " + r.changes[i]

@@ -133,13 +133,13 @@ func (n *nftApplier) apply(_ context.Context, want map[family]ruleset) (report, 
 		errs  []error
 	)
 	for _, f := range families() {
-		s := want[f]
+		s, notes := keepTracked(f, want[f])
 		s.rules = n.degrade(f, s.rules)
 		r, err := applyNFT(f, s)
 		if len(s.rules) == 0 && isNFTUnsupported(err) {
 			err = nil // there are no rules to remove
 		}
-		r.notes = append(r.notes, n.unavailable[f].notes()...)
+		r.notes = append(append(r.notes, notes...), n.unavailable[f].notes()...)
 		foreign := foreignRules{family: f, nets: s.nets, skipTables: []string{tableName(f)},
 			remedy: "weftd's chain before it prevents that"}
 		r.notes = append(r.notes, foreign.inspect(want[f].rules)...)

@@ -25,9 +25,10 @@ const (
 	xtNameLen    = 29                                  // XT_EXTENSION_MAXNAMELEN
 	deviceLen    = 16                                  // IFNAMSIZ
 
-	hookIndexInput   = 1 // NF_INET_LOCAL_IN
-	hookIndexForward = 2 // NF_INET_FORWARD
-	numHooks         = 5 // NF_INET_NUMHOOKS
+	hookIndexPrerouting = 0 // NF_INET_PRE_ROUTING
+	hookIndexInput      = 1 // NF_INET_LOCAL_IN
+	hookIndexForward    = 2 // NF_INET_FORWARD
+	numHooks            = 5 // NF_INET_NUMHOOKS
 )
 
 // entryLayout holds the offsets of an entry's fields.

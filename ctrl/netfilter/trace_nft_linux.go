@@ -2,10 +2,13 @@ package netfilter
 
 import (
 	"bytes"
+	"encoding/binary"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // nftReader reads chains of nftables as traced rules. The tables of iptables-nft are among them.
@@ -244,8 +247,9 @@ func (d *ruleReader) verdictMap(e *expr.Lookup) ([]filterRule, error) {
 	}
 	var rules []filterRule
 	for _, el := range elements {
-		if el.VerdictData == nil {
-			continue
+		verdict, err := elementVerdict(el.Val)
+		if err != nil {
+			return nil, err
 		}
 		of := *d
 		if d.field == tracedState && d.mask == nil && len(el.Key) == 4 {
@@ -253,10 +257,29 @@ func (d *ruleReader) verdictMap(e *expr.Lookup) ([]filterRule, error) {
 		} else {
 			of.rule.unknown = true
 		}
-		of.verdict(el.VerdictData)
+		of.verdict(verdict)
 		rules = append(rules, of.rule)
 	}
 	return rules, nil
+}
+
+// elementVerdict decodes the verdict of a map's element, which the library returns as attributes.
+func elementVerdict(data []byte) (*expr.Verdict, error) {
+	ad, err := netlink.NewAttributeDecoder(data)
+	if err != nil {
+		return nil, err
+	}
+	ad.ByteOrder = binary.BigEndian
+	v := &expr.Verdict{Kind: expr.VerdictContinue}
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			v.Kind = expr.VerdictKind(int32(ad.Uint32()))
+		case unix.NFTA_VERDICT_CHAIN:
+			v.Chain = ad.String()
+		}
+	}
+	return v, ad.Err()
 }
 
 func (d *ruleReader) verdict(e *expr.Verdict) {
