@@ -2,9 +2,10 @@
 // traffic that leaves the cluster, forwarding between pods, preserved pod source addresses between
 // nodes, and no connection tracking for tunnel packets.
 //
-// [Desired] is the wanted state as a value. A [Manager] compares it with the kernel's rules every
-// few seconds and repairs the differences: rules that are missing, duplicate, out of order, or
-// placed after a rule that bypasses them. The example of [Manager] shows its use.
+// [Desired] is the wanted state as a value. A [Manager] compares it with the kernel's rules when
+// the kernel reports a change and every few seconds, since changes of legacy iptables are not
+// reported. It repairs the differences: rules that are missing, duplicate, out of order, or placed
+// after a rule that bypasses them. The example of [Manager] shows its use.
 //
 // # The rules
 //

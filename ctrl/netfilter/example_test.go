@@ -60,6 +60,11 @@ func (h memoryHost) open(context.Context, bool, map[family]ruleset) (applier, er
 
 func (memoryHost) removeElsewhere(context.Context, applier, func(rule) bool) error { return nil }
 
+func (memoryHost) watch(ctx context.Context, _ func()) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
 func (memoryHost) mode() Mode { return IPTables }
 
 func (h memoryHost) apply(ctx context.Context, want map[family]ruleset) (report, error) {

@@ -49,6 +49,7 @@ func (a *fakeApplier) applied() []map[family]ruleset {
 // fakeHost is a host with one fakeApplier per mode.
 type fakeHost struct {
 	appliers map[Mode]*fakeApplier
+	changes  chan struct{} // received by watch
 
 	mu        sync.Mutex
 	openErr   error
@@ -58,7 +59,8 @@ type fakeHost struct {
 }
 
 func newFakeHost() *fakeHost {
-	return &fakeHost{appliers: map[Mode]*fakeApplier{IPTables: {fixedMode: IPTables}, NFTables: {fixedMode: NFTables}}}
+	return &fakeHost{appliers: map[Mode]*fakeApplier{IPTables: {fixedMode: IPTables}, NFTables: {fixedMode: NFTables}},
+		changes: make(chan struct{})}
 }
 
 func (h *fakeHost) open(_ context.Context, nftables bool, _ map[family]ruleset) (applier, error) {
@@ -80,6 +82,17 @@ func (h *fakeHost) removeElsewhere(_ context.Context, chosen applier, _ func(rul
 	defer h.mu.Unlock()
 	h.removes = append(h.removes, chosen.mode())
 	return h.removeErr
+}
+
+func (h *fakeHost) watch(ctx context.Context, changed func()) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-h.changes:
+			changed()
+		}
+	}
 }
 
 // setErrors sets the errors that open and removeElsewhere return from now on.

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 )
 
 // Options configures a Manager. The zero value is ready for use.
@@ -21,7 +23,15 @@ type Options struct {
 	Previous []netip.Prefix
 }
 
-const defaultResync = 5 * time.Second
+const (
+	defaultResync = 5 * time.Second
+	// settleTime is the time from a report of a change to the comparison. A change of several rules
+	// arrives as several reports.
+	settleTime = 20 * time.Millisecond
+	// burst is the number of comparisons that reports may cause at once; then they may cause one
+	// per second. That bounds the load on hosts where another program undoes each repair.
+	burst = 10
+)
 
 // Status is the result of the last comparison of the kernel's rules with the wanted ones.
 type Status struct {
@@ -50,6 +60,9 @@ type host interface {
 	// removeElsewhere removes this daemon's rules from all places that current does not manage.
 	// Other daemons' rules stay.
 	removeElsewhere(ctx context.Context, current applier, otherDaemon func(rule) bool) error
+	// watch calls changed after each change that may concern the rules, until ctx ends. It misses
+	// the changes that the kernel does not report.
+	watch(ctx context.Context, changed func()) error
 }
 
 // report is the result of applying rules.
@@ -94,6 +107,7 @@ type Manager struct {
 	log    *slog.Logger
 	resync time.Duration
 	notify chan struct{} // wakes Run after a Set
+	events chan struct{} // wakes Run after a change that the kernel reports
 
 	mu      sync.Mutex
 	want    Desired
@@ -115,7 +129,7 @@ type Manager struct {
 
 func newManager(h host, o Options) *Manager {
 	m := &Manager{host: h, log: o.Log, resync: o.Resync, notify: make(chan struct{}, 1),
-		logged: map[string]bool{}}
+		events: make(chan struct{}, 1), logged: map[string]bool{}}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -142,8 +156,12 @@ func (m *Manager) Set(d Desired) {
 	if same {
 		return
 	}
+	wake(m.notify)
+}
+
+func wake(c chan<- struct{}) {
 	select {
-	case m.notify <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -157,23 +175,58 @@ func (m *Manager) Status() Status {
 	return s
 }
 
-// Run applies the wanted rules until ctx ends, and returns ctx's error. It does nothing before the
-// first Set, and leaves the rules in place when it returns.
+// Run applies the wanted rules until ctx ends, and returns ctx's error. It compares them with the
+// kernel's after each change that the kernel reports, and at intervals for others. It does nothing
+// before the first Set, and leaves the rules in place when it returns.
 func (m *Manager) Run(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-m.notify:
 	}
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		m.watch(ctx)
+	}()
+	defer func() { <-watched }()
 	ticker := time.NewTicker(m.resync)
 	defer ticker.Stop()
+	limit := rate.NewLimiter(1, burst)
 	for {
 		m.reconcileOnce(ctx)
+		if !m.await(ctx, ticker.C, limit) {
+			return ctx.Err()
+		}
+	}
+}
+
+// watch wakes Run after changes that the kernel reports.
+func (m *Manager) watch(ctx context.Context) {
+	err := m.host.watch(ctx, func() { wake(m.events) })
+	if ctx.Err() == nil {
+		m.log.Warn("packet filter rules are compared at intervals only",
+			"interval", m.resync, "err", err)
+	}
+}
+
+// await waits until the rules should be compared again. It reports false if ctx ends first.
+func (m *Manager) await(ctx context.Context, tick <-chan time.Time, limit *rate.Limiter) bool {
+	var settled <-chan time.Time
+	for {
 		select {
 		case <-ctx.Done():
-			return ctx.Err()
+			return false
 		case <-m.notify:
-		case <-ticker.C:
+			return true
+		case <-tick:
+			return true
+		case <-settled:
+			return true
+		case <-m.events:
+			if settled == nil && limit.Allow() {
+				settled = time.After(settleTime)
+			}
 		}
 	}
 }

@@ -246,3 +246,30 @@ func TestManagerCanceled(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestManagerReportedChange checks that a reported change is repaired at once, and that a flood of
+// reports, as when two daemons undo each other's changes, does not cause one comparison each.
+func TestManagerReportedChange(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newFakeHost()
+		a := h.appliers[IPTables]
+		m, _ := running(t, h)
+		m.Set(allRules())
+		pass(time.Second)
+		before := len(a.applied())
+		a.setResult(report{changes: []string{"jump restored"}}, nil)
+		h.changes <- struct{}{}
+		pass(settleTime)
+		if s := m.Status(); s.Repairs != 1 || len(a.applied()) != before+1 {
+			t.Fatalf("after a report: %d repairs, %d comparisons", s.Repairs, len(a.applied())-before)
+		}
+		for range 60 * 20 {
+			h.changes <- struct{}{}
+			pass(50 * time.Millisecond)
+		}
+		most := burst + 60 + 60/int(defaultResync/time.Second) + 1
+		if n := len(a.applied()) - before; n > most || n < 60 {
+			t.Errorf("%d comparisons in a minute of reports, at most %d are allowed", n, most)
+		}
+	})
+}

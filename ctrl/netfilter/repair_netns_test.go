@@ -147,6 +147,71 @@ func TestNetnsRepairs(t *testing.T) {
 	}
 }
 
+// TestNetnsRepairOnReport flushes the rules while the next regular comparison is far away.
+func TestNetnsRepairOnReport(t *testing.T) {
+	for _, fw := range firewalls()[:2] {
+		t.Run(fw.name, func(t *testing.T) {
+			fw.require(t)
+			// Run starts goroutines, so it uses the namespace of the process.
+			ns := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Root.NS
+			m := newManager(variantHost{variant: fw.variant}, Options{Resync: time.Hour})
+			ctx, cancel := context.WithCancel(t.Context())
+			done := make(chan error, 1)
+			go func() { done <- m.Run(ctx) }()
+			d := allRules()
+			d.NFTables = fw.nft
+			m.Set(d)
+			awaitStatus(t, m, func(s Status) bool { return s.InPlace })
+			want := fw.listRules(t, ns, ipv4)
+			if fw.nft {
+				inNS(t, ns, func() error {
+					conn, err := dialNFT()
+					if err != nil {
+						return err
+					}
+					conn.FlushRuleset()
+					return conn.Flush()
+				})
+			} else {
+				runIn(t, ns, fw.program(ipv4), "-F")
+			}
+			start := time.Now()
+			awaitStatus(t, m, func(s Status) bool { return s.Repairs > 0 })
+			t.Logf("repaired after %v", time.Since(start))
+			err := lab.Await(ctx, 5*time.Second, "rules", func() error {
+				if got := fw.listRules(t, ns, ipv4); fw.sorted(got) != fw.sorted(want) {
+					return fmt.Errorf("got%s\nwant%s", got, want)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Error(err)
+			}
+			cancel()
+			if err := <-done; !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+			if _, err := Cleanup(context.WithoutCancel(ctx)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// awaitStatus waits for a status.
+func awaitStatus(t *testing.T, m *Manager, ok func(Status) bool) {
+	t.Helper()
+	err := lab.Await(t.Context(), 10*time.Second, "status", func() error {
+		if s := m.Status(); !ok(s) {
+			return fmt.Errorf("status %+v", s)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestNetnsRunRepairs checks that Run repairs a flush, in the lab's own namespace.
 func TestNetnsRunRepairs(t *testing.T) {
 	requireNFTables(t)
@@ -196,5 +261,58 @@ func TestNetnsRunRepairs(t *testing.T) {
 	}
 	if hasNFTTable(ipv4, tableName(ipv4)) || hasNFTTable(ipv6, tableName(ipv6)) {
 		t.Error("table left after Cleanup")
+	}
+}
+
+// TestNetnsOthersChainsAreNotReported checks that other programs' work on their own chains causes
+// no comparison.
+func TestNetnsOthersChainsAreNotReported(t *testing.T) {
+	fw := firewalls()[1]
+	fw.require(t)
+	ns := newNS(t)
+	runIn(t, ns, fw.program(ipv4), "-N", "KUBE-SERVICES")
+	runIn(t, ns, fw.program(ipv4), "-A", "FORWARD", "-j", "KUBE-SERVICES")
+	reports := make(chan struct{}, 100)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- ns.Do(func() error {
+			return realHost{}.watch(ctx, func() { reports <- struct{}{} })
+		})
+	}()
+	// The first report proves that the socket is open.
+	err := lab.Await(ctx, 10*time.Second, "first report", func() error {
+		runIn(t, ns, fw.program(ipv4), "-P", "FORWARD", "DROP")
+		runIn(t, ns, fw.program(ipv4), "-P", "FORWARD", "ACCEPT")
+		if len(reports) == 0 {
+			return errors.New("none")
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	drain := func() (n int) {
+		for {
+			select {
+			case <-reports:
+				n++
+			case <-time.After(100 * time.Millisecond):
+				return n
+			}
+		}
+	}
+	drain()
+	runIn(t, ns, fw.program(ipv4), "-A", "KUBE-SERVICES", "-d", "10.96.0.1", "-j", "ACCEPT")
+	if n := drain(); n > 0 {
+		t.Errorf("%d reports of a change in a foreign chain", n)
+	}
+	runIn(t, ns, fw.program(ipv4), "-A", "FORWARD", "-j", "ACCEPT")
+	if drain() == 0 {
+		t.Error("no report of a change in FORWARD")
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Error(err)
 	}
 }
