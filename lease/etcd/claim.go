@@ -89,7 +89,7 @@ func (c *claim) decide(ks *keyspace, owners map[string]owner, random func(int) i
 		return fmt.Errorf("etcd: %w", err)
 	}
 	for _, i := range choice.Own {
-		if o := owners[entries[i].key]; o.mod != 0 && o.ID != c.id {
+		if o := owners[entries[i].key]; o.isOther(c.id) {
 			return inUse(c.request.Attrs.Public(), entries[i].key, o)
 		}
 	}
@@ -118,21 +118,21 @@ func (c *claim) decide(ks *keyspace, owners map[string]owner, random func(int) i
 	return nil
 }
 
-// existing returns the leases that Choose must respect. A lease whose owner key has this daemon's
-// ID belongs to this node even if its public IP differs: it may have changed while the daemon was
-// down. An owner whose lease expired keeps its subnet.
+// existing returns the leases that Choose must respect. A lease whose owner key names this
+// daemon belongs to this node even if its public IP differs: it may have changed while the daemon
+// was down. An owner whose lease expired keeps its subnet.
 func (c *claim) existing(ks *keyspace, owners map[string]owner) ([]entry, []lease.Lease) {
 	entries := ks.sorted()
 	existing := make([]lease.Lease, 0, len(entries))
 	for _, e := range entries {
 		l := e.lease
-		if o := owners[e.key]; o.mod != 0 && o.ID == c.id {
+		if owners[e.key].isNode(e, c.id, c.request.Node) {
 			l.Attrs = c.request.Attrs
 		}
 		existing = append(existing, l)
 	}
 	for key, o := range owners {
-		if _, listed := ks.entries[key]; listed || o.ID == c.id {
+		if _, listed := ks.entries[key]; listed || o.ID == c.id || o.Released {
 			continue
 		}
 		if l, err := parseKey(key); err == nil {

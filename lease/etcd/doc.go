@@ -10,11 +10,13 @@
 //	                                      reservation, which never expires
 //	<prefix>/subnets/10.5.1.0-24&fd10:5:0:40::-64          a dual-stack lease
 //	<prefix>/weft/owners/10.5.1.0-24      Weft only: {"id":"…","node":"host"}, with an etcd
-//	                                      lease of 15 s
+//	                                      lease of 15 s; after a stop with "released":true and
+//	                                      the etcd lease of the lease
 //
 // The owner key shows that the daemon that holds a lease is alive, and identifies it. It allows
 // Weft to refuse a second node with the same public IP but accept a daemon that restarts after a
-// crash. It lies outside <prefix>/subnets because flannel drops all its peers if it finds an
+// crash. A released one allows the node to come back with another address, if it is the same daemon
+// or has the same host name: it keeps its subnet, and no lease is left over for a day. It lies outside <prefix>/subnets because flannel drops all its peers if it finds an
 // unreadable key there. An etcd role for <prefix>/ permits all of this; with a role that suffices
 // for flannel only, the daemon works without owner keys, as flannel does.
 //

@@ -17,10 +17,25 @@ import (
 
 // owner is the content of an owner key. The zero owner means that the key does not exist.
 type owner struct {
-	ID      string `json:"id"`   // of the daemon: see identity
-	Node    string `json:"node"` // its host name, for people
-	mod     int64  // revision of the last change
-	leaseID clientv3.LeaseID
+	ID   string `json:"id"`   // of the daemon: see identity
+	Node string `json:"node"` // its host name
+	// Released is set by a daemon that stops: it no longer runs, but the lease remains its node's.
+	Released bool  `json:"released,omitempty"`
+	mod      int64 // revision of the last change
+	leaseID  clientv3.LeaseID
+}
+
+// isOther reports whether a running daemon other than id holds the lease.
+func (o owner) isOther(id string) bool { return o.mod != 0 && o.ID != id && !o.Released }
+
+// isNode reports whether lease e belongs to the daemon id on the named node, whatever its address
+// is now. A released lease that was written since, as by flannel with the same address, does not.
+func (o owner) isNode(e entry, id, node string) bool {
+	if !o.Released {
+		return o.mod != 0 && o.ID == id
+	}
+	sameName := o.Node == node && node != "" && !strings.HasPrefix(node, "localhost")
+	return o.leaseID == e.leaseID && (o.ID == id || sameName)
 }
 
 // parseOwner parses an owner key. An unreadable key counts as owned by another daemon.
@@ -141,6 +156,26 @@ func (s *Store) ownerValue(node string) (string, error) {
 	return string(b), nil
 }
 
+// release marks the owner key as released, so that it lasts as long as the lease: the node may come
+// back with another address. Where it cannot, it deletes the owner key.
+func (s *Store) release(ctx context.Context, own *ownLease) error {
+	if k := s.ownerKeys(); k != nil && own.leaseID != clientv3.NoLease {
+		value, err := json.Marshal(owner{ID: s.id, Node: own.node, Released: true})
+		if err != nil {
+			return fmt.Errorf("encode owner: %w", err)
+		}
+		key := k.prefix + own.key
+		_, err = s.client.Txn(ctx).
+			If(clientv3.Compare(clientv3.LeaseValue(key), "=", own.ownerLeaseID)).
+			Then(clientv3.OpPut(key, string(value), clientv3.WithLease(own.leaseID))).Commit()
+		if err != nil {
+			s.config.Log.Debug("owner key not released", "lease", own.key, "err", err)
+		}
+	}
+	_, err := s.client.Revoke(ctx, own.ownerLeaseID)
+	return err
+}
+
 // inUse returns the error for a lease owned by another live daemon.
 func inUse(public fmt.Stringer, key string, o owner) error {
 	return fmt.Errorf("%w: %s belongs to node %q, which holds %s",
@@ -180,7 +215,7 @@ func (s *Store) ensureOwnerKey(
 		return nil
 	case o.ID == s.id && o.leaseID == own.ownerLeaseID:
 		return s.keepAlive(ctx)
-	case o.ID != s.id && o.mod != 0:
+	case o.isOther(s.id):
 		s.replaceOwn(own, nil)
 		return inUse(own.attrs.Public(), own.key, o)
 	}

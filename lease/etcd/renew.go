@@ -56,7 +56,7 @@ func (s *Store) checkOwner(l lease.Lease, e entry, o owner) error {
 	if e.mod == 0 {
 		return fmt.Errorf("%w: %s no longer exists", lease.ErrLost, key)
 	}
-	if o.mod != 0 && o.ID != s.id {
+	if o.isOther(s.id) {
 		return fmt.Errorf("%w: %s is now held by node %q", lease.ErrLost, key, o.Node)
 	}
 	if e.lease.SameNode(l.Attrs) {

@@ -127,13 +127,13 @@ func newClient(c Config, extra ...grpc.UnaryClientInterceptor) (*clientv3.Client
 	return client, nil
 }
 
-// Close revokes the owner key, if etcd answers quickly, and disconnects. The lease itself remains
+// Close releases the owner key, if etcd answers quickly, and disconnects. The lease itself remains
 // for the next start. Calls in progress fail.
 func (s *Store) Close() error {
 	if own := s.getOwn(); own != nil && own.ownerLeaseID != clientv3.NoLease {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		if _, err := s.client.Revoke(ctx, own.ownerLeaseID); err != nil {
+		if err := s.release(ctx, own); err != nil {
 			s.config.Log.Debug("owner key not revoked, left to expire", "lease", own.key,
 				"err", err)
 		}
@@ -157,7 +157,7 @@ func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 		return lease.Network{}, err
 	}
 	if len(got.Kvs) == 0 {
-		return lease.Network{}, fmt.Errorf("etcd: no network config at %s", key)
+		return lease.Network{}, s.missingConfig(ctx, key)
 	}
 	n, err := lease.ParseNetwork(got.Kvs[0].Value)
 	if err == nil {
@@ -167,6 +167,31 @@ func (s *Store) Network(ctx context.Context) (lease.Network, error) {
 		return lease.Network{}, fmt.Errorf("etcd: %s: %w", key, err)
 	}
 	return n, nil
+}
+
+// missingConfig returns the error for a missing config key. It names a key beside it that may hold
+// the config.
+func (s *Store) missingConfig(ctx context.Context, key string) error {
+	otherSlash := "/" + key
+	if rest, ok := strings.CutPrefix(key, "/"); ok {
+		otherSlash = rest
+	}
+	candidates := []string{path.Dir(key), otherSlash, key + "/"}
+	var t transaction
+	for _, c := range candidates {
+		t.then = append(t.then, clientv3.OpGet(c, clientv3.WithCountOnly()))
+	}
+	hint := "write it with version 3 of etcd's API (ETCDCTL_API=3), keys of version 2 are not visible"
+	// The role may not permit these keys, so an error just leaves the general hint.
+	if got, err := s.txn(ctx, "find network config", t); err == nil {
+		for i, r := range got.Responses {
+			if r.GetResponseRange().Count > 0 {
+				hint = fmt.Sprintf("a key %s exists, but the config belongs at %s", candidates[i], key)
+				break
+			}
+		}
+	}
+	return fmt.Errorf("etcd: no network config at %s: %s", key, hint)
 }
 
 // subnets returns the prefix of all lease keys. Its final slash excludes <prefix>/subnets-old.

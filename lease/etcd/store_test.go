@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -169,6 +170,30 @@ func TestStore(t *testing.T) {
 			Compact: func(t *testing.T) { compact(t, server) },
 		}
 	})
+}
+
+func TestMissingConfigHint(t *testing.T) {
+	server := serve(t)
+	for key, want := range map[string]string{
+		"/net5/x":        "keys of version 2 are not visible",
+		"/net1":          "a key /net1 exists, but the config belongs at /net1/config",
+		"net2/config":    "a key net2/config exists, but the config belongs at /net2/config",
+		"/net3/config/":  "a key /net3/config/ exists, but the config belongs at /net3/config",
+		"/net4/config/x": "keys of version 2 are not visible",
+	} {
+		newOperator(t, server, "").put(t, key, onlyV4)
+		prefix := "/" + strings.Split(strings.TrimPrefix(key, "/"), "/")[0]
+		_, err := open(t, testConfig(server, prefix, 0)).Network(t.Context())
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("config at %s: got %v, want %q", key, err, want)
+		}
+	}
+	server.Close()
+	s := open(t, testConfig(server, "/net", 0))
+	s.callTimeout = 100 * time.Millisecond
+	if _, err := s.Network(t.Context()); err == nil || strings.Contains(err.Error(), "version 2") {
+		t.Errorf("without a server: %v", err)
+	}
 }
 
 func TestPrefixes(t *testing.T) {
