@@ -1,13 +1,17 @@
 package kube
 
 import (
+	"bytes"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"weft/lease"
+	"weft/lease/kube/testkube"
 )
 
 // TestPublishRecreatedNode recreates the Node between reading its pod CIDRs and publishing.
@@ -33,6 +37,58 @@ func TestPublishRecreatedNode(t *testing.T) {
 	if err != nil || l.Subnet.String() != "10.244.8.0/24" {
 		t.Errorf("got %+v, %v", l, err)
 	}
+}
+
+// TestListOnlyRole uses the permissions of flannel's manifests up to v0.20, which lack get.
+func TestListOnlyRole(t *testing.T) {
+	c := startServer(t)
+	client := admin(t, c)
+	deleteNodes(t, client)
+	for path, object := range map[string]string{
+		"/api/v1/namespaces/default/serviceaccounts/old": `{"apiVersion": "v1", "kind": "ServiceAccount"}`,
+		"/apis/rbac.authorization.k8s.io/v1/clusterroles/old": `{
+			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "rules": [
+			{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
+			{"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]}`,
+		"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/old": `{
+			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+			"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "old"},
+			"subjects": [{"kind": "ServiceAccount", "name": "old", "namespace": "default"}]}`,
+	} {
+		if err := c.Apply(t.Context(), path, []byte(object), false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	token, err := c.Token(t.Context(), "default", "old")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(c.Kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	b = bytes.ReplaceAll(b, []byte(testkube.AdminToken), []byte(token))
+	if err := os.WriteFile(kubeconfig, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	tc := testCluster{client: client}
+	tc.create(t, newNode("n", "10.244.7.0/24"))
+	s, err := Open(Config{Node: "n", NetworkFile: writeConf(t, netConf), Kubeconfig: kubeconfig,
+		WriteCondition: true, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.NodeHints(t.Context()); err != nil {
+		t.Error(err)
+	}
+	states, _ := startManager(t, s, requestOf(t, netConf))
+	waitState(t, states, "the lease", isHeld)
+	s.SetForwarding(true, "")
+	eventually(t, "the condition", func() bool { return conditionOf(t, client, "n").Reason == upReason })
+	tc.add(t)
+	waitState(t, states, "another node", func(s lease.State) bool { return len(s.All) == 2 })
 }
 
 // TestErrorTexts checks that errors name the failed call and its object.

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/types"
 
 	"weft/lease"
@@ -137,6 +138,9 @@ func (s *Store) getNode(ctx context.Context) (*corev1.Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	n, err := s.nodes.Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsForbidden(err) {
+		n, err = s.listNode(ctx, name)
+	}
 	if apierrors.IsNotFound(err) {
 		return nil, fmt.Errorf("%w: node %s is not in the cluster yet", lease.ErrNoSubnet, name)
 	}
@@ -144,6 +148,21 @@ func (s *Store) getNode(ctx context.Context) (*corev1.Node, error) {
 		return nil, fmt.Errorf("get node %s: %w", name, err)
 	}
 	return n, nil
+}
+
+// listNode is a get for roles that permit only to list nodes, like those of flannel's manifests
+// before v0.21.
+func (s *Store) listNode(ctx context.Context, name string) (*corev1.Node, error) {
+	nodes, err := s.nodes.List(ctx, metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, name).String(),
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(nodes.Items) == 0 {
+		return nil, apierrors.NewNotFound(corev1.Resource("nodes"), name)
+	}
+	return &nodes.Items[0], nil
 }
 
 // nodeName returns the name of this daemon's Node. If it is not configured, nodeName reads it from

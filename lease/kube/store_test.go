@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -86,6 +87,39 @@ func annotationOf(t *testing.T, client api, node, name string) string {
 		t.Fatal(err)
 	}
 	return n.Annotations[FlannelPrefix+"/"+name]
+}
+
+// forbidGet is an API whose role permits only to list nodes.
+type forbidGet struct{ noStreams }
+
+func (f forbidGet) Get(_ context.Context, name string, _ metav1.GetOptions) (*corev1.Node, error) {
+	return nil, apierrors.NewForbidden(corev1.Resource("nodes"), name, nil)
+}
+
+func (f forbidGet) List(ctx context.Context, o metav1.ListOptions) (*corev1.NodeList, error) {
+	all, err := f.noStreams.List(ctx, o)
+	if o.FieldSelector != "" && err == nil { // the fake ignores it
+		all.Items = slices.DeleteFunc(all.Items, func(n corev1.Node) bool {
+			return o.FieldSelector != "metadata.name="+n.Name
+		})
+	}
+	return all, err
+}
+
+func TestNodeWithoutGetPermission(t *testing.T) {
+	client := newFake()
+	s := openOn(t, client, Config{Node: "n", NetworkFile: writeConf(t, netConf)})
+	s.nodes = forbidGet{noStreams{client.Nodes()}}
+	if _, err := s.NodeHints(t.Context()); !errors.Is(err, lease.ErrNoSubnet) {
+		t.Errorf("without a Node: %v", err)
+	}
+	tc := testCluster{client: client}
+	tc.create(t, newNode("m", "10.244.8.0/24"))
+	tc.create(t, newNode("n", "10.244.7.0/24"))
+	l, err := s.Claim(t.Context(), requestOf(t, netConf))
+	if err != nil || l.Subnet.String() != "10.244.7.0/24" {
+		t.Errorf("got %+v, %v", l, err)
+	}
 }
 
 func TestClaimWaitsForNode(t *testing.T) {
