@@ -8,8 +8,8 @@
 //	  - {name: a, subnet: 10.5.1.0/24, publicIP: 192.0.2.1}
 //	  - {name: b, subnet: 10.5.2.0/24, publicIP: 192.0.2.2}
 //
-// network holds the keys of the network config. A changed file takes effect within two seconds; an
-// invalid version is logged and the previous one stays in force. The store never writes the file:
+// network holds the keys of the network config. A changed file takes effect within two seconds;
+// while it is invalid or missing, the previous version stays in force. The store never writes the file:
 // the attributes of a node (public IP, backend data) are those in the file.
 package file
 
@@ -42,7 +42,7 @@ type Store struct {
 	current    []byte     // the version in force
 	content    content    // of current
 	revision   int64      // counts the versions in force; 0: none
-	lastLogged string     // last logged error of the file
+	lastReport string     // last error of the file that Watch returned; empty: none since
 }
 
 // Open returns a Store for the file at path. The first call reads the file, which need not exist
@@ -62,13 +62,13 @@ func (s *Store) Close() error { return nil }
 
 // Network returns the network config of the file.
 func (s *Store) Network(ctx context.Context) (lease.Network, error) {
-	c, _, err := s.load()
+	c, err := s.inForce()
 	return c.network, err
 }
 
 // Claim finds this node in the file by its name, else by its public IP.
 func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error) {
-	c, _, err := s.load()
+	c, err := s.inForce()
 	if err != nil {
 		return lease.Lease{}, err
 	}
@@ -93,7 +93,7 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 
 // Renew checks that the file still lists the lease and returns it with the attributes in the file.
 func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
-	c, _, err := s.load()
+	c, err := s.inForce()
 	if err != nil {
 		return lease.Lease{}, err
 	}
@@ -106,50 +106,61 @@ func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
 		lease.ErrLost, s.path, l.Subnet, l.Subnet6, l.Node)
 }
 
-// Watch delivers the leases in the file at once and after each change, until ctx ends.
+// Watch delivers the leases in the file at once and after each change, until ctx ends. It returns an
+// error of the file once; while the same error lasts, the next call waits, so that a caller that
+// pauses longer and longer between calls does not miss the correction.
 func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
-	c, revision, err := s.load()
-	if err != nil {
-		return err
-	}
-	deliver(lease.Snapshot{Revision: revision, Leases: c.leases})
 	tick := time.NewTicker(s.poll)
 	defer tick.Stop()
-	for {
+	for delivered := int64(0); ; {
+		c, revision, err := s.load()
+		if revision == 0 || s.isNew(err) {
+			return err
+		}
+		if err == nil && revision != delivered {
+			delivered = revision
+			deliver(lease.Snapshot{Revision: revision, Leases: c.leases})
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
-		c, now, err := s.load()
-		if err != nil {
-			return err
-		}
-		if now != revision {
-			revision = now
-			deliver(lease.Snapshot{Revision: revision, Leases: c.leases})
-		}
 	}
 }
 
-// load reads the file and returns the version in force and its revision. It fails only if no
-// version is in force.
+// isNew reports whether err differs from the last error passed to it.
+func (s *Store) isNew(err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.lastReport = ""
+		return false
+	}
+	isNew := err.Error() != s.lastReport
+	s.lastReport = err.Error()
+	return isNew
+}
+
+// inForce returns the version in force. It fails only if there is none.
+func (s *Store) inForce() (content, error) {
+	c, revision, err := s.load()
+	if revision > 0 {
+		err = nil
+	}
+	return c, err
+}
+
+// load reads the file and returns the version in force and its revision, which is 0 if there is
+// none. The error is that of the file as it is now.
 func (s *Store) load() (content, int64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	err := s.refresh()
-	if err != nil && s.revision == 0 {
-		return content{}, 0, err
+	if err != nil && s.revision > 0 {
+		err = fmt.Errorf("%w; the previous version stays in force", err)
 	}
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	if text != "" && text != s.lastLogged {
-		s.log.Error("invalid lease file, keeping the previous version", "err", err)
-	}
-	s.lastLogged = text
-	return s.content, s.revision, nil
+	return s.content, s.revision, err
 }
 
 // refresh reads the file and puts it in force if it is valid and stable.
