@@ -50,6 +50,7 @@ type underlayState struct {
 // leaseView is the agent's view of the lease store.
 type leaseView struct {
 	state    lease.State // last reported
+	since    time.Time   // of state.Connected
 	self     lease.Lease // last lease held; stays in force while lost
 	acquired time.Time   // of self; zero: no lease so far
 }
@@ -92,6 +93,9 @@ func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-ch
 // onLeaseState handles a state of the lease manager. If no lease is held, the last one stays in
 // force: losing the store must not disconnect pods.
 func (a *agent) onLeaseState(s lease.State) {
+	if a.since.IsZero() || s.Connected != a.state.Connected {
+		a.since = time.Now()
+	}
 	a.state = s
 	if s.Held {
 		a.setLease(s)

@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -173,15 +172,20 @@ func newSummary(conditions []condition) summary {
 	}
 }
 
-// answerReady writes the readiness and the reasons of the conditions that are not met.
+// answerReady writes the readiness, and the reasons of the conditions that are not met, or the
+// notes if all are met.
 func answerReady(w http.ResponseWriter, conditions []condition) {
-	ready, reasons := allMet(conditions)
-	if ready {
-		answer(w, http.StatusOK, "weftd is ready\n")
-		return
+	ready, _ := allMet(conditions)
+	code, text := http.StatusOK, "weftd is ready\n"
+	if !ready {
+		code, text = http.StatusServiceUnavailable, "weftd is not ready yet\n"
 	}
-	text := append([]string{"weftd is not ready yet"}, reasons...)
-	answer(w, http.StatusServiceUnavailable, strings.Join(text, "\n")+"\n")
+	for _, c := range conditions {
+		if c.OK == ready && c.Reason != "" {
+			text += c.Name + ": " + c.Reason + "\n"
+		}
+	}
+	answer(w, code, text)
 }
 
 func answerJSON(w http.ResponseWriter, v any) {

@@ -20,6 +20,7 @@ import (
 
 	"weft/cmd/weftd/config"
 	"weft/ctrl/netfilter"
+	"weft/lease"
 	"weft/metrics"
 )
 
@@ -60,6 +61,9 @@ func TestHealthPaths(t *testing.T) {
 	ready := Status{Ready: true, Conditions: []condition{{Name: "config", OK: true}}}
 	all, profile := config.Health{Metrics: config.MetricsAll}, config.Health{Metrics: config.MetricsAll, Profile: true}
 	local, off := config.Health{Metrics: config.MetricsLocal}, config.Health{Metrics: config.MetricsOff}
+	noted := Status{Ready: true, Conditions: []condition{
+		{Name: "config", OK: true}, {Name: "lease", OK: true, Reason: "store away"},
+	}}
 	tests := []struct {
 		path, client string
 		config       config.Health
@@ -70,6 +74,7 @@ func TestHealthPaths(t *testing.T) {
 		{"/healthz", remoteClient, all, notReady, 200, "weftd is running\n"},
 		{"/readyz", remoteClient, all, notReady, 503, "weftd is not ready yet\nlease: pool is full\nrules: no iptables\n"},
 		{"/readyz", remoteClient, all, ready, 200, "weftd is ready\n"},
+		{"/readyz", remoteClient, all, noted, 200, "weftd is ready\nlease: store away\n"},
 		{"/status", localClient, all, notReady, 200, "{\n  \"build\""},
 		{"/status", "[::1]:4000", all, notReady, 200, "{\n  \"build\""},
 		{"/status", "[::ffff:127.0.0.1]:4000", all, notReady, 200, "{\n  \"build\""},
@@ -287,5 +292,26 @@ func TestForwardConditionNamesChain(t *testing.T) {
 	}
 	if got := forwardCondition(netfilter.Status{}); !got.OK {
 		t.Errorf("without drops: %+v", got)
+	}
+}
+
+func TestLeaseConditionStoreAway(t *testing.T) {
+	cause := errors.New("etcd: no answer")
+	tests := []struct {
+		connected bool
+		away      time.Duration
+		want      condition
+	}{
+		{true, time.Hour, condition{Name: "lease", OK: true}},
+		{false, storePatience - 10*time.Second, condition{Name: "lease", OK: true}},
+		{false, storePatience, condition{Name: "lease", OK: true,
+			Reason: "changes of other nodes not seen for 1m0s: etcd: no answer"}},
+	}
+	for _, test := range tests {
+		state := lease.State{Held: true, Connected: test.connected, Err: cause}
+		s := &snapshot{state: state, since: time.Now().Add(-test.away)}
+		if got := s.leaseCondition(); got != test.want {
+			t.Errorf("connected %t for %s: %+v, want %+v", test.connected, test.away, got, test.want)
+		}
 	}
 }

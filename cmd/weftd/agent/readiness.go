@@ -3,7 +3,9 @@ package agent
 import (
 	"cmp"
 	"errors"
+	"fmt"
 	"strings"
+	"time"
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
@@ -42,9 +44,19 @@ func (d *daemon) configCondition() condition {
 	return c
 }
 
+// storePatience is how long the store may be away before the lease condition notes it. It exceeds
+// the restart of an etcd member or API server and a machine's reboot. /status shows it at once.
+const storePatience = time.Minute
+
+// leaseCondition is met while this node holds a lease. If the store is away, pods still reach the
+// nodes known so far, so that is a note and leaves the node ready.
 func (s *snapshot) leaseCondition() condition {
 	c := condition{Name: "lease", OK: s.state.Held}
+	away := time.Since(s.since).Truncate(time.Second)
 	switch {
+	case c.OK && !s.state.Connected && away >= storePatience:
+		c.Reason = fmt.Sprintf("changes of other nodes not seen for %s: %s", away,
+			errText(s.state.Err))
 	case c.OK:
 	case s.state.Err != nil:
 		c.Reason = s.state.Err.Error()

@@ -22,6 +22,7 @@ type snapshot struct {
 	adv      backend.Advertisement
 
 	state    lease.State
+	since    time.Time // of state.Connected
 	self     lease.Lease
 	acquired time.Time // of self; zero: no lease so far
 	peers    []nodeStatus
@@ -39,7 +40,7 @@ type snapshot struct {
 func (a *agent) publish() {
 	a.snapshot.Store(&snapshot{
 		iface: a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
-		state: a.state, self: a.self, acquired: a.acquired, peers: a.peers,
+		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules,
 	})
@@ -70,7 +71,8 @@ func (d *daemon) status() Status {
 		}
 	}
 	status.Store = storeStatus{
-		Connected: s.state.Connected, Revision: s.state.Revision, Error: errText(s.state.Err),
+		Connected: s.state.Connected, Since: s.since, Revision: s.state.Revision,
+		Error: errText(s.state.Err),
 	}
 	k := s.reconciler.Status()
 	status.Kernel = kernelStatus{

@@ -57,9 +57,10 @@ type leaseStatus struct {
 
 // storeStatus is the state of the lease store.
 type storeStatus struct {
-	Connected bool   `json:"connected"`
-	Revision  int64  `json:"revision"`
-	Error     string `json:"error,omitempty"`
+	Connected bool      `json:"connected"`
+	Since     time.Time `json:"since,omitzero"` // of Connected
+	Revision  int64     `json:"revision"`
+	Error     string    `json:"error,omitempty"`
 }
 
 // nodeStatus is one other node.
