@@ -16,7 +16,9 @@
 // The owner key shows that the daemon that holds a lease is alive, and identifies it. It allows
 // Weft to refuse a second node with the same public IP but accept a daemon that restarts after a
 // crash. A released one allows the node to come back with another address, if it is the same daemon
-// or has the same host name: it keeps its subnet, and no lease is left over for a day. It lies outside <prefix>/subnets because flannel drops all its peers if it finds an
+// or has the same host name: it keeps its subnet, and no lease is left over for a day.
+//
+// Owner keys lie outside <prefix>/subnets because flannel drops all its peers if it finds an
 // unreadable key there. An etcd role for <prefix>/ permits all of this; with a role that suffices
 // for flannel only, the daemon works without owner keys, as flannel does.
 //

@@ -9,8 +9,8 @@
 //	  - {name: b, subnet: 10.5.2.0/24, publicIP: 192.0.2.2}
 //
 // network holds the keys of the network config. A changed file takes effect within two seconds;
-// while it is invalid or missing, the previous version stays in force. The store never writes the file:
-// the attributes of a node (public IP, backend data) are those in the file.
+// while it is invalid or missing, the previous version stays in force. The store never writes the
+// file: the attributes of a node (public IP, backend data) are those in the file.
 package file
 
 import (
@@ -106,8 +106,8 @@ func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
 		lease.ErrLost, s.path, l.Subnet, l.Subnet6, l.Node)
 }
 
-// Watch delivers the leases in the file at once and after each change, until ctx ends. It returns an
-// error of the file once; while the same error lasts, the next call waits, so that a caller that
+// Watch delivers the leases in the file at once and after each change, until ctx ends. It returns
+// an error of the file once; while the same error lasts, the next call waits, so that a caller that
 // pauses longer and longer between calls does not miss the correction.
 func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 	tick := time.NewTicker(s.poll)
