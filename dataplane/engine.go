@@ -38,6 +38,8 @@ type Engine struct {
 	closed   bool
 	features map[feature.Name]error // why each is not in use, nil if it is
 
+	repairErr error // why the last repair failed; nil if it succeeded
+
 	device            string // name that the kernel assigned
 	deviceGeneration  uint64 // number of devices created
 	deviceRecreations uint64

@@ -44,6 +44,7 @@ func (w *worker) receive(m *udp.Message) {
 	switch {
 	case p == nil && check != CheckOff:
 		w.counters.drops[DropUnknownOuterSource].Add(uint64(m.Datagrams()))
+		w.unknown.add(m.From.Addr(), m.Datagrams(), w.now())
 		return
 	case m.Truncated:
 		w.counters.drops[DropTruncated].Add(uint64(m.Datagrams()))

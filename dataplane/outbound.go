@@ -164,6 +164,7 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 	w.pending.Packets--
 	w.pending.Bytes -= uint64(len(pkt))
 	if !errors.Is(err, unix.EMSGSIZE) {
+		to.Refused(err, w.now())
 		w.drop(DropSendError)
 		return
 	}
@@ -189,6 +190,7 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 		limit = w.maxInner(p)
 	}
 	if len(pkt) <= limit {
+		to.Refused(err, w.now())
 		w.drop(DropSendError) // it fits the path: rejected for another reason
 		return
 	}
@@ -243,6 +245,7 @@ func (w *worker) sendTooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
 // whether that succeeded.
 func (w *worker) sendNow(p *peer, pkt []byte) bool {
 	if err := w.udpPort.Send(p.dest, pkt); err != nil {
+		p.dest.Refused(err, w.now())
 		w.drop(DropSendError)
 		return false
 	}

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"sync/atomic"
+	"time"
 
 	"weft/dataplane/tun"
 )
@@ -16,6 +17,10 @@ type Traffic struct {
 type NodeTraffic struct {
 	Name           string
 	Sent, Received Traffic
+	// SendError is why the kernel refused the last of the packets to the node that it refused, and
+	// SendErrorAt is when; nil if it has refused none.
+	SendError   error
+	SendErrorAt time.Time
 }
 
 // Stats is a copy of all counters. Except for Nodes they only grow during the life of the Engine.
@@ -98,11 +103,13 @@ func (e *Engine) Stats() Stats {
 			continue
 		}
 		listed[p] = true
-		s.Nodes = append(s.Nodes, NodeTraffic{
+		n := NodeTraffic{
 			Name:     p.name,
 			Sent:     Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()},
 			Received: Traffic{p.received.Load(), p.receivedBytes.Load()},
-		})
+		}
+		n.SendError, n.SendErrorAt = p.dest.LastError()
+		s.Nodes = append(s.Nodes, n)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -48,6 +49,31 @@ func (e *Engine) supervise(ctx context.Context) {
 	}
 }
 
+// Err returns why the engine carries no packets, or nil. It counts a device or sockets that are
+// being recreated, and an address that the sockets could not be moved to.
+func (e *Engine) Err() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.lostDevice.Load() == e.deviceGeneration:
+		return lost("TUN device", e.repairErr)
+	case e.lostSocket.Load() == e.socketGeneration:
+		return lost("sockets", e.repairErr)
+	case e.bound != e.bind:
+		return fmt.Errorf("sockets are not on %s yet: %w", e.bind, cmp.Or(e.repairErr, errNotYet))
+	}
+	return nil
+}
+
+var errNotYet = errors.New("being opened")
+
+func lost(object string, repairErr error) error {
+	if repairErr == nil {
+		return fmt.Errorf("%s lost, being recreated", object)
+	}
+	return fmt.Errorf("%s lost and not recreated: %w", object, repairErr)
+}
+
 // repair recreates the device and the sockets where lost.
 func (e *Engine) repair() error {
 	e.mu.Lock()
@@ -71,7 +97,8 @@ func (e *Engine) repair() error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	e.repairErr = errors.Join(errs...)
+	return e.repairErr
 }
 
 // Rebind moves the sockets to another outer address or port. If that fails, it returns the reason,
@@ -85,6 +112,7 @@ func (e *Engine) Rebind(bind netip.AddrPort) error {
 		return nil
 	}
 	if err := e.openSockets(); err != nil {
+		e.repairErr = err
 		e.requestRepair()
 		return fmt.Errorf("rebind: %w", err)
 	}

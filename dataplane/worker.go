@@ -45,6 +45,7 @@ type udpPort struct {
 type worker struct {
 	// Used by other goroutines, too.
 	counters counters
+	unknown  unknownSources
 	wake     *poll.EventFD
 	stop     atomic.Bool
 	nextTUN  atomic.Pointer[tunPort] // replacements, nil if none

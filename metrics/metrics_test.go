@@ -34,7 +34,10 @@ func full() Snapshot {
 			Overflows:   []Overflow{{"socket", 4}, {"tun", 5}},
 			Recreations: []Recreation{{"device", 6}, {"socket", 0}},
 			ICMPSent:    21, ICMPSuppressed: 22,
-			Nodes: []NodeTraffic{{"b", Volume{7, 700}, Volume{8, 800}}, {"a", Volume{9, 900}, Volume{10, 1000}}},
+			Nodes: []NodeTraffic{
+				{Node: "b", Out: Volume{7, 700}, In: Volume{8, 800}},
+				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},
+			},
 		},
 		ReconcilerInSync: true,
 		KernelRepairs:    13,

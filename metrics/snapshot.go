@@ -1,6 +1,9 @@
 package metrics
 
-import "time"
+import (
+	"net/netip"
+	"time"
+)
 
 // Snapshot is the state of the daemon at one moment. Counters count from the start of the
 // process. The caller must not change the slices after passing them on.
@@ -61,6 +64,9 @@ type Traffic struct {
 	// GSOFramesRejected counts GSO frames that the TUN rejected and that were written as segments.
 	GSOFramesRejected uint64        `json:"gso_frames_rejected"`
 	Nodes             []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
+	// UnknownSources are outer addresses of dropped packets, the last first. They are not exported
+	// as a metric, which would have a series per address.
+	UnknownSources []UnknownSource `json:"unknown_sources,omitempty"`
 }
 
 // Volume is an amount of traffic. Bytes are those of the inner packets.
@@ -101,4 +107,14 @@ type NodeTraffic struct {
 	Node string `json:"node"`
 	Out  Volume `json:"out"`
 	In   Volume `json:"in"`
+	// SendError is why the kernel refused the last packet that it refused; not a metric.
+	SendError   string    `json:"send_error,omitempty"`
+	SendErrorAt time.Time `json:"send_error_at,omitzero"`
+}
+
+// UnknownSource is an outer address that is not a node's.
+type UnknownSource struct {
+	Address netip.Addr `json:"address"`
+	Packets uint64     `json:"packets"`
+	Last    time.Time  `json:"last"` // when the last packet arrived
 }

@@ -117,7 +117,11 @@ func sendOne(fd int, to *Destination, datagram []byte) (err error) {
 	if err := setMTUDiscovery(fd, v4, unix.IP_PMTUDISC_DONT); err != nil {
 		return fmt.Errorf("allow outer fragments: %w", err)
 	}
-	defer func() { err = errors.Join(err, setMTUDiscovery(fd, v4, unix.IP_PMTUDISC_DO)) }()
+	defer func() {
+		if restoreErr := setMTUDiscovery(fd, v4, unix.IP_PMTUDISC_DO); restoreErr != nil {
+			err = errors.Join(err, restoreErr)
+		}
+	}()
 	if err := unix.Sendto(fd, datagram, unix.MSG_DONTWAIT, sockaddr(to.Addr)); err != nil {
 		return fmt.Errorf("send to %s: %w", to.Addr, err)
 	}

@@ -17,6 +17,7 @@ package udp
 
 import (
 	"encoding/binary"
+	"errors"
 	"iter"
 	"net/netip"
 	"sync/atomic"
@@ -49,6 +50,35 @@ type Destination struct {
 	rawAddr     [28]byte                  // Addr as struct sockaddr_in or sockaddr_in6
 	rawAddrLen  uint32                    // length of rawAddr
 	gsoOffUntil atomic.Pointer[time.Time] // GSO failed on this path: send one by one until then
+
+	lastErrno   atomic.Uint32 // of the last refused datagram; 0: none
+	lastRefused atomic.Int64  // its time in Unix nanoseconds
+}
+
+// Refused records that the kernel refused a datagram because of err.
+func (d *Destination) Refused(err error, now time.Time) {
+	d.lastErrno.Store(uint32(errnoOf(err)))
+	d.lastRefused.Store(now.UnixNano())
+}
+
+// LastError returns the reason for which the kernel refused the last datagram that it refused, and
+// when; nil if it has refused none. If two are refused at the same time, it may mix them up.
+func (d *Destination) LastError() (error, time.Time) {
+	errno := unix.Errno(d.lastErrno.Load())
+	if errno == 0 {
+		return nil, time.Time{}
+	}
+	return errno, time.Unix(0, d.lastRefused.Load())
+}
+
+// errnoOf returns the system call's error in err, without allocating. An error without one is EIO.
+func errnoOf(err error) unix.Errno {
+	for ; err != nil; err = errors.Unwrap(err) {
+		if errno, ok := err.(unix.Errno); ok {
+			return errno
+		}
+	}
+	return unix.EIO
 }
 
 // NewDestination returns the Destination for the UDP address of a node.

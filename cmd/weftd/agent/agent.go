@@ -28,6 +28,8 @@ type agent struct {
 	file      subnetFile
 	peers     []nodeStatus // other nodes of the last plan
 	readiness readiness
+
+	sourcesLogged time.Time // last message about unknown sources
 }
 
 // parts are the components that an agent connects. Each has a goroutine of its own.
@@ -82,6 +84,7 @@ func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-ch
 			a.onIfaceEvent(e)
 		case <-ticker.C:
 			a.syncSubnetFile()
+			a.reportUnknownSources(time.Now())
 		}
 		a.publish()
 		a.reportReadiness()

@@ -23,15 +23,20 @@ func (d *daemon) conditions() []condition {
 		}
 		return []condition{{Name: "config", Reason: reason}}
 	}
-	return []condition{
+	all := []condition{
 		d.configCondition(),
 		{Name: "interface", OK: s.ifaceErr == nil, Reason: cmp.Or(errText(s.ifaceErr), s.iface.Note)},
 		s.leaseCondition(),
 		s.kernelCondition(),
 		rulesCondition(d.cfg.Rules, s.rules.Status()),
 		forwardCondition(s.rules.Status()),
+		s.nodesCondition(),
 		s.fileCondition(),
 	}
+	if s.engine != nil {
+		all = append(all, s.engineCondition())
+	}
+	return all
 }
 
 // configCondition is met while a network config is in force. Its reason tells why a newer one was
@@ -80,6 +85,30 @@ func (s *snapshot) kernelCondition() condition {
 		c.Reason = "waiting for " + strings.Join(status.Waiting, ", ")
 	default:
 		c.Reason = "not set up yet"
+	}
+	return c
+}
+
+// engineCondition is met while the engine carries packets.
+func (s *snapshot) engineCondition() condition {
+	err := s.engine.Err()
+	return condition{Name: "engine", OK: err == nil, Reason: errText(err)}
+}
+
+// nodesCondition is always met: other nodes are unreachable while the cluster changes its backend,
+// node by node, and a node that is not ready would stop that. Its reason holds no names, as other
+// hosts may read it.
+func (s *snapshot) nodesCondition() condition {
+	c := condition{Name: "nodes", OK: true}
+	unreachable := 0
+	for _, n := range s.peers {
+		if n.Unreachable != "" {
+			unreachable++
+		}
+	}
+	if unreachable > 0 {
+		c.Reason = fmt.Sprintf("%d of %d other nodes unreachable, "+
+			"/status on this node has the reasons", unreachable, len(s.peers))
 	}
 	return c
 }
@@ -162,9 +191,13 @@ func (a *agent) reportForwarding() {
 	}
 	s := a.snapshot.Load()
 	rules := s.rules.Status()
-	ok, reasons := allMet([]condition{
+	conditions := []condition{
 		s.kernelCondition(), rulesCondition(a.cfg.Rules, rules), forwardCondition(rules),
-	})
+	}
+	if s.engine != nil {
+		conditions = append(conditions, s.engineCondition())
+	}
+	ok, reasons := allMet(conditions)
 	if ok {
 		a.readiness.forwarded = true
 	}

@@ -10,6 +10,7 @@ import (
 	"weft/ctrl/underlay"
 	"weft/dataplane"
 	"weft/lease"
+	"weft/metrics"
 )
 
 // snapshot is the state of the agent's goroutine for the goroutines of the HTTP server. It is
@@ -86,6 +87,10 @@ func (d *daemon) status() Status {
 	}
 	if s.engine != nil {
 		status.Traffic = traffic(s.engine.Stats(), s.engine.Status())
+		for _, u := range s.engine.UnknownSources() {
+			status.Traffic.UnknownSources = append(status.Traffic.UnknownSources,
+				metrics.UnknownSource{Address: u.Addr, Packets: u.Packets, Last: u.Last})
+		}
 	}
 	return status
 }

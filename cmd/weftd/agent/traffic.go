@@ -38,6 +38,7 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 	for _, n := range s.Nodes {
 		t.Nodes = append(t.Nodes, metrics.NodeTraffic{
 			Node: n.Name, Out: metrics.Volume(n.Sent), In: metrics.Volume(n.Received),
+			SendError: errText(n.SendError), SendErrorAt: n.SendErrorAt,
 		})
 	}
 	return t

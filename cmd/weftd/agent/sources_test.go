@@ -1,0 +1,44 @@
+package agent
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"weft/dataplane"
+)
+
+func TestPersistentSources(t *testing.T) {
+	now := time.Now()
+	source := func(addr string, sentFor, ago time.Duration) dataplane.UnknownSource {
+		last := now.Add(-ago)
+		return dataplane.UnknownSource{Addr: netip.MustParseAddr(addr), Packets: 3, First: last.Add(-sentFor), Last: last}
+	}
+	all := []dataplane.UnknownSource{
+		source("203.0.113.1", time.Minute, 0),
+		source("203.0.113.2", sourceGrace/2, 0),           // a new node, most likely
+		source("203.0.113.3", time.Minute, 2*time.Minute), // logged before
+		source("fd00::4", sourceGrace, time.Second),
+	}
+	const want = "203.0.113.1 (3 packets), fd00::4 (3 packets)"
+	if got := persistentSources(all, now.Add(-time.Minute)); got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestNodesConditionNotes(t *testing.T) {
+	for _, test := range []struct {
+		peers []nodeStatus
+		want  string
+	}{
+		{nil, ""},
+		{[]nodeStatus{{Name: "n2"}}, ""},
+		{[]nodeStatus{{Name: "n2", Unreachable: "no"}, {Name: "n3"}},
+			"1 of 2 other nodes unreachable, /status on this node has the reasons"},
+	} {
+		s := snapshot{peers: test.peers}
+		if c := s.nodesCondition(); !c.OK || c.Reason != test.want {
+			t.Errorf("got %+v, want reason %q", c, test.want)
+		}
+	}
+}
