@@ -49,33 +49,41 @@ func (h hostNet) find(dev string, a netip.Addr) (ctrl.IfaceAddr, bool) {
 	return h.addrs[n], true
 }
 
-// rank is the class of an address; a higher one is worse.
+// rank is the class of an address, a set of defects; a higher one is worse.
 type rank int
 
 const (
-	normal     rank = iota
-	single          // a prefix of one address, as virtual IPs have
-	deprecated      // usable, but about to go (RFC 4862, 5.5.4)
+	single     rank = 1 << iota // a prefix of one address, as virtual IPs have
+	deprecated                  // usable, but about to go (RFC 4862, 5.5.4)
 	linkLocal
 )
 
 func rankOf(a ctrl.IfaceAddr) rank {
-	switch {
-	case a.Addr.IsLinkLocalUnicast():
-		return linkLocal
-	case a.Deprecated:
-		return deprecated
-	case a.Bits == a.Addr.BitLen():
-		return single
+	var r rank
+	if a.Bits == a.Addr.BitLen() {
+		r |= single
 	}
-	return normal
+	if a.Deprecated {
+		r |= deprecated
+	}
+	if a.Addr.IsLinkLocalUnicast() {
+		r |= linkLocal
+	}
+	return r
+}
+
+// virtual reports whether a device's address looks like a virtual IP: without a lifetime, as DHCP
+// gives one, and in a prefix of its own.
+func (h hostNet) virtual(dev string, a netip.Addr) bool {
+	x, ok := h.find(dev, a)
+	return ok && x.Permanent && rankOf(x)&single != 0
 }
 
 // rank returns the rank of a device's address. It fails if the address belongs to another host.
 func (h hostNet) rank(dev string, a netip.Addr) (rank, error) {
 	x, ok := h.find(dev, a)
 	if !ok {
-		return normal, nil // the source of a route need not be the device's
+		return 0, nil // the source of a route need not be the device's
 	}
 	if x.Duplicate {
 		return 0, fmt.Errorf("%s on %s is a duplicate: another host has it", a, dev)
@@ -95,7 +103,7 @@ func (h hostNet) ordered(dev string, first, second []netip.Addr) []netip.Addr {
 	slices.SortStableFunc(as, func(a, b ctrl.IfaceAddr) int {
 		return cmp.Or(
 			trueFirst(slices.Contains(first, a.Addr), slices.Contains(first, b.Addr)),
-			cmp.Compare(max(rankOf(a), single), max(rankOf(b), single)),
+			cmp.Compare(rankOf(a)&^single, rankOf(b)&^single),
 			trueFirst(!a.Secondary, !b.Secondary),
 			cmp.Compare(rankOf(a), rankOf(b)),
 			trueFirst(slices.Contains(second, a.Addr), slices.Contains(second, b.Addr)),

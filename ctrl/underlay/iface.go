@@ -47,7 +47,7 @@ type Iface struct {
 	// destinations that the kernel reaches on this interface without a gateway
 	OnLink PrefixSet
 
-	rank rank // of the worse address
+	rank rank // of both addresses
 }
 
 // Equal reports whether i and j are the same choice. Reason and Note do not matter.
@@ -175,7 +175,7 @@ func (c *chooser) byRoutes() []Iface {
 		}
 	}
 	slices.SortStableFunc(all, func(i, j Iface) int {
-		return cmp.Compare(max(i.rank, deprecated), max(j.rank, deprecated))
+		return cmp.Compare(i.rank&linkLocal, j.rank&linkLocal)
 	})
 	return all
 }
@@ -301,7 +301,7 @@ func (c *chooser) iface(dev string, fixed ...netip.Addr) (Iface, error) {
 		if err != nil {
 			return Iface{}, err
 		}
-		i.rank = max(i.rank, r)
+		i.rank |= r
 	}
 	return i, nil
 }

@@ -28,7 +28,7 @@ func (c *chooser) keep(inUse, fresh Iface, err error) (Iface, bool) {
 			return Iface{}, false
 		}
 		*family.kept = a.Addr
-		i.rank = max(i.rank, rankOf(a))
+		i.rank |= rankOf(a)
 	}
 	switch {
 	case err != nil:
@@ -47,8 +47,9 @@ func preferred(inUse Iface) []netip.Addr {
 }
 
 // successor chooses when the interface in use or one of its addresses is gone. The same interface
-// with another address comes first, even without a default route. A link-local address does not
-// replace another one: no other node expects it.
+// with another address comes first, even without a default route. Neither a link-local address nor
+// a virtual IP of the same interface replaces another address: other nodes do not expect the one,
+// and the other may move to another node.
 func (c *chooser) successor(inUse Iface) (Iface, error) {
 	all := c.matches()
 	if l, ok := c.net.link(inUse.Name); ok && l.Up && c.automatic() {
@@ -62,15 +63,28 @@ func (c *chooser) successor(inUse Iface) (Iface, error) {
 	}
 	i := all[0]
 	for _, x := range all {
-		if !setback(inUse, x) && x.rank < linkLocal {
+		if !setback(inUse, x) && x.rank&linkLocal == 0 {
 			i = x
 			break
 		}
 	}
-	if downgrade(inUse.Addr, i.Addr) || downgrade(inUse.Addr6, i.Addr6) {
-		return Iface{}, fmt.Errorf("only link-local addresses left: %s (%s)", i.describe(), i.Reason)
+	return i, c.acceptable(inUse, i)
+}
+
+// acceptable fails for a choice that must not replace the one in use.
+func (c *chooser) acceptable(inUse, next Iface) error {
+	if downgrade(inUse.Addr, next.Addr) || downgrade(inUse.Addr6, next.Addr6) {
+		return fmt.Errorf("only link-local addresses left: %s (%s)", next.describe(), next.Reason)
 	}
-	return i, nil
+	if next.Name != inUse.Name || inUse.rank&single != 0 {
+		return nil
+	}
+	for _, a := range []netip.Addr{next.Addr, next.Addr6} {
+		if c.net.virtual(next.Name, a) && !slices.Contains(preferred(inUse), a) {
+			return fmt.Errorf("only virtual IPs left: %s", next.describe())
+		}
+	}
+	return nil
 }
 
 // setback reports whether next is another interface or another, worse address. Such a choice waits

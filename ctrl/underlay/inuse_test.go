@@ -134,7 +134,15 @@ func TestChooseInUse(t *testing.T) {
 		{name: "virtual IP left", o: v4, change: func(h *hostNet) {
 			h.deleteAddr("10.0.0.2")
 			h.addAddr("eth0", "10.0.0.100/32")
-		}, want: "eth0 10.0.0.100", moves: true},
+		}, err: "only virtual IPs left: eth0 10.0.0.100"},
+		{name: "deprecated virtual IP left", o: v6, change: func(h *hostNet) {
+			h.deleteAddr("fd31::2")
+			h.addAddr("eth0", "fd31::100/128", isDeprecated)
+		}, err: "only virtual IPs left: eth0 fd31::100"},
+		{name: "DHCPv6 address left", o: v6, change: func(h *hostNet) {
+			h.deleteAddr("fd31::2")
+			h.addAddr("eth0", "fd31::100/128", dynamic)
+		}, want: "eth0 fd31::100", moves: true},
 		{name: "address gone, VPN", o: v4, change: func(h *hostNet) {
 			h.deleteAddr("10.0.0.2")
 			h.routeDefault("tun9", 1)

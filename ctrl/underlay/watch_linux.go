@@ -18,7 +18,7 @@ func Choose(ctx context.Context, k *ctrl.Kernel, o Options, inUse Iface) (Iface,
 			return Iface{}, err
 		}
 		i, err := choose(o, h, k.RouteTo, inUse)
-		if err != nil || !h.tentative(i) && i.rank < linkLocal {
+		if err != nil || !h.tentative(i) && i.rank&linkLocal == 0 {
 			return i, err
 		}
 		if time.Since(begin) > settleTime {
