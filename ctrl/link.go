@@ -48,7 +48,7 @@ type VXLAN struct {
 	VNI           int        // 24 bits
 	Port          int        // UDP destination port
 	Local         netip.Addr // outer source address
-	Parent        string     // the underlay device; empty: the kernel routes outer packets
+	Parent        string     // the underlay device
 	Learning, GBP bool       // learn forwarding entries from traffic; carry group policy marks
 }
 

@@ -107,17 +107,13 @@ func linkValue(l netlink.Link) Link {
 }
 
 func createVXLAN(k *Kernel, x Link, a netlink.LinkAttrs) error {
-	parent := 0
-	if name := x.VXLAN.Parent; name != "" {
-		l, err := k.h.LinkByName(name)
-		if err != nil {
-			return fmt.Errorf("underlay device %s: %w", name, err)
-		}
-		parent = l.Attrs().Index
+	parent, err := k.h.LinkByName(x.VXLAN.Parent)
+	if err != nil {
+		return fmt.Errorf("underlay device %s: %w", x.VXLAN.Parent, err)
 	}
 	a.HardwareAddr = x.MAC[:]
 	return missingModule("vxlan", k.h.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: a, VxlanId: x.VXLAN.VNI, VtepDevIndex: parent,
+		LinkAttrs: a, VxlanId: x.VXLAN.VNI, VtepDevIndex: parent.Attrs().Index,
 		SrcAddr: x.VXLAN.Local.AsSlice(),
 		Port:    x.VXLAN.Port, Learning: x.VXLAN.Learning, GBP: x.VXLAN.GBP,
 	}))

@@ -157,9 +157,6 @@ func (v *vxlan) link(v6 bool) ctrl.Link {
 			Learning: v.learning, GBP: v.gbp,
 		},
 	}
-	if v.local.Iface.Loopback() {
-		l.VXLAN.Parent = "" // the kernel looks for routes to peers by the parent only
-	}
 	if v6 {
 		l.MTU, l.MAC, l.VXLAN.Local = v.mtu6, v.vtep6, v.local.Iface.Addr6
 	}

@@ -61,10 +61,6 @@ func (i Iface) Equal(j Iface) bool {
 // the kernel's include/net/flow.h).
 const loopbackIndex = 1
 
-// Loopback reports whether i is the loopback device. Its addresses are the node's, but packets
-// leave by other devices.
-func (i Iface) Loopback() bool { return i.Index == loopbackIndex }
-
 // routeFunc asks the kernel for the device and source address of the route to an address.
 type routeFunc func(netip.Addr) (dev string, src netip.Addr, err error)
 

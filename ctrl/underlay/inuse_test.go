@@ -254,6 +254,10 @@ func TestChooseStart(t *testing.T) {
 			onAddr(h, "10.0.0.2", isDeprecated)
 			h.addAddr("eth0", "10.0.5.2/24", dynamic)
 		}, want: "eth0 10.0.5.2"},
+		{name: "deprecated beside temporary", o: v6, change: func(h *hostNet) {
+			onAddr(h, "fd31::2", isDeprecated)
+			h.addAddr("eth0", "fd31::7/64", dynamic, isSecondary)
+		}, want: "eth0 fd31::7"},
 		{name: "deprecated beside link-local", o: v6, change: func(h *hostNet) {
 			onAddr(h, "fd31::2", isDeprecated)
 			h.addAddr("eth0", "fe80::2/64")
