@@ -97,6 +97,9 @@ func (f benchFlags) run(ctx context.Context, progress io.Writer) error {
 	}
 	build := buildinfo.Read(version, commit)
 	host := report.ReadHost(build.Version, build.Commit, os.Args[1:])
+	if host.Privileges != "root" {
+		fmt.Fprint(progress, limitedNote)
+	}
 	result, err := bench.Run(ctx, f.plan, host, progress)
 	if err != nil && ctx.Err() != nil {
 		err = fmt.Errorf("interrupted: %w", err)
@@ -115,6 +118,13 @@ func (f benchFlags) run(ctx context.Context, progress io.Writer) error {
 	}
 	return errors.Join(err, saved, shown)
 }
+
+// limitedNote is for runs in a user namespace or with few capabilities.
+const limitedNote = `Running with limited privileges: no priority for weftd's workers and no large socket buffers.
+The kernel's tunnels need neither, so weftd looks slower than in production; use sudo for figures to
+publish.
+
+`
 
 // save writes the result over the file's old content.
 func (f benchFlags) save(result *report.Result) error {

@@ -34,6 +34,9 @@ func benchReport(args []string) int {
 		if err := writeFile(output.path, output.write); err != nil {
 			return fail(os.Stderr, err)
 		}
+		if output.path != "-" {
+			fmt.Fprintln(os.Stderr, "wrote", output.path)
+		}
 	}
 	return 0
 }
