@@ -36,7 +36,7 @@ var mayImport = map[string][]string{
 
 	"lease":           {"lease/spelling"},
 	"lease/etcd":      {"lease"},
-	"lease/file":      {"lease"},
+	"lease/file":      {"lease", "lease/spelling"},
 	"lease/kube":      {"lease"},
 	"lease/storetest": {"lease"},
 	"lease/spelling":  {},

@@ -5,11 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
+
+	"weft/lease/spelling"
 )
 
 // Network is the network config of the cluster: the JSON object that flannel keeps at
-// <prefix>/config. Field names are its keys. ParseNetwork derives missing values.
+// <prefix>/config. Field names are its keys. ParseNetwork derives missing values. The fields of a
+// family that is not enabled are zero, whatever its keys are: they must have no effect.
 type Network struct {
 	// Network and IPv6Network are the ranges of the whole cluster.
 	Network, IPv6Network                   netip.Prefix
@@ -21,6 +25,8 @@ type Network struct {
 	SubnetMin, SubnetMax         netip.Addr
 	IPv6SubnetMin, IPv6SubnetMax netip.Addr
 	Backend                      Backend
+	// Unknown lists the unknown keys, which have no effect.
+	Unknown []string
 }
 
 // Backend is the Backend object of the network config.
@@ -31,42 +37,108 @@ type Backend struct {
 	Raw json.RawMessage
 }
 
-// wireNetwork is the stored form of Network. encoding/json matches its keys in any case and ignores
-// unknown ones.
+// NetworkKeys returns the keys of the network config.
+func NetworkKeys() []string {
+	var keys []string
+	for _, f := range new(wireNetwork).fields() {
+		keys = append(keys, f.key)
+	}
+	return keys
+}
+
+// wireNetwork is the stored form of Network.
 type wireNetwork struct {
-	EnableIPv4, EnableIPv6, EnableNFTables             bool
-	Network, IPv6Network                               netip.Prefix
-	SubnetLen, IPv6SubnetLen                           uint
-	SubnetMin, SubnetMax, IPv6SubnetMin, IPv6SubnetMax netip.Addr
-	Backend                                            json.RawMessage
+	enableIPv4, enableIPv6, enableNFTables bool
+	v4, v6                                 wirePool
+	backend                                json.RawMessage
+}
+
+// wirePool is the stored form of the keys of one family.
+type wirePool struct {
+	network  netip.Prefix
+	length   uint
+	min, max netip.Addr
+}
+
+// wireField is a key of the network config and the place of its value.
+type wireField struct {
+	key  string
+	into any
+	// enabled is the switch of the key's family; nil for the other keys.
+	enabled *bool
+}
+
+// fields returns all keys. The switches of the families come first.
+func (w *wireNetwork) fields() []wireField {
+	return []wireField{
+		{"EnableIPv4", &w.enableIPv4, nil},
+		{"EnableIPv6", &w.enableIPv6, nil},
+		{"EnableNFTables", &w.enableNFTables, nil},
+		{"Network", &w.v4.network, &w.enableIPv4},
+		{"SubnetLen", &w.v4.length, &w.enableIPv4},
+		{"SubnetMin", &w.v4.min, &w.enableIPv4},
+		{"SubnetMax", &w.v4.max, &w.enableIPv4},
+		{"IPv6Network", &w.v6.network, &w.enableIPv6},
+		{"IPv6SubnetLen", &w.v6.length, &w.enableIPv6},
+		{"IPv6SubnetMin", &w.v6.min, &w.enableIPv6},
+		{"IPv6SubnetMax", &w.v6.max, &w.enableIPv6},
+		{"Backend", &w.backend, nil},
+	}
+}
+
+// decode stores the members and returns the unknown keys. As with encoding/json, the last of
+// several equal keys wins.
+func (w *wireNetwork) decode(members []Member) (unknown []string, err error) {
+	fields := w.fields()
+	for _, f := range fields {
+		for _, m := range members {
+			if !m.Is(f.key) || f.enabled != nil && !*f.enabled {
+				continue
+			}
+			if err := m.Decode(f.into); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, m := range members {
+		if !slices.ContainsFunc(fields, func(f wireField) bool { return m.Is(f.key) }) {
+			unknown = append(unknown, m.Key)
+		}
+	}
+	return unknown, nil
 }
 
 // ParseNetwork decodes a network config and derives missing values. It rejects malformed text only;
 // Check validates the values together, because a store that does not allocate (kube) skips that.
 func ParseNetwork(b []byte) (Network, error) {
-	w := wireNetwork{EnableIPv4: true}
-	if err := json.Unmarshal(b, &w); err != nil {
+	members, err := Members(b)
+	if err != nil {
 		return Network{}, fmt.Errorf("decode network config: %w", err)
 	}
-	backend, err := parseBackend(w.Backend)
+	w := wireNetwork{enableIPv4: true}
+	unknown, err := w.decode(members)
+	if err != nil {
+		return Network{}, fmt.Errorf("decode network config: %w", err)
+	}
+	backend, err := parseBackend(w.backend)
 	if err != nil {
 		return Network{}, err
 	}
-	v4, err := parsePool(v4Family, w.Network, w.SubnetLen, w.SubnetMin, w.SubnetMax)
+	v4, err := parsePool(v4Family, w.v4)
 	if err != nil {
 		return Network{}, err
 	}
-	v6, err := parsePool(v6Family, w.IPv6Network, w.IPv6SubnetLen, w.IPv6SubnetMin, w.IPv6SubnetMax)
+	v6, err := parsePool(v6Family, w.v6)
 	if err != nil {
 		return Network{}, err
 	}
 	return Network{
 		Network: v4.network, IPv6Network: v6.network,
-		EnableIPv4: w.EnableIPv4, EnableIPv6: w.EnableIPv6, EnableNFTables: w.EnableNFTables,
+		EnableIPv4: w.enableIPv4, EnableIPv6: w.enableIPv6, EnableNFTables: w.enableNFTables,
 		SubnetLen: v4.length, IPv6SubnetLen: v6.length,
 		SubnetMin: v4.min, SubnetMax: v4.max,
 		IPv6SubnetMin: v6.min, IPv6SubnetMax: v6.max,
-		Backend: backend,
+		Backend: backend, Unknown: unknown,
 	}, nil
 }
 
@@ -75,11 +147,24 @@ func parseBackend(raw json.RawMessage) (Backend, error) {
 	if raw == nil {
 		return Backend{Type: "udp"}, nil
 	}
-	var b struct{ Type string }
-	if err := json.Unmarshal(raw, &b); err != nil {
-		return Backend{}, fmt.Errorf("error decoding Backend property of config: %w", err)
+	b := Backend{Raw: raw}
+	if string(raw) == "null" {
+		return b, nil
 	}
-	return Backend{Type: strings.ToLower(b.Type), Raw: raw}, nil
+	members, err := Members(raw)
+	if err != nil {
+		return b, fmt.Errorf(`error decoding Backend property of config: %w, want {"Type": ...}`, err)
+	}
+	for _, m := range members {
+		if !m.Is("Type") {
+			continue
+		}
+		if err := m.Decode(&b.Type); err != nil {
+			return b, fmt.Errorf("error decoding Backend property of config: %w", err)
+		}
+	}
+	b.Type = strings.ToLower(b.Type)
+	return b, nil
 }
 
 // CheckRanges returns an error unless at least one family is enabled and each enabled family has a
@@ -90,11 +175,21 @@ func (n Network) CheckRanges() error {
 	}
 	for _, p := range n.pools() {
 		if !p.network.IsValid() {
-			return fmt.Errorf("please define a correct %s parameter in the flannel config",
-				p.family.network)
+			return fmt.Errorf("please define a correct %s parameter in the flannel config%s",
+				p.family.network, n.misspelt(p.family.network))
 		}
 	}
 	return nil
+}
+
+// misspelt returns a note if an unknown key looks like the given one, else nothing.
+func (n Network) misspelt(key string) string {
+	for _, u := range n.Unknown {
+		if spelling.Nearest(u, NetworkKeys()) == key {
+			return fmt.Sprintf(": unknown key %q, did you mean %q?", u, key)
+		}
+	}
+	return ""
 }
 
 // Check returns an error if no subnets can be leased from the network. The texts are flannel's,

@@ -2,6 +2,8 @@ package lease
 
 import (
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -91,22 +93,55 @@ func TestParseNetworkBackend(t *testing.T) {
 func TestParseNetworkErrors(t *testing.T) {
 	tests := []struct{ config, want string }{
 		{``, "unexpected end"},
-		{`{"Network":"10.3.0.0/16"} x`, "after top-level value"},
+		{`{"Network":"10.3.0.0/16"`, "unexpected end"},
+		{`{"Network":`, "unexpected end"},
+		{`5`, "decode network config: 5 is not an object"},
+		{`{"Network":"10.3.0.0/16"} x`, "text after the object: x"},
 		{`{"Network":"fc00::/48"}`, "Network: fc00::/48 is of the wrong address family"},
-		{`{"IPv6Network":"10.0.0.0/8"}`, "IPv6Network: 10.0.0.0/8 is of the wrong address family"},
+		{`{"EnableIPv6":true,"IPv6Network":"10.0.0.0/8"}`, "IPv6Network: 10.0.0.0/8 is of the wrong address family"},
 		{`{"Network":"::ffff:10.3.0.0/112"}`, "wrong address family"},
-		{`{"Network":"10.3.0.0"}`, "no '/'"},
-		{`{"Network":7}`, "Network"},
+		{`{"Network":"10.3.0.0"}`,
+			`decode network config: Network is "10.3.0.0", want a network such as 10.5.0.0/16`},
+		{`{"Network":7}`, "decode network config: Network is 7, want a network such as 10.5.0.0/16"},
+		{`{"Network":["10.3.0.0/16"]}`, `Network is ["10.3.0.0/16"], want a network`},
 		{`{"SubnetMin":"fc00::"}`, "SubnetMin: fc00:: is of the wrong address family"},
-		{`{"IPv6SubnetMax":"fe80::1%eth0"}`, "IPv6SubnetMax"},
-		{`{"SubnetLen":-1}`, "SubnetLen"},
-		{`{"Backend":"udp"}`, "error decoding Backend property of config"},
-		{`{"Backend":{"Type":5}}`, "error decoding Backend property of config"},
+		{`{"SubnetMin":"10.3"}`, `SubnetMin is "10.3", want an IP address`},
+		{`{"EnableIPv6":true,"IPv6SubnetMax":"fe80::1%eth0"}`, "IPv6SubnetMax"},
+		{`{"SubnetLen":-1}`, "SubnetLen is -1, want a whole number from 0"},
+		{`{"SubnetLen":"24"}`, `SubnetLen is "24", want a whole number from 0`},
+		{`{"enableipv6":"true"}`, `enableipv6 is "true", want true or false`},
+		{`{"Backend":"udp"}`, `error decoding Backend property of config: "udp" is not an object, want {"Type": ...}`},
+		{`{"Backend":{"Type":5}}`, "error decoding Backend property of config: Type is 5, want a string"},
 	}
 	for _, test := range tests {
 		if _, err := ParseNetwork([]byte(test.config)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want %q", test.config, err, test.want)
 		}
+	}
+}
+
+// TestDisabledFamilyHasNoEffect compares with the config without the keys.
+func TestDisabledFamilyHasNoEffect(t *testing.T) {
+	for config, want := range map[string]string{
+		`{"Network":"10.3.0.0/16","IPv6Network":"fd00::/104","IPv6SubnetLen":7,"IPv6SubnetMin":"x"}`: `{"Network":"10.3.0.0/16"}`,
+		`{"EnableIPv4":false,"EnableIPv6":true,"Network":"x","SubnetLen":"y","SubnetMin":1,"SubnetMax":[],` +
+			`"IPv6Network":"fd00::/48"}`: `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd00::/48"}`,
+	} {
+		if got := mustParseNetwork(t, config); !reflect.DeepEqual(got, mustParseNetwork(t, want)) {
+			t.Errorf("%s: got %+v", config, got)
+		}
+	}
+}
+
+func TestUnknownKeys(t *testing.T) {
+	n := mustParseNetwork(t, `{"MTU":1450,"network":"10.3.0.0/16","IPTables":false,"Backend":{"Type":"udp","Prot":1}}`)
+	if !slices.Equal(n.Unknown, []string{"MTU", "IPTables"}) {
+		t.Errorf("got %q", n.Unknown)
+	}
+	err := mustParseNetwork(t, `{"Netwrok":"10.3.0.0/16","MTU":1}`).Check()
+	want := `please define a correct Network parameter in the flannel config: unknown key "Netwrok", did you mean "Network"?`
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v\nwant %s", err, want)
 	}
 }
 

@@ -51,10 +51,10 @@ type pool struct {
 
 // parsePool checks the address families of the config's values and derives missing ones if
 // possible. An unspecified address counts as missing, as in flannel.
-func parsePool(f family, network netip.Prefix, length uint, lo, hi netip.Addr) (pool, error) {
-	p := pool{family: f, network: network.Masked(), length: int(min(length, 1000))}
-	if network.IsValid() && !f.has(network.Addr()) {
-		return pool{}, fmt.Errorf("%s: %s is of the wrong address family", f.network, network)
+func parsePool(f family, w wirePool) (pool, error) {
+	p := pool{family: f, network: w.network.Masked(), length: int(min(w.length, 1000))}
+	if w.network.IsValid() && !f.has(w.network.Addr()) {
+		return pool{}, fmt.Errorf("%s: %s is of the wrong address family", f.network, w.network)
 	}
 	if p.network.IsValid() && p.network.Addr().IsUnspecified() && p.network.Bits() == 0 {
 		p.network = netip.Prefix{}
@@ -63,7 +63,7 @@ func parsePool(f family, network netip.Prefix, length uint, lo, hi netip.Addr) (
 		end  string
 		in   netip.Addr
 		into *netip.Addr
-	}{{"Min", lo, &p.min}, {"Max", hi, &p.max}} {
+	}{{"Min", w.min, &p.min}, {"Max", w.max, &p.max}} {
 		if !a.in.IsValid() || a.in.IsUnspecified() {
 			continue
 		}

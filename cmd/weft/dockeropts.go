@@ -243,11 +243,15 @@ func maskOf(bits int) netip.Addr {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{255, 255, 255, 255}), bits).Masked().Addr()
 }
 
-// replaceFile replaces a file atomically. A device, a pipe or a link is written to instead: a
+// replaceFile replaces a file atomically. A file with the same content is left alone: it is right
+// even on a disk that is full. A device, a pipe or a link is written to instead: a
 // rename would replace it, and /dev/stdout is a link even if it leads to a file.
 func replaceFile(path string, text []byte) error {
 	if info, err := os.Lstat(path); err == nil && !info.Mode().IsRegular() {
 		return os.WriteFile(path, text, 0o644) // the mode is for a link to a file that does not exist yet
+	}
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {
+		return nil
 	}
 	tmp, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+"-*")
 	if err != nil {

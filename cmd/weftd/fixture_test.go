@@ -22,7 +22,7 @@ import (
 
 // asDaemon is the environment variable with which the test binary runs as the daemon, for tests
 // that need it in a process of its own.
-const asDaemon = "WEFTD_TEST_AS_DAEMON"
+const asDaemon = "TEST_AS_WEFTD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asDaemon) != "" {

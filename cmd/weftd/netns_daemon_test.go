@@ -197,11 +197,11 @@ func TestNetnsAllocBackend(t *testing.T) {
 	}
 	s.stop(t)
 	for line := range strings.Lines(s.log.String()) {
-		var record struct{ Level, Msg, Flag string }
+		var record struct{ Level, Msg, Flags string }
 		if err := json.Unmarshal([]byte(line), &record); err != nil || record.Msg == "" {
 			t.Errorf("not a JSON record: %q", line)
 		}
-		if record.Level == "WARN" && record.Flag != "--vmodule" {
+		if record.Level == "WARN" && record.Flags != "--vmodule" {
 			t.Errorf("warned %s", line)
 		}
 	}

@@ -239,3 +239,43 @@ func TestNetnsPathMTU(t *testing.T) {
 	tooBig(1472, 1372)
 	fits(1372)
 }
+
+// TestNetnsDualStackOnSmallUnderlay uses the MTU of Tailscale and WSL2. It leaves no room for IPv6,
+// whose packets the udp backend sends in outer fragments; with vxlan, IPv4 goes on alone.
+func TestNetnsDualStackOnSmallUnderlay(t *testing.T) {
+	for _, test := range []struct {
+		backend    string
+		mtu        int // of pods
+		mtu4, mtu6 int // of packets; 0: IPv6 is off
+	}{{"udp", 1280, 1252, 1280}, {"vxlan", 1230, 1230, 0}} {
+		t.Run(test.backend, func(t *testing.T) {
+			c := newCluster(t, lab.Options{MTU: 1280, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}},
+				`{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/48","Backend":{"Type":"`+
+					test.backend+`"}}`)
+			d := c.up()[0]
+			if env := d.env(); env.MTU != test.mtu || env.Subnet6.IsValid() != (test.mtu6 > 0) {
+				t.Errorf("subnet.env is %+v", env)
+			}
+			off := d.logged(`msg="IPv6 is off" reason="MTU 1280 of interface eth0 leaves less than`)
+			if off != 0 != (test.mtu6 == 0) {
+				t.Errorf("logged %d times that IPv6 is off", off)
+			}
+			a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+			answers := func(to netip.Addr, size int) {
+				t.Helper()
+				await(t, patience, fmt.Sprintf("%s answers %d bytes", to, size), func() error {
+					r, err := a.Ping(t.Context(), to,
+						lab.Ping{Size: size, DontFragment: true, Timeout: 200 * time.Millisecond})
+					if err == nil && r.Received != 1 {
+						err = fmt.Errorf("%+v", r)
+					}
+					return err
+				})
+			}
+			answers(b.Addr, test.mtu4)
+			if test.mtu6 > 0 {
+				answers(b.Addr6, test.mtu6)
+			}
+		})
+	}
+}

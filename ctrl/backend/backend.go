@@ -10,6 +10,7 @@
 package backend
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -40,10 +41,13 @@ type Advertisement struct {
 	Userspace bool           // the packet engine has to run
 	Listen    netip.AddrPort // UDP address of the packet engine; zero unless Userspace
 	Devices   []string       // overlay devices of this node, in the order of their families
+	// IPv6Off is the reason why a dual-stack network is carried without IPv6; empty if it is not.
+	IPv6Off string
 }
 
 // driver describes one backend of the network config.
 type driver struct {
+	keys []string // of the Backend object, besides Type
 	// newBackend makes the backend. It must not touch the kernel.
 	newBackend func(n lease.Network, l LocalNode) (Backend, error)
 	// prepare fills in the parts of l that only this backend uses; nil if there are none.
@@ -56,13 +60,16 @@ type driver struct {
 // backends maps the names of the network config to the backends.
 func backends() map[string]driver {
 	return map[string]driver{
-		"alloc":     {newBackend: newAlloc},
-		"extension": {newBackend: newExtension, prepare: prepareExtension},
-		"host-gw":   {newBackend: newHostGW},
-		"ipip":      {newBackend: newIPIP},
-		"udp":       {newBackend: newUDP, prepare: prepareUDP},
-		"vxlan":     {newBackend: newVXLAN, prepare: prepareVXLAN, restore: restoreVXLAN},
-		"wireguard": {newBackend: newWireGuard, prepare: prepareWireGuard},
+		"alloc": {newBackend: newAlloc},
+		"extension": {keys: keysOf(extensionConfig{}), newBackend: newExtension,
+			prepare: prepareExtension},
+		"host-gw": {newBackend: newHostGW},
+		"ipip":    {keys: keysOf(ipipConfig{}), newBackend: newIPIP},
+		"udp":     {keys: keysOf(udpConfig{}), newBackend: newUDP, prepare: prepareUDP},
+		"vxlan": {keys: keysOf(vxlanConfig{}), newBackend: newVXLAN, prepare: prepareVXLAN,
+			restore: restoreVXLAN},
+		"wireguard": {keys: keysOf(wireGuardConfig{}), newBackend: newWireGuard,
+			prepare: prepareWireGuard},
 	}
 }
 
@@ -79,6 +86,9 @@ func New(n lease.Network, l LocalNode) (Backend, error) {
 			strings.Join(names, ", "))
 	}
 	b, err := d.newBackend(n, l)
+	if small := (ipv6MTUError{}); errors.As(err, &small) && n.Network.IsValid() {
+		b, err = newWithoutIPv6(d, n, l, small)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s backend: %w", typ, err)
 	}

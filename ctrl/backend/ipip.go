@@ -19,9 +19,12 @@ type ipip struct {
 	mtu           int
 }
 
+// ipipConfig holds the backend's keys.
+type ipipConfig struct{ DirectRouting bool }
+
 // newIPIP reads DirectRouting.
 func newIPIP(n lease.Network, l LocalNode) (Backend, error) {
-	c := struct{ DirectRouting bool }{}
+	var c ipipConfig
 	if err := decode(n, &c); err != nil {
 		return nil, err
 	}

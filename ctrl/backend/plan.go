@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strings"
 
 	"weft/ctrl"
 	"weft/encap"
@@ -128,35 +127,6 @@ func unreachable(s *ctrl.State, p peerSubnet, reason error) {
 		Reason: reason.Error()})
 }
 
-// decode reads the keys of the Backend object, in any case, into c, which holds the defaults. The
-// error names the key and the type that it must have.
-func decode(n lease.Network, c any) error {
-	if len(n.Backend.Raw) == 0 {
-		return nil
-	}
-	err := json.Unmarshal(n.Backend.Raw, c)
-	var wrong *json.UnmarshalTypeError
-	if errors.As(err, &wrong) && wrong.Field != "" {
-		return fmt.Errorf("config key %s is a %s, want %s", wrong.Field, wrong.Value,
-			typeText(wrong.Type.Kind().String()))
-	}
-	if err != nil {
-		return fmt.Errorf("decode config: %w", err)
-	}
-	return nil
-}
-
-// typeText describes a Go kind in the terms of JSON.
-func typeText(kind string) string {
-	switch {
-	case strings.HasPrefix(kind, "int"):
-		return "a whole number"
-	case kind == "bool":
-		return "true or false"
-	}
-	return "a " + kind
-}
-
 // inRange checks a number of the config.
 func inRange(key string, v, low, high int) error {
 	if v < low || v > high {
@@ -173,13 +143,26 @@ func deviceMTU(n lease.Network, l LocalNode, configured, overhead int) (int, err
 	if configured != 0 && configured < mtu {
 		mtu, source = configured, "of the config"
 	}
-	least, version := encap.MinMTU4, 4
-	if n.IPv6Network.IsValid() {
-		least, version = encap.MinMTU6, 6
+	switch rest := mtu - overhead; {
+	case n.IPv6Network.IsValid() && rest < encap.MinMTU6:
+		return 0, ipv6MTUError{mtu, source, overhead}
+	case rest < encap.MinMTU4:
+		return 0, fmt.Errorf("MTU %d %s leaves less than the %d bytes that IPv4 needs, "+
+			"after %d of overhead", mtu, source, encap.MinMTU4, overhead)
+	default:
+		return rest, nil
 	}
-	if mtu-overhead < least {
-		return 0, fmt.Errorf("MTU %d %s leaves less than the %d bytes that IPv%d needs, "+
-			"after %d of overhead", mtu, source, least, version, overhead)
-	}
-	return mtu - overhead, nil
+}
+
+// ipv6MTUError is the error of deviceMTU if there is no room for IPv6.
+type ipv6MTUError struct {
+	mtu      int
+	source   string
+	overhead int
+}
+
+// Error names the MTU and its source.
+func (e ipv6MTUError) Error() string {
+	return fmt.Sprintf("MTU %d %s leaves less than the %d bytes that IPv6 needs, "+
+		"after %d of overhead", e.mtu, e.source, encap.MinMTU6, e.overhead)
 }

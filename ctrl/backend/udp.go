@@ -74,6 +74,11 @@ func newUDP(n lease.Network, l LocalNode) (Backend, error) {
 		overhead = encap.OverheadUDP6
 	}
 	mtu, err := deviceMTU(n, l, 0, overhead)
+	if errors.As(err, new(ipv6MTUError)) {
+		// The engine sends IPv6 packets up to this size in outer fragments and reports the smaller
+		// MTU of the path to IPv4 senders.
+		mtu, err = encap.MinMTU6, nil
+	}
 	if err != nil {
 		return nil, err
 	}

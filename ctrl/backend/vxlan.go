@@ -39,24 +39,30 @@ type vxlanData struct {
 	VtepMAC string
 }
 
-// newVXLAN reads VNI, Port, MTU, GBP, Learning and DirectRouting.
-func newVXLAN(n lease.Network, l LocalNode) (Backend, error) { return makeVXLAN(n, l) }
+// vxlanConfig holds the backend's keys.
+type vxlanConfig struct {
+	VNI, Port, MTU               int
+	GBP, Learning, DirectRouting bool
+}
 
-func makeVXLAN(n lease.Network, l LocalNode) (*vxlan, error) {
-	c := struct {
-		VNI, Port, MTU               int
-		GBP, Learning, DirectRouting bool
-	}{VNI: defaultVNI}
+func readVXLANConfig(n lease.Network) (vxlanConfig, error) {
+	c := vxlanConfig{VNI: defaultVNI}
 	if err := decode(n, &c); err != nil {
-		return nil, err
+		return c, err
 	}
 	err := errors.Join(inRange("VNI", c.VNI, 0, maxVNI), inRange("Port", c.Port, 0, 65535),
 		inRange("MTU", c.MTU, 0, 65535))
-	if err != nil {
-		return nil, err
-	}
 	if c.Port == 0 {
 		c.Port = kernelVXLANPort
+	}
+	return c, err
+}
+
+// newVXLAN makes a device of each family.
+func newVXLAN(n lease.Network, l LocalNode) (Backend, error) {
+	c, err := readVXLANConfig(n)
+	if err != nil {
+		return nil, err
 	}
 	v := &vxlan{
 		network: n, local: l, vni: c.VNI, port: c.Port,
@@ -87,10 +93,11 @@ func (v *vxlan) deviceMAC(existing ctrl.MAC, public netip.Addr) ctrl.MAC {
 
 // prepareVXLAN reads the Ethernet addresses of VXLAN devices of an earlier run.
 func prepareVXLAN(k kernel, n lease.Network, l *LocalNode, _ LocalOptions) error {
-	v, err := makeVXLAN(n, *l)
+	c, err := readVXLANConfig(n)
 	if err != nil {
 		return err
 	}
+	v := &vxlan{vni: c.VNI}
 	links, err := k.Links()
 	if err != nil {
 		return err

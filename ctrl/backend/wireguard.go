@@ -41,22 +41,31 @@ type wireGuardData struct {
 	Port      int
 }
 
-// newWireGuard reads ListenPort, ListenPortV6, MTU, PSK, PersistentKeepaliveInterval and Mode.
-func newWireGuard(n lease.Network, l LocalNode) (Backend, error) {
-	c := struct {
-		ListenPort, ListenPortV6, MTU int
-		PSK                           string
-		PersistentKeepaliveInterval   int
-		Mode                          string
-	}{ListenPort: defaultWGPort, ListenPortV6: defaultWGPortV6, Mode: "separate"}
-	if err := decode(n, &c); err != nil {
-		return nil, err
+// wireGuardConfig holds the backend's keys.
+type wireGuardConfig struct {
+	ListenPort, ListenPortV6, MTU int
+	PSK                           string
+	PersistentKeepaliveInterval   int
+	Mode                          string
+}
+
+func readWireGuardConfig(n lease.Network) (wireGuardConfig, error) {
+	c := wireGuardConfig{
+		ListenPort: defaultWGPort, ListenPortV6: defaultWGPortV6, Mode: "separate",
 	}
-	err := errors.Join(
+	if err := decode(n, &c); err != nil {
+		return c, err
+	}
+	return c, errors.Join(
 		inRange("ListenPort", c.ListenPort, 1, 65535),
 		inRange("ListenPortV6", c.ListenPortV6, 1, 65535),
 		inRange("MTU", c.MTU, 0, 65535), inRange("PersistentKeepaliveInterval",
 			c.PersistentKeepaliveInterval, 0, 65535))
+}
+
+// newWireGuard checks Mode and PSK.
+func newWireGuard(n lease.Network, l LocalNode) (Backend, error) {
+	c, err := readWireGuardConfig(n)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package file
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,6 +11,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"weft/lease"
+	"weft/lease/spelling"
 )
 
 // topKeys returns the top-level keys of a lease file in the order of error messages. Keys are
@@ -23,15 +23,6 @@ func nodeKeys() []string {
 	return []string{
 		"name", "subnet", "subnet6", "publicIP", "publicIPv6",
 		"backendType", "backendData", "backendV6Data",
-	}
-}
-
-// networkKeys returns the keys of the network config.
-func networkKeys() []string {
-	return []string{
-		"Network", "IPv6Network", "EnableIPv4", "EnableIPv6", "EnableNFTables",
-		"SubnetLen", "SubnetMin", "SubnetMax",
-		"IPv6SubnetLen", "IPv6SubnetMin", "IPv6SubnetMax", "Backend",
 	}
 }
 
@@ -64,9 +55,6 @@ func parse(b []byte) (content, error) {
 		return content{}, errors.New("both network and nodes are required")
 	}
 	var c content
-	if _, err := object(top["network"], networkKeys()); err != nil {
-		return content{}, fmt.Errorf("network: %w", err)
-	}
 	if c.network, err = lease.ParseNetwork(top["network"]); err == nil {
 		err = c.network.Check()
 	}
@@ -75,8 +63,8 @@ func parse(b []byte) (content, error) {
 	}
 	var nodes []json.RawMessage
 	if err := json.Unmarshal(top["nodes"], &nodes); err != nil {
-		return content{}, fmt.Errorf("nodes: want a list of objects with %s: %w",
-			strings.Join(nodeKeys(), ", "), err)
+		return content{}, fmt.Errorf("nodes: want a list of objects with %s, got %s",
+			strings.Join(nodeKeys(), ", "), lease.Excerpt(top["nodes"]))
 	}
 	for i, raw := range nodes {
 		l, err := parseNode(raw, c.network)
@@ -94,33 +82,37 @@ func parse(b []byte) (content, error) {
 // object decodes a JSON object into its members. The keys of the result are spelled as in allowed;
 // other keys are an error.
 func object(b []byte, allowed []string) (map[string]json.RawMessage, error) {
-	var got map[string]json.RawMessage
-	if err := json.Unmarshal(b, &got); err != nil || got == nil {
-		return nil, fmt.Errorf("want an object with %s, got %.40s",
-			strings.Join(allowed, ", "), bytes.TrimSpace(b))
+	list, err := lease.Members(b)
+	if err != nil {
+		return nil, fmt.Errorf("want an object with %s, got %s",
+			strings.Join(allowed, ", "), lease.Excerpt(b))
 	}
-	members := make(map[string]json.RawMessage, len(got))
-	for key, value := range got {
-		i := slices.IndexFunc(allowed, func(a string) bool { return strings.EqualFold(a, key) })
+	members := make(map[string]json.RawMessage, len(list))
+	for _, m := range list {
+		i := slices.IndexFunc(allowed, m.Is)
 		switch {
 		case i < 0:
-			return nil, fmt.Errorf("unknown key %q, allowed keys are %s",
-				key, strings.Join(allowed, ", "))
+			return nil, fmt.Errorf("unknown key %q, allowed keys are %s%s",
+				m.Key, strings.Join(allowed, ", "), didYouMean(m.Key, allowed))
 		case members[allowed[i]] != nil:
 			return nil, fmt.Errorf("duplicate key %q", allowed[i])
 		}
-		members[allowed[i]] = value
+		members[allowed[i]] = m.Value
 	}
 	return members, nil
 }
 
+func didYouMean(key string, allowed []string) string {
+	if nearest := spelling.Nearest(key, allowed); nearest != "" {
+		return fmt.Sprintf("; did you mean %q?", nearest)
+	}
+	return ""
+}
+
 // parseNode parses one node and validates it apart from collisions with other nodes.
 func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
-	if _, err := object(b, nodeKeys()); err != nil {
-		return lease.Lease{}, err
-	}
-	var n node
-	if err := json.Unmarshal(b, &n); err != nil {
+	n, err := decodeNode(b)
+	if err != nil {
 		return lease.Lease{}, err
 	}
 	if n.Name == "" {
@@ -132,7 +124,7 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 	if err := checkSubnet("subnet", n.Subnet, network.EnableIPv4, network.Network); err != nil {
 		return wrap(err)
 	}
-	err := checkSubnet("subnet6", n.Subnet6, network.EnableIPv6, network.IPv6Network)
+	err = checkSubnet("subnet6", n.Subnet6, network.EnableIPv6, network.IPv6Network)
 	if err != nil {
 		return wrap(err)
 	}
@@ -151,6 +143,29 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 		PublicIP: n.PublicIP, PublicIPv6: n.PublicIPv6, BackendType: n.BackendType,
 		BackendData: n.BackendData, BackendV6Data: n.BackendV6Data,
 	}}, nil
+}
+
+// decodeNode decodes the keys of a node.
+func decodeNode(b []byte) (n node, err error) {
+	members, err := object(b, nodeKeys())
+	if err != nil {
+		return n, err
+	}
+	into := map[string]any{
+		"name": &n.Name, "subnet": &n.Subnet, "subnet6": &n.Subnet6,
+		"publicIP": &n.PublicIP, "publicIPv6": &n.PublicIPv6, "backendType": &n.BackendType,
+		"backendData": &n.BackendData, "backendV6Data": &n.BackendV6Data,
+	}
+	for _, key := range nodeKeys() {
+		value, given := members[key]
+		if !given {
+			continue
+		}
+		if err := (lease.Member{Key: key, Value: value}).Decode(into[key]); err != nil {
+			return n, err
+		}
+	}
+	return n, nil
 }
 
 // checkSubnet checks one family's subnet of a node.

@@ -2,6 +2,7 @@ package file
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -64,16 +65,19 @@ func TestParseErrors(t *testing.T) {
 		{head + "nodes: []\nnode: []", `unknown key "node", allowed keys are network, nodes`},
 		{head + "nodes: []\nnodes: []", "already set"},
 		{head + "nodes: []\nNodes: []", `duplicate key "nodes"`},
-		{"network: {Netwerk: 10.5.0.0/16}\nnodes: []",
-			`network: unknown key "Netwerk", allowed keys are Network, IPv6Network`},
+		{"network: {Netwrok: 10.5.0.0/16}\nnodes: []", `network: please define a correct Network parameter ` +
+			`in the flannel config: unknown key "Netwrok", did you mean "Network"?`},
 		{"network: {Network: 10.5.0.0/29}\nnodes: []", "network: network is too small"},
-		{"network: 5\nnodes: []", "network: want an object"},
+		{"network: 5\nnodes: []", "network: decode network config: 5 is not an object"},
 		{head + "nodes: {a: b}", "nodes: want a list"},
 		{head + "nodes: [5]", "nodes[0]: want an object with name, subnet"},
 		{head + "nodes: [{name: a, sbnet: x}]",
 			`nodes[0]: unknown key "sbnet", allowed keys are name, subnet, subnet6, publicIP`},
+		{head + "nodes: [{name: a, sbnet: x}]", `; did you mean "subnet"?`},
+		{head + "nodes: [{name: 5}]", "nodes[0]: name is 5, want a string"},
+		{head + "nodes: [{name: a, publicIP: 192.0.2}]", `nodes[0]: publicIP is "192.0.2", want an IP address`},
 		{head + "nodes: [{subnet: 10.5.1.0/24}]", "nodes[0]: name is missing"},
-		{head + "nodes: [{name: a, subnet: 10.5.1.0}]", "nodes[0]"},
+		{head + "nodes: [{name: a, subnet: 10.5.1.0}]", `nodes[0]: subnet is "10.5.1.0", want a network such as 10.5.0.0/16`},
 		{head + "nodes: [{name: a, publicIP: 192.0.2.1}]", `node "a": subnet is missing`},
 		{head + "nodes: [{name: a, subnet: 10.5.1.7/24, publicIP: 192.0.2.1}]",
 			"10.5.1.7/24 has host bits set, want 10.5.1.0/24"},
@@ -107,7 +111,7 @@ func TestParseNetworkKeys(t *testing.T) {
 		"Backend": "{Type: udp}"}
 	var text strings.Builder
 	text.WriteString("nodes: []\nnetwork:\n")
-	for _, key := range networkKeys() {
+	for _, key := range lease.NetworkKeys() {
 		value := values[key]
 		if value == "" {
 			value = "true"
@@ -121,6 +125,15 @@ func TestParseNetworkKeys(t *testing.T) {
 	if n := c.network; !n.EnableIPv6 || !n.EnableNFTables || n.SubnetMax.String() != "10.5.9.0" ||
 		n.IPv6SubnetMax.String() != "fd10:0:0:9::" {
 		t.Errorf("got %+v", n)
+	}
+}
+
+// TestParseFlannelConfig pastes a net-conf.json with keys that have no effect.
+func TestParseFlannelConfig(t *testing.T) {
+	c, err := parse([]byte(`{"network":{"Network":"10.5.0.0/16","MTU":1450,"IPTables":false,` +
+		`"Backend":{"Type":"vxlan","VNI":4096}},"nodes":[]}`))
+	if err != nil || !slices.Equal(c.network.Unknown, []string{"IPTables", "MTU"}) { // YAML sorts keys
+		t.Errorf("got %+v, %v", c.network, err)
 	}
 }
 

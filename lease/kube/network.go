@@ -71,9 +71,11 @@ func (s *Store) WatchNetwork(
 	}
 }
 
-// SameNetwork reports whether two configs are equal, regardless of the formatting of their JSON.
+// SameNetwork reports whether two configs have the same effect, regardless of the formatting of
+// their JSON.
 func SameNetwork(a, b lease.Network) bool {
 	for _, n := range []*lease.Network{&a, &b} {
+		n.Unknown = nil
 		var compact bytes.Buffer
 		if err := json.Compact(&compact, n.Backend.Raw); err == nil {
 			n.Backend.Raw = compact.Bytes()

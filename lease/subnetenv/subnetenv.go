@@ -68,9 +68,13 @@ func (f File) Bytes() []byte {
 	return b.Bytes()
 }
 
-// Write replaces the file at path atomically. A new file is readable by all users regardless of
-// the umask; an existing one keeps its mode.
+// Write replaces the file at path atomically. A new file is readable by all users regardless of the
+// umask; an existing one keeps its mode. A file with the same content is left alone: it is right
+// even on a disk that is full or read-only.
 func (f File) Write(path string) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, f.Bytes()) {
+		return nil
+	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return fmt.Errorf("create the directory of %s: %w", path, err)
 	}

@@ -155,6 +155,29 @@ func TestRead(t *testing.T) {
 	}
 }
 
+// TestWriteKeepsIdenticalFile needs no new file, which a full disk has no room for.
+func TestWriteKeepsIdenticalFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "subnet.env")
+	f := File{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.1.1/24"), MTU: 1472}
+	var infos [3]os.FileInfo
+	for i, mtu := range []int{1472, 1472, 1450} {
+		f.MTU = mtu
+		if err := f.Write(path); err != nil {
+			t.Fatal(err)
+		}
+		var err error
+		if infos[i], err = os.Stat(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if !os.SameFile(infos[0], infos[1]) {
+		t.Error("an identical file was replaced")
+	}
+	if os.SameFile(infos[1], infos[2]) {
+		t.Error("a different file was not replaced")
+	}
+}
+
 func TestVariablesSkipsInvalidLines(t *testing.T) {
 	got, err := Variables([]byte("A=1\nnonsense\nexport B='2'\n"))
 	if err == nil || len(got) != 2 || got["A"] != "1" || got["B"] != "2" {

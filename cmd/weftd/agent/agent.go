@@ -220,6 +220,10 @@ func (a *agent) setUnderlay(i underlay.Iface) error {
 	if err != nil {
 		return err
 	}
+	if off := b.Advertisement().IPv6Off; off != "" &&
+		(a.backend == nil || a.backend.Advertisement().IPv6Off != off) {
+		a.log.Warn("IPv6 is off", "reason", off)
+	}
 	a.host, a.backend = host, b
 	a.inUse.Store(&i)
 	// The address of a VXLAN device is derived from the node's address and must not follow it.
@@ -295,13 +299,18 @@ func (a *agent) syncSubnetFile() {
 	}
 }
 
-// wantedFile returns the desired content of subnet.env.
+// wantedFile returns the desired content of subnet.env. It has no IPv6 subnet while IPv6 is off:
+// the kernel gives no IPv6 address to a pod whose MTU is too small for it.
 func (a *agent) wantedFile() subnetenv.File {
-	return subnetenv.File{
+	adv := a.backend.Advertisement()
+	f := subnetenv.File{
 		Network: a.network.Network, Subnet: subnetenv.Gateway(a.self.Subnet),
-		Network6: a.network.IPv6Network, Subnet6: subnetenv.Gateway(a.self.Subnet6),
-		MTU: a.backend.Advertisement().MTU, IPMasq: a.cfg.Rules.Masquerade,
+		MTU: adv.MTU, IPMasq: a.cfg.Rules.Masquerade,
 	}
+	if adv.IPv6Off == "" {
+		f.Network6, f.Subnet6 = a.network.IPv6Network, subnetenv.Gateway(a.self.Subnet6)
+	}
+	return f
 }
 
 // joinValid joins the valid ones of the two with a space.

@@ -161,6 +161,39 @@ func TestStatusJSON(t *testing.T) {
 	}
 }
 
+func TestStoreStatus(t *testing.T) {
+	etcd := config.Etcd{Endpoints: []string{"http://a:1"}, Prefix: "/p"}
+	kube := config.Kube{Enabled: true, AnnotationPrefix: "x.y", NetworkFile: "/net-conf.json"}
+	withURL := kube
+	withURL.APIURL = "https://api"
+	for want, l := range map[string]config.Lease{
+		`{"kind":"etcd","endpoints":["http://a:1"],"prefix":"/p"`:                                 {Etcd: etcd},
+		`{"kind":"file","file":"/leases"`:                                                         {Etcd: etcd, File: "/leases"},
+		`{"kind":"kubernetes","prefix":"x.y","file":"/net-conf.json"`:                             {Etcd: etcd, Kube: kube},
+		`{"kind":"kubernetes","endpoints":["https://api"],"prefix":"x.y","file":"/net-conf.json"`: {Kube: withURL},
+	} {
+		b, err := json.Marshal(newStoreStatus(l))
+		if want += `,"connected":false,"revision":0}`; err != nil || string(b) != want {
+			t.Errorf("got %s, %v; want %s", b, err, want)
+		}
+	}
+}
+
+func TestNetworkStatus(t *testing.T) {
+	n, err := lease.ParseNetwork([]byte(`{"Network":"10.5.0.0/16","IPv6Network":"fd00::/48","MTU":1400,` +
+		`"Backend":{"Type":"wireguard","PSK":"secret","ListenPort":5}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(newNetworkStatus(n))
+	want := `{"network":"10.5.0.0/16","subnet_len":24,"subnet_min":"10.5.1.0","subnet_max":"10.5.255.0",` +
+		`"enable_nftables":false,"backend":{"ListenPort":5,"PSK":"(hidden)","Type":"wireguard"},` +
+		`"unknown_keys":["MTU (did you mean Backend.MTU?)"]}`
+	if err != nil || string(b) != want {
+		t.Errorf("got %s, %v\nwant %s", b, err, want)
+	}
+}
+
 func TestStatusMetrics(t *testing.T) {
 	s := Status{
 		Ready:      true,

@@ -29,6 +29,10 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	for _, u := range backend.UnknownKeys(network) {
+		d.log.Warn("network config: unknown key without effect", "key", u.Key,
+			"nearest", u.Nearest)
+	}
 	if d.hints, err = d.awaitHints(ctx, store); err != nil {
 		return err
 	}

@@ -49,6 +49,15 @@ func (d *daemon) configCondition() condition {
 	return c
 }
 
+// ifaceCondition is met while the interface can be used. Its reason tells why only IPv4 is carried.
+func (s *snapshot) ifaceCondition() condition {
+	c := condition{Name: "interface", OK: s.ifaceErr == nil, Reason: errText(s.ifaceErr)}
+	if c.OK && s.adv.IPv6Off != "" {
+		c.Reason = "IPv6 is off: " + s.adv.IPv6Off
+	}
+	return c
+}
+
 // storePatience is how long the store may be away before the lease condition notes it. It exceeds
 // the restart of an etcd member or API server and a machine's reboot. /status shows it at once.
 const storePatience = time.Minute

@@ -18,6 +18,7 @@ import (
 type snapshot struct {
 	waiting error // why there is no network config yet; nil once there is
 
+	network  lease.Network
 	iface    underlay.Iface
 	ifaceErr error
 	adv      backend.Advertisement
@@ -40,7 +41,8 @@ type snapshot struct {
 // publish stores a snapshot for the HTTP server.
 func (a *agent) publish() {
 	a.snapshot.Store(&snapshot{
-		iface: a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
+		network: a.network,
+		iface:   a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
 		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules,
@@ -52,12 +54,14 @@ func (d *daemon) status() Status {
 	status := Status{
 		Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []nodeStatus{},
 		Limits: d.limits,
+		Flags:  d.cfg.Given, Store: newStoreStatus(d.cfg.Lease),
 	}
 	status.Ready, _ = allMet(status.Conditions)
 	s := d.snapshot.Load()
 	if s == nil || s.reconciler == nil {
 		return status
 	}
+	status.Network = newNetworkStatus(s.network)
 	status.Backend, status.MTU = s.adv.Type, s.adv.MTU
 	status.Device = strings.Join(s.adv.Devices, " ")
 	status.Nodes = append(status.Nodes, s.peers...)
@@ -71,10 +75,8 @@ func (d *daemon) status() Status {
 			Since: s.acquired, Expires: s.self.Expires,
 		}
 	}
-	status.Store = storeStatus{
-		Connected: s.state.Connected, Since: s.since, Revision: s.state.Revision,
-		Error: errText(s.state.Err),
-	}
+	status.Store.Connected, status.Store.Revision = s.state.Connected, s.state.Revision
+	status.Store.Since, status.Store.Error = s.since, errText(s.state.Err)
 	k := s.reconciler.Status()
 	status.Kernel = kernelStatus{
 		Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err),

@@ -10,21 +10,24 @@ import (
 // Status is the state of the daemon at one moment. It is the JSON of /status and the source of
 // /readyz and /metrics, so the three never disagree.
 type Status struct {
-	Build      metrics.Build    `json:"build"`
-	Node       string           `json:"node"`
-	Ready      bool             `json:"ready"`
-	Conditions []condition      `json:"conditions"`
-	Backend    string           `json:"backend,omitempty"`
-	MTU        int              `json:"mtu,omitempty"`    // of pods, in bytes
-	Device     string           `json:"device,omitempty"` // two if each family has one
-	Interface  *interfaceStatus `json:"interface,omitempty"`
-	Lease      *leaseStatus     `json:"lease,omitempty"`
-	Store      storeStatus      `json:"store"`
-	Nodes      []nodeStatus     `json:"nodes"`
-	Kernel     kernelStatus     `json:"kernel"`
-	Rules      rulesStatus      `json:"rules"`
-	Traffic    *metrics.Traffic `json:"traffic,omitempty"`
-	Limits     limits           `json:"limits"`
+	Build      metrics.Build `json:"build"`
+	Node       string        `json:"node"`
+	Ready      bool          `json:"ready"`
+	Conditions []condition   `json:"conditions"`
+	// Flags holds the flags that are set and their values, without secrets.
+	Flags     map[string]string `json:"flags"`
+	Network   *networkStatus    `json:"network,omitempty"` // absent until it is read
+	Backend   string            `json:"backend,omitempty"`
+	MTU       int               `json:"mtu,omitempty"`    // of pods, in bytes
+	Device    string            `json:"device,omitempty"` // two if each family has one
+	Interface *interfaceStatus  `json:"interface,omitempty"`
+	Lease     *leaseStatus      `json:"lease,omitempty"`
+	Store     storeStatus       `json:"store"`
+	Nodes     []nodeStatus      `json:"nodes"`
+	Kernel    kernelStatus      `json:"kernel"`
+	Rules     rulesStatus       `json:"rules"`
+	Traffic   *metrics.Traffic  `json:"traffic,omitempty"`
+	Limits    limits            `json:"limits"`
 }
 
 // condition is one condition of readiness.
@@ -57,6 +60,11 @@ type leaseStatus struct {
 
 // storeStatus is the state of the lease store.
 type storeStatus struct {
+	Kind string `json:"kind"` // etcd, kubernetes or file
+	// Endpoints are the etcd servers, or the API server if it is given.
+	Endpoints []string  `json:"endpoints,omitempty"`
+	Prefix    string    `json:"prefix,omitempty"` // of etcd's keys, or of annotations
+	File      string    `json:"file,omitempty"`   // the lease file, or the network config of Kubernetes
 	Connected bool      `json:"connected"`
 	Since     time.Time `json:"since,omitzero"` // of Connected
 	Revision  int64     `json:"revision"`

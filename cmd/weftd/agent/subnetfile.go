@@ -32,7 +32,7 @@ func (f *subnetFile) sync(wanted subnetenv.File, log *slog.Logger) (gaveUp bool)
 	switch {
 	case err == nil:
 		f.written = wanted
-		log.Info("subnet file written", "file", f.path)
+		log.Info("subnet file is up to date", "file", f.path)
 		gaveUp = len(f.abandoned) > 0
 		f.abandoned = nil
 	case f.err == nil: // log once only: each error names another temporary file
