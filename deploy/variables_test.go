@@ -20,7 +20,8 @@ func TestVariablesDocumented(t *testing.T) {
 		switch {
 		case err != nil:
 			return err
-		case d.IsDir() && (d.Name() == ".git" || d.Name() == "bin"):
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "bin" ||
+			path == filepath.Join("..", "cmd", "weftd", "config")): // tests misspelt WEFTD_ variables
 			return filepath.SkipDir
 		case !d.Type().IsRegular() || strings.HasSuffix(path, ".md"):
 			return nil
