@@ -1,7 +1,8 @@
 // Command weft is the operator's tool: it demonstrates and measures the overlay on one machine.
 //
 // Each subcommand has its own file. demo and bench need no root: the lab exists in namespaces of
-// the process and ends with it (see deploy/lab).
+// the process and ends with it (see deploy/lab). The build tag nolab leaves them out, and with them
+// an etcd server: the tool in the container image is for a node.
 package main
 
 import (
@@ -20,12 +21,10 @@ type command struct {
 
 // commands lists the subcommands in the order of the usage text.
 func commands() []command {
-	return []command{
-		{"demo", "run three nodes with pods on this machine", demo},
-		{"bench", "compare the speed of weftd with other targets; bench report and bench compare show results", runBench},
+	return append(labCommands(), []command{
 		{"docker-opts", "dockerd's options for the subnet of this node", dockerOpts},
 		{"version", "print version, commit and Go version", printVersion},
-	}
+	}...)
 }
 
 func main() { os.Exit(run(os.Args[1:])) }
