@@ -37,6 +37,7 @@ netns: ## namespace tests by name, rootless: make netns PKG=./ctrl/backend RUN=T
 
 kube: ## tests with a Kubernetes API server and CNI plugins, which it builds first (8 minutes of CPU)
 	WEFT_TESTKUBE=$$(.ci/kube/build) && WEFT_CNI=$$(.ci/kube/cni) && export WEFT_TESTKUBE WEFT_CNI && \
+		DOCKER= deploy/docker/build-image $$($(GO) env GOHOSTARCH) && export WEFT_IMAGE=$(CURDIR)/bin/image/$$($(GO) env GOHOSTARCH) && \
 		$(GO) test -p 1 -timeout 30m $(if $(RUN),-v -run '$(RUN)') ./lease/kube/... ./deploy
 
 vm: ## tests on another kernel, in qemu: make vm KERNEL=linux-image-6.12-cloud-amd64 PKG=./ctrl/backend RUN=TestNetnsVXLAN
@@ -48,7 +49,7 @@ demo: host build ## three nodes on this machine, with pods that reach each other
 bench: build ## measure Weft and the tunnels available on this machine
 	./bin/weft bench $(BENCHFLAGS)
 
-image: ## the container image for amd64 and arm64 (needs docker)
+image: ## the container images for amd64, arm64, arm and 386 (needs docker, and apt with Debian's keys)
 	GO=$(GO) VERSION=$(VERSION) COMMIT=$(COMMIT) deploy/docker/build-image
 
 fuzz: ## run every fuzz target for FUZZTIME

@@ -77,6 +77,7 @@ var doors = map[string][]string{
 	"github.com/vishvananda/netlink":      {"ctrl", "deploy/lab"},
 	"github.com/vishvananda/netns":        {"deploy/lab"},
 	"github.com/songgao/water":            {"dataplane/tun"},
+	"golang.org/x/mod":                    {"deploy/install-conf"},
 	"golang.org/x/net/ipv4":               {"dataplane/udp"},
 	"github.com/gaissmai/bart":            {"dataplane/fib"},
 	"github.com/prometheus/client_golang": {"metrics"},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -62,7 +63,7 @@ func newContainer(
 	t testing.TB, c corev1.Container, fields map[string]string, root string, volumes map[string]string,
 ) container {
 	t.Helper()
-	r := container{Root: root, Argv: slices.Concat(c.Command, c.Args), Env: []string{"PATH=/bin"},
+	r := container{Root: root, Argv: slices.Concat(c.Command, c.Args), Env: []string{imagePath(t)},
 		Capabilities: defaultCapabilities()}
 	if s := c.SecurityContext; s != nil {
 		r.ReadOnlyRoot = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem
@@ -139,7 +140,34 @@ func runContainer(spec string) error {
 	if err := c.dropPrivileges(); err != nil {
 		return err
 	}
-	return fmt.Errorf("run %s: %w", c.Argv[0], syscall.Exec(c.Argv[0], c.Argv, c.Env))
+	for _, e := range c.Env {
+		if name, value, _ := strings.Cut(e, "="); name == "PATH" {
+			if err := os.Setenv(name, value); err != nil {
+				return err
+			}
+		}
+	}
+	program, err := exec.LookPath(c.Argv[0])
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("run %s: %w", program, syscall.Exec(program, c.Argv, c.Env))
+}
+
+// imagePath returns the variable PATH that the Dockerfile sets.
+func imagePath(t testing.TB) string {
+	t.Helper()
+	b, err := os.ReadFile("docker/Dockerfile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if env, ok := strings.CutPrefix(line, "ENV "); ok {
+			return strings.TrimSpace(env)
+		}
+	}
+	t.Fatal("the Dockerfile sets no PATH")
+	return ""
 }
 
 // mountRoot mounts the container's file system and makes its root the working directory.

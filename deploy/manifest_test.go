@@ -24,6 +24,10 @@ var update = flag.Bool("update", false, "rewrite weft.yml")
 const header = `# Weft for a Kubernetes cluster, with the udp backend. The cluster must assign pod CIDRs to its nodes
 # (kube-controller-manager --allocate-node-cidrs, kubeadm init --pod-network-cidr=10.244.0.0/16).
 #
+# No registry has the image weft:dev. Build it (make image), push it, and enter its name:
+#
+#	sed 's|weft:dev|registry.example.com/weft:1.0|' weft.yml | kubectl apply -f -
+#
 # Rendered from overlays/udp by go test ./deploy -run TestWeftYML -update.
 `
 

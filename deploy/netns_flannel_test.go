@@ -1,15 +1,10 @@
 package deploy_test
 
 import (
-	"context"
-	"encoding/json"
 	"errors"
 	"os"
 	"strings"
 	"testing"
-
-	corev1 "k8s.io/api/core/v1"
-	"sigs.k8s.io/yaml"
 
 	"weft/deploy/lab"
 )
@@ -109,105 +104,4 @@ func (c *cluster) stopPod(t testing.TB, node *clusterNode) {
 		}
 		return nil
 	})
-}
-
-// flannelPodSpec is the pod of the DaemonSet in flannel's manifest, reduced to the fields that
-// matter to a container runtime. Its containers keep the runtime's default capabilities and have no
-// /dev/net/tun.
-const flannelPodSpec = `
-initContainers:
-- name: install-cni
-  command: [/opt/bin/install-conf]
-  args: [/etc/kube-flannel/cni-conf.json, /etc/cni/net.d/10-flannel.conflist]
-  volumeMounts:
-  - {name: cni, mountPath: /etc/cni/net.d}
-  - {name: config, mountPath: /etc/kube-flannel/}
-containers:
-- name: kube-flannel
-  command: [/opt/bin/flanneld]
-  args: [--ip-masq, --kube-subnet-mgr, --healthz-port=8081]
-  securityContext:
-    privileged: false
-    capabilities:
-      add: [NET_ADMIN, NET_RAW]
-  env:
-  - {name: POD_NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
-  - {name: POD_NAMESPACE, valueFrom: {fieldRef: {fieldPath: metadata.namespace}}}
-  - {name: EVENT_QUEUE_DEPTH, value: "5000"}
-  - {name: CONT_WHEN_CACHE_NOT_READY, value: "false"}
-  volumeMounts:
-  - {name: run, mountPath: /run/flannel}
-  - {name: config, mountPath: /etc/kube-flannel/}
-`
-
-// flannelRole is the role of the account in flannel's manifest.
-const flannelRole = `apiVersion: rbac.authorization.k8s.io/v1
-kind: ClusterRole
-metadata:
-  name: weft
-rules:
-- {apiGroups: [""], resources: [pods], verbs: [get]}
-- {apiGroups: [""], resources: [nodes], verbs: [get, list, watch]}
-- {apiGroups: [""], resources: [nodes/status], verbs: [patch]}
-`
-
-// TestNetnsFlannelManifest runs the pod of flannel's manifest from Weft's image on one node and, if
-// available, flannel's daemon on the other.
-func TestNetnsFlannelManifest(t *testing.T) {
-	c := newCluster(t, "vxlan", lab.Options{Nodes: 2})
-	apply(t, c.api, []byte(flannelRole), false)
-	c.annotateAll(t)
-	for name, podCIDR := range map[string]string{"node1": "10.244.1.0/24", "node2": "10.244.2.0/24"} {
-		c.recreateNode(t, c.nodes[name], podCIDR)
-	}
-	c.annotateAll(t)
-	node, other := c.nodes["node1"], c.nodes["node2"]
-	c.startFlannelPod(t, node)
-	if os.Getenv(flanneldEnv) != "" {
-		c.startFlannel(t, other)
-	} else {
-		t.Logf("NOT TESTED: flannel's daemon as peer: %s is not set", flanneldEnv)
-		c.startPod(t, other)
-	}
-	for _, n := range c.nodes {
-		c.waitReady(t, n)
-	}
-	c.attachPods(t)
-	c.checkAnnotations(t, node, "vxlan")
-	c.checkCondition(t, node, "False", "FlannelIsUp")
-	c.checkConflist(t, node)
-}
-
-// startFlannelPod creates the Pod object, from which the daemon reads its node's name, and runs its
-// containers.
-func (c *cluster) startFlannelPod(t *testing.T, node *clusterNode) {
-	t.Helper()
-	var pod corev1.PodSpec
-	if err := yaml.UnmarshalStrict([]byte(flannelPodSpec), &pod); err != nil {
-		t.Fatal(err)
-	}
-	const name = "kube-flannel-ds-x"
-	o, err := json.Marshal(map[string]any{
-		"apiVersion": "v1", "kind": "Pod", "metadata": map[string]any{"name": name, "namespace": c.daemons.Namespace},
-		"spec": map[string]any{"nodeName": node.Name, "hostNetwork": true, "serviceAccountName": "weft",
-			"containers": []any{map[string]any{"name": "kube-flannel", "image": "flannel"}}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	object := parseManifests(t, o)[0]
-	if err := c.api.Apply(t.Context(), object.apiPath(t), object.text, false); err != nil {
-		t.Fatal(err)
-	}
-	fields := map[string]string{"metadata.name": name, "metadata.namespace": c.daemons.Namespace}
-	installer := newContainer(t, pod.InitContainers[0], fields, buildImageDir(t), node.volumes).start(t, node.Node,
-		c.account)
-	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
-	defer cancel()
-	if code, err := installer.Wait(ctx); err != nil || code != 0 {
-		t.Fatalf("install-conf: exit status %d, %v\n%s", code, err, installer.Log())
-	}
-	node.daemon = newContainer(t, pod.Containers[0], fields, buildImageDir(t), node.volumes).start(t, node.Node,
-		c.account,
-		c.apiServerEnv()...)
 }

@@ -22,12 +22,17 @@ import (
 )
 
 const usage = `install-conf [--ready URL] [--hold] SOURCE TARGET
+install-conf --plugins DIR
 
-Copies a CNI config atomically.
+Copies a CNI config atomically, or the image's CNI plugins to a directory of the node.
 
-  --ready  first wait until a GET of this URL returns 200
-  --hold   keep running, and copy again when either file changes
+  --ready    first wait until a GET of this URL returns 200
+  --hold     keep running, and copy again when either file changes
+  --plugins  directory for the CNI plugins; those it already has stay, unless they are older versions
 `
+
+// imagePlugins is the directory with the CNI plugins in the image.
+const imagePlugins = "/usr/lib/cni"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -40,6 +45,8 @@ type installer struct {
 	source, target string
 	ready          string // URL; empty: do not wait
 	hold           bool
+	plugins        string // directory for the CNI plugins; empty: install the config
+	pluginSource   string
 	interval       time.Duration // between polls of the URL or the files
 	log            io.Writer
 	lastLogged     string // last error logged; empty after success
@@ -47,18 +54,19 @@ type installer struct {
 
 // run returns the exit code: 0 when the copy is done or a signal ended it.
 func run(ctx context.Context, args []string, log io.Writer) int {
-	i := installer{interval: time.Second, log: log}
+	i := installer{interval: time.Second, pluginSource: imagePlugins, log: log}
 	flags := flag.NewFlagSet("install-conf", flag.ContinueOnError)
 	flags.SetOutput(log)
 	flags.Usage = func() { fmt.Fprint(log, usage) }
 	flags.StringVar(&i.ready, "ready", "", "")
 	flags.BoolVar(&i.hold, "hold", false, "")
+	flags.StringVar(&i.plugins, "plugins", "", "")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
 		return 2
-	case flags.NArg() != 2:
+	case i.plugins == "" && flags.NArg() != 2, i.plugins != "" && flags.NArg()+flags.NFlag() != 1:
 		flags.Usage()
 		return 2
 	}
@@ -71,6 +79,9 @@ func run(ctx context.Context, args []string, log io.Writer) int {
 }
 
 func (i *installer) run(ctx context.Context) error {
+	if i.plugins != "" {
+		return i.installPlugins()
+	}
 	if i.ready != "" && !i.waitReady(ctx) {
 		return nil
 	}
@@ -172,12 +183,12 @@ func (i *installer) install() (changed bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return false, err
 	}
-	return true, replace(i.target, b)
+	return true, replace(i.target, b, 0o644)
 }
 
 // replace writes a file by renaming a hidden temporary file in the same directory, so that a reader
 // sees the old content or the new one.
-func replace(path string, b []byte) (err error) {
+func replace(path string, b []byte, mode fs.FileMode) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".tmp*")
 	if err != nil {
 		return err
@@ -189,7 +200,7 @@ func replace(path string, b []byte) (err error) {
 	}()
 	_, err = f.Write(b)
 	// Readable by all users, regardless of the umask.
-	if err := errors.Join(err, f.Chmod(0o644), f.Sync(), f.Close()); err != nil {
+	if err := errors.Join(err, f.Chmod(mode), f.Sync(), f.Close()); err != nil {
 		return err
 	}
 	return os.Rename(f.Name(), path)
