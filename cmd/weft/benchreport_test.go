@@ -60,9 +60,9 @@ func TestBenchReport(t *testing.T) {
 		{[]string{"compare", "-", "-"}, 1, "the standard input holds one result only"},
 		{[]string{"report", "-h"}, 0, "Usage: weft bench report [flags] RESULT.json\n"},
 		{[]string{"compare", "-h"}, 0, "Usage: weft bench compare OLD.json NEW.json\n"},
-		{[]string{"report"}, 2, "weft bench report: want RESULT.json after the flags, got 0 arguments\n"},
-		{[]string{"report", path, path}, 2, "want RESULT.json after the flags, got 2 arguments\n"},
-		{[]string{"compare", path}, 2, "weft bench compare: want OLD.json NEW.json after the flags, got 1 arguments\n"},
+		{[]string{"report"}, 2, "weft bench report: want RESULT.json after the flags, got 0 arguments; weft bench report -h lists the flags\n"},
+		{[]string{"report", path, path}, 2, "want RESULT.json after the flags, got 2 arguments; "},
+		{[]string{"compare", path}, 2, "weft bench compare: want OLD.json NEW.json after the flags, got 1 arguments; "},
 		{[]string{"compare", "--x", path, path}, 2, "-x"},
 		{[]string{"report", "/nonexistent"}, 1, "weft: open /nonexistent: no such file or directory\n"},
 		{[]string{"report", "--html", "/nonexistent/x", path}, 1,
@@ -93,16 +93,30 @@ func TestCommandLine(t *testing.T) {
 		{"", 0, "Usage: weft <subcommand>"},
 		{"help", 0, "Usage: weft <subcommand>"},
 		{"--help", 0, "Usage: weft <subcommand>"},
-		{"help xx", 2, `weft: unknown subcommand "help xx"`},
-		{"xx", 2, `weft: unknown subcommand "xx"`},
+		{"-version", 0, "weft "},
+		{"--version", 0, "weft "},
+		{"-v", 0, "weft "},
+		{"-v junk", 2, `weft version: unexpected argument "junk"`},
+		{"docker-opts -h", 0, "weft docker-opts [-f"},
+		{"docker-opts -?", 0, "weft docker-opts [-f"},
+		{"docker-opts --help", 0, "weft docker-opts [-f"},
+		{"docker-opts junk", 1, `weft: docker-opts: unexpected argument "junk"; `},
+		{"help xx", 2, `weft: unknown subcommand "help xx"; weft -h lists the subcommands`},
+		{"xx", 2, `weft: unknown subcommand "xx"; weft -h lists the subcommands`},
+		{"--xx", 2, `weft: unknown subcommand "--xx"; weft -h lists the subcommands`},
+		{"demo --xx", 2, "weft demo: flag provided but not defined: -xx; weft demo -h lists the flags"},
+		{"bench --rounds=x", 2, `weft bench: invalid value "x" for flag -rounds: parse error; weft bench -h lists the flags`},
 		{"version", 0, "weft "},
-		{"version junk", 2, `weft version: "junk": want flags only`},
+		{"version junk", 2, `weft version: unexpected argument "junk", want flags only`},
 		{"version -h", 0, ""},
-		{"demo junk", 2, `weft demo: "junk": want flags only`},
-		{"bench junk", 2, `weft bench: "junk": want flags only`},
+		{"demo junk", 2, `weft demo: unexpected argument "junk", want flags only`},
+		{"bench junk", 2, `weft bench: unexpected argument "junk", want flags only`},
 		{"bench -h", 0, "weft bench compare OLD.json NEW.json"},
 	} {
 		status, out, problems := weft(t, "", strings.Fields(c.args)...)
+		if c.status == 0 && problems != "" || c.status != 0 && (out != "" || strings.Count(problems, "\n") != 1) {
+			t.Errorf("weft %s: want one line on stderr for errors, nothing for help, got:\n%s%s", c.args, out, problems)
+		}
 		if status != c.status || !strings.Contains(out+problems, c.out) {
 			t.Errorf("weft %s: status %d, want %d and %q in:\n%s%s", c.args, status, c.status, c.out, out, problems)
 		}

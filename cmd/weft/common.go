@@ -11,23 +11,26 @@ import (
 )
 
 // parseFlags parses a subcommand's flags and checks the number of operands after them. done reports
-// that the subcommand must exit with status: after help or an error.
+// that the subcommand must exit with status: after help or an error of one line.
 func parseFlags(flags *flag.FlagSet, args []string, operands ...string) (status int, done bool) {
+	flags.SetOutput(io.Discard) // package flag prints the usage text after each error
 	err := flags.Parse(args)
+	flags.SetOutput(os.Stdout)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
+		flags.Usage()
 		return 0, true
 	case err != nil:
-		return 2, true // flag has printed the error
 	case flags.NArg() > 0 && len(operands) == 0:
-		fmt.Fprintf(flags.Output(), "%s: %q: want flags only\n", flags.Name(), flags.Arg(0))
-		return 2, true
+		err = fmt.Errorf("unexpected argument %q, want flags only", flags.Arg(0))
 	case flags.NArg() != len(operands):
-		fmt.Fprintf(flags.Output(), "%s: want %s after the flags, got %d arguments\n", flags.Name(),
+		err = fmt.Errorf("want %s after the flags, got %d arguments",
 			strings.Join(operands, " "), flags.NArg())
-		return 2, true
+	default:
+		return 0, false
 	}
-	return 0, false
+	fmt.Fprintf(os.Stderr, "%[1]s: %[2]v; %[1]s -h lists the flags\n", flags.Name(), err)
+	return 2, true
 }
 
 // fail prints an error and returns the exit status.

@@ -36,7 +36,7 @@ Takes the flags of flannel's mk-docker-opts.sh and writes what that writes.
 // passed on.
 const dockerOptPrefix = "DOCKER_OPT_"
 
-// errDockerUsage means that the usage text must be printed.
+// errDockerUsage means that the usage text was asked for.
 var errDockerUsage = errors.New("usage wanted")
 
 // dockerFlags is the command line of docker-opts.
@@ -47,37 +47,39 @@ type dockerFlags struct {
 	noIPMasq                bool
 }
 
-// dockerOpts is the subcommand. Its exit status is 1 for the usage text too, as that of flannel's
-// script.
+// dockerOpts is the subcommand.
 func dockerOpts(args []string) int {
-	return runDockerOpts(args, os.Environ(), "/proc/net/route", os.Stderr)
+	return runDockerOpts(args, os.Environ(), "/proc/net/route", os.Stdout, os.Stderr)
 }
 
 // runDockerOpts is dockerOpts with explicit inputs; routes is the path of the kernel's IPv4 routing
 // table.
-func runDockerOpts(args, environ []string, routes string, stderr io.Writer) int {
+func runDockerOpts(args, environ []string, routes string, stdout, stderr io.Writer) int {
 	f, err := parseDockerFlags(args)
-	if err == nil {
-		err = writeDockerOpts(f, environ, routes)
+	if errors.Is(err, errDockerUsage) {
+		fmt.Fprint(stdout, dockerOptsUsage)
+		return 0
 	}
-	switch {
-	case errors.Is(err, errDockerUsage):
-		fmt.Fprint(stderr, dockerOptsUsage)
-		return 1
-	case err != nil:
+	if err != nil {
+		return fail(stderr, fmt.Errorf("docker-opts: %w; weft docker-opts -h lists the flags", err))
+	}
+	if err := writeDockerOpts(f, environ, routes); err != nil {
 		return fail(stderr, err)
 	}
 	return 0
 }
 
 // parseDockerFlags parses flags like the shell's getopts: letters may share a dash, and a value may
-// follow its letter without a space. Operands are ignored.
+// follow its letter without a space.
 func parseDockerFlags(args []string) (dockerFlags, error) {
 	f := dockerFlags{flannelFile: "/run/flannel/subnet.env", dockerFile: "/run/docker_opts.env",
 		key: "DOCKER_OPTS"}
 	values := map[byte]*string{'f': &f.flannelFile, 'd': &f.dockerFile, 'k': &f.key}
 	switches := map[byte]*bool{'i': &f.individual, 'c': &f.combined, 'm': &f.noIPMasq}
 	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0] != "--" {
+		if args[0] == "--help" || args[0] == "-help" {
+			return f, errDockerUsage
+		}
 		letters := args[0][1:]
 		args = args[1:]
 		for letters != "" {
@@ -87,15 +89,27 @@ func parseDockerFlags(args []string) (dockerFlags, error) {
 				*s = true
 				continue
 			}
-			v := values[letter]
-			if v == nil || letters == "" && len(args) == 0 {
+			if letter == 'h' || letter == '?' {
 				return f, errDockerUsage
+			}
+			v := values[letter]
+			if v == nil {
+				return f, fmt.Errorf("-%c: unknown flag", letter)
+			}
+			if letters == "" && len(args) == 0 {
+				return f, fmt.Errorf("-%c: missing value", letter)
 			}
 			if letters == "" {
 				letters, args = args[0], args[1:]
 			}
 			*v, letters = letters, ""
 		}
+	}
+	if len(args) > 0 && args[0] == "--" {
+		args = args[1:]
+	}
+	if len(args) > 0 {
+		return f, fmt.Errorf("unexpected argument %q", args[0])
 	}
 	if !f.individual && !f.combined {
 		f.individual, f.combined = true, true

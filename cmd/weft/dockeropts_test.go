@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -49,7 +50,7 @@ func TestDockerOpts(t *testing.T) {
 			want: "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\nDOCKER_OPTS=\" --bip=10.1.74.1/24 --mtu=1472\"\n"},
 
 		{name: "flags together", args: "-ickX", want: individual + "X=" + combined},
-		{name: "what follows the flags", args: "-i -- -c", want: individual},
+		{name: "two dashes end the flags", args: "-i --", want: individual},
 		{name: "the daemon masquerades", file: strings.Replace(subnetEnvText, "false", "true", 1), args: "-c",
 			want: "DOCKER_OPTS=\" --bip=10.1.74.1/24 --ip-masq=false --mtu=1472\"\n"},
 		{name: "options that were there", args: "-c", env: []string{"DOCKER_OPTS=--debug -H \"x $y\""},
@@ -68,10 +69,11 @@ func TestDockerOpts(t *testing.T) {
 			want: individual + "DOCKER_OPTS=" + combined},
 		{name: "empty file", file: "\n", want: "DOCKER_OPTS=\"\"\n"},
 
-		{name: "help", args: "-h", problem: "weft docker-opts [-f"},
-		{name: "question mark", args: "-?", problem: "weft docker-opts [-f"},
-		{name: "unknown flag", args: "-i -x", problem: "weft docker-opts [-f"},
-		{name: "value missing", args: "-k", problem: "weft docker-opts [-f"},
+		{name: "unknown flag", args: "-i -x",
+			problem: "weft: docker-opts: -x: unknown flag; weft docker-opts -h lists the flags\n"},
+		{name: "value missing", args: "-k", problem: "weft: docker-opts: -k: missing value; "},
+		{name: "argument", args: "-i junk", problem: `weft: docker-opts: unexpected argument "junk"; `},
+		{name: "argument after two dashes", args: "-i -- -c", problem: `unexpected argument "-c"; `},
 		{name: "no file", file: "none", problem: "is the daemon up?"},
 		{name: "bad ip-masq", file: "FLANNEL_IPMASQ=yes\n", problem: `invalid value of FLANNEL_IPMASQ: "yes"`},
 		{name: "bad subnet", file: "FLANNEL_SUBNET=10.1.74.1\n", problem: "invalid value of FLANNEL_SUBNET"},
@@ -106,7 +108,7 @@ func TestDockerOpts(t *testing.T) {
 			}
 			var stderr strings.Builder
 			args := append([]string{"-f", in, "-d", out}, strings.Fields(tt.args)...)
-			status := runDockerOpts(args, tt.env, routes, &stderr)
+			status := runDockerOpts(args, tt.env, routes, io.Discard, &stderr)
 			got, err := os.ReadFile(out)
 			if err != nil {
 				t.Fatal(err)
@@ -140,7 +142,7 @@ func TestDockerOptsLink(t *testing.T) {
 	}
 	for range 2 { // first the file does not exist, then it does
 		var stderr strings.Builder
-		if status := runDockerOpts([]string{"-f", in, "-d", link, "-c"}, nil, os.DevNull, &stderr); status != 0 {
+		if status := runDockerOpts([]string{"-f", in, "-d", link, "-c"}, nil, os.DevNull, io.Discard, &stderr); status != 0 {
 			t.Fatalf("status %d: %s", status, &stderr)
 		}
 		if info, err := os.Lstat(link); err != nil || info.Mode()&os.ModeSymlink == 0 {
@@ -165,7 +167,7 @@ func TestDockerOptsFiles(t *testing.T) {
 		"existing": {dir, os.DevNull},
 	} {
 		var stderr strings.Builder
-		if status := runDockerOpts([]string{"-f", in, "-d", tt.out}, nil, tt.routes, &stderr); status != 1 {
+		if status := runDockerOpts([]string{"-f", in, "-d", tt.out}, nil, tt.routes, io.Discard, &stderr); status != 1 {
 			t.Errorf("%s: status %d: %s", name, status, &stderr)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
 )
 
@@ -31,18 +30,27 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run runs the subcommand that the arguments begin with and returns the exit status.
 func run(args []string) int {
-	if len(args) == 0 || len(args) == 1 && slices.Contains([]string{"-h", "-help", "--help",
-		"help"}, args[0]) {
+	if len(args) == 0 {
 		usage(os.Stdout)
 		return 0
 	}
+	name, rest := args[0], args[1:]
+	switch name {
+	case "-h", "--h", "-help", "--help", "help":
+		if len(rest) == 0 {
+			usage(os.Stdout)
+			return 0
+		}
+	case "-v", "--v", "-version", "--version":
+		name = "version"
+	}
 	for _, c := range commands() {
-		if c.name == args[0] {
-			return c.run(args[1:])
+		if c.name == name {
+			return c.run(rest)
 		}
 	}
-	fmt.Fprintf(os.Stderr, "weft: unknown subcommand %q\n", strings.Join(args, " "))
-	usage(os.Stderr)
+	fmt.Fprintf(os.Stderr, "weft: unknown subcommand %q; weft -h lists the subcommands\n",
+		strings.Join(args, " "))
 	return 2
 }
 

@@ -15,6 +15,9 @@ import (
 // cleanupCommand is the only argument that is not a flag.
 const cleanupCommand = "cleanup"
 
+const cleanupUsage = "weftd cleanup removes the devices, routes and rules of a stopped weftd, " +
+	"and prints them. Usage: weftd cleanup\n"
+
 // cleanup removes the kernel state that a stopped daemon leaves behind, lists it on stdout, and
 // returns the exit code. It continues after errors.
 func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -27,7 +30,8 @@ func cleanup(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		removed, err = removeAll(ctx)
 	}
 	if errors.Is(err, config.ErrHelp) {
-		return exitCode(config.PrintUsage(stdout))
+		_, err := io.WriteString(stdout, cleanupUsage)
+		return exitCode(err)
 	}
 	var lines strings.Builder
 	for _, r := range removed {
