@@ -182,12 +182,21 @@ func subnetEnvOf(address string) string {
 // process starts the test binary as the daemon. notified receives its messages to systemd.
 func process(t *testing.T, f fixture) (cmd *exec.Cmd, notified <-chan string) {
 	t.Helper()
+	return limitedProcess(t, f, ":")
+}
+
+// limitedProcess is process with a shell command that limits the process before it starts, and with
+// further arguments.
+func limitedProcess(
+	t *testing.T, f fixture, limit string, more ...string,
+) (cmd *exec.Cmd, notified <-chan string) {
+	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	notified = notifySocket(t)
-	cmd = exec.Command(self, f.args()...)
+	cmd = exec.Command("sh", append([]string{"-c", limit + ` && exec "$0" "$@"`, self}, f.args(more...)...)...)
 	// Without this, the race detector sleeps for a second at exit.
 	cmd.Env = append(os.Environ(), asDaemon+"=1", "GORACE=atexit_sleep_ms=0")
 	var log lockedBuffer
