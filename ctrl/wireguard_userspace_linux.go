@@ -26,11 +26,12 @@ func newUserspaceDevice(name string, mtu int, log *slog.Logger) (*userspaceDevic
 	if err != nil {
 		return nil, fmt.Errorf("create tun %s: %w", name, err)
 	}
-	return &userspaceDevice{device.NewDevice(t, conn.NewDefaultBind(), &device.Logger{
+	filter := &repeatFilter{log: log}
+	bind := wireguardBind{conn.NewDefaultBind()}
+	return &userspaceDevice{device.NewDevice(t, bind, &device.Logger{
 		Verbosef: func(string, ...any) {},
 		Errorf: func(format string, a ...any) {
-			log.Warn("wireguard: "+fmt.Sprintf(format, a...),
-				"device", name)
+			filter.warn("wireguard: "+fmt.Sprintf(format, a...), "device", name)
 		},
 	})}, nil
 }
