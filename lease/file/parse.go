@@ -139,6 +139,9 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 	case n.PublicIP.IsUnspecified() || n.PublicIPv6.IsUnspecified():
 		return wrap(errors.New("public IP is the unspecified address"))
 	}
+	if n.BackendType == "" {
+		n.BackendType = publishedType(network.Backend.Type)
+	}
 	return lease.Lease{Node: n.Name, Subnet: n.Subnet, Subnet6: n.Subnet6, Attrs: lease.Attrs{
 		PublicIP: n.PublicIP, PublicIPv6: n.PublicIPv6, BackendType: n.BackendType,
 		BackendData: n.BackendData, BackendV6Data: n.BackendV6Data,
@@ -166,6 +169,15 @@ func decodeNode(b []byte) (n node, err error) {
 		}
 	}
 	return n, nil
+}
+
+// publishedType returns the backend type that a node publishes with the network's backend.
+func publishedType(backend string) string {
+	switch backend = strings.ToLower(backend); backend {
+	case "udp", "alloc":
+		return ""
+	}
+	return backend
 }
 
 // checkSubnet checks one family's subnet of a node.

@@ -48,7 +48,7 @@ nodes:
 			},
 		}
 		if !c.leases[0].Equal(a) || c.leases[1].Node != "b" ||
-			c.leases[1].PublicIPv6 != netip.MustParseAddr("fd31::2") {
+			c.leases[1].BackendType != "vxlan" || c.leases[1].PublicIPv6 != netip.MustParseAddr("fd31::2") {
 			t.Errorf("got %+v", c.leases)
 		}
 	}
