@@ -308,3 +308,10 @@ func TestNetnsLeaseFile(t *testing.T) {
 		d.stop()
 	}
 }
+
+// TestNetnsEtcdWithoutProxy starts a daemon with a proxy for HTTPS in its environment.
+func TestNetnsEtcdWithoutProxy(t *testing.T) {
+	c := newCluster(t, lab.Options{Nodes: 1}, clusterNetwork)
+	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:9") // Go has cached the value for this process
+	c.start(c.Nodes[0]).awaitReady()
+}

@@ -1,0 +1,125 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"weft/deploy/lab"
+)
+
+// ipv6Network returns a network config with IPv6 only.
+func ipv6Network(backend string) string {
+	return `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd10:5::/56","Backend":` + backend + `}`
+}
+
+// TestNetnsIPv6Only runs each backend on nodes that have no IPv4 at all, across a router with a
+// smaller MTU where the backend can cross one.
+func TestNetnsIPv6Only(t *testing.T) {
+	link := []netip.Prefix{netip.MustParsePrefix("fd31::/64")}
+	routed := append(link, netip.MustParsePrefix("fd32::/64"))
+	for _, test := range []struct {
+		backend  string
+		underlay []netip.Prefix
+	}{
+		{"udp", routed}, {"vxlan", routed}, {"wireguard", routed}, {"host-gw", link},
+	} {
+		t.Run(test.backend, func(t *testing.T) {
+			c := newCluster(t, lab.Options{Underlay: test.underlay}, ipv6Network(`{"Type":"`+test.backend+`"}`))
+			c.checkIPv6Only(func(n *lab.Node) *member { return c.start(n) })
+		})
+	}
+}
+
+// TestNetnsIPv6OnlyLeaseFile does the same with a lease file.
+func TestNetnsIPv6OnlyLeaseFile(t *testing.T) {
+	lab.SkipWithoutTUN(t)
+	o := lab.Options{Underlay: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}
+	for _, backend := range []string{"udp", "host-gw"} {
+		t.Run(backend, func(t *testing.T) {
+			c := &cluster{Lab: lab.Start(t, o), t: t}
+			var b strings.Builder
+			fmt.Fprintf(&b, "network: %s\nnodes:\n", ipv6Network(`{"Type":"`+backend+`"}`))
+			for i, n := range c.Nodes {
+				fmt.Fprintf(&b, "  - {name: %s, subnet6: 'fd10:5:0:%d::/64', publicIPv6: '%s'}\n", n.Name, i+1, n.Addr)
+			}
+			for _, n := range c.Nodes {
+				if err := os.WriteFile(n.Path("weft.yml"), []byte(b.String()), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.checkIPv6Only(func(n *lab.Node) *member {
+				return c.startWith(n, "--lease-file=/run/weft.yml", "--node-name="+n.Name)
+			})
+		})
+	}
+}
+
+// checkIPv6Only checks pods, packets of the full MTU and streams, before and after a restart of the
+// daemons, and across a router with a smaller MTU if the nodes are behind one.
+func (c *cluster) checkIPv6Only(start func(*lab.Node) *member) {
+	c.t.Helper()
+	for _, when := range []string{"first start", "restart"} {
+		var ds []*member
+		for _, n := range c.Nodes {
+			ds = append(ds, start(n))
+		}
+		for _, d := range ds {
+			d.awaitReady()
+			d.attach()
+			if env := d.env(); env.Subnet.IsValid() || !env.Subnet6.IsValid() {
+				c.t.Errorf("%s: subnet.env %+v, want IPv6 only", d.node.Name, env)
+			}
+		}
+		from, to, mtu := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0], ds[0].env().MTU
+		await(c.t, patience, when+": answers", func() error {
+			r, err := from.Ping(c.t.Context(), to.Addr6, lab.Ping{Size: mtu, DontFragment: true})
+			if err == nil && r.Received == 0 {
+				err = fmt.Errorf("none to a ping of %d bytes: %+v", mtu, r)
+			}
+			return err
+		})
+		if err := lab.CheckTCP(c.t.Context(), from.NS, to.NS, to.Addr6, 4<<20); err != nil {
+			c.t.Errorf("%s: %v", when, err)
+		}
+		for _, d := range ds {
+			d.stop()
+		}
+	}
+	if !c.Root.HasLink("under1") {
+		return
+	}
+	if err := c.Root.SetMTU("under1", 1400); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		start(n).awaitReady()
+	}
+	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	await(c.t, patience, "stream across a router with an MTU of 1400", func() error {
+		return lab.CheckTCP(c.t.Context(), from.NS, to.NS, to.Addr6, 1<<20)
+	})
+}
+
+// TestNetnsFamilyWithoutAddress starts daemons on nodes without an address of the pods' family,
+// which they could not publish.
+func TestNetnsFamilyWithoutAddress(t *testing.T) {
+	for _, test := range []struct{ name, underlay, network, want string }{
+		{"IPv4 pods", "fd31::/64", clusterNetwork, "no IPv4 default route"},
+		{"IPv6 pods", "172.31.0.0/24", ipv6Network(`{"Type":"udp"}`), "no IPv6 default route"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			underlay := []netip.Prefix{netip.MustParsePrefix(test.underlay)}
+			c := newCluster(t, lab.Options{Nodes: 1, Underlay: underlay}, test.network)
+			d := c.start(c.Nodes[0])
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
+			defer cancel()
+			if code, err := d.Wait(ctx); err != nil || code != 1 || d.logged(test.want) != 1 {
+				t.Errorf("exit %d, %v, want 1 and %q in the log", code, err, test.want)
+			}
+		})
+	}
+}
