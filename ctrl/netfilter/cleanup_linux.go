@@ -78,7 +78,7 @@ func removeLegacy(
 	for _, variant := range []string{"-legacy", ""} {
 		p, err := findPrograms(ctx, f, variant)
 		if err == nil && p.legacy {
-			r, err := p.apply(ctx, ruleset{otherDaemon: otherDaemon})
+			r, err := variantOf(p).apply(ctx, ruleset{otherDaemon: otherDaemon})
 			return r.changes, err
 		}
 		errs = append(errs, err)

@@ -42,6 +42,12 @@
 // nftables version returns all traffic from outside P to C, which disables rule 7), and the mark is
 // compared under its mask.
 //
+// # Where the rules are
+//
+// With iptables, of two variants of the programs the one that the host uses is taken. Without a
+// program, the rules are written into the tables of iptables-nft over netlink if other programs
+// use these, in the form that its programs list. Else nftables carries them.
+//
 // # Drops by other programs
 //
 // Rules 9 and 10 cannot accept a packet that another base chain drops. Status.Blocked lists the

@@ -101,17 +101,24 @@ func TestNetnsForwardPolicyDropWithoutIPTables(t *testing.T) {
 			shell(t, node, tt.rules)
 			hidden := hidePrograms(t)
 			s := set(t, node, m, Desired{Nets: o.nets[0], Masquerade: true, Forward: true})
-			if len(s.Blocked) == 0 || !strings.HasPrefix(s.Blocked[0], tt.chain+" drops ") {
-				t.Fatalf("blocked: %q", s.Blocked)
-			}
 			hidden()
-			for _, reason := range s.Blocked {
-				_, remedy, _ := strings.Cut(reason, "remedy: ")
-				shell(t, node, remedy)
-			}
-			hidePrograms(t)
-			if s = resync(t, node, m); len(s.Blocked) > 0 {
-				t.Errorf("blocked after the remedy: %q", s.Blocked)
+			if tt.variant == "-nft" {
+				listed := runIn(t, node, "iptables-nft", "-t", "nat", "-S")
+				if len(s.Blocked) > 0 || s.Mode != IPTables || !strings.Contains(listed, "-j FLANNEL-POSTRTG\n") {
+					t.Errorf("mode %s, blocked: %q, rules:\n%s", s.Mode, s.Blocked, listed)
+				}
+			} else {
+				if len(s.Blocked) == 0 || !strings.HasPrefix(s.Blocked[0], tt.chain+" drops ") {
+					t.Fatalf("blocked: %q", s.Blocked)
+				}
+				for _, reason := range s.Blocked {
+					_, remedy, _ := strings.Cut(reason, "remedy: ")
+					shell(t, node, remedy)
+				}
+				hidePrograms(t)
+				if s = resync(t, node, m); len(s.Blocked) > 0 {
+					t.Errorf("blocked after the remedy: %q", s.Blocked)
+				}
 			}
 			if _, err := seenSource(far.NS, pod.NS, pod.Addr); err != nil {
 				t.Errorf("to the pod: %v", err)

@@ -10,7 +10,10 @@ import (
 // spec returns the rule specification as iptables-save prints it, without the leading -A CHAIN.
 // Options and their order are those of iptables(8) and of flannel's rules, so that listings can be
 // compared by eye.
-func (r rule) spec() string {
+func (r rule) spec() string { return strings.TrimSpace(r.matchSpec() + " -j " + r.target()) }
+
+// matchSpec returns the part of spec before the target.
+func (r rule) matchSpec() string {
 	var b strings.Builder
 	word := func(format string, args ...any) {
 		if b.Len() > 0 {
@@ -39,7 +42,6 @@ func (r rule) spec() string {
 	if r.comment != "" {
 		word("-m comment --comment %s", quote(r.comment))
 	}
-	word("-j %s", r.target())
 	return b.String()
 }
 

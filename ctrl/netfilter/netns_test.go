@@ -24,11 +24,13 @@ type firewall struct {
 	name    string
 	nft     bool
 	variant string // suffix of the iptables programs
+	netlink bool   // without the programs
 }
 
 func firewalls() []firewall {
 	return []firewall{{name: "nftables", nft: true}, {name: "iptables-nft", variant: "-nft"},
-		{name: "iptables-legacy", variant: "-legacy"}}
+		{name: "iptables-legacy", variant: "-legacy"},
+		{name: "iptables-nft over netlink", variant: "-nft", netlink: true}}
 }
 
 // iptablesFirewalls returns all but nftables.
@@ -38,10 +40,16 @@ func iptablesFirewalls() []firewall { return firewalls()[1:] }
 type variantHost struct {
 	realHost
 	variant string
+	netlink bool
 }
 
 func (h variantHost) open(ctx context.Context, nftables bool, want map[family]ruleset) (applier, error) {
-	byIPTables := func() (applier, error) { return openVariant(ctx, h.variant, want) }
+	byIPTables := func() (applier, error) {
+		if h.netlink {
+			return openNetlinkTables(ctx, want)
+		}
+		return openVariant(ctx, h.variant, want)
+	}
 	noNFTables := func() (applier, error) { return nil, errors.New("disabled in this test") }
 	if nftables {
 		return h.realHost.open(ctx, true, want)
@@ -49,7 +57,9 @@ func (h variantHost) open(ctx context.Context, nftables bool, want map[family]ru
 	return choose(false, byIPTables, noNFTables)
 }
 
-func (fw firewall) manager() *Manager { return newManager(variantHost{variant: fw.variant}, Options{}) }
+func (fw firewall) manager() *Manager { return newManager(fw.host(), Options{}) }
+
+func (fw firewall) host() host { return variantHost{variant: fw.variant, netlink: fw.netlink} }
 
 // require skips the test if the programs are not installed or the kernel does not support them. It
 // requires much less than the probes under test, so that their faults do not cause a skip.

@@ -3,6 +3,7 @@ package netfilter
 import (
 	"context"
 	"errors"
+	"slices"
 )
 
 // New returns a manager for the network namespace of the process. It does nothing before the first
@@ -21,7 +22,7 @@ func (realHost) open(
 }
 
 // iptablesApplier is the applier for iptables. It has an entry for each family with rules.
-type iptablesApplier map[family]*iptablesPrograms
+type iptablesApplier map[family]*iptablesVariant
 
 // openIPTables opens the first variant of the programs that works for all families with rules,
 // beginning with the one that the host uses.
@@ -34,7 +35,38 @@ func openIPTables(ctx context.Context, want map[family]ruleset) (applier, error)
 		}
 		errs = append(errs, err)
 	}
-	return nil, errors.Join(errs...)
+	if !usesIPTablesNFT(want) {
+		return nil, errors.Join(errs...)
+	}
+	a, err := openNetlinkTables(ctx, want)
+	if err == nil {
+		return a, nil
+	}
+	return nil, errors.Join(append(errs, err)...)
+}
+
+// usesIPTablesNFT reports whether another program has set rules of iptables-nft. On other hosts the
+// rules need not be in its tables.
+func usesIPTablesNFT(want map[family]ruleset) bool {
+	return slices.ContainsFunc(families(), func(f family) bool {
+		return len(want[f].rules) > 0 && (hasNFTTable(f, tableFilter) || hasNFTTable(f, tableNAT))
+	})
+}
+
+// openNetlinkTables opens the tables of iptables-nft without its programs.
+func openNetlinkTables(ctx context.Context, want map[family]ruleset) (applier, error) {
+	a := iptablesApplier{}
+	for _, f := range families() {
+		if len(want[f].rules) == 0 {
+			continue
+		}
+		a[f] = &iptablesVariant{tables: netlinkTables{f}, family: f,
+			name: "netlink " + programName(f, "-nft")}
+		if err := a[f].probe(ctx, want[f].rules); err != nil {
+			return nil, err
+		}
+	}
+	return a, nil
 }
 
 func openVariant(
@@ -49,10 +81,10 @@ func openVariant(
 		if err != nil {
 			return nil, err
 		}
-		if err := p.probe(ctx, want[f].rules); err != nil {
+		a[f] = variantOf(p)
+		if err := a[f].probe(ctx, want[f].rules); err != nil {
 			return nil, err
 		}
-		a[f] = p
 	}
 	return a, nil
 }

@@ -156,7 +156,7 @@ func testTwoDaemons(t *testing.T, fwA, fwB firewall) {
 	fwA.checkLines(t, ns, "second daemon changes its network", aloneA)
 	fwB.checkNoNetworks(t, ns, "second daemon changes its network", db.Nets)
 
-	b = newManager(variantHost{variant: fwB.variant}, Options{Previous: prefixes(other.Nets)})
+	b = newManager(fwB.host(), Options{Previous: prefixes(other.Nets)})
 	set(t, ns, b, db)
 	both("second daemon restarts with its first network")
 	fwB.checkNoNetworks(t, ns, "second daemon restarts with its first network", other.Nets)

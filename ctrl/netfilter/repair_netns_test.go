@@ -154,7 +154,7 @@ func TestNetnsRepairOnReport(t *testing.T) {
 			fw.require(t)
 			// Run starts goroutines, so it uses the namespace of the process.
 			ns := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Root.NS
-			m := newManager(variantHost{variant: fw.variant}, Options{Resync: time.Hour})
+			m := newManager(fw.host(), Options{Resync: time.Hour})
 			ctx, cancel := context.WithCancel(t.Context())
 			done := make(chan error, 1)
 			go func() { done <- m.Run(ctx) }()

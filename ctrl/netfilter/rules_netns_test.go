@@ -50,7 +50,7 @@ func TestNetnsLogNamesFamily(t *testing.T) {
 		t.Run(fw.name, func(t *testing.T) {
 			fw.require(t)
 			var log bytes.Buffer
-			m := newManager(variantHost{variant: fw.variant}, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
+			m := newManager(fw.host(), Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 			set(t, newNS(t), m, allRulesIn(fw))
 			for _, f := range families() {
 				want := fw.program(f) + " nat FLANNEL-POSTRTG: 6 rules set;"
