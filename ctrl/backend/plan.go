@@ -54,6 +54,15 @@ func gatewayOn(dev string, subnet netip.Prefix) ctrl.Addr {
 	return ctrl.Addr{Dev: dev, Prefix: ctrl.HostPrefix(gatewayAddr(subnet))}
 }
 
+// networkRoute routes the whole network to a device. There is no such route if the node's own subnet
+// is the whole network, as in a cluster of one node: it would hide the pods behind their bridge.
+func (f family) networkRoute(dev string) []ctrl.Route {
+	if f.subnet.Masked() == f.network.Masked() {
+		return nil
+	}
+	return []ctrl.Route{{Dst: f.network.Masked(), Dev: dev, Protocol: ctrl.RouteProtocol}}
+}
+
 // peerSubnet is a peer's subnet in one family.
 type peerSubnet struct {
 	family
@@ -65,9 +74,9 @@ type peerSubnet struct {
 func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.Lease) (ctrl.State,
 	[]peerSubnet) {
 	s := ctrl.State{Networks: networks(n)}
-	has := map[bool]bool{}
+	own := map[bool]netip.Addr{} // this node's public addresses, by family
 	for _, f := range families(n, self) {
-		has[f.v6] = true
+		own[f.v6] = f.public
 	}
 	var peers []peerSubnet
 	for _, l := range all {
@@ -80,10 +89,11 @@ func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.
 				s.FlannelRoutes = append(s.FlannelRoutes,
 					ctrl.FlannelRoute{Dst: f.subnet.Masked(), Via: f.public})
 			}
-			if !has[f.v6] {
+			public, enabled := own[f.v6]
+			if !enabled {
 				continue
 			}
-			if err := checkPeer(s.Networks, leaseType, p); err != nil {
+			if err := checkPeer(s.Networks, leaseType, public, p); err != nil {
 				unreachable(&s, p, err)
 				continue
 			}
@@ -93,8 +103,8 @@ func startPlan(n lease.Network, leaseType string, self lease.Lease, all []lease.
 	return s, peers
 }
 
-// checkPeer returns the reason why no backend can reach a peer.
-func checkPeer(networks []netip.Prefix, leaseType string, p peerSubnet) error {
+// checkPeer returns the reason why no backend can reach a peer. own is this node's public address.
+func checkPeer(networks []netip.Prefix, leaseType string, own netip.Addr, p peerSubnet) error {
 	switch {
 	case !ctrl.Contains(networks, p.subnet):
 		// A lease of an earlier config or of a misbehaving node. Only state inside the networks is
@@ -105,6 +115,9 @@ func checkPeer(networks []netip.Prefix, leaseType string, p peerSubnet) error {
 			typeName(leaseType))
 	case !p.public.IsValid():
 		return errors.New("lease has no public address in this family")
+	case p.public == own && leaseType != "wireguard" && leaseType != "extension":
+		// WireGuard peers behind one NAT differ by port.
+		return fmt.Errorf("has this node's own public address %v: set --iface or --public-ip", own)
 	}
 	return nil
 }

@@ -413,3 +413,46 @@ func dumpState(s ctrl.State) string {
 	}
 	return out.String()
 }
+
+// A node whose subnet is the whole network has no route that hides its own pods.
+func TestPlanSubnetIsNetwork(t *testing.T) {
+	for _, typ := range []string{"udp", "wireguard"} {
+		n := network(t, `{"Type":"`+typ+`"}`)
+		n.Network, n.IPv6Network = prefix("10.66.0.0/24"), netip.Prefix{}
+		local := LocalNode{Device: "flannel0", PrivateKey: ctrl.Key{1}}
+		local.Iface.MTU, local.Iface.Addr = 1500, addr("172.31.0.1")
+		local.Iface.Public = local.Iface.Addr
+		b, err := New(n, local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		self := lease.Lease{Subnet: prefix("10.66.0.0/24")}
+		self.PublicIP = local.Iface.Public
+		if s := b.Plan(self, nil); len(s.Routes) != 0 {
+			t.Errorf("%s: routes %v, want none", typ, s.Routes)
+		}
+	}
+}
+
+// A peer with this node's own public address is unreachable, except where ports tell peers apart.
+func TestPlanDuplicatePublicIP(t *testing.T) {
+	for typ, leaseType := range map[string]string{"udp": "", "vxlan": "vxlan", "host-gw": "host-gw"} {
+		n := network(t, `{"Type":"`+typ+`"}`)
+		local := LocalNode{Device: "flannel0"}
+		local.Iface.Name, local.Iface.MTU, local.Iface.Addr = "eth0", 1500, addr("172.31.0.1")
+		local.Iface.Public = local.Iface.Addr
+		b, err := New(n, local)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer := node(2, leaseType, vxlanData2, "")
+		peer.Subnet6, peer.PublicIPv6 = netip.Prefix{}, netip.Addr{}
+		peer.PublicIP = local.Iface.Public
+		self := node(1, leaseType, "", "")
+		self.PublicIP = local.Iface.Public
+		s := b.Plan(self, []lease.Lease{peer})
+		if len(s.Unreachable) != 1 || !strings.Contains(s.Unreachable[0].Reason, "own public address 172.31.0.1") {
+			t.Errorf("%s: unreachable %v, want the peer with the reason", typ, s.Unreachable)
+		}
+	}
+}

@@ -142,8 +142,7 @@ func (u *udp) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	}}
 	for _, f := range families(u.network, self) {
 		s.Addrs = append(s.Addrs, gatewayOn(dev, f.subnet))
-		s.Routes = append(s.Routes, ctrl.Route{Dst: f.network.Masked(), Dev: dev,
-			Protocol: ctrl.RouteProtocol})
+		s.Routes = append(s.Routes, f.networkRoute(dev)...)
 	}
 	return s
 }

@@ -153,9 +153,10 @@ func (w *wireGuard) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 				ListenPort: port})
 		}
 		s.Addrs = append(s.Addrs, gatewayOn(dev, f.subnet))
-		s.Routes = append(s.Routes, ctrl.Route{
-			Dst: f.network.Masked(), Dev: dev, ScopeLink: !f.v6, Protocol: ctrl.RouteProtocol,
-		})
+		for _, r := range f.networkRoute(dev) {
+			r.ScopeLink = !f.v6
+			s.Routes = append(s.Routes, r)
+		}
 	}
 	index := map[ctrl.PeerID]int{}
 	for _, p := range peers {
