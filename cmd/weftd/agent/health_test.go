@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -318,12 +319,39 @@ func TestHealthPortInUse(t *testing.T) {
 	}
 }
 
+// The kernel's switches are read from /proc/sys/net: one that is off is named with the command that
+// turns it on, one that does not exist is not.
+func TestForwardingOffNamesSwitch(t *testing.T) {
+	dir := t.TempDir()
+	write := func(path, value string) {
+		t.Helper()
+		path = filepath.Join(dir, path)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(value), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("ipv4/ip_forward", "1\n")
+	write("ipv4/conf/flannel.1/forwarding", "0\n")
+	write("ipv6/conf/all/forwarding", "0\n")
+	both := lease.Lease{Subnet: netip.MustParsePrefix("10.5.1.0/24"), Subnet6: netip.MustParsePrefix("fd10:5:0:1::/64")}
+	got := strings.Join(forwardingOff(dir, both, []string{"flannel.1", "flannel0"}), "\n")
+	want := "net.ipv4.conf.flannel/1.forwarding is 0, so packets of pods are not forwarded: sysctl -w net.ipv4.conf.flannel/1.forwarding=1\n" +
+		"net.ipv6.conf.all.forwarding is 0, so packets of pods are not forwarded: sysctl -w net.ipv6.conf.all.forwarding=1"
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	write("ipv4/conf/flannel.1/forwarding", "1\n")
+	if got := forwardingOff(dir, lease.Lease{Subnet: both.Subnet}, []string{"flannel.1"}); got != nil {
+		t.Errorf("IPv4 only, all on: %q", got)
+	}
+}
+
 func TestForwardConditionNamesChain(t *testing.T) {
-	got := forwardCondition(netfilter.Status{InPlace: true, Blocked: []string{"chain a drops", "chain b drops"}})
+	got := forwardCondition(nil, netfilter.Status{InPlace: true, Blocked: []string{"chain a drops", "chain b drops"}})
 	if want := (condition{Name: "forward", Reason: "chain a drops; chain b drops"}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
-	if got := forwardCondition(netfilter.Status{}); !got.OK {
+	if got := forwardCondition(nil, netfilter.Status{}); !got.OK {
 		t.Errorf("without drops: %+v", got)
 	}
 }

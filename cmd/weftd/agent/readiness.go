@@ -1,9 +1,11 @@
 package agent
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"weft/cmd/weftd/config"
 	"weft/ctrl/netfilter"
+	"weft/lease"
 )
 
 // conditions returns the conditions of readiness, in the order in which they are usually met.
@@ -25,11 +28,11 @@ func (d *daemon) conditions() []condition {
 	}
 	all := []condition{
 		d.configCondition(),
-		{Name: "interface", OK: s.ifaceErr == nil, Reason: cmp.Or(errText(s.ifaceErr), s.iface.Note)},
+		s.ifaceCondition(),
 		s.leaseCondition(),
 		s.kernelCondition(),
 		rulesCondition(d.cfg.Rules, s.rules.Status()),
-		forwardCondition(s.rules.Status()),
+		forwardCondition(s.forwardingOff(), s.rules.Status()),
 		s.nodesCondition(),
 		s.fileCondition(),
 	}
@@ -49,11 +52,17 @@ func (d *daemon) configCondition() condition {
 	return c
 }
 
-// ifaceCondition is met while the interface can be used. Its reason tells why only IPv4 is carried.
+// ifaceCondition is met while the interface can be used. Its reason is then a note: a better
+// candidate, or why only IPv4 is carried.
 func (s *snapshot) ifaceCondition() condition {
-	c := condition{Name: "interface", OK: s.ifaceErr == nil, Reason: errText(s.ifaceErr)}
-	if c.OK && s.adv.IPv6Off != "" {
+	c := condition{Name: "interface", OK: s.ifaceErr == nil}
+	switch {
+	case !c.OK:
+		c.Reason = s.ifaceErr.Error()
+	case s.adv.IPv6Off != "":
 		c.Reason = "IPv6 is off: " + s.adv.IPv6Off
+	default:
+		c.Reason = s.iface.Note
 	}
 	return c
 }
@@ -138,10 +147,46 @@ func rulesCondition(r config.Rules, s netfilter.Status) condition {
 	return c
 }
 
-// forwardCondition is met unless another program's packet filter drops pods' packets. It does not
-// delay subnet.env, since pods of one node may reach each other all the same.
-func forwardCondition(s netfilter.Status) condition {
-	return condition{Name: "forward", OK: len(s.Blocked) == 0, Reason: strings.Join(s.Blocked, "; ")}
+// forwardCondition is met while the host forwards pods' packets: neither the kernel's switches, listed
+// in off, nor rules of other programs prevent it.
+func forwardCondition(off []string, rules netfilter.Status) condition {
+	blocked := slices.Concat(off, rules.Blocked)
+	return condition{Name: "forward", OK: len(blocked) == 0, Reason: strings.Join(blocked, "; ")}
+}
+
+// forwardingOff returns the kernel's switches that keep it from forwarding pods' packets.
+func (s *snapshot) forwardingOff() []string {
+	if s.adv.Type == "alloc" { // something else forwards
+		return nil
+	}
+	return forwardingOff("/proc/sys/net", s.self, s.adv.Devices)
+}
+
+// forwardingOff lists the switches below dir (/proc/sys/net) that keep the kernel from forwarding
+// packets of the lease's subnets, with the command that turns each on. A device that does not exist
+// yet has none.
+func forwardingOff(dir string, l lease.Lease, devices []string) []string {
+	var names []string
+	if l.Subnet.IsValid() {
+		names = append(names, "ipv4.ip_forward")
+		for _, dev := range devices {
+			names = append(names, "ipv4.conf."+strings.ReplaceAll(dev, ".", "/")+".forwarding")
+		}
+	}
+	if l.Subnet6.IsValid() {
+		names = append(names, "ipv6.conf.all.forwarding")
+	}
+	var off []string
+	for _, name := range names {
+		// As in sysctl(8), dots separate directories and a slash stands for a dot in a name.
+		path := strings.NewReplacer(".", "/", "/", ".").Replace(name)
+		value, err := os.ReadFile(filepath.Join(dir, path))
+		if err == nil && strings.TrimSpace(string(value)) == "0" {
+			off = append(off, fmt.Sprintf("net.%[1]s is 0, so packets of pods are not forwarded: "+
+				"sysctl -w net.%[1]s=1", name))
+		}
+	}
+	return off
 }
 
 // ruleNotes returns notes for the operator about disabled rules.
@@ -201,7 +246,8 @@ func (a *agent) reportForwarding() {
 	s := a.snapshot.Load()
 	rules := s.rules.Status()
 	conditions := []condition{
-		s.kernelCondition(), rulesCondition(a.cfg.Rules, rules), forwardCondition(rules),
+		s.kernelCondition(), rulesCondition(a.cfg.Rules, rules),
+		forwardCondition(s.forwardingOff(), rules),
 	}
 	if s.engine != nil {
 		conditions = append(conditions, s.engineCondition())
