@@ -54,8 +54,9 @@ func gatewayOn(dev string, subnet netip.Prefix) ctrl.Addr {
 	return ctrl.Addr{Dev: dev, Prefix: ctrl.HostPrefix(gatewayAddr(subnet))}
 }
 
-// networkRoute routes the whole network to a device. There is no such route if the node's own subnet
-// is the whole network, as in a cluster of one node: it would hide the pods behind their bridge.
+// networkRoute routes the whole network to a device. There is no such route if the node's own
+// subnet is the whole network, as in a cluster of one node: it would hide the pods behind their
+// bridge.
 func (f family) networkRoute(dev string) []ctrl.Route {
 	if f.subnet.Masked() == f.network.Masked() {
 		return nil

@@ -147,8 +147,8 @@ func rulesCondition(r config.Rules, s netfilter.Status) condition {
 	return c
 }
 
-// forwardCondition is met while the host forwards pods' packets: neither the kernel's switches, listed
-// in off, nor rules of other programs prevent it.
+// forwardCondition is met while the host forwards pods' packets: neither the kernel's switches,
+// listed in off, nor rules of other programs prevent it.
 func forwardCondition(off []string, rules netfilter.Status) condition {
 	blocked := slices.Concat(off, rules.Blocked)
 	return condition{Name: "forward", OK: len(blocked) == 0, Reason: strings.Join(blocked, "; ")}
