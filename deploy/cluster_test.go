@@ -162,7 +162,11 @@ func (c *cluster) volumes(t testing.TB, n *lab.Node) map[string]string {
 			paths[v.Name] = filepath.Join(t.TempDir(), v.HostPath.Path)
 			dir = paths[v.Name]
 		}
-		if dir != "" && *v.HostPath.Type == corev1.HostPathDirectoryOrCreate {
+		switch {
+		case dir == "":
+		case *v.HostPath.Type == corev1.HostPathFileOrCreate:
+			writeFile(t, dir, "")
+		case *v.HostPath.Type == corev1.HostPathDirectoryOrCreate:
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
@@ -245,7 +249,8 @@ func (c *cluster) runProbe(ctx context.Context, node *clusterNode, probe *corev1
 	if len(ports) != 1 || probe.HTTPGet.Port.StrVal != ports[0].Name {
 		return fmt.Errorf("probe of port %v, but the container has %v", probe.HTTPGet.Port, ports)
 	}
-	url := fmt.Sprintf("http://%s:%d%s", node.Addr, ports[0].ContainerPort, probe.HTTPGet.Path)
+	at := netip.AddrPortFrom(node.Addr, uint16(ports[0].ContainerPort))
+	url := fmt.Sprintf("http://%s%s", at, probe.HTTPGet.Path)
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err

@@ -431,3 +431,29 @@ func TestNetnsDualStack(t *testing.T) {
 		return nil
 	})
 }
+
+// TestNetnsIPv6OnlyCluster runs overlays on nodes, and with an API server, without IPv4 addresses.
+func TestNetnsIPv6OnlyCluster(t *testing.T) {
+	for _, overlay := range []string{"udp", "vxlan", "host-gw"} {
+		t.Run(overlay, func(t *testing.T) {
+			c := newCluster(t, overlay, lab.Options{Underlay: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
+			setNetConf(t, c, `{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56",
+				"Backend": {"Type": "`+overlay+`"}}`)
+			if err := c.api.AllocateCIDRs("fd00:10:244::/56"); err != nil {
+				t.Fatal(err)
+			}
+			for _, node := range c.nodes {
+				c.startPod(t, node)
+			}
+			for _, node := range c.nodes {
+				c.waitReady(t, node)
+				a := c.nodeObject(t, node.Name).Metadata.Annotations
+				if a[prefix+"public-ipv6"] != node.Addr.String() || a[prefix+"public-ip"] != "" {
+					t.Errorf("%s publishes %v", node.Name, a)
+				}
+			}
+			c.attachPods(t)
+			c.waitReachable(t)
+		})
+	}
+}

@@ -45,13 +45,15 @@ func TestListOnlyRole(t *testing.T) {
 	client := admin(t, c)
 	deleteNodes(t, client)
 	for path, object := range map[string]string{
-		"/api/v1/namespaces/default/serviceaccounts/old": `{"apiVersion": "v1", "kind": "ServiceAccount"}`,
+		"/api/v1/namespaces/default/serviceaccounts/old": `{"apiVersion": "v1", "kind": "ServiceAccount",
+			"metadata": {"name": "old"}}`,
 		"/apis/rbac.authorization.k8s.io/v1/clusterroles/old": `{
-			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "rules": [
+			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "old"}, "rules": [
 			{"apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"]},
 			{"apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"]}]}`,
 		"/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/old": `{
 			"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
+			"metadata": {"name": "old"},
 			"roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "old"},
 			"subjects": [{"kind": "ServiceAccount", "name": "old", "namespace": "default"}]}`,
 	} {

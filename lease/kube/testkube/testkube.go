@@ -126,13 +126,16 @@ current-context: admin
 // StartAPI restarts the API server after StopAPI, with the same data, and returns when it accepts
 // requests.
 func (c *Cluster) StartAPI() error {
-	key := filepath.Join(c.dir, "sa.key")
+	key, services := filepath.Join(c.dir, "sa.key"), "10.96.0.0/16"
+	if c.listen.Addr().Is6() {
+		services = "fd00:96::/112"
+	}
 	api, err := start(c.binary, filepath.Join(c.dir, "apiserver.log"), "kube-apiserver",
 		"--etcd-servers="+c.etcdURL,
 		"--bind-address="+c.listen.Addr().String(), "--advertise-address="+c.listen.Addr().String(),
 		fmt.Sprintf("--secure-port=%d", c.listen.Port()),
 		"--cert-dir="+filepath.Join(c.dir, "cert"),
-		"--service-cluster-ip-range=10.96.0.0/16",
+		"--service-cluster-ip-range="+services,
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		"--token-auth-file="+filepath.Join(c.dir, "tokens.csv"), "--authorization-mode=RBAC",
