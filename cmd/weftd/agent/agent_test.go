@@ -264,6 +264,14 @@ func TestInterfaceUnusableAndLost(t *testing.T) {
 	if a.onIfaceEvent(ifaceEvent{iface: good}); a.ifaceErr != nil {
 		t.Errorf("back as before: %v", a.ifaceErr)
 	}
+	noted := good
+	noted.Note = "a restart would choose eth1"
+	if a.onIfaceEvent(ifaceEvent{iface: noted}); a.host.Iface.Note != noted.Note {
+		t.Errorf("note %q", a.host.Iface.Note)
+	}
+	if got := a.ifaceInUse(); !got.Equal(good) {
+		t.Errorf("in use: %+v", got)
+	}
 	lost := errors.New("no address")
 	if a.onIfaceEvent(ifaceEvent{err: lost}); !errors.Is(a.ifaceErr, lost) || !a.host.Iface.Equal(good) {
 		t.Errorf("lost: %v, interface %+v", a.ifaceErr, a.host.Iface)

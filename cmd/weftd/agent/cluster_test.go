@@ -55,7 +55,8 @@ func kubeDaemon() *daemon {
 func TestClusterPublicIPPrecedence(t *testing.T) {
 	d := kubeDaemon()
 	given := netip.MustParseAddr("198.51.100.1")
-	s := &scriptedCluster{start: kube.NodeHints{PublicIP: given},
+	published := lease.Attrs{PublicIP: netip.MustParseAddr("10.0.0.1"), PublicIPv6: netip.MustParseAddr("fd31::1")}
+	s := &scriptedCluster{start: kube.NodeHints{PublicIP: given, Previous: published},
 		starts: []error{errors.New("node n is not in the cluster yet")}}
 	var err error
 	if d.hints, err = d.awaitHints(t.Context(), s); err != nil {
@@ -64,8 +65,9 @@ func TestClusterPublicIPPrecedence(t *testing.T) {
 	if got := d.snapshot.Load(); got == nil || !strings.Contains(got.waiting.Error(), "not in the cluster yet") {
 		t.Error("status does not show the reason for waiting")
 	}
-	if got := d.ifaceOptions(lease.Network{}).PublicIP; got != given {
-		t.Errorf("public IP %s", got)
+	if got := d.ifaceOptions(lease.Network{}); got.PublicIP != given || got.Previous != published.PublicIP ||
+		got.Previous6 != published.PublicIPv6 {
+		t.Errorf("options %+v", got)
 	}
 	if start, err := d.awaitHints(t.Context(), struct{ lease.Store }{}); err != nil || start.PublicIP.IsValid() {
 		t.Errorf("store without a cluster: %+v, %v", start, err)
