@@ -175,8 +175,6 @@ func (c *cluster) startFlannelPod(t *testing.T, node *clusterNode, m manifest, r
 	if err := c.api.Apply(t.Context(), object.apiPath(t), object.text, false); err != nil {
 		t.Fatal(err)
 	}
-	writeFile(t, node.Path("xtables.lock"), "")
-	node.volumes["xtables-lock"] = "/run/xtables.lock"
 	fields := map[string]string{"metadata.name": name, "metadata.namespace": c.daemons.Namespace}
 	for _, spec := range pod.InitContainers {
 		runToEnd(t, spec.Name, newContainer(t, spec, fields, root, node.volumes).start(t, node.Node, c.account))
