@@ -36,7 +36,7 @@ netns: ## namespace tests by name, rootless: make netns PKG=./ctrl/backend RUN=T
 	WEFT_REQUIRE_NETNS=1 $(GO) test -p 1 -v -count=1 -run '$(or $(RUN),^TestNetns)' $(or $(PKG),./...)
 
 kube: ## tests with a Kubernetes API server and CNI plugins, which it builds first (8 minutes of CPU)
-	WEFT_TESTKUBE=$$(.ci/kube/build) && WEFT_CNI=$$(.ci/kube/cni) && export WEFT_TESTKUBE WEFT_CNI && \
+	WEFT_TESTKUBE=$$(.ci/kube/build) && WEFT_CNI=$$(.ci/kube/cni) && WEFT_HELM=$$(.ci/helm/build) && export WEFT_TESTKUBE WEFT_CNI WEFT_HELM && \
 		DOCKER= deploy/docker/build-image $$($(GO) env GOHOSTARCH) && export WEFT_IMAGE=$(CURDIR)/bin/image/$$($(GO) env GOHOSTARCH) && \
 		$(GO) test -p 1 -timeout 30m $(if $(RUN),-v -run '$(RUN)') ./lease/kube/... ./deploy
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -12,13 +13,21 @@ import (
 	"weft/lease/kube/testkube"
 )
 
-// TestManifestsValid has the API server validate every overlay and the pod of its DaemonSet. The
+// TestManifestsValid has the API server validate every overlay, the chart, and the pods of their
+// DaemonSets. The
 // pod passes admission checks (pod security, priority class, service account) that the DaemonSet
 // does not.
 func TestManifestsValid(t *testing.T) {
 	c := startControlPlane(t, netip.MustParseAddr("127.0.0.1"))
-	for _, overlay := range overlays() {
-		manifests := kustomize(t, "kubernetes/overlays/"+overlay)
+	sets := map[string][]byte{}
+	for _, overlay := range append(overlays(), "wireguard", "ipip", "dual-stack", "nftables", "k3s", "canal") {
+		sets[overlay] = kustomize(t, "kubernetes/overlays/"+overlay)
+	}
+	if os.Getenv(helmEnv) != "" {
+		sets["chart"], sets["chart with policies"] = renderChart(t), renderChart(t, "netpol.enabled=true,flannel.backend=udp")
+	}
+	apply(t, c, sets["vxlan"], false) // helm leaves the namespace to its user
+	for name, manifests := range sets {
 		apply(t, c, manifests, true)
 		apply(t, c, manifests, false)
 		d := daemonSet(t, manifests)
@@ -32,7 +41,7 @@ func TestManifestsValid(t *testing.T) {
 		}
 		o := parseManifests(t, pod)[0]
 		if err := c.Apply(t.Context(), o.apiPath(t), pod, true); err != nil {
-			t.Errorf("%s: pod of the DaemonSet: %v", overlay, err)
+			t.Errorf("%s: pod of the DaemonSet: %v", name, err)
 		}
 	}
 	// Prove that the validation is strict.
@@ -75,11 +84,20 @@ func permissions(t *testing.T, c *testkube.Cluster, token string) []string {
 	return lines
 }
 
-// TestServiceAccountPermissions compares the permissions of the manifest's account with those of an
-// account without a binding, and tries some requests.
 func TestServiceAccountPermissions(t *testing.T) {
+	checkPermissions(t, kustomize(t, "kubernetes/overlays/udp"))
+}
+
+func TestChartServiceAccountPermissions(t *testing.T) {
+	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: kube-weft}\n---\n"
+	checkPermissions(t, append([]byte(namespace), renderChart(t)...))
+}
+
+// checkPermissions compares the permissions of the manifests' account with those of an account
+// without a binding, and tries some requests.
+func checkPermissions(t *testing.T, manifests []byte) {
+	t.Helper()
 	c := startControlPlane(t, netip.MustParseAddr("127.0.0.1"))
-	manifests := kustomize(t, "kubernetes/overlays/udp")
 	apply(t, c, manifests, false)
 	d := daemonSet(t, manifests)
 	unbound := object{}

@@ -139,6 +139,7 @@ func (c *Cluster) StartAPI() error {
 		"--service-account-issuer=https://kubernetes.default.svc",
 		"--service-account-key-file="+key, "--service-account-signing-key-file="+key,
 		"--token-auth-file="+filepath.Join(c.dir, "tokens.csv"), "--authorization-mode=RBAC",
+		"--allow-privileged=true",
 		"--endpoint-reconciler-type=none", "--profiling=false",
 		"--audit-policy-file="+filepath.Join(c.dir, "audit.yml"),
 		"--audit-log-path="+filepath.Join(c.dir, "audit.log"))
