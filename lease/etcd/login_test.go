@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -79,6 +80,7 @@ func (p *program) Endpoint() string { return p.client }
 func (p *program) Start() error {
 	p.process = exec.Command(p.args[0], p.args[1:]...)
 	p.process.Stdout, p.process.Stderr = &p.log, &p.log
+	p.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return p.process.Start()
 }
 

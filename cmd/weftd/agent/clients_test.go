@@ -19,13 +19,16 @@ import (
 )
 
 // startHealth starts a health server on loopback.
-func startHealth(t *testing.T, connections int) (h *healthServer, address string) {
+func startHealth(t *testing.T, configure ...func(*http.Server)) (address string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	c := config.Health{IP: "127.0.0.1", Metrics: config.MetricsAll}
-	h, err := listenHealth(ctx, c, connections, fixedSource{}, slog.New(slog.DiscardHandler))
+	h, err := listenHealth(ctx, c, maxConnections, fixedSource{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range configure {
+		f(h.server)
 	}
 	done := make(chan error, 1)
 	go func() { done <- h.run(ctx) }()
@@ -35,13 +38,13 @@ func startHealth(t *testing.T, connections int) (h *healthServer, address string
 			t.Error(err)
 		}
 	})
-	return h, h.listener.Addr().String()
+	return h.listener.Addr().String()
 }
 
 // TestIdleConnectionsBounded opens 5,000 connections, each with half a header. Few may stay open,
 // and a probe must get in at once.
 func TestIdleConnectionsBounded(t *testing.T) {
-	_, address := startHealth(t, maxConnections)
+	address := startHealth(t)
 	before := openDescriptors(t)
 	var idle []net.Conn
 	defer func() {
@@ -86,8 +89,7 @@ func openDescriptors(t *testing.T) int {
 }
 
 func TestConnectionEndsWithoutRequests(t *testing.T) {
-	h, address := startHealth(t, maxConnections)
-	h.server.IdleTimeout = 50 * time.Millisecond
+	address := startHealth(t, func(s *http.Server) { s.IdleTimeout = 50 * time.Millisecond })
 	c, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
@@ -105,7 +107,7 @@ func TestConnectionEndsWithoutRequests(t *testing.T) {
 }
 
 func TestLongHeaderRejected(t *testing.T) {
-	_, address := startHealth(t, maxConnections)
+	address := startHealth(t)
 	r, err := http.NewRequest(http.MethodGet, "http://"+address+"/healthz", nil)
 	if err != nil {
 		t.Fatal(err)
