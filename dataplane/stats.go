@@ -108,7 +108,7 @@ func (e *Engine) Stats() Stats {
 			Sent:     Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()},
 			Received: Traffic{p.received.Load(), p.receivedBytes.Load()},
 		}
-		n.SendError, n.SendErrorAt = p.dest.LastError()
+		n.SendErrorAt, n.SendError = p.dest.LastError()
 		s.Nodes = append(s.Nodes, n)
 	}
 	e.mu.Lock()

@@ -61,14 +61,14 @@ func (d *Destination) Refused(err error, now time.Time) {
 	d.lastRefused.Store(now.UnixNano())
 }
 
-// LastError returns the reason for which the kernel refused the last datagram that it refused, and
-// when; nil if it has refused none. If two are refused at the same time, it may mix them up.
-func (d *Destination) LastError() (error, time.Time) {
+// LastError returns when the kernel refused a datagram last, and for which reason; nil if it has
+// refused none. If two are refused at the same time, it may mix them up.
+func (d *Destination) LastError() (at time.Time, err error) {
 	errno := unix.Errno(d.lastErrno.Load())
 	if errno == 0 {
-		return nil, time.Time{}
+		return time.Time{}, nil
 	}
-	return errno, time.Unix(0, d.lastRefused.Load())
+	return time.Unix(0, d.lastRefused.Load()), errno
 }
 
 // errnoOf returns the system call's error in err, without allocating. An error without one is EIO.
