@@ -76,9 +76,8 @@ func runCNI(programs, verb string, node *clusterNode, pod *lab.Pod) (cniResult, 
 const hostPort, podPort = 8080, 80
 
 // addPods adds every node's pod through the plugins.
-func (c *cluster) addPods(t testing.TB) {
+func (c *cluster) addPods(t testing.TB, programs string) {
 	t.Helper()
-	programs := cniDir(t)
 	for _, node := range c.nodes {
 		pod := node.Pods[0]
 		r, err := runCNI(programs, "add", node, pod)
@@ -107,7 +106,7 @@ func TestNetnsCNIPlugins(t *testing.T) {
 			for _, node := range c.nodes {
 				c.checkConflist(t, node)
 			}
-			c.addPods(t)
+			c.addPods(t, programs)
 			c.waitReachable(t)
 			c.checkMTU(t)
 			c.checkHostPort(t)
@@ -124,6 +123,28 @@ func TestNetnsCNIPlugins(t *testing.T) {
 			c.waitReachable(t)
 		})
 	}
+}
+
+// TestNetnsImagePlugins adds pods with the plugins that the manifest's init container installs.
+func TestNetnsImagePlugins(t *testing.T) {
+	root, cnitool := fullImageDir(t), filepath.Join(cniDir(t), "cnitool")
+	c := newCluster(t, "vxlan", lab.Options{Nodes: 2})
+	c.startAll(t)
+	node := c.nodes["node1"]
+	for _, spec := range c.daemons.Spec.Template.Spec.InitContainers {
+		runToEnd(t, spec.Name, newContainer(t, spec, nil, root, node.volumes).start(t, node.Node, c.account))
+	}
+	programs := node.volumes["cni-plugin"]
+	if err := os.Symlink(cnitool, filepath.Join(programs, "cnitool")); err != nil {
+		t.Fatal(err)
+	}
+	for _, node := range c.nodes {
+		c.checkConflist(t, node)
+	}
+	c.addPods(t, programs)
+	c.waitReachable(t)
+	c.checkMTU(t)
+	c.checkHostPort(t)
 }
 
 // checkMTU checks that pods have the MTU of subnet.env and that TCP works with it.

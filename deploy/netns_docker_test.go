@@ -183,8 +183,7 @@ func (d *docker) subnet(t *testing.T, names []string, i int) netip.Addr {
 	t.Helper()
 	var subnet netip.Prefix
 	await(t, names[i]+" to be ready", func() (err error) {
-		subnet, err = readLeasedSubnet(d.node, netip.AddrPortFrom(nodeAddress(i), 8081).String())
-		if err != nil {
+		if subnet, err = d.readLeasedSubnet(t, names[i]); err != nil {
 			logs, _ := d.run("logs", "--tail=3", names[i])
 			err = fmt.Errorf("%w\n%s", err, logs)
 		}
@@ -193,15 +192,20 @@ func (d *docker) subnet(t *testing.T, names []string, i int) netip.Addr {
 	return subnet.Addr()
 }
 
-// readLeasedSubnet reads the subnet from the /status of a ready daemon.
-func readLeasedSubnet(n *lab.Node, at string) (netip.Prefix, error) {
+// readLeasedSubnet reads the subnet from the /status of a ready daemon, over the loopback interface
+// of its container, as the full status is only for clients on the node.
+func (d *docker) readLeasedSubnet(t *testing.T, name string) (netip.Prefix, error) {
 	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		DialContext: func(context.Context, string, string) (net.Conn, error) {
-			return n.Dial("tcp", netip.MustParseAddrPort(at))
+		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
+			err = d.inContainer(t, name, func() error {
+				conn, err = net.DialTimeout(network, address, time.Second)
+				return err
+			})
+			return conn, err
 		},
 	}}
-	resp, err := client.Get("http://" + at + "/status")
+	resp, err := client.Get("http://127.0.0.1:8081/status")
 	if err != nil {
 		return netip.Prefix{}, err
 	}
