@@ -195,8 +195,16 @@ func limitedProcess(
 	if err != nil {
 		t.Fatal(err)
 	}
+	return limitedProgram(t, f, self, limit, more...)
+}
+
+// limitedProgram is limitedProcess with another program than this test.
+func limitedProgram(
+	t *testing.T, f fixture, program, limit string, more ...string,
+) (cmd *exec.Cmd, notified <-chan string) {
+	t.Helper()
 	notified = notifySocket(t)
-	cmd = exec.Command("sh", append([]string{"-c", limit + ` && exec "$0" "$@"`, self}, f.args(more...)...)...)
+	cmd = exec.Command("sh", append([]string{"-c", limit + ` && exec "$0" "$@"`, program}, f.args(more...)...)...)
 	// Without this, the race detector sleeps for a second at exit.
 	cmd.Env = append(os.Environ(), asDaemon+"=1", "GORACE=atexit_sleep_ms=0")
 	var log lockedBuffer

@@ -77,12 +77,25 @@ func limitedCgroup(t *testing.T, controller string, limits map[string]string) st
 	return dir
 }
 
+// buildDaemon builds the daemon as it is deployed: the race detector, with which this test may be
+// built, takes several times the memory.
+func buildDaemon(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "weftd")
+	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "weft/cmd/weftd")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the daemon: %v\n%s", err, out)
+	}
+	return path
+}
+
 // TestNetnsMemoryLimit runs the daemon under the 50 MiB of flannel's manifest, with many scrapers
 // and idle connections.
 func TestNetnsMemoryLimit(t *testing.T) {
 	const limit = 50 << 20
 	dir := limitedCgroup(t, "memory", map[string]string{"memory.limit_in_bytes": fmt.Sprint(limit)})
-	limitedProcess(t, newFixture(t, leaseFile("udp", localNode)),
+	limitedProgram(t, newFixture(t, leaseFile("udp", localNode)), buildDaemon(t),
 		"echo $$ >"+dir+"/cgroup.procs", "--workers=0")
 	awaitReady(t, 200, "weftd is ready")
 	if l := readStatus(t).Limits; l.Memory != limit || l.GoMemory <= 0 || l.GoMemory >= limit || l.Workers > 3 {
