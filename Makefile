@@ -19,7 +19,7 @@ build: ## bin/weftd and bin/weft, static
 # -count=1: a skipped test must run again once its reason is gone, which the test cache cannot know.
 test: host ## all tests: unit, lease stores on a real etcd, network namespaces (rootless)
 	$(if $(RACE),,@echo 'make test: no C compiler, running without the race detector')
-	$(GO) tool gotestsum --format pkgname-and-test-fails -- $(RACE) -count=1 -p 1 -timeout 15m ./...
+	$(GO) tool gotestsum --format pkgname-and-test-fails -- $(RACE) -count=1 -p 1 -timeout 40m ./...
 
 host:
 	@GO=$(GO) .ci/host
