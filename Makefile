@@ -46,6 +46,9 @@ vm: ## tests on another kernel, in qemu: make vm KERNEL=linux-image-6.12-cloud-a
 demo: host build ## three nodes on this machine, with pods that reach each other (KEEP=1 keeps it running)
 	./bin/weft demo $(if $(KEEP),--keep)
 
+man: build ## the manual pages of weft, in bin/man
+	./bin/weft man bin/man
+
 bench: build ## measure Weft and the tunnels available on this machine
 	./bin/weft bench $(BENCHFLAGS)
 
@@ -62,4 +65,4 @@ cross: ## build and vet for every supported architecture, without cgo
 		export GOARCH; echo "linux/$$GOARCH"; \
 		$(GO) build -ldflags '$(LDFLAGS)' -o bin/$$GOARCH/ ./cmd/weftd ./cmd/weft; $(GO) vet ./...; done
 
-.PHONY: help host build test check netns kube vm demo bench image fuzz cross
+.PHONY: help host build test check netns kube vm demo man bench image fuzz cross

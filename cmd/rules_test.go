@@ -59,13 +59,15 @@ var mayImport = map[string][]string{
 	"deploy/install-conf": {},
 
 	"cmd/buildinfo": {},
-	"cmd/weft": {"cmd/buildinfo", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
+	"cmd/control":   {"metrics"},
+	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
-	"cmd/weftd": {"cmd/buildinfo", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
-	"cmd/weftd/agent": {"cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
+	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "lease/subnetenv"},
+	"cmd/weftd":    {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
+	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
-	"cmd/weftd/config": {"dataplane", "dataplane/feature", "lease/spelling"},
+	"cmd/weftd/config": {"cmd/control", "dataplane", "dataplane/feature", "lease/spelling"},
 }
 
 // doors names, for each outside library, the only packages that may import it.
@@ -88,6 +90,8 @@ var doors = map[string][]string{
 	"github.com/joho/godotenv":            {"lease/subnetenv"},
 	"github.com/google/renameio":          {"lease/subnetenv"},
 	"github.com/coreos/go-systemd":        {"cmd/weftd/agent"},
+	"github.com/spf13/cobra":              {"cmd/weft", "cmd/weft/cli"},
+	"github.com/spf13/pflag":              {"cmd/weft", "cmd/weft/cli"},
 }
 
 const module = "weft/"

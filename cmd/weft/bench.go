@@ -1,5 +1,3 @@
-//go:build !nolab
-
 package main
 
 import (
@@ -9,39 +7,47 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
+
+	"github.com/spf13/cobra"
 
 	"weft/bench"
 	"weft/bench/report"
 	"weft/bench/traffic"
 	"weft/cmd/buildinfo"
+	"weft/cmd/weft/cli"
 	"weft/deploy/lab"
 )
 
-// runBench is `weft bench` and its own subcommands.
-func runBench(args []string) int {
-	if len(args) > 0 {
-		switch args[0] {
-		case "report":
-			return benchReport(args[1:])
-		case "compare":
-			return benchCompare(args[1:])
-		case "bare": // started by the target of that name
-			return fail(os.Stderr, bench.RunBare(args[1:]))
-		}
+// newBench returns weft bench with its own subcommands.
+func newBench() *cobra.Command {
+	var f benchFlags
+	var workloads strings.Builder
+	for _, c := range bench.Cases() {
+		fmt.Fprintf(&workloads, "\n  %-14s %s", c.Name, c.Title)
 	}
-	f, status, done := parseBench(args)
-	if done {
-		return status
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "compare the speed of weftd with other targets",
+		Long: "weft bench measures weftd and other targets on this machine.\n\nWorkloads:" +
+			workloads.String(),
+		Args: cli.Operands(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			f.applyPresets(cmd.Flags())
+			if err := f.prepare(); err != nil {
+				return err
+			}
+			status, err := lab.Run(func() int { return measureInside(f) })
+			return errors.Join(err, cli.ExitStatus(status))
+		},
 	}
-	if err := f.prepare(); err != nil {
-		return fail(os.Stderr, err)
-	}
-	status, err := lab.Run(func() int { return measureInside(f) })
-	if err != nil {
-		return fail(os.Stderr, err)
-	}
-	return status
+	f.register(cmd.Flags())
+	cmd.AddCommand(newBenchReport(), newBenchCompare(), &cobra.Command{
+		Use: "bare", Hidden: true, DisableFlagParsing: true, // started by the target of that name
+		RunE: func(_ *cobra.Command, args []string) error { return bench.RunBare(args) },
+	})
+	return cmd
 }
 
 // measureInside runs as the lab's first process.
@@ -51,7 +57,7 @@ func measureInside(f benchFlags) int {
 		syscall.SIGTERM)
 	defer stop()
 	if err := f.run(ctx, f.progress()); err != nil {
-		return fail(os.Stderr, err)
+		return cli.Fail(os.Stderr, err)
 	}
 	return 0
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
 
 	"weft/bench/report"
@@ -26,12 +27,15 @@ func prepareBench(t *testing.T, args ...string) (benchFlags, error) {
 	if err := os.WriteFile(daemon, nil, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	f, status, done := parseBench(append([]string{"--weftd", daemon, "--out", filepath.Join(dir, "result.json")},
-		args...))
-	if done {
-		t.Fatalf("%q: status %d", args, status)
+	var f benchFlags
+	flags := pflag.NewFlagSet("bench", pflag.ContinueOnError)
+	f.register(flags)
+	err := flags.Parse(append([]string{"--weftd", daemon, "--out", filepath.Join(dir, "result.json")}, args...))
+	if err != nil {
+		t.Fatalf("%q: %v", args, err)
 	}
-	err := f.prepare()
+	f.applyPresets(flags)
+	err = f.prepare()
 	if f.file != nil && f.file != os.Stdout {
 		t.Cleanup(func() { f.file.Close() })
 	}

@@ -1,34 +1,37 @@
-//go:build !nolab
-
 package main
 
 import (
 	"errors"
-	"flag"
 	"os"
 
+	"github.com/spf13/cobra"
+
 	"weft/bench/report"
+	"weft/cmd/weft/cli"
 )
 
-// benchCompare prints the changes between two results. It returns 0 for any change.
-func benchCompare(args []string) int {
-	flags := flag.NewFlagSet("weft bench compare", flag.ContinueOnError)
-	setUsage(flags, "prints the metrics that changed between two results", "OLD.json NEW.json")
-	if status, done := parseFlags(flags, args, "OLD.json", "NEW.json"); done {
-		return status
+// newBenchCompare returns weft bench compare. Its exit status does not depend on the changes.
+func newBenchCompare() *cobra.Command {
+	return &cobra.Command{
+		Use:   "compare OLD.json NEW.json",
+		Short: "print the metrics that changed between two results",
+		Long: "weft bench compare prints the metrics that changed between two results.\n\n" +
+			"The result file - is the standard input.",
+		Args: cli.Operands("OLD.json", "NEW.json"),
+		RunE: func(_ *cobra.Command, args []string) error { return benchCompare(args[0], args[1]) },
 	}
-	if flags.Arg(0) == "-" && flags.Arg(1) == "-" {
-		return fail(os.Stderr, errors.New("the standard input holds one result only: set a file for the other one"))
+}
+
+func benchCompare(old, latest string) error {
+	if old == "-" && latest == "-" {
+		return errors.New("the standard input holds one result only: set a file for the other one")
 	}
 	var results [2]*report.Result
-	for i := range results {
+	for i, path := range []string{old, latest} {
 		var err error
-		if results[i], err = readResult(flags.Arg(i)); err != nil {
-			return fail(os.Stderr, err)
+		if results[i], err = readResult(path); err != nil {
+			return err
 		}
 	}
-	if err := report.Compare(os.Stdout, results[0], results[1]); err != nil {
-		return fail(os.Stderr, err)
-	}
-	return 0
+	return report.Compare(os.Stdout, results[0], results[1])
 }

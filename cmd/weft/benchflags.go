@@ -1,16 +1,15 @@
-//go:build !nolab
-
 package main
 
 import (
 	"errors"
-	"flag"
 	"fmt"
 	"os"
 	"regexp"
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/spf13/pflag"
 
 	"weft/bench"
 	"weft/bench/report"
@@ -22,7 +21,7 @@ type benchFlags struct {
 	weftd               string
 	cases, modes, mtus  string
 	targets             string
-	others              listFlag
+	others              []string
 	rounds              int
 	seconds             report.Seconds
 	quick, full, ablate bool
@@ -31,18 +30,6 @@ type benchFlags struct {
 	// Set by prepare.
 	plan bench.Plan
 	file *os.File // for the result
-}
-
-// listFlag is a repeatable flag.
-type listFlag []string
-
-// String returns the list, separated by spaces.
-func (l *listFlag) String() string { return strings.Join(*l, " ") }
-
-// Set appends a value.
-func (l *listFlag) Set(v string) error {
-	*l = append(*l, v)
-	return nil
 }
 
 // Defaults, and the values that --quick and --full set.
@@ -55,10 +42,9 @@ const (
 	defaultRounds, quickRounds = 5, 3
 )
 
-// parseBench parses the flags. done reports that there is nothing to measure, and status is the
-// exit status then.
-func parseBench(args []string) (f benchFlags, status int, done bool) {
-	flags := flag.NewFlagSet("weft bench", flag.ContinueOnError)
+// register adds the flags to flags.
+func (f *benchFlags) register(flags *pflag.FlagSet) {
+	flags.SortFlags = false
 	flags.StringVar(&f.weftd, "weftd", "", "`path` of weftd (default: in the directory of weft)")
 	flags.StringVar(&f.cases, "cases", defaultCases,
 		"`workloads` to measure, by name or prefix, such as udp or udp-64")
@@ -66,7 +52,8 @@ func parseBench(args []string) (f benchFlags, status int, done bool) {
 		"underlay `modes`: wire cuts every frame to the MTU, off passes 64 KiB frames whole")
 	flags.StringVar(&f.mtus, "mtus", "1500", "underlay `MTUs`")
 	flags.StringVar(&f.targets, "targets", defaultTargets, "`targets` to compare")
-	flags.Var(&f.others, "target", "another daemon with flannel's flags, as `name=program flags...`; repeatable")
+	flags.StringArrayVar(&f.others, "target", nil,
+		"another daemon with flannel's flags, as `name=program flags...`; repeatable")
 	flags.BoolVar(&f.ablate, "ablation", false,
 		"also measure weftd without each kernel feature in turn")
 	flags.IntVar(&f.rounds, "rounds", defaultRounds,
@@ -77,29 +64,12 @@ func parseBench(args []string) (f benchFlags, status int, done bool) {
 	flags.BoolVar(&f.quick, "quick", false, "few short measurements, about two minutes; not for publication")
 	flags.BoolVar(&f.full, "full", false, "also fan-out to 100 nodes, MTU 9000 and --ablation; takes hours")
 	flags.StringVar(&f.out, "out", "result.json", "`file` for the result; - is the standard output")
-	flags.Usage = func() {
-		fmt.Fprintf(flags.Output(), "weft bench measures weftd and other targets on this machine."+
-			" Usage: weft bench [flags]\n       weft bench report [flags] RESULT.json\n"+
-			"       weft bench compare OLD.json NEW.json\n\n")
-		flags.PrintDefaults()
-		fmt.Fprintf(flags.Output(), "\nWorkloads:\n")
-		for _, c := range bench.Cases() {
-			fmt.Fprintf(flags.Output(), "  %-14s %s\n", c.Name, c.Title)
-		}
-	}
-	if status, done := parseFlags(flags, args); done {
-		return f, status, done
-	}
-	f.applyPresets(flags)
-	return f, 0, false
 }
 
 // applyPresets applies --quick and --full to the flags that were not given.
-func (f *benchFlags) applyPresets(flags *flag.FlagSet) {
-	given := map[string]bool{}
-	flags.Visit(func(x *flag.Flag) { given[x.Name] = true })
+func (f *benchFlags) applyPresets(flags *pflag.FlagSet) {
 	set := func(name string, apply func()) {
-		if !given[name] {
+		if !flags.Changed(name) {
 			apply()
 		}
 	}

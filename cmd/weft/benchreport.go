@@ -1,55 +1,63 @@
-//go:build !nolab
-
 package main
 
 import (
-	"flag"
 	"fmt"
 	"io"
 	"os"
 
+	"github.com/spf13/cobra"
+
 	"weft/bench/report"
+	"weft/cmd/weft/cli"
 )
 
-// benchReport writes pages and tables of a result.
-func benchReport(args []string) int {
-	flags := flag.NewFlagSet("weft bench report", flag.ContinueOnError)
-	html := flags.String("html", "report.html",
+// newBenchReport returns weft bench report.
+func newBenchReport() *cobra.Command {
+	var html, markdown, summary string
+	cmd := &cobra.Command{
+		Use:   "report RESULT.json",
+		Short: "write a result as pages and tables",
+		Long: "weft bench report writes a result as pages and tables.\n\n" +
+			"The result file - is the standard input.",
+		Args: cli.Operands("RESULT.json"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			result, err := readResult(args[0])
+			if err != nil {
+				return err
+			}
+			return writeReports([]output{
+				{html, result.HTML}, {markdown, result.Markdown}, {summary, result.Summary}})
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&html, "html", "report.html",
 		"`file` for a page with charts; - is the standard output, empty writes none")
-	markdown := flags.String("markdown", "", "`file` for the Markdown page docs/benchmarks.md; - is the standard output")
-	summary := flags.String("summary", "", "`file` for the Markdown table of the README; - is the standard output")
-	setUsage(flags, "writes a result as pages and tables", "[flags] RESULT.json")
-	if status, done := parseFlags(flags, args, "RESULT.json"); done {
-		return status
-	}
-	result, err := readResult(flags.Arg(0))
-	if err != nil {
-		return fail(os.Stderr, err)
-	}
-	for _, output := range []struct {
-		path  string
-		write func(io.Writer) error
-	}{{*html, result.HTML}, {*markdown, result.Markdown}, {*summary, result.Summary}} {
-		if output.path == "" {
-			continue
-		}
-		if err := writeFile(output.path, output.write); err != nil {
-			return fail(os.Stderr, err)
-		}
-		if output.path != "-" {
-			fmt.Fprintln(os.Stderr, "wrote", output.path)
-		}
-	}
-	return 0
+	flags.StringVar(&markdown, "markdown", "",
+		"`file` for the Markdown page docs/benchmarks.md; - is the standard output")
+	flags.StringVar(&summary, "summary", "",
+		"`file` for the Markdown table of the README; - is the standard output")
+	return cmd
 }
 
-// setUsage sets the usage text of a subcommand that reads results.
-func setUsage(flags *flag.FlagSet, summary, arguments string) {
-	flags.Usage = func() {
-		fmt.Fprintf(flags.Output(), "%[1]s %[2]s. Usage: %[1]s %[3]s\n\n"+
-			"The result file - is the standard input.\n\n", flags.Name(), summary, arguments)
-		flags.PrintDefaults()
+// output is a form of a result and the file for it; an empty path writes none.
+type output struct {
+	path  string
+	write func(io.Writer) error
+}
+
+func writeReports(outputs []output) error {
+	for _, o := range outputs {
+		if o.path == "" {
+			continue
+		}
+		if err := writeFile(o.path, o.write); err != nil {
+			return err
+		}
+		if o.path != "-" {
+			fmt.Fprintln(os.Stderr, "wrote", o.path)
+		}
 	}
+	return nil
 }
 
 // readResult reads a result file; "-" is the standard input.

@@ -1,11 +1,8 @@
-//go:build !nolab
-
 package main
 
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net/netip"
@@ -17,8 +14,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"weft/bench"
 	"weft/bench/traffic"
+	"weft/cmd/weft/cli"
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
 	"weft/lease/subnetenv"
@@ -53,25 +53,28 @@ type demoFlags struct {
 	keep  bool
 }
 
-// demo runs the demo inside a lab and returns the exit status.
-func demo(args []string) int {
+// newDemo returns weft demo.
+func newDemo() *cobra.Command {
 	var f demoFlags
-	flags := flag.NewFlagSet("weft demo", flag.ContinueOnError)
+	cmd := &cobra.Command{
+		Use:   "demo",
+		Short: "run three nodes with pods on this machine",
+		Args:  cli.Operands(),
+		RunE: func(*cobra.Command, []string) error {
+			if err := findDaemon(&f.weftd); err != nil {
+				return err
+			}
+			status, err := lab.Run(func() int { return demoInside(f, os.Stdout) })
+			return errors.Join(err, cli.ExitStatus(status))
+		},
+	}
+	flags := cmd.Flags()
 	flags.StringVar(&f.weftd, "weftd", "", "`path` of weftd (default: in the directory of weft)")
 	flags.StringVar(&f.args, "weftd-flags", "",
 		"additional `flags` for every daemon, separated by spaces")
-	flags.BoolVar(&f.keep, "keep", false, "keep the lab running until Ctrl-C, and print commands to inspect it")
-	if status, done := parseFlags(flags, args); done {
-		return status
-	}
-	if err := findDaemon(&f.weftd); err != nil {
-		return fail(os.Stderr, err)
-	}
-	status, err := lab.Run(func() int { return demoInside(f, os.Stdout) })
-	if err != nil {
-		return fail(os.Stderr, err)
-	}
-	return status
+	flags.BoolVar(&f.keep, "keep", false,
+		"keep the lab running until Ctrl-C, and print commands to inspect it")
+	return cmd
 }
 
 // demoInside runs as the lab's first process and returns the exit status.

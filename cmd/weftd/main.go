@@ -13,15 +13,26 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
+	"weft/cmd/buildinfo"
+	"weft/cmd/weft/cli"
 	"weft/cmd/weftd/agent"
 	"weft/cmd/weftd/config"
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == toolName {
+		root := cli.NewRoot(buildinfo.Read(version, commit))
+		os.Exit(cli.Run(root, os.Args[1:]))
+	}
 	os.Exit(run(untilSignal(), os.Args[1:], os.Environ(), os.Stdout, os.Stderr))
 }
+
+// toolName is the name by which this program is the operator's tool without its lab: an image then
+// holds one program, not two that share most of their code.
+const toolName = "weft"
 
 // untilSignal returns a context that is canceled by the first SIGINT or SIGTERM. The second one has
 // its default effect and kills the process.

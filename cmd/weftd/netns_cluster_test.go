@@ -18,7 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"weft/bench"
-	"weft/cmd/weftd/agent"
+	"weft/cmd/control"
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
 	"weft/lease/subnetenv"
@@ -263,9 +263,9 @@ func (d *member) awaitPage(limit time.Duration, path string, ok func([]byte, err
 }
 
 // status reads /status.
-func (d *member) status() agent.Status {
+func (d *member) status() control.Status {
 	d.t.Helper()
-	var s agent.Status
+	var s control.Status
 	b, err := bench.GetInside(d.t.Context(), d.node.NS, d.health(), "/status")
 	if err == nil {
 		err = json.Unmarshal(b, &s)

@@ -19,7 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
-	"weft/cmd/weftd/agent"
+	"weft/cmd/control"
 	"weft/deploy/lab"
 )
 
@@ -35,7 +35,7 @@ func TestNetnsStartStop(t *testing.T) {
 		t.Errorf("systemd received %q", got)
 	}
 
-	var st agent.Status
+	var st control.Status
 	_, body, err := fetch("/status")
 	if err == nil {
 		err = json.Unmarshal([]byte(body), &st)

@@ -16,12 +16,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"weft/cmd/weftd/agent"
+	"weft/cmd/control"
 	"weft/deploy/lab"
 )
 
 // readStatus reads /status.
-func readStatus(t *testing.T) (st agent.Status) {
+func readStatus(t *testing.T) (st control.Status) {
 	t.Helper()
 	_, body, err := fetch("/status")
 	if err == nil {

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/cmd/control"
 	"weft/ctrl"
 	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
@@ -26,7 +27,7 @@ type agent struct {
 	underlayState
 	leaseView
 	file      subnetFile
-	peers     []nodeStatus // other nodes of the last plan
+	peers     []control.Node // other nodes of the last plan
 	readiness readiness
 
 	sourcesLogged time.Time // last message about unknown sources

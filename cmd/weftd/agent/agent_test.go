@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"weft/cmd/control"
 	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/backend"
@@ -339,7 +340,7 @@ func TestAwaitNetworkRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log, logged := testLog()
 		d := &daemon{cfg: &config.Config{}, log: log}
-		if c := d.conditions(); len(c) != 1 || c[0] != (condition{Name: "config", Reason: "not read yet"}) {
+		if c := d.conditions(); len(c) != 1 || c[0] != (control.Condition{Name: "config", Reason: "not read yet"}) {
 			t.Errorf("before the first attempt: %+v", c)
 		}
 		start := time.Now()
@@ -353,7 +354,7 @@ func TestAwaitNetworkRetries(t *testing.T) {
 		if got := strings.Count(logged.String(), "\n"); got != 2 || !strings.Contains(logged.String(), "err=two") {
 			t.Errorf("two causes logged as %q", logged.String())
 		}
-		if c := d.conditions(); len(c) != 1 || c[0] != (condition{Name: "config", Reason: "two"}) {
+		if c := d.conditions(); len(c) != 1 || c[0] != (control.Condition{Name: "config", Reason: "two"}) {
 			t.Errorf("while waiting: %+v", c)
 		}
 	})

@@ -56,6 +56,9 @@ func Run(ctx context.Context, cfg *config.Config, build metrics.Build, log *slog
 		}
 		group.Go(func() error { return h.run(running) })
 	}
+	if c := d.startControl(ctx); c != nil {
+		group.Go(func() error { return c.run(running, d.endpoints()) })
+	}
 	group.Go(func() error { return d.runAgents(running) })
 	group.Go(func() error {
 		d.watchdog(running)

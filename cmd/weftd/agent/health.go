@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"weft/cmd/control"
 	"weft/cmd/weftd/config"
 	"weft/metrics"
 )
@@ -47,8 +48,8 @@ const (
 type healthSource interface {
 	// conditions returns the conditions of readiness. It costs little, however many nodes there
 	// are.
-	conditions() []condition
-	status() Status
+	conditions() []control.Condition
+	status() control.Status
 }
 
 // listenHealth listens on the address of --healthz-ip and --healthz-port and keeps at most
@@ -68,31 +69,44 @@ func listenHealth(
 	}
 	return &healthServer{
 		listener: &boundedListener{Listener: l, limit: connections},
-		server: &http.Server{
-			Handler:           healthHandler(c, s, log),
-			ReadHeaderTimeout: readHeaderTimeout,
-			IdleTimeout:       idleTimeout,
-			MaxHeaderBytes:    maxHeaderBytes,
-			ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-		},
+		server:   newServer(healthHandler(c, s, log), log),
 	}, nil
+}
+
+// newServer returns a server with the limits above.
+func newServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: readHeaderTimeout,
+		IdleTimeout:       idleTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
 }
 
 // run serves until ctx is done.
 func (h *healthServer) run(ctx context.Context) error {
+	if err := serve(ctx, h.server, h.listener); err != nil {
+		return fmt.Errorf("health server: %w", err)
+	}
+	return nil
+}
+
+// serve runs a server until ctx is done.
+func serve(ctx context.Context, server *http.Server, l net.Listener) error {
 	stopped := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 		defer cancel()
-		err := h.server.Shutdown(ctx)
+		err := server.Shutdown(ctx)
 		if err != nil {
-			err = h.server.Close()
+			err = server.Close()
 		}
 		stopped <- err
 	})
-	if err := h.server.Serve(h.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 		stop()
-		return fmt.Errorf("health server: %w", err)
+		return err
 	}
 	return <-stopped
 }
@@ -119,7 +133,7 @@ func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handl
 	}))
 	scrape := newOneByOne(metrics.Handler(metrics.Options{
 		Build: s.status().Build,
-		Read:  func() metrics.Snapshot { return s.status().metrics() },
+		Read:  func() metrics.Snapshot { return metricsSnapshot(s.status()) },
 		Log:   log,
 	}))
 	switch c.Metrics {
@@ -159,12 +173,12 @@ func withDeadline(h http.Handler) http.Handler {
 
 // summary is the part of the status that all clients may read: no addresses and names of nodes.
 type summary struct {
-	Ready      bool        `json:"ready"`
-	Conditions []condition `json:"conditions"`
-	Note       string      `json:"note"`
+	Ready      bool                `json:"ready"`
+	Conditions []control.Condition `json:"conditions"`
+	Note       string              `json:"note"`
 }
 
-func newSummary(conditions []condition) summary {
+func newSummary(conditions []control.Condition) summary {
 	ready, _ := allMet(conditions)
 	return summary{
 		Ready: ready, Conditions: conditions,
@@ -174,7 +188,7 @@ func newSummary(conditions []condition) summary {
 
 // answerReady writes the readiness, and the reasons of the conditions that are not met, or the
 // notes if all are met.
-func answerReady(w http.ResponseWriter, conditions []condition) {
+func answerReady(w http.ResponseWriter, conditions []control.Condition) {
 	ready, _ := allMet(conditions)
 	code, text := http.StatusOK, "weftd is ready\n"
 	if !ready {

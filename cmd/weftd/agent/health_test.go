@@ -19,6 +19,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"weft/cmd/control"
 	"weft/cmd/weftd/config"
 	"weft/ctrl/netfilter"
 	"weft/lease"
@@ -26,15 +27,15 @@ import (
 )
 
 // fixedSource is a healthSource with a fixed status.
-type fixedSource Status
+type fixedSource control.Status
 
-func (s fixedSource) conditions() []condition { return s.Conditions }
-func (s fixedSource) status() Status {
+func (s fixedSource) conditions() []control.Condition { return s.Conditions }
+func (s fixedSource) status() control.Status {
 	s.Ready, _ = allMet(s.Conditions)
-	return Status(s)
+	return control.Status(s)
 }
 
-func testHandler(c config.Health, s Status) http.Handler {
+func testHandler(c config.Health, s control.Status) http.Handler {
 	return healthHandler(c, fixedSource(s), slog.New(slog.DiscardHandler))
 }
 
@@ -56,19 +57,19 @@ func getFrom(t *testing.T, h http.Handler, client, path string) (code int, body 
 }
 
 func TestHealthPaths(t *testing.T) {
-	notReady := Status{Conditions: []condition{
+	notReady := control.Status{Conditions: []control.Condition{
 		{Name: "config", OK: true}, {Name: "lease", Reason: "pool is full"}, {Name: "rules", Reason: "no iptables"},
 	}}
-	ready := Status{Ready: true, Conditions: []condition{{Name: "config", OK: true}}}
+	ready := control.Status{Ready: true, Conditions: []control.Condition{{Name: "config", OK: true}}}
 	all, profile := config.Health{Metrics: config.MetricsAll}, config.Health{Metrics: config.MetricsAll, Profile: true}
 	local, off := config.Health{Metrics: config.MetricsLocal}, config.Health{Metrics: config.MetricsOff}
-	noted := Status{Ready: true, Conditions: []condition{
+	noted := control.Status{Ready: true, Conditions: []control.Condition{
 		{Name: "config", OK: true}, {Name: "lease", OK: true, Reason: "store away"},
 	}}
 	tests := []struct {
 		path, client string
 		config       config.Health
-		status       Status
+		status       control.Status
 		code         int
 		body         string // prefix
 	}{
@@ -103,7 +104,7 @@ func TestHealthPaths(t *testing.T) {
 
 func TestReadyzFollowsStatus(t *testing.T) {
 	for _, ready := range []bool{false, true} {
-		h := testHandler(config.Health{Metrics: config.MetricsAll}, Status{Conditions: []condition{{Name: "lease", OK: ready}}})
+		h := testHandler(config.Health{Metrics: config.MetricsAll}, control.Status{Conditions: []control.Condition{{Name: "lease", OK: ready}}})
 		want, metric := http.StatusServiceUnavailable, "\nweft_ready 0\n"
 		if ready {
 			want, metric = http.StatusOK, "\nweft_ready 1\n"
@@ -119,7 +120,7 @@ func TestReadyzFollowsStatus(t *testing.T) {
 
 // TestStatusSecrets checks that other hosts and pods learn no address or name of a node.
 func TestStatusSecrets(t *testing.T) {
-	s := Status{Node: "n1", Nodes: []nodeStatus{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}}}
+	s := control.Status{Node: "n1", Nodes: []control.Node{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}}}
 	_, body := getFrom(t, testHandler(config.Health{}, s), remoteClient, "/status")
 	for _, secret := range []string{"n1", "n2", "192.0.2.2"} {
 		if strings.Contains(body, `"`+secret+`"`) {
@@ -130,10 +131,10 @@ func TestStatusSecrets(t *testing.T) {
 
 func TestStatusJSON(t *testing.T) {
 	at := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
-	s := Status{
+	s := control.Status{
 		Build: metrics.Build{Version: "v1"}, Node: "n1",
-		Lease:   &leaseStatus{Held: true, Subnet: netip.MustParsePrefix("10.5.1.0/24"), Since: at},
-		Nodes:   []nodeStatus{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}},
+		Lease:   &control.Lease{Held: true, Subnet: netip.MustParsePrefix("10.5.1.0/24"), Since: at},
+		Nodes:   []control.Node{{Name: "n2", Public: netip.MustParseAddr("192.0.2.2")}},
 		Traffic: &metrics.Traffic{Drops: []metrics.Drop{{Reason: "too_short", Packets: 3}}},
 	}
 	h := testHandler(config.Health{}, s)
@@ -196,16 +197,16 @@ func TestNetworkStatus(t *testing.T) {
 }
 
 func TestStatusMetrics(t *testing.T) {
-	s := Status{
+	s := control.Status{
 		Ready:      true,
-		Conditions: []condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "no"}},
-		Lease:      &leaseStatus{Held: true, Since: time.Now().Add(-time.Hour), Expires: time.Now().Add(time.Minute)},
-		Store:      storeStatus{Connected: true, Revision: 9},
-		Nodes:      []nodeStatus{{}, {Unreachable: "no"}, {}},
-		Kernel:     kernelStatus{Synced: true, Repairs: 4},
-		Rules:      rulesStatus{InPlace: true, Repairs: 5},
+		Conditions: []control.Condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "no"}},
+		Lease:      &control.Lease{Held: true, Since: time.Now().Add(-time.Hour), Expires: time.Now().Add(time.Minute)},
+		Store:      control.Store{Connected: true, Revision: 9},
+		Nodes:      []control.Node{{}, {Unreachable: "no"}, {}},
+		Kernel:     control.Kernel{Synced: true, Repairs: 4},
+		Rules:      control.Rules{InPlace: true, Repairs: 5},
 	}
-	m := s.metrics()
+	m := metricsSnapshot(s)
 	if !m.Ready || !m.StoreConnected || m.StoreRevision != 9 || m.Nodes != 3 || m.Unreachable != 1 ||
 		!m.ReconcilerInSync || m.KernelRepairs != 4 ||
 		!m.RulesInPlace || m.RuleRepairs != 5 || len(m.Conditions) != 2 ||
@@ -217,7 +218,7 @@ func TestStatusMetrics(t *testing.T) {
 		t.Errorf("lease is %+v", l)
 	}
 	s.Lease.Expires = time.Time{}
-	if !s.metrics().Lease.Permanent {
+	if !metricsSnapshot(s).Lease.Permanent {
 		t.Error("a lease without expiry is not permanent")
 	}
 }
@@ -228,16 +229,16 @@ func TestRulesCondition(t *testing.T) {
 	tests := []struct {
 		masq, forward bool
 		status        netfilter.Status
-		want          condition
+		want          control.Condition
 	}{
-		{true, true, netfilter.Status{InPlace: true}, condition{OK: true}},
-		{true, true, netfilter.Status{}, condition{Reason: "not set yet"}},
-		{true, false, netfilter.Status{Err: none}, condition{Reason: none.Error()}},
-		{true, true, netfilter.Status{Err: none}, condition{Reason: none.Error()}},
-		{false, true, netfilter.Status{Err: none}, condition{OK: true}},
-		{false, true, netfilter.Status{Err: other}, condition{Reason: other.Error()}},
-		{false, true, netfilter.Status{}, condition{Reason: "not set yet"}},
-		{false, false, netfilter.Status{Err: other}, condition{OK: true}},
+		{true, true, netfilter.Status{InPlace: true}, control.Condition{OK: true}},
+		{true, true, netfilter.Status{}, control.Condition{Reason: "not set yet"}},
+		{true, false, netfilter.Status{Err: none}, control.Condition{Reason: none.Error()}},
+		{true, true, netfilter.Status{Err: none}, control.Condition{Reason: none.Error()}},
+		{false, true, netfilter.Status{Err: none}, control.Condition{OK: true}},
+		{false, true, netfilter.Status{Err: other}, control.Condition{Reason: other.Error()}},
+		{false, true, netfilter.Status{}, control.Condition{Reason: "not set yet"}},
+		{false, false, netfilter.Status{Err: other}, control.Condition{OK: true}},
 	}
 	required := config.Rules{KeepSource: config.On}
 	if got := rulesCondition(required, netfilter.Status{Err: none}); got.OK {
@@ -348,7 +349,7 @@ func TestForwardingOffNamesSwitch(t *testing.T) {
 
 func TestForwardConditionNamesChain(t *testing.T) {
 	got := forwardCondition(nil, netfilter.Status{InPlace: true, Blocked: []string{"chain a drops", "chain b drops"}})
-	if want := (condition{Name: "forward", Reason: "chain a drops; chain b drops"}); got != want {
+	if want := (control.Condition{Name: "forward", Reason: "chain a drops; chain b drops"}); got != want {
 		t.Errorf("got %+v, want %+v", got, want)
 	}
 	if got := forwardCondition(nil, netfilter.Status{}); !got.OK {
@@ -361,11 +362,11 @@ func TestLeaseConditionStoreAway(t *testing.T) {
 	tests := []struct {
 		connected bool
 		away      time.Duration
-		want      condition
+		want      control.Condition
 	}{
-		{true, time.Hour, condition{Name: "lease", OK: true}},
-		{false, storePatience - 10*time.Second, condition{Name: "lease", OK: true}},
-		{false, storePatience, condition{Name: "lease", OK: true,
+		{true, time.Hour, control.Condition{Name: "lease", OK: true}},
+		{false, storePatience - 10*time.Second, control.Condition{Name: "lease", OK: true}},
+		{false, storePatience, control.Condition{Name: "lease", OK: true,
 			Reason: "changes of other nodes not seen for 1m0s: etcd: no answer"}},
 	}
 	for _, test := range tests {

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"weft/cmd/control"
 	"weft/cmd/weftd/cgroup"
 	"weft/cmd/weftd/config"
 	"weft/dataplane"
@@ -16,21 +17,7 @@ import (
 
 // limits are the resources that this process may use and the sizes that follow from them. They are
 // part of the status.
-type limits struct {
-	Memory      uint64  `json:"memory,omitempty"` // bytes
-	CPUs        float64 `json:"cpus,omitempty"`   // CPU time per time
-	Descriptors uint64  `json:"descriptors"`
-
-	// GoMemory is the part of Memory for Go's heap and stacks; absent without a limit.
-	GoMemory int64 `json:"go_memory,omitempty"`
-	// Connections is the number of connections to the health server.
-	Connections int `json:"connections"`
-
-	// Of the engine, if the backend has one.
-	Workers      int  `json:"workers"`
-	SocketBuffer int  `json:"socket_buffer,omitempty"` // bytes each way; absent: the default
-	Spin         bool `json:"spin"`
-}
+type limits control.Limits
 
 const (
 	// goShare is the share of the memory limit for Go's heap and stacks, in percent. Of flannel's

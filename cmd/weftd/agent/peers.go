@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 
+	"weft/cmd/control"
 	"weft/dataplane/fib"
 	"weft/lease"
 )
@@ -46,10 +47,10 @@ func engineNode(l lease.Lease, unreachable map[netip.Prefix]string, port uint16)
 }
 
 // nodeStatuses converts leases to entries of the status. unreachable maps subnets to reasons.
-func nodeStatuses(leases []lease.Lease, unreachable map[netip.Prefix]string) []nodeStatus {
-	var nodes []nodeStatus
+func nodeStatuses(leases []lease.Lease, unreachable map[netip.Prefix]string) []control.Node {
+	var nodes []control.Node
 	for _, l := range leases {
-		nodes = append(nodes, nodeStatus{
+		nodes = append(nodes, control.Node{
 			Name: l.Node, Subnet: l.Subnet, Subnet6: l.Subnet6, Public: l.Public(),
 			Unreachable: cmp.Or(unreachable[l.Subnet], unreachable[l.Subnet6]),
 		})

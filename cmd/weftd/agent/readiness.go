@@ -11,22 +11,23 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/daemon"
 
+	"weft/cmd/control"
 	"weft/cmd/weftd/config"
 	"weft/ctrl/netfilter"
 	"weft/lease"
 )
 
 // conditions returns the conditions of readiness, in the order in which they are usually met.
-func (d *daemon) conditions() []condition {
+func (d *daemon) conditions() []control.Condition {
 	s := d.snapshot.Load()
 	if s == nil || s.reconciler == nil {
 		reason := "not read yet"
 		if s != nil && s.waiting != nil {
 			reason = s.waiting.Error()
 		}
-		return []condition{{Name: "config", Reason: reason}}
+		return []control.Condition{{Name: "config", Reason: reason}}
 	}
-	all := []condition{
+	all := []control.Condition{
 		d.configCondition(),
 		s.ifaceCondition(),
 		s.leaseCondition(),
@@ -44,8 +45,8 @@ func (d *daemon) conditions() []condition {
 
 // configCondition is met while a network config is in force. Its reason tells why a newer one was
 // rejected.
-func (d *daemon) configCondition() condition {
-	c := condition{Name: "config", OK: true}
+func (d *daemon) configCondition() control.Condition {
+	c := control.Condition{Name: "config", OK: true}
 	if err := d.configErr.Load(); err != nil {
 		c.Reason = "changed config rejected: " + (*err).Error()
 	}
@@ -54,8 +55,8 @@ func (d *daemon) configCondition() condition {
 
 // ifaceCondition is met while the interface can be used. Its reason is then a note: a better
 // candidate, or why only IPv4 is carried.
-func (s *snapshot) ifaceCondition() condition {
-	c := condition{Name: "interface", OK: s.ifaceErr == nil}
+func (s *snapshot) ifaceCondition() control.Condition {
+	c := control.Condition{Name: "interface", OK: s.ifaceErr == nil}
 	switch {
 	case !c.OK:
 		c.Reason = s.ifaceErr.Error()
@@ -73,8 +74,8 @@ const storePatience = time.Minute
 
 // leaseCondition is met while this node holds a lease. If the store is away, pods still reach the
 // nodes known so far, so that is a note and leaves the node ready.
-func (s *snapshot) leaseCondition() condition {
-	c := condition{Name: "lease", OK: s.state.Held}
+func (s *snapshot) leaseCondition() control.Condition {
+	c := control.Condition{Name: "lease", OK: s.state.Held}
 	away := time.Since(s.since).Truncate(time.Second)
 	switch {
 	case c.OK && !s.state.Connected && away >= storePatience:
@@ -92,9 +93,9 @@ func (s *snapshot) leaseCondition() condition {
 }
 
 // kernelCondition is met while devices, addresses and routes are in place.
-func (s *snapshot) kernelCondition() condition {
+func (s *snapshot) kernelCondition() control.Condition {
 	status := s.reconciler.Status()
-	c := condition{Name: "kernel", OK: status.Synced}
+	c := control.Condition{Name: "kernel", OK: status.Synced}
 	switch {
 	case c.OK:
 	case status.Err != nil:
@@ -108,16 +109,16 @@ func (s *snapshot) kernelCondition() condition {
 }
 
 // engineCondition is met while the engine carries packets.
-func (s *snapshot) engineCondition() condition {
+func (s *snapshot) engineCondition() control.Condition {
 	err := s.engine.Err()
-	return condition{Name: "engine", OK: err == nil, Reason: errText(err)}
+	return control.Condition{Name: "engine", OK: err == nil, Reason: errText(err)}
 }
 
 // nodesCondition is always met: other nodes are unreachable while the cluster changes its backend,
 // node by node, and a node that is not ready would stop that. Its reason holds no names, as other
 // hosts may read it.
-func (s *snapshot) nodesCondition() condition {
-	c := condition{Name: "nodes", OK: true}
+func (s *snapshot) nodesCondition() control.Condition {
+	c := control.Condition{Name: "nodes", OK: true}
 	unreachable := 0
 	for _, n := range s.peers {
 		if n.Unreachable != "" {
@@ -133,10 +134,10 @@ func (s *snapshot) nodesCondition() condition {
 
 // rulesCondition is met while the packet filter rules are in place. On a host without a packet
 // filter, forwarded packets need no rule, so only --ip-masq and --keep-source require one there.
-func rulesCondition(r config.Rules, s netfilter.Status) condition {
+func rulesCondition(r config.Rules, s netfilter.Status) control.Condition {
 	required := r.Masquerade || r.KeepSource == config.On ||
 		r.Forward && !errors.Is(s.Err, netfilter.ErrUnsupported)
-	c := condition{Name: "rules", OK: s.InPlace || !required}
+	c := control.Condition{Name: "rules", OK: s.InPlace || !required}
 	switch {
 	case c.OK:
 	case s.Err != nil:
@@ -149,9 +150,9 @@ func rulesCondition(r config.Rules, s netfilter.Status) condition {
 
 // forwardCondition is met while the host forwards pods' packets: neither the kernel's switches,
 // listed in off, nor rules of other programs prevent it.
-func forwardCondition(off []string, rules netfilter.Status) condition {
+func forwardCondition(off []string, rules netfilter.Status) control.Condition {
 	blocked := slices.Concat(off, rules.Blocked)
-	return condition{Name: "forward", OK: len(blocked) == 0, Reason: strings.Join(blocked, "; ")}
+	return control.Condition{Name: "forward", OK: len(blocked) == 0, Reason: strings.Join(blocked, "; ")}
 }
 
 // forwardingOff returns the kernel's switches that keep it from forwarding pods' packets.
@@ -197,8 +198,8 @@ func ruleNotes(r config.Rules) []string {
 	return []string{"--notrack is off: packets between nodes pass connection tracking"}
 }
 
-func (s *snapshot) fileCondition() condition {
-	c := condition{Name: "subnet-file", OK: s.fileCurrent && s.fileErr == nil}
+func (s *snapshot) fileCondition() control.Condition {
+	c := control.Condition{Name: "subnet-file", OK: s.fileCurrent && s.fileErr == nil}
 	switch {
 	case c.OK:
 	case s.fileErr != nil:
@@ -210,7 +211,7 @@ func (s *snapshot) fileCondition() condition {
 }
 
 // allMet reports whether all conditions are met, and the reasons of those that are not.
-func allMet(conditions []condition) (ok bool, reasons []string) {
+func allMet(conditions []control.Condition) (ok bool, reasons []string) {
 	for _, c := range conditions {
 		if !c.OK {
 			reasons = append(reasons, c.Name+": "+c.Reason)
@@ -245,7 +246,7 @@ func (a *agent) reportForwarding() {
 	}
 	s := a.snapshot.Load()
 	rules := s.rules.Status()
-	conditions := []condition{
+	conditions := []control.Condition{
 		s.kernelCondition(), rulesCondition(a.cfg.Rules, rules),
 		forwardCondition(s.forwardingOff(), rules),
 	}

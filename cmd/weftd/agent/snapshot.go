@@ -4,6 +4,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/cmd/control"
 	"weft/ctrl"
 	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
@@ -27,7 +28,7 @@ type snapshot struct {
 	since    time.Time // of state.Connected
 	self     lease.Lease
 	acquired time.Time // of self; zero: no lease so far
-	peers    []nodeStatus
+	peers    []control.Node
 
 	filePath    string
 	fileCurrent bool // the subnet file is up to date
@@ -50,10 +51,10 @@ func (a *agent) publish() {
 }
 
 // status returns the current status of the daemon.
-func (d *daemon) status() Status {
-	status := Status{
-		Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []nodeStatus{},
-		Limits: d.limits,
+func (d *daemon) status() control.Status {
+	status := control.Status{
+		Build: d.build, Node: d.nodeName, Conditions: d.conditions(), Nodes: []control.Node{},
+		Limits: control.Limits(d.limits),
 		Flags:  d.cfg.Given, Store: newStoreStatus(d.cfg.Lease),
 	}
 	status.Ready, _ = allMet(status.Conditions)
@@ -65,12 +66,12 @@ func (d *daemon) status() Status {
 	status.Backend, status.MTU = s.adv.Type, s.adv.MTU
 	status.Device = strings.Join(s.adv.Devices, " ")
 	status.Nodes = append(status.Nodes, s.peers...)
-	status.Interface = &interfaceStatus{
+	status.Interface = &control.Interface{
 		Name: s.iface.Name, MTU: s.iface.MTU, Address: s.iface.Addr, Address6: s.iface.Addr6,
 		Public: s.iface.Public, Public6: s.iface.Public6, Reason: s.iface.Reason, Note: s.iface.Note,
 	}
 	if !s.acquired.IsZero() {
-		status.Lease = &leaseStatus{
+		status.Lease = &control.Lease{
 			Held: s.state.Held, Subnet: s.self.Subnet, Subnet6: s.self.Subnet6,
 			Since: s.acquired, Expires: s.self.Expires,
 		}
@@ -78,12 +79,12 @@ func (d *daemon) status() Status {
 	status.Store.Connected, status.Store.Revision = s.state.Connected, s.state.Revision
 	status.Store.Since, status.Store.Error = s.since, errText(s.state.Err)
 	k := s.reconciler.Status()
-	status.Kernel = kernelStatus{
+	status.Kernel = control.Kernel{
 		Synced: k.Synced, Since: k.Since, Waiting: k.Waiting, Error: errText(k.Err),
 		Repairs: k.Repairs, UserspaceWireGuard: k.UserspaceWireGuard,
 	}
 	r := s.rules.Status()
-	status.Rules = rulesStatus{
+	status.Rules = control.Rules{
 		InPlace: r.InPlace, Since: r.Since, Mode: string(r.Mode), Error: errText(r.Err),
 		Notes: append(ruleNotes(d.cfg.Rules), r.Notes...), Repairs: r.Repairs,
 	}

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"weft/cmd/control"
 	"weft/dataplane"
 )
 
@@ -28,12 +29,12 @@ func TestPersistentSources(t *testing.T) {
 
 func TestNodesConditionNotes(t *testing.T) {
 	for _, test := range []struct {
-		peers []nodeStatus
+		peers []control.Node
 		want  string
 	}{
 		{nil, ""},
-		{[]nodeStatus{{Name: "n2"}}, ""},
-		{[]nodeStatus{{Name: "n2", Unreachable: "no"}, {Name: "n3"}},
+		{[]control.Node{{Name: "n2"}}, ""},
+		{[]control.Node{{Name: "n2", Unreachable: "no"}, {Name: "n3"}},
 			"1 of 2 other nodes unreachable, /status on this node has the reasons"},
 	} {
 		s := snapshot{peers: test.peers}

@@ -31,6 +31,7 @@ type Config struct {
 	Rules    Rules
 	Engine   Engine
 	Health   Health
+	Control  Control
 	Log      Log
 
 	// Given holds the flags that the command line or the environment sets, and their values;
@@ -165,6 +166,12 @@ const (
 	MetricsLocal = "local" // clients on this node
 	MetricsOff   = "off"   // none
 )
+
+// Control holds the settings of the control socket.
+type Control struct {
+	// Socket is --control-socket, a path; empty disables the socket.
+	Socket string
+}
 
 // Log holds the settings of the log.
 type Log struct {

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"weft/cmd/control"
 	"weft/dataplane"
 	"weft/dataplane/feature"
 )
@@ -198,6 +199,9 @@ func weftOptions(c *Config) []option {
 		{name: "metrics", accepts: "all, local or off",
 			usage: "clients that may read /metrics on the health port",
 			value: oneOf(&c.Health.Metrics, MetricsAll, MetricsLocal, MetricsOff)},
+		{name: "control-socket", accepts: "the path of a socket, or nothing to disable",
+			usage: "socket on which the weft command asks this daemon",
+			value: text(&c.Control.Socket, control.DefaultSocket)},
 		{name: "pprof", accepts: trueOrFalse,
 			usage: "serve profiles to local clients at /debug/pprof/",
 			value: boolean(&c.Health.Profile, false)},

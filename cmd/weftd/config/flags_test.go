@@ -39,6 +39,7 @@ func defaults() Config {
 		Rules:   Rules{Forward: true, NoTrack: true, Resync: 5 * time.Second},
 		Engine:  Engine{SourceCheck: dataplane.CheckKnown, Spin: true},
 		Health:  Health{IP: "0.0.0.0", Metrics: MetricsAll},
+		Control: Control{Socket: "/run/weft/weftd.sock"},
 		Log:     Log{Format: "text"},
 	}
 }
@@ -109,6 +110,7 @@ var flagTests = []struct {
 	{"source-port", "65535", func(c *Config) { c.Engine.SourcePort = 65535 }},
 	{"outer-ecn", "true", func(c *Config) { c.Engine.OuterECN = true }},
 	{"outer-dscp", "true", func(c *Config) { c.Engine.OuterDSCP = true }},
+	{"control-socket", "/run/w.sock", func(c *Config) { c.Control.Socket = "/run/w.sock" }},
 	{"log-format", "json", func(c *Config) { c.Log.Format = "json" }},
 	{"metrics", "local", func(c *Config) { c.Health.Metrics = MetricsLocal }},
 	{"metrics", "off", func(c *Config) { c.Health.Metrics = MetricsOff }},
@@ -214,6 +216,7 @@ func TestFlagCombinations(t *testing.T) {
 			func(c *Config) { c.Underlay.Interfaces = []string{`"eth0`, `"`, `"a'`} }},
 		{"quotes of a password", []string{"--etcd-username=u", `--etcd-password="p"`}, nil,
 			func(c *Config) { c.Lease.Etcd.Username, c.Lease.Etcd.Password = "u", `"p"` }},
+		{"no control socket", []string{"--control-socket="}, nil, func(c *Config) { c.Control.Socket = "" }},
 		{"profiles on the health port", []string{"--pprof", "--healthz-port=1"}, nil,
 			func(c *Config) { c.Health.Profile, c.Health.Port = true, 1 }},
 		{"command line wins, variables are not read", []string{"--workers=2", "-v=3"},

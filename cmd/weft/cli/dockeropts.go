@@ -1,4 +1,4 @@
-package main
+package cli
 
 import (
 	"bufio"
@@ -15,6 +15,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/spf13/cobra"
 
 	"weft/lease/subnetenv"
 )
@@ -47,13 +49,21 @@ type dockerFlags struct {
 	noIPMasq                bool
 }
 
-// dockerOpts is the subcommand.
-func dockerOpts(args []string) int {
-	return runDockerOpts(args, os.Environ(), "/proc/net/route", os.Stdout, os.Stderr)
+// newDockerOpts returns weft docker-opts. It parses its own flags, which are those of a script.
+func newDockerOpts() *cobra.Command {
+	return &cobra.Command{
+		Use:                "docker-opts",
+		Short:              "dockerd's options for the subnet of this node",
+		Long:               dockerOptsUsage,
+		DisableFlagParsing: true,
+		RunE: func(_ *cobra.Command, args []string) error {
+			return ExitStatus(runDockerOpts(args, os.Environ(), "/proc/net/route", os.Stdout, os.Stderr))
+		},
+	}
 }
 
-// runDockerOpts is dockerOpts with explicit inputs; routes is the path of the kernel's IPv4 routing
-// table.
+// runDockerOpts is the command with explicit inputs; routes is the path of the kernel's IPv4
+// routing table.
 func runDockerOpts(args, environ []string, routes string, stdout, stderr io.Writer) int {
 	f, err := parseDockerFlags(args)
 	if errors.Is(err, errDockerUsage) {
@@ -61,10 +71,10 @@ func runDockerOpts(args, environ []string, routes string, stdout, stderr io.Writ
 		return 0
 	}
 	if err != nil {
-		return fail(stderr, fmt.Errorf("docker-opts: %w; weft docker-opts -h lists the flags", err))
+		return Fail(stderr, fmt.Errorf("docker-opts: %w; weft docker-opts -h lists the flags", err))
 	}
 	if err := writeDockerOpts(f, environ, routes); err != nil {
-		return fail(stderr, err)
+		return Fail(stderr, err)
 	}
 	return 0
 }

@@ -1,0 +1,14 @@
+// Package control is the API of the control socket: the paths, the types of the answers, and a
+// client. The daemon serves it to operators on its node, with HTTP and JSON; package agent has the
+// server.
+//
+// Paths begin with the version of the API. Within a version, fields and paths are only added.
+package control
+
+// DefaultSocket is the path of the control socket unless --control-socket sets another.
+const DefaultSocket = "/run/weft/weftd.sock"
+
+// Paths of the API.
+const (
+	StatusPath = "/v1/status" // answers with a Status
+)

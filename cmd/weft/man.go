@@ -1,0 +1,28 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/cobra/doc"
+
+	"weft/cmd/weft/cli"
+)
+
+// newMan returns weft man.
+func newMan() *cobra.Command {
+	return &cobra.Command{
+		Use:   "man DIR",
+		Short: "write the manual pages to a directory",
+		Args:  cli.Operands("DIR"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// A fixed date keeps builds reproducible.
+			header := doc.GenManHeader{Section: "8", Source: "weft", Date: new(time.Unix(0, 0))}
+			root := cmd.Root()
+			root.DisableAutoGenTag = true
+			return errors.Join(os.MkdirAll(args[0], 0o755), doc.GenManTree(root, &header, args[0]))
+		},
+	}
+}
