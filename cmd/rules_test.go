@@ -43,6 +43,7 @@ var mayImport = map[string][]string{
 	"lease/subnetenv": {},
 
 	"ctrl":           {},
+	"ctrl/conflict":  {"ctrl"},
 	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/spelling"},
 	"ctrl/netfilter": {},
 	"ctrl/underlay":  {"ctrl"},
@@ -64,7 +65,7 @@ var mayImport = map[string][]string{
 		"lease/subnetenv"},
 	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "lease/subnetenv"},
 	"cmd/weftd":    {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
-	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/netfilter", "ctrl/underlay",
+	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
 	"cmd/weftd/config": {"cmd/control", "dataplane", "dataplane/feature", "lease/spelling"},

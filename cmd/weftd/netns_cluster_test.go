@@ -367,3 +367,10 @@ func keys(ds []*member) []string {
 	slices.Sort(all)
 	return all
 }
+
+func (c *cluster) writeFile(path, content string) {
+	c.t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		c.t.Fatal(err)
+	}
+}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -27,6 +28,7 @@ type agent struct {
 	underlayState
 	leaseView
 	file      subnetFile
+	conflicts conflicts
 	peers     []control.Node // other nodes of the last plan
 	readiness readiness
 
@@ -85,6 +87,7 @@ func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-ch
 			a.onIfaceEvent(e)
 		case <-ticker.C:
 			a.syncSubnetFile()
+			a.syncConflicts()
 			a.reportUnknownSources(time.Now())
 		}
 		a.publish()
@@ -238,15 +241,15 @@ func (a *agent) replan() {
 		return
 	}
 	plan := a.plan()
-	unreachable := map[netip.Prefix]string{} // subnet to reason
-	for _, u := range plan.Unreachable {
-		unreachable[u.Subnet] = u.Reason
-	}
+	a.conflicts.due, a.conflicts.unplanned = true, unreachableSubnets(plan)
+	unreachable := maps.Clone(a.conflicts.unplanned)
+	maps.Copy(unreachable, a.conflicts.Cut) // the engine would send to its own device
 	peers := a.peerLeases()
 	if a.engine != nil {
 		port := a.backend.Advertisement().Listen.Port()
 		a.engine.SetNodes(engineNode(a.self, nil, port), engineNodes(peers, unreachable, port))
 	}
+	maps.Copy(unreachable, a.conflicts.Diverted)
 	a.peers = nodeStatuses(peers, unreachable)
 	a.reconciler.Set(plan)
 	a.rules.Set(a.desiredRules(plan))

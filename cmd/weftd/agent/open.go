@@ -54,6 +54,9 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.close()) }()
+	if err := a.preventConflicts(ctx, kernel); err != nil {
+		return err
+	}
 	a.connect(store)
 	return a.run(ctx)
 }
@@ -116,6 +119,7 @@ func (d *daemon) newAgent(
 			abandoned: abandonedNetworks(previous, podNetworks(network)),
 		},
 	}
+	a.conflicts = newConflicts(d.log)
 	if err := a.setUnderlay(iface); err != nil {
 		return nil, err
 	}
@@ -188,6 +192,7 @@ func (a *agent) run(ctx context.Context) error {
 	}
 	group.Go(func() error { return a.reconciler.Run(ctx) })
 	group.Go(func() error { return a.rules.Run(ctx) })
+	group.Go(func() error { return a.conflicts.checker.Run(ctx) })
 	group.Go(func() error {
 		return underlay.Watch(ctx, a.ifaceOptions(a.network), a.ifaceInUse, func(i underlay.Iface, err error) {
 			ifaces.put(ifaceEvent{i, err})

@@ -34,6 +34,7 @@ func (d *daemon) conditions() []control.Condition {
 		s.kernelCondition(),
 		rulesCondition(d.cfg.Rules, s.rules.Status()),
 		forwardCondition(s.forwardingOff(), s.rules.Status()),
+		s.routesCondition(),
 		s.nodesCondition(),
 		s.fileCondition(),
 	}
@@ -112,6 +113,17 @@ func (s *snapshot) kernelCondition() control.Condition {
 func (s *snapshot) engineCondition() control.Condition {
 	err := s.engine.Err()
 	return control.Condition{Name: "engine", OK: err == nil, Reason: errText(err)}
+}
+
+// routesCondition is met unless the overlay's own routes take packets to other nodes, to a gateway
+// or to the store.
+func (s *snapshot) routesCondition() control.Condition {
+	const shown = 3
+	reasons := s.taken
+	if more := len(reasons) - shown; more > 0 {
+		reasons = append(reasons[:shown:shown], fmt.Sprintf("and %d more", more))
+	}
+	return control.Condition{Name: "routes", OK: len(reasons) == 0, Reason: strings.Join(reasons, "; ")}
 }
 
 // nodesCondition is always met: other nodes are unreachable while the cluster changes its backend,

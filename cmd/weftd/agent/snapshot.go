@@ -29,6 +29,7 @@ type snapshot struct {
 	self     lease.Lease
 	acquired time.Time // of self; zero: no lease so far
 	peers    []control.Node
+	taken    []string // addresses that the overlay's own routes cut off
 
 	filePath    string
 	fileCurrent bool // the subnet file is up to date
@@ -45,6 +46,7 @@ func (a *agent) publish() {
 		network: a.network,
 		iface:   a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
 		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers,
+		taken:    a.conflicts.Taken,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules,
 	})

@@ -1,0 +1,14 @@
+package ctrl
+
+import "net/netip"
+
+// RouteMatch is the route that the kernel uses for an address.
+type RouteMatch struct {
+	Dst netip.Prefix // of the route; a single address on kernels without RTM_F_FIB_MATCH (4.13)
+	Via netip.Addr   // invalid: without a gateway
+	Dev string
+	// Protocol marks the program that added the route; 0 on kernels without RTM_F_FIB_MATCH.
+	Protocol int
+	Table    int  // routing table; 0 if the kernel does not tell
+	Local    bool // the address is this host's own
+}
