@@ -49,16 +49,24 @@ func execDockerd(argv []string) error {
 // docker is a dockerd running in a node of a lab.
 type docker struct {
 	node   *lab.Node
+	argv   []string
 	daemon *lab.Process
 }
 
-// startDocker runs a dockerd with the given flags until the test ends, or skips the test.
+// startDocker runs the installed dockerd with the given flags until the test ends, or skips the
+// test.
 func startDocker(t *testing.T, n *lab.Node, flags ...string) *docker {
 	t.Helper()
 	program, err := exec.LookPath("dockerd")
 	if err != nil {
 		t.Skipf("NOT TESTED: docker: %v", err)
 	}
+	return runDockerd(t, n, program, flags...)
+}
+
+// runDockerd is startDocker with the path of a dockerd.
+func runDockerd(t *testing.T, n *lab.Node, program string, flags ...string) *docker {
+	t.Helper()
 	if _, err := exec.LookPath("docker"); err != nil {
 		t.Skipf("NOT TESTED: docker: %v", err)
 	}
@@ -69,21 +77,28 @@ func startDocker(t *testing.T, n *lab.Node, flags ...string) *docker {
 	if err != nil {
 		t.Fatal(err)
 	}
-	argv := append([]string{self, dockerArg, program, "--data-root=" + t.TempDir(), "--host=unix:///run/docker.sock",
-		"--exec-root=/run/docker", "--pidfile=/run/docker.pid"}, flags...)
 	d := &docker{node: n}
-	if d.daemon, err = n.Start(argv); err != nil {
+	d.argv = append([]string{self, dockerArg, program, "--data-root=" + t.TempDir(), "--host=unix:///run/docker.sock",
+		"--exec-root=/run/docker", "--pidfile=/run/docker.pid"}, flags...)
+	d.start(t)
+	t.Cleanup(d.stop)
+	return d
+}
+
+// start starts dockerd and waits until it serves.
+func (d *docker) start(t *testing.T) {
+	t.Helper()
+	var err error
+	if d.daemon, err = d.node.Start(d.argv); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(d.stop)
-	await(t, n.Name+"'s dockerd", func() error {
+	await(t, d.node.Name+"'s dockerd", func() error {
 		if !d.daemon.Running() {
 			t.Fatalf("dockerd has exited\n%s", strings.Join(d.daemon.Tail(10), "\n"))
 		}
 		_, err := d.run("version")
 		return err
 	})
-	return d
 }
 
 // stop stops dockerd and with it its containers, whose cgroups belong to the machine.

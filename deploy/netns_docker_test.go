@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,7 +18,6 @@ import (
 
 	"weft/deploy/lab"
 	"weft/lease/etcd/testetcd"
-	"weft/lease/subnetenv"
 )
 
 // port is the TCP port used between containers.
@@ -31,9 +29,21 @@ func connectContainers(
 	t *testing.T, d *docker, from string, peer *docker, to string, at netip.Addr,
 ) (seen netip.Addr, err error) {
 	t.Helper()
+	target := netip.AddrPortFrom(at, port)
+	return peer.acceptFrom(t, to, target, func() error {
+		return d.inContainer(t, from, func() error { return dial(target) })
+	})
+}
+
+// acceptFrom listens in a container while connect runs, and returns the source address of the
+// connection.
+func (d *docker) acceptFrom(
+	t *testing.T, name string, at netip.AddrPort, connect func() error,
+) (seen netip.Addr, err error) {
+	t.Helper()
 	var l net.Listener
-	err = peer.inContainer(t, to, func() (err error) {
-		l, err = net.Listen("tcp", netip.AddrPortFrom(at, port).String())
+	err = d.inContainer(t, name, func() (err error) {
+		l, err = net.Listen("tcp", at.String())
 		return err
 	})
 	if err != nil {
@@ -48,17 +58,24 @@ func connectContainers(
 			_ = c.Close() // nothing was sent
 		}
 	}()
-	err = d.inContainer(t, from, func() error {
-		c, err := net.DialTimeout("tcp", netip.AddrPortFrom(at, port).String(), 500*time.Millisecond)
-		if err != nil {
-			return err
-		}
-		return c.Close()
-	})
-	if err != nil {
+	if err := connect(); err != nil {
 		return seen, errors.Join(err, l.Close())
 	}
-	return (<-accepted).Addr(), nil
+	select {
+	case from := <-accepted:
+		return from.Addr(), nil
+	case <-time.After(time.Second):
+		return seen, errors.New("another program accepted the connection")
+	}
+}
+
+// dial opens and closes a connection.
+func dial(at netip.AddrPort) error {
+	c, err := net.DialTimeout("tcp", at.String(), 500*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	return c.Close()
 }
 
 // service is the service in the compose file.
@@ -192,90 +209,43 @@ func (d *docker) subnet(t *testing.T, names []string, i int) netip.Addr {
 	return subnet.Addr()
 }
 
+// statusAddr is the address of --healthz-port=8081 that serves the full /status.
+var statusAddr = netip.MustParseAddrPort("127.0.0.1:8081")
+
+// getStatus reads a daemon's /status over a connection of dial.
+func getStatus(status any, dial func() (net.Conn, error)) error {
+	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(context.Context, string, string) (net.Conn, error) { return dial() },
+	}}
+	resp, err := client.Get("http://" + statusAddr.String() + "/status")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	return json.NewDecoder(resp.Body).Decode(status)
+}
+
 // readLeasedSubnet reads the subnet from the /status of a ready daemon, over the loopback interface
 // of its container, as the full status is only for clients on the node.
 func (d *docker) readLeasedSubnet(t *testing.T, name string) (netip.Prefix, error) {
-	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
-			err = d.inContainer(t, name, func() error {
-				conn, err = net.DialTimeout(network, address, time.Second)
-				return err
-			})
-			return conn, err
-		},
-	}}
-	resp, err := client.Get("http://127.0.0.1:8081/status")
-	if err != nil {
-		return netip.Prefix{}, err
-	}
-	defer resp.Body.Close()
 	var s struct {
 		Ready      bool
 		Conditions any
 		Lease      struct{ Subnet netip.Prefix }
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&s); err != nil {
+	err := getStatus(&s, func() (conn net.Conn, err error) {
+		err = d.inContainer(t, name, func() error {
+			conn, err = net.DialTimeout("tcp", statusAddr.String(), time.Second)
+			return err
+		})
+		return conn, err
+	})
+	if err != nil {
 		return netip.Prefix{}, err
 	}
 	if !s.Ready {
 		return netip.Prefix{}, fmt.Errorf("not ready: %v", s.Conditions)
 	}
 	return s.Lease.Subnet, nil
-}
-
-// TestNetnsDockerOpts starts dockerd on two nodes with the output of weft docker-opts. Containers
-// must reach each other under their own addresses.
-func TestNetnsDockerOpts(t *testing.T) {
-	lab.SkipWithoutTUN(t)
-	l := lab.Start(t, lab.Options{Nodes: 2, PodsPerNode: -1})
-	etcd, err := testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"),
-		Listen: netip.AddrPortFrom(l.Root.Addr, 2379)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(etcd.Close)
-	if err := etcd.Put("/coreos.com/network/config", `{"Network": "10.5.0.0/16"}`); err != nil {
-		t.Fatal(err)
-	}
-	tool := filepath.Join(t.TempDir(), "weft")
-	if out, err := exec.Command("go", "build", "-o", tool, "weft/cmd/weft").CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
-	dockers, addresses := make([]*docker, 2), make([]netip.Addr, 2)
-	for i, n := range l.Nodes {
-		if _, err := n.Start([]string{filepath.Join(buildImageDir(t), "opt/bin/flanneld"),
-			"--etcd-endpoints=" + etcd.Endpoint(), "--ip-masq"}); err != nil {
-			t.Fatal(err)
-		}
-		env := n.Path("flannel/subnet.env")
-		await(t, "subnet.env", func() error {
-			_, err := subnetenv.Read(env)
-			return err
-		})
-		options := n.Path("docker_opts.env")
-		if out, err := exec.Command(tool, "docker-opts", "-f", env, "-d", options).CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		words := strings.Fields(strings.Trim(readSettings(t, options)["DOCKER_OPTS"][0], `" `))
-		d := startDocker(t, n, words...)
-		d.buildImage(t)
-		d.mustRun(t, "run", "-d", "--name=pod", "--entrypoint=/opt/bin/install-conf", "weft:dev",
-			"--ready=http://127.0.0.1:1/", "a", "b")
-		address, err := netip.ParseAddr(d.mustRun(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "pod"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		dockers[i], addresses[i] = d, address
-	}
-	for i, d := range dockers {
-		peer := 1 - i
-		await(t, "containers to reach each other", func() error {
-			seen, err := connectContainers(t, d, "pod", dockers[peer], "pod", addresses[peer])
-			if err == nil && seen != addresses[i] {
-				err = fmt.Errorf("container %s connects from %s", addresses[i], seen)
-			}
-			return err
-		})
-	}
 }

@@ -111,6 +111,9 @@ func (d Desired) rules(f family) []rule {
 		}
 		if d.Forward {
 			rs = append(rs, forwardRules(network)...)
+			if subnet.IsValid() {
+				rs = append(rs, dockerRules(network, subnet)...)
+			}
 		}
 		rs = append(rs, tunnelPortRules(network, d.tunnelPorts(f))...)
 	}
@@ -155,6 +158,21 @@ func forwardRules(network netip.Prefix) []rule {
 		jumpTo(chainForward),
 		in(rule{src: is(network), verdict: verdictAccept}),
 		in(rule{dst: is(network), verdict: verdictAccept}),
+	}
+}
+
+// dockerRules returns rules 20 to 22, which flannel does not have. dockerd drops packets to ports of
+// containers that are not published before rule 8 is reached. They accept packets of other nodes'
+// pods only: dockerd decides about those of its other networks and between containers of this node.
+func dockerRules(network, subnet netip.Prefix) []rule {
+	in := func(r rule) rule {
+		r.table, r.chain, r.comment = tableFilter, chainDocker, commentDocker
+		return r
+	}
+	return []rule{
+		jumpTo(chainDocker),
+		in(rule{src: is(subnet), dst: is(subnet), verdict: verdictReturn}),
+		in(rule{src: is(network), dst: is(subnet), verdict: verdictAccept}),
 	}
 }
 
@@ -223,13 +241,15 @@ func (d Desired) noTrackComment() string {
 	return commentNoTrack + " " + d.Nets[0].Network.Masked().String()
 }
 
-// jumpTo returns the rule of a built-in chain that jumps to one of the own chains.
+// jumpTo returns the rule that jumps to one of the own chains, from a built-in chain or dockerd's.
 func jumpTo(chain string) rule {
 	r := rule{table: tableNAT, chain: hookPostrouting, verdict: verdictJump, to: chain,
 		comment: commentMasquerade}
 	switch chain {
 	case chainForward:
 		r.table, r.chain, r.comment = tableFilter, hookForward, commentForward
+	case chainDocker:
+		r.table, r.chain, r.comment = tableFilter, chainDockerUser, commentDocker
 	case chainKeepSource:
 		r.comment = commentKeepSource
 	}

@@ -56,6 +56,11 @@ nat -A WEFT-KEEP-SOURCE -s 10.5.0.0/16 -d 10.5.77.0/24 -m comment --comment "wef
 raw -A PREROUTING -d 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack
 raw -A OUTPUT -s 192.0.2.7/32 -p udp -m udp --dport 8285 -m comment --comment "weft notrack 10.5.0.0/16" -j CT --notrack
 `
+	docker4 = `
+filter -A DOCKER-USER -m comment --comment "weft docker" -j WEFT-DOCKER
+filter -A WEFT-DOCKER -s 10.5.77.0/24 -d 10.5.77.0/24 -m comment --comment "weft docker" -j RETURN
+filter -A WEFT-DOCKER -s 10.5.0.0/16 -d 10.5.77.0/24 -m comment --comment "weft docker" -j ACCEPT
+`
 	tunnelPort4 = `
 mangle -A FORWARD -s 10.5.0.0/16 ! -d 10.5.0.0/16 -p udp -m udp --dport 8285 -m comment --comment "weft tunnel port" -j DROP
 mangle -A INPUT -s 10.5.0.0/16 -p udp -m udp --dport 8285 -m comment --comment "weft tunnel port" -j DROP
@@ -83,13 +88,17 @@ func TestRules(t *testing.T) {
 		family family
 		want   string
 	}{
-		{"everything", func(*Desired) {}, ipv4, joined(keepSource4, flannelMasquerade, flannelForward, tunnelPort4, noTrack4)},
+		{"everything", func(*Desired) {}, ipv4, joined(keepSource4, flannelMasquerade, flannelForward, docker4,
+			tunnelPort4, noTrack4)},
 		{"as flannel, masquerade", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false }, ipv4,
 			flannelMasquerade},
 		{"as flannel, masquerade, IPv6", func(d *Desired) { d.KeepSource, d.NoTrack, d.Forward = false, nil, false },
 			ipv6, flannelMasquerade6},
 		{"as flannel, forward", func(d *Desired) { d.KeepSource, d.NoTrack, d.Masquerade = false, nil, false }, ipv4,
-			flannelForward},
+			flannelForward + docker4[1:]},
+		{"forward without a subnet", func(d *Desired) {
+			*d = Desired{Nets: []Net{{Network: net4.Network}}, Forward: true}
+		}, ipv4, flannelForward},
 		{"no random ports", func(d *Desired) {
 			d.KeepSource, d.NoTrack, d.Forward, d.NoRandomPorts = false, nil, false, true
 		}, ipv4, strings.ReplaceAll(flannelMasquerade, " --random-fully", "")},

@@ -28,6 +28,9 @@
 //	16,17  raw PREROUTING, OUTPUT  own address, UDP port   do not track         prerouting, output
 //	18     mangle FORWARD          -s C ! -d C, UDP port   count and drop       tunnel-forward
 //	19     mangle INPUT            -s C, UDP port          count and drop       tunnel-input
+//	20     filter DOCKER-USER                              to WEFT-DOCKER
+//	21     filter WEFT-DOCKER      -s P -d P               return
+//	22                             -s C -d P               accept
 //
 // Rules 11 to 15 are the guard. With iptables they exist only while another rule of POSTROUTING
 // would rewrite pods' source addresses, such as dockerd's, or jumps to a chain that might, such as
@@ -36,6 +39,9 @@
 // guard always exists. A verdict there does not end the address translation of other tables, so
 // rules 14 and 15 translate the source to itself, which does. Either way a connection keeps the
 // source it started with.
+//
+// Rules 20 to 22 exist only while dockerd's chain DOCKER-USER does. From version 28 on, dockerd drops
+// new connections to its containers' ports in front of rule 8, except to published ones.
 //
 // In nftables the rules live in flannel's tables, ip flannel-ipv4 and ip6 flannel-ipv6, without the
 // comments that flannel gives tables and chains. Rule 5 means the same as in iptables (flannel's

@@ -29,7 +29,9 @@ func newFakeTables() *fakeTables {
 	for _, l := range layouts() {
 		f.chains[l.table], f.listed[l.table] = map[string][]string{}, map[string]int{}
 		for _, hook := range l.hooks {
-			f.chains[l.table][hook] = nil
+			if hook != chainDockerUser {
+				f.chains[l.table][hook] = nil
+			}
 		}
 	}
 	return f

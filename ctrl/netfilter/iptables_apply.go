@@ -72,6 +72,7 @@ func applyTable(ctx context.Context, t tables, l layout, want ruleset) (report, 
 		needed := want
 		var notes []string
 		needed.rules, notes = dropUnneededGuard(l, want, have)
+		needed.rules = dropDockerRules(l, needed.rules, have)
 		lines, changes := plan(l, needed, have)
 		if len(lines) == 0 {
 			done.notes = notes
@@ -102,6 +103,16 @@ func listChains(t tables, l layout) (listing, error) {
 		}
 	}
 	return have, nil
+}
+
+// dropDockerRules returns the wanted rules, without rules 20 to 22 if dockerd's chain does not exist.
+func dropDockerRules(l layout, want []rule, have listing) []rule {
+	if _, exists := have[chainDockerUser]; exists || l.table != tableFilter {
+		return want
+	}
+	return slices.DeleteFunc(slices.Clone(want), func(r rule) bool {
+		return r.comment == commentDocker
+	})
 }
 
 // dropUnneededGuard returns the wanted rules, without the guard (rules 11 to 15) if no foreign rule

@@ -39,6 +39,7 @@ func plan(l layout, want ruleset, have listing) (lines, changes []string) {
 		}
 	}
 	for _, chain := range l.hooks {
+		// A missing chain of dockerd has no wanted rules; see dropDockerRules.
 		more, change := planHook(l, want, chain, occupied, have[chain])
 		lines = append(lines, more...)
 		if change != "" {
@@ -182,7 +183,8 @@ func isManaged(l layout, p parsedRule) bool {
 	if slices.Contains(l.ownChains, p.target) {
 		return true
 	}
-	comments := []string{commentMasquerade, commentForward, commentKeepSource, commentTunnelPort}
+	comments := []string{commentMasquerade, commentForward, commentKeepSource, commentTunnelPort,
+		commentDocker}
 	return slices.Contains(comments, p.comment) || strings.HasPrefix(p.comment, commentNoTrack)
 }
 

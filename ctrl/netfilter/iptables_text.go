@@ -225,7 +225,7 @@ func (p *parsedRule) parseTarget(value string, isGoto bool) {
 		p.verdict = verdictMasquerade
 	case "NOTRACK": // iptables-nft lists rules that were added with -j NOTRACK this way
 		p.verdict = verdictNoTrack
-	case chainMasquerade, chainForward, chainKeepSource:
+	case chainMasquerade, chainForward, chainKeepSource, chainDocker:
 		p.verdict, p.to = verdictJump, value
 		if isGoto {
 			p.unknownOptions++

@@ -54,25 +54,32 @@ const (
 	chainMasquerade = "FLANNEL-POSTRTG"
 	chainForward    = "FLANNEL-FWD"
 	chainKeepSource = "WEFT-KEEP-SOURCE"
+	chainDocker     = "WEFT-DOCKER"
+
+	// chainDockerUser is dockerd's chain for the rules of others, which dockerd puts in front of its
+	// own whenever it starts, and never empties.
+	chainDockerUser = "DOCKER-USER"
 
 	commentMasquerade = "flanneld masq"
 	commentForward    = "flanneld forward"
 	commentKeepSource = "weft keep source"
 	commentNoTrack    = "weft notrack" // followed by the network
 	commentTunnelPort = "weft tunnel port"
+	commentDocker     = "weft docker"
 )
 
 // layout is the part of an iptables table that can hold managed rules.
 type layout struct {
 	table     string
-	hooks     []string // built-in chains that may hold single managed rules
+	hooks     []string // chains of others, most built in, that may hold single managed rules
 	ownChains []string // chains that hold only managed rules, in the order packets traverse them
 }
 
 func layouts() []layout {
 	return []layout{
 		{tableNAT, []string{hookPostrouting}, []string{chainKeepSource, chainMasquerade}},
-		{tableFilter, []string{hookForward}, []string{chainForward}},
+		{tableFilter, []string{hookForward, chainDockerUser},
+			[]string{chainDocker, chainForward}},
 		{tableRaw, []string{hookPrerouting, hookOutput}, nil},
 		{tableMangle, []string{hookForward, hookInput}, nil},
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,20 +12,23 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"weft/lease/subnetenv"
 )
 
-const dockerOptsUsage = `weft docker-opts [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY]
+const dockerOptsUsage = `weft docker-opts [-f FLANNEL-ENV-FILE] [-d DOCKER-ENV-FILE] [-i] [-c] [-m] [-k COMBINED-KEY] [-p DOCKERD]
 
 Writes the options with which a dockerd puts its containers into this node's subnet, for an EnvironmentFile.
-Takes the flags of flannel's mk-docker-opts.sh and writes what that writes.
+Takes the flags of flannel's mk-docker-opts.sh and writes what that writes, and --allow-direct-routing for
+a dockerd that has it (28.2 and later), which containers of other nodes need.
 
   -f  file that the daemon wrote (default /run/flannel/subnet.env)
   -d  file to write (default /run/docker_opts.env)
@@ -32,6 +36,7 @@ Takes the flags of flannel's mk-docker-opts.sh and writes what that writes.
   -c  all options in one variable; neither -i nor -c means both
   -k  name of that variable (default DOCKER_OPTS)
   -m  leave --ip-masq out, for an old dockerd that does not know it
+  -p  dockerd that gets the options, asked with --help for those it has (default dockerd)
 `
 
 // dockerOptPrefix is the prefix of the variables with one option each. Those in the environment are
@@ -44,7 +49,7 @@ var errDockerUsage = errors.New("usage wanted")
 // dockerFlags is the command line of docker-opts.
 type dockerFlags struct {
 	flannelFile, dockerFile string
-	key                     string
+	key, dockerd            string
 	individual, combined    bool
 	noIPMasq                bool
 }
@@ -73,6 +78,13 @@ func runDockerOpts(args, environ []string, routes string, stdout, stderr io.Writ
 	if err != nil {
 		return Fail(stderr, fmt.Errorf("docker-opts: %w; weft docker-opts -h lists the flags", err))
 	}
+	direct, err := hasDirectRouting(f.dockerd)
+	if err != nil {
+		fmt.Fprintf(stderr, "weft: docker-opts: options for a dockerd before 28.2: %v; -p names another\n", err)
+	}
+	if direct {
+		environ = append(slices.Clip(environ), dockerOptPrefix+"DIRECT="+directRouting)
+	}
 	if err := writeDockerOpts(f, environ, routes); err != nil {
 		return Fail(stderr, err)
 	}
@@ -83,8 +95,8 @@ func runDockerOpts(args, environ []string, routes string, stdout, stderr io.Writ
 // follow its letter without a space.
 func parseDockerFlags(args []string) (dockerFlags, error) {
 	f := dockerFlags{flannelFile: "/run/flannel/subnet.env", dockerFile: "/run/docker_opts.env",
-		key: "DOCKER_OPTS"}
-	values := map[byte]*string{'f': &f.flannelFile, 'd': &f.dockerFile, 'k': &f.key}
+		key: "DOCKER_OPTS", dockerd: "dockerd"}
+	values := map[byte]*string{'f': &f.flannelFile, 'd': &f.dockerFile, 'k': &f.key, 'p': &f.dockerd}
 	switches := map[byte]*bool{'i': &f.individual, 'c': &f.combined, 'm': &f.noIPMasq}
 	for len(args) > 0 && len(args[0]) > 1 && args[0][0] == '-' && args[0] != "--" {
 		if args[0] == "--help" || args[0] == "-help" {
@@ -125,6 +137,21 @@ func parseDockerFlags(args []string) (dockerFlags, error) {
 		f.individual, f.combined = true, true
 	}
 	return f, nil
+}
+
+// directRouting is the option with which dockerd 28.2 and later let other hosts send to containers.
+// Without it they drop such packets in the raw table. Older ones refuse to start with it.
+const directRouting = "--allow-direct-routing"
+
+// hasDirectRouting reports whether a dockerd has the option directRouting.
+func hasDirectRouting(dockerd string) (bool, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	help, err := exec.CommandContext(ctx, dockerd, "--help").Output()
+	if err != nil {
+		return false, fmt.Errorf("ask %s --help: %w", dockerd, err)
+	}
+	return bytes.Contains(help, []byte(directRouting)), nil
 }
 
 // writeDockerOpts writes the options. After an error it writes nothing, so that no dockerd starts

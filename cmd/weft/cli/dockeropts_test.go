@@ -35,6 +35,7 @@ func TestDockerOpts(t *testing.T) {
 	for _, tt := range []struct {
 		name    string
 		args    string
+		dockerd string // options that it has
 		env     []string
 		file    string // of subnet.env; "none" for no file
 		routes  string
@@ -49,6 +50,8 @@ func TestDockerOpts(t *testing.T) {
 		{name: "no ip-masq", args: "-m",
 			want: "DOCKER_OPT_BIP=\"--bip=10.1.74.1/24\"\nDOCKER_OPT_MTU=\"--mtu=1472\"\nDOCKER_OPTS=\" --bip=10.1.74.1/24 --mtu=1472\"\n"},
 
+		{name: "a dockerd with direct routing", dockerd: "  --allow-direct-routing   Allow remote access", args: "-c",
+			want: "DOCKER_OPTS=\" --bip=10.1.74.1/24 --allow-direct-routing --ip-masq=true --mtu=1472\"\n"},
 		{name: "flags together", args: "-ickX", want: individual + "X=" + combined},
 		{name: "two dashes end the flags", args: "-i --", want: individual},
 		{name: "the daemon masquerades", file: strings.Replace(subnetEnvText, "false", "true", 1), args: "-c",
@@ -108,6 +111,7 @@ func TestDockerOpts(t *testing.T) {
 			}
 			var stderr strings.Builder
 			args := append([]string{"-f", in, "-d", out}, strings.Fields(tt.args)...)
+			args = append([]string{"-p", fakeDockerd(t, tt.dockerd)}, args...)
 			status := runDockerOpts(args, tt.env, routes, io.Discard, &stderr)
 			got, err := os.ReadFile(out)
 			if err != nil {
@@ -126,6 +130,36 @@ func TestDockerOpts(t *testing.T) {
 				t.Errorf("mode %v, %v", info.Mode(), err)
 			}
 		})
+	}
+}
+
+// fakeDockerd returns the path of a program that prints help.
+func fakeDockerd(t *testing.T, help string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "dockerd")
+	script := "#!/bin/sh\n[ \"$*\" = --help ] && echo '" + help + "'\n"
+	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestDockerOptsWithoutDockerd: the options of flannel are written, and a note.
+func TestDockerOptsWithoutDockerd(t *testing.T) {
+	dir := t.TempDir()
+	in, out := filepath.Join(dir, "subnet.env"), filepath.Join(dir, "out")
+	if err := os.WriteFile(in, []byte(subnetEnvText), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stderr strings.Builder
+	args := []string{"-f", in, "-d", out, "-c", "-p", filepath.Join(dir, "none")}
+	status := runDockerOpts(args, nil, os.DevNull, io.Discard, &stderr)
+	text, err := os.ReadFile(out)
+	if err != nil || status != 0 || string(text) != "DOCKER_OPTS=\" --bip=10.1.74.1/24 --ip-masq=true --mtu=1472\"\n" {
+		t.Errorf("status %d, wrote %q, %v", status, text, err)
+	}
+	if !strings.Contains(stderr.String(), "options for a dockerd before 28.2: ask ") {
+		t.Errorf("said %q", &stderr)
 	}
 }
 
