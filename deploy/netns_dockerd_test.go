@@ -42,9 +42,9 @@ func TestNetnsDockerd(t *testing.T) {
 		note       string // in /status
 	}{
 		{name: "installed", find: installedDockerd, weftd: []string{"--ip-masq"}},
-		{name: "installed, masquerading", find: installedDockerd, dockerOpts: []string{"-m"}, note: rewrites},
+		{name: "installed and masquerading", find: installedDockerd, dockerOpts: []string{"-m"}, note: rewrites},
 		{name: "current", find: currentDockerd, weftd: []string{"--ip-masq"}},
-		{name: "current, masquerading", find: currentDockerd, dockerOpts: []string{"-m"}, note: rewrites},
+		{name: "current and masquerading", find: currentDockerd, dockerOpts: []string{"-m"}, note: rewrites},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			program := tt.find(t)
@@ -117,12 +117,14 @@ func startDockerNodes(t *testing.T, program string, weftd, dockerOpts, dockerd [
 			t.Fatalf("%v\n%s", err, out)
 		}
 		words := strings.Fields(strings.Trim(readSettings(t, options)["DOCKER_OPTS"][0], `" `))
-		if proxy := filepath.Join(filepath.Dir(program), "docker-proxy"); program == os.Getenv("WEFT_DOCKERD") {
-			words = append(words, "--userland-proxy-path="+proxy)
+		if program == os.Getenv("WEFT_DOCKERD") {
+			// The installed docker-proxy lacks flags, the installed runc may lack time namespaces.
+			words = append(words, "--feature=time-namespaces=false",
+				"--userland-proxy-path="+filepath.Join(filepath.Dir(program), "docker-proxy"))
 		}
 		d := runDockerd(t, n, program, append(words, dockerd...)...)
 		d.importImage(t)
-		d.mustRun(t, "run", "-d", "--name=pod", fmt.Sprintf("--publish=%d:%d", nodePort, port),
+		d.mustRun(t, "run", "-d", "--name=pod", "--stop-signal=KILL", fmt.Sprintf("--publish=%d:%d", nodePort, port),
 			"weft:dev", "/opt/bin/install-conf", "--ready=http://127.0.0.1:1/", "a", "b")
 		nodes = append(nodes, &dockerNode{n, d, d.containerAddress(t, "pod")})
 	}

@@ -161,9 +161,9 @@ func forwardRules(network netip.Prefix) []rule {
 	}
 }
 
-// dockerRules returns rules 20 to 22, which flannel does not have. dockerd drops packets to ports of
-// containers that are not published before rule 8 is reached. They accept packets of other nodes'
-// pods only: dockerd decides about those of its other networks and between containers of this node.
+// dockerRules returns rules 20 to 22, which flannel does not have. dockerd drops packets to
+// unpublished ports before rule 8 is reached. They accept packets of other nodes' pods only:
+// dockerd decides about those of its other networks and between containers of this node.
 func dockerRules(network, subnet netip.Prefix) []rule {
 	in := func(r rule) rule {
 		r.table, r.chain, r.comment = tableFilter, chainDocker, commentDocker

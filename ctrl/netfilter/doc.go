@@ -40,8 +40,8 @@
 // rules 14 and 15 translate the source to itself, which does. Either way a connection keeps the
 // source it started with.
 //
-// Rules 20 to 22 exist only while dockerd's chain DOCKER-USER does. From version 28 on, dockerd drops
-// new connections to its containers' ports in front of rule 8, except to published ones.
+// Rules 20 to 22 exist only while dockerd's chain DOCKER-USER does. From version 28 on, dockerd
+// drops new connections to its containers' ports in front of rule 8, except to published ones.
 //
 // In nftables the rules live in flannel's tables, ip flannel-ipv4 and ip6 flannel-ipv6, without the
 // comments that flannel gives tables and chains. Rule 5 means the same as in iptables (flannel's

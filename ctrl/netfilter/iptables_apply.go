@@ -105,7 +105,8 @@ func listChains(t tables, l layout) (listing, error) {
 	return have, nil
 }
 
-// dropDockerRules returns the wanted rules, without rules 20 to 22 if dockerd's chain does not exist.
+// dropDockerRules returns the wanted rules, without rules 20 to 22 if dockerd's chain does not
+// exist.
 func dropDockerRules(l layout, want []rule, have listing) []rule {
 	if _, exists := have[chainDockerUser]; exists || l.table != tableFilter {
 		return want

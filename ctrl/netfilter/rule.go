@@ -56,8 +56,8 @@ const (
 	chainKeepSource = "WEFT-KEEP-SOURCE"
 	chainDocker     = "WEFT-DOCKER"
 
-	// chainDockerUser is dockerd's chain for the rules of others, which dockerd puts in front of its
-	// own whenever it starts, and never empties.
+	// chainDockerUser is dockerd's chain for the rules of others. dockerd puts it in front of its
+	// own chains whenever it starts, and never empties it.
 	chainDockerUser = "DOCKER-USER"
 
 	commentMasquerade = "flanneld masq"
