@@ -31,6 +31,7 @@ var mayImport = map[string][]string{
 	"dataplane/feature": {},
 	"dataplane/fib":     {},
 	"dataplane/poll":    {},
+	"dataplane/probe":   {"encap/checksum"},
 	"dataplane/tun":     {"encap", "encap/checksum", "encap/offload", "dataplane/feature"},
 	"dataplane/udp":     {"encap", "encap/checksum", "encap/offload", "dataplane/feature"},
 
@@ -66,7 +67,7 @@ var mayImport = map[string][]string{
 	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "lease/subnetenv"},
 	"cmd/weftd":    {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "metrics"},
 	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
-		"dataplane", "dataplane/feature", "dataplane/fib", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
+		"dataplane", "dataplane/feature", "dataplane/fib", "dataplane/probe", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
 	"cmd/weftd/config": {"cmd/control", "dataplane", "dataplane/feature", "lease/spelling"},
 }

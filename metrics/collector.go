@@ -50,7 +50,7 @@ const (
 
 // table returns all metrics: names, help texts, labels and the source of their values.
 func table() []metric {
-	return slices.Concat(stateMetrics(), trafficMetrics())
+	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics())
 }
 
 func stateMetrics() []metric {
@@ -86,7 +86,7 @@ func stateMetrics() []metric {
 			gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Nodes)}} }},
 		{Info{"weft_nodes_unreachable",
-			"Other nodes with a subnet that this node has no path to; /status has the reason.",
+			"Other nodes that this node cannot reach; /status has the reasons.",
 			gauge, nil},
 			func(s *scrape) []sample { return []sample{{value: float64(s.Unreachable)}} }},
 		{Info{"weft_lease_held",

@@ -26,6 +26,7 @@ func full() Snapshot {
 		Unreachable:    1,
 		Lease:          Lease{Held: true, Age: 90 * time.Second, ExpiresIn: 24*time.Hour - 90*time.Second},
 		Nodes:          2,
+		Probe:          &Probe{Answered: 31, Lost: 32, Paths: []ProbePath{{"a", 0.5, time.Millisecond, 1472}}},
 		Traffic: &Traffic{
 			Engine:   "portable",
 			Features: []Feature{{"udp-gso", false, "too old"}, {"multi-queue", true, ""}},
@@ -96,6 +97,12 @@ weft_reconciler_in_sync 1
 weft_kernel_repairs_total 13
 weft_rules_in_place 1
 weft_rule_repairs_total 14
+weft_probe_nodes 1
+weft_probe_echoes_total{outcome="answered"} 31
+weft_probe_echoes_total{outcome="lost"} 32
+weft_probe_loss_ratio{node="a"} 0.5
+weft_probe_rtt_seconds{node="a"} 0.001
+weft_probe_path_mtu_bytes{node="a"} 1472
 weft_packets_total{direction="in"} 12
 weft_packets_total{direction="out"} 11
 weft_bytes_total{direction="in"} 1200

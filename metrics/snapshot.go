@@ -21,6 +21,9 @@ type Snapshot struct {
 	// Unreachable is the number of other nodes with a subnet that this node has no path to.
 	Unreachable int
 
+	// Probe is nil without a mesh probe.
+	Probe *Probe
+
 	// Traffic is nil while there is no dataplane.
 	Traffic *Traffic
 

@@ -25,6 +25,7 @@ type Status struct {
 	Lease     *Lease            `json:"lease,omitempty"`
 	Store     Store             `json:"store"`
 	Nodes     []Node            `json:"nodes"`
+	Probe     *Probe            `json:"probe,omitempty"` // absent if it is off
 	Kernel    Kernel            `json:"kernel"`
 	Rules     Rules             `json:"rules"`
 	Traffic   *metrics.Traffic  `json:"traffic,omitempty"`
@@ -80,6 +81,9 @@ type Node struct {
 	Public  netip.Addr   `json:"public,omitzero"`
 	// Unreachable is the reason why one of its subnets is unreachable; empty if all are reachable.
 	Unreachable string `json:"unreachable,omitempty"`
+	// Path and Path6 are measured by the mesh probe; absent for a node that is not probed.
+	Path  *Path `json:"path,omitempty"`
+	Path6 *Path `json:"path6,omitempty"`
 }
 
 // Kernel describes devices, addresses and routes.

@@ -150,11 +150,11 @@ func TestNetnsNetworkChange(t *testing.T) {
 }
 
 // ready starts the daemons of all nodes.
-func (c *cluster) ready() []*member {
+func (c *cluster) ready(flags ...string) []*member {
 	c.t.Helper()
 	var ds []*member
 	for _, n := range c.Nodes {
-		d := c.start(n)
+		d := c.start(n, flags...)
 		c.t.Cleanup(d.Kill)
 		ds = append(ds, d)
 	}

@@ -14,6 +14,7 @@ import (
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
+	"weft/dataplane/probe"
 	"weft/lease"
 	"weft/lease/subnetenv"
 )
@@ -42,6 +43,7 @@ type parts struct {
 	cluster    clusterStore // nil if the store is not a cluster
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
+	prober     *probe.Prober // nil if there is none
 }
 
 // underlayState is the interface to the other nodes and the state that follows from it.
@@ -251,6 +253,7 @@ func (a *agent) replan() {
 	}
 	maps.Copy(unreachable, a.conflicts.Diverted)
 	a.peers = nodeStatuses(peers, unreachable)
+	a.setProbe(peers, unreachable)
 	a.reconciler.Set(plan)
 	a.rules.Set(a.desiredRules(plan))
 }

@@ -124,6 +124,7 @@ func (d *daemon) newAgent(
 		return nil, err
 	}
 	adv := a.backend.Advertisement()
+	a.prober = d.newProber(adv.Type)
 	if !adv.Userspace {
 		return a, nil
 	}
@@ -193,6 +194,12 @@ func (a *agent) run(ctx context.Context) error {
 	group.Go(func() error { return a.reconciler.Run(ctx) })
 	group.Go(func() error { return a.rules.Run(ctx) })
 	group.Go(func() error { return a.conflicts.checker.Run(ctx) })
+	if a.prober != nil {
+		group.Go(func() error {
+			a.prober.Run(ctx)
+			return nil
+		})
+	}
 	group.Go(func() error {
 		return underlay.Watch(ctx, a.ifaceOptions(a.network), a.ifaceInUse, func(i underlay.Iface, err error) {
 			ifaces.put(ifaceEvent{i, err})

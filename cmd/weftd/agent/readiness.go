@@ -137,6 +137,9 @@ func (s *snapshot) nodesCondition() control.Condition {
 			unreachable++
 		}
 	}
+	if s.prober != nil {
+		unreachable += s.prober.Unreachable() // of the nodes that have a path
+	}
 	if unreachable > 0 {
 		c.Reason = fmt.Sprintf("%d of %d other nodes unreachable, "+
 			"/status on this node has the reasons", unreachable, len(s.peers))

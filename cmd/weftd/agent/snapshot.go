@@ -10,6 +10,7 @@ import (
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
+	"weft/dataplane/probe"
 	"weft/lease"
 	"weft/metrics"
 )
@@ -38,6 +39,7 @@ type snapshot struct {
 	engine     *dataplane.Engine // nil without a userspace backend
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
+	prober     *probe.Prober // nil if there is none
 }
 
 // publish stores a snapshot for the HTTP server.
@@ -48,7 +50,7 @@ func (a *agent) publish() {
 		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers,
 		taken:    a.conflicts.Taken,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
-		engine: a.engine, reconciler: a.reconciler, rules: a.rules,
+		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober,
 	})
 }
 
@@ -97,6 +99,7 @@ func (d *daemon) status() control.Status {
 				metrics.UnknownSource{Address: u.Addr, Packets: u.Packets, Last: u.Last})
 		}
 	}
+	s.addProbe(&status)
 	return status
 }
 

@@ -21,6 +21,7 @@ func metricsSnapshot(s control.Status) metrics.Snapshot {
 		StoreRevision:    s.Store.Revision,
 		Nodes:            len(s.Nodes),
 		Traffic:          s.Traffic,
+		Probe:            probeMetrics(s),
 		ReconcilerInSync: s.Kernel.Synced,
 		Unreachable:      unreachable,
 		KernelRepairs:    s.Kernel.Repairs,

@@ -34,6 +34,10 @@ type Config struct {
 	Control  Control
 	Log      Log
 
+	// ProbeInterval is --probe-interval: the time between two echoes of the mesh probe to a node; 0
+	// turns it off.
+	ProbeInterval time.Duration
+
 	// Given holds the flags that the command line or the environment sets, and their values;
 	// secrets are hidden.
 	Given map[string]string

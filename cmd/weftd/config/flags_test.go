@@ -41,6 +41,8 @@ func defaults() Config {
 		Health:  Health{IP: "0.0.0.0", Metrics: MetricsAll},
 		Control: Control{Socket: "/run/weft/weftd.sock"},
 		Log:     Log{Format: "text"},
+
+		ProbeInterval: 10 * time.Second,
 	}
 }
 
@@ -104,6 +106,7 @@ var flagTests = []struct {
 	{"keep-source", "F", func(c *Config) { c.Rules.KeepSource = Off }},
 	{"keep-source", "auto", func(*Config) {}},
 	{"allow-pods-to-tunnel-port", "true", func(c *Config) { c.Rules.AllowPodsToTunnelPort = true }},
+	{"probe-interval", "0", func(c *Config) { c.ProbeInterval = 0 }},
 	{"notrack", "false", func(c *Config) { c.Rules.NoTrack = false }},
 	{"workers", "127", func(c *Config) { c.Engine.Workers = 127 }},
 	{"spin", "false", func(c *Config) { c.Engine.Spin = false }},
