@@ -27,7 +27,8 @@ type Engine struct {
 	handoff  *poll.Handoff // shared by the workers
 	priority poll.Priority // of the workers
 	snapshot atomic.Pointer[snapshot]
-	mtu      atomic.Int32 // of a device that is created, in bytes
+	taps     atomic.Pointer[taps] // nil without captures
+	mtu      atomic.Int32         // of a device that is created, in bytes
 
 	repairRequests chan struct{} // notifies the supervisor; holds one
 	lostDevice     atomic.Uint64 // newest deviceGeneration that a worker found deleted

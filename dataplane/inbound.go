@@ -45,12 +45,14 @@ func (w *worker) receive(m *udp.Message) {
 	case p == nil && check != CheckOff:
 		w.counters.drops[DropUnknownOuterSource].Add(uint64(m.Datagrams()))
 		w.unknown.add(m.From.Addr(), m.Datagrams(), w.now())
+		w.tapTrain(p, m, DropUnknownOuterSource)
 		return
 	case m.Truncated:
 		w.counters.drops[DropTruncated].Add(uint64(m.Datagrams()))
+		w.tapTrain(p, m, DropTruncated)
 		return
 	}
-	passed := w.filter(m, check)
+	passed := w.filter(m, p, check)
 	if p != nil && passed.Packets > 0 {
 		p.received.Add(passed.Packets)
 		p.receivedBytes.Add(passed.Bytes)
@@ -59,7 +61,7 @@ func (w *worker) receive(m *udp.Message) {
 
 // filter passes the valid datagrams of a train to the merger, drops the others, and returns the
 // traffic passed.
-func (w *worker) filter(m *udp.Message, check SourceCheck) (passed Traffic) {
+func (w *worker) filter(m *udp.Message, p *peer, check SourceCheck) (passed Traffic) {
 	w.merger.NextBuffer(m.Data[:cap(m.Data)])
 	var valid addrPair
 	for from := 0; ; {
@@ -74,12 +76,15 @@ func (w *worker) filter(m *udp.Message, check SourceCheck) (passed Traffic) {
 		if d == dropNone && m.TOS&encap.MaskECN != 0 {
 			d = decapECN(pkt, m.TOS)
 		}
+		if w.taps != nil {
+			w.tapIn(p, m.From, pkt, d)
+		}
 		if d == dropNone {
 			passed.Packets++
 			passed.Bytes += uint64(n)
 			w.merger.Add(from, n)
 		} else {
-			w.drop(d)
+			w.counters.drops[d].Add(1)
 		}
 		if from += n; from >= len(m.Data) {
 			return passed
@@ -172,7 +177,7 @@ func (w *worker) checkInner(pkt []byte, from netip.Addr, check SourceCheck) Drop
 func (w *worker) writeTUN(h offload.Header, pkt []byte) {
 	n := h.Segments(len(pkt))
 	if w.tunPort == nil {
-		w.tunWriteFailed(tun.ErrGone, n)
+		w.tunWriteFailed(tun.ErrGone, pkt, n)
 		return
 	}
 	flow, _ := encap.FlowHash(pkt)
@@ -183,13 +188,13 @@ func (w *worker) writeTUN(h offload.Header, pkt []byte) {
 		return
 	}
 	if !errors.Is(err, tun.ErrGSORejected) {
-		w.tunWriteFailed(err, n)
+		w.tunWriteFailed(err, pkt, n)
 		return
 	}
 	w.counters.gsoFramesRejected.Add(1)
 	segments, err := offload.Split(h, pkt)
 	if err != nil {
-		w.tunWriteFailed(err, n)
+		w.tunWriteFailed(err, pkt, n)
 		return
 	}
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
@@ -198,13 +203,16 @@ func (w *worker) writeTUN(h offload.Header, pkt []byte) {
 	}
 }
 
-// tunWriteFailed drops the n packets of a frame that could not be written.
-func (w *worker) tunWriteFailed(err error, n int) {
+// tunWriteFailed drops a frame of n packets that could not be written.
+func (w *worker) tunWriteFailed(err error, frame []byte, n int) {
 	reason := DropTUNWriteError
 	if errors.Is(err, tun.ErrDown) {
 		reason = DropTUNDown
 	}
 	w.counters.drops[reason].Add(uint64(n))
+	if w.taps != nil {
+		w.tapTUN(frame, reason)
+	}
 	if errors.Is(err, tun.ErrGone) && w.tunPort != nil {
 		w.tunLost()
 	}

@@ -104,6 +104,9 @@ func (e *Engine) openSockets() error {
 		closeErr = e.prober.Close()
 	}
 	e.prober, e.bound = prober, e.bind
+	if current := e.taps.Load(); current != nil {
+		e.setTaps(current.sessions)
+	}
 	e.socketGeneration++
 	return errors.Join(closeErr, e.assignSockets(group))
 }

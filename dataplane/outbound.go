@@ -60,11 +60,11 @@ func (w *worker) forward(frame tun.Frame) {
 	pkt := frame.Packet
 	in, err := encap.ParseInner(pkt)
 	if err != nil {
-		w.drop(parseDrop(err))
+		w.dropOut(parseDrop(err), nil, pkt)
 		return
 	}
 	if in.IsNDP(pkt) {
-		w.drop(DropNeighbourMessage)
+		w.dropOut(DropNeighbourMessage, nil, pkt)
 		return
 	}
 	if in.IsMulticast() {
@@ -81,7 +81,7 @@ func (w *worker) forward(frame tun.Frame) {
 	}
 	segments, err := offload.Split(frame.Header, pkt)
 	if err != nil {
-		w.drop(DropBadFrame)
+		w.dropOut(DropBadFrame, nil, pkt)
 		return
 	}
 	p := w.snapshot.peers[i]
@@ -93,10 +93,13 @@ func (w *worker) forward(frame tun.Frame) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		buf := w.reserve(key, n)
 		if buf == nil {
-			w.dropRest(DropNoRoom, &segments)
+			w.dropRest(DropNoRoom, p, &segments)
 			return
 		}
 		segments.Next(buf)
+		if w.taps != nil {
+			w.tapOut(p, buf, dropNone)
+		}
 	}
 }
 
@@ -104,17 +107,17 @@ func (w *worker) forward(frame tun.Frame) {
 func (w *worker) dropFrame(reason Drop, frame tun.Frame) {
 	segments, err := offload.Split(frame.Header, frame.Packet)
 	if err != nil {
-		w.drop(DropBadFrame)
+		w.dropOut(DropBadFrame, nil, frame.Packet)
 		return
 	}
-	w.dropRest(reason, &segments)
+	w.dropRest(reason, nil, &segments)
 }
 
-// dropRest drops the remaining segments of a frame.
-func (w *worker) dropRest(reason Drop, segments *offload.Splitter) {
+// dropRest drops the remaining segments of a frame. p is nil if no node has the destination.
+func (w *worker) dropRest(reason Drop, p *peer, segments *offload.Splitter) {
 	for n := segments.NextLen(); n > 0; n = segments.NextLen() {
 		segments.Next(w.segment[:n])
-		w.drop(reason)
+		w.dropOut(reason, p, w.segment[:n])
 	}
 }
 
@@ -165,17 +168,17 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 	w.pending.Bytes -= uint64(len(pkt))
 	if !errors.Is(err, unix.EMSGSIZE) {
 		to.Refused(err, w.now())
-		w.drop(DropSendError)
+		w.dropRefused(to, pkt)
 		return
 	}
 	in, parseErr := encap.ParseInner(pkt)
 	if parseErr != nil {
-		w.drop(DropSendError)
+		w.dropRefused(to, pkt)
 		return
 	}
 	i, ok := w.snapshot.table.Lookup(in.Dst)
 	if !ok || w.snapshot.peers[i].dest != to {
-		w.drop(DropSendError) // the nodes have changed meanwhile
+		w.dropRefused(to, pkt) // the nodes have changed meanwhile
 		return
 	}
 	p := w.snapshot.peers[i]
@@ -183,7 +186,7 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 	if len(pkt) <= limit { // else an earlier packet of this flush has probed the path
 		mtu, err := w.probePathMTU(p)
 		if err != nil {
-			w.drop(DropSendError)
+			w.dropRefused(to, pkt)
 			return
 		}
 		p.setPathMTU(mtu, w.now())
@@ -191,7 +194,7 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 	}
 	if len(pkt) <= limit {
 		to.Refused(err, w.now())
-		w.drop(DropSendError) // it fits the path: rejected for another reason
+		w.dropRefused(to, pkt) // it fits the path: rejected for another reason
 		return
 	}
 	w.sendTooLong(p, pkt, &in, limit)
@@ -203,15 +206,18 @@ func (w *worker) sendLong(p *peer, key udp.TxKey, segments *offload.Splitter, li
 		pkt := w.segment[:segments.Next(w.segment[:n])]
 		if n <= limit {
 			if buf := w.reserve(key, n); buf == nil {
-				w.drop(DropNoRoom)
+				w.dropOut(DropNoRoom, p, pkt)
 			} else {
 				copy(buf, pkt)
+				if w.taps != nil {
+					w.tapOut(p, buf, dropNone)
+				}
 			}
 			continue
 		}
 		in, err := encap.ParseInner(pkt)
 		if err != nil {
-			w.drop(parseDrop(err))
+			w.dropOut(parseDrop(err), p, pkt)
 			continue
 		}
 		w.flush() // first, to keep the order
@@ -230,7 +236,7 @@ func (w *worker) sendTooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
 	}
 	f, ok := encap.NewFragmenter(pkt, in, limit)
 	if !ok {
-		w.drop(DropPacketTooBig)
+		w.dropOut(DropPacketTooBig, p, pkt)
 		w.sendICMP(encap.AppendTooBig(w.scratch[:0], pkt, in, limit))
 		return
 	}
@@ -246,10 +252,13 @@ func (w *worker) sendTooLong(p *peer, pkt []byte, in *encap.Inner, limit int) {
 func (w *worker) sendNow(p *peer, pkt []byte) bool {
 	if err := w.udpPort.Send(p.dest, pkt); err != nil {
 		p.dest.Refused(err, w.now())
-		w.drop(DropSendError)
+		w.dropOut(DropSendError, p, pkt)
 		return false
 	}
 	w.counters.sent.add(1, len(pkt))
+	if w.taps != nil {
+		w.tapOut(p, pkt, dropNone)
+	}
 	return true
 }
 
@@ -264,10 +273,13 @@ func (w *worker) sendICMP(msg []byte) {
 		return
 	}
 	if err := w.tunPort.queues[sparse].Write(tun.Frame{Packet: msg}); err != nil {
-		w.tunWriteFailed(err, 1)
+		w.tunWriteFailed(err, msg, 1)
 		return
 	}
 	w.counters.icmpSent.Add(1)
+	if w.taps != nil {
+		w.tapTUN(msg, dropNone)
+	}
 }
 
 // parseDrop maps an error of encap.ParseInner to a reason.

@@ -61,6 +61,7 @@ type worker struct {
 	flows      flowClasses
 	merger     *offload.Merger
 	snapshot   *snapshot // of this round
+	taps       *taps     // of this round; nil without captures
 	lastSender lastSender
 	limiter    icmpLimiter
 
@@ -148,7 +149,7 @@ func (w *worker) run() (err error) {
 
 // round moves some packets in both directions and reports whether there may be more.
 func (w *worker) round() bool {
-	w.snapshot = w.engine.snapshot.Load()
+	w.snapshot, w.taps = w.engine.snapshot.Load(), w.engine.taps.Load()
 	w.flows.now = tickOf(w.now().Sub(w.start))
 	more := w.outbound()
 	return w.ready.socket && w.inbound() || more
@@ -264,5 +265,3 @@ func (w *worker) setPollFDs() {
 		}
 	}
 }
-
-func (w *worker) drop(d Drop) { w.counters.drops[d].Add(1) }
