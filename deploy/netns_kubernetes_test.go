@@ -434,11 +434,15 @@ func TestNetnsDualStack(t *testing.T) {
 
 // TestNetnsIPv6OnlyCluster runs overlays on nodes, and with an API server, without IPv4 addresses.
 func TestNetnsIPv6OnlyCluster(t *testing.T) {
-	for _, overlay := range []string{"udp", "vxlan", "host-gw"} {
-		t.Run(overlay, func(t *testing.T) {
+	for _, backend := range []string{"udp", "vxlan", "host-gw", "wireguard"} {
+		t.Run(backend, func(t *testing.T) {
+			overlay := backend
+			if backend == "wireguard" {
+				overlay = "udp" // has /dev/net/tun, which a kernel without WireGuard requires
+			}
 			c := newCluster(t, overlay, lab.Options{Underlay: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
 			setNetConf(t, c, `{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56",
-				"Backend": {"Type": "`+overlay+`"}}`)
+				"Backend": {"Type": "`+backend+`"}}`)
 			if err := c.api.AllocateCIDRs("fd00:10:244::/56"); err != nil {
 				t.Fatal(err)
 			}
@@ -456,4 +460,32 @@ func TestNetnsIPv6OnlyCluster(t *testing.T) {
 			c.waitReachable(t)
 		})
 	}
+}
+
+// TestNetnsSubnetIsNetwork has one node, to which the controller manager gives the whole network.
+func TestNetnsSubnetIsNetwork(t *testing.T) {
+	c := newCluster(t, "udp", lab.Options{Nodes: 1})
+	setNetConf(t, c, `{"Network": "172.16.66.0/24", "Backend": {"Type": "udp"}}`)
+	if err := c.api.AllocateCIDRs("172.16.66.0/24"); err != nil {
+		t.Fatal(err)
+	}
+	node := c.nodes["node1"]
+	c.startPod(t, node)
+	c.waitReady(t, node)
+	c.attachNode(t, node)
+	reach := func(when string) {
+		t.Helper()
+		await(t, when+": the node to reach its pod", func() error {
+			r, err := node.Ping(t.Context(), node.Pods[0].Addr, lab.Ping{})
+			if err == nil && r.Received == 0 {
+				err = fmt.Errorf("%+v", r)
+			}
+			return err
+		})
+	}
+	reach("first start")
+	c.stopPod(t, node)
+	c.startPod(t, node)
+	c.waitReady(t, node)
+	reach("restart")
 }

@@ -13,6 +13,9 @@ import (
 	"weft/deploy/lab"
 )
 
+// publicKey is a WireGuard key that no node has.
+const publicKey = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
+
 // leasesOn writes a lease file with these subnets of the cluster's nodes, in order, to every node
 // and starts the daemons.
 func (c *cluster) leasesOn(network, backend string, subnets ...string) []*member {
@@ -21,8 +24,11 @@ func (c *cluster) leasesOn(network, backend string, subnets ...string) []*member
 	fmt.Fprintf(&b, "network: {Network: %s, Backend: {Type: %s}}\nnodes:\n", network, backend)
 	for i, n := range c.Nodes {
 		data := ""
-		if backend == "vxlan" {
+		switch backend {
+		case "vxlan":
 			data = fmt.Sprintf(`, backendType: vxlan, backendData: {VNI: 1, VtepMAC: "9a:71:00:00:00:%02x"}`, i)
+		case "wireguard":
+			data = `, backendType: wireguard, backendData: {PublicKey: "` + publicKey + `"}`
 		}
 		fmt.Fprintf(&b, "  - {name: %s, subnet: %s, publicIP: %s%s}\n", n.Name, subnets[i], n.Addr, data)
 	}
@@ -74,6 +80,24 @@ func TestNetnsNetworkCoversNode(t *testing.T) {
 			}
 			ds[0].awaitNotReady(test.want)
 			ds[0].awaitUnreachable("node2", test.want)
+		})
+	}
+}
+
+// TestNetnsNetworkCoversNodeIPv6 does the same with IPv6.
+func TestNetnsNetworkCoversNodeIPv6(t *testing.T) {
+	lab.SkipWithoutTUN(t)
+	for backend, device := range map[string]string{"udp": "flannel0", "wireguard": "flannel-wg-v6"} {
+		t.Run(backend, func(t *testing.T) {
+			c := &cluster{t: t, Lab: lab.Start(t, lab.Options{Underlay: []netip.Prefix{
+				netip.MustParsePrefix("fd31::/64"), netip.MustParsePrefix("fd32::/64")}})}
+			ds := c.withLeases(fmt.Sprintf(`{"network":
+{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd32::/48","Backend":{"Type":%q}},"nodes":[
+{"name":"node1","subnet6":"fd32:0:0:57::/64","publicIPv6":%q},
+{"name":"node2","subnet6":"fd32:0:0:33::/64","publicIPv6":%q,"backendType":%q,"backendV6Data":{"PublicKey":%q}}]}`,
+				backend, c.Nodes[0].Addr, c.Nodes[1].Addr, map[string]string{"wireguard": "wireguard"}[backend], publicKey))
+			want := fmt.Sprintf("packets to node node2 (fd32::b) are taken by this daemon's own route fd32::/48 dev %s", device)
+			ds[0].awaitNotReady(want)
 		})
 	}
 }
@@ -155,4 +179,22 @@ func (c *cluster) routeByTable52(n *lab.Node, device, dst string, src *net.IPNet
 	if err != nil {
 		c.t.Fatal(err)
 	}
+}
+
+// TestNetnsForwardingOff turns the kernel's switches off while the daemon runs.
+func TestNetnsForwardingOff(t *testing.T) {
+	lab.SkipWithoutTUN(t)
+	c := &cluster{t: t, Lab: lab.Start(t, lab.Options{Nodes: 1})}
+	d := c.leasesOn("10.5.0.0/16", "udp", "10.5.1.0/24")[0]
+	for _, name := range []string{"ipv4/ip_forward", "ipv4/conf/flannel0/forwarding"} {
+		d.awaitReady()
+		if err := d.node.Sysctl(name, "0"); err != nil {
+			t.Fatal(err)
+		}
+		d.awaitNotReady("sysctl -w net." + strings.ReplaceAll(name, "/", ".") + "=1")
+		if err := d.node.Sysctl(name, "1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d.awaitReady()
 }

@@ -2,6 +2,7 @@ package conflict
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -102,4 +103,32 @@ func (c *Checker) store(r *Result) {
 	if !r.equal(c.result.Load()) {
 		c.result.Store(r)
 	}
+}
+
+// check checks all addresses of the query, in steps. Each step has a new matcher, because devices
+// may have been added.
+func (c *Checker) check(
+	ctx context.Context, newMatcher func() (matcher, error),
+) (*Result, error) {
+	c.mu.Lock()
+	q := c.query
+	c.mu.Unlock()
+	r := newRound(q)
+	for n := 0; n == 0 || n < len(q.Peers); n += peersPerStep {
+		if n > 0 {
+			if err := sleep(ctx, stepInterval); err != nil {
+				return nil, err
+			}
+		}
+		m, err := newMatcher()
+		if err != nil {
+			return nil, fmt.Errorf("look up routes: %w", err)
+		}
+		r.match = m
+		if n == 0 {
+			r.targets()
+		}
+		r.peers(q.Peers[n:min(n+peersPerStep, len(q.Peers))])
+	}
+	return &r.Result, nil
 }

@@ -2,7 +2,6 @@ package conflict
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"weft/ctrl"
@@ -16,6 +15,7 @@ func (c *Checker) Run(ctx context.Context) error {
 		return err
 	}
 	defer k.Close()
+	newMatcher := func() (matcher, error) { return k.RouteMatcher() }
 	watch := func(ctx context.Context, notify func()) error { return k.Watch(ctx, relevant, notify) }
 	// The timer covers a broken subscription.
 	notified, wait := ctrl.Notifications(ctx, watch, func(error) {})
@@ -33,7 +33,7 @@ func (c *Checker) Run(ctx context.Context) error {
 				return err
 			}
 		}
-		r, err := c.check(ctx, k)
+		r, err := c.check(ctx, newMatcher)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -44,30 +44,4 @@ func (c *Checker) Run(ctx context.Context) error {
 		}
 		timer.Reset(checkInterval)
 	}
-}
-
-// check checks all addresses of the query, in steps.
-func (c *Checker) check(ctx context.Context, k *ctrl.Kernel) (*Result, error) {
-	c.mu.Lock()
-	q := c.query
-	c.mu.Unlock()
-	var r *round
-	for n := 0; n == 0 || n < len(q.Peers); n += peersPerStep {
-		if n > 0 {
-			if err := sleep(ctx, stepInterval); err != nil {
-				return nil, err
-			}
-		}
-		m, err := k.RouteMatcher()
-		if err != nil {
-			return nil, fmt.Errorf("look up routes: %w", err)
-		}
-		if r == nil {
-			r = newRound(q, m)
-			r.targets()
-		}
-		r.match = m
-		r.peers(q.Peers[n:min(n+peersPerStep, len(q.Peers))])
-	}
-	return &r.Result, nil
 }

@@ -29,8 +29,8 @@ type round struct {
 	checked map[netip.Addr]bool // addresses outside the overlay
 }
 
-func newRound(q Query, m matcher) *round {
-	return &round{q: q, match: m, checked: map[netip.Addr]bool{}, Result: Result{
+func newRound(q Query) *round {
+	return &round{q: q, checked: map[netip.Addr]bool{}, Result: Result{
 		Cut: map[netip.Prefix]string{}, Diverted: map[netip.Prefix]string{},
 	}}
 }

@@ -70,8 +70,9 @@ func TestIdleConnectionsBounded(t *testing.T) {
 	}
 	res.Body.Close()
 	// This process has both ends of each connection.
-	if n := openDescriptors(t) - before - total; n > maxConnections+1 {
-		t.Errorf("the server has %d connections open, want at most %d", n, maxConnections)
+	const most = 32
+	if n := openDescriptors(t) - before - total; n > most+1 {
+		t.Errorf("the server has %d connections open, want at most %d", n, most)
 	}
 }
 
