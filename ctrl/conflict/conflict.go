@@ -34,15 +34,15 @@ const protocolKernel = 2
 const kernelMetric6 = 1024
 
 // Prevent fails if a wanted route to the overlay would take packets to one of the targets, or has
-// the destination of a route to a network that the host is in. host are the routes of the main
-// table.
-func Prevent(host, want []ctrl.Route, targets []Target) error {
+// the destination of a network that the underlay interface is in. The bridge of pods may be in such
+// a network: that of a cluster with one node. host are the routes of the main table.
+func Prevent(iface string, host, want []ctrl.Route, targets []Target) error {
 	for _, w := range want {
 		if w.Kind != ctrl.Forward {
 			continue
 		}
 		for _, h := range host {
-			if h.Dst == w.Dst && h.Protocol == protocolKernel && !ctrl.OverlayName(h.Dev) {
+			if h.Dst == w.Dst && h.Dev == iface && h.Protocol == protocolKernel {
 				return fmt.Errorf("network %s is the network that %s is in: choose another Network",
 					w.Dst, h.Dev)
 			}

@@ -32,6 +32,8 @@ func TestPrevent(t *testing.T) {
 	}{
 		{"elsewhere", []ctrl.Route{lan}, "10.5.0.0/16", "10.0.1.1", ""},
 		{"equal", []ctrl.Route{lan}, "10.0.1.0/24", "10.0.1.1", isIn},
+		{"equal, bridge", []ctrl.Route{{Dst: prefix("10.66.0.0/24"), Dev: "cni0", Protocol: protocolKernel}},
+			"10.66.0.0/24", "10.0.1.1", ""},
 		{"equal, IPv6", []ctrl.Route{lan6}, "fd31::/64", "fd31::1", isIn},
 		{"wider than the LAN", []ctrl.Route{lan}, "10.0.0.0/16", "10.0.1.1", ""},
 		{"wider, target behind the gateway", []ctrl.Route{lan, route("0.0.0.0/0")}, "10.0.0.0/16", "10.0.2.53", contains},
@@ -49,7 +51,7 @@ func TestPrevent(t *testing.T) {
 	} {
 		want := []ctrl.Route{{Dst: prefix(test.network), Dev: "flannel0"},
 			{Dst: prefix(test.network), Kind: ctrl.Blackhole}}
-		err := Prevent(test.host, want, []Target{{"store", addr(test.target)}})
+		err := Prevent("eth0", test.host, want, []Target{{"store", addr(test.target)}})
 		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want %q", test.name, err, test.want)
 		}

@@ -43,7 +43,7 @@ func (a *agent) preventConflicts(ctx context.Context, k *ctrl.Kernel) error {
 	iface := a.host.Iface
 	a.conflicts.targets = append(gateways(host.Routes, iface.Name), a.storeTargets(ctx)...)
 	targets := slices.Concat(a.conflicts.targets, ownAddresses(host.Routes, iface))
-	if err := conflict.Prevent(host.Routes, a.networkRoutes(), targets); err != nil {
+	if err := conflict.Prevent(iface.Name, host.Routes, a.networkRoutes(), targets); err != nil {
 		return fmt.Errorf("network config: %w", err)
 	}
 	return nil
