@@ -14,8 +14,8 @@ import (
 
 // Config configures an Engine. Device and Bind are required.
 type Config struct {
-	// Device is the name of the TUN device, or a pattern such as "flannel%d" that the kernel
-	// completes.
+	// Device is the name of the TUN device, which may exist without a process, or a pattern such as
+	// "flannel%d" that the kernel completes.
 	Device string
 	// MTU of the TUN device in bytes: the underlay's MTU minus the outer headers. 0 means the
 	// kernel's default.
@@ -41,6 +41,11 @@ type Config struct {
 	DSCP bool
 	// SourceCheck applies to inbound packets.
 	SourceCheck SourceCheck
+
+	// FastPath selects whether the kernel carries packets that need no decision. It requires
+	// Underlay, the name of the interface that has the address of Bind.
+	FastPath FastPathMode
+	Underlay string
 
 	Mode             Mode
 	DisabledFeatures []feature.Name // not used even if the kernel has them

@@ -53,6 +53,7 @@ type Engine struct {
 	socketGeneration  uint64         // number of groups opened
 	socketRecreations uint64
 	prober            *udp.Prober
+	fast              fastPath
 	overflows         []uint64 // per socket, as last read
 	pastOverflows     uint64   // of earlier groups
 }
@@ -118,6 +119,7 @@ func newEngine(c Config) (*Engine, error) {
 	}
 	e.mtu.Store(int32(c.MTU))
 	e.probePriority()
+	e.fast.err = errFastPathWait
 	e.snapshot.Store(newSnapshot(&snapshot{}, fib.Node{}, nil))
 	for i := range c.Workers {
 		w, err := newWorker(i, e)
@@ -162,6 +164,13 @@ func (e *Engine) SetNodes(local fib.Node, others []fib.Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.snapshot.Store(newSnapshot(e.snapshot.Load(), local, others))
+	e.fast.local, e.fast.others, e.fast.nodes = local, others, true
+	if e.fast.path == nil {
+		return
+	}
+	if err := e.setFastNodes(); err != nil {
+		e.log.Warn("fast path does not have all nodes", "err", err)
+	}
 }
 
 // SetMTU sets the MTU in bytes of a device that is recreated later. The current device is left
@@ -193,6 +202,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		})
 	}
 	e.supervise(ctx)
+	e.leaveFastPath()
 	for _, w := range e.workers {
 		w.stop.Store(true)
 		w.wake.Signal()
@@ -206,7 +216,8 @@ func (e *Engine) Run(ctx context.Context) error {
 	}
 }
 
-// Close releases the device and the port. Run must have returned or never been called.
+// Close releases the device and the port. A device with a fast path stays, with the packets that
+// the kernel carries. Run must have returned or never been called.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -214,7 +225,7 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	e.closed = true
-	var errs []error
+	errs := []error{e.closeFastPath()}
 	for c := range e.closers {
 		errs = append(errs, c.Close())
 	}

@@ -29,7 +29,7 @@ func (e *Engine) openDevice() error {
 	}
 	e.device = d.Name()
 	e.deviceGeneration++
-	return e.assignQueues(d.Queues())
+	return errors.Join(e.assignQueues(d.Queues()), e.openFastPath(d))
 }
 
 // assignQueues leaves the next numClasses queues for each worker. The caller holds e.mu.

@@ -190,7 +190,7 @@ func TestNetnsRebind(t *testing.T) {
 	a := ov.engines[0]
 	to := netip.MustParseAddr("172.31.0.99")
 	// The address does not exist yet: the old sockets stay, and the engine retries.
-	if err := a.node.Do(func() error { return a.Rebind(netip.AddrPortFrom(to, 8285)) }); err == nil {
+	if err := a.node.Do(func() error { return a.Rebind(netip.AddrPortFrom(to, 8285), "") }); err == nil {
 		t.Fatal("bound to an address that does not exist")
 	}
 	ov.expectPing(t, 0, 1)
@@ -204,7 +204,7 @@ func TestNetnsRebind(t *testing.T) {
 	if a.log.count("sockets reopened") != 1 || a.log.count("socket failed") != 0 {
 		t.Errorf("logged:\n%s", a.log)
 	}
-	must(t, a.Rebind(netip.AddrPortFrom(to, 8285)))
+	must(t, a.Rebind(netip.AddrPortFrom(to, 8285), ""))
 	if n := a.Stats().SocketRecreations; n != 1 {
 		t.Errorf("reopened for an unchanged address, now %d times", n)
 	}

@@ -43,6 +43,7 @@ type Stats struct {
 	DeviceRecreations uint64
 	SocketRecreations uint64 // after a loss, or to change the address
 	Nodes             []NodeTraffic
+	FastPath          FastPathStats
 }
 
 // counters belong to one worker. Only the worker adds to them; any goroutine may read them. The
@@ -114,6 +115,7 @@ func (e *Engine) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.readOverflows()
+	e.addFastStats(&s)
 	s.DeviceRecreations, s.SocketRecreations = e.deviceRecreations, e.socketRecreations
 	s.TUNOverflows = e.pastTUNDrops + e.tunDrops
 	s.SocketOverflows = e.pastOverflows

@@ -23,11 +23,16 @@ func (e *Engine) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	<-timer.C
 	defer timer.Stop()
+	e.superviseFastPath(time.Now())
+	heartbeat := time.NewTicker(heartbeatInterval)
+	defer heartbeat.Stop()
 	scheduled := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case now := <-heartbeat.C:
+			e.superviseFastPath(now)
 		case <-e.repairRequests:
 			if !scheduled {
 				scheduled = true
@@ -101,13 +106,14 @@ func (e *Engine) repair() error {
 	return e.repairErr
 }
 
-// Rebind moves the sockets to another outer address or port. If that fails, it returns the reason,
-// the old sockets stay in use, and Run retries until it succeeds or Rebind is called with another
-// address.
-func (e *Engine) Rebind(bind netip.AddrPort) error {
+// Rebind moves the sockets to another outer address or port, and the fast path to the interface
+// that has it. If that fails, it returns the reason, the old sockets stay in use, and Run retries
+// until it succeeds or Rebind is called with another address.
+func (e *Engine) Rebind(bind netip.AddrPort, underlay string) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.bind = bind
+	e.bind, e.config.Underlay = bind, underlay
+	e.moveFastPath()
 	if e.bind == e.bound {
 		return nil
 	}

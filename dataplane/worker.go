@@ -125,13 +125,19 @@ func newWorker(id int, e *Engine) (*worker, error) {
 		segment:      make([]byte, scratchSize),
 	}
 	w.onUndelivered = w.undelivered
+	w.tosMask = e.tosMask()
+	return w, nil
+}
+
+// tosMask returns the inner TOS bits that are copied to the outer header.
+func (e *Engine) tosMask() (mask uint8) {
 	if e.config.ECN {
-		w.tosMask |= encap.MaskECN
+		mask |= encap.MaskECN
 	}
 	if e.config.DSCP {
-		w.tosMask |= encap.MaskDSCP
+		mask |= encap.MaskDSCP
 	}
-	return w, nil
+	return mask
 }
 
 // run moves packets until stop is set. It fails only if polling fails or a priority cannot be

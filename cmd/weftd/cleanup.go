@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"weft/cmd/weftd/config"
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
+	"weft/dataplane/fastpath"
 )
 
 // cleanupCommand is the only argument that is not a flag.
@@ -68,6 +70,7 @@ func removeAll(ctx context.Context) (removed []string, err error) {
 	}
 	defer kernel.Close()
 	removed, err = ctrl.Cleanup(kernel)
+	programs, programsErr := fastpath.Remove("")
 	rules, rulesErr := netfilter.Cleanup(ctx)
-	return append(removed, rules...), errors.Join(err, rulesErr)
+	return slices.Concat(removed, programs, rules), errors.Join(err, programsErr, rulesErr)
 }

@@ -13,6 +13,8 @@ import (
 type LocalNode struct {
 	Iface  underlay.Iface
 	Device string // the packet engine's device; empty while it does not exist
+	// FastPath reports whether this node takes packets of the kernel's fast path.
+	FastPath bool
 	// Blackhole asks for a route that drops packets to unused addresses of this node's subnet
 	// (--ip-blackhole-route).
 	Blackhole bool

@@ -203,6 +203,9 @@ func (u *udp) Advertisement() Advertisement {
 	}
 	if a.Userspace {
 		a.Listen = u.listen()
+		if u.local.FastPath {
+			a.Attrs = withFastPath(a.Attrs)
+		}
 	}
 	return a
 }

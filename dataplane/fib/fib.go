@@ -17,6 +17,7 @@ type Node struct {
 	Name     string
 	Prefixes []netip.Prefix // subnets leased to the node, of either family; host bits are ignored
 	Endpoint netip.AddrPort // outer address and port of its daemon
+	Fast     bool           // its kernel takes packets of the fast path
 }
 
 // Table maps inner and outer addresses to nodes. The zero value is an empty table. All methods are

@@ -8,6 +8,7 @@ package tun
 import (
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"strconv"
 	"strings"
@@ -50,7 +51,7 @@ type Frame struct {
 	Packet []byte
 }
 
-// Device is a TUN device. It exists until its last queue is closed.
+// Device is a TUN device. It exists until its last queue is closed, unless it is persistent.
 type Device struct {
 	name        string
 	queues      []*Queue
@@ -73,7 +74,36 @@ func (d *Device) Name() string { return d.name }
 // Queues returns the queues. Each may be handed to a different goroutine.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// Close closes all queues, which deletes the device. The queues must not be in use.
+// SetPersistent sets whether the device outlasts its last queue.
+func (d *Device) SetPersistent(on bool) error {
+	value := 0
+	if on {
+		value = 1
+	}
+	if err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETPERSIST, value); err != nil {
+		return fmt.Errorf("TUNSETPERSIST: %w", err)
+	}
+	return nil
+}
+
+// IsPersistent reports whether the named interface is a TUN device of this package that outlasts
+// its queues. It attaches to the device for a moment.
+func IsPersistent(name string) bool {
+	if _, err := net.InterfaceByName(name); err != nil {
+		return false
+	}
+	fd, _, err := attach(name, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	req, err := unix.NewIfreq(name)
+	return err == nil && unix.IoctlIfreq(fd, unix.TUNGETIFF, req) == nil &&
+		req.Uint16()&unix.IFF_PERSIST != 0
+}
+
+// Close closes all queues, which deletes the device unless it is persistent. The queues must not be
+// in use.
 func (d *Device) Close() error {
 	var errs []error
 	for _, q := range d.queues {

@@ -238,7 +238,38 @@ func setUpNamespaces(stage string) error {
 			return err
 		}
 	}
+	if err := mountBPF(); err != nil {
+		return err
+	}
 	return setLoopbackUp()
+}
+
+// bpfDir is the lab's BPF file system under a name that a node's mount of /sys does not hide.
+const bpfDir = labDir + "/bpf"
+
+// mountBPF mounts a BPF file system for programs that outlast their process. Without the right to
+// do so, the lab has none.
+func mountBPF() error {
+	if err := os.Mkdir(bpfDir, 0o700); err != nil {
+		return err
+	}
+	err := unix.Mount("bpf", bpfDir, "bpf", 0, "mode=0700")
+	if isMountHidden(err) || errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("mount %s: %w", bpfDir, err)
+	}
+	return bindBPF()
+}
+
+// bindBPF shows the lab's BPF file system at its usual place.
+func bindBPF() error {
+	err := unix.Mount(bpfDir, "/sys/fs/bpf", "", unix.MS_BIND, "")
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("mount BPF file system: %w", err)
+	}
+	return nil
 }
 
 // isMountHidden reports whether mounting proc or sysfs failed because the host hides parts of its

@@ -64,13 +64,16 @@ func (n *Node) unshareView() error {
 	if err := unix.Sethostname([]byte(n.Name)); err != nil {
 		return fmt.Errorf("set host name: %w", err)
 	}
-	if err := unix.Mount(n.Dir, "/run", "", unix.MS_BIND, ""); err != nil {
-		return fmt.Errorf("mount own /run: %w", err)
-	}
 	// EBUSY: this network namespace's sysfs is mounted already, as in root.
 	err := mountPseudoFS("sysfs")
 	if err != nil && !isMountHidden(err) && !errors.Is(err, unix.EBUSY) {
 		return err
+	}
+	if err := bindBPF(); err != nil {
+		return err
+	}
+	if err := unix.Mount(n.Dir, "/run", "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("mount own /run: %w", err)
 	}
 	return nil
 }

@@ -91,6 +91,7 @@ func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-ch
 			a.syncSubnetFile()
 			a.syncConflicts()
 			a.reportUnknownSources(time.Now())
+			a.followFastPath()
 		}
 		a.publish()
 		a.reportReadiness()
@@ -184,15 +185,12 @@ func (a *agent) onIfaceChange(i underlay.Iface) {
 	}
 	adv := a.backend.Advertisement()
 	if a.engine != nil {
-		if err := a.engine.Rebind(adv.Listen); err != nil {
+		if err := a.engine.Rebind(adv.Listen, i.Name); err != nil {
 			a.log.Error("cannot move the sockets to the new address", "err", err)
 		}
 		a.engine.SetMTU(adv.MTU)
 	}
-	if attrs := adv.Attrs; !attrs.Equal(a.published) {
-		a.published = attrs
-		a.manager.SetAttrs(attrs)
-	}
+	a.publishAttrs()
 	a.replan()
 }
 
@@ -221,6 +219,7 @@ func (a *agent) setUnderlay(i underlay.Iface) error {
 	host.Iface = i
 	if a.engine != nil {
 		host.Device = a.engine.Device()
+		host.FastPath = a.engine.FastPath().Active
 	}
 	b, err := backend.New(a.network, host)
 	if err != nil {

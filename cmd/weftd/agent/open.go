@@ -120,11 +120,15 @@ func (d *daemon) newAgent(
 		},
 	}
 	a.conflicts = newConflicts(d.log)
+	if a.host.Device, err = leftDevice(previous); err != nil {
+		d.log.Warn("cannot look for the device of the previous run", "err", err)
+	}
 	if err := a.setUnderlay(iface); err != nil {
 		return nil, err
 	}
 	adv := a.backend.Advertisement()
 	a.prober = d.newProber(adv.Type)
+	d.removeStaleFastPath()
 	if !adv.Userspace {
 		return a, nil
 	}
@@ -132,7 +136,7 @@ func (d *daemon) newAgent(
 	if err := ctrl.ApplyOnce(kernel, a.plan()); err != nil {
 		d.log.Warn("cannot remove state of the previous backend", "err", err)
 	}
-	if a.engine, err = d.openEngine(adv); err != nil {
+	if a.engine, err = d.openEngine(adv, a.host); err != nil {
 		return nil, err
 	}
 	if err := a.setUnderlay(iface); err != nil { // again, now that the device has a name
@@ -144,18 +148,22 @@ func (d *daemon) newAgent(
 // devicePattern is the name of flannel's TUN device; the kernel fills in the number.
 const devicePattern = "flannel%d"
 
-func (d *daemon) openEngine(adv backend.Advertisement) (*dataplane.Engine, error) {
-	e, err := dataplane.Open(d.engineConfig(adv))
+func (d *daemon) openEngine(
+	adv backend.Advertisement, host backend.LocalNode,
+) (*dataplane.Engine, error) {
+	e, err := dataplane.Open(d.engineConfig(adv, host))
 	if err != nil {
 		return nil, fmt.Errorf("%s backend on port %d: %w", adv.Type, adv.Listen.Port(), err)
 	}
 	return e, nil
 }
 
-func (d *daemon) engineConfig(adv backend.Advertisement) dataplane.Config {
+func (d *daemon) engineConfig(
+	adv backend.Advertisement, host backend.LocalNode,
+) dataplane.Config {
 	e := d.cfg.Engine
 	return dataplane.Config{
-		Device:           devicePattern,
+		Device:           cmp.Or(host.Device, devicePattern),
 		Bind:             adv.Listen,
 		MTU:              adv.MTU,
 		Workers:          d.limits.Workers,
@@ -165,6 +173,8 @@ func (d *daemon) engineConfig(adv backend.Advertisement) dataplane.Config {
 		ECN:              e.OuterECN,
 		DSCP:             e.OuterDSCP,
 		SourceCheck:      e.SourceCheck,
+		FastPath:         e.FastPath,
+		Underlay:         host.Iface.Name,
 		Mode:             e.Mode,
 		DisabledFeatures: e.DisabledFeatures,
 		Log:              d.log,

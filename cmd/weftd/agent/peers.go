@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	"weft/cmd/control"
+	"weft/ctrl/backend"
 	"weft/dataplane/fib"
 	"weft/lease"
 )
@@ -37,7 +38,8 @@ func engineNodes(
 }
 
 func engineNode(l lease.Lease, unreachable map[netip.Prefix]string, port uint16) fib.Node {
-	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), port)}
+	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), port),
+		Fast: backend.TakesFastPath(l.Attrs)}
 	for _, p := range []netip.Prefix{l.Subnet, l.Subnet6} {
 		if p.IsValid() && unreachable[p] == "" {
 			n.Prefixes = append(n.Prefixes, p)

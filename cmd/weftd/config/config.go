@@ -152,6 +152,7 @@ type Engine struct {
 	// SourcePort is the UDP source port of the first worker; 0 means the backend's port.
 	SourcePort          int
 	OuterECN, OuterDSCP bool
+	FastPath            dataplane.FastPathMode
 }
 
 // Health holds the settings of the health and metrics server.

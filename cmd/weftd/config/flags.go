@@ -244,6 +244,10 @@ func engineOptions(c *Config) []option {
 		{name: "outer-dscp", accepts: trueOrFalse,
 			usage: "copy the DSCP of inner packets to the outer header",
 			value: boolean(&e.OuterDSCP, false)},
+		{name: "fast-path", accepts: "auto, off or require",
+			usage: "let the kernel carry packets that need no decision",
+			value: parsed(&e.FastPath, dataplane.ParseFastPathMode,
+				dataplane.FastPathOff.String())},
 	}
 }
 

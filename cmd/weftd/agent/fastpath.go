@@ -1,0 +1,85 @@
+package agent
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"strings"
+
+	"weft/dataplane/fastpath"
+	"weft/dataplane/tun"
+	"weft/lease/subnetenv"
+)
+
+// followFastPath publishes whether this node takes packets of the fast path, after a change.
+func (a *agent) followFastPath() {
+	if a.engine == nil || a.acquired.IsZero() {
+		return
+	}
+	s := a.engine.FastPath()
+	if s.Active == a.host.FastPath {
+		return
+	}
+	if err := a.setUnderlay(a.host.Iface); err != nil {
+		a.log.Error("cannot publish the state of the fast path", "err", err)
+		return
+	}
+	a.log.Info("fast path changed", "active", s.Active, "reason", s.Reason)
+	a.publishAttrs()
+	a.replan()
+}
+
+// publishAttrs gives the lease the current attributes of the backend.
+func (a *agent) publishAttrs() {
+	if attrs := a.backend.Advertisement().Attrs; !attrs.Equal(a.published) {
+		a.published = attrs
+		a.manager.SetAttrs(attrs)
+	}
+}
+
+// removeStaleFastPath detaches the programs that earlier processes left on devices that are
+// deleted.
+func (d *daemon) removeStaleFastPath() {
+	if err := fastpath.RemoveStale(); err != nil {
+		d.log.Warn("cannot detach programs of a deleted device", "err", err)
+	}
+}
+
+// leftDevice returns the TUN device that an earlier process left for the subnet of the previous
+// run, or "" if there is none.
+func leftDevice(previous subnetenv.File) (string, error) {
+	addrs := []netip.Addr{previous.Subnet.Masked().Addr(), previous.Subnet6.Masked().Addr()}
+	all, err := net.Interfaces()
+	if err != nil {
+		return "", err
+	}
+	var errs []error
+	for _, i := range all {
+		if !strings.HasPrefix(i.Name, strings.TrimSuffix(devicePattern, "%d")) {
+			continue
+		}
+		has, err := hasAddr(i, addrs)
+		errs = append(errs, err)
+		if has && tun.IsPersistent(i.Name) {
+			return i.Name, nil
+		}
+	}
+	return "", errors.Join(errs...)
+}
+
+// hasAddr reports whether the interface has one of the valid addresses.
+func hasAddr(i net.Interface, want []netip.Addr) (bool, error) {
+	addrs, err := i.Addrs()
+	if err != nil {
+		return false, err
+	}
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		for _, w := range want {
+			if err == nil && w.IsValid() && p.Addr() == w {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
+}

@@ -1,0 +1,293 @@
+package dataplane
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"time"
+
+	"weft/dataplane/fastpath"
+	"weft/dataplane/fib"
+	"weft/dataplane/tun"
+)
+
+// FastPathMode selects whether the kernel carries packets that need no decision (package fastpath).
+type FastPathMode uint8
+
+const (
+	// FastPathOff leaves all packets to the workers.
+	FastPathOff FastPathMode = iota
+	// FastPathAuto uses the fast path if this host can have it.
+	FastPathAuto
+	// FastPathRequire is FastPathAuto, but Open fails if this host cannot have it.
+	FastPathRequire
+)
+
+// ParseFastPathMode returns the mode named "auto", "off" or "require".
+func ParseFastPathMode(s string) (FastPathMode, error) {
+	for _, m := range []FastPathMode{FastPathAuto, FastPathOff, FastPathRequire} {
+		if m.String() == s {
+			return m, nil
+		}
+	}
+	return 0, fmt.Errorf("unknown fast path mode %q: want auto, off or require", s)
+}
+
+// String returns the name that ParseFastPathMode accepts.
+func (m FastPathMode) String() string {
+	switch m {
+	case FastPathOff:
+		return "off"
+	case FastPathAuto:
+		return "auto"
+	case FastPathRequire:
+		return "require"
+	}
+	return fmt.Sprintf("fast path mode %d", uint8(m))
+}
+
+// FastPathStatus is the state of the fast path.
+type FastPathStatus struct {
+	// Active reports whether this node takes packets of other nodes' fast paths.
+	Active bool
+	// Reason is why it is not active, or not for all packets; empty if it is.
+	Reason string
+}
+
+var (
+	errFastPathOff  = errors.New("disabled by the configuration")
+	errFastPathWait = errors.New("being opened")
+)
+
+// Intervals of the supervisor's work for the fast path. A heartbeat may be late by 250 ms before
+// the programs think that the daemon has ended.
+const (
+	heartbeatInterval = 100 * time.Millisecond
+	watchInterval     = time.Second
+	// drainTime is how long workers go on after the programs have taken over: longer than a packet
+	// waits in a queue that a worker reads.
+	drainTime = 20 * time.Millisecond
+)
+
+// fastPath is the engine's state of the fast path; Engine.mu guards it.
+type fastPath struct {
+	path    *fastpath.Path // nil if not active
+	err     error          // why not
+	past    fastpath.Traffic
+	passed  map[fastpath.Pass]uint64 // of closed paths
+	local   fib.Node
+	others  []fib.Node
+	nodes   bool // SetNodes was called
+	watched time.Time
+}
+
+// openFastPath attaches the programs to the device and the underlay, and makes the device outlast
+// the process if they do. The caller holds e.mu.
+func (e *Engine) openFastPath(d *tun.Device) error {
+	if e.config.FastPath == FastPathOff {
+		e.fast.err = errFastPathOff
+		_, err := fastpath.Remove("")
+		return errors.Join(err, d.SetPersistent(false))
+	}
+	e.fast.err = e.startFastPath()
+	if e.fast.err == nil {
+		return d.SetPersistent(e.fast.path.Persistent())
+	}
+	if e.config.FastPath == FastPathRequire {
+		return fmt.Errorf("fast path: %w", e.fast.err)
+	}
+	e.log.Info("fast path not used", "reason", e.fast.err)
+	return d.SetPersistent(false)
+}
+
+// startFastPath opens the path, or moves the open one to the engine's device and address. The
+// caller holds e.mu.
+func (e *Engine) startFastPath() error {
+	at := fastpath.Place{Device: e.device, Underlay: e.config.Underlay, Local: e.bind}
+	if e.fast.path != nil {
+		err := e.fast.path.Attach(at)
+		if err != nil {
+			return errors.Join(err, e.closeFastPath())
+		}
+		return nil
+	}
+	c := fastpath.Config{
+		Place: at, SourcePort: e.config.SourcePort, Check: fastpath.Check(e.config.SourceCheck),
+		TOSMask: e.tosMask(),
+	}
+	path, err := fastpath.Open(c)
+	if err != nil {
+		return err
+	}
+	e.fast.path = path
+	if !e.fast.nodes {
+		return nil
+	}
+	return e.setFastNodes()
+}
+
+// moveFastPath follows a change of the underlay. The caller holds e.mu.
+func (e *Engine) moveFastPath() {
+	if e.config.FastPath == FastPathOff {
+		return
+	}
+	if e.fast.err = e.startFastPath(); e.fast.err != nil {
+		e.log.Warn("fast path cannot follow the interface", "err", e.fast.err)
+	}
+}
+
+// setFastNodes passes the nodes to the path. The caller holds e.mu.
+func (e *Engine) setFastNodes() error {
+	gone, err := e.fast.path.SetNodes(e.fast.local, e.fast.others)
+	for _, p := range e.snapshot.Load().peers {
+		if t, ok := gone[p.dest.Addr.Addr()]; ok {
+			p.addFast(t)
+			delete(gone, p.dest.Addr.Addr())
+		}
+	}
+	return err
+}
+
+// addFast adds counts of the fast path.
+func (p *peer) addFast(t fastpath.Traffic) {
+	p.dest.Packets.Add(t.Sent)
+	p.dest.Bytes.Add(t.SentBytes)
+	p.received.Add(t.Received)
+	p.receivedBytes.Add(t.ReceivedBytes)
+}
+
+// closeFastPath closes the path and keeps its counts. The caller holds e.mu.
+func (e *Engine) closeFastPath() error {
+	if e.fast.path == nil {
+		return nil
+	}
+	s := e.fast.path.Stats()
+	e.fast.past.Add(s.Total)
+	for _, p := range e.snapshot.Load().peers {
+		p.addFast(s.Nodes[p.dest.Addr.Addr()])
+		delete(s.Nodes, p.dest.Addr.Addr())
+	}
+	if e.fast.passed == nil {
+		e.fast.passed = make(map[fastpath.Pass]uint64)
+	}
+	for r, n := range s.Passed {
+		e.fast.passed[r] += n
+	}
+	err := e.fast.path.Close()
+	e.fast.path = nil
+	return err
+}
+
+// superviseFastPath keeps the programs informed that the daemon runs, and reopens a path that was
+// lost.
+func (e *Engine) superviseFastPath(now time.Time) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.config.FastPath == FastPathOff {
+		return
+	}
+	if e.fast.path != nil {
+		if err := e.fast.path.Beat(); err != nil {
+			e.log.Warn("fast path heartbeat failed", "err", err)
+		}
+	}
+	if now.Sub(e.fast.watched) < watchInterval {
+		return
+	}
+	e.fast.watched = now
+	if e.fast.path == nil {
+		return
+	}
+	if err := e.fast.path.Watch(); err != nil {
+		e.log.Warn("fast path lost, reopening", "err", err)
+		if err := e.closeFastPath(); err != nil {
+			e.log.Warn("close of the lost fast path failed", "err", err)
+		}
+		e.fast.err = e.startFastPath()
+	}
+}
+
+// leaveFastPath lets the programs take every packet that they can, and gives the workers time to
+// empty their queues.
+func (e *Engine) leaveFastPath() {
+	e.mu.Lock()
+	path := e.fast.path
+	e.mu.Unlock()
+	if path == nil {
+		return
+	}
+	if err := path.Leave(); err != nil {
+		e.log.Warn("fast path does not take over", "err", err)
+		return
+	}
+	time.Sleep(drainTime)
+}
+
+// FastPath returns the state of the fast path.
+func (e *Engine) FastPath() FastPathStatus {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	switch {
+	case e.fast.path == nil:
+		return FastPathStatus{Reason: e.fast.err.Error()}
+	case e.fast.path.Paused():
+		return FastPathStatus{Active: true, Reason: "paused for a capture on " + e.device}
+	case !e.fast.path.Persistent():
+		return FastPathStatus{Active: true, Reason: "ends with the daemon: no BPF file system"}
+	}
+	return FastPathStatus{Active: true}
+}
+
+// addFastStats adds the counters of the fast path. The caller holds e.mu.
+func (e *Engine) addFastStats(s *Stats) {
+	total, passed := e.fast.past, maps.Clone(e.fast.passed)
+	if e.fast.path != nil {
+		now := e.fast.path.Stats()
+		total.Add(now.Total)
+		if passed == nil {
+			passed = make(map[fastpath.Pass]uint64)
+		}
+		for r, n := range now.Passed {
+			passed[r] += n
+		}
+		e.addFastNodes(s, now.Nodes)
+	}
+	s.FastPath = FastPathStats{
+		Sent:     Traffic{total.Sent, total.SentBytes},
+		Received: Traffic{total.Received, total.ReceivedBytes},
+		Passed:   make(map[string]uint64, len(passed)),
+	}
+	for r, n := range passed {
+		s.FastPath.Passed[r.String()] = n
+	}
+	s.Sent.add(s.FastPath.Sent)
+	s.Received.add(s.FastPath.Received)
+}
+
+// addFastNodes adds the counts of each outer address to the first node that has it.
+func (e *Engine) addFastNodes(s *Stats, counts map[netip.Addr]fastpath.Traffic) {
+	endpoints := make(map[string]netip.Addr, len(s.Nodes))
+	for _, p := range e.snapshot.Load().peers {
+		endpoints[p.name] = p.dest.Addr.Addr()
+	}
+	for i := range s.Nodes {
+		n := &s.Nodes[i]
+		t := counts[endpoints[n.Name]]
+		delete(counts, endpoints[n.Name])
+		n.Sent.add(Traffic{t.Sent, t.SentBytes})
+		n.Received.add(Traffic{t.Received, t.ReceivedBytes})
+	}
+}
+
+// FastPathStats counts the packets of the fast path, which Stats.Sent and Stats.Received include.
+type FastPathStats struct {
+	Sent, Received Traffic
+	Passed         map[string]uint64 // packets left to the workers, by reason
+}
+
+// add adds o to the sum.
+func (sum *Traffic) add(o Traffic) {
+	sum.Packets += o.Packets
+	sum.Bytes += o.Bytes
+}

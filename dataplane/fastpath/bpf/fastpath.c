@@ -1,0 +1,547 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The kernel's part of the udp backend. Two programs carry packets that need no decision; all
+// others pass to the workers, which own every decision, drop and ICMP error. Package fastpath
+// describes the paths, the order of a flow's packets and the rules that the programs follow.
+//
+// The kernel offers bpf_fib_lookup to programs with a GPL-compatible licence only.
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/pkt_cls.h>
+#include <linux/udp.h>
+#include <stddef.h>
+
+#define SEC(name) __attribute__((section(name), used))
+#define inlined static inline __attribute__((always_inline))
+#define AF_INET 2
+#define IP_DF 0x4000
+#define IP_MF 0x2000
+#define IP_OFFSET 0x1fff
+#define IPPROTO_SCTP_ 132
+#define ECN_MASK 3
+#define ECN_CE 3
+// Of Linux 6.3, which headers of older distributions lack.
+#define ADJ_ROOM_DECAP_L3_IPV4 (1ull << 7)
+#define ADJ_ROOM_DECAP_L3_IPV6 (1ull << 8)
+
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+#define htons(x) __builtin_bswap16(x)
+#define ntohs(x) __builtin_bswap16(x)
+
+static void *(*map_lookup)(void *, const void *) = (void *)BPF_FUNC_map_lookup_elem;
+static __u64 (*ktime_ns)(void) = (void *)BPF_FUNC_ktime_get_ns;
+static long (*load_bytes)(const void *, __u32, void *, __u32) = (void *)BPF_FUNC_skb_load_bytes;
+static long (*store_bytes)(void *, __u32, const void *, __u32, __u64) =
+	(void *)BPF_FUNC_skb_store_bytes;
+static long (*l3_csum_replace)(void *, __u32, __u64, __u64, __u64) =
+	(void *)BPF_FUNC_l3_csum_replace;
+static long (*change_head)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_head;
+static long (*adjust_room)(void *, __s32, __u32, __u64) = (void *)BPF_FUNC_skb_adjust_room;
+static long (*fib_lookup)(void *, struct bpf_fib_lookup *, int, __u32) =
+	(void *)BPF_FUNC_fib_lookup;
+static long (*redirect)(__u32, __u64) = (void *)BPF_FUNC_redirect;
+static long (*redirect_neigh)(__u32, struct bpf_redir_neigh *, int, __u64) =
+	(void *)BPF_FUNC_redirect_neigh;
+static void (*set_hash_invalid)(void *) = (void *)BPF_FUNC_set_hash_invalid;
+
+// Values of settings.source_check, as in package dataplane.
+enum { CHECK_KNOWN, CHECK_STRICT, CHECK_OFF };
+
+// Bits of settings.flags.
+enum {
+	PAUSED = 1, // outbound passes everything
+	WHOLE = 2,  // the underlay carries GSO frames whole
+};
+
+struct settings {
+	__be32 local;    // outer address of this node
+	__u32 device;    // index of the TUN device
+	__u32 underlay;  // index of the interface to the other nodes
+	__be16 port;     // UDP port of the overlay
+	__be16 source;   // UDP port to send from
+	__u8 source_check;
+	__u8 tos_mask;   // inner TOS bits to copy to the outer header, and ECN bits back
+	__u8 flags;
+	__u8 link;       // length of the link header before packets of the TUN device: none, but in
+	                 // test runs Ethernet's
+};
+
+// Bits of node.flags.
+enum {
+	LOCAL = 1, // a subnet of this node
+	FAST = 2,  // the node takes packets of this program
+};
+
+struct node {
+	__be32 endpoint;
+	__u32 flags;
+};
+
+// IPv4 addresses are mapped into IPv6 (RFC 4291 section 2.5.5.2), and prefix_len counts from there.
+struct prefix {
+	__u32 prefix_len;
+	__be32 addr[4];
+};
+
+struct traffic {
+	__u64 sent, sent_bytes, received, received_bytes;
+};
+
+struct flow {
+	__u64 passed; // time of the last packet to the workers
+	__u64 start;  // of the current window
+	__u32 packets, bytes; // taken in the window
+};
+
+// Verdicts that are counted, apart from packets taken; the order is that of Passes in Go.
+enum verdict {
+	NOT_OURS,    // not counted
+	NO_PEER,     // the destination's node takes packets in its workers only
+	BULK,        // the flow runs faster in the workers
+	PAUSE,       // somebody captures on the device
+	NO_ROUTE,    // no route, no neighbour entry yet, or too long for the path
+	UNUSUAL,     // a header that the program does not read
+	REFUSED,     // inbound: the workers will drop it
+	FAILED,      // the kernel had no memory for the headers: dropped
+	VERDICTS,
+};
+
+#define MAX_PREFIXES 65536
+#define MAX_NODES 32768
+#define FLOWS 16384
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} heartbeat SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, MAX_PREFIXES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct prefix);
+	__type(value, struct node);
+} nodes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, MAX_NODES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __be32);
+	__type(value, struct traffic);
+} endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, FLOWS);
+	__type(key, __u32);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow);
+} load SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, VERDICTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} verdicts SEC(".maps");
+
+// SILENCE is the time in ns after which a flow may return from the workers: longer than a packet
+// waits in their queues.
+#define SILENCE 100000000ull
+
+// A daemon whose last heartbeat is older than LIFE in ns carries nothing.
+#define LIFE 350000000ull
+
+// A flow with more than these in a window belongs to the workers, which handle trains.
+#define WINDOW 10000000ull // ns
+#define MAX_PACKETS 400
+#define MAX_BYTES 262144
+
+// A CPU that has taken more than BUSY_PACKETS in a window gives the workers all but sparse flows.
+#define BUSY_PACKETS 500
+#define MAX_PACKETS_BUSY 4
+
+struct inner {
+	struct prefix src, dst;
+	__u32 hash;
+	__u32 len;     // of the whole packet, from its header
+	__u32 headers; // of its IP and transport headers; 0 if unknown
+	__u8 version, tos;
+};
+
+inlined int pass(enum verdict v)
+{
+	__u32 key = v;
+	__u64 *n = map_lookup(&verdicts, &key);
+
+	if (n)
+		++*n;
+	return TC_ACT_UNSPEC;
+}
+
+inlined __u32 mix(__u32 h, __u32 v)
+{
+	h = (h ^ v) * 0x9e3779b1;
+	return h ^ h >> 15;
+}
+
+// map4 stores an IPv4 address as a prefix of full length.
+inlined void map4(struct prefix *p, __be32 addr)
+{
+	p->prefix_len = 128;
+	p->addr[0] = p->addr[1] = 0;
+	p->addr[2] = 0xffff0000;
+	p->addr[3] = addr;
+}
+
+// read_ports adds a transport header to the hash, and its length to the headers.
+inlined void read_ports(struct __sk_buff *skb, __u32 off, __u8 proto, struct inner *in)
+{
+	__u32 ports = 0;
+	__u8 offset = 0;
+
+	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_SCTP_)
+		return;
+	if (load_bytes(skb, off, &ports, 4))
+		return;
+	in->hash = mix(in->hash, ports);
+	if (proto == IPPROTO_UDP)
+		in->headers += 8;
+	else if (proto == IPPROTO_TCP && !load_bytes(skb, off + 12, &offset, 1))
+		in->headers += (offset >> 4) * 4;
+}
+
+// parse reads the packet whose IP header is at offset off, and reports whether it is well-formed.
+inlined int parse(struct __sk_buff *skb, __u32 off, struct inner *in)
+{
+	struct iphdr v4;
+	struct ipv6hdr v6;
+
+	if (load_bytes(skb, off, &v4, sizeof(v4)))
+		return 0;
+	in->version = v4.version;
+	if (v4.version == 4) {
+		if (v4.ihl < 5)
+			return 0;
+		map4(&in->src, v4.saddr);
+		map4(&in->dst, v4.daddr);
+		in->len = ntohs(v4.tot_len);
+		in->tos = v4.tos;
+		in->headers = v4.ihl * 4;
+		in->hash = mix(mix(v4.protocol, v4.saddr), v4.daddr);
+		if (!(v4.frag_off & htons(IP_MF | IP_OFFSET)))
+			read_ports(skb, off + in->headers, v4.protocol, in);
+		return in->len >= in->headers;
+	}
+	if (v4.version != 6 || load_bytes(skb, off, &v6, sizeof(v6)))
+		return 0;
+	in->src.prefix_len = in->dst.prefix_len = 128;
+	__builtin_memcpy(in->src.addr, &v6.saddr, 16);
+	__builtin_memcpy(in->dst.addr, &v6.daddr, 16);
+	in->len = ntohs(v6.payload_len) + sizeof(v6);
+	in->tos = v6.priority << 4 | v6.flow_lbl[0] >> 4;
+	in->headers = sizeof(v6);
+	in->hash = mix(mix(v6.nexthdr, in->src.addr[2]), in->src.addr[3]);
+	in->hash = mix(mix(in->hash, in->dst.addr[2]), in->dst.addr[3]);
+	read_ports(skb, off + sizeof(v6), v6.nexthdr, in);
+	return 1;
+}
+
+// alive reports whether the daemon runs.
+inlined int alive(__u64 now)
+{
+	__u32 zero = 0;
+	__u64 *last = map_lookup(&heartbeat, &zero);
+
+	return last && now - *last < LIFE;
+}
+
+// stamp records that a packet of a flow goes to the workers.
+inlined void stamp(struct flow *f, __u64 now)
+{
+	f->passed = now;
+}
+
+// count adds to the window of f and returns the packets in it.
+inlined __u32 count(struct flow *f, __u64 now, __u32 packets, __u32 bytes)
+{
+	if (now - f->start > WINDOW) {
+		f->start = now;
+		f->packets = f->bytes = 0;
+	}
+	f->packets += packets;
+	f->bytes += bytes;
+	return f->packets;
+}
+
+// is_bulk reports whether a packet of the flow belongs to the workers.
+inlined int is_bulk(struct flow *f, struct settings *s, __u64 now, __u32 packets, __u32 bytes)
+{
+	__u32 zero = 0, limit = MAX_PACKETS;
+	struct flow *cpu = map_lookup(&load, &zero);
+
+	if (now - f->passed < SILENCE)
+		return 1;
+	if (s->flags & WHOLE)
+		packets = 1; // a GSO frame costs no more than a packet
+	if (cpu && count(cpu, now, packets, 0) > BUSY_PACKETS)
+		limit = MAX_PACKETS_BUSY;
+	if (count(f, now, packets, bytes) > limit)
+		return 1;
+	return !(s->flags & WHOLE) && f->bytes > MAX_BYTES;
+}
+
+// write_headers stores the outer headers at the start of the packet. The UDP checksum is 0 (RFC
+// 768): it tells the other end that the packet is for its inbound program, as the inner checksum
+// may be unfinished.
+inlined long write_headers(struct __sk_buff *skb, struct settings *s, struct node *n, __u8 tos,
+			   __u32 len)
+{
+	struct {
+		__u8 link[ETH_HLEN];
+		struct iphdr ip;
+		struct udphdr udp;
+	} __attribute__((packed)) h = {
+		.ip = {.version = 4, .ihl = 5, .tos = tos & s->tos_mask,
+		       .tot_len = htons(len), .frag_off = htons(IP_DF), .ttl = 64,
+		       .protocol = IPPROTO_UDP, .saddr = s->local, .daddr = n->endpoint},
+		.udp = {.source = s->source, .dest = s->port,
+			.len = htons(len - sizeof(struct iphdr))},
+	};
+	__u32 sum;
+
+	h.link[12] = ETH_P_IP >> 8;
+	sum = 0x45 | (__u32)h.ip.tos << 8;
+	sum += h.ip.tot_len + h.ip.frag_off;
+	sum += 64 | IPPROTO_UDP << 8;
+	sum += (h.ip.saddr & 0xffff) + (h.ip.saddr >> 16);
+	sum += (h.ip.daddr & 0xffff) + (h.ip.daddr >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	h.ip.check = ~sum;
+	return store_bytes(skb, 0, &h, sizeof(h), 0);
+}
+
+#define OUTER (sizeof(struct iphdr) + sizeof(struct udphdr))
+
+// encapsulate adds the outer headers and sends the packet to the next hop of a lookup.
+inlined int encapsulate(struct __sk_buff *skb, struct settings *s, struct node *n,
+			struct inner *in, struct bpf_fib_lookup *hop)
+{
+	const __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
+			    BPF_F_ADJ_ROOM_FIXED_GSO;
+	struct bpf_redir_neigh next = {.nh_family = hop->family};
+
+	// The kernel sends from here only what has a link header.
+	if (!s->link && change_head(skb, ETH_HLEN, 0))
+		return pass(FAILED);
+	if (adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC, flags) ||
+	    write_headers(skb, s, n, in->tos, in->len + OUTER)) {
+		pass(FAILED);
+		return TC_ACT_SHOT;
+	}
+	__builtin_memcpy(next.ipv6_nh, hop->ipv6_dst, 16);
+	return redirect_neigh(s->underlay, &next, sizeof(next), 0);
+}
+
+// find_hop finds the next hop to a node and reports whether a packet of len bytes fits the path.
+inlined int find_hop(struct __sk_buff *skb, struct settings *s, struct node *n, __u32 len,
+		     struct bpf_fib_lookup *hop)
+{
+	hop->family = AF_INET;
+	hop->l4_protocol = IPPROTO_UDP;
+	hop->sport = s->source;
+	hop->dport = s->port;
+	hop->tot_len = len;
+	hop->ifindex = s->underlay;
+	hop->ipv4_src = s->local;
+	hop->ipv4_dst = n->endpoint;
+	return !fib_lookup(skb, hop, sizeof(*hop), BPF_FIB_LOOKUP_OUTPUT) &&
+	       hop->ifindex == s->underlay;
+}
+
+// outbound takes packets to nodes whose inbound program takes them. It is attached to the egress of
+// the TUN device.
+SEC("tc")
+int outbound(struct __sk_buff *skb)
+{
+	__u32 zero = 0, bucket, packets = 1, longest, bytes;
+	struct settings *s = map_lookup(&settings, &zero);
+	struct bpf_fib_lookup hop = {};
+	struct inner in = {};
+	struct traffic *t;
+	struct flow *f;
+	struct node *n;
+	__u64 now;
+
+	if (!s || !s->device)
+		return pass(NOT_OURS);
+	if (!parse(skb, s->link, &in) || skb->len != s->link + in.len)
+		return pass(UNUSUAL);
+	now = ktime_ns();
+	bucket = in.hash % FLOWS;
+	f = map_lookup(&flows, &bucket);
+	if (!f)
+		return pass(UNUSUAL);
+	n = map_lookup(&nodes, &in.dst);
+	if (!n || !(n->flags & FAST)) {
+		stamp(f, now);
+		return pass(NO_PEER);
+	}
+	if (s->flags & PAUSED) {
+		stamp(f, now);
+		return pass(PAUSE);
+	}
+	bytes = longest = in.len;
+	if (skb->gso_size) {
+		packets = skb->gso_segs;
+		longest = skb->gso_size + in.headers;
+		bytes += (packets - 1) * in.headers;
+	}
+	if (is_bulk(f, s, now, packets, in.len) && alive(now)) {
+		stamp(f, now);
+		return pass(BULK);
+	}
+	if (in.len + OUTER > 65535 || !find_hop(skb, s, n, longest + OUTER, &hop)) {
+		stamp(f, now);
+		return pass(NO_ROUTE);
+	}
+	t = map_lookup(&endpoints, &n->endpoint);
+	if (t) {
+		t->sent += packets;
+		t->sent_bytes += bytes;
+	}
+	return encapsulate(skb, s, n, &in, &hop);
+}
+
+// accepted reports whether the workers would accept the packet from a node with this endpoint.
+inlined int accepted(struct settings *s, struct inner *in, __be32 from)
+{
+	struct node *n;
+
+	if (s->source_check == CHECK_OFF)
+		return 1;
+	n = map_lookup(&nodes, &in->src);
+	if (n && ((n->flags & LOCAL) || n->endpoint != from))
+		return 0;
+	if (!n && s->source_check == CHECK_STRICT)
+		return 0;
+	n = map_lookup(&nodes, &in->dst);
+	return n && (n->flags & LOCAL);
+}
+
+// mark_congestion sets the congestion mark of the inner packet at offset off, and reports whether
+// that is possible (RFC 6040 section 4.2).
+inlined int mark_congestion(struct __sk_buff *skb, __u32 off, __u8 tos)
+{
+	__u8 byte;
+
+	if (!(tos & ECN_MASK))
+		return 0;
+	if ((tos & ECN_MASK) == ECN_CE)
+		return 1;
+	if (load_bytes(skb, off, &byte, 1))
+		return 0;
+	if (byte >> 4 == 4) {
+		__u8 marked = tos | ECN_CE;
+
+		return !l3_csum_replace(skb, off + offsetof(struct iphdr, check), htons(tos),
+					htons(marked), 2) &&
+		       !store_bytes(skb, off + 1, &marked, 1, BPF_F_RECOMPUTE_CSUM);
+	}
+	if (load_bytes(skb, off + 1, &byte, 1))
+		return 0;
+	byte |= ECN_CE << 4;
+	return !store_bytes(skb, off + 1, &byte, 1, BPF_F_RECOMPUTE_CSUM);
+}
+
+// decapsulate removes the outer headers and hands the packet to the TUN device as received.
+inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner *in)
+{
+	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+
+	flags |= in->version == 4 ? ADJ_ROOM_DECAP_L3_IPV4 : ADJ_ROOM_DECAP_L3_IPV6;
+	if (adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC, flags))
+		return pass(FAILED);
+	set_hash_invalid(skb); // it is that of the outer headers
+	return redirect(s->device, BPF_F_INGRESS);
+}
+
+struct outer {
+	struct iphdr ip;
+	struct udphdr udp;
+};
+
+// is_ours reports whether a packet has the outer headers of the overlay.
+inlined int is_ours(struct __sk_buff *skb, struct settings *s, struct outer *o)
+{
+	__u32 len;
+
+	if (skb->protocol != htons(ETH_P_IP) || load_bytes(skb, ETH_HLEN, o, sizeof(*o)))
+		return 0;
+	len = ntohs(o->ip.tot_len);
+	return o->ip.version == 4 && o->ip.ihl == 5 && o->ip.protocol == IPPROTO_UDP &&
+	       o->ip.daddr == s->local && o->udp.dest == s->port &&
+	       !(o->ip.frag_off & htons(IP_MF | IP_OFFSET)) && skb->len == ETH_HLEN + len &&
+	       ntohs(o->udp.len) + sizeof(struct iphdr) == len;
+}
+
+// inbound takes packets of other nodes' outbound programs, and those of their workers while this
+// node has no daemon. It is attached to the ingress of the underlay interface.
+SEC("tc")
+int inbound(struct __sk_buff *skb)
+{
+	const __u32 off = ETH_HLEN + OUTER;
+	__u32 zero = 0, packets = 1, bytes;
+	struct settings *s = map_lookup(&settings, &zero);
+	struct inner in = {};
+	struct traffic *t;
+	struct outer o;
+
+	if (!s || !s->device || !is_ours(skb, s, &o))
+		return TC_ACT_UNSPEC;
+	if (o.udp.check && alive(ktime_ns()))
+		return TC_ACT_UNSPEC;
+	// A train of datagrams is longer than its first one.
+	if (!parse(skb, off, &in) || in.len + OUTER != ntohs(o.ip.tot_len))
+		return pass(UNUSUAL);
+	t = map_lookup(&endpoints, &o.ip.saddr);
+	if ((!t && s->source_check != CHECK_OFF) || !accepted(s, &in, o.ip.saddr))
+		return pass(REFUSED);
+	if ((s->tos_mask & ECN_MASK) && (o.ip.tos & ECN_MASK) == ECN_CE &&
+	    !mark_congestion(skb, off, in.tos))
+		return pass(REFUSED);
+	bytes = in.len;
+	if (skb->gso_size) {
+		packets = skb->gso_segs;
+		bytes += (packets - 1) * in.headers;
+	}
+	if (t) {
+		t->received += packets;
+		t->received_bytes += bytes;
+	}
+	return decapsulate(skb, s, &in);
+}
+
+char programs_license[] SEC("license") = "Dual BSD/GPL";

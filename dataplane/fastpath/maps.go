@@ -1,0 +1,188 @@
+//go:build amd64 || arm64
+
+package fastpath
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"weft/dataplane/fib"
+)
+
+// Bits of settingsValue.Flags.
+const (
+	flagPaused = 1 << iota
+	flagWhole
+)
+
+// settingsValue is struct settings of bpf/fastpath.c.
+type settingsValue struct {
+	Local                       [4]byte
+	Device, Underlay            uint32
+	Port, Source                [2]byte
+	Check, TOSMask, Flags, Link uint8
+}
+
+func bigEndian(port uint16) (b [2]byte) {
+	binary.BigEndian.PutUint16(b[:], port)
+	return b
+}
+
+// prefixKey is struct prefix of bpf/fastpath.c.
+type prefixKey struct {
+	Len  uint32
+	Addr [16]byte
+}
+
+func newPrefixKey(p netip.Prefix) prefixKey {
+	bits := p.Bits()
+	if p.Addr().Is4() {
+		bits += 96
+	}
+	return prefixKey{Len: uint32(bits), Addr: p.Masked().Addr().As16()}
+}
+
+// nodeValue is struct node of bpf/fastpath.c.
+type nodeValue struct {
+	Endpoint [4]byte
+	Flags    uint32
+}
+
+// Bits of nodeValue.Flags.
+const (
+	nodeLocal = 1 << iota
+	nodeFast
+)
+
+// nodeValues returns the desired content of the map of nodes. If several nodes have a prefix, the
+// first one wins, as in fib.Table. A node without an outer IPv4 address is listed with the address
+// 0.0.0.0, so that inbound finds that its subnets are leased.
+func nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeValue {
+	values := make(map[prefixKey]nodeValue, len(others)+1)
+	for _, n := range others {
+		var v nodeValue
+		if a := n.Endpoint.Addr().Unmap(); a.Is4() {
+			v.Endpoint = a.As4()
+			if n.Fast {
+				v.Flags = nodeFast
+			}
+		}
+		for _, p := range n.Prefixes {
+			if _, taken := values[newPrefixKey(p)]; p.IsValid() && !taken {
+				values[newPrefixKey(p)] = v
+			}
+		}
+	}
+	for _, p := range local.Prefixes {
+		if p.IsValid() {
+			values[newPrefixKey(p)] = nodeValue{Flags: nodeLocal}
+		}
+	}
+	return values
+}
+
+// setPrefixes updates the kernel's map of nodes. The caller holds p.mu.
+func (p *Path) setPrefixes(want map[prefixKey]nodeValue) error {
+	next := make(map[prefixKey]nodeValue, len(want))
+	for k, v := range p.nodes {
+		next[k] = v
+	}
+	p.nodes = next
+	for k, v := range want {
+		if old, ok := p.nodes[k]; ok && old == v {
+			continue
+		}
+		if err := p.objects.Nodes.Put(k, v); err != nil {
+			return fmt.Errorf("add subnet to the fast path: %w", err)
+		}
+		p.nodes[k] = v
+	}
+	for k := range p.nodes {
+		if _, ok := want[k]; ok {
+			continue
+		}
+		if err := p.objects.Nodes.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("remove subnet from the fast path: %w", err)
+		}
+		delete(p.nodes, k)
+	}
+	return nil
+}
+
+// setEndpoints updates the kernel's map of counters, whose keys are also the known senders. It
+// returns the counts of removed ones. The caller holds p.mu.
+func (p *Path) setEndpoints(others []fib.Node) (map[netip.Addr]Traffic, error) {
+	want := make(map[netip.Addr]bool, len(others))
+	for _, n := range others {
+		if a := n.Endpoint.Addr().Unmap(); a.Is4() {
+			want[a] = true
+		}
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count CPUs: %w", err)
+	}
+	for a := range want {
+		if p.counted[a] {
+			continue
+		}
+		if err := p.objects.Endpoints.Put(a.As4(), make([]Traffic, cpus)); err != nil {
+			return nil, fmt.Errorf("add node to the fast path: %w", err)
+		}
+		p.counted[a] = true
+	}
+	gone := make(map[netip.Addr]Traffic)
+	for a := range p.counted {
+		if want[a] {
+			continue
+		}
+		gone[a] = p.traffic(a)
+		p.past.Add(gone[a])
+		delete(p.counted, a)
+		if err := p.objects.Endpoints.Delete(a.As4()); err != nil {
+			return gone, fmt.Errorf("remove node from the fast path: %w", err)
+		}
+	}
+	return gone, nil
+}
+
+// traffic returns the counts of an outer address; zero if it has none.
+func (p *Path) traffic(a netip.Addr) (sum Traffic) {
+	var perCPU []Traffic
+	if err := p.objects.Endpoints.Lookup(a.As4(), &perCPU); err != nil {
+		return Traffic{}
+	}
+	for _, t := range perCPU {
+		sum.Add(t)
+	}
+	return sum
+}
+
+// Stats returns the counters.
+func (p *Path) Stats() Stats {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := Stats{
+		Total:  p.past,
+		Nodes:  make(map[netip.Addr]Traffic, len(p.counted)),
+		Passed: make(map[Pass]uint64, numPasses),
+	}
+	for a := range p.counted {
+		s.Nodes[a] = p.traffic(a)
+		s.Total.Add(s.Nodes[a])
+	}
+	for v := notOurs + 1; v < numPasses; v++ {
+		var perCPU []uint64
+		if err := p.objects.Verdicts.Lookup(uint32(v), &perCPU); err != nil {
+			continue // a closed path counts nothing
+		}
+		for _, n := range perCPU {
+			s.Passed[v] += n
+		}
+	}
+	return s
+}

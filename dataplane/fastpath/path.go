@@ -1,0 +1,300 @@
+//go:build amd64 || arm64
+
+package fastpath
+
+import (
+	"bytes"
+	_ "embed" // the programs
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"weft/dataplane/fib"
+)
+
+//go:embed bpf/fastpath.o
+var object []byte
+
+// Path is the two programs on one TUN device and one underlay interface. Its methods may be called
+// concurrently.
+type Path struct {
+	config Config
+
+	mu      sync.Mutex // guards the rest
+	objects objects
+	hooks   [numHooks]*hook
+	flags   uint8
+	place   Place
+	nodes   map[prefixKey]nodeValue // as in the kernel's map
+	counted map[netip.Addr]bool     // keys of the kernel's map of endpoints
+	past    Traffic                 // of endpoints that were removed
+	device  int                     // index of the TUN device
+	// waiting means that the programs of an earlier process still carry the packets, until this one
+	// knows the nodes.
+	waiting bool
+}
+
+// objects are the programs and maps in the kernel. The names are those of bpf/fastpath.c.
+type objects struct {
+	Outbound  *ebpf.Program `ebpf:"outbound"`
+	Inbound   *ebpf.Program `ebpf:"inbound"`
+	Settings  *ebpf.Map     `ebpf:"settings"`
+	Heartbeat *ebpf.Map     `ebpf:"heartbeat"`
+	Nodes     *ebpf.Map     `ebpf:"nodes"`
+	Endpoints *ebpf.Map     `ebpf:"endpoints"`
+	Flows     *ebpf.Map     `ebpf:"flows"`
+	Load      *ebpf.Map     `ebpf:"load"`
+	Verdicts  *ebpf.Map     `ebpf:"verdicts"`
+}
+
+// Open loads the programs and attaches them. If those of an earlier process are attached to the
+// same interfaces, they stay in force until SetNodes. The error wraps ErrUnsupported, or is
+// ErrOtherOwner, if this host cannot have a fast path.
+func Open(c Config) (*Path, error) {
+	p := &Path{config: c, counted: make(map[netip.Addr]bool)}
+	if err := p.load(); err != nil {
+		return nil, err
+	}
+	if err := p.Attach(c.Place); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// load loads the programs and creates their maps.
+func (p *Path) load() error {
+	spec, err := ebpf.LoadCollectionSpecFromReader(bytes.NewReader(object))
+	if err != nil {
+		return fmt.Errorf("read programs: %w", err)
+	}
+	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
+		return fmt.Errorf("%w: load programs: %w", ErrUnsupported, err)
+	}
+	return nil
+}
+
+// close closes the descriptors. Programs that are attached stay.
+func (o *objects) close() error {
+	return errors.Join(o.Outbound.Close(), o.Inbound.Close(), o.Settings.Close(),
+		o.Heartbeat.Close(), o.Nodes.Close(), o.Endpoints.Close(), o.Flows.Close(),
+		o.Load.Close(), o.Verdicts.Close())
+}
+
+// Attach moves the programs to other interfaces or another address. Where they are already, they
+// stay.
+func (p *Path) Attach(at Place) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	device, err := net.InterfaceByName(at.Device)
+	if err != nil {
+		return fmt.Errorf("TUN device %s: %w", at.Device, err)
+	}
+	underlay, err := net.InterfaceByName(at.Underlay)
+	if err != nil {
+		return fmt.Errorf("underlay interface %s: %w", at.Underlay, err)
+	}
+	if err := checkUnderlay(underlay, at.Local.Addr()); err != nil {
+		return err
+	}
+	p.place, p.device = at, device.Index
+	if err := p.writeSettings(device.Index, underlay); err != nil {
+		return err
+	}
+	dir, err := pinDir(at.Device)
+	if err != nil {
+		return err
+	}
+	for i, target := range [numHooks]int{hookOutbound: device.Index, hookInbound: underlay.Index} {
+		if p.hooks[i] != nil && p.hooks[i].isOn(target) {
+			continue
+		}
+		if err := p.attach(hookKind(i), target, dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// attach attaches one program to an interface.
+func (p *Path) attach(kind hookKind, target int, dir string) error {
+	h, err := adoptHook(kind, target, dir)
+	if err != nil {
+		return err
+	}
+	if h != nil {
+		p.waiting = true
+	} else if h, err = attachHook(kind, p.program(kind), target, dir); err != nil {
+		return err
+	}
+	old := p.hooks[kind]
+	p.hooks[kind] = h
+	if old == nil {
+		return nil
+	}
+	return old.close()
+}
+
+func (p *Path) program(kind hookKind) *ebpf.Program {
+	if kind == hookOutbound {
+		return p.objects.Outbound
+	}
+	return p.objects.Inbound
+}
+
+// checkUnderlay returns an error if the programs cannot use the interface.
+func checkUnderlay(i *net.Interface, local netip.Addr) error {
+	const ethernetAddr = 6
+	switch {
+	case !local.Is4():
+		return fmt.Errorf("%w: outer IPv6 needs UDP checksums", ErrUnsupported)
+	case len(i.HardwareAddr) != ethernetAddr:
+		return fmt.Errorf("%w: interface %s is not Ethernet", ErrUnsupported, i.Name)
+	}
+	return nil
+}
+
+// writeSettings writes the settings. The caller holds p.mu.
+func (p *Path) writeSettings(device int, underlay *net.Interface) error {
+	port := p.place.Local.Port()
+	source := port
+	if p.config.SourcePort != 0 {
+		source = p.config.SourcePort
+	}
+	flags := p.flags
+	if carriesWhole(underlay.Name) {
+		flags |= flagWhole
+	}
+	s := settingsValue{
+		Local: p.place.Local.Addr().As4(), Device: uint32(device), Underlay: uint32(underlay.Index),
+		Port: bigEndian(port), Source: bigEndian(source),
+		Check: uint8(p.config.Check), TOSMask: p.config.TOSMask, Flags: flags,
+	}
+	if err := p.objects.Settings.Put(uint32(0), s); err != nil {
+		return fmt.Errorf("write settings: %w", err)
+	}
+	return nil
+}
+
+// SetNodes sets the subnets of this node and of all others, and returns the last counts of outer
+// addresses that are no longer a node's. The first call replaces the programs of an earlier
+// process.
+func (p *Path) SetNodes(local fib.Node, others []fib.Node) (map[netip.Addr]Traffic, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	gone, err := p.setEndpoints(others)
+	if err != nil {
+		return gone, err
+	}
+	if err := p.setPrefixes(nodeValues(local, others)); err != nil {
+		return gone, err
+	}
+	if !p.waiting {
+		return gone, nil
+	}
+	if err := p.beat(); err != nil {
+		return gone, err
+	}
+	for i, h := range p.hooks {
+		if err := h.link.Update(p.program(hookKind(i))); err != nil {
+			return gone, fmt.Errorf("replace program: %w", err)
+		}
+	}
+	p.waiting = false
+	return gone, nil
+}
+
+// Beat records that the daemon runs. The programs believe so for 350 ms (LIFE in bpf/fastpath.c).
+func (p *Path) Beat() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.beat()
+}
+
+func (p *Path) beat() error {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return fmt.Errorf("read clock: %w", err)
+	}
+	return p.writeHeartbeat(uint64(now.Nano()))
+}
+
+// Leave records that the daemon ends: from now on, the programs take every packet that they can.
+func (p *Path) Leave() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.writeHeartbeat(0)
+}
+
+func (p *Path) writeHeartbeat(ns uint64) error {
+	if err := p.objects.Heartbeat.Put(uint32(0), ns); err != nil {
+		return fmt.Errorf("write heartbeat: %w", err)
+	}
+	return nil
+}
+
+// Watch looks for captures on the TUN device, which see no packet that outbound takes, and pauses
+// outbound meanwhile. It returns an error if a program is no longer attached.
+func (p *Path) Watch() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range p.hooks {
+		if err := h.check(); err != nil {
+			return err
+		}
+	}
+	paused, err := captured(p.device)
+	if err != nil {
+		return err
+	}
+	flags := p.flags &^ flagPaused
+	if paused {
+		flags |= flagPaused
+	}
+	if flags == p.flags {
+		return nil
+	}
+	p.flags = flags
+	underlay, err := net.InterfaceByName(p.place.Underlay)
+	if err != nil {
+		return fmt.Errorf("underlay interface %s: %w", p.place.Underlay, err)
+	}
+	return p.writeSettings(p.device, underlay)
+}
+
+// Paused reports whether outbound passes every packet because of a capture.
+func (p *Path) Paused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.flags&flagPaused != 0
+}
+
+// Persistent reports whether the programs outlast the process.
+func (p *Path) Persistent() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, h := range p.hooks {
+		if h == nil || h.pin == "" {
+			return false
+		}
+	}
+	return true
+}
+
+// Close releases the descriptors. Programs that are pinned stay attached.
+func (p *Path) Close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var errs []error
+	for i, h := range p.hooks {
+		if h != nil {
+			errs = append(errs, h.close())
+			p.hooks[i] = nil
+		}
+	}
+	return errors.Join(append(errs, p.objects.close())...)
+}

@@ -1,0 +1,118 @@
+//go:build amd64 || arm64
+
+package fastpath
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
+)
+
+// bpffs is where systems mount the BPF file system.
+const bpffs = "/sys/fs/bpf"
+
+// pinRoot is the directory of the pins of all network namespaces.
+const pinRoot = bpffs + "/weft"
+
+// pinDir returns the directory for the pins of the device in the calling thread's network
+// namespace, and creates it. It is empty if there is no BPF file system and none can be mounted:
+// then the programs end with the process.
+func pinDir(device string) (string, error) {
+	if err := mountBPFFS(); err != nil {
+		return "", nil
+	}
+	netns, err := netnsID()
+	if err != nil {
+		return "", err
+	}
+	dir := filepath.Join(pinRoot, netns+"-"+device)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("create directory for pins: %w", err)
+	}
+	return dir, nil
+}
+
+// mountBPFFS mounts the BPF file system unless it is mounted.
+func mountBPFFS() error {
+	var s unix.Statfs_t
+	if err := unix.Statfs(bpffs, &s); err == nil && s.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("bpf", bpffs, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount %s: %w", bpffs, err)
+	}
+	return nil
+}
+
+// netnsID identifies the calling thread's network namespace among those that exist.
+func netnsID() (string, error) {
+	var s unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/net", &s); err != nil {
+		return "", fmt.Errorf("identify network namespace: %w", err)
+	}
+	return fmt.Sprint(s.Ino), nil
+}
+
+// Remove detaches the programs of earlier processes in the calling thread's network namespace,
+// except those of the device keep, and returns a description of each. Programs whose device is
+// deleted are removed as well.
+func Remove(keep string) (removed []string, err error) {
+	netns, err := netnsID()
+	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(pinRoot)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	var errs []error
+	for _, e := range entries {
+		device, ok := strings.CutPrefix(e.Name(), netns+"-")
+		if !ok || device == keep {
+			continue
+		}
+		dir := filepath.Join(pinRoot, e.Name())
+		if err := os.RemoveAll(dir); err != nil {
+			errs = append(errs, fmt.Errorf("remove pins: %w", err))
+			continue
+		}
+		removed = append(removed, "fast path of "+device)
+	}
+	return removed, errors.Join(errs...)
+}
+
+// RemoveStale detaches the programs of devices that no longer exist, in the calling thread's
+// network namespace.
+func RemoveStale() error {
+	netns, err := netnsID()
+	if err != nil {
+		return err
+	}
+	dirs, err := filepath.Glob(filepath.Join(pinRoot, netns+"-*"))
+	if err != nil {
+		return fmt.Errorf("list pins: %w", err)
+	}
+	var errs []error
+	for _, dir := range dirs {
+		l, err := link.LoadPinnedLink(pinPath(dir, hookOutbound), nil)
+		if err == nil {
+			h := hook{link: l}
+			attached := !h.isOn(0)
+			errs = append(errs, l.Close())
+			if attached {
+				continue
+			}
+		}
+		errs = append(errs, os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,52 @@
+//go:build !amd64 && !arm64
+
+package fastpath
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+
+	"weft/dataplane/fib"
+)
+
+// Path cannot be opened on this architecture.
+type Path struct{}
+
+// Open fails.
+func Open(Config) (*Path, error) {
+	return nil, fmt.Errorf("%w on %s", ErrUnsupported, runtime.GOARCH)
+}
+
+// Attach does nothing.
+func (*Path) Attach(Place) error { return nil }
+
+// SetNodes does nothing.
+func (*Path) SetNodes(fib.Node, []fib.Node) (map[netip.Addr]Traffic, error) { return nil, nil }
+
+// Beat does nothing.
+func (*Path) Beat() error { return nil }
+
+// Leave does nothing.
+func (*Path) Leave() error { return nil }
+
+// Watch does nothing.
+func (*Path) Watch() error { return nil }
+
+// Paused returns false.
+func (*Path) Paused() bool { return false }
+
+// Persistent returns false.
+func (*Path) Persistent() bool { return false }
+
+// Stats returns no counts.
+func (*Path) Stats() Stats { return Stats{} }
+
+// Close does nothing.
+func (*Path) Close() error { return nil }
+
+// Remove removes nothing.
+func Remove(string) ([]string, error) { return nil, nil }
+
+// RemoveStale removes nothing.
+func RemoveStale() error { return nil }
