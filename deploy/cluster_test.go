@@ -98,10 +98,18 @@ func newCluster(t testing.TB, overlay string, o lab.Options) *cluster {
 	if overlay == "udp" {
 		lab.SkipWithoutTUN(t)
 	}
-	c := &cluster{Lab: lab.Start(t, o), nodes: map[string]*clusterNode{},
-		manifests: kustomize(t, filepath.Join("kubernetes", "overlays", overlay))}
+	manifests := kustomize(t, filepath.Join("kubernetes", "overlays", overlay))
+	return newClusterOf(t, manifests, o, func(api *testkube.Cluster) { apply(t, api, manifests, false) })
+}
+
+// newClusterOf is newCluster for manifests that install passes to the API server.
+func newClusterOf(
+	t testing.TB, manifests []byte, o lab.Options, install func(*testkube.Cluster),
+) *cluster {
+	t.Helper()
+	c := &cluster{Lab: lab.Start(t, o), nodes: map[string]*clusterNode{}, manifests: manifests}
 	c.api = startControlPlane(t, c.Root.Addr)
-	apply(t, c.api, c.manifests, false)
+	install(c.api)
 	c.daemons = daemonSet(t, c.manifests)
 	c.account = c.serviceAccount(t)
 	for _, n := range c.Nodes {
@@ -226,7 +234,13 @@ func (c *cluster) apiServerEnv() []string {
 // startPod starts the pod on a node.
 func (c *cluster) startPod(t testing.TB, node *clusterNode) {
 	t.Helper()
-	node.daemon, node.installer = c.startContainer(t, node, "weft"), c.startContainer(t, node, "install-cni")
+	for _, spec := range c.daemons.Spec.Template.Spec.Containers {
+		if p := c.startContainer(t, node, spec.Name); spec.Name == "weft" {
+			node.daemon = p
+		} else {
+			node.installer = p
+		}
+	}
 }
 
 // startAll starts the pod on all nodes and waits until they are ready.

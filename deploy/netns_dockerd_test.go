@@ -164,7 +164,7 @@ func (n *dockerNode) checkReaches(t *testing.T, peer *dockerNode) {
 		{"unpublished port", netip.AddrPortFrom(peer.pod, port+1), netip.AddrPortFrom(peer.pod, port+1), n.pod},
 		{"port of the node", netip.AddrPortFrom(peer.Addr, nodePort), netip.AddrPortFrom(peer.pod, port), n.Addr},
 	} {
-		await(t, n.Name+"'s container to reach a "+tt.name, func() error {
+		await(t, n.Name+"'s container to reach the "+tt.name, func() error {
 			seen, err := peer.docker.acceptFrom(t, "pod", tt.listen, func() error {
 				return n.docker.inContainer(t, "pod", func() error { return dial(tt.at) })
 			})
