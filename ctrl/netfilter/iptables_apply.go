@@ -71,8 +71,7 @@ func applyTable(ctx context.Context, t tables, l layout, want ruleset) (report, 
 		}
 		needed := want
 		var notes []string
-		needed.rules, notes = dropUnneededGuard(l, want, have)
-		needed.rules = dropDockerRules(l, needed.rules, have)
+		needed.rules, notes = neededRules(l, want, have)
 		lines, changes := plan(l, needed, have)
 		if len(lines) == 0 {
 			done.notes = notes
@@ -88,6 +87,12 @@ func applyTable(ctx context.Context, t tables, l layout, want ruleset) (report, 
 		}
 	}
 	return done, lastErr
+}
+
+// neededRules returns the wanted rules of a table that the other rules there call for.
+func neededRules(l layout, want ruleset, have listing) (needed []rule, notes []string) {
+	needed, notes = dropUnneededGuard(l, want, have)
+	return dropDockerRules(l, needed, have), notes
 }
 
 // listChains lists the chains of one table that can hold managed rules.

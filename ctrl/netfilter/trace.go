@@ -3,6 +3,7 @@ package netfilter
 import (
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Connection states of a packet, as bits. The kernel numbers them alike in nftables (enum
@@ -18,6 +19,8 @@ type tracedPacket struct {
 	state    uint32       // connection state
 	protocol uint8        // 0: any protocol
 	icmpType uint8        // if protocol is ICMP
+	port     uint16       // destination port; 0: any
+	in, out  string       // devices; empty: any that other nodes or the router may use
 }
 
 // filterAction is the action of a filterRule.
@@ -35,13 +38,45 @@ const (
 // filterRule is a rule of any program, reduced to the parts that decide the fate of a packet.
 type filterRule struct {
 	src, dst  addrMatch
-	protocol  uint8   // 0: any
-	icmpTypes []uint8 // nil: any
-	states    uint32  // connection states; 0: any
-	never     bool    // a condition that no traced packet meets
-	unknown   bool    // conditions that may or may not be met
+	protocol  uint8       // 0: any
+	icmpTypes []uint8     // nil: any
+	ports     []portRange // destination ports; nil: any
+	in, out   deviceMatch
+	states    uint32 // connection states; 0: any
+	never     bool   // a condition that no traced packet meets
+	unknown   bool   // conditions that may or may not be met
 	action    filterAction
 	to        string // target of a jump
+	number    int    // position in its chain, from 1
+}
+
+// portRange is a range of ports, both ends included.
+type portRange struct{ first, last uint16 }
+
+// deviceMatch matches a device. A name that ends in + matches every device that begins with the
+// rest, as in iptables. The zero value matches every device.
+type deviceMatch struct {
+	name string
+	not  bool
+	// never is set for a device by which no packet from another node or from the router comes.
+	never bool
+}
+
+// matches reports the certainty that a packet passes the device dev, or a device that is not known
+// if dev is empty.
+func (m deviceMatch) matches(dev string) certainty {
+	prefix, wildcard := strings.CutSuffix(m.name, "+")
+	switch {
+	case m.name == "":
+		return yes
+	case dev == "" && m.never && !m.not:
+		return no
+	case dev == "":
+		return maybe
+	case (m.name == dev || wildcard && strings.HasPrefix(dev, prefix)) != m.not:
+		return yes
+	}
+	return no
 }
 
 // certainty is the degree to which a packet meets a condition.
@@ -61,6 +96,7 @@ func (p tracedPacket) matches(r filterRule) certainty {
 	}
 	for _, b := range []certainty{
 		matchesAddr(r.src, p.src), matchesAddr(r.dst, p.dst), p.matchesProtocol(r),
+		p.matchesPort(r), r.in.matches(p.in), r.out.matches(p.out),
 	} {
 		c = min(c, b)
 	}
@@ -82,6 +118,20 @@ func (p tracedPacket) matchesProtocol(r filterRule) certainty {
 		return no
 	}
 	return yes
+}
+
+func (p tracedPacket) matchesPort(r filterRule) certainty {
+	switch {
+	case r.ports == nil:
+		return yes
+	case p.port == 0:
+		return maybe
+	case slices.ContainsFunc(r.ports, func(x portRange) bool {
+		return x.first <= p.port && p.port <= x.last
+	}):
+		return yes
+	}
+	return no
 }
 
 func matchesAddr(m addrMatch, p netip.Prefix) certainty {
@@ -110,6 +160,12 @@ const (
 // maxTraceSteps limits the number of chains that one trace reads.
 const maxTraceSteps = 200
 
+// place is the position of a rule.
+type place struct {
+	chain  string
+	number int // from 1
+}
+
 // trace follows a packet through the chains of one table.
 type trace struct {
 	packet tracedPacket
@@ -119,7 +175,11 @@ type trace struct {
 	// maybeAccepted is set if a rule that accepts the packet under unknown conditions precedes the
 	// end of the trace.
 	maybeAccepted bool
-	err           error // first error of rules, which ends the trace
+	// decided is the rule that decided the fate; empty if no rule did.
+	decided place
+	// maybeDropped is the first rule that drops the packet under unknown conditions.
+	maybeDropped place
+	err          error // first error of rules, which ends the trace
 }
 
 // follow returns the certain fate of the packet in a chain. If the packet reaches the chain only
@@ -142,12 +202,17 @@ func (t *trace) follow(chain string, certain bool) fate {
 		switch r.action {
 		case actionAccept:
 			if sure {
+				t.decided = place{chain, r.number}
 				return fateAccepted
 			}
 			t.maybeAccepted = true
 		case actionDrop:
 			if sure {
+				t.decided = place{chain, r.number}
 				return fateDropped
+			}
+			if t.maybeDropped == (place{}) {
+				t.maybeDropped = place{chain, r.number}
 			}
 		case actionJump, actionGoto:
 			if f := t.follow(r.to, sure); f != fatePasses {

@@ -28,6 +28,7 @@ const (
 	hookIndexPrerouting = 0 // NF_INET_PRE_ROUTING
 	hookIndexInput      = 1 // NF_INET_LOCAL_IN
 	hookIndexForward    = 2 // NF_INET_FORWARD
+	hookIndexOutput     = 3 // NF_INET_LOCAL_OUT
 	numHooks            = 5 // NF_INET_NUMHOOKS
 )
 
@@ -157,6 +158,7 @@ func (t *legacyTable) chains(start int, name string) (map[string][]filterRule, e
 			if r.to == offsetName(at+next) { // a rule without a target
 				r.action = actionContinue
 			}
+			r.number = len(chains[chain]) + 1
 			chains[chain] = append(chains[chain], r)
 		}
 		at += next
@@ -184,12 +186,8 @@ func (t *legacyTable) rule(e []byte, l entryLayout, target int) filterRule {
 	}
 	r.src, r.dst = addr(0), addr(1)
 	for i, in := range []bool{true, false} {
-		if device := cString(e[l.devices+i*deviceLen:][:deviceLen]); device != "" {
-			if inverted&(1<<i) != 0 {
-				r.unknown = true
-			} else {
-				r.matchDevice(device, in)
-			}
+		if device := e[l.devices+i*deviceLen:][:deviceLen]; device[0] != 0 {
+			r.matchDevice(device, in, inverted&(1<<i) != 0)
 		}
 	}
 	r.protocol = uint8(binary.NativeEndian.Uint16(e[l.protocol:]))

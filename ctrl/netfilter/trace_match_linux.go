@@ -8,13 +8,25 @@ import (
 	"github.com/google/nftables/xt"
 )
 
-// matchDevice adds the condition that the packet comes or leaves by a device. A packet from another
-// node or from the router never comes by the loopback device, or by a bridge of containers.
-func (r *filterRule) matchDevice(name string, in bool) {
-	if name == "lo" || in && isPodBridge(name) {
-		r.never = true
+// matchedDevice returns the condition that the packet comes or leaves by a device. A packet from
+// another node or from the router never comes by the loopback device, or by a bridge of containers.
+func matchedDevice(name string, in, not bool) deviceMatch {
+	return deviceMatch{name: name, not: not, never: name == "lo" || in && isPodBridge(name)}
+}
+
+// matchDevice adds the condition of a comparison with a device's name. nftables compares a shorter
+// field for a prefix, without the final NUL.
+func (r *filterRule) matchDevice(data []byte, in, not bool) {
+	name := cString(data)
+	if len(name) == len(data) && len(data) < deviceLen {
+		name += "+"
 	}
-	r.unknown = true
+	m := &r.out
+	if in {
+		m = &r.in
+	}
+	r.unknown = r.unknown || m.name != "" // two conditions on one device
+	*m = matchedDevice(name, in, not)
 }
 
 // isPodBridge reports whether a device is a bridge without a port that is a physical device, as
@@ -51,12 +63,51 @@ func (r *filterRule) match(name string, info xt.InfoAny) {
 	case *xt.ConntrackMtinfo3:
 		r.matchConntrack(i.ConntrackMtinfoBase, uint32(i.StateMask))
 		return
+	case *xt.Tcp:
+		if i.InvFlags&^xt.TcpInvDestPorts == 0 && i.FlagsMask == 0 && i.Option == 0 &&
+			r.matchPorts(i.SrcPorts, i.DstPorts, i.InvFlags != 0) {
+			return
+		}
+	case *xt.Udp:
+		if i.InvFlags&^xt.UdpInvDestPorts == 0 &&
+			r.matchPorts(i.SrcPorts, i.DstPorts, i.InvFlags != 0) {
+			return
+		}
 	case *xt.Unknown:
 		if r.matchUnknown(name, *i) {
 			return
 		}
 	}
 	r.unknown = true
+}
+
+// matchPorts adds the condition of `-m tcp` or `-m udp`. It reports false for source ports, which
+// traced packets do not have.
+func (r *filterRule) matchPorts(src, dst [2]uint16, not bool) bool {
+	const last = 1<<16 - 1
+	if src != [2]uint16{0, last} || r.ports != nil {
+		return false
+	}
+	if dst == [2]uint16{0, last} && !not {
+		return true
+	}
+	r.ports = portsBut(portRange{dst[0], dst[1]}, not)
+	return true
+}
+
+// portsBut returns the range, or all ports outside it.
+func portsBut(x portRange, not bool) []portRange {
+	if !not {
+		return []portRange{x}
+	}
+	outside := []portRange{}
+	if x.first > 0 {
+		outside = append(outside, portRange{0, x.first - 1})
+	}
+	if x.last < 1<<16-1 {
+		outside = append(outside, portRange{x.last + 1, 1<<16 - 1})
+	}
+	return outside
 }
 
 // matchConntrack adds the condition of `-m conntrack`.

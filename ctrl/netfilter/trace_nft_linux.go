@@ -3,6 +3,7 @@ package netfilter
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -47,10 +48,13 @@ func (r nftReader) traced(c *nftables.Chain) tracedChain {
 				return nil, err
 			}
 			var rules []filterRule
-			for _, k := range kernel {
+			for i, k := range kernel {
 				more, err := r.decode(c.Table, k.Exprs)
 				if err != nil {
 					return nil, err
+				}
+				for j := range more {
+					more[j].number = i + 1
 				}
 				rules = append(rules, more...)
 			}
@@ -80,6 +84,7 @@ const (
 	tracedState
 	tracedStatus
 	tracedICMPType
+	tracedPort
 	tracedInDevice
 	tracedOutDevice
 )
@@ -146,6 +151,9 @@ func (d *ruleReader) loads(e expr.Any) tracedField {
 			return tracedProtocol
 		case e.Base == expr.PayloadBaseTransportHeader && e.Offset == 0 && e.Len == 1:
 			return tracedICMPType
+		case e.Base == expr.PayloadBaseTransportHeader && e.Offset == udpPortOffset &&
+			e.Len == udpPortLen:
+			return tracedPort
 		}
 	}
 	return tracedOther
@@ -191,8 +199,13 @@ func (d *ruleReader) compare(e *expr.Cmp) {
 		r.icmpTypes = []uint8{e.Data[0]}
 	case equal && d.field == tracedFamily && len(e.Data) == 1:
 		r.never = r.never || e.Data[0] != byte(nftFamily(d.family))
-	case equal && (d.field == tracedInDevice || d.field == tracedOutDevice):
-		r.matchDevice(string(bytes.TrimRight(e.Data, "\x00")), d.field == tracedInDevice)
+	case d.field == tracedPort && len(e.Data) == 2 && (equal || e.Op == expr.CmpOpNeq):
+		port := binary.BigEndian.Uint16(e.Data)
+		r.unknown = r.unknown || r.ports != nil
+		r.ports = portsBut(portRange{port, port}, !equal)
+	case (equal || e.Op == expr.CmpOpNeq) &&
+		(d.field == tracedInDevice || d.field == tracedOutDevice):
+		r.matchDevice(e.Data, d.field == tracedInDevice, !equal)
 	default:
 		r.unknown = true
 	}
@@ -217,7 +230,7 @@ func (d *ruleReader) compareState(e *expr.Cmp) {
 
 // lookup adds the condition that the field is in a set.
 func (d *ruleReader) lookup(e *expr.Lookup) error {
-	if e.Invert || d.field != tracedState && d.field != tracedICMPType {
+	if e.Invert || !slices.Contains([]tracedField{tracedState, tracedICMPType, tracedPort}, d.field) {
 		d.rule.unknown = true
 		return nil
 	}
@@ -228,6 +241,9 @@ func (d *ruleReader) lookup(e *expr.Lookup) error {
 			d.rule.states |= binaryutil.NativeEndian.Uint32(el.Key)
 		case d.field == tracedICMPType && len(el.Key) == 1:
 			d.rule.icmpTypes = append(d.rule.icmpTypes, el.Key[0])
+		case d.field == tracedPort && len(el.Key) == 2 && !el.IntervalEnd && el.KeyEnd == nil:
+			port := binary.BigEndian.Uint16(el.Key)
+			d.rule.ports = append(d.rule.ports, portRange{port, port})
 		default:
 			d.rule.unknown = true
 		}
