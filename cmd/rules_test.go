@@ -48,6 +48,7 @@ var mayImport = map[string][]string{
 	"ctrl":           {},
 	"ctrl/conflict":  {"ctrl"},
 	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/spelling"},
+	"ctrl/doctor":    {"ctrl", "ctrl/netfilter", "encap/checksum", "lease/subnetenv"},
 	"ctrl/netfilter": {},
 	"ctrl/underlay":  {"ctrl"},
 
@@ -66,14 +67,13 @@ var mayImport = map[string][]string{
 	"cmd/control":   {"metrics"},
 	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
-	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "lease/subnetenv"},
+	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl/doctor", "lease/subnetenv"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",
 		"metrics"},
-	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
+	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/fastpath", "dataplane/feature", "dataplane/fib", "dataplane/probe",
 		"dataplane/tun", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
-	"cmd/weftd/page":   {},
 	"cmd/weftd/config": {"cmd/control", "dataplane", "dataplane/feature", "lease/spelling"},
 }
 

@@ -199,7 +199,7 @@ func (e *Engine) superviseFastPath(now time.Time) {
 	if e.fast.path == nil {
 		return
 	}
-	if err := e.fast.path.Watch(e.taps.Load() != nil); err != nil {
+	if err := e.fast.path.Watch(); err != nil {
 		e.log.Warn("fast path lost, reopening", "err", err)
 		if err := e.closeFastPath(); err != nil {
 			e.log.Warn("close of the lost fast path failed", "err", err)
@@ -228,16 +228,9 @@ func (e *Engine) leaveFastPath() {
 func (e *Engine) FastPath() FastPathStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return e.fastPathStatus()
-}
-
-// fastPathStatus is FastPath for a caller that holds e.mu.
-func (e *Engine) fastPathStatus() FastPathStatus {
 	switch {
 	case e.fast.path == nil:
 		return FastPathStatus{Reason: e.fast.err.Error()}
-	case e.taps.Load() != nil:
-		return FastPathStatus{Reason: "paused for a capture by this daemon"}
 	case e.fast.path.Paused():
 		return FastPathStatus{Active: true, Reason: "paused for a capture on " + e.device}
 	case !e.fast.path.Persistent():
@@ -261,10 +254,12 @@ func (e *Engine) addFastStats(s *Stats) {
 		e.addFastNodes(s, now.Nodes)
 	}
 	s.FastPath = FastPathStats{
-		FastPathStatus: e.fastPathStatus(),
-		Sent:           Traffic{total.Sent, total.SentBytes},
-		Received:       Traffic{total.Received, total.ReceivedBytes},
-		Passed:         passed,
+		Sent:     Traffic{total.Sent, total.SentBytes},
+		Received: Traffic{total.Received, total.ReceivedBytes},
+		Passed:   make(map[string]uint64, len(passed)),
+	}
+	for r, n := range passed {
+		s.FastPath.Passed[r.String()] = n
 	}
 	s.Sent.add(s.FastPath.Sent)
 	s.Received.add(s.FastPath.Received)
@@ -287,9 +282,8 @@ func (e *Engine) addFastNodes(s *Stats, counts map[netip.Addr]fastpath.Traffic) 
 
 // FastPathStats counts the packets of the fast path, which Stats.Sent and Stats.Received include.
 type FastPathStats struct {
-	FastPathStatus
 	Sent, Received Traffic
-	Passed         map[fastpath.Pass]uint64 // packets left to the workers
+	Passed         map[string]uint64 // packets left to the workers, by reason
 }
 
 // add adds o to the sum.

@@ -237,9 +237,9 @@ func (p *Path) writeHeartbeat(ns uint64) error {
 	return nil
 }
 
-// Watch pauses outbound if pause is true, or while a program captures on the TUN device, which sees
-// no packet that outbound takes. It returns an error if a program is no longer attached.
-func (p *Path) Watch(pause bool) error {
+// Watch looks for captures on the TUN device, which see no packet that outbound takes, and pauses
+// outbound meanwhile. It returns an error if a program is no longer attached.
+func (p *Path) Watch() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, h := range p.hooks {
@@ -252,7 +252,7 @@ func (p *Path) Watch(pause bool) error {
 		return err
 	}
 	flags := p.flags &^ flagPaused
-	if paused || pause {
+	if paused {
 		flags |= flagPaused
 	}
 	if flags == p.flags {
@@ -266,7 +266,7 @@ func (p *Path) Watch(pause bool) error {
 	return p.writeSettings(p.device, underlay)
 }
 
-// Paused reports whether outbound passes every packet.
+// Paused reports whether outbound passes every packet because of a capture.
 func (p *Path) Paused() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

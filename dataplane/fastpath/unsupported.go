@@ -31,7 +31,7 @@ func (*Path) Beat() error { return nil }
 func (*Path) Leave() error { return nil }
 
 // Watch does nothing.
-func (*Path) Watch(bool) error { return nil }
+func (*Path) Watch() error { return nil }
 
 // Paused returns false.
 func (*Path) Paused() bool { return false }

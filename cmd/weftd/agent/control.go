@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/cmd/control"
-	"weft/cmd/weftd/page"
 )
 
 // endpoint is a path of the control socket. pattern is one of [http.ServeMux].
@@ -26,13 +25,9 @@ type endpoint struct {
 // endpoints returns the paths of the control socket. A handler may stream; it ends when the
 // context of its request is done.
 func (d *daemon) endpoints() []endpoint {
-	all := []endpoint{
+	return []endpoint{
 		{"GET " + control.StatusPath, jsonHandler(func() any { return d.status() })},
 	}
-	for pattern, h := range page.Handlers() {
-		all = append(all, endpoint{pattern, withDeadline(h)})
-	}
-	return all
 }
 
 // jsonHandler answers with the result of read.

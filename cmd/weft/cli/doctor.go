@@ -1,0 +1,65 @@
+package cli
+
+import (
+	"context"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	"weft/cmd/control"
+	"weft/ctrl/doctor"
+)
+
+// newDoctor returns weft doctor.
+func newDoctor() *cobra.Command {
+	var (
+		a            asking
+		fix, verbose bool
+		o            = doctor.Options{}
+	)
+	cmd := &cobra.Command{
+		Use:   "doctor",
+		Short: "find faults of the overlay on this node and name their causes",
+		Long: "Finds faults of the overlay on this node and names the causes. Without a daemon, the kernel's\n" +
+			"state alone is examined. docs/troubleshooting.md has a section for each finding.\n\n" +
+			"The exit status is 1 if there is a finding.",
+		Args: Operands(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o.Status = a.rawStatus
+			report := doctor.Examine(doctor.Gather(cmd.Context(), o))
+			if fix {
+				if _, err := report.Fix(cmd.ErrOrStderr()); err != nil {
+					return err
+				}
+				report = doctor.Examine(doctor.Gather(cmd.Context(), o))
+			}
+			var err error
+			if a.json {
+				err = writeJSON(cmd.OutOrStdout(), report)
+			} else {
+				err = report.Text(cmd.OutOrStdout(), verbose)
+			}
+			if err == nil && len(report.Findings) > 0 {
+				return statusError(statusProblem)
+			}
+			return err
+		},
+	}
+	a.register(cmd)
+	cmd.Flags().BoolVar(&fix, "fix", false, "write the settings that mend a finding without a risk, and look again")
+	cmd.Flags().BoolVar(&o.Probe, "probe", true, "send a few packets to other nodes and to the store")
+	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list the checks that found nothing, too")
+	cmd.Flags().StringVar(&o.SubnetFile, "subnet-file", doctor.DefaultSubnetFile,
+		"`path` of the daemon's subnet file")
+	return cmd
+}
+
+// rawStatus returns the daemon's status as it is sent.
+func (a *asking) rawStatus(ctx context.Context) ([]byte, error) {
+	body, err := a.client().Stream(ctx, control.StatusPath, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer body.Close()
+	return io.ReadAll(body)
+}

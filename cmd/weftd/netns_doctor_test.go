@@ -1,0 +1,325 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/bench"
+	"weft/ctrl/doctor"
+	"weft/deploy/lab"
+)
+
+// asDoctor is the environment variable with which the test binary examines its network namespace.
+// Its value is the address of the daemon's health server, or "none". The report goes to the file
+// of reportFile.
+const (
+	asDoctor   = "TEST_AS_DOCTOR"
+	reportFile = "TEST_DOCTOR_REPORT"
+)
+
+// noDaemon is the value of asDoctor for the kernel's state alone.
+const noDaemon = "none"
+
+// doctorPatience bounds the wait for a finding: an examination takes up to three seconds.
+const doctorPatience = 10 * time.Second
+
+// examineHere writes the report on this network namespace.
+func examineHere(health string) (status int) {
+	o := doctor.Options{Probe: true}
+	if health != noDaemon {
+		o.Status = func(ctx context.Context) ([]byte, error) {
+			return bench.Get(ctx, netip.MustParseAddrPort(health), "/status")
+		}
+	}
+	text, err := json.Marshal(doctor.Examine(doctor.Gather(context.Background(), o)))
+	if err == nil {
+		err = os.WriteFile(os.Getenv(reportFile), text, 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
+// doctorLab is a cluster whose daemons have the name that the doctor looks for.
+type doctorLab struct {
+	*cluster
+	daemons []*member
+}
+
+func newDoctorLab(t *testing.T, network string, flags ...string) *doctorLab {
+	t.Helper()
+	d := &doctorLab{cluster: newCluster(t, lab.Options{}, network)}
+	for _, n := range d.Nodes {
+		d.daemons = append(d.daemons, d.startNamed(n, flags...))
+	}
+	for _, m := range d.daemons {
+		m.awaitReady()
+		m.attach()
+	}
+	d.awaitMesh()
+	return d
+}
+
+// startNamed starts a daemon under its own name.
+func (d *doctorLab) startNamed(n *lab.Node, flags ...string) *member {
+	d.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	name := filepath.Join(d.t.TempDir(), "weftd")
+	if err := os.Symlink(self, name); err != nil {
+		d.t.Fatal(err)
+	}
+	p, err := n.Start(append([]string{name, fmt.Sprintf("--healthz-port=%d", clusterHealth),
+		"--etcd-endpoints=" + d.endpoint()}, flags...), asDaemon+"=1")
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	return &member{Process: p, node: n, t: d.t}
+}
+
+// examine runs the doctor in a node.
+func (d *doctorLab) examine(n *lab.Node, health string) (doctor.Report, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return doctor.Report{}, err
+	}
+	file := filepath.Join(d.t.TempDir(), "report")
+	p, err := n.Start([]string{self}, asDoctor+"="+health, reportFile+"="+file)
+	if err != nil {
+		return doctor.Report{}, err
+	}
+	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	defer cancel()
+	if _, err := p.Wait(ctx); err != nil {
+		return doctor.Report{}, err
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return doctor.Report{}, fmt.Errorf("%w: %s", err, p.Log())
+	}
+	var r doctor.Report
+	return r, json.Unmarshal(text, &r)
+}
+
+// expect waits until the doctor finds exactly these faults in the first node.
+func (d *doctorLab) expect(health string, want ...string) {
+	d.t.Helper()
+	await(d.t, doctorPatience, "findings "+strings.Join(want, ", "), func() error {
+		r, err := d.examine(d.Nodes[0], health)
+		if err != nil {
+			return err
+		}
+		var have []string
+		for _, f := range r.Findings {
+			if f.Evidence == "" || f.Cause == "" || f.Remedy == "" {
+				return fmt.Errorf("incomplete finding %+v", f)
+			}
+			have = append(have, f.Name)
+		}
+		have = slices.Compact(have)
+		if !slices.Equal(have, want) {
+			return fmt.Errorf("found %q, want %q: %+v", have, want, r.Findings)
+		}
+		return nil
+	})
+}
+
+// withDaemon returns the address of the first node's health server.
+func (d *doctorLab) withDaemon() string { return d.daemons[0].health().String() }
+
+// fault is a fault and how to undo it: lines for sh, or a key in etcd.
+type fault struct {
+	name       string // of the finding
+	node       int    // index of the node in which the lines run
+	make, undo string
+	key, value string // below the prefix
+}
+
+func (d *doctorLab) produce(f fault) {
+	d.t.Helper()
+	if f.key != "" {
+		d.put(clusterPrefix+f.key, f.value)
+	}
+	if f.make != "" {
+		d.shell(f.node, f.make)
+	}
+}
+
+func (d *doctorLab) undo(f fault) {
+	d.t.Helper()
+	if f.key != "" {
+		d.delete(clusterPrefix + f.key)
+	}
+	if f.undo != "" {
+		d.shell(f.node, f.undo)
+	}
+}
+
+// shell runs a command line in a node.
+func (d *doctorLab) shell(node int, line string) {
+	d.t.Helper()
+	p, err := d.Nodes[node].Start([]string{"sh", "-ec", line})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	defer cancel()
+	if code, err := p.Wait(ctx); err != nil || code != 0 {
+		d.t.Fatalf("%s: exit %d, %v: %s", line, code, err, p.Log())
+	}
+}
+
+// check produces each fault in turn and expects the finding of its name, and none before and after.
+func (d *doctorLab) check(health string, faults []fault) {
+	t, outer := d.t, d.t
+	d.expect(health)
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) {
+			d.t = t
+			defer func() {
+				d.undo(f)
+				d.t = outer
+			}()
+			d.produce(f)
+			d.expect(health, f.name)
+		})
+	}
+	d.expect(health)
+}
+
+// TestNetnsDoctorUDP produces faults of a node with the udp backend.
+func TestNetnsDoctorUDP(t *testing.T) {
+	d := newDoctorLab(t, clusterNetwork)
+	peer, peerSubnet := d.Nodes[1].Addr.String(), d.daemons[1].env().Subnet.Masked().String()
+	const link = "ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up; "
+	d.check(d.withDaemon(), []fault{
+		{name: "ip-forward-off", make: "echo 0 >/proc/sys/net/ipv4/ip_forward",
+			undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},
+		{name: "device-forwarding-off", make: "echo 0 >/proc/sys/net/ipv4/conf/flannel0/forwarding",
+			undo: "echo 1 >/proc/sys/net/ipv4/conf/flannel0/forwarding"},
+		{name: "br-netfilter-missing",
+			make: "iptables -N KUBE-SERVICES; echo 0 >/proc/sys/net/bridge/bridge-nf-call-iptables",
+			undo: "iptables -X KUBE-SERVICES; echo 1 >/proc/sys/net/bridge/bridge-nf-call-iptables"},
+		{name: "forward-drop", make: "nft add table inet fw; " +
+			"nft 'add chain inet fw f { type filter hook forward priority 0; policy drop; }'",
+			undo: "nft delete table inet fw"},
+		{name: "tunnel-port-dropped", make: "iptables -I INPUT -p udp --dport 8285 -j DROP",
+			undo: "iptables -D INPUT -p udp --dport 8285 -j DROP"},
+		{name: "tunnel-port-dropped", make: "iptables -I OUTPUT -p udp --dport 8285 -j REJECT",
+			undo: "iptables -D OUTPUT -p udp --dport 8285 -j REJECT"},
+		{name: "tunnel-blocked", node: 1, make: "iptables -I INPUT -p udp --dport 8285 -j DROP",
+			undo: "iptables -D INPUT -p udp --dport 8285 -j DROP"},
+		{name: "tunnel-port-refused", node: 1, make: "iptables -I INPUT -p udp --dport 8285 -j REJECT",
+			undo: "iptables -D INPUT -p udp --dport 8285 -j REJECT"},
+		{name: "path-mtu-blackhole", node: 1,
+			make: "iptables -I INPUT -p udp --dport 8285 -m length --length 1300: -j DROP",
+			undo: "iptables -D INPUT -p udp --dport 8285 -m length --length 1300: -j DROP"},
+		{name: "checksum-offload", node: 1, make: "iptables -I INPUT -i flannel0 -p tcp -j DROP",
+			undo: "iptables -D INPUT -i flannel0 -p tcp -j DROP"},
+		{name: "route-foreign", make: link + "ip route add " + peerSubnet + " dev d0",
+			undo: "ip link del d0"},
+		{name: "policy-routing",
+			make: link + "ip route add 10.5.0.0/16 dev d0 table 52; ip rule add pref 5270 lookup 52",
+			undo: "ip rule del pref 5270; ip link del d0"},
+		{name: "pod-mtu", make: "ip link set cni0 mtu 1500", undo: "ip link set cni0 mtu 1472"},
+		{name: "bridge-subnet",
+			make: "ip link add docker0 type bridge; ip addr add 10.5.255.1/24 dev docker0; ip link set docker0 up",
+			undo: "ip link del docker0"},
+		{name: "network-overlaps-underlay", make: link + "ip addr add 10.5.254.7/32 dev d0",
+			undo: "ip link del d0"},
+		{name: "node-down", make: "ip route add blackhole " + peer, undo: "ip route del blackhole " + peer},
+		{name: "backend-mismatch", key: "/subnets/10.5.254.0-24",
+			value: `{"PublicIP":"172.31.0.99","BackendType":"vxlan"}`},
+		{name: "duplicate-node", key: "/subnets/10.5.254.0-24",
+			value: `{"PublicIP":"` + d.Nodes[0].Addr.String() + `"}`},
+	})
+	t.Run("unknown-source", func(t *testing.T) {
+		c, err := d.Root.Dial("udp", netip.AddrPortFrom(d.Nodes[0].Addr, udpPort))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		// An IPv4 header without payload, from a pod of the other node to one of this node.
+		inner := make([]byte, 20)
+		inner[0], inner[3], inner[8], inner[9] = 0x45, 20, 64, 253
+		copy(inner[12:], d.Nodes[1].Pods[0].Addr.AsSlice())
+		copy(inner[16:], d.Nodes[0].Pods[0].Addr.AsSlice())
+		if _, err := c.Write(inner); err != nil {
+			t.Fatal(err)
+		}
+		d.expect(d.withDaemon(), "unknown-source")
+	})
+}
+
+// TestNetnsDoctorVXLAN produces faults that a running daemon repairs or whose check needs none: the
+// first node's daemon is stopped with SIGSTOP, so the kernel's state alone is examined.
+func TestNetnsDoctorVXLAN(t *testing.T) {
+	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, "--ip-masq")
+	peerSubnet := d.daemons[1].env().Subnet.Masked().String()
+	tunnel := d.daemons[1].env().Subnet.Masked().Addr().String()
+	d.check(d.withDaemon(), []fault{
+		{name: "tunnel-port-dropped", make: "iptables -I INPUT -p udp --dport 8472 -j DROP",
+			undo: "iptables -D INPUT -p udp --dport 8472 -j DROP"},
+		{name: "tunnel-blocked", node: 1, make: "iptables -I INPUT -p udp --dport 8472 -j DROP",
+			undo: "iptables -D INPUT -p udp --dport 8472 -j DROP"},
+		{name: "checksum-offload", node: 1, make: "iptables -I INPUT -i flannel.1 -p tcp -j DROP",
+			undo: "iptables -D INPUT -i flannel.1 -p tcp -j DROP"},
+	})
+	if err := d.daemons[0].Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	d.check(noDaemon, []fault{
+		{name: "route-missing", make: "ip route del " + peerSubnet,
+			undo: "ip route add " + peerSubnet + " via " + tunnel + " dev flannel.1 onlink proto 157"},
+		{name: "rules-missing", make: "iptables -F FLANNEL-FWD",
+			undo: "iptables -A FLANNEL-FWD -s 10.5.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT; " +
+				"iptables -A FLANNEL-FWD -d 10.5.0.0/16 -m comment --comment 'flanneld forward' -j ACCEPT"},
+		{name: "rules-missing",
+			make: "iptables -A FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD",
+			undo: "iptables -D FORWARD -m comment --comment 'flanneld forward' -j FLANNEL-FWD"},
+		{name: "masquerade-foreign", make: "iptables -t nat -A POSTROUTING -s 10.5.0.0/16 -j MASQUERADE",
+			undo: "iptables -t nat -D POSTROUTING -s 10.5.0.0/16 -j MASQUERADE"},
+		{name: "icmp-errors-dropped",
+			make: "iptables -A INPUT -m conntrack --ctstate INVALID -j DROP",
+			undo: "iptables -D INPUT -m conntrack --ctstate INVALID -j DROP"},
+		{name: "tunnel-mtu", make: "ip link set eth0 mtu 1400", undo: "ip link set eth0 mtu 1500"},
+		{name: "docker-isolation", make: "ip link add docker0 mtu 1450 type bridge; " +
+			"ip addr add " + d.daemons[0].env().Subnet.Masked().Addr().Next().Next().Next().Next().String() +
+			"/32 dev docker0; iptables -t raw -A PREROUTING -d " + d.daemons[0].env().Subnet.Masked().String() +
+			" ! -i docker0 -j DROP",
+			undo: "ip link del docker0; iptables -t raw -D PREROUTING -d " +
+				d.daemons[0].env().Subnet.Masked().String() + " ! -i docker0 -j DROP"},
+		{name: "two-daemons", make: "ln -s /bin/sleep /run/weftd; /run/weftd 1000 >/dev/null 2>&1 & echo $! >/run/pid",
+			undo: "kill $(cat /run/pid)"},
+	})
+	d.daemons[0].Kill()
+	<-d.daemons[0].Done()
+	d.expect(noDaemon, "daemon-not-running")
+}
+
+// TestNetnsDoctorHostGW produces faults of the host-gw backend and of the store.
+func TestNetnsDoctorHostGW(t *testing.T) {
+	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`)
+	d.check(d.withDaemon(), []fault{
+		{name: "anti-spoofing", node: 1, make: "iptables -t raw -I PREROUTING -s 10.5.0.0/16 -j DROP",
+			undo: "iptables -t raw -D PREROUTING -s 10.5.0.0/16 -j DROP"},
+		{name: "subnet-env-missing", make: "mv /run/flannel/subnet.env /run/env; mkdir /run/flannel/subnet.env",
+			undo: "rmdir /run/flannel/subnet.env; mv /run/env /run/flannel/subnet.env"},
+	})
+	d.expect(noDaemon)
+	d.etcd.Close()
+	d.expect(d.withDaemon(), "store-down")
+}

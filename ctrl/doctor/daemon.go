@@ -1,0 +1,294 @@
+package doctor
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"weft/ctrl"
+)
+
+// Daemon is the part of the daemon's status that the checks read, under the names of its JSON form.
+type Daemon struct {
+	Node       string            `json:"node"`
+	Ready      bool              `json:"ready"`
+	Conditions []Condition       `json:"conditions"`
+	Flags      map[string]string `json:"flags"`
+	Backend    string            `json:"backend"`
+	MTU        int               `json:"mtu"`
+	Device     string            `json:"device"` // two if each family has one, separated by a space
+	Network    struct {
+		Backend map[string]json.RawMessage `json:"backend"`
+	} `json:"network"`
+	Interface *struct {
+		Name    string     `json:"name"`
+		MTU     int        `json:"mtu"`
+		Address netip.Addr `json:"address"`
+		Public  netip.Addr `json:"public"`
+		Note    string     `json:"note"`
+	} `json:"interface"`
+	Lease *struct {
+		Held    bool         `json:"held"`
+		Subnet  netip.Prefix `json:"subnet"`
+		Expires time.Time    `json:"expires"`
+	} `json:"lease"`
+	Store struct {
+		Kind      string   `json:"kind"`
+		Endpoints []string `json:"endpoints"`
+		Prefix    string   `json:"prefix"`
+		Connected bool     `json:"connected"`
+		Error     string   `json:"error"`
+	} `json:"store"`
+	Nodes []struct {
+		Name        string       `json:"name"`
+		Subnet      netip.Prefix `json:"subnet"`
+		Subnet6     netip.Prefix `json:"subnet6"`
+		Public      netip.Addr   `json:"public"`
+		Unreachable string       `json:"unreachable"`
+	} `json:"nodes"`
+	Kernel struct {
+		Synced  bool   `json:"synced"`
+		Error   string `json:"error"`
+		Repairs uint64 `json:"repairs"`
+	} `json:"kernel"`
+	Rules struct {
+		InPlace bool   `json:"in_place"`
+		Error   string `json:"error"`
+		Repairs uint64 `json:"repairs"`
+	} `json:"rules"`
+	Traffic *Traffic `json:"traffic"`
+}
+
+// Condition is a condition of the daemon's readiness.
+type Condition struct {
+	Name   string `json:"name"`
+	OK     bool   `json:"ok"`
+	Reason string `json:"reason"`
+}
+
+// Traffic holds the counters of the userspace dataplane.
+type Traffic struct {
+	In, Out struct {
+		Packets uint64 `json:"packets"`
+	}
+	Overflows []Overflow `json:"overflows"`
+	Nodes     []struct {
+		Node string `json:"node"`
+		In   struct {
+			Packets uint64 `json:"packets"`
+		} `json:"in"`
+	} `json:"nodes"`
+	UnknownSources []UnknownSource `json:"unknown_sources"`
+}
+
+// Overflow counts the packets that a full queue lost.
+type Overflow struct {
+	Queue   string `json:"queue"` // "socket" or "tun"
+	Packets uint64 `json:"packets"`
+}
+
+// UnknownSource is an outer address that is not a node's.
+type UnknownSource struct {
+	Address netip.Addr `json:"address"`
+	Packets uint64     `json:"packets"`
+	Last    time.Time  `json:"last"`
+}
+
+// ParseStatus parses the JSON form of the daemon's status.
+func ParseStatus(text []byte) (Daemon, error) {
+	var d Daemon
+	if err := json.Unmarshal(text, &d); err != nil {
+		return Daemon{}, fmt.Errorf("parse the daemon's status: %w", err)
+	}
+	return d, nil
+}
+
+// condition returns the reason of a condition that is not met; empty if it is met or unknown.
+func (d Daemon) condition(name string) string {
+	for _, c := range d.Conditions {
+		if c.Name == name && !c.OK {
+			return c.Reason
+		}
+	}
+	return ""
+}
+
+func daemonChecks() []check {
+	return []check{
+		{name: "daemon-not-running", find: findNoDaemon},
+		{name: "two-daemons", find: findTwoDaemons},
+		{name: "subnet-env-missing", find: findNoEnv},
+		{name: "cni-config-missing", needs: []source{fromCNI}, find: findNoCNI},
+		{name: "cni-config-foreign", needs: []source{fromCNI}, find: findForeignCNI},
+		{name: "queue-overflow", needs: []source{fromTraffic}, find: findOverflow},
+		{name: "pod-cidr", needs: []source{fromDaemon}, find: findPodCIDR},
+	}
+}
+
+// Process is a running daemon of an overlay.
+type Process struct {
+	PID     int
+	Program string // base name
+	Args    []string
+	Same    bool // in this network namespace
+}
+
+// flag returns the value of a flag of the process, or an empty string.
+func (p Process) flag(name string) string {
+	for i, arg := range p.Args {
+		arg = strings.TrimLeft(arg, "-")
+		if value, ok := strings.CutPrefix(arg, name+"="); ok {
+			return value
+		}
+		if arg == name && i+1 < len(p.Args) {
+			return p.Args[i+1]
+		}
+	}
+	return ""
+}
+
+// here returns the daemons in this network namespace.
+func (f *Facts) here() []Process {
+	return slices.DeleteFunc(slices.Clone(f.Processes), func(p Process) bool { return !p.Same })
+}
+
+func findNoDaemon(f *Facts) []Finding {
+	if f.Missing[fromDaemon] == nil || len(f.here()) > 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: fmt.Sprintf("no process weftd or flanneld in this network namespace; %v",
+			f.Missing[fromDaemon]),
+		Cause: "the daemon has ended or was never started: with the udp backend no packet passes, " +
+			"with the others the node keeps its routes but its lease expires",
+		Remedy: "systemctl start weftd, or kubectl -n kube-flannel get pods; its log has the reason",
+	}}
+}
+
+func findTwoDaemons(f *Facts) []Finding {
+	var out []Finding
+	here := f.here()
+	for i, a := range here {
+		for _, b := range here[i+1:] {
+			same := func(name string) bool { return a.flag(name) == b.flag(name) }
+			if !same("subnet-file") || !same("etcd-prefix") || !same("lease-file") {
+				continue
+			}
+			out = append(out, Finding{
+				Evidence: fmt.Sprintf("%s (PID %d) and %s (PID %d) run with one network and one subnet file",
+					a.Program, a.PID, b.Program, b.PID),
+				Cause:  "two daemons of one network undo each other's devices, routes and leases",
+				Remedy: fmt.Sprintf("stop one of them: kill %d or kill %d", a.PID, b.PID),
+			})
+		}
+	}
+	return out
+}
+
+func findNoEnv(f *Facts) []Finding {
+	err := f.Missing[fromEnv]
+	if err == nil || f.Missing[fromDaemon] != nil && len(f.here()) == 0 {
+		return nil // without a daemon, the missing daemon is the cause
+	}
+	cause := "the daemon is not ready yet, or writes another file (--subnet-file)"
+	if reason := f.Daemon.firstReason(); reason != "" {
+		cause = "the daemon is not ready: " + reason
+	}
+	return []Finding{{Evidence: err.Error(), Cause: cause,
+		Remedy: "weft status; new pods cannot start until the file exists"}}
+}
+
+// firstReason returns the first condition that is not met, with its reason.
+func (d Daemon) firstReason() string {
+	for _, c := range d.Conditions {
+		if !c.OK {
+			return c.Name + ": " + c.Reason
+		}
+	}
+	return ""
+}
+
+func findNoCNI(f *Facts) []Finding {
+	if len(f.CNI) > 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: "no file *.conflist or *.conf in " + cniDir,
+		Cause:    "the CNI plugin of the overlay is not installed, so new pods do not start",
+		Remedy:   "kubectl apply the manifest again, or copy 10-flannel.conflist to " + cniDir,
+	}}
+}
+
+// findForeignCNI looks at the first file, which is the one that container runtimes use.
+func findForeignCNI(f *Facts) []Finding {
+	if len(f.CNI) == 0 || slices.Contains(f.CNI[0].Types, "flannel") {
+		return nil
+	}
+	first := f.CNI[0]
+	return []Finding{{
+		Evidence: fmt.Sprintf("%s/%s comes first and has the plugins %s", cniDir, first.File,
+			strings.Join(first.Types, ", ")),
+		Cause:  "new pods are set up by another plugin than flannel's and get addresses outside the overlay",
+		Remedy: fmt.Sprintf("mv %s/%s /root/ and restart the pods that it has set up", cniDir, first.File),
+	}}
+}
+
+// overflowShare is the share of received packets that must be lost to count: bursts beyond the
+// buffers are normal.
+const overflowShare = 0.001
+
+func findOverflow(f *Facts) []Finding {
+	t := f.Daemon.Traffic
+	var out []Finding
+	for _, o := range t.Overflows {
+		passed := t.In.Packets
+		if o.Queue == "tun" {
+			passed = t.Out.Packets
+		}
+		if float64(o.Packets) <= overflowShare*float64(passed+o.Packets) {
+			continue
+		}
+		cause, remedy := "the workers are too slow for the pods' packets", "more CPUs or --workers; docs/benchmarks.md"
+		if o.Queue == "socket" {
+			cause = "the receive buffers are full: bursts of other nodes, or buffers that were not enlarged"
+			remedy = "give the daemon CAP_NET_ADMIN, or sysctl -w net.core.rmem_max=7340032 and restart it"
+		}
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("%d packets lost at the queue %q beside %d that passed", o.Packets, o.Queue, passed),
+			Cause:    cause, Remedy: remedy,
+		})
+	}
+	return out
+}
+
+func findPodCIDR(f *Facts) []Finding {
+	reason := f.Daemon.condition("lease")
+	if text := strings.ToLower(reason); !strings.Contains(text, "podcidr") &&
+		!strings.Contains(text, "pod cidr") {
+		return nil
+	}
+	return []Finding{{
+		Evidence: reason,
+		Cause:    "Kubernetes assigns no pod CIDR to this node, or one outside the network config",
+		Remedy: "kube-controller-manager with --allocate-node-cidrs=true and the --cluster-cidr of the " +
+			"network config; kubectl get node -o jsonpath='{.spec.podCIDRs}'",
+	}}
+}
+
+// devices returns the names of the overlay's devices: those of the daemon's status, else those with
+// one of flannel's names.
+func (f *Facts) devices() []string {
+	if names := strings.Fields(f.Daemon.Device); len(names) > 0 && f.Daemon.Backend != "host-gw" {
+		return names
+	}
+	var names []string
+	for _, l := range f.Kernel.Links {
+		if ctrl.OverlayName(l.Name) {
+			names = append(names, l.Name)
+		}
+	}
+	return names
+}

@@ -1,0 +1,230 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"weft/ctrl"
+)
+
+func deviceChecks() []check {
+	return []check{
+		{name: "device-missing", needs: []source{fromDaemon, fromEnv, fromKernel}, find: findNoDevice},
+		{name: "tunnel-mtu", needs: []source{fromEnv, fromKernel}, find: findTunnelMTU},
+		{name: "pod-mtu", needs: []source{fromEnv, fromKernel}, find: findPodMTU},
+		{name: "bridge-subnet", needs: []source{fromEnv, fromKernel}, find: findBridgeSubnet},
+		{name: "former-backend", needs: []source{fromDaemon, fromEnv, fromKernel}, find: findFormerBackend},
+		{name: "vxlan-port-taken", needs: []source{fromKernel}, find: findPortTaken},
+		{name: "network-overlaps-underlay", needs: []source{fromEnv, fromKernel}, find: findOverlap},
+	}
+}
+
+func findNoDevice(f *Facts) []Finding {
+	var out []Finding
+	for _, name := range f.devices() {
+		l, exists := f.link(name)
+		if exists && l.Up {
+			continue
+		}
+		state := "does not exist"
+		if exists {
+			state = "is down"
+		}
+		cause := "another program removed or disabled it faster than the daemon repairs it"
+		if f.Daemon.Kernel.Error != "" {
+			cause = "the daemon cannot set it up: " + f.Daemon.Kernel.Error
+		}
+		out = append(out, Finding{
+			Evidence: "the overlay device " + name + " " + state, Cause: cause,
+			Remedy: "ip monitor link shows who changes it; the daemon's log has the reason",
+		})
+	}
+	return out
+}
+
+// overhead returns the bytes that a tunnel adds to a packet; ok is false for devices that are not
+// tunnels of a known size. The numbers are those of package encap: outer IPv4, UDP, VXLAN and inner
+// Ethernet headers.
+func overhead(l ctrl.Link, outer6 bool) (bytes int, ok bool) {
+	const ip4, ip6, udp, vxlan, ethernet = 20, 40, 8, 8, 14
+	ip := ip4
+	if outer6 {
+		ip = ip6
+	}
+	switch l.Kind {
+	case ctrl.KindTUN:
+		return ip + udp, true
+	case ctrl.KindVXLAN:
+		return ip + udp + vxlan + ethernet, true
+	case ctrl.KindIPIP:
+		if l.IPIP.FOUPort != 0 {
+			return ip + udp, true
+		}
+		return ip, true
+	}
+	return 0, false
+}
+
+// findTunnelMTU compares the overlay devices with the underlay interface, and the pods' MTU with
+// both.
+func findTunnelMTU(f *Facts) []Finding {
+	under, ok := f.link(f.underlay())
+	if !ok {
+		return nil
+	}
+	var out []Finding
+	for _, name := range f.devices() {
+		l, _ := f.link(name)
+		extra, ok := overhead(l, f.outer6())
+		if !ok || l.MTU+extra <= under.MTU {
+			continue
+		}
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("MTU %d of %s and %d bytes of headers exceed the MTU %d of %s",
+				l.MTU, name, extra, under.MTU, under.Name),
+			Cause: "tunnel packets of full size do not fit: small packets pass, large transfers hang",
+			Remedy: fmt.Sprintf("ip link set %s mtu %d, and restart the daemon so that new pods get it",
+				name, under.MTU-extra),
+			Fix: []Setting{{"/sys/class/net/" + name + "/mtu", fmt.Sprint(under.MTU - extra)}},
+		})
+	}
+	return out
+}
+
+// outer6 reports whether tunnel packets are IPv6.
+func (f *Facts) outer6() bool {
+	return slices.ContainsFunc(f.Nodes, func(n Node) bool { return n.Public.Is6() })
+}
+
+// findPodMTU compares the bridge and its ports with the MTU for pods. The host's end of a pod's
+// link has the MTU of the pod's end.
+func findPodMTU(f *Facts) []Finding {
+	var out []Finding
+	for _, bridge := range f.bridges() {
+		var large []string
+		for _, name := range append([]string{bridge}, f.Ports[bridge]...) {
+			if l, ok := f.link(name); ok && l.MTU > f.Env.MTU {
+				large = append(large, fmt.Sprintf("%s (%d)", name, l.MTU))
+			}
+		}
+		if len(large) == 0 {
+			continue
+		}
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("MTU above the %d bytes of the subnet file: %s", f.Env.MTU, listed(large)),
+			Cause:    "pods send packets that the overlay cannot carry; those that forbid fragmentation are lost",
+			Remedy: fmt.Sprintf("recreate the pods of %s; for the bridge: ip link set %s mtu %d", bridge,
+				bridge, f.Env.MTU),
+		})
+	}
+	return out
+}
+
+// findBridgeSubnet looks at the bridges that carry an address of the pod network.
+func findBridgeSubnet(f *Facts) []Finding {
+	var out []Finding
+	for _, a := range f.Kernel.Addrs {
+		_, isBridge := f.Ports[a.Dev]
+		if !isBridge || !f.network().Contains(a.Prefix.Addr()) ||
+			f.subnet().Masked().Contains(a.Prefix.Addr()) {
+			continue
+		}
+		cause := "the bridge has the address of a former lease: pods on it are unreachable from other nodes"
+		for _, n := range f.Nodes {
+			if n.Subnet.Overlaps(a.Prefix) {
+				cause += fmt.Sprintf(", and packets to %s (%s) stay on this node", n.Name, n.Subnet)
+			}
+		}
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("%s has %s, but this node's subnet is %s", a.Dev, a.Prefix,
+				f.subnet().Masked()),
+			Cause:  cause,
+			Remedy: fmt.Sprintf("ip link delete %s, then restart the pods of this node", a.Dev),
+		})
+	}
+	return out
+}
+
+// findFormerBackend looks for overlay devices that the daemon does not use, with an address or a
+// route in its network.
+func findFormerBackend(f *Facts) []Finding {
+	if f.Daemon.Backend == "" {
+		return nil
+	}
+	used := f.devices()
+	if f.Daemon.Backend == "host-gw" {
+		used = nil
+	}
+	var out []Finding
+	for _, l := range f.Kernel.Links {
+		if !ctrl.OverlayName(l.Name) || slices.Contains(used, l.Name) || !f.touches(l.Name) {
+			continue
+		}
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("%s still exists with an address or a route in %s, but the backend is %s",
+				l, f.network(), f.Daemon.Backend),
+			Cause: "a former backend left it, or a second daemon uses it; its routes take the pods' packets",
+			Remedy: fmt.Sprintf("ip link delete %s; weftd cleanup removes all of it before a restart",
+				l.Name),
+		})
+	}
+	return out
+}
+
+// touches reports whether a device has an address or a route in the pod network.
+func (f *Facts) touches(dev string) bool {
+	return slices.ContainsFunc(f.Kernel.Addrs, func(a ctrl.Addr) bool {
+		return a.Dev == dev && f.network().Contains(a.Prefix.Addr())
+	}) || slices.ContainsFunc(f.Kernel.Routes, func(r ctrl.Route) bool {
+		return r.Dev == dev && ctrl.Contains([]netip.Prefix{f.network()}, r.Dst)
+	})
+}
+
+// findPortTaken looks for a program on the port of VXLAN, which keeps the kernel from opening it.
+func findPortTaken(f *Facts) []Finding {
+	if f.Daemon.Backend != "vxlan" || len(f.Daemon.Kernel.Error) == 0 {
+		return nil
+	}
+	port := f.tunnelPort()
+	if !slices.Contains(f.UDPPorts, port) {
+		return nil
+	}
+	return []Finding{{
+		Evidence: fmt.Sprintf("a program holds UDP port %d: %s", port, f.Daemon.Kernel.Error),
+		Cause:    "the kernel cannot open the port for VXLAN, so the device stays down",
+		Remedy:   fmt.Sprintf("ss -ulpn sport = %d; stop that program, or set Port of the backend", port),
+	}}
+}
+
+// findOverlap looks for addresses of nodes, gateways and of the store inside the pod network.
+func findOverlap(f *Facts) []Finding {
+	var inside []string
+	add := func(what string, a netip.Addr) {
+		if f.network().Contains(a) {
+			inside = append(inside, what+" "+a.String())
+		}
+	}
+	for _, a := range f.Kernel.Addrs {
+		_, isBridge := f.Ports[a.Dev]
+		if !isBridge && !ctrl.OverlayName(a.Dev) && a.Dev != "lo" {
+			add("this node's address on "+a.Dev, a.Prefix.Addr())
+		}
+	}
+	for _, n := range f.Nodes {
+		add("the address of "+n.Name, n.Public)
+	}
+	for _, r := range f.Kernel.Routes {
+		if r.Dst.Bits() == 0 && r.Via.IsValid() {
+			add("the gateway", r.Via)
+		}
+	}
+	if len(inside) == 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: fmt.Sprintf("inside the pod network %s: %s", f.network(), listed(inside)),
+		Cause:    "the pod network covers the underlay, so packets to these addresses enter the overlay again",
+		Remedy:   "choose another Network in the network config, which no other network uses",
+	}}
+}

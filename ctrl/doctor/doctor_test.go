@@ -1,0 +1,280 @@
+package doctor
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/lease/subnetenv"
+)
+
+var (
+	network  = netip.MustParsePrefix("10.5.0.0/16")
+	own      = netip.MustParsePrefix("10.5.1.1/24")
+	peerNet  = netip.MustParsePrefix("10.5.2.0/24")
+	peerAddr = netip.MustParseAddr("192.0.2.2")
+	peerMAC  = ctrl.MAC{2, 0, 0, 0, 0, 2}
+)
+
+// healthy returns the facts of a node with the vxlan backend, one other node and no fault.
+func healthy(t *testing.T) *Facts {
+	t.Helper()
+	status, err := os.ReadFile("testdata/status.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := ParseStatus(status)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	via := Lookup{LookupResult: ctrl.LookupResult{Dev: "flannel.1", Via: peerNet.Addr(), Match: peerNet,
+		Table: ctrl.TableMain, Protocol: ctrl.RouteProtocol}}
+	under := Lookup{LookupResult: ctrl.LookupResult{Dev: "eth0", Table: ctrl.TableMain,
+		Match: netip.MustParsePrefix("192.0.2.0/24")}}
+	return &Facts{
+		Now:     now,
+		Missing: map[source]error{},
+		Env:     subnetenv.File{Network: network, Subnet: own, MTU: 1450},
+		Daemon:  d,
+		Kernel: ctrl.State{
+			Links: []ctrl.Link{
+				{Name: "eth0", MTU: 1500, Up: true}, {Name: "cni0", MTU: 1450, Up: true},
+				{Name: "flannel.1", Kind: ctrl.KindVXLAN, MTU: 1450, Up: true, VXLAN: ctrl.VXLAN{Port: 8472}},
+			},
+			Addrs: []ctrl.Addr{{Dev: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")},
+				{Dev: "cni0", Prefix: own}, {Dev: "flannel.1", Prefix: netip.MustParsePrefix("10.5.1.0/32")}},
+			Routes: []ctrl.Route{{Dst: peerNet, Via: peerNet.Addr(), Dev: "flannel.1",
+				Protocol: ctrl.RouteProtocol}},
+			Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: peerNet.Addr(), MAC: peerMAC}},
+			FDB:        []ctrl.FDBEntry{{Dev: "flannel.1", MAC: peerMAC, Dst: peerAddr}},
+		},
+		Ports:     map[string][]string{"cni0": nil},
+		Sysctl:    map[string]string{"net/ipv4/ip_forward": "1"},
+		Processes: []Process{{PID: 1, Program: "weftd", Same: true}},
+		CNI:       []CNIConfig{{"10-flannel.conflist", []string{"flannel", "portmap"}}},
+		Store:     []Endpoint{{URL: "http://etcd:2379", Dated: true}},
+		Nodes: []Node{{Name: "n2", Subnet: peerNet, Public: peerAddr, Target: peerNet.Addr(), Route: via,
+			Forward: via, Underlay: under, Probed: true, Probes: Probes{TCP: true, DirectTCP: true,
+				Small: Echo{Sent: 1, Received: 1}, Large: Echo{Sent: 1, Received: 1},
+				Direct: Echo{Sent: 1, Received: 1}}}},
+	}
+}
+
+// silence makes the other node answer on the underlay only.
+func silence(f *Facts) { f.Nodes[0].Probes.Small.Received, f.Nodes[0].Probes.TCP = 0, false }
+
+// unmet returns a condition that is not met.
+func unmet(name, reason string) []Condition { return []Condition{{Name: name, Reason: reason}} }
+
+// faults change healthy facts so that exactly the check of that name finds something.
+var faults = []struct {
+	name string
+	make func(*Facts)
+}{
+	{"daemon-not-running", func(f *Facts) {
+		f.Processes, f.Daemon = nil, Daemon{}
+		f.Missing[fromDaemon], f.Missing[fromTraffic] = errors.New("no daemon"), errors.New("no daemon")
+	}},
+	{"two-daemons", func(f *Facts) {
+		f.Processes = append(f.Processes, Process{PID: 2, Program: "flanneld", Same: true})
+	}},
+	{"subnet-env-missing", func(f *Facts) { f.Missing[fromEnv] = errors.New("no such file") }},
+	{"cni-config-missing", func(f *Facts) { f.CNI = nil }},
+	{"cni-config-foreign", func(f *Facts) {
+		f.CNI = slices.Insert(f.CNI, 0, CNIConfig{"05-cilium.conflist", []string{"cilium-cni"}})
+	}},
+	{"queue-overflow", func(f *Facts) {
+		f.Daemon.Traffic.In.Packets = 1000
+		f.Daemon.Traffic.Overflows = append(f.Daemon.Traffic.Overflows, Overflow{"socket", 50})
+	}},
+	{"pod-cidr", func(f *Facts) {
+		f.Daemon.Conditions = unmet("lease", "node n1 has no podCIDR: see kube-controller-manager")
+	}},
+	{"store-denied", func(f *Facts) { f.Daemon.Store.Error = "etcdserver: permission denied" }},
+	{"store-compacted", func(f *Facts) {
+		f.Daemon.Store.Error = "etcdserver: mvcc: required revision has been compacted"
+	}},
+	{"store-proxied", func(f *Facts) {
+		f.Daemon.Store.Connected, f.Store[0].Err = false, proxyError{"502 Bad Gateway"}
+	}},
+	{"store-down", func(f *Facts) { f.Store[0].Err = errors.New("connection refused") }},
+	{"store-slow", func(f *Facts) { f.Store[0].Took = 2 * time.Second }},
+	{"clock-skew", func(f *Facts) { f.Store[0].Skew = -5 * time.Minute }},
+	{"lease-expiring", func(f *Facts) { f.Daemon.Lease.Expires = f.Now.Add(10 * time.Minute) }},
+	{"ip-forward-off", func(f *Facts) { f.Sysctl["net/ipv4/ip_forward"] = "0" }},
+	{"device-forwarding-off", func(f *Facts) { f.Sysctl["net/ipv4/conf/flannel.1/forwarding"] = "0" }},
+	{"rp-filter-strict", func(f *Facts) {
+		// Most nodes are on eth0; one is reached by eth1.
+		f.Sysctl["net/ipv4/conf/eth0/rp_filter"] = "1"
+		other := f.Nodes[0]
+		other.Name, other.Underlay.Dev = "n3", "eth1"
+		f.Nodes = append(f.Nodes, other)
+	}},
+	{"br-netfilter-missing", func(f *Facts) { f.Filter.Chains = []string{"KUBE-SERVICES"} }},
+	{"conntrack-full", func(f *Facts) {
+		f.Sysctl["net/netfilter/nf_conntrack_count"], f.Sysctl["net/netfilter/nf_conntrack_max"] = "950", "1000"
+	}},
+	{"neighbour-table-full", func(f *Facts) {
+		f.Sysctl["net/ipv4/neigh/default/gc_thresh3"] = "1024"
+		f.Neighbours = make([]ctrl.NeighbourState, 1000)
+	}},
+	{"device-missing", func(f *Facts) { f.Kernel.Links[2].Up = false }},
+	{"tunnel-mtu", func(f *Facts) { f.Kernel.Links[0].MTU = 1400 }},
+	{"pod-mtu", func(f *Facts) { f.Kernel.Links[1].MTU = 1500 }},
+	{"bridge-subnet", func(f *Facts) { f.Kernel.Addrs[1].Prefix = netip.MustParsePrefix("10.5.9.1/24") }},
+	{"former-backend", func(f *Facts) {
+		f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "flannel0", Kind: ctrl.KindTUN, Up: true})
+		f.Kernel.Addrs = append(f.Kernel.Addrs, ctrl.Addr{Dev: "flannel0", Prefix: netip.MustParsePrefix("10.5.1.0/32")})
+	}},
+	{"vxlan-port-taken", func(f *Facts) {
+		f.Daemon.Kernel.Error, f.UDPPorts = "set flannel.1 up: address already in use", []uint16{8472}
+	}},
+	{"network-overlaps-underlay", func(f *Facts) {
+		f.Kernel.Addrs = append(f.Kernel.Addrs, ctrl.Addr{Dev: "eth1", Prefix: netip.MustParsePrefix("10.5.7.7/16")})
+	}},
+	{"route-missing", func(f *Facts) {
+		def := Lookup{LookupResult: ctrl.LookupResult{Dev: "eth0", Via: netip.MustParseAddr("192.0.2.254"),
+			Match: netip.MustParsePrefix("0.0.0.0/0"), Table: ctrl.TableMain}}
+		f.Nodes[0].Route, f.Nodes[0].Forward = def, def
+	}},
+	{"route-foreign", func(f *Facts) {
+		f.Nodes[0].Route.Dev, f.Nodes[0].Route.Protocol = "tun9", 3
+	}},
+	{"policy-routing", func(f *Facts) {
+		f.Nodes[0].Forward.Dev, f.Nodes[0].Forward.Table, f.Nodes[0].Forward.Protocol = "tailscale0", 52, 3
+	}},
+	{"entries-stale", func(f *Facts) {
+		f.Kernel.Neighbours = append(f.Kernel.Neighbours, ctrl.Neighbour{Dev: "flannel.1",
+			IP: netip.MustParseAddr("10.5.66.0"), MAC: ctrl.MAC{2}})
+	}},
+	{"host-gw-router", func(f *Facts) {
+		f.Daemon.Nodes[0].Unreachable = "192.0.2.2 is not on the link of eth0 (192.0.2.0/26): use vxlan with DirectRouting"
+	}},
+	{"forward-drop", func(f *Facts) { f.Filter.Blocked = []string{"chain FORWARD drops packets; remedy: iptables ..."} }},
+	{"docker-isolation", func(f *Facts) {
+		f.Docker = []netfilter.Verdict{{Chain: "raw", Dropped: true, Certain: true, Rule: "rule 1"}}
+	}},
+	{"tunnel-port-dropped", func(f *Facts) {
+		f.Nodes[0].In = []netfilter.Verdict{{Chain: "INPUT", Dropped: true, Certain: true,
+			Remedy: "iptables -I INPUT -s 192.0.2.2/32 -j ACCEPT"}}
+	}},
+	{"rules-missing", func(f *Facts) { f.RulesFound, f.RuleChanges = true, []string{"filter FORWARD: jump duplicate"} }},
+	{"masquerade-foreign", func(f *Facts) { f.Filter.Masquerades = []string{"nftables chain POSTROUTING"} }},
+	{"icmp-errors-dropped", func(f *Facts) { f.Filter.ICMPErrors, f.Filter.NoTrack = "chain INPUT", true }},
+	{"duplicate-node", func(f *Facts) { f.Daemon.Nodes[0].Public = f.Daemon.Interface.Public }},
+	{"backend-mismatch", func(f *Facts) { f.Daemon.Nodes[0].Unreachable = "VNI is 7, this node's is 1" }},
+	{"wrong-interface", func(f *Facts) { f.Nodes[0].Underlay.Dev = "eth1" }},
+	{"unknown-source", func(f *Facts) {
+		f.Daemon.Traffic.UnknownSources = []UnknownSource{{netip.MustParseAddr("192.0.2.77"), 9, f.Now}}
+	}},
+	{"tunnel-port-refused", func(f *Facts) { silence(f); f.Nodes[0].Probes.Port = syscall.ECONNREFUSED }},
+	{"path-mtu-blackhole", func(f *Facts) { f.Nodes[0].Probes.Large.Received = 0 }},
+	{"checksum-offload", func(f *Facts) { f.Nodes[0].Probes.TCP = false }},
+	{"anti-spoofing", func(f *Facts) {
+		silence(f)
+		f.Daemon.Backend, f.Daemon.Device = "host-gw", ""
+		f.Kernel.Links, f.Kernel.FDB, f.Kernel.Neighbours = f.Kernel.Links[:2], nil, nil
+	}},
+	{"tunnel-blocked", silence},
+	{"node-down", func(f *Facts) { silence(f); f.Nodes[0].Probes.Direct.Received = 0 }},
+	{"not-ready", func(f *Facts) { f.Daemon.Conditions = unmet("engine", "no queues") }},
+}
+
+// TestChecks makes each fault and expects its finding and no other.
+func TestChecks(t *testing.T) {
+	if r := Examine(healthy(t)); len(r.Findings) > 0 || len(r.NotChecked) > 0 {
+		t.Fatalf("healthy node: %+v, not checked: %+v", r.Findings, r.NotChecked)
+	}
+	made := map[string]bool{}
+	for _, c := range faults {
+		made[c.name] = true
+		f := healthy(t)
+		c.make(f)
+		r := Examine(f)
+		if len(r.Findings) != 1 || r.Findings[0].Name != c.name {
+			t.Errorf("%s: found %+v", c.name, r.Findings)
+			continue
+		}
+		if g := r.Findings[0]; g.Evidence == "" || g.Cause == "" || g.Remedy == "" {
+			t.Errorf("%s: incomplete: %+v", c.name, g)
+		}
+	}
+	for _, name := range Names() {
+		if !made[name] {
+			t.Errorf("no fault for the check %s", name)
+		}
+	}
+}
+
+// TestMissingFacts expects that checks without facts are listed with the reason, and find nothing.
+func TestMissingFacts(t *testing.T) {
+	all := []source{fromDaemon, fromEnv, fromKernel, fromFilter, fromProbes, fromTraffic, fromCNI, fromStore}
+	f := &Facts{Missing: map[source]error{}, Processes: []Process{{Program: "weftd", Same: true}}}
+	for _, s := range all {
+		f.Missing[s] = errNotAsked
+	}
+	f.Missing[fromEnv] = nil
+	r := Examine(f)
+	if len(r.Findings) > 0 {
+		t.Errorf("found %+v", r.Findings)
+	}
+	for _, n := range r.NotChecked {
+		if !strings.Contains(n.Reason, errNotAsked.Error()) {
+			t.Errorf("%+v", n)
+		}
+	}
+	if len(r.NotChecked)+len(r.Passed) != len(Names()) {
+		t.Errorf("%d not checked, %d passed of %d", len(r.NotChecked), len(r.Passed), len(Names()))
+	}
+}
+
+// TestDocumentedFindings holds docs/troubleshooting.md to the names of the checks.
+func TestDocumentedFindings(t *testing.T) {
+	page, err := os.ReadFile("../../docs/troubleshooting.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var documented []string
+	for line := range strings.Lines(string(page)) {
+		if name, ok := strings.CutPrefix(line, "### "); ok {
+			documented = append(documented, strings.TrimSpace(name))
+		}
+	}
+	slices.Sort(documented)
+	names := Names()
+	slices.Sort(names)
+	if !slices.Equal(documented, names) {
+		t.Errorf("docs/troubleshooting.md has the sections %q, want %q", documented, names)
+	}
+}
+
+// TestStatColumn reads a file of /proc/net/stat.
+func TestStatColumn(t *testing.T) {
+	const text = "entries  searched drop early_drop\n00000010  00000000 0000000a 00000000\n" +
+		"00000010  00000000 00000001 00000000\n"
+	if n := statColumn(text, "drop"); n != 11 {
+		t.Errorf("got %d, want 11", n)
+	}
+	if n := statColumn(text, "absent"); n != 0 {
+		t.Errorf("absent column: got %d", n)
+	}
+}
+
+// TestProgramPorts reads /proc/net/udp, in which a socket of the kernel has no inode.
+func TestProgramPorts(t *testing.T) {
+	const text = `   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops
+  351: 00000000:2118 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 0 2 0000000000000000 0
+  352: 0100007F:0044 00000000:0000 07 00000000:00000000 00:00000000 00000000     0        0 17437 2 0000000000000000 0
+`
+	if ports := programPorts(text); !slices.Equal(ports, []uint16{68}) {
+		t.Errorf("got %v, want [68]", ports)
+	}
+}

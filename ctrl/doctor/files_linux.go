@@ -1,0 +1,166 @@
+package doctor
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// readFiles reads the facts that the kernel and other programs hold in files.
+func (g gathering) readFiles() {
+	g.readSysctls("/proc/sys")
+	g.Ports = readPorts("/sys/class/net")
+	// A kernel without connection tracking has no such file.
+	if text, err := os.ReadFile("/proc/net/stat/nf_conntrack"); err == nil {
+		g.Drops = map[string]uint64{"nf_conntrack": statColumn(string(text), "drop")}
+	}
+	for _, name := range []string{"/proc/net/udp", "/proc/net/udp6"} {
+		if text, err := os.ReadFile(name); err == nil {
+			g.UDPPorts = append(g.UDPPorts, programPorts(string(text))...)
+		}
+	}
+	g.Processes = readProcesses("/proc")
+	var err error
+	g.CNI, err = readCNI(g.options.CNIDir)
+	g.miss(fromCNI, err)
+}
+
+// readSysctls reads the values that the checks use.
+func (g gathering) readSysctls(dir string) {
+	names := []string{
+		"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv4.conf.all.rp_filter",
+		"net.bridge.bridge-nf-call-iptables",
+		"net.netfilter.nf_conntrack_count", "net.netfilter.nf_conntrack_max",
+		"net.ipv4.neigh.default.gc_thresh3", "net.ipv6.neigh.default.gc_thresh3",
+	}
+	for _, l := range g.Kernel.Links {
+		names = append(names, sysctlName("net.ipv4.conf.%s.forwarding", l.Name),
+			sysctlName("net.ipv4.conf.%s.rp_filter", l.Name))
+	}
+	g.Sysctl = map[string]string{}
+	for _, name := range names {
+		path := sysctlPath(name)
+		// A missing file is a fact: the feature or the device does not exist.
+		if value, err := os.ReadFile(filepath.Join(dir, path)); err == nil {
+			g.Sysctl[path] = strings.TrimSpace(string(value))
+		}
+	}
+}
+
+// readPorts returns the ports of each bridge.
+func readPorts(dir string) map[string][]string {
+	ports := map[string][]string{}
+	bridges, _ := filepath.Glob(filepath.Join(dir, "*", "bridge")) // the pattern is well formed
+	for _, b := range bridges {
+		bridge := filepath.Base(filepath.Dir(b))
+		ports[bridge] = nil
+		found, _ := filepath.Glob(filepath.Join(dir, bridge, "brif", "*"))
+		for _, p := range found {
+			ports[bridge] = append(ports[bridge], filepath.Base(p))
+		}
+	}
+	return ports
+}
+
+// statColumn returns the sum of a column over all CPUs. The files of /proc/net/stat have a line of
+// names and a line of hexadecimal numbers per CPU.
+func statColumn(text, column string) uint64 {
+	lines := strings.Split(strings.TrimSpace(text), "\n")
+	at := slices.Index(strings.Fields(lines[0]), column)
+	var sum uint64
+	for _, line := range lines[1:] {
+		fields := strings.Fields(line)
+		if at < 0 || at >= len(fields) {
+			continue
+		}
+		if n, err := strconv.ParseUint(fields[at], 16, 64); err == nil {
+			sum += n
+		}
+	}
+	return sum
+}
+
+// programPorts returns the local ports of the sockets in /proc/net/udp that belong to programs: the
+// kernel's own have the inode 0 or are not listed.
+func programPorts(text string) []uint16 {
+	const localColumn, inodeColumn = 1, 9
+	var ports []uint16
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		if len(fields) <= inodeColumn || fields[inodeColumn] == "0" {
+			continue
+		}
+		_, port, _ := strings.Cut(fields[localColumn], ":")
+		if n, err := strconv.ParseUint(port, 16, 16); err == nil {
+			ports = append(ports, uint16(n))
+		}
+	}
+	return ports
+}
+
+// readProcesses lists the daemons of overlays. Processes that end meanwhile, or of other users'
+// namespaces, are not listed.
+func readProcesses(dir string) []Process {
+	own, _ := os.Readlink(filepath.Join(dir, "self", "ns", "net"))
+	names, _ := filepath.Glob(filepath.Join(dir, "[0-9]*", "cmdline"))
+	var out []Process
+	for _, name := range names {
+		text, err := os.ReadFile(name)
+		args := strings.Split(strings.TrimRight(string(text), "\x00"), "\x00")
+		program := filepath.Base(args[0])
+		if err != nil || program != "weftd" && program != "flanneld" ||
+			len(args) > 1 && args[1] == "cleanup" {
+			continue
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(name)))
+		if err != nil {
+			continue
+		}
+		ns, _ := os.Readlink(filepath.Join(filepath.Dir(name), "ns", "net"))
+		out = append(out, Process{PID: pid, Program: program, Args: args[1:], Same: ns == own})
+	}
+	return out
+}
+
+// readCNI reads the CNI configurations in the order in which container runtimes do. Invalid files
+// have no types: the runtimes skip them, too.
+func readCNI(dir string) ([]CNIConfig, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("no directory %s here", dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	var out []CNIConfig
+	for _, e := range entries {
+		if !slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			return nil, err
+		}
+		var config struct {
+			Type    string
+			Plugins []struct{ Type string }
+		}
+		if err := json.Unmarshal(text, &config); err != nil {
+			continue
+		}
+		c := CNIConfig{File: e.Name()}
+		if config.Type != "" {
+			c.Types = []string{config.Type}
+		}
+		for _, p := range config.Plugins {
+			c.Types = append(c.Types, p.Type)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}

@@ -1,0 +1,283 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/ctrl"
+	"weft/ctrl/netfilter"
+	"weft/lease/subnetenv"
+)
+
+// Options select the facts.
+type Options struct {
+	SubnetFile string // DefaultSubnetFile if empty
+	CNIDir     string // the directory of container runtimes if empty
+	// Status returns the daemon's status as JSON; nil if there is no daemon to ask.
+	Status func(context.Context) ([]byte, error)
+	// Probe sends packets to other nodes and to the store: a few echoes, a TCP connection and a
+	// datagram per node.
+	Probe bool
+}
+
+// maxProbed is the number of nodes that are probed and whose packets are traced. A fault of this
+// node concerns the first few as well as all.
+const maxProbed = 16
+
+// gathering collects the facts.
+type gathering struct {
+	*Facts
+	options Options
+	kernel  *ctrl.Kernel
+}
+
+// Gather collects the facts about this host, in the network namespace of the process. It always
+// succeeds: facts that could not be observed are missing, with the reason.
+func Gather(ctx context.Context, o Options) *Facts {
+	if o.SubnetFile == "" {
+		o.SubnetFile = DefaultSubnetFile
+	}
+	if o.CNIDir == "" {
+		o.CNIDir = cniDir
+	}
+	g := gathering{Facts: &Facts{Now: time.Now(), Missing: map[source]error{}}, options: o}
+	g.readDaemon(ctx)
+	g.miss(fromEnv, g.readEnv())
+	kernel, err := ctrl.OpenKernel(nil)
+	if err == nil {
+		defer kernel.Close()
+		g.kernel = kernel
+		err = g.readKernel()
+	}
+	g.miss(fromKernel, err)
+	g.readFiles()
+	if g.Missing[fromKernel] == nil {
+		g.findNodes()
+	}
+	g.miss(fromFilter, g.readFilter())
+	g.readStore(ctx)
+	g.probe(ctx)
+	return g.Facts
+}
+
+func (g gathering) miss(s source, err error) {
+	if err != nil {
+		g.Missing[s] = err
+	}
+}
+
+func (g gathering) readDaemon(ctx context.Context) {
+	d, err := g.status(ctx)
+	if err != nil {
+		g.miss(fromDaemon, err)
+		g.miss(fromTraffic, err)
+		return
+	}
+	if g.Daemon = d; d.Traffic == nil {
+		g.miss(fromTraffic, fmt.Errorf("the kernel carries the packets of backend %q", d.Backend))
+	}
+}
+
+func (g gathering) status(ctx context.Context) (Daemon, error) {
+	if g.options.Status == nil {
+		return Daemon{}, errors.New("not asked")
+	}
+	text, err := g.options.Status(ctx)
+	if err != nil {
+		return Daemon{}, err
+	}
+	return ParseStatus(text)
+}
+
+func (g gathering) readEnv() (err error) {
+	g.Env, err = subnetenv.Read(g.options.SubnetFile)
+	return err
+}
+
+func (g gathering) readKernel() (err error) {
+	if g.Kernel, err = g.kernel.Read(ctrl.OverlayName); err != nil {
+		return err
+	}
+	if g.PolicyRules, err = g.kernel.PolicyRules(); err != nil {
+		return err
+	}
+	g.Neighbours, err = g.kernel.NeighbourStates()
+	return err
+}
+
+// findNodes lists the other nodes and their routes.
+func (g gathering) findNodes() {
+	for _, d := range g.Daemon.Nodes {
+		subnet := d.Subnet
+		if !subnet.IsValid() || g.Missing[fromEnv] == nil && !g.subnet().Addr().Is4() {
+			subnet = d.Subnet6
+		}
+		if subnet.IsValid() {
+			unplanned := hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
+			g.Nodes = append(g.Nodes, Node{Name: d.Name, Subnet: subnet, Public: d.Public,
+				Unplanned: unplanned})
+		}
+	}
+	if g.Missing[fromDaemon] != nil {
+		g.nodesOfRoutes()
+	}
+	for i := range g.Nodes {
+		n := &g.Nodes[i]
+		n.Probes.Received = -1
+		if n.Name == "" {
+			n.Name = n.Subnet.String()
+		}
+		n.Target = n.Subnet.Masked().Addr()
+		if g.backend() == "host-gw" {
+			n.Target = n.Target.Next()
+		}
+		if i < maxProbed {
+			g.lookUp(n)
+		}
+	}
+}
+
+// nodesOfRoutes takes the nodes from the routes and the neighbours of the overlay.
+func (g gathering) nodesOfRoutes() {
+	for _, r := range g.Kernel.Routes {
+		inside := ctrl.Contains([]netip.Prefix{g.network()}, r.Dst) && r.Dst != g.network()
+		if r.Kind != ctrl.Forward || !r.Via.IsValid() || !inside {
+			continue
+		}
+		n := Node{Subnet: r.Dst}
+		if !g.network().Contains(r.Via) {
+			n.Public = r.Via
+		}
+		for _, e := range g.Kernel.Neighbours {
+			if e.IP == r.Via && e.Dev == r.Dev {
+				n.Public = g.endpoint(e)
+			}
+		}
+		g.Nodes = append(g.Nodes, n)
+	}
+	for _, e := range g.Kernel.Neighbours {
+		known := slices.ContainsFunc(g.Nodes, func(n Node) bool { return n.Subnet.Contains(e.IP) })
+		if g.network().Contains(e.IP) && !known {
+			subnet := netip.PrefixFrom(e.IP, g.subnet().Bits()).Masked()
+			g.Nodes = append(g.Nodes, Node{Subnet: subnet, Public: g.endpoint(e)})
+		}
+	}
+}
+
+// endpoint returns the address of the node that a neighbour entry leads to, by the forwarding
+// entries.
+func (g gathering) endpoint(n ctrl.Neighbour) netip.Addr {
+	for _, e := range g.Kernel.FDB {
+		if e.MAC == n.MAC && e.Dev == n.Dev {
+			return e.Dst
+		}
+	}
+	return netip.Addr{}
+}
+
+func (g gathering) lookUp(n *Node) {
+	get := func(l ctrl.Lookup) Lookup {
+		r, err := g.kernel.Lookup(l)
+		return Lookup{r, err}
+	}
+	n.Route = get(ctrl.Lookup{Dst: n.Target})
+	if n.Public.IsValid() {
+		n.Underlay = get(ctrl.Lookup{Dst: n.Public})
+	}
+	bridges := g.bridges()
+	if len(bridges) > 0 && g.subnet().Addr().Is4() && g.forwards(bridges[0]) {
+		// A pod's address: the bridge's own one would not be accepted as the source of a
+		// forwarded packet.
+		pod := g.subnet().Masked().Addr().Next().Next()
+		forward := get(ctrl.Lookup{Dst: n.Target, Src: pod, In: bridges[0]})
+		if !errors.Is(forward.Err, unix.EXDEV) && !errors.Is(forward.Err, unix.EINVAL) {
+			n.Forward = forward
+		}
+	}
+}
+
+// forwards reports whether the kernel forwards packets that arrive by a device. Otherwise it has no
+// routes for them.
+func (g gathering) forwards(dev string) bool {
+	all, _ := g.sysctl("net.ipv4.ip_forward")
+	own, _ := g.sysctl(sysctlName("net.ipv4.conf.%s.forwarding", dev))
+	return all != "0" && own != "0"
+}
+
+// readFilter reads the packet filters and traces the tunnel packets of each node.
+func (g gathering) readFilter() error {
+	if err := errors.Join(g.Missing[fromEnv], g.Missing[fromKernel]); err != nil {
+		return err
+	}
+	net := netfilter.Net{Network: g.network(), Subnet: g.subnet()}
+	var err error
+	if g.Filter, err = netfilter.Inspect(net); err != nil {
+		return err
+	}
+	g.RuleChanges, g.RulesFound, err = netfilter.Differences(netfilter.Desired{
+		Nets:       []netfilter.Net{net},
+		Masquerade: g.Env.IPMasq,
+		Forward:    g.Daemon.Flags["iptables-forward-rules"] != "false",
+		KeepSource: g.guarded(), // without it, masquerade-foreign judges
+	})
+	if err != nil {
+		return err
+	}
+	for i := range g.Nodes[:min(len(g.Nodes), maxProbed)] {
+		if err := g.traceTunnel(&g.Nodes[i]); err != nil {
+			return err
+		}
+	}
+	return g.traceDocker()
+}
+
+// traceTunnel traces the tunnel packets from and to a node.
+func (g gathering) traceTunnel(n *Node) error {
+	port, self := g.tunnelPort(), n.Underlay.Src
+	if port == 0 || !n.Public.IsValid() || !self.IsValid() {
+		return nil
+	}
+	in := netfilter.Packet{Src: n.Public, Dst: self, Protocol: unix.IPPROTO_UDP, Port: port,
+		In: n.Underlay.Dev}
+	for _, hook := range []netfilter.Hook{netfilter.HookPrerouting, netfilter.HookInput} {
+		verdicts, err := netfilter.Trace(hook, in)
+		if err != nil {
+			return err
+		}
+		n.In = append(n.In, verdicts...)
+	}
+	var err error
+	n.Out, err = netfilter.Trace(netfilter.HookOutput, netfilter.Packet{Src: self, Dst: n.Public,
+		Protocol: unix.IPPROTO_UDP, Port: port, Out: n.Underlay.Dev})
+	return err
+}
+
+// traceDocker traces packets of other nodes to docker0.
+func (g gathering) traceDocker() (err error) {
+	const bridge = "docker0"
+	if !slices.Contains(g.bridges(), bridge) || len(g.devices()) == 0 {
+		return nil
+	}
+	subnet := g.subnet().Masked().Addr()
+	p := netfilter.Packet{Src: g.network().Addr().Next(), Dst: subnet.Next().Next(),
+		Protocol: unix.IPPROTO_TCP, Port: 80, In: g.devices()[0], Out: bridge}
+	for _, hook := range []netfilter.Hook{netfilter.HookPrerouting, netfilter.HookForward} {
+		q := p
+		if hook == netfilter.HookPrerouting {
+			q.Out = ""
+		}
+		verdicts, traceErr := netfilter.Trace(hook, q)
+		g.Docker, err = append(g.Docker, verdicts...), errors.Join(err, traceErr)
+	}
+	g.Docker = slices.DeleteFunc(g.Docker, func(v netfilter.Verdict) bool {
+		return strings.Contains(v.Rule, "policy") // forward-drop
+	})
+	return err
+}
