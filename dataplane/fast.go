@@ -137,9 +137,14 @@ func (e *Engine) moveFastPath() {
 	}
 }
 
-// setFastNodes passes the nodes to the path. The caller holds e.mu.
+// setFastNodes passes the nodes to the path. While a capture is to see every packet, it passes
+// none, so that the programs leave all packets to the workers. The caller holds e.mu.
 func (e *Engine) setFastNodes() error {
-	gone, err := e.fast.path.SetNodes(e.fast.local, e.fast.others)
+	others := e.fast.others
+	if e.taps.Load().wantAll() {
+		others = nil
+	}
+	gone, err := e.fast.path.SetNodes(e.fast.local, others)
 	for _, p := range e.snapshot.Load().peers {
 		if t, ok := gone[p.dest.Addr.Addr()]; ok {
 			p.addFast(t)
@@ -231,6 +236,8 @@ func (e *Engine) FastPath() FastPathStatus {
 	switch {
 	case e.fast.path == nil:
 		return FastPathStatus{Reason: e.fast.err.Error()}
+	case e.taps.Load().wantAll():
+		return FastPathStatus{Active: true, Reason: "paused for weft capture"}
 	case e.fast.path.Paused():
 		return FastPathStatus{Active: true, Reason: "paused for a capture on " + e.device}
 	case !e.fast.path.Persistent():

@@ -1,11 +1,13 @@
 package dataplane
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 	"time"
 
+	"weft/dataplane/capture"
 	"weft/dataplane/fastpath"
 	"weft/dataplane/fib"
 	"weft/deploy/lab"
@@ -91,4 +93,40 @@ func TestNetnsFastPath(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestNetnsFastPathPausesForCapture counts the packets of a ping that a capture sees.
+func TestNetnsFastPathPausesForCapture(t *testing.T) {
+	ov := startFast(t, lab.Options{}, fast, fast)
+	e := ov.engines[0]
+	awaitFast := func(when string) {
+		t.Helper()
+		before := e.Stats().FastPath.Sent.Packets
+		must(t, lab.Await(t.Context(), 20*time.Second, "packets of the fast path "+when, func() error {
+			// A new flow: one that workers have carried stays with them until it is silent.
+			err := lab.CheckUDP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 100, 100, 100)
+			if err == nil && e.Stats().FastPath.Sent.Packets == before {
+				err = errors.New("none")
+			}
+			return err
+		}))
+	}
+	awaitFast("before the capture")
+	session, stop, err := e.Capture(capture.Options{})
+	must(t, err)
+	taken := e.Stats().FastPath
+	p, err := ov.pod(0).Ping(t.Context(), podAddr(1), lab.Ping{Count: 50, Interval: time.Millisecond})
+	must(t, err)
+	if now := e.Stats().FastPath; now.Sent != taken.Sent || now.Received != taken.Received {
+		t.Errorf("the fast path has taken packets: %+v, then %+v", taken, now)
+	}
+	stop()
+	var all records
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	must(t, session.Run(ctx, &all, 0))
+	if p.Received != 50 || len(all) < 100 {
+		t.Errorf("captured %d packets of %d pings", len(all), p.Received)
+	}
+	awaitFast("after the capture")
 }

@@ -105,7 +105,7 @@ func (e *Engine) openSockets() error {
 	}
 	e.prober, e.bound = prober, e.bind
 	if current := e.taps.Load(); current != nil {
-		e.setTaps(current.sessions)
+		e.taps.Store(&taps{sessions: current.sessions, local: e.bound})
 	}
 	e.socketGeneration++
 	return errors.Join(closeErr, e.assignSockets(group))

@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -36,27 +37,45 @@ func (e *Engine) Capture(o capture.Options) (s *capture.Session, stop func(), er
 		return nil, nil, fmt.Errorf("capture: %d captures are running, no more are allowed",
 			len(sessions))
 	}
-	e.setTaps(append(slices.Clone(sessions), s))
+	if err := e.setTaps(append(slices.Clone(sessions), s)); err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("capture: %w", err), e.setTaps(sessions))
+	}
 	return s, func() { e.stopCapture(s) }, nil
 }
 
 func (e *Engine) stopCapture(s *capture.Session) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if current := e.taps.Load(); current != nil {
-		e.setTaps(slices.DeleteFunc(slices.Clone(current.sessions), func(other *capture.Session) bool {
-			return other == s
-		}))
+	current := e.taps.Load()
+	if current == nil {
+		return
+	}
+	rest := slices.DeleteFunc(slices.Clone(current.sessions), func(other *capture.Session) bool {
+		return other == s
+	})
+	if err := e.setTaps(rest); err != nil {
+		e.log.Warn("fast path stays paused after a capture", "err", err)
 	}
 }
 
-// setTaps publishes a new set. The caller holds e.mu.
-func (e *Engine) setTaps(sessions []*capture.Session) {
-	if len(sessions) == 0 {
-		e.taps.Store(nil)
-		return
+// wantAll reports whether a session is to see every packet, also those that the fast path takes
+// otherwise. t may be nil.
+func (t *taps) wantAll() bool {
+	return t != nil && slices.ContainsFunc(t.sessions, func(s *capture.Session) bool {
+		return !s.Sampled()
+	})
+}
+
+// setTaps publishes a new set, and pauses or resumes the fast path. The caller holds e.mu.
+func (e *Engine) setTaps(sessions []*capture.Session) error {
+	var next *taps
+	if len(sessions) > 0 {
+		next = &taps{sessions: sessions, local: e.bound}
 	}
-	e.taps.Store(&taps{sessions: sessions, local: e.bound})
+	if e.taps.Swap(next).wantAll() == next.wantAll() || e.fast.path == nil || !e.fast.nodes {
+		return nil
+	}
+	return e.setFastNodes()
 }
 
 // tapOut shows the captures a packet from the TUN: forwarded to a node, or dropped. p is nil if the

@@ -88,6 +88,9 @@ func NewSession(workers int, o Options) (*Session, error) {
 // Ring returns the ring of a worker.
 func (s *Session) Ring(worker int) *Ring { return s.rings[worker] }
 
+// Sampled reports whether the session records only a sample of the packets.
+func (s *Session) Sampled() bool { return s.options.Sample > 1 }
+
 // Missed returns the number of packets of a point that found a ring full. At the outer point, some
 // of them might not have matched the filter.
 func (s *Session) Missed(p Point) (n uint64) {
