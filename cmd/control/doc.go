@@ -11,4 +11,6 @@ const DefaultSocket = "/run/weft/weftd.sock"
 // Paths of the API.
 const (
 	StatusPath = "/v1/status" // answers with a Status
+	// CapturePath takes the values of a Capture and answers with a pcapng file that grows.
+	CapturePath = "/v1/capture"
 )

@@ -1,6 +1,7 @@
 package capture
 
 import (
+	"bufio"
 	"fmt"
 	"io"
 	"time"
@@ -109,12 +110,16 @@ func (w *Writer) flushStats(now time.Time) error {
 // Reader reads a file that a Writer has written, also while it is being written.
 type Reader struct {
 	r      *pcapgo.NgReader
+	buffer *bufio.Reader
 	missed [numPoints]uint64
 }
 
+// readBuffer is the size of a Reader's buffer in bytes, enough for the largest packet.
+const readBuffer = 2 * MaxSnapLen
+
 // NewReader reads the beginning of a file.
 func NewReader(r io.Reader) (*Reader, error) {
-	reader := &Reader{}
+	reader := &Reader{buffer: bufio.NewReaderSize(r, readBuffer)}
 	options := pcapgo.DefaultNgReaderOptions
 	options.StatisticsCallback = func(i int, s pcapgo.NgInterfaceStatistics) {
 		if i < int(numPoints) && s.PacketsDropped != pcapgo.NgNoValue64 {
@@ -122,7 +127,7 @@ func NewReader(r io.Reader) (*Reader, error) {
 		}
 	}
 	var err error
-	if reader.r, err = pcapgo.NewNgReader(r, options); err != nil {
+	if reader.r, err = pcapgo.NewNgReader(reader.buffer, options); err != nil {
 		return nil, fmt.Errorf("read capture: %w", err)
 	}
 	return reader, nil
@@ -130,6 +135,9 @@ func NewReader(r io.Reader) (*Reader, error) {
 
 // Missed returns the packets of a point that the writer has missed, as of its last statistics.
 func (r *Reader) Missed(p Point) uint64 { return r.missed[p] }
+
+// Buffered returns the number of bytes that can be read without waiting.
+func (r *Reader) Buffered() int { return r.buffer.Buffered() }
 
 // Read returns the next record. Its bytes belong to the caller. At the end of the file the error is
 // io.EOF.

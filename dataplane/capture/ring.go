@@ -44,17 +44,20 @@ func newRing(o *Options, slots, bytes int) *Ring {
 }
 
 // Packet records an inner packet if it matches. It keeps neither pkt nor m.
-func (r *Ring) Packet(m *Meta, pkt []byte) {
-	if !r.options.wants(Inner, m) || !r.sample() || !r.matcher.Match(pkt, m.Outbound) {
+func (r *Ring) Packet(m *Meta, pkt []byte) { r.add(Inner, m, pkt) }
+
+// add records a packet of a point if it matches.
+func (r *Ring) add(p Point, m *Meta, pkt []byte) {
+	if !r.options.wants(p, m) || !r.sample() || !r.matcher.Match(pkt, m.Outbound) {
 		return
 	}
 	n := min(len(pkt), r.options.SnapLen)
-	buf, pos := r.reserve(Inner, n)
+	buf, pos := r.reserve(p, n)
 	if buf == nil {
 		return
 	}
 	copy(buf, pkt)
-	r.commit(m, Record{Point: Inner, Length: len(pkt), Bytes: buf}, pos)
+	r.commit(m, Record{Point: p, Length: len(pkt), Bytes: buf}, pos)
 }
 
 // Datagram records a datagram with rebuilt outer headers if it matches. It keeps neither payload

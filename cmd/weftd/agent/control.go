@@ -27,6 +27,7 @@ type endpoint struct {
 func (d *daemon) endpoints() []endpoint {
 	return []endpoint{
 		{"GET " + control.StatusPath, jsonHandler(func() any { return d.status() })},
+		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 	}
 }
 
