@@ -44,6 +44,46 @@ func TestNetnsRulesMatchFlannel(t *testing.T) {
 	}
 }
 
+// TestNetnsListingMatchesFlannel compares the output of nft with flannel's (e2e/rules.go in
+// flannel). The mark and the fourth rule of postrtg differ; see the package documentation.
+func TestNetnsListingMatchesFlannel(t *testing.T) {
+	requireNFTables(t)
+	requireProgram(t, "nft")
+	ns, m := newNS(t), firewall{nft: true}.manager()
+	set(t, ns, m, Desired{Nets: []Net{net4, net6}, Masquerade: true, Forward: true, NFTables: true})
+	const postrtg = `table ip flannel-ipv4 {
+	chain postrtg {
+		type nat hook postrouting priority srcnat; policy accept;
+		meta mark & 0x00004000 == 0x00004000 return
+		ip saddr 10.5.77.0/24 ip daddr 10.5.0.0/16 return
+		ip saddr 10.5.0.0/16 ip daddr 10.5.77.0/24 return
+		ip saddr != 10.5.0.0/16 ip daddr 10.5.77.0/24 return
+		ip saddr 10.5.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random
+		ip saddr != 10.5.0.0/16 ip daddr 10.5.0.0/16 masquerade fully-random
+	}
+}
+`
+	const forward = `table ip flannel-ipv4 {
+	chain forward {
+		type filter hook forward priority filter; policy accept;
+		ip saddr 10.5.0.0/16 accept
+		ip daddr 10.5.0.0/16 accept
+	}
+}
+`
+	ip6 := strings.NewReplacer("ip flannel-ipv4", "ip6 flannel-ipv6", "ip saddr", "ip6 saddr", "ip daddr", "ip6 daddr",
+		"10.5.77.0/24", "fc00:0:0:77::/64", "10.5.0.0/16", "fc00::/48", "224.0.0.0/4", "ff00::/8")
+	for chain, want := range map[string]string{"postrtg": postrtg, "forward": forward} {
+		if got := runIn(t, ns, "nft", "list", "chain", "ip", "flannel-ipv4", chain); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+		want = ip6.Replace(want)
+		if got := runIn(t, ns, "nft", "list", "chain", "ip6", "flannel-ipv6", chain); got != want {
+			t.Errorf("got\n%s\nwant\n%s", got, want)
+		}
+	}
+}
+
 // TestNetnsLogNamesFamily checks that each logged change names the family.
 func TestNetnsLogNamesFamily(t *testing.T) {
 	for _, fw := range firewalls() {
