@@ -70,10 +70,11 @@ var mayImport = map[string][]string{
 	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl/doctor", "dataplane/capture", "lease/subnetenv"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",
 		"metrics"},
-	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
+	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/capture", "dataplane/capture/filter", "dataplane/fastpath", "dataplane/feature", "dataplane/fib", "dataplane/probe",
 		"dataplane/tun", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
+	"cmd/weftd/page":   {},
 	"cmd/weftd/config": {"cmd/control", "dataplane", "dataplane/feature", "lease/spelling"},
 }
 

@@ -233,6 +233,11 @@ func (e *Engine) leaveFastPath() {
 func (e *Engine) FastPath() FastPathStatus {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.fastPathStatus()
+}
+
+// fastPathStatus is FastPath for a caller that holds e.mu.
+func (e *Engine) fastPathStatus() FastPathStatus {
 	switch {
 	case e.fast.path == nil:
 		return FastPathStatus{Reason: e.fast.err.Error()}
@@ -261,12 +266,10 @@ func (e *Engine) addFastStats(s *Stats) {
 		e.addFastNodes(s, now.Nodes)
 	}
 	s.FastPath = FastPathStats{
-		Sent:     Traffic{total.Sent, total.SentBytes},
-		Received: Traffic{total.Received, total.ReceivedBytes},
-		Passed:   make(map[string]uint64, len(passed)),
-	}
-	for r, n := range passed {
-		s.FastPath.Passed[r.String()] = n
+		FastPathStatus: e.fastPathStatus(),
+		Sent:           Traffic{total.Sent, total.SentBytes},
+		Received:       Traffic{total.Received, total.ReceivedBytes},
+		Passed:         passed,
 	}
 	s.Sent.add(s.FastPath.Sent)
 	s.Received.add(s.FastPath.Received)
@@ -289,8 +292,9 @@ func (e *Engine) addFastNodes(s *Stats, counts map[netip.Addr]fastpath.Traffic) 
 
 // FastPathStats counts the packets of the fast path, which Stats.Sent and Stats.Received include.
 type FastPathStats struct {
+	FastPathStatus
 	Sent, Received Traffic
-	Passed         map[string]uint64 // packets left to the workers, by reason
+	Passed         map[fastpath.Pass]uint64 // packets left to the workers
 }
 
 // add adds o to the sum.

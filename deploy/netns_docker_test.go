@@ -121,20 +121,8 @@ func composeService(t *testing.T) service {
 // TestNetnsDockerCompose runs two copies of the compose file's service as nodes on a docker
 // network, restarts one and pauses it for a minute.
 func TestNetnsDockerCompose(t *testing.T) {
-	n := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
-	d := startDocker(t, n)
+	d, etcd := startDockerNetwork(t)
 	d.buildImage(t)
-	d.mustRun(t, "network", "create", "--subnet=172.30.0.0/24", "--gateway=172.30.0.1", "nodes")
-	var etcd *testetcd.Server
-	err := n.Do(func() (err error) {
-		etcd, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"),
-			Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(etcd.Close)
 	if err := etcd.Put("/coreos.com/network/config", `{"Network": "10.5.0.0/16"}`); err != nil {
 		t.Fatal(err)
 	}
@@ -174,6 +162,26 @@ func TestNetnsDockerCompose(t *testing.T) {
 	checkTraffic("after a pause")
 }
 
+// startDockerNetwork starts a dockerd with a network for containers that are nodes, and an etcd at
+// its gateway.
+func startDockerNetwork(t *testing.T) (*docker, *testetcd.Server) {
+	t.Helper()
+	n := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1}).Nodes[0]
+	d := startDocker(t, n)
+	d.mustRun(t, "network", "create", "--subnet=172.30.0.0/24", "--gateway=172.30.0.1", "nodes")
+	var etcd *testetcd.Server
+	err := n.Do(func() (err error) {
+		etcd, err = testetcd.Start(testetcd.Config{Dir: filepath.Join(t.TempDir(), "etcd"),
+			Listen: netip.MustParseAddrPort("172.30.0.1:2379")})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(etcd.Close)
+	return d, etcd
+}
+
 // nodeAddress returns the address of the i-th container on the docker network.
 func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 30, 0, byte(11 + i)}) }
 
@@ -182,7 +190,8 @@ func nodeAddress(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 30, 0, 
 func (d *docker) runDaemon(t *testing.T, name string, at netip.Addr, etcd string) {
 	t.Helper()
 	s := composeService(t)
-	run := append([]string{"run", "-d", "--name=" + name, "--network=nodes", "--ip=" + at.String()}, s.runFlags()...)
+	run := append([]string{"run", "-d", "--name=" + name, "--network=nodes", "--ip=" + at.String(),
+		"--sysctl=net.ipv4.ip_forward=1"}, s.runFlags()...) // as dockerd sets it on the host
 	for _, v := range s.Volumes {
 		_, inside, _ := strings.Cut(v, ":")
 		run = append(run, "--volume="+name+":"+inside)

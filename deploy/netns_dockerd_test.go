@@ -39,16 +39,23 @@ func TestNetnsDockerd(t *testing.T) {
 		weftd      []string
 		dockerOpts []string
 		dockerd    []string
-		note       string // in /status
+		prepare    func(*testing.T, *dockerNode) // before packets are sent
+		note       string                        // in /status
 	}{
 		{name: "installed", find: installedDockerd, weftd: []string{"--ip-masq"}},
 		{name: "installed and masquerading", find: installedDockerd, dockerOpts: []string{"-m"}, note: rewrites},
 		{name: "current", find: currentDockerd, weftd: []string{"--ip-masq"}},
 		{name: "current and masquerading", find: currentDockerd, dockerOpts: []string{"-m"}, note: rewrites},
+		{name: "current with nftables", find: currentDockerd, weftd: []string{"--ip-masq"}, prepare: markForDocker,
+			dockerd: []string{"--firewall-backend=nftables", "--bridge-accept-fwmark=0x10000/0x10000"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			program := tt.find(t)
 			nodes := startDockerNodes(t, program, tt.weftd, tt.dockerOpts, tt.dockerd)
+			if tt.prepare != nil {
+				tt.prepare(t, nodes[0])
+				tt.prepare(t, nodes[1])
+			}
 			for i, n := range nodes {
 				n.checkReaches(t, nodes[1-i])
 				n.checkNote(t, tt.note)
@@ -61,6 +68,30 @@ func TestNetnsDockerd(t *testing.T) {
 			nodes[0].checkReaches(t, nodes[1])
 			nodes[1].checkReaches(t, nodes[0])
 		})
+	}
+}
+
+// markForDocker sets the mark with which dockerd's nftables rules accept packets, as docs/docker.md
+// says.
+func markForDocker(t *testing.T, n *dockerNode) {
+	t.Helper()
+	rules := `table ip weft-docker {
+		chain forward {
+			type filter hook forward priority mangle
+			iifname != "docker0" oifname "docker0" ip saddr 10.5.0.0/16 meta mark set meta mark | 0x10000
+		}
+	}`
+	err := n.Do(func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(rules)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("nft: %w: %s", err, out)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -184,6 +184,27 @@ func trafficMetrics() []metric {
 					{float64(t.ICMPSuppressed), []string{"suppressed"}},
 				}
 			})},
+		{Info{"weft_fast_path_active",
+			"Whether the kernel's fast path is in use (1 yes, 0 no); /status has the reason.",
+			gauge, nil},
+			traffic(func(t *Traffic) []sample { return flag(t.FastPath.Active) })},
+		{Info{"weft_fast_path_packets_total",
+			"Inner packets carried by the kernel's fast path, which weft_packets_total includes.",
+			counter, direction},
+			traffic(func(t *Traffic) []sample {
+				return []sample{
+					{float64(t.FastPath.Out.Packets), []string{"out"}},
+					{float64(t.FastPath.In.Packets), []string{"in"}},
+				}
+			})},
+		{Info{"weft_fast_path_passed_total",
+			"Frames that the fast path left to the engine, by reason.",
+			counter, []string{"reason"}},
+			traffic(func(t *Traffic) []sample {
+				return each(t.FastPath.Passed, func(d Drop) sample {
+					return sample{float64(d.Packets), []string{d.Reason}}
+				})
+			})},
 		{Info{"weft_engine_info",
 			"Engine in use; the value is always 1.",
 			gauge, []string{"engine"}},

@@ -35,6 +35,7 @@ func full() Snapshot {
 			Overflows:   []Overflow{{"socket", 4}, {"tun", 5}},
 			Recreations: []Recreation{{"device", 6}, {"socket", 0}},
 			ICMPSent:    21, ICMPSuppressed: 22,
+			FastPath: FastPath{true, "", Volume{31, 32}, Volume{33, 34}, []Drop{{"bulk", 35}}},
 			Nodes: []NodeTraffic{
 				{Node: "b", Out: Volume{7, 700}, In: Volume{8, 800}},
 				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},
@@ -115,6 +116,10 @@ weft_recreations_total{object="device"} 6
 weft_recreations_total{object="socket"} 0
 weft_icmp_errors_total{outcome="sent"} 21
 weft_icmp_errors_total{outcome="suppressed"} 22
+weft_fast_path_active 1
+weft_fast_path_packets_total{direction="in"} 33
+weft_fast_path_packets_total{direction="out"} 31
+weft_fast_path_passed_total{reason="bulk"} 35
 weft_engine_info{engine="portable"} 1
 weft_engine_feature{feature="multi-queue"} 1
 weft_engine_feature{feature="udp-gso"} 0
@@ -177,6 +182,7 @@ func TestAbsentMetrics(t *testing.T) {
 		{"permanent lease", func(s *Snapshot) { s.Lease.Permanent = true }, []string{"weft_lease_expiry_seconds"}},
 		{"no dataplane", func(s *Snapshot) { s.Traffic = nil }, []string{"weft_packets_total", "weft_bytes_total",
 			"weft_drops_total", "weft_queue_overflows_total", "weft_recreations_total", "weft_icmp_errors_total", "weft_engine_info",
+			"weft_fast_path_active", "weft_fast_path_packets_total", "weft_fast_path_passed_total",
 			"weft_engine_feature", "weft_node_packets_total", "weft_node_bytes_total"}},
 	}
 	for _, test := range tests {

@@ -67,9 +67,20 @@ type Traffic struct {
 	// GSOFramesRejected counts GSO frames that the TUN rejected and that were written as segments.
 	GSOFramesRejected uint64        `json:"gso_frames_rejected"`
 	Nodes             []NodeTraffic `json:"nodes"` // in any order; entries of one name are summed
+	FastPath          FastPath      `json:"fast_path"`
 	// UnknownSources are outer addresses of dropped packets, the last first. They are not exported
 	// as a metric, which would have a series per address.
 	UnknownSources []UnknownSource `json:"unknown_sources,omitempty"`
+}
+
+// FastPath is the part of the traffic that the kernel carries without the engine. Out and In of
+// Traffic include it.
+type FastPath struct {
+	Active bool   `json:"active"`
+	Reason string `json:"reason,omitempty"` // why not, or a restriction; not exported as a metric
+	Out    Volume `json:"out"`
+	In     Volume `json:"in"`
+	Passed []Drop `json:"passed,omitempty"` // packets left to the engine, by reason
 }
 
 // Volume is an amount of traffic. Bytes are those of the inner packets.

@@ -51,6 +51,11 @@ func newFixture(t *testing.T, leases string) fixture {
 	t.Helper()
 	f := fixture{leases: filepath.Join(t.TempDir(), "leases.yml"), env: filepath.Join(t.TempDir(), "subnet.env")}
 	f.write(t, leases)
+	if lab.Inside() { // a new namespace has the host's setting
+		if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	return f
 }
 

@@ -266,6 +266,19 @@ func TestNetnsStartFailures(t *testing.T) {
 	}
 }
 
+// TestNetnsUnknownKeysAreLogged has misspelt keys in the network config: each is named once.
+func TestNetnsUnknownKeysAreLogged(t *testing.T) {
+	leases := strings.Replace(leaseFile("udp", localNode), `"Type": "udp"`, `"Type": "udp", "Prot": 9000`, 1)
+	d := newFixture(t, strings.Replace(leases, `"Network":`, `"Netwrok": "x", "Network":`, 1)).start(t)
+	awaitReady(t, 200, "weftd is ready")
+	for _, want := range []string{"key=Netwrok nearest=Network", "key=Backend.Prot nearest=Backend.Port"} {
+		if n := strings.Count(d.log.String(), want); n != 1 {
+			t.Errorf("%q is logged %d times", want, n)
+		}
+	}
+	d.stop(t)
+}
+
 // TestNetnsSignals checks that the first signal stops the daemon gracefully and a second one
 // immediately.
 func TestNetnsSignals(t *testing.T) {

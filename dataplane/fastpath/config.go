@@ -64,6 +64,15 @@ func (p Pass) String() string {
 		"refused", "failed"}[p]
 }
 
+// Passes returns every reason.
+func Passes() []Pass {
+	all := make([]Pass, 0, numPasses-1)
+	for p := notOurs + 1; p < numPasses; p++ {
+		all = append(all, p)
+	}
+	return all
+}
+
 // Stats are the counters of the programs since this process attached them.
 type Stats struct {
 	Total  Traffic

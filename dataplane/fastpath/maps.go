@@ -175,7 +175,7 @@ func (p *Path) Stats() Stats {
 		s.Nodes[a] = p.traffic(a)
 		s.Total.Add(s.Nodes[a])
 	}
-	for v := notOurs + 1; v < numPasses; v++ {
+	for _, v := range Passes() {
 		var perCPU []uint64
 		if err := p.objects.Verdicts.Lookup(uint32(v), &perCPU); err != nil {
 			continue // a closed path counts nothing

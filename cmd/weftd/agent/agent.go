@@ -259,8 +259,11 @@ func (a *agent) replan() {
 
 // plan returns the desired kernel state for the leases. It includes abandoned networks, so that
 // their state is removed but a device that the plan reuses stays.
-func (a *agent) plan() ctrl.State {
-	plan := a.backend.Plan(a.self, a.state.All)
+func (a *agent) plan() ctrl.State { return a.planFor(a.self) }
+
+// planFor is plan for another lease of this node.
+func (a *agent) planFor(self lease.Lease) ctrl.State {
+	plan := a.backend.Plan(self, a.state.All)
 	plan.Networks = slices.Concat(plan.Networks, a.file.abandoned)
 	return plan
 }

@@ -22,7 +22,7 @@ import (
 func startHealth(t *testing.T, configure ...func(*http.Server)) (address string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	c := config.Health{IP: "127.0.0.1", Metrics: config.MetricsAll}
+	c := config.Health{IP: "127.0.0.1", Metrics: config.ClientsAll}
 	h, err := listenHealth(ctx, c, maxConnections, fixedSource{}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

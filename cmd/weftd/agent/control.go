@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/cmd/control"
+	"weft/cmd/weftd/page"
 )
 
 // endpoint is a path of the control socket. pattern is one of [http.ServeMux].
@@ -25,10 +26,14 @@ type endpoint struct {
 // endpoints returns the paths of the control socket. A handler may stream; it ends when the
 // context of its request is done.
 func (d *daemon) endpoints() []endpoint {
-	return []endpoint{
+	all := []endpoint{
 		{"GET " + control.StatusPath, jsonHandler(func() any { return d.status() })},
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 	}
+	for pattern, h := range page.Handlers() {
+		all = append(all, endpoint{pattern, withDeadline(h)})
+	}
+	return all
 }
 
 // jsonHandler answers with the result of read.

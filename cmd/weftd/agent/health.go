@@ -16,6 +16,7 @@ import (
 
 	"weft/cmd/control"
 	"weft/cmd/weftd/config"
+	"weft/cmd/weftd/page"
 	"weft/metrics"
 )
 
@@ -137,15 +138,31 @@ func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handl
 		Log:   log,
 	}))
 	switch c.Metrics {
-	case config.MetricsAll:
+	case config.ClientsAll:
 		page("/metrics", scrape)
-	case config.MetricsLocal:
+	case config.ClientsLocal:
 		page("/metrics", localOnly(scrape))
 	}
+	handlePage(page, c.Page, details)
 	if c.Profile {
 		handleProfiles(mux)
 	}
 	return mux
+}
+
+// handlePage adds the status page and the status that it reads for the clients that may have them.
+func handlePage(add func(string, http.Handler), clients string, status http.Handler) {
+	if clients != config.ClientsAll && clients != config.ClientsLocal {
+		return
+	}
+	handlers := page.Handlers()
+	handlers["GET "+control.StatusPath] = status
+	for pattern, h := range handlers {
+		if clients == config.ClientsLocal {
+			h = localOnly(h)
+		}
+		add(pattern, h)
+	}
 }
 
 // handleProfiles adds the profiles, without a deadline: they take as long as the client asks for.

@@ -61,8 +61,9 @@ func TestHealthPaths(t *testing.T) {
 		{Name: "config", OK: true}, {Name: "lease", Reason: "pool is full"}, {Name: "rules", Reason: "no iptables"},
 	}}
 	ready := control.Status{Ready: true, Conditions: []control.Condition{{Name: "config", OK: true}}}
-	all, profile := config.Health{Metrics: config.MetricsAll}, config.Health{Metrics: config.MetricsAll, Profile: true}
-	local, off := config.Health{Metrics: config.MetricsLocal}, config.Health{Metrics: config.MetricsOff}
+	all, profile := config.Health{Metrics: config.ClientsAll}, config.Health{Metrics: config.ClientsAll, Profile: true}
+	local, off := config.Health{Metrics: config.ClientsLocal}, config.Health{Metrics: config.ClientsOff}
+	pageAll, pageLocal := config.Health{Page: config.ClientsAll}, config.Health{Page: config.ClientsLocal}
 	noted := control.Status{Ready: true, Conditions: []control.Condition{
 		{Name: "config", OK: true}, {Name: "lease", OK: true, Reason: "store away"},
 	}}
@@ -86,6 +87,13 @@ func TestHealthPaths(t *testing.T) {
 		{"/metrics", localClient, local, notReady, 200, "# HELP "},
 		{"/metrics", localClient, off, notReady, 404, ""},
 		{"/", localClient, all, ready, 404, ""},
+		{"/", remoteClient, pageAll, ready, 200, "<!doctype html>"},
+		{"/page.js", remoteClient, pageAll, ready, 200, "\"use strict\""},
+		{"/v1/status", remoteClient, pageAll, ready, 200, "{\n  \"build\""},
+		{"/", localClient, pageLocal, ready, 200, "<!doctype html>"},
+		{"/", remoteClient, pageLocal, ready, 403, "/ is for clients on this node\n"},
+		{"/v1/status", remoteClient, pageLocal, ready, 403, "/v1/status is for clients on this node\n"},
+		{"/v1/status", localClient, all, ready, 404, ""},
 		{"/healthz/", localClient, all, ready, 404, ""},
 		{"/debug/pprof/", localClient, all, ready, 404, ""},
 		{"/debug/pprof/", localClient, profile, ready, 200, "<html>"},
@@ -104,7 +112,7 @@ func TestHealthPaths(t *testing.T) {
 
 func TestReadyzFollowsStatus(t *testing.T) {
 	for _, ready := range []bool{false, true} {
-		h := testHandler(config.Health{Metrics: config.MetricsAll}, control.Status{Conditions: []control.Condition{{Name: "lease", OK: ready}}})
+		h := testHandler(config.Health{Metrics: config.ClientsAll}, control.Status{Conditions: []control.Condition{{Name: "lease", OK: ready}}})
 		want, metric := http.StatusServiceUnavailable, "\nweft_ready 0\n"
 		if ready {
 			want, metric = http.StatusOK, "\nweft_ready 1\n"

@@ -132,8 +132,11 @@ func (d *daemon) newAgent(
 	if !adv.Userspace {
 		return a, nil
 	}
-	// The previous backend may have left a device with this name or a socket on this port.
-	if err := ctrl.ApplyOnce(kernel, a.plan()); err != nil {
+	// The previous backend may have left a device with this name or a socket on this port. A device
+	// of the previous run keeps its address and routes, as the kernel may be forwarding through it.
+	plan := a.planFor(lease.Lease{Subnet: previous.Subnet.Masked(),
+		Subnet6: previous.Subnet6.Masked()})
+	if err := ctrl.ApplyOnce(kernel, plan); err != nil {
 		d.log.Warn("cannot remove state of the previous backend", "err", err)
 	}
 	if a.engine, err = d.openEngine(adv, a.host); err != nil {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"weft/dataplane"
+	"weft/dataplane/fastpath"
 	"weft/dataplane/feature"
 	"weft/metrics"
 )
@@ -31,6 +32,12 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 		if f.Feature == feature.VnetHeader && f.Used {
 			t.Engine = dataplane.ModeOffload.String()
 		}
+	}
+	t.FastPath = metrics.FastPath{Active: s.FastPath.Active, Reason: s.FastPath.Reason,
+		Out: metrics.Volume(s.FastPath.Sent), In: metrics.Volume(s.FastPath.Received)}
+	for _, p := range fastpath.Passes() {
+		t.FastPath.Passed = append(t.FastPath.Passed,
+			metrics.Drop{Reason: p.String(), Packets: s.FastPath.Passed[p]})
 	}
 	for _, d := range dataplane.Drops() {
 		t.Drops = append(t.Drops, metrics.Drop{Reason: d.String(), Packets: s.Drops[d]})

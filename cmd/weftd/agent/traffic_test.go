@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"weft/dataplane"
+	"weft/dataplane/fastpath"
 	"weft/dataplane/feature"
 	"weft/metrics"
 )
@@ -26,9 +27,17 @@ func TestTraffic(t *testing.T) {
 				Received: dataplane.Traffic{Packets: 14, Bytes: 15}},
 		},
 		GSOFramesRejected: 16,
+		FastPath: dataplane.FastPathStats{
+			FastPathStatus: dataplane.FastPathStatus{Active: true, Reason: "paused"},
+			Sent:           dataplane.Traffic{Packets: 17, Bytes: 18},
+			Received:       dataplane.Traffic{Packets: 19, Bytes: 20},
+			Passed:         map[fastpath.Pass]uint64{fastpath.PassBulk: 21},
+		},
 	}, []dataplane.FeatureStatus{{Feature: feature.VnetHeader, Used: true}, {Feature: feature.GRO, Reason: "too old"}})
 	drops := got.Drops
 	got.Drops = nil
+	passed := got.FastPath.Passed
+	got.FastPath.Passed = nil
 	want := &metrics.Traffic{
 		Engine: "offload",
 		Features: []metrics.Feature{
@@ -43,6 +52,8 @@ func TestTraffic(t *testing.T) {
 		Recreations:    []metrics.Recreation{{Object: "device", Count: 10}, {Object: "socket", Count: 11}},
 		ICMPSent:       6,
 		ICMPSuppressed: 7,
+		FastPath: metrics.FastPath{Active: true, Reason: "paused",
+			Out: metrics.Volume{Packets: 17, Bytes: 18}, In: metrics.Volume{Packets: 19, Bytes: 20}},
 		Nodes: []metrics.NodeTraffic{
 			{Node: "n2", Out: metrics.Volume{Packets: 12, Bytes: 13}, In: metrics.Volume{Packets: 14, Bytes: 15}},
 		},
@@ -56,5 +67,9 @@ func TestTraffic(t *testing.T) {
 	// Every reason is exported from the start, so that rate() has a first value.
 	if len(drops) != len(dataplane.Drops()) || !slices.Contains(drops, metrics.Drop{Reason: "no_node", Packets: 5}) {
 		t.Errorf("drops are %v", drops)
+	}
+	if len(passed) != len(fastpath.Passes()) ||
+		!slices.Contains(passed, metrics.Drop{Reason: "bulk", Packets: 21}) {
+		t.Errorf("passed packets are %v", passed)
 	}
 }

@@ -161,15 +161,17 @@ type Health struct {
 	Port int    // 0 disables the server
 	// Metrics is --metrics: the clients that may read /metrics.
 	Metrics string
+	// Page is --page: the clients that may open the status page and read the whole status.
+	Page string
 	// Profile is --pprof: serve profiles at /debug/pprof/.
 	Profile bool
 }
 
-// The values of [Health.Metrics].
+// The values of [Health.Metrics] and [Health.Page].
 const (
-	MetricsAll   = "all"   // every client
-	MetricsLocal = "local" // clients on this node
-	MetricsOff   = "off"   // none
+	ClientsAll   = "all"   // every client
+	ClientsLocal = "local" // clients on this node
+	ClientsOff   = "off"   // none
 )
 
 // Control holds the settings of the control socket.

@@ -38,7 +38,7 @@ func defaults() Config {
 		Backend: Backend{WireGuardKeyFile: "/run/flannel/wgkey"},
 		Rules:   Rules{Forward: true, NoTrack: true, Resync: 5 * time.Second},
 		Engine:  Engine{SourceCheck: dataplane.CheckKnown, Spin: true},
-		Health:  Health{IP: "0.0.0.0", Metrics: MetricsAll},
+		Health:  Health{IP: "0.0.0.0", Metrics: ClientsAll, Page: ClientsOff},
 		Control: Control{Socket: "/run/weft/weftd.sock"},
 		Log:     Log{Format: "text"},
 
@@ -117,8 +117,9 @@ var flagTests = []struct {
 	{"fast-path", "auto", func(c *Config) { c.Engine.FastPath = dataplane.FastPathAuto }},
 	{"fast-path", "require", func(c *Config) { c.Engine.FastPath = dataplane.FastPathRequire }},
 	{"log-format", "json", func(c *Config) { c.Log.Format = "json" }},
-	{"metrics", "local", func(c *Config) { c.Health.Metrics = MetricsLocal }},
-	{"metrics", "off", func(c *Config) { c.Health.Metrics = MetricsOff }},
+	{"page", "all", func(c *Config) { c.Health.Page = ClientsAll }},
+	{"metrics", "local", func(c *Config) { c.Health.Metrics = ClientsLocal }},
+	{"metrics", "off", func(c *Config) { c.Health.Metrics = ClientsOff }},
 }
 
 func TestFlagForms(t *testing.T) {

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"weft/deploy/lab"
+)
+
+// upFast starts a daemon with a fast path on every node and waits until all of them have announced
+// it.
+func (c *cluster) upFast() []*member {
+	c.t.Helper()
+	ds := c.up("--fast-path=auto")
+	for _, d := range ds {
+		d.awaitFastPath()
+	}
+	await(c.t, patience, "announcements of the fast path", func() error {
+		leases, err := c.leases()
+		if err != nil {
+			return err
+		}
+		for key, value := range leases {
+			if !strings.Contains(value, `"FastPath":true`) {
+				return fmt.Errorf("%s: %s", key, value)
+			}
+		}
+		return nil
+	})
+	return ds
+}
+
+// awaitFastPath waits until the daemon has a fast path. It skips the test if this host cannot have
+// one.
+func (d *member) awaitFastPath() {
+	d.t.Helper()
+	s := d.status().Traffic.FastPath
+	if !s.Active {
+		d.t.Skip("NOT TESTED: ", s.Reason)
+	}
+	if s.Reason != "" {
+		d.t.Fatalf("fast path: %s", s.Reason)
+	}
+}
+
+// TestNetnsFastPathOutage ends daemons in several ways: pods go on without a lost packet.
+func TestNetnsFastPathOutage(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast()
+	a, b := c.Nodes[0], c.Nodes[1]
+	key := ds[0].key()
+	for _, outage := range []struct {
+		name string
+		end  func(d *member)
+	}{
+		{"SIGTERM", func(d *member) { d.stop() }},
+		{"SIGKILL", func(d *member) { d.Kill(); <-d.Done() }},
+	} {
+		t.Run(outage.name, func(t *testing.T) {
+			p, err := a.Pods[0].StartPing(t.Context(), b.Pods[0].Addr,
+				lab.Ping{Count: -1, Interval: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.awaitAnswers(patience, p, 100)
+			for i, d := range ds {
+				outage.end(d)
+				c.awaitAnswers(patience, p, 500)
+				ds[i] = c.start(d.node, "--fast-path=auto")
+				ds[i].awaitReady()
+				c.awaitAnswers(patience, p, 300)
+			}
+			if r := p.Stop(); r.Lost() > 0 || r.Duplicates > 0 {
+				r.RTT = nil
+				t.Errorf("lost %d: %+v", r.Lost(), r)
+			}
+			if again := ds[0].key(); again != key {
+				t.Errorf("key %s after the restart, %s before", again, key)
+			}
+			ds[0].checkDevice() // flannel0 again
+			ds[0].awaitFastPath()
+		})
+	}
+	t.Run("SIGSTOP", func(t *testing.T) {
+		p, err := a.Pods[0].StartPing(t.Context(), b.Pods[0].Addr,
+			lab.Ping{Count: -1, Interval: time.Millisecond})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range ds {
+			if err := d.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.awaitAnswers(patience, p, 2000)
+		for _, d := range ds {
+			if err := d.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.awaitAnswers(patience, p, 300)
+		if r := p.Stop(); r.Lost() > 0 || r.Duplicates > 0 {
+			r.RTT = nil
+			t.Errorf("lost %d: %+v", r.Lost(), r)
+		}
+	})
+	ds[0].stop()
+}
