@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -38,24 +38,49 @@ func TestNetnsIPv6Only(t *testing.T) {
 func TestNetnsIPv6OnlyLeaseFile(t *testing.T) {
 	lab.SkipWithoutTUN(t)
 	o := lab.Options{Underlay: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}
-	for _, backend := range []string{"udp", "host-gw"} {
+	for _, backend := range []string{"udp", "host-gw", "vxlan", "wireguard"} {
 		t.Run(backend, func(t *testing.T) {
 			c := &cluster{Lab: lab.Start(t, o), t: t}
-			var b strings.Builder
-			fmt.Fprintf(&b, "network: %s\nnodes:\n", ipv6Network(`{"Type":"`+backend+`"}`))
-			for i, n := range c.Nodes {
-				fmt.Fprintf(&b, "  - {name: %s, subnet6: 'fd10:5:0:%d::/64', publicIPv6: '%s'}\n", n.Name, i+1, n.Addr)
-			}
-			for _, n := range c.Nodes {
-				if err := os.WriteFile(n.Path("weft.yml"), []byte(b.String()), 0o644); err != nil {
-					t.Fatal(err)
-				}
-			}
-			c.checkIPv6Only(func(n *lab.Node) *member {
+			start := func(n *lab.Node) *member {
 				return c.startWith(n, "--lease-file=/run/weft.yml", "--node-name="+n.Name)
-			})
+			}
+			data := make([]string, len(c.Nodes))
+			c.listIPv6Only(backend, data)
+			if backend == "vxlan" || backend == "wireguard" {
+				for i, n := range c.Nodes {
+					data[i] = start(n).loggedData()
+				}
+				c.listIPv6Only(backend, data)
+			}
+			c.checkIPv6Only(start)
 		})
 	}
+}
+
+// listIPv6Only writes the lease file, with the backend's data of each node.
+func (c *cluster) listIPv6Only(backend string, data []string) {
+	c.t.Helper()
+	var b strings.Builder
+	fmt.Fprintf(&b, "network: %s\nnodes:\n", ipv6Network(`{"Type":"`+backend+`"}`))
+	for i, n := range c.Nodes {
+		fmt.Fprintf(&b, "  - {name: %s, subnet6: 'fd10:5:0:%d::/64', publicIPv6: '%s'%s}\n", n.Name, i+1, n.Addr, data[i])
+	}
+	for _, n := range c.Nodes {
+		c.writeFile(n.Path("weft.yml"), b.String())
+	}
+}
+
+// loggedData waits until the daemon is ready and has logged the data that the lease file lacks, and
+// stops it. The result continues a node's entry.
+func (d *member) loggedData() string {
+	d.t.Helper()
+	d.awaitReady()
+	m := regexp.MustCompile(`key=backendV6Data value="(.*)"\n`).FindStringSubmatch(d.Log())
+	if m == nil {
+		d.t.Fatal("no data logged")
+	}
+	d.stop()
+	return ", backendV6Data: " + strings.ReplaceAll(m[1], `\`, "")
 }
 
 // checkIPv6Only checks pods, packets of the full MTU and streams, before and after a restart of the

@@ -16,10 +16,12 @@ package file
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
+	"reflect"
 	"sync"
 	"time"
 
@@ -84,11 +86,27 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 				s.log.Warn("public IP in lease file differs from this node's",
 					"file", s.path, "node", l.Node, "listed", l.Public(), "local", r.Attrs.Public())
 			}
+			s.compareData("backendData", l, l.BackendData, r.Attrs.BackendData)
+			s.compareData("backendV6Data", l, l.BackendV6Data, r.Attrs.BackendV6Data)
 			return l, nil
 		}
 	}
 	return lease.Lease{}, fmt.Errorf("%w: %s lists neither node %q nor public IP %s",
 		lease.ErrNoSubnet, s.path, r.Node, r.Attrs.Public())
+}
+
+// compareData logs the value that a key of this node's entry must have: other nodes read it there,
+// and an operator cannot know it beforehand.
+func (s *Store) compareData(key string, l lease.Lease, listed, local json.RawMessage) {
+	var want, have any
+	if err := json.Unmarshal(local, &want); err != nil || want == nil {
+		return // the backend publishes nothing
+	}
+	if err := json.Unmarshal(listed, &have); err != nil || !reflect.DeepEqual(have, want) {
+		s.log.Warn("lease file lacks the data of this node's backend, "+
+			"without which other nodes cannot reach it: add it to the node's entry",
+			"file", s.path, "node", l.Node, "key", key, "value", string(local))
+	}
 }
 
 // Renew checks that the file still lists the lease and returns it with the attributes in the file.
