@@ -63,15 +63,17 @@ var mayImport = map[string][]string{
 
 	"deploy/install-conf": {},
 
+	"dataplane/refusal": {},
+
 	"cmd/buildinfo": {},
 	"cmd/control":   {"metrics"},
 	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
-	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl/doctor", "dataplane/capture", "lease/subnetenv"},
+	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl", "ctrl/doctor", "dataplane/capture", "lease/subnetenv", "metrics"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",
 		"metrics"},
 	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
-		"dataplane", "dataplane/capture", "dataplane/capture/filter", "dataplane/fastpath", "dataplane/feature", "dataplane/fib", "dataplane/probe",
+		"dataplane", "dataplane/capture", "dataplane/capture/filter", "dataplane/fastpath", "dataplane/feature", "dataplane/fib", "dataplane/probe", "dataplane/refusal",
 		"dataplane/tun", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
 	"cmd/weftd/page":   {},

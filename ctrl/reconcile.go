@@ -193,10 +193,7 @@ type outcome struct {
 
 // reconcile compares the kernel's state with want and applies the difference.
 func reconcile(ctx context.Context, k kernel, want State) outcome {
-	wanted := map[string]bool{}
-	for _, l := range want.Links {
-		wanted[l.Name] = true
-	}
+	wanted := linkNames(want.Links)
 	have, err := k.Read(func(dev string) bool { return wanted[dev] })
 	if err != nil {
 		return outcome{err: fmt.Errorf("read kernel state: %w", err)}
@@ -215,6 +212,15 @@ func reconcile(ctx context.Context, k kernel, want State) outcome {
 	}
 	out.err = joinFirst(errs)
 	return out
+}
+
+// linkNames returns the set of the links' names.
+func linkNames(links []Link) map[string]bool {
+	names := map[string]bool{}
+	for _, l := range links {
+		names[l.Name] = true
+	}
+	return names
 }
 
 // apply performs the operations. It skips those on a device that could not be created or changed;
@@ -332,4 +338,30 @@ func Cleanup(k kernel) (removed []string, err error) {
 		removed = append(removed, o.Object.String())
 	}
 	return removed, out.err
+}
+
+// Differences reads the kernel's state and describes the operations that it lacks to be the wanted
+// one, at most limit. It changes nothing.
+func (r *Reconciler) Differences(limit int) ([]string, error) {
+	r.mu.Lock()
+	want, generation := r.want, r.generation
+	r.mu.Unlock()
+	if generation == 0 {
+		return nil, nil
+	}
+	wanted := linkNames(want.Links)
+	have, err := r.k.Read(func(dev string) bool { return wanted[dev] })
+	if err != nil {
+		return nil, fmt.Errorf("read kernel state: %w", err)
+	}
+	c := diff(have, want)
+	var texts []string
+	for _, o := range c.ops {
+		texts = append(texts, o.String())
+	}
+	texts = append(texts, c.conflicts...)
+	if more := len(texts) - limit; more > 0 {
+		texts = append(texts[:limit:limit], fmt.Sprintf("and %d more", more))
+	}
+	return texts, nil
 }

@@ -405,3 +405,19 @@ func randomState(rnd *rand.Rand) State {
 	}
 	return s
 }
+
+func TestReconcilerDifferences(t *testing.T) {
+	f := &fakeKernel{state: State{Links: []Link{eth0}}}
+	r := NewReconciler(f, ReconcilerOptions{})
+	if got, err := r.Differences(9); err != nil || len(got) > 0 {
+		t.Errorf("before Set: %q, %v", got, err)
+	}
+	r.Set(vxlanWant())
+	got, err := r.Differences(2)
+	if err != nil || len(got) != 3 || !strings.HasPrefix(got[0], "create device flannel.1 ") || got[2] != "and 3 more" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if done := f.take(); len(done) > 0 {
+		t.Errorf("changed the kernel: %q", done)
+	}
+}

@@ -61,6 +61,39 @@ func (d Drop) String() string {
 	return fmt.Sprintf("drop_%d", uint8(d))
 }
 
+// Meaning explains the reason to an operator: the direction, the condition and, where there is one,
+// the usual cause.
+func (d Drop) Meaning() string {
+	if d < numDrops {
+		return dropMeanings[d]
+	}
+	return ""
+}
+
+var dropMeanings = [numDrops]string{
+	DropTooShort:   "shorter than its own header",
+	DropBadVersion: "neither IPv4 nor IPv6",
+	DropBadLength:  "the length in the header does not match",
+	DropTruncated:  "from another node, longer than the receive buffer",
+	DropUnknownOuterSource: "from an address that is not a node: NAT between nodes, a wrong " +
+		"--public-ip or --iface on the sender, or another cluster",
+	DropSpoofedInnerSource:  "from another node, with a source leased to a third one",
+	DropUnleasedInnerSource: "from another node, with a source in no lease",
+	DropNotForUs: "from another node, to an address outside of this node's subnet: the sender " +
+		"has an old lease list",
+	DropCongestion:       "from another node, congestion marked but not ECN-capable",
+	DropBadFrame:         "to another node, a malformed GSO frame of the kernel",
+	DropNeighbourMessage: "IPv6 neighbour discovery of the kernel, harmless: a TUN has no neighbours",
+	DropMulticast:        "to a multicast group, usually announcements of the kernel: the overlay is unicast only",
+	DropNoNode: "no node has the destination: a pod that is gone, a node that left, or a bridge " +
+		"with a subnet of another network",
+	DropPacketTooBig:  "to another node, larger than the path MTU and must not be fragmented",
+	DropNoRoom:        "to another node, socket and send queue were full",
+	DropSendError:     "to another node, refused by the kernel; the node's entry has the error",
+	DropTUNDown:       "to pods of this node, while the device was down",
+	DropTUNWriteError: "to pods of this node, refused by the device",
+}
+
 // Drops returns every reason, in the order of the constants.
 func Drops() []Drop {
 	all := make([]Drop, 0, numDrops-1)

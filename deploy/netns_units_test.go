@@ -75,8 +75,10 @@ func TestNetnsSystemdUnit(t *testing.T) {
 	unit := readSettings(t, "systemd/weftd.service")
 	n := lab.Start(t, lab.Options{Nodes: 1}).Nodes[0]
 	startEtcd(t, n)
-	if err := os.MkdirAll(n.Path("flannel"), 0o755); err != nil { // RuntimeDirectory
-		t.Fatal(err)
+	for name := range strings.FieldsSeq(unit["RuntimeDirectory"][0]) {
+		if err := os.MkdirAll(n.Path(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: n.Path("flannel/notify"), Net: "unixgram"})
 	if err != nil {
@@ -88,7 +90,9 @@ func TestNetnsSystemdUnit(t *testing.T) {
 	for name := range strings.FieldsSeq(unit["CapabilityBoundingSet"][0]) {
 		c.Capabilities = append(c.Capabilities, strings.TrimPrefix(name, "CAP_"))
 	}
-	c.Mounts = []mount{{"/run/" + unit["RuntimeDirectory"][0], "/run/" + unit["RuntimeDirectory"][0], false}}
+	for name := range strings.FieldsSeq(unit["RuntimeDirectory"][0]) {
+		c.Mounts = append(c.Mounts, mount{"/run/" + name, "/run/" + name, false})
+	}
 	for _, device := range unit["DeviceAllow"] {
 		path, _, _ := strings.Cut(device, " ")
 		c.Mounts = append(c.Mounts, mount{path, path, false})

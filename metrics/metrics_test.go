@@ -31,11 +31,11 @@ func full() Snapshot {
 			Engine:   "portable",
 			Features: []Feature{{"udp-gso", false, "too old"}, {"multi-queue", true, ""}},
 			Out:      Volume{11, 1100}, In: Volume{12, 1200},
-			Drops:       []Drop{{"short", 3}, {"unknown-node", 0}},
+			Drops:       []Drop{{Reason: "short", Packets: 3}, {Reason: "unknown-node"}},
 			Overflows:   []Overflow{{"socket", 4}, {"tun", 5}},
 			Recreations: []Recreation{{"device", 6}, {"socket", 0}},
 			ICMPSent:    21, ICMPSuppressed: 22,
-			FastPath: FastPath{true, "", Volume{31, 32}, Volume{33, 34}, []Drop{{"bulk", 35}}},
+			FastPath: FastPath{true, "", Volume{31, 32}, Volume{33, 34}, []Drop{{Reason: "bulk", Packets: 35}}},
 			Nodes: []NodeTraffic{
 				{Node: "b", Out: Volume{7, 700}, In: Volume{8, 800}},
 				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},

@@ -93,6 +93,8 @@ type Volume struct {
 type Drop struct {
 	Reason  string `json:"reason"`
 	Packets uint64 `json:"packets"`
+	// Meaning explains the reason in a sentence; not a metric.
+	Meaning string `json:"meaning,omitempty"`
 }
 
 // Overflow is the number of packets that the kernel dropped because one of the dataplane's receive

@@ -19,6 +19,7 @@ type Status struct {
 	Flags     map[string]string `json:"flags"`
 	Network   *Network          `json:"network,omitempty"` // absent until it is read
 	Backend   string            `json:"backend,omitempty"`
+	Port      int               `json:"port,omitempty"`   // UDP port of the tunnel; absent: none
 	MTU       int               `json:"mtu,omitempty"`    // of pods, in bytes
 	Device    string            `json:"device,omitempty"` // two if each family has one
 	Interface *Interface        `json:"interface,omitempty"`
@@ -84,6 +85,16 @@ type Node struct {
 	// Path and Path6 are measured by the mesh probe; absent for a node that is not probed.
 	Path  *Path `json:"path,omitempty"`
 	Path6 *Path `json:"path6,omitempty"`
+
+	// Heard and Sent are when the last packet from and to the node was counted, to the second, and
+	// Unanswered is the number of packets sent since Heard. Of the udp backend only.
+	Heard      time.Time `json:"heard,omitzero"`
+	Sent       time.Time `json:"sent,omitzero"`
+	Unanswered uint64    `json:"unanswered,omitempty"`
+	// Error is the last reason why a packet to the node was refused, by this host or by ICMP, and
+	// not followed by a packet from the node.
+	Error   string    `json:"error,omitempty"`
+	ErrorAt time.Time `json:"error_at,omitzero"`
 }
 
 // Kernel describes devices, addresses and routes.
@@ -93,6 +104,9 @@ type Kernel struct {
 	Waiting []string  `json:"waiting,omitempty"` // devices that do not exist yet
 	Error   string    `json:"error,omitempty"`
 	Repairs uint64    `json:"repairs"`
+	// Differences lists the operations that the kernel's state lacks to be the desired one. Only
+	// the control socket has them.
+	Differences []string `json:"differences,omitempty"`
 	// UserspaceWireGuard lists WireGuard devices that run in this process, as the kernel has no
 	// WireGuard.
 	UserspaceWireGuard []string `json:"userspace_wireguard,omitempty"`

@@ -11,7 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -98,7 +97,7 @@ func newHelp() *cobra.Command {
 // Run runs the subcommand of root that the arguments begin with and returns the exit status.
 func Run(root *cobra.Command, args []string) int {
 	root.SetArgs(normalize(root, args))
-	return explain(os.Stderr, root.ExecuteContext(context.Background()))
+	return explain(root.ErrOrStderr(), root.ExecuteContext(context.Background()))
 }
 
 // explain prints an error and returns the exit status.

@@ -31,6 +31,8 @@ type agent struct {
 	file      subnetFile
 	conflicts conflicts
 	peers     []control.Node // other nodes of the last plan
+	members   membership
+	port      uint16 // UDP port of the tunnel in the last plan; 0: none
 	readiness readiness
 
 	sourcesLogged time.Time // last message about unknown sources
@@ -90,8 +92,11 @@ func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-ch
 		case <-ticker.C:
 			a.syncSubnetFile()
 			a.syncConflicts()
-			a.reportUnknownSources(time.Now())
 			a.followFastPath()
+			now := time.Now()
+			a.reportUnknownSources(now)
+			a.listen(now)
+			a.members.report(a.log, now)
 		}
 		a.publish()
 		a.reportReadiness()
@@ -242,6 +247,7 @@ func (a *agent) replan() {
 		return
 	}
 	plan := a.plan()
+	a.port, _ = tunnelPort(plan)
 	a.conflicts.due, a.conflicts.unplanned = true, unreachableSubnets(plan)
 	unreachable := maps.Clone(a.conflicts.unplanned)
 	maps.Copy(unreachable, a.conflicts.Cut) // the engine would send to its own device
@@ -253,6 +259,7 @@ func (a *agent) replan() {
 	maps.Copy(unreachable, a.conflicts.Diverted)
 	a.peers = nodeStatuses(peers, unreachable)
 	a.setProbe(peers, unreachable)
+	a.members.update(a.peers)
 	a.reconciler.Set(plan)
 	a.rules.Set(a.desiredRules(plan))
 }

@@ -27,13 +27,28 @@ type endpoint struct {
 // context of its request is done.
 func (d *daemon) endpoints() []endpoint {
 	all := []endpoint{
-		{"GET " + control.StatusPath, jsonHandler(func() any { return d.status() })},
+		{"GET " + control.StatusPath, jsonHandler(func() any { return d.statusWithDifferences() })},
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 	}
 	for pattern, h := range page.Handlers() {
 		all = append(all, endpoint{pattern, withDeadline(h)})
 	}
 	return all
+}
+
+// maxDifferences bounds the differences in a status.
+const maxDifferences = 50
+
+// statusWithDifferences returns the status with a comparison of the kernel's state.
+func (d *daemon) statusWithDifferences() control.Status {
+	status := d.status()
+	if s := d.snapshot.Load(); s != nil && s.reconciler != nil {
+		var err error
+		if status.Kernel.Differences, err = s.reconciler.Differences(maxDifferences); err != nil {
+			status.Kernel.Error = err.Error()
+		}
+	}
+	return status
 }
 
 // jsonHandler answers with the result of read.

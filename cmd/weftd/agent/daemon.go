@@ -31,8 +31,9 @@ type daemon struct {
 
 	// inUse is the interface to the other nodes; it outlasts a change of the network config. Nil
 	// before the first.
-	inUse atomic.Pointer[underlay.Iface]
-	hints kube.NodeHints // from the cluster; zero without one
+	inUse   atomic.Pointer[underlay.Iface]
+	hints   kube.NodeHints // from the cluster; zero without one
+	hearing hearing        // of other nodes
 	// configErr is why the last change of the network config was rejected; nil if it is in force.
 	configErr atomic.Pointer[error]
 }

@@ -1,17 +1,20 @@
 // Package agent runs the node daemon. It connects the lease store, the kernel reconciler, the
-// packet filter and the dataplane, and publishes their state as subnet.env, /readyz, /status and
-// /metrics. No other package imports all of those.
+// packet filter and the dataplane, and publishes their state as subnet.env, /readyz, /status,
+// /metrics and on the control socket. No other package imports all of those.
 //
 //	daemon.go      start and stop of the process's parts; one agent per network config
 //	open.go        setup of an agent: interface, backend, engine, lease manager
 //	agent.go       the loop: events in, desired state out
+//	control.go     the control socket
+//	hearing.go     signs of life of other nodes
+//	membership.go  log of nodes that join and leave
 //	peers.go       other nodes as the engine and the status see them
 //	subnetfile.go  subnet.env
 //	readiness.go   the conditions of readiness
 //	snapshot.go    state for the HTTP server, published by the loop
 //	limits.go      sizes for limits of memory, CPU time and descriptors
 //	clients.go     bounds of the health server's clients
-//	status.go      /status in JSON
+//	status.go      conversion of the status to metrics
 //	traffic.go     counters of the dataplane for /status and /metrics
 //	health.go      the HTTP server
 //	watchdog.go    systemd's watchdog

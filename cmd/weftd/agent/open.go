@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -58,6 +60,7 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 		return err
 	}
 	a.connect(store)
+	a.logStart()
 	return a.run(ctx)
 }
 
@@ -184,6 +187,37 @@ func (d *daemon) engineConfig(
 	}
 }
 
+// logStart logs the settings that decide which nodes this one can reach.
+func (a *agent) logStart() {
+	s := newStoreStatus(a.cfg.Lease)
+	attrs := []any{"version", a.build.Version, "node", a.nodeName, "store", s.Kind}
+	for _, x := range []struct{ key, value string }{
+		{"endpoints", strings.Join(s.Endpoints, " ")}, {"prefix", s.Prefix}, {"file", s.File},
+	} {
+		if x.value != "" {
+			attrs = append(attrs, x.key, x.value)
+		}
+	}
+	attrs = append(attrs, "network", joinValid(a.network.Network, a.network.IPv6Network),
+		"backend", a.backend.Advertisement().Type)
+	if port, _ := tunnelPort(a.plan()); port != 0 {
+		attrs = append(attrs, "port", port)
+	}
+	a.log.Info("starting", attrs...)
+}
+
+// tunnelPort returns the UDP port of a plan's tunnel, 0 for a tunnel of another protocol, and
+// whether there is a tunnel.
+func tunnelPort(plan ctrl.State) (port uint16, ok bool) {
+	switch {
+	case len(plan.NoTrack) > 0:
+		return plan.NoTrack[0].Port(), true
+	case len(plan.Tunnels) > 0:
+		return uint16(plan.Tunnels[0].ListenPort), true
+	}
+	return 0, slices.ContainsFunc(plan.Links, func(l ctrl.Link) bool { return l.Kind == ctrl.KindIPIP })
+}
+
 // connect creates the manager of this node's lease in the store.
 func (a *agent) connect(store lease.Store) {
 	a.cluster, _ = store.(clusterStore)
@@ -203,6 +237,12 @@ func (a *agent) run(ctx context.Context) error {
 	states, ifaces := make(latest[lease.State], 1), make(latest[ifaceEvent], 1)
 	if a.engine != nil {
 		group.Go(func() error { return a.engine.Run(ctx) })
+	}
+	if port, ok := tunnelPort(a.plan()); ok {
+		group.Go(func() error {
+			a.hearRefusals(ctx, port)
+			return nil
+		})
 	}
 	group.Go(func() error { return a.reconciler.Run(ctx) })
 	group.Go(func() error { return a.rules.Run(ctx) })

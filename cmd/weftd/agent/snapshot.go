@@ -30,6 +30,7 @@ type snapshot struct {
 	self     lease.Lease
 	acquired time.Time // of self; zero: no lease so far
 	peers    []control.Node
+	port     uint16   // UDP port of the tunnel; 0: none
 	taken    []string // addresses that the overlay's own routes cut off
 
 	filePath    string
@@ -47,7 +48,7 @@ func (a *agent) publish() {
 	a.snapshot.Store(&snapshot{
 		network: a.network,
 		iface:   a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
-		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers,
+		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers, port: a.port,
 		taken:    a.conflicts.Taken,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober,
@@ -69,6 +70,7 @@ func (d *daemon) status() control.Status {
 	status.Network = newNetworkStatus(s.network)
 	status.Backend, status.MTU = s.adv.Type, s.adv.MTU
 	status.Device = strings.Join(s.adv.Devices, " ")
+	status.Port = int(s.port)
 	status.Nodes = append(status.Nodes, s.peers...)
 	status.Interface = &control.Interface{
 		Name: s.iface.Name, MTU: s.iface.MTU, Address: s.iface.Addr, Address6: s.iface.Addr6,
@@ -100,6 +102,7 @@ func (d *daemon) status() control.Status {
 		}
 	}
 	s.addProbe(&status)
+	d.describeNodes(&status)
 	return status
 }
 

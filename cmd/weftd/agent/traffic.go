@@ -40,7 +40,8 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 			metrics.Drop{Reason: p.String(), Packets: s.FastPath.Passed[p]})
 	}
 	for _, d := range dataplane.Drops() {
-		t.Drops = append(t.Drops, metrics.Drop{Reason: d.String(), Packets: s.Drops[d]})
+		t.Drops = append(t.Drops, metrics.Drop{Reason: d.String(), Packets: s.Drops[d],
+			Meaning: d.Meaning()})
 	}
 	for _, n := range s.Nodes {
 		t.Nodes = append(t.Nodes, metrics.NodeTraffic{
