@@ -13,11 +13,8 @@ import (
 	"weft/dataplane/fib"
 )
 
-// Bits of settingsValue.Flags.
-const (
-	flagPaused = 1 << iota
-	flagWhole
-)
+// flagPaused is the bit PAUSED of settingsValue.Flags.
+const flagPaused = 1
 
 // settingsValue is struct settings of bpf/fastpath.c.
 type settingsValue struct {

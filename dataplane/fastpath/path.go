@@ -165,14 +165,10 @@ func (p *Path) writeSettings(device int, underlay *net.Interface) error {
 	if p.config.SourcePort != 0 {
 		source = p.config.SourcePort
 	}
-	flags := p.flags
-	if carriesWhole(underlay.Name) {
-		flags |= flagWhole
-	}
 	s := settingsValue{
 		Local: p.place.Local.Addr().As4(), Device: uint32(device), Underlay: uint32(underlay.Index),
 		Port: bigEndian(port), Source: bigEndian(source),
-		Check: uint8(p.config.Check), TOSMask: p.config.TOSMask, Flags: flags,
+		Check: uint8(p.config.Check), TOSMask: p.config.TOSMask, Flags: p.flags,
 	}
 	if err := p.objects.Settings.Put(uint32(0), s); err != nil {
 		return fmt.Errorf("write settings: %w", err)

@@ -55,7 +55,6 @@ enum { CHECK_KNOWN, CHECK_STRICT, CHECK_OFF };
 // Bits of settings.flags.
 enum {
 	PAUSED = 1, // outbound passes everything
-	WHOLE = 2,  // the underlay carries GSO frames whole
 };
 
 struct settings {
@@ -94,8 +93,17 @@ struct traffic {
 
 struct flow {
 	__u64 passed; // time of the last packet to the workers
+	__u64 since;  // time of the first packet after a silence
 	__u64 start;  // of the current window
-	__u32 packets, bytes; // taken in the window
+	__u32 packets; // in the window since the last packet of the other direction
+	__u32 bytes;   // in the window
+};
+
+// load is the load of a CPU in a window.
+struct load {
+	__u64 start;
+	__u32 packets; // taken
+	__u32 flows;   // that had several packets without an answer and are not young
 };
 
 // Verdicts that are counted, apart from packets taken; the order is that of Passes in Go.
@@ -156,7 +164,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct flow);
+	__type(value, struct load);
 } load SEC(".maps");
 
 struct {
@@ -173,18 +181,22 @@ struct {
 // A daemon whose last heartbeat is older than LIFE in ns carries nothing.
 #define LIFE 350000000ull
 
-// A flow with more than these in a window belongs to the workers, which handle trains.
+// A flow with more in a window than these packets without an answer, or bytes, belongs to the
+// workers, which handle trains. One that waits for answers gains nothing from trains.
 #define WINDOW 10000000ull // ns
-#define MAX_PACKETS 400
+#define MAX_PACKETS 150
 #define MAX_BYTES 262144
 
-// A CPU that has taken more than BUSY_PACKETS in a window gives the workers all but sparse flows.
-#define BUSY_PACKETS 500
-#define MAX_PACKETS_BUSY 4
+// Many flows flood a CPU if it has taken more than FLOOD_PACKETS in a window, and more than
+// FLOOD_FLOWS had several packets without an answer. It then gives such flows to the workers, except
+// for those that are YOUNG: short connections have few packets each.
+#define FLOOD_PACKETS 300
+#define FLOOD_FLOWS 8
+#define YOUNG 50000000ull // ns
 
 struct inner {
 	struct prefix src, dst;
-	__u32 hash;
+	__u32 from, to; // hashes of the ends of the flow
 	__u32 len;     // of the whole packet, from its header
 	__u32 headers; // of its IP and transport headers; 0 if unknown
 	__u8 version, tos;
@@ -215,17 +227,18 @@ inlined void map4(struct prefix *p, __be32 addr)
 	p->addr[3] = addr;
 }
 
-// read_ports adds a transport header to the hash, and its length to the headers.
+// read_ports adds the ports to the hashes, and the length of the transport header to the headers.
 inlined void read_ports(struct __sk_buff *skb, __u32 off, __u8 proto, struct inner *in)
 {
-	__u32 ports = 0;
+	__be16 ports[2];
 	__u8 offset = 0;
 
 	if (proto != IPPROTO_TCP && proto != IPPROTO_UDP && proto != IPPROTO_SCTP_)
 		return;
-	if (load_bytes(skb, off, &ports, 4))
+	if (load_bytes(skb, off, ports, sizeof(ports)))
 		return;
-	in->hash = mix(in->hash, ports);
+	in->from = mix(in->from, ports[0]);
+	in->to = mix(in->to, ports[1]);
 	if (proto == IPPROTO_UDP)
 		in->headers += 8;
 	else if (proto == IPPROTO_TCP && !load_bytes(skb, off + 12, &offset, 1))
@@ -249,7 +262,8 @@ inlined int parse(struct __sk_buff *skb, __u32 off, struct inner *in)
 		in->len = ntohs(v4.tot_len);
 		in->tos = v4.tos;
 		in->headers = v4.ihl * 4;
-		in->hash = mix(mix(v4.protocol, v4.saddr), v4.daddr);
+		in->from = mix(v4.protocol, v4.saddr);
+		in->to = mix(v4.protocol, v4.daddr);
 		if (!(v4.frag_off & htons(IP_MF | IP_OFFSET)))
 			read_ports(skb, off + in->headers, v4.protocol, in);
 		return in->len >= in->headers;
@@ -262,10 +276,18 @@ inlined int parse(struct __sk_buff *skb, __u32 off, struct inner *in)
 	in->len = ntohs(v6.payload_len) + sizeof(v6);
 	in->tos = v6.priority << 4 | v6.flow_lbl[0] >> 4;
 	in->headers = sizeof(v6);
-	in->hash = mix(mix(v6.nexthdr, in->src.addr[2]), in->src.addr[3]);
-	in->hash = mix(mix(in->hash, in->dst.addr[2]), in->dst.addr[3]);
+	in->from = mix(mix(v6.nexthdr, in->src.addr[2]), in->src.addr[3]);
+	in->to = mix(mix(v6.nexthdr, in->dst.addr[2]), in->dst.addr[3]);
 	read_ports(skb, off + sizeof(v6), v6.nexthdr, in);
 	return 1;
+}
+
+// flow_of returns the flow of a packet, which is the same in both directions.
+inlined struct flow *flow_of(struct inner *in)
+{
+	__u32 bucket = mix(in->from + in->to, 0) % FLOWS;
+
+	return map_lookup(&flows, &bucket);
 }
 
 // alive reports whether the daemon runs.
@@ -283,33 +305,40 @@ inlined void stamp(struct flow *f, __u64 now)
 	f->passed = now;
 }
 
-// count adds to the window of f and returns the packets in it.
-inlined __u32 count(struct flow *f, __u64 now, __u32 packets, __u32 bytes)
+// is_flood adds to the load of the CPU, and reports whether the flow is one of many that flood it.
+inlined int is_flood(struct flow *f, __u64 now, __u32 packets)
 {
+	__u32 zero = 0;
+	struct load *cpu = map_lookup(&load, &zero);
+	int several = f->packets > packets && now - f->since > YOUNG;
+
+	if (!cpu)
+		return 0;
+	if (now - cpu->start > WINDOW) {
+		cpu->start = now;
+		cpu->packets = cpu->flows = 0;
+	}
+	cpu->packets += packets;
+	if (several && f->packets <= 2 * packets)
+		cpu->flows++;
+	return several && cpu->packets > FLOOD_PACKETS && cpu->flows > FLOOD_FLOWS;
+}
+
+// is_bulk reports whether a packet of the flow belongs to the workers.
+inlined int is_bulk(struct flow *f, __u64 now, __u32 packets, __u32 bytes)
+{
+	if (now - f->passed < SILENCE)
+		return 1;
 	if (now - f->start > WINDOW) {
+		if (now - f->start > SILENCE)
+			f->since = now;
 		f->start = now;
 		f->packets = f->bytes = 0;
 	}
 	f->packets += packets;
 	f->bytes += bytes;
-	return f->packets;
-}
-
-// is_bulk reports whether a packet of the flow belongs to the workers.
-inlined int is_bulk(struct flow *f, struct settings *s, __u64 now, __u32 packets, __u32 bytes)
-{
-	__u32 zero = 0, limit = MAX_PACKETS;
-	struct flow *cpu = map_lookup(&load, &zero);
-
-	if (now - f->passed < SILENCE)
-		return 1;
-	if (s->flags & WHOLE)
-		packets = 1; // a GSO frame costs no more than a packet
-	if (cpu && count(cpu, now, packets, 0) > BUSY_PACKETS)
-		limit = MAX_PACKETS_BUSY;
-	if (count(f, now, packets, bytes) > limit)
-		return 1;
-	return !(s->flags & WHOLE) && f->bytes > MAX_BYTES;
+	return is_flood(f, now, packets) || f->packets > MAX_PACKETS ||
+	       f->bytes > MAX_BYTES;
 }
 
 // write_headers stores the outer headers at the start of the packet. The UDP checksum is 0 (RFC
@@ -386,7 +415,7 @@ inlined int find_hop(struct __sk_buff *skb, struct settings *s, struct node *n, 
 SEC("tc")
 int outbound(struct __sk_buff *skb)
 {
-	__u32 zero = 0, bucket, packets = 1, longest, bytes;
+	__u32 zero = 0, packets = 1, longest, bytes;
 	struct settings *s = map_lookup(&settings, &zero);
 	struct bpf_fib_lookup hop = {};
 	struct inner in = {};
@@ -400,8 +429,7 @@ int outbound(struct __sk_buff *skb)
 	if (!parse(skb, s->link, &in) || skb->len != s->link + in.len)
 		return pass(UNUSUAL);
 	now = ktime_ns();
-	bucket = in.hash % FLOWS;
-	f = map_lookup(&flows, &bucket);
+	f = flow_of(&in);
 	if (!f)
 		return pass(UNUSUAL);
 	n = map_lookup(&nodes, &in.dst);
@@ -419,7 +447,7 @@ int outbound(struct __sk_buff *skb)
 		longest = skb->gso_size + in.headers;
 		bytes += (packets - 1) * in.headers;
 	}
-	if (is_bulk(f, s, now, packets, in.len) && alive(now)) {
+	if (is_bulk(f, now, packets, in.len) && alive(now)) {
 		stamp(f, now);
 		return pass(BULK);
 	}
@@ -518,13 +546,19 @@ int inbound(struct __sk_buff *skb)
 	struct inner in = {};
 	struct traffic *t;
 	struct outer o;
+	struct flow *f;
 
 	if (!s || !s->device || !is_ours(skb, s, &o))
 		return TC_ACT_UNSPEC;
+	if (!parse(skb, off, &in))
+		return pass(UNUSUAL);
+	f = flow_of(&in);
+	if (f)
+		f->packets = 0;
 	if (o.udp.check && alive(ktime_ns()))
 		return TC_ACT_UNSPEC;
 	// A train of datagrams is longer than its first one.
-	if (!parse(skb, off, &in) || in.len + OUTER != ntohs(o.ip.tot_len))
+	if (in.len + OUTER != ntohs(o.ip.tot_len))
 		return pass(UNUSUAL);
 	t = map_lookup(&endpoints, &o.ip.saddr);
 	if ((!t && s->source_check != CHECK_OFF) || !accepted(s, &in, o.ip.saddr))
