@@ -26,7 +26,7 @@ func full() Snapshot {
 		Unreachable:    1,
 		Lease:          Lease{Held: true, Age: 90 * time.Second, ExpiresIn: 24*time.Hour - 90*time.Second},
 		Nodes:          2,
-		Probe:          &Probe{Answered: 31, Lost: 32, Paths: []ProbePath{{"a", 0.5, time.Millisecond, 1472}}},
+		Probe:          &Probe{Answered: 31, Lost: 32, Paths: []ProbePath{{"a", 0.5, time.Millisecond, 1472, 1480}}},
 		Traffic: &Traffic{
 			Engine:   "portable",
 			Features: []Feature{{"udp-gso", false, "too old"}, {"multi-queue", true, ""}},
@@ -103,6 +103,7 @@ weft_probe_echoes_total{outcome="answered"} 31
 weft_probe_echoes_total{outcome="lost"} 32
 weft_probe_loss_ratio{node="a"} 0.5
 weft_probe_rtt_seconds{node="a"} 0.001
+weft_probe_small_mtu_nodes 1
 weft_probe_path_mtu_bytes{node="a"} 1472
 weft_packets_total{direction="in"} 12
 weft_packets_total{direction="out"} 11

@@ -19,6 +19,8 @@ type ProbePath struct {
 	Loss float64       // share of the last echoes that were lost, 0 to 1
 	RTT  time.Duration // median of the last echoes; 0 if none was answered
 	MTU  int           // largest packet that gets through, in bytes; 0 while unknown
+	// MaxMTU is the largest packet that this node's device takes.
+	MaxMTU int
 }
 
 // maxProbeNodes is the number of nodes with series of the mesh probe. Three series for each keep
@@ -49,6 +51,10 @@ func probeMetrics() []metric {
 			"Median round-trip time of the last echoes to a node; absent if all were lost.",
 			gauge, node},
 			perPath(func(p ProbePath) (float64, bool) { return p.RTT.Seconds(), p.RTT > 0 })},
+		{Info{"weft_probe_small_mtu_nodes",
+			"Probed nodes whose path loses packets that this node's device takes.",
+			gauge, nil},
+			probed(func(p *Probe) []sample { return []sample{{value: float64(smallMTU(p.Paths))}} })},
 		{Info{"weft_probe_path_mtu_bytes",
 			"Largest packet that reaches a node through the overlay; absent while unknown.",
 			gauge, node},
@@ -76,6 +82,16 @@ func perPath(value func(ProbePath) (float64, bool)) func(*scrape) []sample {
 		}
 		return samples
 	})
+}
+
+// smallMTU counts the paths that carry less than this node's device.
+func smallMTU(paths []ProbePath) (count int) {
+	for _, p := range paths {
+		if p.MTU > 0 && p.MTU < p.MaxMTU {
+			count++
+		}
+	}
+	return count
 }
 
 // worst returns the nodes that get series: with the most loss, then the smallest MTU, then the

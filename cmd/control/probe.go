@@ -14,7 +14,10 @@ type Path struct {
 	RTT       float64 `json:"rtt_seconds,omitempty"`
 	RTTMedian float64 `json:"rtt_median_seconds,omitempty"`
 	// MTU is the largest packet that gets through, in bytes; absent while unknown.
-	MTU      int       `json:"mtu,omitempty"`
+	MTU int `json:"mtu,omitempty"`
+	// MaxMTU is the largest packet that this node's device takes. A smaller MTU is a fault of the
+	// path.
+	MaxMTU   int       `json:"max_mtu"`
 	Answered time.Time `json:"answered,omitzero"` // when the last answer arrived
 }
 

@@ -17,7 +17,7 @@ const (
 // mtuSearch finds the largest packet that a path carries, by halving the range of sizes, and checks
 // it from then on. Sizes are those of inner packets in bytes.
 type mtuSearch struct {
-	floor, max int // a size that passes for certain, and the largest possible one
+	floor, max int // a size that passes for certain, and the largest that the device takes
 	known      int // result of the last search; 0: none yet
 
 	low, high int // the largest size that passed, the largest that may pass
@@ -68,6 +68,14 @@ func (s *mtuSearch) tooBig(size, mtu int, now time.Time) {
 	if mtu > s.low && mtu <= s.high {
 		s.high, s.size = mtu, mtu
 	}
+}
+
+// limited records the MTU of this node's device, which refused a packet of a size.
+func (s *mtuSearch) limited(size, mtu int, now time.Time) {
+	if mtu >= s.floor && mtu < s.max {
+		s.max = mtu
+	}
+	s.tooBig(size, mtu, now)
 }
 
 // proceed chooses the next size, or ends the search.

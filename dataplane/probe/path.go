@@ -28,6 +28,8 @@ type Path struct {
 	Last, Median time.Duration
 	// MTU is the largest inner packet that gets through, in bytes; 0 while unknown.
 	MTU int
+	// MaxMTU is the largest packet that this node's device takes: the MTU of a path without fault.
+	MaxMTU int
 	// Answered is the time of the last answer; zero if there has never been one.
 	Answered time.Time
 	// Unreachable is the reason why the node counts as unreachable; empty if it does not.
@@ -82,7 +84,8 @@ func jittered(d time.Duration) time.Duration { return d - d/10 + rand.N(d/5+1) }
 
 // state returns the exported form.
 func (p *path) state() *Path {
-	s := &Path{Addr: p.addr, Last: p.window.last, MTU: p.mtu.known, Answered: p.answered}
+	s := &Path{Addr: p.addr, Last: p.window.last, MTU: p.mtu.known, MaxMTU: p.mtu.max,
+		Answered: p.answered}
 	s.Sent, s.Lost, s.Median = p.window.summary()
 	if p.unreachable() {
 		s.Unreachable = p.reason()

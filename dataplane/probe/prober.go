@@ -278,7 +278,7 @@ func (p *Prober) send(s *socket, e echo) {
 		mtu := 0
 		s.failures(func(f failure) { mtu = max(mtu, f.mtu) })
 		delete(p.underway, p.number)
-		e.path.mtu.tooBig(e.size, mtu, e.at)
+		e.path.mtu.limited(e.size, mtu, e.at)
 	default:
 		e.path.err = err
 	}

@@ -102,7 +102,7 @@ func (s *snapshot) addProbe(status *control.Status) {
 func newPathStatus(p *probe.Path) *control.Path {
 	return &control.Path{
 		Address: p.Addr, Sent: p.Sent, Lost: p.Lost, RTT: p.Last.Seconds(),
-		RTTMedian: p.Median.Seconds(), MTU: p.MTU, Answered: p.Answered,
+		RTTMedian: p.Median.Seconds(), MTU: p.MTU, MaxMTU: p.MaxMTU, Answered: p.Answered,
 	}
 }
 
@@ -117,7 +117,7 @@ func probeMetrics(s control.Status) *metrics.Probe {
 			if p == nil {
 				continue
 			}
-			path := metrics.ProbePath{Node: n.Name, MTU: p.MTU}
+			path := metrics.ProbePath{Node: n.Name, MTU: p.MTU, MaxMTU: p.MaxMTU}
 			path.RTT = time.Duration(p.RTTMedian * float64(time.Second))
 			path.Loss = float64(p.Lost) / float64(max(p.Sent, 1))
 			m.Paths = append(m.Paths, path)

@@ -116,8 +116,7 @@ function describe(node) {
   d.rtt = Math.max(0, ...measured.map(p => p.rtt_median_seconds || 0));
   d.lastRTT = Math.max(0, ...measured.map(p => p.rtt_seconds || 0));
   d.mtu = Math.min(...measured.map(p => p.mtu || Infinity));
-  // The first path is IPv4's, which has the MTU of the status; IPv6 may have less by design.
-  d.smallMTU = Boolean(node.path?.mtu && node.path.mtu < view.status.mtu);
+  d.smallMTU = measured.some(p => p.mtu && p.mtu < p.max_mtu);
   d.state = node.unreachable ? "bad" : !measured.length ? "unknown" : d.loss > 0 || d.smallMTU ? "warn" : "ok";
   d.text = node.unreachable ? "unreachable" : !measured.length ? "not measured" :
     d.loss > 0 ? `${percent(d.loss)} lost` : d.smallMTU ? `MTU ${d.mtu}` : duration(d.rtt);

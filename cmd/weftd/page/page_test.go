@@ -97,7 +97,7 @@ func cluster(answer uint64) control.Status {
 	for i := range nodeCount {
 		n := control.Node{Name: fmt.Sprintf("node-%02d", i), Public: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}),
 			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(i + 2), 0}), 24)}
-		n.Path = &control.Path{Address: n.Subnet.Addr(), Sent: 30, MTU: 1472, Answered: time.Now(),
+		n.Path = &control.Path{Address: n.Subnet.Addr(), Sent: 30, MTU: 1472, MaxMTU: 1472, Answered: time.Now(),
 			RTT: 0.0002 + float64(answer%5)/1e4, RTTMedian: 0.0003}
 		switch i {
 		case 3:
