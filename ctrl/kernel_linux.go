@@ -24,7 +24,8 @@ type Kernel struct {
 	fouOnce sync.Once // of hasFOU
 	fou     bool
 	ran     map[string]Command // commands of the extension backend that were run, by ID
-	raFixed map[string]bool    // devices whose accept_ra this process may not change
+	closed  bool
+	raFixed map[string]bool // devices whose accept_ra this process may not change
 }
 
 // netlinkTimeout bounds one exchange with the kernel, which replies at once unless its lock is held
@@ -57,6 +58,9 @@ func OpenKernel(log *slog.Logger) (*Kernel, error) {
 // Close closes the connection and stops the WireGuard devices of this process. The kernel's state
 // stays. A running Watch is not affected.
 func (k *Kernel) Close() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.closed = true
 	k.wg.close()
 	k.batch.Close()
 	k.h.Close()

@@ -19,7 +19,7 @@ func TestSetField(t *testing.T) {
 		{"preshared_key", hex},
 		{"protocol_version", "1"}, {"endpoint", "[fd00::1]:5"}, {"last_handshake_time_sec", "100"},
 		{"persistent_keepalive_interval", "25"},
-		{"allowed_ip", "10.5.2.0/24"}, {"allowed_ip", "fd00::/64"}} {
+		{"tx_bytes", "300"}, {"rx_bytes", "200"}, {"allowed_ip", "10.5.2.0/24"}, {"allowed_ip", "fd00::/64"}} {
 		if err := setField(&d, l[0], l[1]); err != nil {
 			t.Errorf("%s: %v", l, err)
 		}
@@ -27,12 +27,12 @@ func TestSetField(t *testing.T) {
 	p := d.Peers[0]
 	if d.ListenPort != 7 || d.PrivateKey[31] != 0xa || p.Endpoint.String() != "[fd00::1]:5" ||
 		p.PersistentKeepaliveInterval != 25*time.Second ||
-		p.LastHandshakeTime.Unix() != 100 || len(p.AllowedIPs) != 2 {
+		p.LastHandshakeTime.Unix() != 100 || p.TransmitBytes != 300 || p.ReceiveBytes != 200 || len(p.AllowedIPs) != 2 {
 		t.Errorf("got %+v", d)
 	}
 	for _, l := range [][2]string{{"private_key", "0a"}, {"private_key", "zz"}, {"listen_port", "x"},
 		{"public_key", "0"}, {"endpoint", "x"},
-		{"allowed_ip", "x"}, {"persistent_keepalive_interval", "x"}, {"last_handshake_time_sec", ""}} {
+		{"tx_bytes", "x"}, {"rx_bytes", "-"}, {"allowed_ip", "x"}, {"persistent_keepalive_interval", "x"}, {"last_handshake_time_sec", ""}} {
 		if err := setField(&d, l[0], l[1]); err == nil {
 			t.Errorf("%s is taken", l)
 		}

@@ -116,6 +116,10 @@ func setField(d *wgtypes.Device, name, value string) error {
 	case "last_handshake_time_sec":
 		n, err = strconv.ParseInt(value, 10, 64)
 		p.LastHandshakeTime = time.Unix(n, 0)
+	case "tx_bytes":
+		p.TransmitBytes, err = strconv.ParseInt(value, 10, 64)
+	case "rx_bytes":
+		p.ReceiveBytes, err = strconv.ParseInt(value, 10, 64)
 	case "allowed_ip":
 		var a netip.Prefix
 		if a, err = netip.ParsePrefix(value); err == nil {

@@ -50,7 +50,7 @@ const (
 
 // table returns all metrics: names, help texts, labels and the source of their values.
 func table() []metric {
-	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics())
+	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics(), deviceMetrics())
 }
 
 func stateMetrics() []metric {
@@ -220,9 +220,14 @@ func trafficMetrics() []metric {
 		{Info{"weft_node_packets_total",
 			"Inner packets to (out) or from (in) a node; others are summed as node=\"other\".",
 			counter, []string{"node", "direction"}},
-			perNode(func(v Volume) uint64 { return v.Packets })},
+			func(s *scrape) []sample {
+				if s.Traffic == nil {
+					return nil // the kernel counts bytes per node, if anything
+				}
+				return perNode(func(v Volume) uint64 { return v.Packets })(s)
+			}},
 		{Info{"weft_node_bytes_total",
-			"Bytes of inner packets to (out) or from (in) a node; others are summed likewise.",
+			"Bytes of packets to (out) or from (in) a node; others are summed likewise.",
 			counter, []string{"node", "direction"}},
 			perNode(func(v Volume) uint64 { return v.Bytes })},
 	}
@@ -327,8 +332,11 @@ func (c *collector) scrape() scrape {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := scrape{Snapshot: c.read(), build: c.build}
-	if s.Traffic != nil {
+	switch {
+	case s.Traffic != nil:
 		s.nodes = c.nodes.apply(s.Traffic.Nodes)
+	case s.Kernel != nil && len(s.Kernel.Nodes) > 0:
+		s.nodes = c.nodes.apply(s.Kernel.Nodes)
 	}
 	return s
 }

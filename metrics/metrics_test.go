@@ -41,6 +41,7 @@ func full() Snapshot {
 				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},
 			},
 		},
+		Kernel:           &KernelTraffic{Devices: []DeviceTraffic{{"flannel.1", Volume{41, 4100}, Volume{42, 4200}, 43, 44}}},
 		ReconcilerInSync: true,
 		KernelRepairs:    13,
 		RulesInPlace:     true,
@@ -124,6 +125,12 @@ weft_fast_path_passed_total{reason="bulk"} 35
 weft_engine_info{engine="portable"} 1
 weft_engine_feature{feature="multi-queue"} 1
 weft_engine_feature{feature="udp-gso"} 0
+weft_device_packets_total{device="flannel.1",direction="out"} 41
+weft_device_packets_total{device="flannel.1",direction="in"} 42
+weft_device_bytes_total{device="flannel.1",direction="out"} 4100
+weft_device_bytes_total{device="flannel.1",direction="in"} 4200
+weft_device_dropped_total{device="flannel.1",direction="out"} 43
+weft_device_dropped_total{device="flannel.1",direction="in"} 44
 weft_node_packets_total{direction="in",node="a"} 10
 weft_node_packets_total{direction="in",node="b"} 8
 weft_node_packets_total{direction="out",node="a"} 9
@@ -185,6 +192,11 @@ func TestAbsentMetrics(t *testing.T) {
 			"weft_drops_total", "weft_queue_overflows_total", "weft_recreations_total", "weft_icmp_errors_total", "weft_engine_info",
 			"weft_fast_path_active", "weft_fast_path_packets_total", "weft_fast_path_passed_total",
 			"weft_engine_feature", "weft_node_packets_total", "weft_node_bytes_total"}},
+		{"no kernel backend", func(s *Snapshot) { s.Kernel = nil }, []string{"weft_device_packets_total",
+			"weft_device_bytes_total", "weft_device_dropped_total"}},
+		{"no probe", func(s *Snapshot) { s.Probe = nil }, []string{"weft_probe_nodes", "weft_probe_echoes_total",
+			"weft_probe_loss_ratio", "weft_probe_rtt_seconds", "weft_probe_small_mtu_nodes",
+			"weft_probe_path_mtu_bytes"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -27,6 +27,9 @@ type Snapshot struct {
 	// Traffic is nil while there is no dataplane.
 	Traffic *Traffic
 
+	// Kernel holds the counters of a backend whose packets the kernel moves; nil for others.
+	Kernel *KernelTraffic
+
 	// ReconcilerInSync reports whether the kernel matched the desired state when last checked.
 	ReconcilerInSync bool
 	// KernelRepairs counts the changes that undid changes by other programs.
@@ -133,4 +136,24 @@ type UnknownSource struct {
 	Address netip.Addr `json:"address"`
 	Packets uint64     `json:"packets"`
 	Last    time.Time  `json:"last"` // when the last packet arrived
+}
+
+// KernelTraffic holds the kernel's counters of overlay devices, in which a GSO frame is one packet.
+// Its JSON form is part of the daemon's status.
+type KernelTraffic struct {
+	Devices []DeviceTraffic `json:"devices"`
+	// Nodes is the traffic per node where the kernel counts it, which is WireGuard: bytes, with
+	// WireGuard's headers.
+	Nodes []NodeTraffic `json:"nodes,omitempty"`
+	Error string        `json:"error,omitempty"` // why the counters cannot be read; not a metric
+}
+
+// DeviceTraffic is the traffic of an overlay device since its creation.
+type DeviceTraffic struct {
+	Device string `json:"device"`
+	Out    Volume `json:"out"` // to other nodes
+	In     Volume `json:"in"`
+	// OutDropped and InDropped include faulty packets.
+	OutDropped uint64 `json:"out_dropped"`
+	InDropped  uint64 `json:"in_dropped"`
 }

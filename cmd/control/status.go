@@ -30,7 +30,9 @@ type Status struct {
 	Kernel    Kernel            `json:"kernel"`
 	Rules     Rules             `json:"rules"`
 	Traffic   *metrics.Traffic  `json:"traffic,omitempty"`
-	Limits    Limits            `json:"limits"`
+	// KernelTraffic replaces Traffic with a backend whose packets the kernel moves.
+	KernelTraffic *metrics.KernelTraffic `json:"kernel_traffic,omitempty"`
+	Limits        Limits                 `json:"limits"`
 }
 
 // Condition is one condition of readiness.

@@ -43,6 +43,7 @@ type parts struct {
 	engine     *dataplane.Engine // nil unless the backend is a userspace one
 	manager    *lease.Manager
 	cluster    clusterStore // nil if the store is not a cluster
+	kernel     *ctrl.Kernel
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
 	prober     *probe.Prober // nil if there is none

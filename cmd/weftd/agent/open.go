@@ -111,6 +111,7 @@ func (d *daemon) newAgent(
 		daemon:  d,
 		network: network,
 		parts: parts{
+			kernel:     kernel,
 			reconciler: ctrl.NewReconciler(kernel, ctrl.ReconcilerOptions{Log: d.log}),
 			rules: netfilter.New(netfilter.Options{Log: d.log, Resync: d.cfg.Rules.Resync,
 				Previous: prefixes(previous)}),

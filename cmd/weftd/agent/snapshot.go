@@ -41,6 +41,7 @@ type snapshot struct {
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
 	prober     *probe.Prober // nil if there is none
+	kernel     *ctrl.Kernel
 }
 
 // publish stores a snapshot for the HTTP server.
@@ -51,7 +52,7 @@ func (a *agent) publish() {
 		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers, port: a.port,
 		taken:    a.conflicts.Taken,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
-		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober,
+		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober, kernel: a.kernel,
 	})
 }
 
@@ -101,6 +102,7 @@ func (d *daemon) status() control.Status {
 				metrics.UnknownSource{Address: u.Addr, Packets: u.Packets, Last: u.Last})
 		}
 	}
+	status.KernelTraffic = s.kernelTraffic(status.Nodes)
 	s.addProbe(&status)
 	d.describeNodes(&status)
 	return status

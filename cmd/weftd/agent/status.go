@@ -22,6 +22,7 @@ func metricsSnapshot(s control.Status) metrics.Snapshot {
 		Nodes:            len(s.Nodes),
 		Traffic:          s.Traffic,
 		Probe:            probeMetrics(s),
+		Kernel:           s.KernelTraffic,
 		ReconcilerInSync: s.Kernel.Synced,
 		Unreachable:      unreachable,
 		KernelRepairs:    s.Kernel.Repairs,

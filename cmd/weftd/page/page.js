@@ -56,7 +56,7 @@ function age(time) {
 // traffic sums the bytes of each node.
 function traffic(status) {
   const sums = new Map();
-  for (const n of status.traffic?.nodes || []) {
+  for (const n of status.traffic?.nodes || status.kernel_traffic?.nodes || []) {
     const t = sums.get(n.node) || { in: 0, out: 0 };
     t.in += n.in.bytes;
     t.out += n.out.bytes;
@@ -68,7 +68,7 @@ function traffic(status) {
 // volume returns the bytes carried in all.
 function volume(status) {
   if (status.traffic) return { in: status.traffic.in.bytes, out: status.traffic.out.bytes };
-  const devices = status.devices || [];
+  const devices = status.kernel_traffic?.devices || [];
   if (!devices.length) return undefined;
   return {
     in: devices.reduce((sum, d) => sum + d.in.bytes, 0),
