@@ -28,9 +28,6 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asDaemon) != "" {
 		main()
 	}
-	if os.Getenv(asDoctor) != "" {
-		os.Exit(examineHere(os.Getenv(asDoctor)))
-	}
 	os.Exit(lab.Main(m))
 }
 

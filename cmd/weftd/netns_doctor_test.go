@@ -13,43 +13,18 @@ import (
 	"testing"
 	"time"
 
-	"weft/bench"
 	"weft/ctrl/doctor"
 	"weft/deploy/lab"
 )
 
-// asDoctor is the environment variable with which the test binary examines its network namespace.
-// Its value is the address of the daemon's health server, or "none". The report goes to the file
-// of reportFile.
-const (
-	asDoctor   = "TEST_AS_DOCTOR"
-	reportFile = "TEST_DOCTOR_REPORT"
-)
-
-// noDaemon is the value of asDoctor for the kernel's state alone.
-const noDaemon = "none"
-
 // doctorPatience bounds the wait for a finding: an examination takes up to three seconds.
 const doctorPatience = 10 * time.Second
 
-// examineHere writes the report on this network namespace.
-func examineHere(health string) (status int) {
-	o := doctor.Options{Probe: true}
-	if health != noDaemon {
-		o.Status = func(ctx context.Context) ([]byte, error) {
-			return bench.Get(ctx, netip.MustParseAddrPort(health), "/status")
-		}
-	}
-	text, err := json.Marshal(doctor.Examine(doctor.Gather(context.Background(), o)))
-	if err == nil {
-		err = os.WriteFile(os.Getenv(reportFile), text, 0o600)
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
-}
+// socketPath is the daemon's control socket, and noDaemon a path without one.
+const (
+	socketPath = "/run/weft/weftd.sock"
+	noDaemon   = "/run/weft/none.sock"
+)
 
 // doctorLab is a cluster whose daemons have the name that the doctor looks for.
 type doctorLab struct {
@@ -71,18 +46,24 @@ func newDoctorLab(t *testing.T, network string, flags ...string) *doctorLab {
 	return d
 }
 
+// program returns the path of this test binary under the name of a program, which it then is.
+func program(t *testing.T, name string) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.Symlink(self, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // startNamed starts a daemon under its own name.
 func (d *doctorLab) startNamed(n *lab.Node, flags ...string) *member {
 	d.t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		d.t.Fatal(err)
-	}
-	name := filepath.Join(d.t.TempDir(), "weftd")
-	if err := os.Symlink(self, name); err != nil {
-		d.t.Fatal(err)
-	}
-	p, err := n.Start(append([]string{name, fmt.Sprintf("--healthz-port=%d", clusterHealth),
+	p, err := n.Start(append([]string{program(d.t, "weftd"), fmt.Sprintf("--healthz-port=%d", clusterHealth),
 		"--etcd-endpoints=" + d.endpoint()}, flags...), asDaemon+"=1")
 	if err != nil {
 		d.t.Fatal(err)
@@ -90,36 +71,35 @@ func (d *doctorLab) startNamed(n *lab.Node, flags ...string) *member {
 	return &member{Process: p, node: n, t: d.t}
 }
 
-// examine runs the doctor in a node.
-func (d *doctorLab) examine(n *lab.Node, health string) (doctor.Report, error) {
-	self, err := os.Executable()
+// weft runs a command of the operator's tool in a node and decodes its output into v.
+func (d *doctorLab) weft(n *lab.Node, v any, args ...string) error {
+	file := filepath.Join(d.t.TempDir(), "output")
+	p, err := n.Start(append([]string{"sh", "-c", `out=$1; shift; exec "$0" "$@" >$out`,
+		program(d.t, "weft"), file}, args...), asDaemon+"=1")
 	if err != nil {
-		return doctor.Report{}, err
-	}
-	file := filepath.Join(d.t.TempDir(), "report")
-	p, err := n.Start([]string{self}, asDoctor+"="+health, reportFile+"="+file)
-	if err != nil {
-		return doctor.Report{}, err
+		return err
 	}
 	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
 	defer cancel()
 	if _, err := p.Wait(ctx); err != nil {
-		return doctor.Report{}, err
+		return err
 	}
 	text, err := os.ReadFile(file)
-	if err != nil {
-		return doctor.Report{}, fmt.Errorf("%w: %s", err, p.Log())
+	if err == nil {
+		err = json.Unmarshal(text, v)
 	}
-	var r doctor.Report
-	return r, json.Unmarshal(text, &r)
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, p.Log())
+	}
+	return err
 }
 
 // expect waits until the doctor finds exactly these faults in the first node.
-func (d *doctorLab) expect(health string, want ...string) {
+func (d *doctorLab) expect(socket string, want ...string) {
 	d.t.Helper()
 	await(d.t, doctorPatience, "findings "+strings.Join(want, ", "), func() error {
-		r, err := d.examine(d.Nodes[0], health)
-		if err != nil {
+		var r doctor.Report
+		if err := d.weft(d.Nodes[0], &r, "doctor", "--json", "--control-socket="+socket); err != nil {
 			return err
 		}
 		var have []string
@@ -136,9 +116,6 @@ func (d *doctorLab) expect(health string, want ...string) {
 		return nil
 	})
 }
-
-// withDaemon returns the address of the first node's health server.
-func (d *doctorLab) withDaemon() string { return d.daemons[0].health().String() }
 
 // fault is a fault and how to undo it: lines for sh, or a key in etcd.
 type fault struct {
@@ -183,9 +160,9 @@ func (d *doctorLab) shell(node int, line string) {
 }
 
 // check produces each fault in turn and expects the finding of its name, and none before and after.
-func (d *doctorLab) check(health string, faults []fault) {
+func (d *doctorLab) check(socket string, faults []fault) {
 	t, outer := d.t, d.t
-	d.expect(health)
+	d.expect(socket)
 	for _, f := range faults {
 		t.Run(f.name, func(t *testing.T) {
 			d.t = t
@@ -194,10 +171,10 @@ func (d *doctorLab) check(health string, faults []fault) {
 				d.t = outer
 			}()
 			d.produce(f)
-			d.expect(health, f.name)
+			d.expect(socket, f.name)
 		})
 	}
-	d.expect(health)
+	d.expect(socket)
 }
 
 // TestNetnsDoctorUDP produces faults of a node with the udp backend.
@@ -205,7 +182,7 @@ func TestNetnsDoctorUDP(t *testing.T) {
 	d := newDoctorLab(t, clusterNetwork)
 	peer, peerSubnet := d.Nodes[1].Addr.String(), d.daemons[1].env().Subnet.Masked().String()
 	const link = "ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up; "
-	d.check(d.withDaemon(), []fault{
+	d.check(socketPath, []fault{
 		{name: "ip-forward-off", make: "echo 0 >/proc/sys/net/ipv4/ip_forward",
 			undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},
 		{name: "device-forwarding-off", make: "echo 0 >/proc/sys/net/ipv4/conf/flannel0/forwarding",
@@ -260,7 +237,7 @@ func TestNetnsDoctorUDP(t *testing.T) {
 		if _, err := c.Write(inner); err != nil {
 			t.Fatal(err)
 		}
-		d.expect(d.withDaemon(), "unknown-source")
+		d.expect(socketPath, "unknown-source")
 	})
 }
 
@@ -270,7 +247,7 @@ func TestNetnsDoctorVXLAN(t *testing.T) {
 	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, "--ip-masq")
 	peerSubnet := d.daemons[1].env().Subnet.Masked().String()
 	tunnel := d.daemons[1].env().Subnet.Masked().Addr().String()
-	d.check(d.withDaemon(), []fault{
+	d.check(socketPath, []fault{
 		{name: "tunnel-port-dropped", make: "iptables -I INPUT -p udp --dport 8472 -j DROP",
 			undo: "iptables -D INPUT -p udp --dport 8472 -j DROP"},
 		{name: "tunnel-blocked", node: 1, make: "iptables -I INPUT -p udp --dport 8472 -j DROP",
@@ -313,7 +290,7 @@ func TestNetnsDoctorVXLAN(t *testing.T) {
 // TestNetnsDoctorHostGW produces faults of the host-gw backend and of the store.
 func TestNetnsDoctorHostGW(t *testing.T) {
 	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"host-gw"}}`)
-	d.check(d.withDaemon(), []fault{
+	d.check(socketPath, []fault{
 		{name: "anti-spoofing", node: 1, make: "iptables -t raw -I PREROUTING -s 10.5.0.0/16 -j DROP",
 			undo: "iptables -t raw -D PREROUTING -s 10.5.0.0/16 -j DROP"},
 		{name: "subnet-env-missing", make: "mv /run/flannel/subnet.env /run/env; mkdir /run/flannel/subnet.env",
@@ -321,5 +298,5 @@ func TestNetnsDoctorHostGW(t *testing.T) {
 	})
 	d.expect(noDaemon)
 	d.etcd.Close()
-	d.expect(d.withDaemon(), "store-down")
+	d.expect(socketPath, "store-down")
 }

@@ -48,6 +48,7 @@ type Daemon struct {
 		Subnet6     netip.Prefix `json:"subnet6"`
 		Public      netip.Addr   `json:"public"`
 		Unreachable string       `json:"unreachable"`
+		Path        *Path        `json:"path"`
 	} `json:"nodes"`
 	Kernel struct {
 		Synced  bool   `json:"synced"`
@@ -62,6 +63,15 @@ type Daemon struct {
 	Traffic *Traffic `json:"traffic"`
 }
 
+// Path is the mesh probe's result for a node.
+type Path struct {
+	Sent int `json:"sent"`
+	Lost int `json:"lost"`
+	MTU  int `json:"mtu"` // bytes; 0 if not known
+	// RTT is the median round-trip time in seconds.
+	RTT float64 `json:"rtt_median_seconds"`
+}
+
 // Condition is a condition of the daemon's readiness.
 type Condition struct {
 	Name   string `json:"name"`
@@ -74,12 +84,16 @@ type Traffic struct {
 	In, Out struct {
 		Packets uint64 `json:"packets"`
 	}
+	Drops []struct {
+		Reason  string `json:"reason"`
+		Packets uint64 `json:"packets"`
+	} `json:"drops"`
 	Overflows []Overflow `json:"overflows"`
 	Nodes     []struct {
-		Node string `json:"node"`
-		In   struct {
+		Node    string `json:"node"`
+		In, Out struct {
 			Packets uint64 `json:"packets"`
-		} `json:"in"`
+		}
 	} `json:"nodes"`
 	UnknownSources []UnknownSource `json:"unknown_sources"`
 }
@@ -232,7 +246,7 @@ func findForeignCNI(f *Facts) []Finding {
 		Evidence: fmt.Sprintf("%s/%s comes first and has the plugins %s", cniDir, first.File,
 			strings.Join(first.Types, ", ")),
 		Cause:  "new pods are set up by another plugin than flannel's and get addresses outside the overlay",
-		Remedy: fmt.Sprintf("mv %s/%s /root/ and restart the pods that it has set up", cniDir, first.File),
+		Remedy: fmt.Sprintf("mv %s/%s /tmp/ and restart the pods that it has set up", cniDir, first.File),
 	}}
 }
 

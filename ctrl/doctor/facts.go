@@ -73,6 +73,8 @@ type Node struct {
 	Public netip.Addr // invalid if not known
 	// Unplanned is set if the daemon's plan has no path to the node; other checks report why.
 	Unplanned bool
+	// Path is the result of the daemon's mesh probe; nil without one.
+	Path *Path
 	// Target is the address of the node inside the overlay to which the probes go.
 	Target netip.Addr
 

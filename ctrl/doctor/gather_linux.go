@@ -41,6 +41,15 @@ type gathering struct {
 // Gather collects the facts about this host, in the network namespace of the process. It always
 // succeeds: facts that could not be observed are missing, with the reason.
 func Gather(ctx context.Context, o Options) *Facts {
+	g := gather(ctx, o)
+	if g.kernel != nil {
+		g.kernel.Close()
+	}
+	return g.Facts
+}
+
+// gather is Gather that leaves the connection to the kernel open, if there is one.
+func gather(ctx context.Context, o Options) gathering {
 	if o.SubnetFile == "" {
 		o.SubnetFile = DefaultSubnetFile
 	}
@@ -52,7 +61,6 @@ func Gather(ctx context.Context, o Options) *Facts {
 	g.miss(fromEnv, g.readEnv())
 	kernel, err := ctrl.OpenKernel(nil)
 	if err == nil {
-		defer kernel.Close()
 		g.kernel = kernel
 		err = g.readKernel()
 	}
@@ -64,7 +72,7 @@ func Gather(ctx context.Context, o Options) *Facts {
 	g.miss(fromFilter, g.readFilter())
 	g.readStore(ctx)
 	g.probe(ctx)
-	return g.Facts
+	return g
 }
 
 func (g gathering) miss(s source, err error) {
@@ -122,7 +130,7 @@ func (g gathering) findNodes() {
 		if subnet.IsValid() {
 			unplanned := hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
 			g.Nodes = append(g.Nodes, Node{Name: d.Name, Subnet: subnet, Public: d.Public,
-				Unplanned: unplanned})
+				Unplanned: unplanned, Path: d.Path})
 		}
 	}
 	if g.Missing[fromDaemon] != nil {
