@@ -62,7 +62,7 @@ func (e *Engine) stopCapture(s *capture.Session) {
 // otherwise. t may be nil.
 func (t *taps) wantAll() bool {
 	return t != nil && slices.ContainsFunc(t.sessions, func(s *capture.Session) bool {
-		return !s.Sampled()
+		return !s.Partial()
 	})
 }
 

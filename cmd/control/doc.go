@@ -13,4 +13,5 @@ const (
 	StatusPath = "/v1/status" // answers with a Status
 	// CapturePath takes the values of a Capture and answers with a pcapng file that grows.
 	CapturePath = "/v1/capture"
+	TopPath     = "/v1/top" // answers with a Top per second, without end
 )

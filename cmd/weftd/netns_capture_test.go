@@ -3,10 +3,12 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,10 +101,44 @@ func TestNetnsCapture(t *testing.T) {
 				}
 			}
 			checkTshark(t, points[capture.Inner].file.Bytes())
+			ds[0].checkTop(from, to)
 			for _, d := range ds {
 				d.stop()
 			}
 		})
+	}
+}
+
+// checkTop pings until the stream for weft top shows the flow and the traffic of its node.
+func (d *member) checkTop(from, to *lab.Pod) {
+	d.t.Helper()
+	pinger, err := from.StartPing(d.t.Context(), to.Addr, lab.Ping{Count: 1000})
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer pinger.Stop()
+	ctx, cancel := context.WithTimeout(d.t.Context(), patience)
+	defer cancel()
+	client := control.NewClient(d.node.Path("weft/weftd.sock"))
+	body, err := client.Stream(ctx, control.TopPath, nil)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer body.Close()
+	decoder := json.NewDecoder(body)
+	for {
+		var top control.Top
+		if err := decoder.Decode(&top); err != nil {
+			d.t.Fatalf("no sample shows the ping: %v", err)
+		}
+		flow := slices.IndexFunc(top.Flows, func(f control.TopFlow) bool {
+			return f.Outbound && f.Proto == 1 && f.Src.Addr() == from.Addr && f.Dst.Addr() == to.Addr &&
+				f.Node == top.Nodes[0].Name && f.Packets > 20
+		})
+		if flow >= 0 && top.Nodes[0].Out.Packets > 20 && top.Nodes[0].In.Packets > 20 &&
+			top.Out.Packets >= top.Nodes[0].Out.Packets {
+			return
+		}
 	}
 }
 

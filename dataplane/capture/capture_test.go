@@ -176,7 +176,7 @@ func TestOptionsSelect(t *testing.T) {
 }
 
 func TestOptionsInvalid(t *testing.T) {
-	for _, o := range []Options{{SnapLen: -1}, {SnapLen: MaxSnapLen + 1}, {Sample: -1}, {Memory: -1}} {
+	for _, o := range []Options{{SnapLen: -1}, {SnapLen: MaxSnapLen + 1}, {Memory: -1}} {
 		if _, err := NewSession(1, o); err == nil {
 			t.Errorf("%+v accepted", o)
 		}
@@ -185,7 +185,8 @@ func TestOptionsInvalid(t *testing.T) {
 
 // TestSampleIsFair samples packets of flows that take turns.
 func TestSampleIsFair(t *testing.T) {
-	s := newSession(t, 1, Options{Sample: 16})
+	s := newSession(t, 1, Options{})
+	s.SetSample(16)
 	flows := [2]int{}
 	for i := range 160_000 {
 		s.Ring(0).Packet(&Meta{}, udpPacket(uint32(i%2), 4))

@@ -46,6 +46,7 @@ type Record struct {
 	Point  Point
 	Length int    // of the whole packet in bytes
 	Bytes  []byte // of the beginning, up to the snapshot length
+	Sample int    // stands for so many packets; 0 in a file
 	Missed uint64 // packets missed since the previous record of the same ring
 }
 

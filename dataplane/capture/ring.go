@@ -13,9 +13,11 @@ import (
 // Ring passes records from one writer to the session's reader. Its memory is allocated once. The
 // writer may go on for a moment after the session has ended.
 type Ring struct {
+	session *Session
 	options *Options
 	matcher *filter.Matcher
-	skip    int // packets until the next sample
+	sample  int // one packet in so many, as of this packet
+	skip    int // packets until the next one to record
 
 	slots []slot
 	data  []byte
@@ -34,10 +36,11 @@ type slot struct {
 	end    uint64 // position in data after the bytes
 }
 
-func newRing(o *Options, slots, bytes int) *Ring {
+func newRing(s *Session, slots, bytes int) *Ring {
 	return &Ring{
-		options: o,
-		matcher: o.Filter.Matcher(),
+		session: s,
+		options: &s.options,
+		matcher: s.options.Filter.Matcher(),
 		slots:   make([]slot, slots),
 		data:    make([]byte, bytes),
 	}
@@ -48,7 +51,7 @@ func (r *Ring) Packet(m *Meta, pkt []byte) { r.add(Inner, m, pkt) }
 
 // add records a packet of a point if it matches.
 func (r *Ring) add(p Point, m *Meta, pkt []byte) {
-	if !r.options.wants(p, m) || !r.sample() || !r.matcher.Match(pkt, m.Outbound) {
+	if !r.options.wants(p, m) || !r.selected() || !r.matcher.Match(pkt, m.Outbound) {
 		return
 	}
 	n := min(len(pkt), r.options.SnapLen)
@@ -63,7 +66,7 @@ func (r *Ring) add(p Point, m *Meta, pkt []byte) {
 // Datagram records a datagram with rebuilt outer headers if it matches. It keeps neither payload
 // nor m.
 func (r *Ring) Datagram(m *Meta, from, to netip.AddrPort, payload []byte) {
-	if !r.options.wants(Outer, m) || !r.sample() {
+	if !r.options.wants(Outer, m) || !r.selected() {
 		return
 	}
 	header := outerHeaderLen(from.Addr(), to.Addr())
@@ -80,18 +83,17 @@ func (r *Ring) Datagram(m *Meta, from, to netip.AddrPort, payload []byte) {
 	r.commit(m, Record{Point: Outer, Length: len(buf), Bytes: buf[:n]}, pos)
 }
 
-// sample reports whether to look at this packet.
-func (r *Ring) sample() bool {
-	if r.options.Sample <= 1 {
-		return true
-	}
+// selected reports whether to look at this packet.
+func (r *Ring) selected() bool {
 	if r.skip > 0 {
 		r.skip--
 		return false
 	}
-	// A random distance of the wanted mean: a fixed one would see only one flow of several that
-	// take turns.
-	r.skip = rand.IntN(2*r.options.Sample - 1)
+	if r.sample = int(r.session.sample.Load()); r.sample > 1 {
+		// A random distance of the wanted mean: a fixed one would see only one flow of several
+		// that take turns.
+		r.skip = rand.IntN(2*r.sample - 1)
+	}
 	return true
 }
 
@@ -115,6 +117,7 @@ func (r *Ring) commit(m *Meta, rec Record, pos uint64) {
 	written := r.written.Load()
 	missed := r.missed[Inner].Load() + r.missed[Outer].Load()
 	rec.Meta, rec.Missed, r.reported = *m, missed-r.reported, missed
+	rec.Sample = r.sample
 	r.dataNext = pos + uint64(len(rec.Bytes))
 	r.slots[written%uint64(len(r.slots))] = slot{record: rec, end: r.dataNext}
 	r.written.Store(written + 1)

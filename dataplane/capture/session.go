@@ -3,6 +3,7 @@ package capture
 import (
 	"context"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"weft/dataplane/capture/filter"
@@ -15,7 +16,7 @@ type Options struct {
 	Node         string         // only packets to and from this node; empty means all
 	DropsOnly    bool           // only packets that were dropped
 	SnapLen      int            // bytes recorded per packet; 0 means MaxSnapLen
-	Sample       int            // records one packet in so many, at random; 0 means every one
+	Partial      bool           // need not see packets that the kernel's fast path takes
 	Memory       int            // bytes for the rings of all workers; 0 means DefaultMemory
 }
 
@@ -57,8 +58,6 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.SnapLen < 0, o.SnapLen > MaxSnapLen:
 		return o, fmt.Errorf("invalid snapshot length %d: want 1 to %d bytes", o.SnapLen, MaxSnapLen)
-	case o.Sample < 0:
-		return o, fmt.Errorf("invalid sample %d: want one packet in 1 or more", o.Sample)
 	case o.Memory < 0:
 		return o, fmt.Errorf("invalid memory %d", o.Memory)
 	}
@@ -69,6 +68,7 @@ func (o Options) withDefaults() (Options, error) {
 type Session struct {
 	options Options
 	rings   []*Ring
+	sample  atomic.Int32 // records one packet in so many
 }
 
 // NewSession returns a session with rings for a number of workers.
@@ -78,9 +78,10 @@ func NewSession(workers int, o Options) (*Session, error) {
 		return nil, fmt.Errorf("capture: %w", err)
 	}
 	s := &Session{options: o}
+	s.sample.Store(1)
 	bytes := max(o.Memory/max(workers, 1), minRing)
 	for range workers {
-		s.rings = append(s.rings, newRing(&s.options, bytes/bytesPerSlot, bytes))
+		s.rings = append(s.rings, newRing(s, bytes/bytesPerSlot, bytes))
 	}
 	return s, nil
 }
@@ -88,8 +89,11 @@ func NewSession(workers int, o Options) (*Session, error) {
 // Ring returns the ring of a worker.
 func (s *Session) Ring(worker int) *Ring { return s.rings[worker] }
 
-// Sampled reports whether the session records only a sample of the packets.
-func (s *Session) Sampled() bool { return s.options.Sample > 1 }
+// Partial reports whether the session need not see the packets of the kernel's fast path.
+func (s *Session) Partial() bool { return s.options.Partial }
+
+// SetSample makes the session record one packet in n, at random, from now on. n is at least 1.
+func (s *Session) SetSample(n int) { s.sample.Store(int32(n)) }
 
 // Missed returns the number of packets of a point that found a ring full. At the outer point, some
 // of them might not have matched the filter.

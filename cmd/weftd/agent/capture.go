@@ -38,11 +38,7 @@ func (d *daemon) serveCapture(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
-	defer func() {
-		if err := tap.close(); err != nil {
-			d.log.Warn("cannot close a packet socket", "err", err)
-		}
-	}()
+	defer d.closeTap(tap)
 	w.Header().Set("Content-Type", "application/x-pcapng")
 	sink, err := newStream(w, tap.session.File("weftd "+d.build.Version))
 	if err == nil {
@@ -115,6 +111,12 @@ func (d *daemon) openTap(o capture.Options) (*tap, error) {
 		t.listeners = append(t.listeners, l)
 	}
 	return t, nil
+}
+
+func (d *daemon) closeTap(t *tap) {
+	if err := t.close(); err != nil {
+		d.log.Warn("cannot close a packet socket", "err", err)
+	}
 }
 
 func (t *tap) close() error {

@@ -29,6 +29,7 @@ func (d *daemon) endpoints() []endpoint {
 	all := []endpoint{
 		{"GET " + control.StatusPath, jsonHandler(func() any { return d.statusWithDifferences() })},
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
+		{"GET " + control.TopPath, http.HandlerFunc(d.serveTop)},
 	}
 	for pattern, h := range page.Handlers() {
 		all = append(all, endpoint{pattern, withDeadline(h)})
