@@ -16,11 +16,9 @@ type drops struct {
 	likely  []string // the same for chains that may accept the packets under some condition
 }
 
-// reportForwardDrops reports the chains that drop what the rules should accept.
+// reportForwardDrops reports the chains that drop forwarded packets of pods. Where this daemon does
+// not accept them, rules of others may.
 func reportForwardDrops(f family, want ruleset) report {
-	if !hasVerdict(want.rules, verdictAccept) {
-		return report{}
-	}
 	found, err := findForwardDrops(f, want.nets)
 	r := report{blocked: found.certain, notes: found.likely}
 	if err != nil {

@@ -41,7 +41,7 @@ type Status struct {
 	Err     error     // why the rules are not in place; nil if they are, and before the first Set
 	Notes   []string  // conditions that the operator should know, not errors; owned by the caller
 	// Blocked describes other programs' chains that drop forwarded packets of pods although the
-	// rules are in place, with the remedy. It is empty unless Desired.Forward is set.
+	// rules are in place, with the remedy.
 	Blocked []string
 	Repairs uint64 // number of times that rules in place were found changed and repaired
 }

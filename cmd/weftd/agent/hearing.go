@@ -17,9 +17,14 @@ import (
 // errors about packets to them. The counters are sampled, so the packet path does no more for it.
 // It is safe for concurrent use.
 type hearing struct {
-	mu       sync.Mutex
-	sampled  time.Time
-	traffic  map[string]heard // by node, of the udp backend
+	mu      sync.Mutex
+	sampled time.Time
+	traffic map[string]heard // by node, of the udp backend
+	// blocked is why this host has refused all packets to other nodes since blockedSince; empty if
+	// it has not.
+	blocked      string
+	blockedSince time.Time
+
 	refusals map[netip.Addr]refused
 	logged   time.Time // last message about a refusal
 }
@@ -45,6 +50,12 @@ const (
 	hearingIntervalLarge = 10 * time.Second
 	largeCluster         = 1000 // nodes
 
+	// blockedWindow is how long a refused packet counts: longer than the pause of the mesh probe
+	// between two echoes to a node.
+	blockedWindow = 30 * time.Second
+	// blockedPatience keeps single refused packets from making the node unready.
+	blockedPatience = 3 * time.Second
+
 	// maxRefusals bounds the addresses that are remembered; an error may name any.
 	maxRefusals = 1024
 	// refusalLogNode and refusalLogAll are the shortest times between two messages about one node
@@ -69,6 +80,7 @@ func (h *hearing) sample(nodes []dataplane.NodeTraffic, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.sampled = now
+	sent, refused := time.Time{}, dataplane.NodeTraffic{}
 	current := make(map[string]heard, len(nodes))
 	for _, n := range nodes {
 		s := h.traffic[n.Name]
@@ -80,8 +92,39 @@ func (h *hearing) sample(nodes []dataplane.NodeTraffic, now time.Time) {
 		}
 		s.received, s.sent = n.Received.Packets, n.Sent.Packets
 		current[n.Name] = s
+		if s.sentAt.After(sent) {
+			sent = s.sentAt
+		}
+		if n.SendErrorAt.After(refused.SendErrorAt) {
+			refused = n
+		}
 	}
 	h.traffic = current
+	h.judgeSending(sent, refused, now)
+}
+
+// judgeSending updates blocked for the time of the last packet sent to any node and the last one
+// refused.
+func (h *hearing) judgeSending(sent time.Time, refused dataplane.NodeTraffic, now time.Time) {
+	if !refused.SendErrorAt.After(sent) || now.Sub(refused.SendErrorAt) > blockedWindow {
+		h.blocked, h.blockedSince = "", time.Time{}
+		return
+	}
+	h.blocked = refused.SendError.Error()
+	if h.blockedSince.IsZero() {
+		h.blockedSince = now
+	}
+}
+
+// sendingBlocked returns why this host refuses to send to any node; empty if it does not, or only
+// for a moment.
+func (h *hearing) sendingBlocked(now time.Time) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.blockedSince.IsZero() || now.Sub(h.blockedSince) < blockedPatience {
+		return ""
+	}
+	return h.blocked
 }
 
 // refuse records an error and reports whether to log it.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -115,4 +116,38 @@ func TestMembership(t *testing.T) {
 	moved[0].Subnet = netip.MustParsePrefix("10.5.200.0/24")
 	m.update(moved)
 	expect(`msg="other nodes changed" joined="n0002 (10.5.200.0/24)" nodes=99`)
+}
+
+// A host that refuses all packets is blocked; one that refuses those to one node is not.
+func TestHearingBlocked(t *testing.T) {
+	var h hearing
+	at := time.Unix(1000, 0)
+	sample := func(second int, sent, other uint64, refused int) string {
+		now := at.Add(time.Duration(second) * time.Second)
+		n := dataplane.NodeTraffic{Name: "n2", Sent: dataplane.Traffic{Packets: sent}}
+		if refused > 0 {
+			n.SendError, n.SendErrorAt = syscall.EPERM, at.Add(time.Duration(refused)*time.Second-1)
+		}
+		h.sample([]dataplane.NodeTraffic{n, {Name: "n3", Sent: dataplane.Traffic{Packets: other}}}, now)
+		return h.sendingBlocked(now)
+	}
+	for _, c := range []struct {
+		second      int
+		sent, other uint64
+		refused     int
+		want        string
+	}{
+		{1, 5, 5, 0, ""},
+		{2, 5, 5, 2, ""}, // for a moment only
+		{4, 5, 5, 4, ""},
+		{5, 5, 5, 4, "operation not permitted"},
+		{6, 5, 6, 6, ""}, // the other node is sent to
+		{7, 5, 6, 7, ""},
+		{10, 5, 6, 10, "operation not permitted"},
+		{50, 5, 6, 10, ""}, // long ago
+	} {
+		if got := sample(c.second, c.sent, c.other, c.refused); got != c.want {
+			t.Errorf("second %d: %q, want %q", c.second, got, c.want)
+		}
+	}
 }

@@ -39,7 +39,7 @@ func (d *daemon) conditions() []control.Condition {
 		s.fileCondition(),
 	}
 	if s.engine != nil {
-		all = append(all, s.engineCondition())
+		all = append(all, d.engineCondition(s))
 	}
 	return all
 }
@@ -109,10 +109,19 @@ func (s *snapshot) kernelCondition() control.Condition {
 	return c
 }
 
-// engineCondition is met while the engine carries packets.
-func (s *snapshot) engineCondition() control.Condition {
-	err := s.engine.Err()
-	return control.Condition{Name: "engine", OK: err == nil, Reason: errText(err)}
+// engineCondition is met while the engine carries packets, and this host does not refuse to send
+// all of them.
+func (d *daemon) engineCondition(s *snapshot) control.Condition {
+	c := control.Condition{Name: "engine", OK: true}
+	blocked := d.hearing.sendingBlocked(time.Now())
+	switch err := s.engine.Err(); {
+	case err != nil:
+		c.OK, c.Reason = false, err.Error()
+	case blocked != "":
+		c.OK, c.Reason = false, "this host refuses packets to every node: "+blocked+
+			"; if not permitted, by a packet filter on OUTPUT"
+	}
+	return c
 }
 
 // routesCondition is met unless the overlay's own routes take packets to other nodes, to a gateway
@@ -266,7 +275,7 @@ func (a *agent) reportForwarding() {
 		forwardCondition(s.forwardingOff(), rules),
 	}
 	if s.engine != nil {
-		conditions = append(conditions, s.engineCondition())
+		conditions = append(conditions, a.engineCondition(s))
 	}
 	ok, reasons := allMet(conditions)
 	if ok {
