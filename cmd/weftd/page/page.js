@@ -208,7 +208,7 @@ function drawDrops(s) {
     "The kernel moves the packets of this backend; the daemon drops none.";
   byID("drops").replaceChildren(...rows.map(d => {
     const r = view.dropRates.get(d.reason);
-    return element("tr", {}, element("td", {}, d.reason), element("td", { class: "number" }, count(d.packets)),
+    return element("tr", {}, element("td", { class: "reason" }, element("b", {}, d.reason), element("span", {}, d.meaning || "")), element("td", { class: "number" }, count(d.packets)),
       element("td", { class: "number" }, r === undefined ? "–" : r.toFixed(1)));
   }));
 }
@@ -239,10 +239,12 @@ function drawDetail() {
       ["RTT, median", `${duration(p.rtt_seconds)}, ${duration(p.rtt_median_seconds)}`],
       ["Path MTU", p.mtu ? `${p.mtu} bytes` : "not known yet"]);
   }
+  if (n.node.heard || n.node.sent) fields.push(["Last packet in", age(n.node.heard)], ["Last packet out", age(n.node.sent)]);
+  if (n.node.unanswered) fields.push(["Packets out since the last one in", count(n.node.unanswered)]);
+  if (n.node.error) fields.push(["Last error", `${n.node.error}, ${age(n.node.error_at)}`]);
   const t = view.status.traffic?.nodes?.find(t => t.node === n.node.name);
   if (t) {
     fields.push(["Packets out", count(t.out.packets)], ["Packets in", count(t.in.packets)]);
-    if (t.send_error) fields.push(["Last send error", `${t.send_error}, ${age(t.send_error_at)}`]);
   }
   byID("detail-fields").replaceChildren(...fields.filter(f => f[1]).map(([name, value]) =>
     element("div", {}, element("dt", {}, name), element("dd", {}, value))));

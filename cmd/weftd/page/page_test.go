@@ -91,7 +91,7 @@ func cluster(answer uint64) control.Status {
 		Lease: &control.Lease{Held: true, Subnet: netip.MustParsePrefix("10.5.1.0/24")},
 		Store: control.Store{Kind: "etcd", Connected: true},
 		Traffic: &metrics.Traffic{Engine: "offload",
-			Drops: []metrics.Drop{{Reason: "no_node", Packets: 7 * answer}, {Reason: "too_short"}},
+			Drops: []metrics.Drop{{Reason: "no_node", Packets: 7 * answer, Meaning: "no node has the destination"}, {Reason: "too_short"}},
 			In:    metrics.Volume{Bytes: 200_000_000 * answer}, Out: metrics.Volume{Bytes: 90_000_000 * answer}},
 	}
 	for i := range nodeCount {
@@ -186,7 +186,7 @@ func TestPageShowsCluster(t *testing.T) {
 	}
 	do(t, ctx, chromedp.Click("#nodes tr"))
 	await(t, ctx, "document.querySelector('#detail').innerText.includes('no answer from 10.5.5.0')")
-	if text := eval[string](t, ctx, "document.querySelector('#drops').innerText"); !strings.Contains(text, "no_node") ||
+	if text := eval[string](t, ctx, "document.querySelector('#drops').innerText"); !strings.Contains(text, "no_node\nno node has the destination") ||
 		strings.Contains(text, "too_short") {
 		t.Errorf("drops: %q", text)
 	}
