@@ -11,6 +11,8 @@ const DefaultSocket = "/run/weft/weftd.sock"
 // Paths of the API.
 const (
 	StatusPath = "/v1/status" // answers with a Status
+	// MetricsPath answers as /metrics of the health server does.
+	MetricsPath = "/v1/metrics"
 	// CapturePath takes the values of a Capture and answers with a pcapng file that grows.
 	CapturePath = "/v1/capture"
 	TopPath     = "/v1/top" // answers with a Top per second, without end

@@ -148,7 +148,7 @@ func (d *doctorLab) undo(f fault) {
 // shell runs a command line in a node.
 func (d *doctorLab) shell(node int, line string) {
 	d.t.Helper()
-	p, err := d.Nodes[node].Start([]string{"sh", "-ec", line})
+	p, err := d.Nodes[node].Start([]string{"sh", "-ec", line}, asDaemon+"=1")
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -299,4 +299,39 @@ func TestNetnsDoctorHostGW(t *testing.T) {
 	d.expect(noDaemon)
 	d.etcd.Close()
 	d.expect(socketPath, "store-down")
+}
+
+// TestNetnsBundle writes a bundle on a node whose config, log and environment hold a secret.
+func TestNetnsBundle(t *testing.T) {
+	const secret = "hunter2-XYZ"
+	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"udp","PSK":"`+secret+`"}}`)
+	n := d.Nodes[0]
+	d.shell(0, "echo 'weftd --etcd-password="+secret+"' >/run/weftd.log; cd /run; "+program(t, "weft")+
+		" bundle -o /run/bundle.tar.gz --log=/run/weftd.log")
+	unpacked := n.Path("bundle")
+	d.shell(0, "mkdir /run/bundle; tar -C /run/bundle --strip-components=1 -xzf /run/bundle.tar.gz")
+	for name, want := range map[string]string{
+		"status.json": `"backend": "udp"`, "metrics.txt": "weft_nodes 1", "doctor.txt": "nothing found",
+		"kernel/state.txt": "flannel0", "kernel/sysctl.txt": "net/ipv4/ip_forward = 1",
+		"files/run/flannel/subnet.env": "FLANNEL_MTU", "files/run/weftd.log": "--etcd-password=(hidden)",
+		"programs/ip_rule.txt": "lookup main",
+	} {
+		text, err := os.ReadFile(filepath.Join(unpacked, name))
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %v, no %q in %.300s", name, err, want, text)
+		}
+	}
+	err := filepath.WalkDir(unpacked, func(path string, entry os.DirEntry, err error) error {
+		if err != nil || entry.IsDir() {
+			return err
+		}
+		text, err := os.ReadFile(path)
+		if strings.Contains(string(text), secret) {
+			t.Errorf("%s holds the secret", path)
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }

@@ -28,6 +28,7 @@ type endpoint struct {
 func (d *daemon) endpoints() []endpoint {
 	all := []endpoint{
 		{"GET " + control.StatusPath, jsonHandler(func() any { return d.statusWithDifferences() })},
+		{"GET " + control.MetricsPath, withDeadline(metricsHandler(d, d.log))},
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 		{"GET " + control.TopPath, http.HandlerFunc(d.serveTop)},
 	}

@@ -132,11 +132,7 @@ func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handl
 		}
 		details.ServeHTTP(w, r)
 	}))
-	scrape := newOneByOne(metrics.Handler(metrics.Options{
-		Build: s.status().Build,
-		Read:  func() metrics.Snapshot { return metricsSnapshot(s.status()) },
-		Log:   log,
-	}))
+	scrape := newOneByOne(metricsHandler(s, log))
 	switch c.Metrics {
 	case config.ClientsAll:
 		page("/metrics", scrape)
@@ -163,6 +159,15 @@ func handlePage(add func(string, http.Handler), clients string, status http.Hand
 		}
 		add(pattern, h)
 	}
+}
+
+// metricsHandler returns the handler for the metrics.
+func metricsHandler(s healthSource, log *slog.Logger) http.Handler {
+	return metrics.Handler(metrics.Options{
+		Build: s.status().Build,
+		Read:  func() metrics.Snapshot { return metricsSnapshot(s.status()) },
+		Log:   log,
+	})
 }
 
 // handleProfiles adds the profiles, without a deadline: they take as long as the client asks for.
