@@ -81,12 +81,19 @@ func TestNetnsObserve(t *testing.T) {
 		}
 	}
 
+	if status, out := first.weft("status", "--all"); status != 0 || strings.Count(out, "  ready\n") != 2 {
+		t.Errorf("weft status --all: %d:\n%s", status, out)
+	}
+
 	second.Kill()
 	pings, _ := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
 	want := "port unreachable, by ICMP from " + second.node.Addr.String()
 	first.awaitNode("refused", func(n control.Node) bool { return n.Error == want && n.Unanswered > 0 })
 	pings.Stop()
 	first.awaitScreen(1, "! "+second.node.Addr.String(), want)
+	if status, out := first.weft("status", "--all"); status != 1 || !strings.Contains(out, "no answer: ") {
+		t.Errorf("weft status --all with a dead daemon: %d:\n%s", status, out)
+	}
 	if first.logged(`msg="packets to a node are refused"`) != 1 {
 		t.Errorf("the refusal is not logged once:\n%s", first.Log())
 	}

@@ -19,37 +19,52 @@ import (
 // newStatus returns weft status.
 func newStatus() *cobra.Command {
 	var a asking
-	var subnetFile string
+	var f statusFlags
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "show this node: lease, store, backend, interface, MTUs and the other nodes",
 		Long: "weft status shows this node on a screen. Problems are red, or marked with ! where " +
 			"there is no\ncolor; the exit status is then 1. Without a daemon it shows the state " +
-			"that the kernel and the\nsubnet file hold, and the exit status is 3.",
+			"that the kernel and the\nsubnet file hold, and the exit status is 3.\n\n" +
+			"With --all it asks the health port of every node. Each one tells whether it is " +
+			"ready, and why\nnot; one with --page=all also its paths to the others, for the matrix " +
+			"of a small cluster.",
 		Args: Operands(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.client().Status(cmd.Context())
 			if errors.Is(err, control.ErrNoDaemon) {
-				return errors.Join(showKernel(cmd.OutOrStdout(), a.json, subnetFile), err)
+				return errors.Join(showKernel(cmd.OutOrStdout(), a.json, f.subnetFile), err)
 			}
-			if err != nil {
+			switch {
+			case err != nil:
 				return err
+			case f.all:
+				return showCluster(cmd.Context(), cmd.OutOrStdout(), a.json, f.healthPort, s)
 			}
-			return showStatus(cmd.OutOrStdout(), a.json, s)
+			return show(cmd.OutOrStdout(), a.json, s, statusScreen(s, readInterfaces(), time.Now()))
 		},
 	}
 	a.register(cmd)
-	cmd.Flags().StringVar(&subnetFile, "subnet-file", "/run/flannel/subnet.env",
+	cmd.Flags().BoolVar(&f.all, "all", false, "ask all nodes of the cluster")
+	cmd.Flags().Uint16Var(&f.healthPort, "health-port", 0,
+		"`port` of the nodes' health servers for --all (default: this node's)")
+	cmd.Flags().StringVar(&f.subnetFile, "subnet-file", "/run/flannel/subnet.env",
 		"`path` of the subnet file to read if there is no daemon")
 	return cmd
 }
 
-// showStatus prints a daemon's status. It returns an exit status if that shows a problem.
-func showStatus(w io.Writer, asJSON bool, s control.Status) error {
-	page := statusScreen(s, readInterfaces(), time.Now())
+// statusFlags are the flags of weft status.
+type statusFlags struct {
+	all        bool
+	healthPort uint16
+	subnetFile string
+}
+
+// show prints v as JSON, or the screen. It returns an exit status if the screen shows a problem.
+func show(w io.Writer, asJSON bool, v any, page *screen) error {
 	var err error
 	if asJSON {
-		err = writeJSON(w, s)
+		err = writeJSON(w, v)
 	} else {
 		err = page.write(w, wantsColor(w))
 	}

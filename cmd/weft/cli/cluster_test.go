@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	"weft/cmd/control"
+)
+
+// serveNode serves a node's health port on an address and returns the port.
+func serveNode(t *testing.T, at netip.AddrPort, h http.Handler) uint16 {
+	t.Helper()
+	l, err := net.Listen("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: h}
+	go func() { _ = s.Serve(l) }()
+	t.Cleanup(func() { s.Close() })
+	return l.Addr().(*net.TCPAddr).AddrPort().Port()
+}
+
+func TestAskCluster(t *testing.T) {
+	addr := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, last}) }
+	node := func(last byte, path *control.Path) control.Node {
+		return control.Node{Name: "n" + strconv.Itoa(int(last)), Public: addr(last), Path: path}
+	}
+	good, bad := &control.Path{Sent: 9, RTTMedian: 0.001}, &control.Path{Sent: 9, Lost: 9}
+	answer := func(v any) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(v) }
+	}
+	open := http.NewServeMux()
+	open.HandleFunc(control.StatusPath, answer(control.Status{Ready: true,
+		Nodes: []control.Node{node(1, good), node(3, bad)}}))
+	summary := http.NewServeMux()
+	summary.HandleFunc("/status", answer(map[string]any{"ready": false,
+		"conditions": []control.Condition{{Name: "lease", Reason: "lost"}, {Name: "rules", OK: true}}}))
+	port := serveNode(t, netip.AddrPortFrom(addr(2), 0), open)
+	serveNode(t, netip.AddrPortFrom(addr(3), port), summary)
+	self := control.Status{Node: "n1", Ready: true, Interface: &control.Interface{Public: addr(1)},
+		Nodes: []control.Node{node(2, good), node(3, good), node(4, &control.Path{})}}
+	p := clusterScreen(askCluster(t.Context(), self, port))
+	const want = `  NODE  ADDRESS    STATE
+  n1    127.0.0.1  ready
+  n2    127.0.0.2  ready
+! n3    127.0.0.3  NOT READY: lease: lost
+! n4    127.0.0.4  no answer: dial tcp 127.0.0.4:PORT: connect: connection refused
+
+  FROM \ TO  127.0.0.1  127.0.0.2  127.0.0.3  127.0.0.4
+  127.0.0.1             1.00 ms    1.00 ms    -
+! 127.0.0.2  1.00 ms               lost 9/9   unknown
+  127.0.0.3  ?          ?                     ?
+  127.0.0.4  ?          ?          ?
+`
+	got := strings.ReplaceAll(screenText(t, p, false), "127.0.0.4:"+strconv.Itoa(int(port)), "127.0.0.4:PORT")
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestHealthPort(t *testing.T) {
+	for flag, want := range map[string]uint16{"8081": 8081, "": 0, "0": 0, "x": 0} {
+		got, err := healthPort(control.Status{Flags: map[string]string{"healthz-port": flag}})
+		if got != want || (err == nil) != (want != 0) {
+			t.Errorf("%q: %d, %v", flag, got, err)
+		}
+	}
+}
