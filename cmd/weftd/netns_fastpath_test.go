@@ -2,12 +2,14 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 // upFast starts a daemon with a fast path on every node and waits until all of them have announced
@@ -108,4 +110,68 @@ func TestNetnsFastPathOutage(t *testing.T) {
 		}
 	})
 	ds[0].stop()
+}
+
+// TestNetnsFastPathMixed runs nodes with and without a fast path, and flannel if there is one, in
+// one network: each pair exchanges packets of all sizes.
+func TestNetnsFastPathMixed(t *testing.T) {
+	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
+		t.Run(string(mode), func(t *testing.T) {
+			c := newCluster(t, lab.Options{Nodes: 4, Mode: mode}, clusterNetwork)
+			ds := []*member{
+				c.start(c.Nodes[0], "--fast-path=auto"), c.start(c.Nodes[1], "--fast-path=auto"),
+				c.start(c.Nodes[2], "--fast-path=off"),
+			}
+			c.startFlannel(c.Nodes[3])
+			for _, d := range ds {
+				d.awaitReady()
+				d.attach()
+			}
+			ds[0].awaitFastPath()
+			c.awaitMesh()
+			for i, from := range c.Nodes {
+				for j, to := range c.Nodes {
+					if i != j && to.Pods[0].Addr.IsValid() && from.Pods[0].Addr.IsValid() {
+						c.checkTraffic(from.Pods[0], to.Pods[0])
+					}
+				}
+			}
+			for i, d := range ds {
+				if drops := d.drops(); len(drops) > 0 {
+					t.Errorf("node %d dropped %v", i, drops)
+				}
+				if out := d.status().Traffic.FastPath.Out.Packets; out > 0 != (i < 2) {
+					t.Errorf("node %d sent %d packets by the fast path", i, out)
+				}
+			}
+			// A node that gives it up gets the others' packets in its engine.
+			ds[1].stop()
+			ds[1] = c.start(c.Nodes[1], "--fast-path=off")
+			ds[1].awaitReady()
+			c.checkTraffic(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+			c.checkTraffic(c.Nodes[1].Pods[0], c.Nodes[0].Pods[0])
+		})
+	}
+}
+
+// startFlannel runs flannel on a node if WEFT_FLANNELD names its program.
+func (c *cluster) startFlannel(n *lab.Node) {
+	c.t.Helper()
+	flanneld := os.Getenv(flanneldVariable)
+	if flanneld == "" {
+		c.t.Log("NOT TESTED: with flannel, as " + flanneldVariable + " is not set")
+		return
+	}
+	_, err := n.Start([]string{flanneld, "--etcd-endpoints=" + c.endpoint(),
+		"--iptables-forward-rules=false"})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	await(c.t, patience, "flannel's subnet.env", func() error {
+		env, err := subnetenv.Read(n.Path("flannel/subnet.env"))
+		if err != nil {
+			return err
+		}
+		return n.Attach(env)
+	})
 }
