@@ -23,7 +23,11 @@
 #define IP_OFFSET 0x1fff
 #define IPPROTO_SCTP_ 132
 #define ECN_MASK 3
+#define ECN_ECT1 1
 #define ECN_CE 3
+// ICMPv6 types of neighbour discovery (RFC 4861 section 4).
+#define NDP_FIRST 133
+#define NDP_LAST 137
 // Of Linux 6.3, which headers of older distributions lack.
 #define ADJ_ROOM_DECAP_L3_IPV4 (1ull << 7)
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ull << 8)
@@ -40,6 +44,8 @@ static long (*store_bytes)(void *, __u32, const void *, __u32, __u64) =
 	(void *)BPF_FUNC_skb_store_bytes;
 static long (*l3_csum_replace)(void *, __u32, __u64, __u64, __u64) =
 	(void *)BPF_FUNC_l3_csum_replace;
+static long (*csum_diff)(__be32 *, __u32, __be32 *, __u32, __u32) =
+	(void *)BPF_FUNC_csum_diff;
 static long (*change_head)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_head;
 static long (*adjust_room)(void *, __s32, __u32, __u64) = (void *)BPF_FUNC_skb_adjust_room;
 static long (*fib_lookup)(void *, struct bpf_fib_lookup *, int, __u32) =
@@ -245,41 +251,79 @@ inlined void read_ports(struct __sk_buff *skb, __u32 off, __u8 proto, struct inn
 		in->headers += (offset >> 4) * 4;
 }
 
-// parse reads the packet whose IP header is at offset off, and reports whether it is well-formed.
+// parse4 reads an IPv4 header and the ports behind it.
+inlined int parse4(struct __sk_buff *skb, __u32 off, struct inner *in)
+{
+	struct iphdr h;
+
+	if (load_bytes(skb, off, &h, sizeof(h)) || h.ihl < 5)
+		return 0;
+	map4(&in->src, h.saddr);
+	map4(&in->dst, h.daddr);
+	in->len = ntohs(h.tot_len);
+	in->tos = h.tos;
+	in->headers = h.ihl * 4;
+	in->from = mix(h.protocol, h.saddr);
+	in->to = mix(h.protocol, h.daddr);
+	if (!(h.frag_off & htons(IP_MF | IP_OFFSET)))
+		read_ports(skb, off + in->headers, h.protocol, in);
+	return in->len >= h.ihl * 4;
+}
+
+// is_mapped reports whether an IPv6 address is an IPv4-mapped one.
+inlined int is_mapped(struct prefix *p)
+{
+	return !p->addr[0] && !p->addr[1] && p->addr[2] == 0xffff0000;
+}
+
+// parse6 reads an IPv6 header and the ports behind it. It leaves extension headers and neighbour
+// discovery to the workers.
+inlined int parse6(struct __sk_buff *skb, __u32 off, struct inner *in)
+{
+	struct ipv6hdr h;
+	__u8 type = 0;
+
+	if (load_bytes(skb, off, &h, sizeof(h)))
+		return 0;
+	switch (h.nexthdr) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP_:
+		break;
+	case IPPROTO_ICMPV6:
+		if (load_bytes(skb, off + sizeof(h), &type, 1) ||
+		    (type >= NDP_FIRST && type <= NDP_LAST))
+			return 0;
+		break;
+	default:
+		return 0;
+	}
+	in->src.prefix_len = in->dst.prefix_len = 128;
+	__builtin_memcpy(in->src.addr, &h.saddr, 16);
+	__builtin_memcpy(in->dst.addr, &h.daddr, 16);
+	if (is_mapped(&in->src) || is_mapped(&in->dst))
+		return 0;
+	in->len = ntohs(h.payload_len) + sizeof(h);
+	in->tos = h.priority << 4 | h.flow_lbl[0] >> 4;
+	in->headers = sizeof(h);
+	in->from = mix(mix(h.nexthdr, in->src.addr[2]), in->src.addr[3]);
+	in->to = mix(mix(h.nexthdr, in->dst.addr[2]), in->dst.addr[3]);
+	read_ports(skb, off + sizeof(h), h.nexthdr, in);
+	return 1;
+}
+
+// parse reads the packet whose IP header is at offset off, and reports whether it is well-formed
+// and of a kind that the programs carry.
 inlined int parse(struct __sk_buff *skb, __u32 off, struct inner *in)
 {
-	struct iphdr v4;
-	struct ipv6hdr v6;
+	__u8 first;
 
-	if (load_bytes(skb, off, &v4, sizeof(v4)))
+	if (load_bytes(skb, off, &first, 1))
 		return 0;
-	in->version = v4.version;
-	if (v4.version == 4) {
-		if (v4.ihl < 5)
-			return 0;
-		map4(&in->src, v4.saddr);
-		map4(&in->dst, v4.daddr);
-		in->len = ntohs(v4.tot_len);
-		in->tos = v4.tos;
-		in->headers = v4.ihl * 4;
-		in->from = mix(v4.protocol, v4.saddr);
-		in->to = mix(v4.protocol, v4.daddr);
-		if (!(v4.frag_off & htons(IP_MF | IP_OFFSET)))
-			read_ports(skb, off + in->headers, v4.protocol, in);
-		return in->len >= in->headers;
-	}
-	if (v4.version != 6 || load_bytes(skb, off, &v6, sizeof(v6)))
-		return 0;
-	in->src.prefix_len = in->dst.prefix_len = 128;
-	__builtin_memcpy(in->src.addr, &v6.saddr, 16);
-	__builtin_memcpy(in->dst.addr, &v6.daddr, 16);
-	in->len = ntohs(v6.payload_len) + sizeof(v6);
-	in->tos = v6.priority << 4 | v6.flow_lbl[0] >> 4;
-	in->headers = sizeof(v6);
-	in->from = mix(mix(v6.nexthdr, in->src.addr[2]), in->src.addr[3]);
-	in->to = mix(mix(v6.nexthdr, in->dst.addr[2]), in->dst.addr[3]);
-	read_ports(skb, off + sizeof(v6), v6.nexthdr, in);
-	return 1;
+	in->version = first >> 4;
+	if (in->version == 4)
+		return parse4(skb, off, in);
+	return in->version == 6 && parse6(skb, off, in);
 }
 
 // flow_of returns the flow of a packet, which is the same in both directions.
@@ -471,7 +515,7 @@ inlined int accepted(struct settings *s, struct inner *in, __be32 from)
 	if (s->source_check == CHECK_OFF)
 		return 1;
 	n = map_lookup(&nodes, &in->src);
-	if (n && ((n->flags & LOCAL) || n->endpoint != from))
+	if (n && n->endpoint != from) // 0.0.0.0 of a local subnet
 		return 0;
 	if (!n && s->source_check == CHECK_STRICT)
 		return 0;
@@ -479,28 +523,25 @@ inlined int accepted(struct settings *s, struct inner *in, __be32 from)
 	return n && (n->flags & LOCAL);
 }
 
-// mark_congestion sets the congestion mark of the inner packet at offset off, and reports whether
-// that is possible (RFC 6040 section 4.2).
-inlined int mark_congestion(struct __sk_buff *skb, __u32 off, __u8 tos)
+// copy_ecn combines the ECN fields of the outer and the inner header in the inner one, at offset
+// off, and reports whether the packet may be forwarded (RFC 6040 section 4.2).
+inlined int copy_ecn(struct __sk_buff *skb, __u32 off, struct inner *in, __u8 outer)
 {
-	__u8 byte;
+	__u8 ecn = in->tos & ECN_MASK, byte, tos;
 
-	if (!(tos & ECN_MASK))
-		return 0;
-	if ((tos & ECN_MASK) == ECN_CE)
+	outer &= ECN_MASK;
+	if (!ecn)
+		return outer != ECN_CE;
+	if (ecn == outer || ecn == ECN_CE || (outer != ECN_CE && outer != ECN_ECT1))
 		return 1;
-	if (load_bytes(skb, off, &byte, 1))
-		return 0;
-	if (byte >> 4 == 4) {
-		__u8 marked = tos | ECN_CE;
-
-		return !l3_csum_replace(skb, off + offsetof(struct iphdr, check), htons(tos),
-					htons(marked), 2) &&
-		       !store_bytes(skb, off + 1, &marked, 1, BPF_F_RECOMPUTE_CSUM);
-	}
+	tos = (in->tos & ~ECN_MASK) | outer;
+	if (in->version == 4)
+		return !l3_csum_replace(skb, off + offsetof(struct iphdr, check), htons(in->tos),
+					htons(tos), 2) &&
+		       !store_bytes(skb, off + 1, &tos, 1, BPF_F_RECOMPUTE_CSUM);
 	if (load_bytes(skb, off + 1, &byte, 1))
 		return 0;
-	byte |= ECN_CE << 4;
+	byte = (byte & 0x0f) | tos << 4;
 	return !store_bytes(skb, off + 1, &byte, 1, BPF_F_RECOMPUTE_CSUM);
 }
 
@@ -521,6 +562,17 @@ struct outer {
 	struct udphdr udp;
 };
 
+// is_intact reports whether the checksum of an IPv4 header without options is right. The kernel
+// checks it after the program has run.
+inlined int is_intact(struct iphdr *h)
+{
+	__u32 sum = csum_diff(0, 0, (void *)h, sizeof(*h), 0);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return sum == 0xffff;
+}
+
 // is_ours reports whether a packet has the outer headers of the overlay.
 inlined int is_ours(struct __sk_buff *skb, struct settings *s, struct outer *o)
 {
@@ -532,7 +584,7 @@ inlined int is_ours(struct __sk_buff *skb, struct settings *s, struct outer *o)
 	return o->ip.version == 4 && o->ip.ihl == 5 && o->ip.protocol == IPPROTO_UDP &&
 	       o->ip.daddr == s->local && o->udp.dest == s->port &&
 	       !(o->ip.frag_off & htons(IP_MF | IP_OFFSET)) && skb->len == ETH_HLEN + len &&
-	       ntohs(o->udp.len) + sizeof(struct iphdr) == len;
+	       ntohs(o->udp.len) + sizeof(struct iphdr) == len && is_intact(&o->ip);
 }
 
 // inbound takes packets of other nodes' outbound programs, and those of their workers while this
@@ -563,8 +615,7 @@ int inbound(struct __sk_buff *skb)
 	t = map_lookup(&endpoints, &o.ip.saddr);
 	if ((!t && s->source_check != CHECK_OFF) || !accepted(s, &in, o.ip.saddr))
 		return pass(REFUSED);
-	if ((s->tos_mask & ECN_MASK) && (o.ip.tos & ECN_MASK) == ECN_CE &&
-	    !mark_congestion(skb, off, in.tos))
+	if ((s->tos_mask & ECN_MASK) && !copy_ecn(skb, off, &in, o.ip.tos))
 		return pass(REFUSED);
 	bytes = in.len;
 	if (skb->gso_size) {

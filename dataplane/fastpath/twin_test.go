@@ -1,0 +1,334 @@
+//go:build amd64 || arm64
+
+package fastpath
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"weft/dataplane/fib"
+	"weft/encap"
+)
+
+const (
+	ethernet = 14
+	outer    = encap.OverheadUDP4
+
+	// Values of dataplane.SourceCheck.
+	checkKnown, checkStrict, checkOff = 0, 1, 2
+
+	actPass     = -1 // linux/pkt_cls.h, TC_ACT_UNSPEC
+	actRedirect = 7  // TC_ACT_REDIRECT
+)
+
+var (
+	self   = netip.MustParseAddr("192.0.2.1")
+	peerA  = netip.MustParseAddr("192.0.2.2")
+	peerB  = netip.MustParseAddr("192.0.2.3") // without a fast path
+	nobody = netip.MustParseAddr("192.0.2.9")
+
+	localNode = fib.Node{Name: "self", Prefixes: prefixes("10.5.1.0/24", "fd00:1::/64")}
+	others    = []fib.Node{
+		{Name: "a", Endpoint: netip.AddrPortFrom(peerA, 8285), Fast: true,
+			Prefixes: prefixes("10.5.2.0/24", "fd00:2::/64")},
+		{Name: "b", Endpoint: netip.AddrPortFrom(peerB, 8285),
+			Prefixes: prefixes("10.5.3.0/24", "fd00:3::/64")},
+	}
+)
+
+func prefixes(all ...string) (list []netip.Prefix) {
+	for _, p := range all {
+		list = append(list, netip.MustParsePrefix(p))
+	}
+	return list
+}
+
+// twin is the inbound program in Go, made of the parts that a worker uses.
+type twin struct {
+	table *fib.Table
+	check uint8
+	ecn   bool
+	alive bool
+}
+
+// inbound returns the packet that the program hands to the TUN device, or false if it passes the
+// frame.
+func (w twin) inbound(frame []byte) ([]byte, bool) {
+	if len(frame) < ethernet+outer || binary.BigEndian.Uint16(frame[12:]) != 0x0800 {
+		return nil, false
+	}
+	ip := frame[ethernet:]
+	udp, pkt := ip[20:28], slices.Clone(ip[28:])
+	switch {
+	case ip[0] != 0x45, ip[9] != 17, binary.BigEndian.Uint16(ip[6:])&0x3fff != 0,
+		netip.AddrFrom4([4]byte(ip[16:20])) != self, binary.BigEndian.Uint16(udp[2:]) != 8285,
+		int(binary.BigEndian.Uint16(ip[2:])) != len(ip),
+		int(binary.BigEndian.Uint16(udp[4:])) != len(ip)-20, sum(ip[:20]) != 0xffff:
+		return nil, false
+	case binary.BigEndian.Uint16(udp[6:]) != 0 && w.alive:
+		return nil, false
+	}
+	in, err := encap.ParseInner(pkt)
+	if err != nil || !w.carries(&in, pkt) || !w.accepts(&in, netip.AddrFrom4([4]byte(ip[12:16]))) {
+		return nil, false
+	}
+	if w.ecn {
+		tos, ok := encap.DecapTOS(encap.TOS(pkt), ip[1])
+		if !ok {
+			return nil, false
+		}
+		if tos != encap.TOS(pkt) {
+			encap.SetTOS(pkt, tos)
+		}
+	}
+	return pkt, true
+}
+
+// carries reports whether the programs read the header.
+func (w twin) carries(in *encap.Inner, pkt []byte) bool {
+	if in.Version == 4 {
+		return true
+	}
+	next := pkt[6]
+	known := next == encap.ProtoTCP || next == encap.ProtoUDP || next == 132 ||
+		next == 58 && len(pkt) > 40 && !in.IsNDP(pkt)
+	return known && !in.Src.Is4In6() && !in.Dst.Is4In6()
+}
+
+// accepts is dataplane's checkInner.
+func (w twin) accepts(in *encap.Inner, from netip.Addr) bool {
+	if w.check == checkOff {
+		return true
+	}
+	if from != peerA && from != peerB {
+		return false
+	}
+	i, leased := w.table.Lookup(in.Src)
+	local := func(a netip.Addr) bool {
+		return slices.ContainsFunc(localNode.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	switch {
+	case leased && others[i].Endpoint.Addr() != from, local(in.Src):
+		return false
+	case !leased && w.check == checkStrict:
+		return false
+	}
+	return local(in.Dst)
+}
+
+// newTestPath loads the programs without attaching them. It skips the test if that is impossible.
+func newTestPath(t testing.TB, s settingsValue) *Path {
+	t.Helper()
+	p := &Path{counted: make(map[netip.Addr]bool)}
+	if err := p.load(); errors.Is(err, ErrUnsupported) {
+		t.Skip("NOT TESTED:", err)
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	s.Local, s.Port, s.Source = self.As4(), bigEndian(8285), bigEndian(8285)
+	if err := p.objects.Settings.Put(uint32(0), s); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.SetNodes(localNode, others); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// runInbound runs the program on a frame.
+func runInbound(t testing.TB, p *Path, frame []byte) ([]byte, bool) {
+	t.Helper()
+	out := make([]byte, len(frame)+256)
+	r := ebpf.RunOptions{Data: frame, DataOut: out}
+	verdict, err := p.objects.Inbound.Run(&r)
+	if err != nil {
+		t.Fatalf("%x: %v", frame, err)
+	}
+	switch int32(verdict) {
+	case actPass:
+		if !bytes.Equal(r.DataOut, frame) {
+			t.Fatalf("passed frame changed:\n%x\n%x", r.DataOut, frame)
+		}
+		return nil, false
+	case actRedirect:
+		return r.DataOut[ethernet:], true
+	}
+	t.Fatalf("%x: verdict %d", frame, int32(verdict))
+	return nil, false
+}
+
+// frame returns a frame with the outer headers of the overlay.
+func frame(from netip.Addr, tos uint8, checksum uint16, inner []byte) []byte {
+	b := make([]byte, ethernet+outer, ethernet+outer+len(inner))
+	binary.BigEndian.PutUint16(b[12:], 0x0800)
+	ip := b[ethernet:]
+	ip[0], ip[1], ip[6], ip[8], ip[9] = 0x45, tos, 0x40, 64, 17
+	binary.BigEndian.PutUint16(ip[2:], uint16(outer+len(inner)))
+	a := from.As4()
+	copy(ip[12:], a[:])
+	a = self.As4()
+	copy(ip[16:], a[:])
+	binary.BigEndian.PutUint16(ip[10:], ^sum(ip[:20]))
+	binary.BigEndian.PutUint16(ip[20:], 8285)
+	binary.BigEndian.PutUint16(ip[22:], 8285)
+	binary.BigEndian.PutUint16(ip[24:], uint16(8+len(inner)))
+	binary.BigEndian.PutUint16(ip[26:], checksum)
+	return append(b, inner...)
+}
+
+// inner returns an inner packet with n bytes of payload.
+func inner(src, dst string, proto, tos uint8, n int) []byte {
+	from, to := netip.MustParseAddr(src), netip.MustParseAddr(dst)
+	if from.Is4() {
+		b := make([]byte, 20+n)
+		b[0], b[1], b[8], b[9] = 0x45, tos, 64, proto
+		binary.BigEndian.PutUint16(b[2:], uint16(len(b)))
+		copy(b[12:], from.AsSlice())
+		copy(b[16:], to.AsSlice())
+		binary.BigEndian.PutUint16(b[10:], ^sum(b[:20]))
+		return b
+	}
+	b := make([]byte, 40+n)
+	b[0], b[1], b[6], b[7] = 0x60|tos>>4, tos<<4, proto, 64
+	binary.BigEndian.PutUint16(b[4:], uint16(n))
+	copy(b[8:], from.AsSlice())
+	copy(b[24:], to.AsSlice())
+	return b
+}
+
+// sum returns the Internet checksum's sum of b (RFC 1071).
+func sum(b []byte) uint16 {
+	var s uint32
+	for i := 0; i+1 < len(b); i += 2 {
+		s += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	for s > 0xffff {
+		s = s&0xffff + s>>16
+	}
+	return uint16(s)
+}
+
+// seeds are inner packets of all kinds.
+func seeds() [][]byte {
+	var all [][]byte
+	for _, src := range []string{"10.5.2.7", "10.5.3.7", "10.5.1.7", "10.9.9.9"} {
+		for _, dst := range []string{"10.5.1.2", "10.5.2.2", "198.51.100.1"} {
+			for tos := range uint8(4) {
+				all = append(all, inner(src, dst, 6, tos, 40), inner(src, dst, 17, tos, 8),
+					inner(src, dst, 1, tos, 0), inner(src, dst, 1, tos, 1400))
+			}
+		}
+	}
+	for _, src := range []string{"fd00:2::7", "fd00:3::7", "fd00:1::7", "::ffff:10.5.2.7"} {
+		for _, next := range []uint8{6, 17, 58, 0, 44, 132} {
+			all = append(all, inner(src, "fd00:1::2", next, next&3, 40),
+				inner(src, "::ffff:10.5.1.2", next, 2, 40))
+		}
+	}
+	ndp := inner("fd00:2::7", "fd00:1::2", 58, 0, 40)
+	ndp[40] = 135
+	all = append(all, ndp, []byte{}, []byte{0x45}, []byte{0x60}, make([]byte, 60))
+	return all
+}
+
+// frames returns frames with the seeds, and broken variants.
+func frames() [][]byte {
+	var all [][]byte
+	for _, s := range seeds() {
+		for _, from := range []netip.Addr{peerA, peerB, nobody} {
+			for tos := range uint8(4) {
+				all = append(all, frame(from, tos, 0, s))
+			}
+			all = append(all, frame(from, 0, 1, s))
+		}
+		for _, broken := range []struct {
+			at    int
+			value byte
+		}{{12, 0x86}, {14, 0x46}, {16, 7}, {20, 0x20}, {21, 1}, {23, 6}, {30, 9}, {36, 9}, {38, 9}, {39, 1}} {
+			f := frame(peerA, 0, 0, s)
+			f[broken.at] = broken.value
+			all = append(all, f) // and with a right checksum of the outer header
+			f = slices.Clone(f)
+			f[24], f[25] = 0, 0
+			binary.BigEndian.PutUint16(f[24:], ^sum(f[ethernet:ethernet+20]))
+			all = append(all, f)
+		}
+	}
+	return all
+}
+
+// TestNetnsInboundTwin compares the program with its twin.
+func TestNetnsInboundTwin(t *testing.T) {
+	taken := 0
+	for _, w := range []twin{
+		{check: checkKnown, alive: true}, {check: checkStrict, alive: true}, {check: checkOff, alive: true},
+		{check: checkKnown, ecn: true, alive: true}, {check: checkKnown},
+	} {
+		w.table = fib.New(others)
+		s := settingsValue{Device: 1, Underlay: 1, Check: w.check}
+		if w.ecn {
+			s.TOSMask = encap.MaskECN
+		}
+		p := newTestPath(t, s)
+		random := rand.New(rand.NewPCG(1, 2))
+		for _, f := range frames() {
+			for range 3 {
+				if w.alive {
+					if err := p.Beat(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				compare(t, w, p, f, &taken)
+				f = slices.Clone(f) // then with a random byte changed
+				f[random.IntN(len(f))] = byte(random.Uint32())
+			}
+		}
+	}
+	if taken == 0 {
+		t.Error("the program took no frame")
+	}
+}
+
+func compare(t testing.TB, w twin, p *Path, f []byte, taken *int) {
+	t.Helper()
+	want, wantTaken := w.inbound(f)
+	got, gotTaken := runInbound(t, p, f)
+	if gotTaken != wantTaken || !bytes.Equal(got, want) {
+		t.Fatalf("%+v\nframe %x\ntaken %v, want %v\n%x, want\n%x", w, f, gotTaken, wantTaken, got, want)
+	}
+	if gotTaken {
+		*taken++
+	}
+}
+
+// FuzzInbound compares the program with its twin. It needs the right to load programs.
+func FuzzInbound(f *testing.F) {
+	w := twin{table: fib.New(others), check: checkKnown, ecn: true, alive: true}
+	p := newTestPath(f, settingsValue{Device: 1, Underlay: 1, TOSMask: encap.MaskECN})
+	for _, s := range frames() {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		const longest = 2000
+		if len(b) < ethernet+20 || len(b) > longest {
+			return // the kernel refuses to run a program on shorter ones
+		}
+		if err := p.Beat(); err != nil {
+			t.Fatal(err)
+		}
+		taken := 0
+		compare(t, w, p, b, &taken)
+	})
+}
