@@ -241,6 +241,35 @@ func TestNetnsDoctorUDP(t *testing.T) {
 	})
 }
 
+// TestNetnsDoctorAll judges the second node by its own answer.
+func TestNetnsDoctorAll(t *testing.T) {
+	d := newDoctorLab(t, clusterNetwork)
+	expect := func(want string) {
+		t.Helper()
+		await(t, patience, "findings on the other node: "+want, func() error {
+			var reports []struct {
+				Error  string
+				Report doctor.Report
+			}
+			err := d.weft(d.Nodes[0], &reports, "doctor", "--all", "--json")
+			if err != nil || len(reports) != 2 || reports[1].Error != "" {
+				return fmt.Errorf("%+v, %w", reports, err)
+			}
+			found := ""
+			for _, f := range reports[1].Report.Findings {
+				found += f.Name
+			}
+			if found != want {
+				return fmt.Errorf("%+v", reports[1].Report.Findings)
+			}
+			return nil
+		})
+	}
+	expect("")
+	d.shell(1, "echo 0 >/proc/sys/net/ipv4/ip_forward")
+	expect("not-ready")
+}
+
 // TestNetnsDoctorVXLAN produces faults that a running daemon repairs or whose check needs none: the
 // first node's daemon is stopped with SIGSTOP, so the kernel's state alone is examined.
 func TestNetnsDoctorVXLAN(t *testing.T) {

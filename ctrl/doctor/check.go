@@ -14,6 +14,7 @@ const (
 	fromTraffic source = "traffic counters"
 	fromCNI     source = "CNI configuration"
 	fromStore   source = "store"
+	fromHost    source = "host" // files and processes
 )
 
 // check looks for one fault.

@@ -132,9 +132,9 @@ func (d Daemon) condition(name string) string {
 
 func daemonChecks() []check {
 	return []check{
-		{name: "daemon-not-running", find: findNoDaemon},
-		{name: "two-daemons", find: findTwoDaemons},
-		{name: "subnet-env-missing", find: findNoEnv},
+		{name: "daemon-not-running", needs: []source{fromHost}, find: findNoDaemon},
+		{name: "two-daemons", needs: []source{fromHost}, find: findTwoDaemons},
+		{name: "subnet-env-missing", needs: []source{fromHost}, find: findNoEnv},
 		{name: "cni-config-missing", needs: []source{fromCNI}, find: findNoCNI},
 		{name: "cni-config-foreign", needs: []source{fromCNI}, find: findForeignCNI},
 		{name: "queue-overflow", needs: []source{fromTraffic}, find: findOverflow},

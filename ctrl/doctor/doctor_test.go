@@ -236,6 +236,32 @@ func TestMissingFacts(t *testing.T) {
 	}
 }
 
+// TestStatusFacts examines another node by its status.
+func TestStatusFacts(t *testing.T) {
+	for _, c := range []struct{ status, want string }{
+		{`{"ready": true, "conditions": [{"name": "lease", "ok": true}]}`, ""},
+		{`{"conditions": [{"name": "lease", "ok": false, "reason": "no subnet yet"}]}`, "not-ready"},
+		{`{"backend": "udp", "nodes": [{"name": "n2", "unreachable": "backend is vxlan, this node's is udp"}]}`,
+			"backend-mismatch"},
+	} {
+		f, err := StatusFacts([]byte(c.status), time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := Examine(f)
+		name := ""
+		for _, finding := range r.Findings {
+			name += finding.Name
+		}
+		if name != c.want || len(r.NotChecked) < 20 {
+			t.Errorf("%s: found %q, want %q; %d not checked", c.status, name, c.want, len(r.NotChecked))
+		}
+	}
+	if _, err := StatusFacts([]byte("<html>"), time.Now()); err == nil {
+		t.Error("no error without JSON")
+	}
+}
+
 // TestDocumentedFindings holds docs/troubleshooting.md to the names of the checks.
 func TestDocumentedFindings(t *testing.T) {
 	page, err := os.ReadFile("../../docs/troubleshooting.md")

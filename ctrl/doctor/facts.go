@@ -246,5 +246,27 @@ func (f *Facts) underlay() string {
 	return ""
 }
 
+// errElsewhere reports facts that only a doctor on that node can observe.
+var errElsewhere = errors.New("visible on that node only")
+
+// StatusFacts returns the facts about another node that the status of its daemon holds. A status of
+// readiness alone has no more than the conditions.
+func StatusFacts(status []byte, now time.Time) (*Facts, error) {
+	d, err := ParseStatus(status)
+	if err != nil {
+		return nil, err
+	}
+	f := &Facts{Now: now, Daemon: d, Missing: map[source]error{}}
+	for _, s := range []source{
+		fromEnv, fromKernel, fromFilter, fromProbes, fromCNI, fromStore, fromHost,
+	} {
+		f.Missing[s] = errElsewhere
+	}
+	if d.Traffic == nil {
+		f.Missing[fromTraffic] = errElsewhere
+	}
+	return f, nil
+}
+
 // errNotAsked reports facts that the caller did not ask for.
 var errNotAsked = errors.New("not asked for")

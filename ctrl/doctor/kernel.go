@@ -14,7 +14,7 @@ func kernelChecks() []check {
 		{name: "device-forwarding-off", needs: []source{fromEnv, fromKernel}, find: findDeviceForwardOff},
 		{name: "rp-filter-strict", needs: []source{fromEnv, fromKernel}, find: findStrictRPFilter},
 		{name: "br-netfilter-missing", needs: []source{fromFilter}, find: findNoBridgeFilter},
-		{name: "conntrack-full", find: findConntrackFull},
+		{name: "conntrack-full", needs: []source{fromHost}, find: findConntrackFull},
 		{name: "neighbour-table-full", needs: []source{fromKernel}, find: findNeighboursFull},
 	}
 }

@@ -37,6 +37,10 @@ func (g gathering) probe(ctx context.Context) {
 		g.miss(fromProbes, err)
 		return
 	}
+	if len(g.Nodes) == 0 {
+		g.miss(fromProbes, errors.New("no other node is known"))
+		return
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_ICMP)
 	if err != nil {
 		g.miss(fromProbes, fmt.Errorf("open a raw socket: %w", err))

@@ -252,8 +252,11 @@ func (w *way) routeStep() []Step {
 }
 
 func (w *way) filterStep() []Step {
-	if w.filters != nil {
+	switch {
+	case w.filters != nil:
 		return one("packet filter", Unknown, "not read: %v", w.filters)
+	case w.route.Err != nil:
+		return nil // no chains without a route
 	}
 	var steps []Step
 	passed := 0

@@ -86,23 +86,27 @@ func askCluster(ctx context.Context, self control.Status, port uint16) []nodeAns
 	return answers
 }
 
-// askNode asks a node for its whole status, and for the summary if that is not permitted.
+// askNode returns the answer of one node.
 func askNode(ctx context.Context, n control.Node, port uint16) nodeAnswer {
 	a := nodeAnswer{Name: n.Name, Address: n.Public}
-	base := url.URL{Scheme: "http",
-		Host: net.JoinHostPort(n.Public.String(), strconv.Itoa(int(port)))}
-	// A summary has a part of the status's fields.
-	var s control.Status
-	err := getJSON(ctx, base.JoinPath(control.StatusPath), &s)
-	if errors.Is(err, errNotPermitted) {
-		err = getJSON(ctx, base.JoinPath("status"), &s)
-	}
-	if err != nil {
+	var s control.Status // a summary has a part of its fields
+	if err := askStatus(ctx, n, port, &s); err != nil {
 		a.Error = err.Error()
 		return a
 	}
 	a.Ready, a.Reasons, a.Nodes = s.Ready, unmet(s.Conditions), s.Nodes
 	return a
+}
+
+// askStatus asks a node for its whole status, and for the summary if that is not permitted.
+func askStatus(ctx context.Context, n control.Node, port uint16, v any) error {
+	base := url.URL{Scheme: "http",
+		Host: net.JoinHostPort(n.Public.String(), strconv.Itoa(int(port)))}
+	err := getJSON(ctx, base.JoinPath(control.StatusPath), v)
+	if errors.Is(err, errNotPermitted) {
+		err = getJSON(ctx, base.JoinPath("status"), v)
+	}
+	return err
 }
 
 // errNotPermitted means that a node keeps a path from other hosts.

@@ -15,6 +15,8 @@ func newDoctor() *cobra.Command {
 	var (
 		a            asking
 		fix, verbose bool
+		all          bool
+		port         uint16
 		o            = doctor.Options{}
 	)
 	cmd := &cobra.Command{
@@ -22,6 +24,9 @@ func newDoctor() *cobra.Command {
 		Short: "find faults of the overlay on this node and name their causes",
 		Long: "Finds faults of the overlay on this node and names the causes. Without a daemon, the kernel's\n" +
 			"state alone is examined. docs/troubleshooting.md has a section for each finding.\n\n" +
+			"With --all, the other nodes are judged by the answers of their health ports: whether they are\n" +
+			"ready and why not, and more of those with --page=all. Filters and routes of a node are only\n" +
+			"visible to a doctor there.\n\n" +
 			"The exit status is 1 if there is a finding.",
 		Args: Operands(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -34,6 +39,9 @@ func newDoctor() *cobra.Command {
 				report = doctor.Examine(doctor.Gather(cmd.Context(), o))
 			}
 			var err error
+			if all {
+				return examineCluster(cmd, &a, report, port)
+			}
 			if a.json {
 				err = writeJSON(cmd.OutOrStdout(), report)
 			} else {
@@ -47,6 +55,9 @@ func newDoctor() *cobra.Command {
 	}
 	a.register(cmd)
 	cmd.Flags().BoolVar(&fix, "fix", false, "write the settings that mend a finding without a risk, and look again")
+	cmd.Flags().BoolVar(&all, "all", false, "judge the other nodes, too, by their daemons' answers")
+	cmd.Flags().Uint16Var(&port, "health-port", 0,
+		"`port` of the nodes' health servers for --all (default: this node's)")
 	cmd.Flags().BoolVar(&o.Probe, "probe", true, "send a few packets to other nodes and to the store")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list the checks that found nothing, too")
 	cmd.Flags().StringVar(&o.SubnetFile, "subnet-file", doctor.DefaultSubnetFile,
