@@ -38,11 +38,12 @@ var mayImport = map[string][]string{
 	"dataplane/udp":            {"dataplane/feature", "encap", "encap/checksum", "encap/offload"},
 	"dataplane/fastpath":       {"dataplane/fib"},
 
-	"lease":           {"lease/spelling"},
+	"lease":           {"lease/ordered", "lease/spelling"},
 	"lease/etcd":      {"lease"},
 	"lease/file":      {"lease", "lease/spelling"},
 	"lease/kube":      {"lease"},
 	"lease/storetest": {"lease"},
+	"lease/ordered":   {},
 	"lease/spelling":  {},
 	"lease/subnetenv": {},
 

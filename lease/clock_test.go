@@ -55,7 +55,7 @@ func TestLossClockSetBack(t *testing.T) {
 	if h.checkOwn(late); h.held {
 		t.Error("lease still held after the loss")
 	}
-	h.peers.keep([]Lease{peer(0)}, time.Now())
+	h.peers.keep(NewSet(peer(0)), time.Now())
 	day := time.Now().Add(24 * time.Hour)
 	if n := h.peers.countExpired(stepped(t, time.Now(), 48*time.Hour)); n != 0 {
 		t.Error("peers expired because the wall clock was set forward")

@@ -126,7 +126,7 @@ func (s *fakeStore) Watch(ctx context.Context, deliver func(Snapshot)) error {
 		if s.changed == nil {
 			s.changed = make(chan struct{})
 		}
-		list, changed, err := Snapshot{s.revision, slices.Clone(s.leases), s.renewNow}, s.changed, s.watchErr
+		list, changed, err := Snapshot{s.revision, NewSet(slices.Clone(s.leases)...), s.renewNow}, s.changed, s.watchErr
 		if err == nil {
 			err, s.watchErrOnce = s.watchErrOnce, nil
 		}
@@ -228,10 +228,10 @@ func (m *testManager) reported() []State {
 	return slices.Clone(m.states)
 }
 
-// state waits until all goroutines are idle and returns the last reported state.
+// state waits until the last list has been handled and returns the last reported state.
 func (m *testManager) state(t *testing.T) State {
 	t.Helper()
-	synctest.Wait()
+	advance(joinInterval)
 	states := m.reported()
 	if len(states) == 0 {
 		t.Fatal("no state reported")
@@ -268,7 +268,7 @@ func (m *testManager) wantHeld(t *testing.T, subnet string, all ...Lease) {
 func (m *testManager) wantPeers(t *testing.T, peers ...Lease) {
 	t.Helper()
 	s := m.state(t)
-	got := slices.DeleteFunc(slices.Clone(s.All), func(l Lease) bool { return l.PublicIP == addr(ownPublic) })
+	got := slices.DeleteFunc(List(s.All), func(l Lease) bool { return l.PublicIP == addr(ownPublic) })
 	if !slices.EqualFunc(got, peers, Lease.Equal) {
 		t.Errorf("got peers %v, want %v", got, peers)
 	}

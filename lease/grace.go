@@ -14,13 +14,13 @@ type gracePeers struct {
 }
 
 type gracePeer struct {
-	Lease
+	*Lease
 	until time.Time
 }
 
 // keep retains all leases for the grace period, even if later lists lack them. It does not extend
 // the time of leases that are retained already.
-func (g *gracePeers) keep(all []Lease, now time.Time) {
+func (g *gracePeers) keep(all Set, now time.Time) {
 	if g.grace < 0 {
 		return
 	}
@@ -28,7 +28,7 @@ func (g *gracePeers) keep(all []Lease, now time.Time) {
 	for _, k := range g.kept {
 		known[[2]netip.Prefix{k.Subnet, k.Subnet6}] = true
 	}
-	for _, l := range all {
+	for l := range all.All() {
 		if !known[[2]netip.Prefix{l.Subnet, l.Subnet6}] {
 			g.kept = append(g.kept, gracePeer{l, now.Add(g.grace)})
 		}
@@ -36,30 +36,31 @@ func (g *gracePeers) keep(all []Lease, now time.Time) {
 }
 
 // merge returns list plus the retained leases. It drops a retained lease if its node is listed
-// again or if a listed lease overlaps it; the latter are returned as displaced. It does not modify
-// list or any slice that it returned before.
-func (g *gracePeers) merge(list []Lease) (all, displaced []Lease) {
+// again or if a listed lease overlaps it; the latter are returned as displaced.
+func (g *gracePeers) merge(list Set) (all Set, displaced []Lease) {
 	if len(g.kept) == 0 {
 		return list, nil
 	}
 	present := newLeaseIndex(list)
 	g.kept = slices.DeleteFunc(slices.Clone(g.kept), func(k gracePeer) bool {
-		back, covered := present.hasNode(k.Attrs), present.overlaps(k.Lease)
+		back, covered := present.hasNode(k.Attrs), present.overlaps(*k.Lease)
 		if covered && !back {
-			displaced = append(displaced, k.Lease)
+			displaced = append(displaced, *k.Lease)
 		}
 		return back || covered
 	})
-	all = append(slices.Clone(list), g.leases()...)
-	slices.SortFunc(all, Compare)
-	return all, displaced
+	kept := make([]*Lease, 0, len(g.kept))
+	for _, k := range g.kept {
+		kept = append(kept, k.Lease)
+	}
+	return list.With(nil, kept), displaced
 }
 
 // leases returns the retained leases.
 func (g *gracePeers) leases() []Lease {
 	leases := make([]Lease, 0, len(g.kept))
 	for _, k := range g.kept {
-		leases = append(leases, k.Lease)
+		leases = append(leases, *k.Lease)
 	}
 	return leases
 }

@@ -30,7 +30,7 @@ type holder struct {
 	held    bool // this node held state.Self when the store was last read
 	listed  bool // a list has been received
 
-	list       []Lease // the store's last list, without the grace peers
+	list       Set // the store's last list, without the grace peers
 	peers      gracePeers
 	due        time.Time // of the claim (not held; zero: now) or renewal (held; zero: never)
 	lagUntil   time.Time // lists received earlier may lack the last write
@@ -82,7 +82,7 @@ func (h *holder) logOnce() {
 			"err", h.state.Err, "held", h.state.Held)
 	case h.listed:
 		h.m.options.Log.Info("lease store recovered",
-			"leases", len(h.state.All), "revision", h.state.Revision)
+			"leases", h.state.All.Len(), "revision", h.state.Revision)
 	}
 	h.lastLogged = text
 }

@@ -13,10 +13,10 @@ type leaseIndex struct {
 	ranges4, ranges6 addrRanges
 }
 
-func newLeaseIndex(list []Lease) leaseIndex {
+func newLeaseIndex(list Set) leaseIndex {
 	x := leaseIndex{nodes4: make(map[netip.Addr]bool), nodes6: make(map[netip.Addr]bool)}
 	var subnets4, subnets6 []netip.Prefix
-	for _, l := range list {
+	for l := range list.All() {
 		if l.PublicIP.IsValid() {
 			x.nodes4[l.PublicIP] = true
 		} else if l.PublicIPv6.IsValid() {

@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -33,8 +34,9 @@ func TestLeaseIndexReference(t *testing.T) {
 		list := make([]Lease, rng.IntN(6))
 		for i := range list {
 			list[i] = randomLease(rng)
+			list[i].Node = fmt.Sprint(i)
 		}
-		x, l := newLeaseIndex(list), randomLease(rng)
+		x, l := newLeaseIndex(NewSet(list...)), randomLease(rng)
 		if got, want := x.overlaps(l), slices.ContainsFunc(list, l.Overlaps); got != want {
 			t.Fatalf("%+v overlaps %+v: got %v", list, l, got)
 		}

@@ -1,7 +1,6 @@
 package lease
 
 import (
-	"cmp"
 	"encoding/json"
 	"errors"
 	"net/netip"
@@ -85,9 +84,12 @@ func (l Lease) Equal(o Lease) bool {
 	return l.Node == o.Node && l.SameSubnets(o) && l.Attrs.Equal(o.Attrs)
 }
 
-// Compare orders leases by subnet, the order of a Snapshot.
+// Compare orders leases by subnet, the order of a Set.
 func Compare(a, b Lease) int {
-	return cmp.Or(a.Subnet.Compare(b.Subnet), a.Subnet6.Compare(b.Subnet6))
+	if c := a.Subnet.Compare(b.Subnet); c != 0 {
+		return c
+	}
+	return a.Subnet6.Compare(b.Subnet6)
 }
 
 // overlap is Prefix.Overlaps for prefixes that may be unset: an unset prefix overlaps nothing.

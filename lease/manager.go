@@ -35,9 +35,9 @@ type State struct {
 	// Held reports whether this node held Self when the store was last read. It becomes true no
 	// earlier than the first list, so All is complete then.
 	Held bool
-	// All holds every lease, including this node's, ordered by subnet. It does not change while the
-	// store is unreachable. It is shared and must not be modified.
-	All      []Lease
+	// All holds every lease, including this node's. It does not change while the store is
+	// unreachable.
+	All      Set
 	Revision int64 // of All, in the store
 	// Connected reports whether All is kept up to date.
 	Connected bool
@@ -96,10 +96,11 @@ func (m *Manager) Run(ctx context.Context, report func(State)) error {
 	defer watcher.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := make(chan event)
+	events := newEventQueue()
 	h := newHolder(m, report)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var joining <-chan time.Time // set during the interval after a list
 	for watching := false; ; {
 		h.step(ctx)
 		if !watching && h.held {
@@ -107,40 +108,37 @@ func (m *Manager) Run(ctx context.Context, report func(State)) error {
 			watcher.Go(func() { m.watch(ctx, events) })
 		}
 		timer.Reset(h.pause(time.Now()))
+		ready := events.ready
+		if joining != nil {
+			ready = nil
+		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-m.attrsChanged:
 			h.attrsChanged()
-		case e := <-events:
-			h.handle(e, time.Now())
+		case <-ready:
+			for _, e := range events.take() {
+				h.handle(e, time.Now())
+			}
+			joining = time.After(joinInterval)
+		case <-joining:
+			joining = nil
 		case <-timer.C:
 		}
 	}
 }
 
-// event is sent from the watching goroutine to Run: a list, or the error that ended the watch.
-type event struct {
-	list Snapshot
-	err  error
-}
-
 // watch calls the store's Watch until ctx ends, with a delay after each return.
-func (m *Manager) watch(ctx context.Context, events chan<- event) {
-	send := func(e event) {
-		select {
-		case events <- e:
-		case <-ctx.Done():
-		}
-	}
+func (m *Manager) watch(ctx context.Context, events *eventQueue) {
 	var b backoff
 	for ctx.Err() == nil {
 		start := time.Now()
-		err := m.store.Watch(ctx, func(s Snapshot) { send(event{list: s}) })
+		err := m.store.Watch(ctx, func(s Snapshot) { events.put(event{list: s}) })
 		if err == nil {
 			err = errors.New("watch ended without an error")
 		}
-		send(event{err: err})
+		events.put(event{err: err})
 		if time.Since(start) > backoffMax {
 			b = backoff{}
 		}

@@ -17,7 +17,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestFirstHeldStateComplete(t *testing.T) {
 	runManager(t, Options{}, nil, func(t *testing.T, m *testManager) {
 		m.wantHeld(t, ownSubnet, peer(0), peer(1))
-		if len(m.reported()) != 1 || len(m.reported()[0].All) != 3 {
+		if len(m.reported()) != 1 || m.reported()[0].All.Len() != 3 {
 			t.Errorf("states: %+v", m.reported())
 		}
 	})
@@ -33,6 +33,26 @@ func TestPeerChanges(t *testing.T) {
 		m.wantHeld(t, ownSubnet, peer(0), changed, peer(2))
 		m.store.update(func() { m.store.leases = slices.DeleteFunc(slices.Clone(m.store.leases), peer(0).SameSubnets) })
 		m.wantHeld(t, ownSubnet, changed, peer(2))
+	})
+}
+
+// TestBurstJoined checks that the first change of a burst is reported at once and the rest of it
+// after an interval, with the last list.
+func TestBurstJoined(t *testing.T) {
+	runManager(t, Options{}, nil, func(t *testing.T, m *testManager) {
+		advance(joinInterval)
+		before := len(m.reported())
+		for i := range 50 {
+			m.store.update(func() { m.store.put(peer(2 + i)) })
+			synctest.Wait()
+		}
+		if n := len(m.reported()) - before; n != 1 || m.reported()[before].All.Len() != 4 {
+			t.Errorf("%d reports at once", n)
+		}
+		advance(joinInterval)
+		if n := len(m.reported()) - before; n != 2 || m.reported()[before+1].All.Len() != 53 {
+			t.Errorf("%d reports after the interval", n)
+		}
 	})
 }
 
@@ -72,7 +92,7 @@ func TestRenewalRetried(t *testing.T) {
 		m.store.update(func() { m.store.writeErr = errors.New("no quorum") })
 		advance(23*time.Hour + 10*time.Minute)
 		s := m.state(t)
-		if !s.Held || s.Err == nil || len(s.All) != 3 {
+		if !s.Held || s.Err == nil || s.All.Len() != 3 {
 			t.Errorf("state: %+v", s)
 		}
 		tries := len(m.store.calls().writes)
@@ -150,7 +170,7 @@ func TestLostLeaseReclaimed(t *testing.T) {
 		}
 		lost := slices.IndexFunc(m.reported(),
 			func(s State) bool { return !s.Held && s.Self.Subnet == prefix(ownSubnet) })
-		if lost >= 0 && len(m.reported()[lost].All) < 3 {
+		if lost >= 0 && m.reported()[lost].All.Len() < 3 {
 			t.Errorf("while lost: %+v", m.reported()[lost])
 		}
 	})
@@ -208,7 +228,7 @@ func TestWipedStoreKeepsPeers(t *testing.T) {
 		advance(time.Minute)
 		m.wantHeld(t, ownSubnet, peer(1))
 		for i, s := range m.reported() {
-			if len(s.All) == 0 {
+			if s.All.Len() == 0 {
 				t.Errorf("state %d without leases: %+v", i, s)
 			}
 		}
@@ -273,7 +293,7 @@ func TestOldSubnetNotGracePeer(t *testing.T) {
 		advance(10 * time.Second)
 		s := m.state(t)
 		if want := []Lease{s.Self, peer(0), peer(1)}; s.Self.Subnet != prefix("10.5.77.0/24") ||
-			!slices.EqualFunc(s.All, want, Lease.Equal) {
+			!slices.EqualFunc(List(s.All), want, Lease.Equal) {
 			t.Errorf("state: %+v", s)
 		}
 	})

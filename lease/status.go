@@ -14,14 +14,15 @@ const (
 // statusIn returns the status of self in list. It accepts both the attributes of self and
 // published, which may have been written already. For leaseTaken it also returns the other node's
 // lease.
-func statusIn(list []Lease, self Lease, published Attrs) (leaseStatus, Lease) {
-	for _, l := range list {
+func statusIn(list Set, self Lease, published Attrs) (leaseStatus, Lease) {
+	for l := range list.From(&Lease{Subnet: self.Subnet, Subnet6: self.Subnet6}) {
 		switch {
 		case !l.SameSubnets(self):
+			return leaseMissing, Lease{}
 		case l.SameNode(self.Attrs) || l.SameNode(published):
-			return leaseOwn, l
+			return leaseOwn, *l
 		default:
-			return leaseTaken, l
+			return leaseTaken, *l
 		}
 	}
 	return leaseMissing, Lease{}

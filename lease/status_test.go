@@ -22,7 +22,7 @@ func TestStatusIn(t *testing.T) {
 		{"additional family", []Lease{newLease("10.5.1.0/24", "fd10::/64", "192.0.2.1", "")}, leaseMissing},
 	}
 	for _, test := range tests {
-		if got, _ := statusIn(test.list, self, want); got != test.want {
+		if got, _ := statusIn(NewSet(test.list...), self, want); got != test.want {
 			t.Errorf("%s: got %d, want %d", test.name, got, test.want)
 		}
 	}

@@ -11,7 +11,7 @@ type Snapshot struct {
 	// Revision grows with every change of the store. A smaller revision than before means that the
 	// store's data was wiped or restored.
 	Revision int64
-	Leases   []Lease // ordered by subnet
+	Leases   Set
 	// RenewNow reports that another client rewrote this node's lease, so that its expiry is no
 	// longer the one that Claim or Renew returned. The lease must be renewed at once.
 	RenewNow bool

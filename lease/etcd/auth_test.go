@@ -8,6 +8,8 @@ import (
 
 	"go.etcd.io/etcd/api/v3/authpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"weft/lease"
 )
 
 func TestAuth(t *testing.T) {
@@ -107,11 +109,11 @@ func TestFlannelRole(t *testing.T) {
 				t.Fatal(err)
 			}
 			w := startWatch(t, s)
-			if got := w.next(t); len(got.Leases) != 0 {
+			if got := w.next(t); got.Leases.Len() != 0 {
 				t.Errorf("first list: %+v", got)
 			}
 			l := mustClaim(t, s, request(n, 0))
-			if got := w.next(t); len(got.Leases) != 1 || !got.Leases[0].SameSubnets(l) {
+			if got := w.next(t); got.Leases.Len() != 1 || !lease.List(got.Leases)[0].SameSubnets(l) {
 				t.Errorf("list: %+v", got)
 			}
 			if err := s.keepAlive(t.Context()); err != nil {
@@ -125,7 +127,7 @@ func TestFlannelRole(t *testing.T) {
 			if l, err = s.Renew(t.Context(), l); err != nil {
 				t.Fatal(err)
 			}
-			if got := w.next(t); got.Leases[0].BackendType != "host-gw" || got.RenewNow {
+			if got := w.next(t); lease.List(got.Leases)[0].BackendType != "host-gw" || got.RenewNow {
 				t.Errorf("list: %+v", got)
 			}
 			if again := mustClaim(t, s, request(n, 0)); !again.SameSubnets(l) {

@@ -24,7 +24,7 @@ type nodes struct {
 
 func (n *nodes) report(i int, s lease.State) {
 	n.mu.Lock()
-	if n.complete && n.lost == nil && (len(s.All) < len(n.states) || !s.Self.SameSubnets(n.states[i].Self)) {
+	if n.complete && n.lost == nil && (s.All.Len() < len(n.states) || !s.Self.SameSubnets(n.states[i].Self)) {
 		n.lost = &s
 	}
 	n.states[i] = s
@@ -43,7 +43,7 @@ func (n *nodes) waitConverged(t *testing.T) {
 		n.mu.Lock()
 		defer n.mu.Unlock()
 		for _, s := range n.states {
-			if !s.Held || !s.Connected || s.Err != nil || len(s.All) != len(n.states) {
+			if !s.Held || !s.Connected || s.Err != nil || s.All.Len() != len(n.states) {
 				return false
 			}
 		}

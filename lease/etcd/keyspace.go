@@ -26,6 +26,9 @@ type entry struct {
 	leaseID clientv3.LeaseID
 }
 
+// isReadable reports whether the entry exists and can be decoded. The zero entry does not exist.
+func (e entry) isReadable() bool { return e.mod != 0 && e.err == nil }
+
 // decodeEntry decodes a key-value pair. name is the key without <prefix>/subnets/.
 func decodeEntry(name string, kv *mvccpb.KeyValue) entry {
 	e := entry{key: name, value: kv.Value, mod: kv.ModRevision, leaseID: clientv3.LeaseID(kv.Lease)}
@@ -52,56 +55,84 @@ type keyspace struct {
 	revision int64
 	cluster  uint64 // cluster ID of etcd
 	entries  map[string]entry
+	readable lease.Set // the readable leases of entries
+	// unreadable holds the errors of the other entries by key.
+	unreadable map[string]error
 }
 
 // newKeyspace decodes a complete list.
 func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue) *keyspace {
 	ks := &keyspace{
 		prefix: prefix, cluster: cluster, revision: revision,
-		entries: make(map[string]entry, len(kvs)),
+		entries: make(map[string]entry, len(kvs)), unreadable: make(map[string]error),
 	}
 	for _, kv := range kvs {
 		name := strings.TrimPrefix(string(kv.Key), prefix)
 		ks.entries[name] = decodeEntry(name, kv)
 	}
+	var leases []lease.Lease
+	for name, e := range ks.entries {
+		if e.isReadable() {
+			leases = append(leases, e.lease)
+		} else {
+			ks.unreadable[name] = e.err
+		}
+	}
+	ks.readable = lease.NewSet(leases...)
 	return ks
 }
 
 // apply updates the keyspace with a watch response and reports whether a lease was added, removed
 // or changed. A renewal that writes the same bytes again is not a change.
 func (ks *keyspace) apply(r clientv3.WatchResponse) bool {
-	changed := false
 	if r.IsProgressNotify() {
 		ks.revision = max(ks.revision, r.Header.GetRevision())
 	}
+	before := make(map[string]entry, len(r.Events)) // of the keys that the response concerns
 	for _, ev := range r.Events {
 		// The revision in the header may be ahead of events that are still to come.
 		ks.revision = max(ks.revision, ev.Kv.ModRevision)
 		name := strings.TrimPrefix(string(ev.Kv.Key), ks.prefix)
-		old, had := ks.entries[name]
+		if _, known := before[name]; !known {
+			before[name] = ks.entries[name]
+		}
 		if ev.Type == mvccpb.DELETE {
 			delete(ks.entries, name)
-			changed = changed || had && old.err == nil
-			continue
+		} else {
+			ks.entries[name] = decodeEntry(name, ev.Kv)
 		}
-		now := decodeEntry(name, ev.Kv)
-		ks.entries[name] = now
-		same := had && old.err == nil && now.err == nil && bytes.Equal(old.value, now.value)
-		changed = changed || !same && (now.err == nil || had && old.err == nil)
 	}
-	return changed
+	return ks.updateReadable(before)
 }
 
-// snapshot returns the readable leases, ordered by subnet.
-func (ks *keyspace) snapshot() lease.Snapshot {
-	s := lease.Snapshot{Revision: ks.revision, Leases: make([]lease.Lease, 0, len(ks.entries))}
-	for _, e := range ks.entries {
-		if e.err == nil {
-			s.Leases = append(s.Leases, e.lease)
+// updateReadable updates the set of readable leases from the entries that may have changed, given
+// as they were before. It reports whether a lease has changed.
+func (ks *keyspace) updateReadable(before map[string]entry) bool {
+	var remove, put []*lease.Lease
+	for name, old := range before {
+		now := ks.entries[name]
+		delete(ks.unreadable, name)
+		if now.err != nil {
+			ks.unreadable[name] = now.err
+		}
+		if old.isReadable() && now.isReadable() && bytes.Equal(old.value, now.value) {
+			continue
+		}
+		if old.isReadable() {
+			remove = append(remove, &old.lease)
+		}
+		if now.isReadable() {
+			l := now.lease // without the rest of the entry
+			put = append(put, &l)
 		}
 	}
-	slices.SortFunc(s.Leases, lease.Compare)
-	return s
+	ks.readable = ks.readable.With(remove, put)
+	return len(remove)+len(put) > 0
+}
+
+// snapshot returns the readable leases.
+func (ks *keyspace) snapshot() lease.Snapshot {
+	return lease.Snapshot{Revision: ks.revision, Leases: ks.readable}
 }
 
 // sorted returns all entries, ordered by key.
@@ -125,8 +156,14 @@ func (f fingerprint) unwritten(server fingerprint) bool {
 	return f.cluster == server.cluster && f.revision == server.revision && f.count == server.count
 }
 
+// fingerprint returns the fingerprint without newest.
 func (ks *keyspace) fingerprint() fingerprint {
-	f := fingerprint{cluster: ks.cluster, revision: ks.revision, count: int64(len(ks.entries))}
+	return fingerprint{cluster: ks.cluster, revision: ks.revision, count: int64(len(ks.entries))}
+}
+
+// completeFingerprint returns the fingerprint with newest, for which it looks at all entries.
+func (ks *keyspace) completeFingerprint() fingerprint {
+	f := ks.fingerprint()
 	for _, e := range ks.entries {
 		f.newest = max(f.newest, e.mod)
 	}

@@ -53,7 +53,7 @@ func TestApply(t *testing.T) {
 		})
 		r := clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5},
 			Events: []*clientv3.Event{test.event}}
-		if got := ks.apply(r); got != test.change || len(ks.snapshot().Leases) != test.left ||
+		if got := ks.apply(r); got != test.change || ks.snapshot().Leases.Len() != test.left ||
 			ks.snapshot().Revision != 5 {
 			t.Errorf("%s: change %v, list %+v", test.name, got, ks.snapshot())
 		}

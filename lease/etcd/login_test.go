@@ -109,7 +109,7 @@ func TestLoginServerRestart(t *testing.T) {
 		}
 		putAsRoot(t, server, "/net/subnets/10.5.200.0-24", `{"PublicIP":"192.0.2.200"}`)
 		states.await(t, "the lease of the other node", func(s lease.State) bool {
-			return s.Held && s.Connected && len(s.All) == 2
+			return s.Held && s.Connected && s.All.Len() == 2
 		})
 		if p, ok := server.(*program); ok {
 			if n := strings.Count(p.log.String(), "invalid auth token"); n > 10 {
@@ -134,7 +134,7 @@ func TestLoginTokenExpires(t *testing.T) {
 		for begin := time.Now(); time.Since(begin) < 5*time.Second; ip = ip.Next() {
 			putAsRoot(t, server, "/net/subnets/10.5.200.0-24", `{"PublicIP":"`+ip.String()+`"}`)
 			states.await(t, "the change of another node", func(s lease.State) bool {
-				return slices.ContainsFunc(s.All, func(l lease.Lease) bool { return l.PublicIP == ip })
+				return slices.ContainsFunc(lease.List(s.All), func(l lease.Lease) bool { return l.PublicIP == ip })
 			})
 		}
 		for _, err := range states.errs {

@@ -308,15 +308,15 @@ func (s *Store) logUnreadable(ks *keyspace) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for key := range s.unreadable {
-		if ks.entries[key].err == nil {
+		if ks.unreadable[key] == nil {
 			delete(s.unreadable, key)
 		}
 	}
-	for key, e := range ks.entries {
-		if e.err != nil && !s.unreadable[key] {
+	for key, err := range ks.unreadable {
+		if !s.unreadable[key] {
 			s.unreadable[key] = true
 			s.config.Log.Warn("ignoring unreadable lease, its addresses stay reserved",
-				"key", s.subnetKey(key), "err", e.err)
+				"key", s.subnetKey(key), "err", err)
 		}
 	}
 }

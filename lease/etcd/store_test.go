@@ -212,7 +212,7 @@ func TestPrefixes(t *testing.T) {
 				t.Fatal(err)
 			}
 			l := mustClaim(t, s, request(n, 0))
-			if got := startWatch(t, s).next(t); len(got.Leases) != 1 || !got.Leases[0].SameSubnets(l) {
+			if got := startWatch(t, s).next(t); got.Leases.Len() != 1 || !lease.List(got.Leases)[0].SameSubnets(l) {
 				t.Errorf("list: %+v", got)
 			}
 			for _, below := range []string{test.subnets, test.owners} {

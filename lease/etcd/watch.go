@@ -160,7 +160,7 @@ func (s *Store) checkStale(ctx context.Context, ks *keyspace, d *staleDetector) 
 	if err != nil {
 		return err
 	}
-	if err := d.check(ks.fingerprint(), server); err != nil {
+	if err := d.check(ks.completeFingerprint(), server); err != nil {
 		return fmt.Errorf("%w: %w", errStale, err)
 	}
 	if d.mismatches == 0 {

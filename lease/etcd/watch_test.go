@@ -77,14 +77,14 @@ func TestWatchUnreadableKeys(t *testing.T) {
 	s.random = func(int) int { return 0 } // not a subnet used below
 	own := mustClaim(t, s, request(c.network, 0))
 	w := startWatch(t, s)
-	if got := w.next(t); len(got.Leases) != 1 {
+	if got := w.next(t); got.Leases.Len() != 1 {
 		t.Fatalf("first list: %+v", got)
 	}
 	c.put(t, "/subnets/foo", "bar")
 	c.put(t, "/subnets/foo", "baz")
 	c.put(t, "/subnets/10.5.14.0-24", "no JSON")
 	c.putLease(t, lease.Lease{Subnet: prefix("10.5.15.0/24"), Attrs: request(c.network, 1).Attrs})
-	if got := w.next(t); len(got.Leases) != 2 || !got.Leases[0].SameSubnets(own) {
+	if got := w.next(t); got.Leases.Len() != 2 || !lease.List(got.Leases)[0].SameSubnets(own) {
 		t.Errorf("list: %+v", got)
 	}
 	mustClaim(t, s, request(c.network, 0)) // lists the keys again
@@ -95,7 +95,7 @@ func TestWatchUnreadableKeys(t *testing.T) {
 	}
 	// A lease that becomes unreadable is dropped.
 	c.put(t, "/subnets/10.5.15.0-24", "no JSON")
-	if got := w.next(t); len(got.Leases) != 1 {
+	if got := w.next(t); got.Leases.Len() != 1 {
 		t.Errorf("list: %+v", got)
 	}
 }
@@ -132,7 +132,7 @@ func TestWatchUnchangedRenewal(t *testing.T) {
 	if _, err := s.Renew(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.next(t); len(got.Leases) != 1 || got.Leases[0].BackendType != "host-gw" ||
+	if got := w.next(t); got.Leases.Len() != 1 || lease.List(got.Leases)[0].BackendType != "host-gw" ||
 		got.Revision <= first.Revision {
 		t.Errorf("list: %+v", got)
 	}
@@ -154,7 +154,7 @@ func TestWatchOwnRenewal(t *testing.T) {
 		if got.RenewNow {
 			t.Error("RenewNow set after an own renewal")
 		}
-		last = got.Leases[0].BackendType
+		last = lease.List(got.Leases)[0].BackendType
 	}
 }
 
@@ -190,7 +190,7 @@ func TestWatchWipedData(t *testing.T) {
 	restart(true)
 	t.Logf("wiped: %v", w.end(t))
 	w = startWatch(t, s)
-	if got := w.next(t); got.Revision >= before.Revision || len(got.Leases) != 0 {
+	if got := w.next(t); got.Revision >= before.Revision || got.Leases.Len() != 0 {
 		t.Errorf("after the wipe: %+v, before %+v", got, before)
 	}
 	if _, err := s.Renew(t.Context(), l); !errors.Is(err, lease.ErrLost) {
@@ -201,7 +201,7 @@ func TestWatchWipedData(t *testing.T) {
 	if again := mustClaim(t, s, r); !again.SameSubnets(l) {
 		t.Errorf("had %s, claimed %s", l.Subnet, again.Subnet)
 	}
-	if got := w.next(t); len(got.Leases) != 1 {
+	if got := w.next(t); got.Leases.Len() != 1 {
 		t.Errorf("after the claim: %+v", got)
 	}
 }
@@ -235,7 +235,7 @@ func TestWatchServerRestart(t *testing.T) {
 	s.callTimeout = defaultCallTimeout
 	l := mustClaim(t, s, request(parseNetwork(t, onlyV4), 0))
 	w = startWatch(t, s)
-	if got := w.next(t); len(got.Leases) != 2 || !got.Leases[0].SameSubnets(l) && !got.Leases[1].SameSubnets(l) {
+	if got := w.next(t); got.Leases.Len() != 2 || !lease.List(got.Leases)[0].SameSubnets(l) && !lease.List(got.Leases)[1].SameSubnets(l) {
 		t.Errorf("after the restart: %+v", got)
 	}
 }

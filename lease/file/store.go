@@ -137,7 +137,7 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		}
 		if err == nil && revision != delivered {
 			delivered = revision
-			deliver(lease.Snapshot{Revision: revision, Leases: c.leases})
+			deliver(lease.Snapshot{Revision: revision, Leases: lease.NewSet(c.leases...)})
 		}
 		select {
 		case <-ctx.Done():

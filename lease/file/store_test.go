@@ -131,7 +131,7 @@ func TestInvalidVersionIgnored(t *testing.T) {
 			}
 		}()
 		synctest.Wait()
-		if got := <-lists; len(got.Leases) != 2 {
+		if got := <-lists; got.Leases.Len() != 2 {
 			t.Errorf("first list: %+v", got)
 		}
 		if err := os.WriteFile(f.path, []byte(head+"nodes: [{name: x}]"), 0o644); err != nil {
@@ -156,12 +156,12 @@ func TestInvalidVersionIgnored(t *testing.T) {
 		// readable again.
 		time.Sleep(pollInterval)
 		synctest.Wait()
-		if len(lists) != 1 || len((<-lists).Leases) != 2 {
+		if len(lists) != 1 || (<-lists).Leases.Len() != 2 {
 			t.Error("after one read: want the previous version again")
 		}
 		time.Sleep(pollInterval)
 		synctest.Wait()
-		if len(lists) != 1 || len((<-lists).Leases) != 3 {
+		if len(lists) != 1 || (<-lists).Leases.Len() != 3 {
 			t.Error("new version not in force")
 		}
 	})

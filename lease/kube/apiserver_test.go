@@ -90,7 +90,7 @@ func TestListOnlyRole(t *testing.T) {
 	s.SetForwarding(true, "")
 	eventually(t, "the condition", func() bool { return conditionOf(t, client, "n").Reason == upReason })
 	tc.add(t)
-	waitState(t, states, "another node", func(s lease.State) bool { return len(s.All) == 2 })
+	waitState(t, states, "another node", func(s lease.State) bool { return s.All.Len() == 2 })
 }
 
 // TestErrorTexts checks that errors name the failed call and its object.
@@ -130,7 +130,7 @@ func TestOutageAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	away := waitState(t, states, "the outage", func(s lease.State) bool { return !s.Connected })
-	if !away.Held || len(away.All) != 1 {
+	if !away.Held || away.All.Len() != 1 {
 		t.Errorf("during the outage: %+v", away)
 	}
 	s.SetForwarding(true, "")
@@ -139,7 +139,7 @@ func TestOutageAPIServer(t *testing.T) {
 	}
 	added := tc.add(t)
 	waitState(t, states, "the change after the outage", func(s lease.State) bool {
-		for _, l := range s.All {
+		for _, l := range lease.List(s.All) {
 			if l.Node == added.Node {
 				return isHeld(s)
 			}

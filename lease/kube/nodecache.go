@@ -24,6 +24,7 @@ type nodeCache struct {
 	mu       sync.Mutex // guards the fields below
 	network  lease.Network
 	nodes    map[string]cacheEntry // by name
+	leases   lease.Set             // of nodes
 	synced   bool                  // nodes is complete
 	revision int64
 	callErr  error // of the last call of the API server
@@ -35,9 +36,8 @@ type nodeCache struct {
 // network.
 type cacheEntry struct {
 	node       *corev1.Node // trimmed
-	lease      lease.Lease
-	hasLease   bool
-	lastLogged string // last logged error of the annotations
+	lease      *lease.Lease // nil: none
+	lastLogged string       // last logged error of the annotations
 }
 
 // ownNode is this daemon's Node as last written, to detect changes by others.
@@ -71,9 +71,11 @@ func (c *nodeCache) setNetwork(n lease.Network) {
 		before.EnableIPv4 == n.EnableIPv4 && before.EnableIPv6 == n.EnableIPv6 {
 		return
 	}
+	var edit leaseEdit
 	for _, e := range c.nodes {
-		c.setNode(e.node)
+		c.setNode(e.node, &edit)
 	}
+	c.commit(edit)
 	c.notify()
 }
 
@@ -112,11 +114,23 @@ func (c *nodeCache) checkOwn(n *corev1.Node) {
 	}
 }
 
-// setNode stores one node and reports whether its lease has changed. The caller holds mu.
-func (c *nodeCache) setNode(n *corev1.Node) bool {
+// leaseEdit collects changes of the set of leases.
+type leaseEdit struct{ remove, put []*lease.Lease }
+
+// commit applies an edit and reports whether it changes a lease. The caller holds mu.
+func (c *nodeCache) commit(e leaseEdit) bool {
+	c.leases = c.leases.With(e.remove, e.put)
+	return len(e.remove)+len(e.put) > 0
+}
+
+// setNode stores one node and adds the change of its lease to the edit. The caller holds mu.
+func (c *nodeCache) setNode(n *corev1.Node, edit *leaseEdit) {
 	before := c.nodes[n.Name]
 	l, ok, err := leaseOf(n, c.names, c.network)
-	now := cacheEntry{node: c.trimmed(n), lease: l, hasLease: ok}
+	now := cacheEntry{node: c.trimmed(n)}
+	if ok {
+		now.lease = &l
+	}
 	if err != nil {
 		now.lastLogged = err.Error()
 	}
@@ -124,7 +138,32 @@ func (c *nodeCache) setNode(n *corev1.Node) bool {
 		c.log.Warn("ignoring invalid annotations of node", "node", n.Name, "err", err)
 	}
 	c.nodes[n.Name] = now
-	return before.hasLease != ok || ok && !before.lease.Equal(l)
+	if before.lease != nil && ok && before.lease.Equal(l) {
+		return
+	}
+	if before.lease != nil {
+		edit.remove = append(edit.remove, before.lease)
+	}
+	if ok {
+		edit.put = append(edit.put, &l)
+	}
+}
+
+// isCurrent reports whether the stored Node has the same relevant fields as n, as after a
+// heartbeat of a kubelet: then its lease cannot have changed. The caller holds mu.
+func (c *nodeCache) isCurrent(n *corev1.Node) bool {
+	e, known := c.nodes[n.Name]
+	if !known || e.node.Spec.PodCIDR != n.Spec.PodCIDR ||
+		!slices.Equal(e.node.Spec.PodCIDRs, n.Spec.PodCIDRs) {
+		return false
+	}
+	for _, name := range c.names.all() {
+		old, had := e.node.Annotations[name]
+		if now, has := n.Annotations[name]; had != has || old != now {
+			return false
+		}
+	}
+	return true
 }
 
 // trimmed returns a copy of n with only the fields that are used here: about a twentieth of a
@@ -172,7 +211,12 @@ func (c *nodeCache) Update(obj any) error {
 	defer c.mu.Unlock()
 	c.revision = max(c.revision, revisionOf(n.ResourceVersion))
 	c.checkOwn(n)
-	if c.setNode(n) || c.own.lost != nil {
+	if c.own.lost == nil && c.isCurrent(n) {
+		return nil
+	}
+	var edit leaseEdit
+	c.setNode(n, &edit)
+	if c.commit(edit) || c.own.lost != nil {
 		c.notify()
 	}
 	return nil
@@ -187,9 +231,10 @@ func (c *nodeCache) Delete(obj any) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.revision = max(c.revision, revisionOf(n.ResourceVersion))
-	had := c.nodes[n.Name].hasLease
+	had := c.nodes[n.Name]
 	delete(c.nodes, n.Name)
-	if had {
+	if had.lease != nil {
+		c.commit(leaseEdit{remove: []*lease.Lease{had.lease}})
 		c.notify()
 	}
 	return nil
@@ -200,6 +245,7 @@ func (c *nodeCache) Replace(list []any, revision string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	names := make(map[string]bool, len(list))
+	var edit leaseEdit
 	for _, obj := range list {
 		n, err := asNode(obj)
 		if err != nil {
@@ -207,13 +253,18 @@ func (c *nodeCache) Replace(list []any, revision string) error {
 		}
 		names[n.Name] = true
 		c.checkOwn(n)
-		c.setNode(n)
+		c.setNode(n, &edit)
 	}
-	for name := range c.nodes {
-		if !names[name] {
-			delete(c.nodes, name)
+	for name, e := range c.nodes {
+		if names[name] {
+			continue
+		}
+		delete(c.nodes, name)
+		if e.lease != nil {
+			edit.remove = append(edit.remove, e.lease)
 		}
 	}
+	c.commit(edit)
 	c.synced, c.revision, c.callErr = true, revisionOf(revision), nil
 	c.notify()
 	return nil
@@ -265,13 +316,7 @@ func (c *nodeCache) current() cacheSnapshot {
 	if s.err != nil || !s.synced {
 		return s
 	}
-	s.leases.Revision = c.revision
-	for _, e := range c.nodes {
-		if e.hasLease {
-			s.leases.Leases = append(s.leases.Leases, e.lease)
-		}
-	}
-	slices.SortFunc(s.leases.Leases, lease.Compare)
+	s.leases = lease.Snapshot{Revision: c.revision, Leases: c.leases}
 	return s
 }
 

@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"testing"
+
+	"weft/lease"
 )
 
 // TestNodeCacheSetNetwork checks that a wider network adds nodes outside the old one.
@@ -17,11 +19,11 @@ func TestNodeCacheSetNetwork(t *testing.T) {
 	if err := c.Replace([]any{inside, outside}, "7"); err != nil {
 		t.Fatal(err)
 	}
-	if got := c.current().leases.Leases; len(got) != 1 || got[0].Node != "inside" {
+	if got := lease.List(c.current().leases.Leases); len(got) != 1 || got[0].Node != "inside" {
 		t.Errorf("got %+v", got)
 	}
 	c.setNetwork(network(t, `{"Network": "10.244.0.0/15"}`))
-	if got := c.current().leases.Leases; len(got) != 2 || got[1].Subnet != netip.MustParsePrefix("10.245.1.0/24") {
+	if got := lease.List(c.current().leases.Leases); len(got) != 2 || got[1].Subnet != netip.MustParsePrefix("10.245.1.0/24") {
 		t.Errorf("got %+v", got)
 	}
 }
@@ -38,7 +40,7 @@ func TestNodeCacheReplace(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := c.current()
-		if !got.synced || len(got.leases.Leases) != len(list) || got.leases.Revision != 7 {
+		if !got.synced || got.leases.Leases.Len() != len(list) || got.leases.Revision != 7 {
 			t.Errorf("after a list of %d: %+v", len(list), got.leases)
 		}
 	}

@@ -207,7 +207,7 @@ func TestPeerChangesBothFamilies(t *testing.T) {
 	states, _ := startManager(t, s, r)
 	is := func(ok func(lease.Lease) bool) func(lease.State) bool {
 		return func(s lease.State) bool {
-			for _, l := range s.All {
+			for _, l := range lease.List(s.All) {
 				if l.Node == "peer" && ok(l) {
 					return true
 				}
@@ -384,7 +384,7 @@ func TestOutageFake(t *testing.T) {
 	missed := tc.add(t)
 	o.set(false)
 	waitState(t, states, "the change during the outage", func(s lease.State) bool {
-		for _, l := range s.All {
+		for _, l := range lease.List(s.All) {
 			if l.Node == missed.Node {
 				return isHeld(s)
 			}
@@ -409,7 +409,7 @@ func TestWatchCoalescesChanges(t *testing.T) {
 	var done sync.WaitGroup
 	done.Go(func() {
 		if err := s.Watch(ctx, func(s lease.Snapshot) {
-			last <- len(s.Leases)
+			last <- s.Leases.Len()
 			if first {
 				first = false
 				<-stuck // a busy caller

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -32,7 +31,7 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		if now.err != nil {
 			return now.err
 		}
-		same := slices.EqualFunc(now.leases.Leases, last.Leases, lease.Lease.Equal)
+		same := len(lease.Changes(last.Leases, now.leases.Leases)) == 0
 		if now.synced && (first || !same) {
 			first, last = false, now.leases
 			deliver(last)

@@ -199,21 +199,21 @@ func testWatch(t *testing.T, h Harness) {
 	own := claim(t, store, h.Request(0))
 	lists := watch(t, store)
 	first := await(t, lists, "the own lease", func(s lease.Snapshot) bool { return holds(s, own) })
-	before := slices.Clone(first.Leases)
+	before := lease.List(first.Leases)
 	added := h.Add(t)
 	s := await(t, lists, "the added lease", func(s lease.Snapshot) bool { return holds(s, added) })
 	changed := h.Change(t, added)
 	s = await(t, lists, "the changed lease",
 		func(s lease.Snapshot) bool { return holds(s, changed) && !holds(s, added) })
-	if !slices.IsSortedFunc(s.Leases, lease.Compare) {
-		t.Errorf("leases not ordered: %v", s.Leases)
+	if !slices.IsSortedFunc(lease.List(s.Leases), lease.Compare) {
+		t.Errorf("leases not ordered: %v", lease.List(s.Leases))
 	}
 	h.Remove(t, changed)
 	s = await(t, lists, "the removal", func(s lease.Snapshot) bool { return !holds(s, changed) })
 	if !holds(s, own) {
 		t.Error("own lease removed")
 	}
-	if !slices.EqualFunc(first.Leases, before, lease.Lease.Equal) {
+	if !slices.EqualFunc(lease.List(first.Leases), before, lease.Lease.Equal) {
 		t.Error("delivered list modified later")
 	}
 }
@@ -365,6 +365,6 @@ func await(
 
 // holds reports whether s contains a lease with the subnets and public IP of l.
 func holds(s lease.Snapshot, l lease.Lease) bool {
-	return slices.ContainsFunc(s.Leases,
+	return slices.ContainsFunc(lease.List(s.Leases),
 		func(o lease.Lease) bool { return o.SameSubnets(l) && o.SameNode(l.Attrs) })
 }
