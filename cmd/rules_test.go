@@ -47,9 +47,9 @@ var mayImport = map[string][]string{
 	"lease/spelling":  {},
 	"lease/subnetenv": {},
 
-	"ctrl":           {},
+	"ctrl":           {"lease/ordered"},
 	"ctrl/conflict":  {"ctrl"},
-	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/spelling"},
+	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/ordered", "lease/spelling"},
 	"ctrl/bundle":    {"ctrl"},
 	"ctrl/doctor":    {"ctrl", "ctrl/netfilter", "encap/checksum", "lease/subnetenv"},
 	"ctrl/netfilter": {},

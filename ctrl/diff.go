@@ -52,6 +52,7 @@ type changes struct {
 	ops       []Op     // in an order in which none depends on a later one
 	waiting   []string // external devices that are missing or down
 	conflicts []string // foreign objects that block wanted ones
+	foreign   []Route  // existing routes inside the networks that are not owned
 }
 
 // diff lists the operations that turn have into want. It is pure: no kernel, no clock.
@@ -67,7 +68,10 @@ func diff(have, want State) changes {
 	d.peers()
 	d.routes()
 	d.commands()
-	return changes{ops: slices.Concat(d.stage[:]...), waiting: d.waiting, conflicts: d.conflicts}
+	return changes{
+		ops: slices.Concat(d.stage[:]...), waiting: d.waiting, conflicts: d.conflicts,
+		foreign: d.foreign,
+	}
 }
 
 // The stages of a set of changes, in their order.
@@ -91,6 +95,7 @@ type differ struct {
 
 	stage              [stages][]Op
 	waiting, conflicts []string
+	foreign            []Route
 }
 
 func (d *differ) add(stage int, v Verb, o Object) {
@@ -228,16 +233,12 @@ func (d *differ) addrs() {
 
 // entries reconciles permanent neighbours and forwarding entries.
 func (d *differ) entries() {
-	reconcileSet(d, d.have.Neighbours, d.want.Neighbours,
-		func(n Neighbour) any { return Neighbour{Dev: n.Dev, IP: n.IP} })
-	reconcileSet(d, d.have.FDB, d.want.FDB, func(f FDBEntry) any {
-		return FDBEntry{Dev: f.Dev,
-			MAC: f.MAC}
-	})
+	reconcileSet(d, d.have.Neighbours, d.want.Neighbours)
+	reconcileSet(d, d.have.FDB, d.want.FDB)
 }
 
 func (d *differ) peers() {
-	reconcileSet(d, d.have.Peers, d.want.Peers, func(p Peer) any { return p.id() })
+	reconcileSet(d, d.have.Peers, d.want.Peers)
 }
 
 // reconcileSet replaces wanted objects that differ or are missing, and deletes objects on wanted
@@ -245,16 +246,16 @@ func (d *differ) peers() {
 func reconcileSet[T interface {
 	comparable
 	Object
-}](d *differ, have, want []T, key func(T) any) {
+}](d *differ, have, want []T) {
 	existing, wanted := setOf(have), map[any]bool{}
 	for _, w := range want {
-		wanted[key(w)] = true
+		wanted[KeyOf(w)] = true
 		if d.ready(w.device()) && !existing[w] {
 			d.add(stageEntries, Replace, w)
 		}
 	}
 	for _, h := range have {
-		if !wanted[key(h)] && d.owned.wanted[h.device()] {
+		if !wanted[KeyOf(h)] && d.owned.wanted[h.device()] {
 			d.add(stageClear, Delete, h)
 		}
 	}
@@ -278,9 +279,13 @@ func (d *differ) routes() {
 		wanted[r.key()] = true
 	}
 	for _, r := range d.have.Routes {
+		owned := d.owned.ownsRoute(r)
+		if !owned && Contains(d.want.Networks, r.Dst) {
+			d.foreign = append(d.foreign, r)
+		}
 		if k := r.key(); wanted[k] {
 			have[k] = append(have[k], r)
-		} else if d.owned.ownsRoute(r) {
+		} else if owned {
 			d.add(stageRoutes, Delete, r)
 		}
 	}

@@ -167,6 +167,17 @@ func routeKind(typ int) (kind RouteKind, ok bool) {
 	return "", false
 }
 
+// normal returns a route of the kernel in the form of a plan.
+func (r Route) normal() Route {
+	if r.Dst.Addr().Is6() && r.Metric == ipv6DefaultMetric {
+		r.Metric = 0
+	}
+	if r.Kind != Forward {
+		r.Dev = "" // the kernel reports lo for IPv6
+	}
+	return r
+}
+
 // routes lists the routes of the main table.
 func (k *Kernel) routes(fam int, names map[int]string) ([]Route, error) {
 	filter := netlink.Route{Table: unix.RT_TABLE_MAIN}
@@ -193,12 +204,7 @@ func routeValues(r netlink.Route, kind RouteKind, fam int, names map[int]string)
 		OnLink:    r.Flags&int(netlink.FLAG_ONLINK) != 0,
 		ScopeLink: fam == netlink.FAMILY_V4 && r.Scope == netlink.SCOPE_LINK,
 	}
-	if fam == netlink.FAMILY_V6 && v.Metric == ipv6DefaultMetric {
-		v.Metric = 0
-	}
-	if kind != Forward {
-		v.Dev = "" // the kernel reports lo for IPv6
-	}
+	v = v.normal()
 	if len(r.MultiPath) == 0 {
 		return []Route{v}
 	}

@@ -85,10 +85,30 @@ func parseEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 		if err != nil {
 			return Event{}, false
 		}
-		permanent := m.Header.Type == unix.RTM_DELNEIGH || n.State&netlink.NUD_PERMANENT != 0
-		return Event{Kind: NeighEvent, Dev: names[n.LinkIndex], Permanent: permanent}, true
+		e := Event{
+			Kind: NeighEvent, Dev: names[n.LinkIndex], Deleted: m.Header.Type == unix.RTM_DELNEIGH,
+		}
+		e.Permanent = e.Deleted || n.State&netlink.NUD_PERMANENT != 0
+		e.Object = neighObject(e.Dev, n)
+		return e, true
 	}
 	return Event{}, false
+}
+
+// neighObject converts a neighbour or forwarding entry; nil if it is neither, in the form of a plan.
+func neighObject(dev string, n *netlink.Neigh) Object {
+	var m MAC
+	copy(m[:], n.HardwareAddr)
+	ip := addrOf(n.IP)
+	switch {
+	case !ip.IsValid():
+		return nil
+	case n.Family != unix.AF_BRIDGE:
+		return Neighbour{Dev: dev, IP: ip, MAC: m}
+	case n.Flags&netlink.NTF_SELF != 0:
+		return FDBEntry{Dev: dev, MAC: m, Dst: ip}
+	}
+	return nil
 }
 
 func linkEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
@@ -123,21 +143,43 @@ func routeEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	if err != nil || r.Table != unix.RT_TABLE_MAIN {
 		return Event{}, false
 	}
-	e := Event{Kind: RouteEvent}
 	addr := netip.IPv4Unspecified()
 	if r.Family == unix.AF_INET6 {
 		addr = netip.IPv6Unspecified()
+	}
+	kind, known := routeKind(int(r.Type))
+	v := Route{
+		Kind: kind, Protocol: int(r.Protocol), OnLink: r.Flags&unix.RTNH_F_ONLINK != 0,
+		ScopeLink: r.Family == unix.AF_INET && r.Scope == unix.RT_SCOPE_LINK,
 	}
 	for _, a := range attrs {
 		switch a.Attr.Type {
 		case unix.RTA_DST:
 			addr = addrOf(a.Value)
+		case unix.RTA_GATEWAY:
+			v.Via = addrOf(a.Value)
 		case unix.RTA_OIF:
-			if len(a.Value) >= 4 {
-				e.Dev = names[int(nl.NativeEndian().Uint32(a.Value))]
-			}
+			v.Dev = names[int(uint32Of(a.Value))]
+		case unix.RTA_PRIORITY:
+			v.Metric = int(uint32Of(a.Value))
+		case unix.RTA_MULTIPATH, unix.RTA_VIA:
+			known = false
 		}
 	}
-	e.Dst = netip.PrefixFrom(addr, int(r.Dst_len))
+	v.Dst = netip.PrefixFrom(addr, int(r.Dst_len))
+	e := Event{
+		Kind: RouteEvent, Dev: v.Dev, Dst: v.Dst, Deleted: m.Header.Type == unix.RTM_DELROUTE,
+	}
+	if known {
+		e.Object = v.normal()
+	}
 	return e, true
+}
+
+// uint32Of decodes the value of an attribute; 0 if it is too short.
+func uint32Of(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return nl.NativeEndian().Uint32(b)
 }

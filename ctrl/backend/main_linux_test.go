@@ -89,6 +89,8 @@ type testDaemon struct {
 	read  time.Time
 	order order
 	last  report
+	// unreachable is of the current plan.
+	unreachable []ctrl.Unreachable
 
 	network json.RawMessage // that local was prepared for
 	local   LocalNode
@@ -164,7 +166,7 @@ func (d *testDaemon) step(ctx context.Context) error {
 	}
 	s := d.r.Status()
 	now := d.last
-	now.Synced, now.Repairs, now.Unreachable, now.Err = s.Synced, s.Repairs, s.Unreachable, ""
+	now.Synced, now.Repairs, now.Unreachable, now.Err = s.Synced, s.Repairs, d.unreachable, ""
 	if s.Err != nil {
 		now.Err = s.Err.Error()
 	}
@@ -204,7 +206,9 @@ func (d *testDaemon) follow(ctx context.Context, at time.Time) error {
 		if backend, err = d.engineFor(ctx, n, backend); err != nil {
 			return err
 		}
-		d.r.Set(backend.Plan(d.order.Self, d.order.All))
+		plan := NewPlanner(backend, d.order.Self).Plan(lease.NewSet(d.order.All...))
+		d.r.SetPlan(plan)
+		d.unreachable = plan.Whole().Unreachable
 	}
 	d.read = at
 	d.last = report{Iface: d.iface, Attrs: a.Attrs, MTU: a.MTU, Order: at}

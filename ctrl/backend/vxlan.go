@@ -74,14 +74,14 @@ func newVXLAN(n lease.Network, l LocalNode) (Backend, error) {
 	if v.mtu6, err = deviceMTU(n, l, c.MTU, encap.OverheadVXLAN6); err != nil {
 		return nil, err
 	}
-	v.vtep, v.vtep6 = v.deviceMAC(l.VTEP, l.Iface.Public), v.deviceMAC(l.VTEP6, l.Iface.Public6)
+	v.vtep, v.vtep6 = v.linkMAC(l.VTEP, l.Iface.Public), v.linkMAC(l.VTEP6, l.Iface.Public6)
 	return v, nil
 }
 
-// deviceMAC returns the Ethernet address of a device: the existing one, or one derived from the
+// linkMAC returns the Ethernet address of a device: the existing one, or one derived from the
 // node's public address, so that it is the same after a reboot and the entries of the other nodes
 // stay valid.
-func (v *vxlan) deviceMAC(existing ctrl.MAC, public netip.Addr) ctrl.MAC {
+func (v *vxlan) linkMAC(existing ctrl.MAC, public netip.Addr) ctrl.MAC {
 	if existing != (ctrl.MAC{}) {
 		return existing
 	}
@@ -145,7 +145,9 @@ func (v *vxlan) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 		s.Addrs = append(s.Addrs, gatewayOn(l.Name, f.subnet))
 		s.NoTrack = append(s.NoTrack, netip.AddrPortFrom(l.VXLAN.Local, uint16(v.port)))
 	}
-	owner := map[ctrl.MAC]string{v.vtep: "this node", v.vtep6: "this node"}
+	owner := map[deviceMAC]string{
+		{v.device(false), v.vtep}: "this node", {v.device(true), v.vtep6}: "this node",
+	}
 	for _, p := range peers {
 		if err := v.addPeer(&s, p, owner); err != nil {
 			unreachable(&s, p, err)
@@ -170,9 +172,15 @@ func (v *vxlan) link(v6 bool) ctrl.Link {
 	return l
 }
 
+// deviceMAC identifies a forwarding entry: the Ethernet address of a peer on a device of this node.
+type deviceMAC struct {
+	dev string
+	mac ctrl.MAC
+}
+
 // addPeer adds the entries that lead to one peer. owner maps Ethernet addresses to nodes: if two
 // nodes publish the same one (cloned machines), the kernel can hold entries for only one of them.
-func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[ctrl.MAC]string) error {
+func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[deviceMAC]string) error {
 	if v.directRouting && v.local.Iface.OnLink.Contains(p.public) {
 		s.Routes = append(s.Routes, ctrl.Route{
 			Dst: p.subnet.Masked(), Via: p.public, Dev: v.local.Iface.Name,
@@ -192,11 +200,11 @@ func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[ctrl.MAC]string) 
 	if d.VNI != 0 && uint16(d.VNI) != uint16(v.vni) {
 		return fmt.Errorf("VNI is %d, this node's is %d", d.VNI, v.vni)
 	}
-	if other, taken := owner[m]; taken && other != p.lease.Node {
+	dev, via := v.device(p.v6), gatewayAddr(p.subnet)
+	if other, taken := owner[deviceMAC{dev, m}]; taken && other != p.lease.Node {
 		return fmt.Errorf("VtepMAC %s is also used by %s", m, other)
 	}
-	owner[m] = p.lease.Node
-	dev, via := v.device(p.v6), gatewayAddr(p.subnet)
+	owner[deviceMAC{dev, m}] = p.lease.Node
 	s.Neighbours = append(s.Neighbours, ctrl.Neighbour{Dev: dev, IP: via, MAC: m})
 	s.FDB = append(s.FDB, ctrl.FDBEntry{Dev: dev, MAC: m, Dst: p.public})
 	s.Routes = append(s.Routes, ctrl.Route{
