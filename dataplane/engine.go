@@ -37,6 +37,7 @@ type Engine struct {
 	mu       sync.Mutex             // guards the rest
 	closers  map[io.Closer]struct{} // all open queues and sockets
 	closed   bool
+	nodes    nodes
 	features map[feature.Name]error // why each is not in use, nil if it is
 
 	repairErr error // why the last repair failed; nil if it succeeded
@@ -120,7 +121,7 @@ func newEngine(c Config) (*Engine, error) {
 	e.mtu.Store(int32(c.MTU))
 	e.probePriority()
 	e.fast.err = errFastPathWait
-	e.snapshot.Store(newSnapshot(&snapshot{}, fib.Node{}, nil))
+	e.store(fib.Node{}, e.nodes.change(nil, nil, nil).Table)
 	for i := range c.Workers {
 		w, err := newWorker(i, e)
 		if err != nil {
@@ -156,21 +157,6 @@ func (e *Engine) Device() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.device
-}
-
-// SetNodes sets the subnets of this node and all other nodes of the overlay. It takes effect with
-// each worker's next round.
-func (e *Engine) SetNodes(local fib.Node, others []fib.Node) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.snapshot.Store(newSnapshot(e.snapshot.Load(), local, others))
-	e.fast.local, e.fast.others, e.fast.nodes = local, others, true
-	if e.fast.path == nil {
-		return
-	}
-	if err := e.setFastNodes(); err != nil {
-		e.log.Warn("fast path does not have all nodes", "err", err)
-	}
 }
 
 // SetMTU sets the MTU in bytes of a device that is recreated later. The current device is left

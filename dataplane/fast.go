@@ -77,8 +77,8 @@ type fastPath struct {
 	past    fastpath.Traffic
 	passed  map[fastpath.Pass]uint64 // of closed paths
 	local   fib.Node
-	others  []fib.Node
 	nodes   bool // SetNodes was called
+	partial bool // the path does not have all nodes
 	watched time.Time
 }
 
@@ -140,17 +140,49 @@ func (e *Engine) moveFastPath() {
 // setFastNodes passes the nodes to the path. While a capture is to see every packet, it passes
 // none, so that the programs leave all packets to the workers. The caller holds e.mu.
 func (e *Engine) setFastNodes() error {
-	others := e.fast.others
-	if e.taps.Load().wantAll() {
-		others = nil
+	var others []fib.Node
+	if !e.taps.Load().wantAll() {
+		others = e.nodes.builder.Nodes()
 	}
 	gone, err := e.fast.path.SetNodes(e.fast.local, others)
+	e.keepFastCounts(gone)
+	return err
+}
+
+// keepFastCounts adds the counts of outer addresses that the path has dropped to their nodes. The
+// caller holds e.mu.
+func (e *Engine) keepFastCounts(gone map[netip.Addr]fastpath.Traffic) {
+	if len(gone) == 0 {
+		return
+	}
 	for _, p := range e.snapshot.Load().peers {
 		if t, ok := gone[p.dest.Addr.Addr()]; ok {
 			p.addFast(t)
 			delete(gone, p.dest.Addr.Addr())
 		}
 	}
+}
+
+// updateFastNodes passes a change of the nodes to the path, or all of them if the last attempt
+// failed. The caller holds e.mu.
+func (e *Engine) updateFastNodes(change func() error) {
+	if e.fast.path == nil {
+		return
+	}
+	if e.fast.partial || e.taps.Load().wantAll() {
+		change = e.setFastNodes
+	}
+	err := change()
+	e.fast.partial = err != nil
+	if err != nil {
+		e.log.Warn("fast path does not have all nodes", "err", err)
+	}
+}
+
+// changeFastNodes passes a change of the nodes to the path. The caller holds e.mu.
+func (e *Engine) changeFastNodes(inner, outer map[netip.Prefix]*fib.Node) error {
+	gone, err := e.fast.path.ChangeNodes(inner, outer)
+	e.keepFastCounts(gone)
 	return err
 }
 

@@ -144,9 +144,7 @@ func (w *worker) sender(addr netip.Addr) *peer {
 		return c.peer
 	}
 	*c = lastSender{snapshot: w.snapshot, addr: addr}
-	if i, ok := w.snapshot.table.ByEndpoint(addr); ok {
-		c.peer = w.snapshot.peers[i]
-	}
+	c.peer, _ = w.snapshot.table.ByEndpoint(addr) // nil if there is none
 	return c.peer
 }
 
@@ -160,9 +158,9 @@ func (w *worker) checkInner(pkt []byte, from netip.Addr, check SourceCheck) Drop
 		return dropNone
 	}
 	// Compare addresses, not nodes: nodes behind one NAT share an outer address.
-	i, leased := w.snapshot.table.Lookup(in.Src)
+	owner, leased := w.snapshot.table.Lookup(in.Src)
 	switch {
-	case leased && w.snapshot.peers[i].dest.Addr.Addr() != from, w.snapshot.isLocal(in.Src):
+	case leased && owner.dest.Addr.Addr() != from, w.snapshot.isLocal(in.Src):
 		return DropSpoofedInnerSource
 	case !leased && check == CheckStrict:
 		return DropUnleasedInnerSource

@@ -73,7 +73,7 @@ func (w *worker) forward(frame tun.Frame) {
 	}
 	flow, _ := encap.FlowHash(pkt) // 0 if it has none
 	w.flows.onTx(flow, len(pkt))
-	i, ok := w.snapshot.table.Lookup(in.Dst)
+	p, ok := w.snapshot.table.Lookup(in.Dst)
 	if !ok {
 		w.dropFrame(DropNoNode, frame)
 		w.sendICMP(encap.AppendUnreachable(w.scratch[:0], pkt, &in))
@@ -84,7 +84,6 @@ func (w *worker) forward(frame tun.Frame) {
 		w.dropOut(DropBadFrame, nil, pkt)
 		return
 	}
-	p := w.snapshot.peers[i]
 	key := udp.TxKey{To: p.dest, TOS: in.TOS & w.tosMask, Shard: uint8(flow % uint32(w.shards))}
 	if limit := w.maxInner(p); segments.MaxLen() > limit {
 		w.sendLong(p, key, &segments, limit)
@@ -176,12 +175,11 @@ func (w *worker) undelivered(to *udp.Destination, pkt []byte, err error) {
 		w.dropRefused(to, pkt)
 		return
 	}
-	i, ok := w.snapshot.table.Lookup(in.Dst)
-	if !ok || w.snapshot.peers[i].dest != to {
+	p, ok := w.snapshot.table.Lookup(in.Dst)
+	if !ok || p.dest != to {
 		w.dropRefused(to, pkt) // the nodes have changed meanwhile
 		return
 	}
-	p := w.snapshot.peers[i]
 	limit := w.maxInner(p)
 	if len(pkt) <= limit { // else an earlier packet of this flush has probed the path
 		mtu, err := w.probePathMTU(p)

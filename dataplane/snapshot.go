@@ -12,8 +12,8 @@ import (
 // snapshot is the overlay as a worker sees it during one round. It is immutable, except for the
 // counters and path MTUs in peers, which are carried over from snapshot to snapshot.
 type snapshot struct {
-	table *fib.Table
-	peers []*peer        // by index in table; a node with several leases has one peer
+	table *fib.Table[*peer]
+	peers []*peer        // of the nodes in table; a node with several leases has one peer
 	local []netip.Prefix // subnets of this node
 }
 
@@ -54,25 +54,6 @@ func (p *peer) cachedPathMTU(now func() time.Time) int {
 		return 0
 	}
 	return cached.bytes
-}
-
-// newSnapshot builds the snapshot of the local node and others. A node that keeps its name since
-// old keeps its counters, and one that keeps its endpoint also keeps its cached path MTU.
-func newSnapshot(old *snapshot, local fib.Node, others []fib.Node) *snapshot {
-	known := make(map[string]*peer, len(old.peers))
-	for _, p := range old.peers {
-		known[p.name] = p
-	}
-	s := &snapshot{table: fib.New(others), peers: make([]*peer, 0, len(others))}
-	for _, n := range others {
-		p := updatePeer(known[n.Name], n)
-		known[n.Name] = p
-		s.peers = append(s.peers, p)
-	}
-	for _, prefix := range local.Prefixes {
-		s.local = append(s.local, prefix.Masked())
-	}
-	return s
 }
 
 // updatePeer returns old if its endpoint is unchanged, else a new peer with its counters.

@@ -98,12 +98,7 @@ func (e *Engine) Stats() Stats {
 	for _, w := range e.workers {
 		w.counters.addTo(&s)
 	}
-	listed := make(map[*peer]bool)
 	for _, p := range e.snapshot.Load().peers {
-		if listed[p] {
-			continue
-		}
-		listed[p] = true
 		n := NodeTraffic{
 			Name:     p.name,
 			Sent:     Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()},

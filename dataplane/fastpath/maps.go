@@ -55,19 +55,23 @@ const (
 	nodeFast
 )
 
+func newNodeValue(n fib.Node) (v nodeValue) {
+	if a := n.Endpoint.Addr().Unmap(); a.Is4() {
+		v.Endpoint = a.As4()
+		if n.Fast {
+			v.Flags = nodeFast
+		}
+	}
+	return v
+}
+
 // nodeValues returns the desired content of the map of nodes. If several nodes have a prefix, the
 // first one wins, as in fib.Table. A node without an outer IPv4 address is listed with the address
 // 0.0.0.0, so that inbound finds that its subnets are leased.
 func nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeValue {
 	values := make(map[prefixKey]nodeValue, len(others)+1)
 	for _, n := range others {
-		var v nodeValue
-		if a := n.Endpoint.Addr().Unmap(); a.Is4() {
-			v.Endpoint = a.As4()
-			if n.Fast {
-				v.Flags = nodeFast
-			}
-		}
+		v := newNodeValue(n)
 		for _, p := range n.Prefixes {
 			if _, taken := values[newPrefixKey(p)]; p.IsValid() && !taken {
 				values[newPrefixKey(p)] = v
@@ -90,23 +94,49 @@ func (p *Path) setPrefixes(want map[prefixKey]nodeValue) error {
 	}
 	p.nodes = next
 	for k, v := range want {
-		if old, ok := p.nodes[k]; ok && old == v {
-			continue
+		if err := p.putPrefix(k, v); err != nil {
+			return err
 		}
-		if err := p.objects.Nodes.Put(k, v); err != nil {
-			return fmt.Errorf("add subnet to the fast path: %w", err)
-		}
-		p.nodes[k] = v
 	}
 	for k := range p.nodes {
 		if _, ok := want[k]; ok {
 			continue
 		}
-		if err := p.objects.Nodes.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			return fmt.Errorf("remove subnet from the fast path: %w", err)
+		if err := p.deletePrefix(k); err != nil {
+			return err
 		}
-		delete(p.nodes, k)
 	}
+	return nil
+}
+
+// changePrefix sets the node of a prefix, or removes the prefix if n is nil. A subnet of this node
+// stays. The caller holds p.mu.
+func (p *Path) changePrefix(k prefixKey, n *fib.Node) error {
+	switch {
+	case p.nodes[k].Flags&nodeLocal != 0:
+		return nil
+	case n == nil:
+		return p.deletePrefix(k)
+	}
+	return p.putPrefix(k, newNodeValue(*n))
+}
+
+func (p *Path) putPrefix(k prefixKey, v nodeValue) error {
+	if old, ok := p.nodes[k]; ok && old == v {
+		return nil
+	}
+	if err := p.objects.Nodes.Put(k, v); err != nil {
+		return fmt.Errorf("add subnet to the fast path: %w", err)
+	}
+	p.nodes[k] = v
+	return nil
+}
+
+func (p *Path) deletePrefix(k prefixKey) error {
+	if err := p.objects.Nodes.Delete(k); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove subnet from the fast path: %w", err)
+	}
+	delete(p.nodes, k)
 	return nil
 }
 
@@ -119,32 +149,47 @@ func (p *Path) setEndpoints(others []fib.Node) (map[netip.Addr]Traffic, error) {
 			want[a] = true
 		}
 	}
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return nil, fmt.Errorf("count CPUs: %w", err)
-	}
-	for a := range want {
-		if p.counted[a] {
-			continue
-		}
-		if err := p.objects.Endpoints.Put(a.As4(), make([]Traffic, cpus)); err != nil {
-			return nil, fmt.Errorf("add node to the fast path: %w", err)
-		}
-		p.counted[a] = true
-	}
 	gone := make(map[netip.Addr]Traffic)
+	for a := range want {
+		if err := p.changeEndpoint(a, true, gone); err != nil {
+			return gone, err
+		}
+	}
 	for a := range p.counted {
 		if want[a] {
 			continue
 		}
-		gone[a] = p.traffic(a)
-		p.past.Add(gone[a])
-		delete(p.counted, a)
-		if err := p.objects.Endpoints.Delete(a.As4()); err != nil {
-			return gone, fmt.Errorf("remove node from the fast path: %w", err)
+		if err := p.changeEndpoint(a, false, gone); err != nil {
+			return gone, err
 		}
 	}
 	return gone, nil
+}
+
+// changeEndpoint adds or removes an outer IPv4 address and adds the counts of a removed one to gone.
+// The caller holds p.mu.
+func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traffic) error {
+	if !a.Is4() || p.counted[a] == known {
+		return nil
+	}
+	if known {
+		cpus, err := ebpf.PossibleCPU()
+		if err != nil {
+			return fmt.Errorf("count CPUs: %w", err)
+		}
+		if err := p.objects.Endpoints.Put(a.As4(), make([]Traffic, cpus)); err != nil {
+			return fmt.Errorf("add node to the fast path: %w", err)
+		}
+		p.counted[a] = true
+		return nil
+	}
+	gone[a] = p.traffic(a)
+	p.past.Add(gone[a])
+	delete(p.counted, a)
+	if err := p.objects.Endpoints.Delete(a.As4()); err != nil {
+		return fmt.Errorf("remove node from the fast path: %w", err)
+	}
+	return nil
 }
 
 // traffic returns the counts of an outer address; zero if it has none.

@@ -204,6 +204,26 @@ func (p *Path) SetNodes(local fib.Node, others []fib.Node) (map[netip.Addr]Traff
 	return gone, nil
 }
 
+// ChangeNodes sets the nodes to which prefixes and the addresses of endpoints lead; nil if to none.
+// It returns the last counts of outer addresses that are no longer a node's. After an error,
+// SetNodes must be called.
+func (p *Path) ChangeNodes(inner, outer map[netip.Prefix]*fib.Node) (map[netip.Addr]Traffic, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	gone := make(map[netip.Addr]Traffic)
+	for prefix, n := range outer {
+		if err := p.changeEndpoint(prefix.Addr(), n != nil, gone); err != nil {
+			return gone, err
+		}
+	}
+	for prefix, n := range inner {
+		if err := p.changePrefix(newPrefixKey(prefix), n); err != nil {
+			return gone, err
+		}
+	}
+	return gone, nil
+}
+
 // Beat records that the daemon runs. The programs believe so for 350 ms (LIFE in bpf/fastpath.c).
 func (p *Path) Beat() error {
 	p.mu.Lock()

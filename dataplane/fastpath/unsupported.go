@@ -21,6 +21,11 @@ func Open(Config) (*Path, error) {
 // Attach does nothing.
 func (*Path) Attach(Place) error { return nil }
 
+// ChangeNodes does nothing.
+func (*Path) ChangeNodes(_, _ map[netip.Prefix]*fib.Node) (map[netip.Addr]Traffic, error) {
+	return nil, nil
+}
+
 // SetNodes does nothing.
 func (*Path) SetNodes(fib.Node, []fib.Node) (map[netip.Addr]Traffic, error) { return nil, nil }
 

@@ -1,9 +1,8 @@
 // Package fib maps inner addresses to the node that owns them.
 //
-// A Table is built from a complete list of nodes and is immutable. Users keep it in an atomic
-// pointer and replace it with a new one, so readers need no lock and see either the old table or
-// the new. A table is rebuilt rather than updated: 10,000 nodes take a few milliseconds, and
-// incremental updates could go wrong.
+// A Table is immutable. Users keep it in an atomic pointer and replace it with a new one, so readers
+// need no lock and see either the old table or the new. A [Builder] makes tables from changes of the
+// nodes; successive tables share what has not changed.
 package fib
 
 import (
@@ -20,43 +19,25 @@ type Node struct {
 	Fast     bool           // its kernel takes packets of the fast path
 }
 
-// Table maps inner and outer addresses to nodes. The zero value is an empty table. All methods are
-// safe for concurrent use.
-type Table struct {
-	inner bart.Fast[int32]
-	outer map[netip.Addr]int32
+// Table maps inner and outer addresses to the values of nodes. The zero value is an empty table.
+// All methods are safe for concurrent use.
+type Table[V any] struct {
+	inner, outer *bart.Fast[V] // nil: empty
 }
 
-// New returns the table of nodes, which it identifies by their index. If several nodes have the
-// same prefix or endpoint address, the first one wins.
-func New(nodes []Node) *Table {
-	t := &Table{outer: make(map[netip.Addr]int32, len(nodes))}
-	for i, n := range nodes {
-		for _, p := range n.Prefixes {
-			if !p.IsValid() {
-				continue
-			}
-			if _, taken := t.inner.Get(p); !taken {
-				t.inner.Insert(p, int32(i))
-			}
-		}
-		outer := n.Endpoint.Addr().Unmap()
-		if _, taken := t.outer[outer]; !taken && outer.IsValid() {
-			t.outer[outer] = int32(i)
-		}
+// Lookup returns the value of the node with the longest prefix that contains the inner address a.
+func (t *Table[V]) Lookup(a netip.Addr) (value V, ok bool) {
+	if t.inner == nil {
+		return value, false
 	}
-	return t
+	return t.inner.Lookup(a)
 }
 
-// Lookup returns the index of the node with the longest prefix that contains the inner address a.
-func (t *Table) Lookup(a netip.Addr) (node int, ok bool) {
-	i, ok := t.inner.Lookup(a)
-	return int(i), ok
-}
-
-// ByEndpoint returns the index of the first node whose endpoint has the outer address a, with any
+// ByEndpoint returns the value of the first node whose endpoint has the outer address a, with any
 // port.
-func (t *Table) ByEndpoint(a netip.Addr) (node int, ok bool) {
-	i, ok := t.outer[a]
-	return int(i), ok
+func (t *Table[V]) ByEndpoint(a netip.Addr) (value V, ok bool) {
+	if t.outer == nil {
+		return value, false
+	}
+	return t.outer.Lookup(a)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 )
@@ -31,6 +32,20 @@ func (s slowTable) byEndpoint(a netip.Addr) (int, bool) {
 		}
 	}
 	return 0, false
+}
+
+// newTable returns the table of nodes, which it identifies by their index.
+func newTable(nodes []Node) *Table[int] {
+	var b Builder[int]
+	return b.Change(nil, entries(nodes)).Table
+}
+
+func entries(nodes []Node) []Entry[int] {
+	all := make([]Entry[int], len(nodes))
+	for i, n := range nodes {
+		all[i] = Entry[int]{n, i}
+	}
+	return all
 }
 
 func addr4(rng *rand.Rand) netip.Addr {
@@ -64,7 +79,8 @@ func TestTableReference(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 50 {
 		nodes := randomNodes(rng, 1+rng.IntN(200))
-		table, slow := New(nodes), slowTable(nodes)
+		slices.SortFunc(nodes, Compare)
+		table, slow := newTable(nodes), slowTable(nodes)
 		for range 500 {
 			for _, a := range []netip.Addr{addr4(rng), addr6(rng)} {
 				got, ok := table.Lookup(a)
@@ -82,11 +98,71 @@ func TestTableReference(t *testing.T) {
 	}
 }
 
+// TestBuilderChurn compares the tables of random changes with the slow twin, and checks that a change
+// leaves the tables before it as they were.
+func TestBuilderChurn(t *testing.T) {
+	rng := rand.New(rand.NewPCG(8, 9))
+	for range 20 {
+		var b Builder[string]
+		var nodes, slowBefore []Node
+		var before *Table[string]
+		for range 30 {
+			var remove []Node
+			nodes = slices.DeleteFunc(slices.Clone(nodes), func(n Node) bool {
+				gone := rng.IntN(10) == 0
+				if gone {
+					remove = append(remove, n)
+				}
+				return gone
+			})
+			var add []Entry[string]
+			for i, n := range randomNodes(rng, rng.IntN(50)) {
+				n.Name = fmt.Sprint(rng.Uint64(), i)
+				nodes, add = append(nodes, n), append(add, Entry[string]{n, n.Name})
+			}
+			slices.SortFunc(nodes, Compare)
+			table := b.Change(remove, add).Table
+			if got := b.Nodes(); len(got) != len(nodes) || slices.CompareFunc(got, nodes, Compare) != 0 {
+				t.Fatalf("%d nodes, want %d", len(got), len(nodes))
+			}
+			compareTable(t, rng, table, nodes)
+			if before != nil {
+				compareTable(t, rng, before, slowBefore)
+			}
+			before, slowBefore = table, nodes
+		}
+	}
+}
+
+func compareTable(t *testing.T, rng *rand.Rand, table *Table[string], nodes []Node) {
+	t.Helper()
+	slow := slowTable(nodes)
+	check := func(what string, a netip.Addr, got string, ok bool, want int, wantOK bool) {
+		t.Helper()
+		if ok != wantOK || ok && got != nodes[want].Name {
+			t.Fatalf("%s(%v) = %q %v, want %d %v", what, a, got, ok, want, wantOK)
+		}
+	}
+	for range 50 {
+		for _, a := range []netip.Addr{addr4(rng), addr6(rng)} {
+			got, ok := table.Lookup(a)
+			want, wantOK := slow.lookup(a)
+			check("Lookup", a, got, ok, want, wantOK)
+		}
+	}
+	for _, n := range nodes {
+		a := n.Endpoint.Addr()
+		got, ok := table.ByEndpoint(a)
+		want, wantOK := slow.byEndpoint(a)
+		check("ByEndpoint", a, got, ok, want, wantOK)
+	}
+}
+
 func TestTableSpecialCases(t *testing.T) {
 	nodes := []Node{
 		{
 			Name:     "first",
-			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.7/24"), {}},
+			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.7/24")},
 			Endpoint: netip.MustParseAddrPort("192.0.2.1:8285"),
 		},
 		{
@@ -94,10 +170,10 @@ func TestTableSpecialCases(t *testing.T) {
 			Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.0/24")},
 			Endpoint: netip.MustParseAddrPort("192.0.2.1:9000"),
 		},
-		{Name: "longer", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.128/25")}},
+		{Name: "longer", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.128/25"), {}}},
 		{Name: "mapped endpoint", Endpoint: netip.MustParseAddrPort("[::ffff:192.0.2.9]:8285")},
 	}
-	table := New(nodes)
+	table := newTable(nodes)
 	for _, c := range []struct {
 		addr string
 		want int // -1: none
@@ -125,7 +201,7 @@ func TestTableSpecialCases(t *testing.T) {
 }
 
 func TestZeroTable(t *testing.T) {
-	var table Table
+	var table Table[int]
 	if _, ok := table.Lookup(netip.MustParseAddr("10.5.1.1")); ok {
 		t.Error("Lookup found a node")
 	}
@@ -137,8 +213,8 @@ func TestZeroTable(t *testing.T) {
 // TestConcurrentSwap replaces a table while it is read. Under the race detector it also checks that
 // readers need no lock.
 func TestConcurrentSwap(t *testing.T) {
-	build := func(n int) *Table { return New(clusterNodes(n)) }
-	var current atomic.Pointer[Table]
+	build := func(n int) *Table[int] { return newTable(clusterNodes(n)) }
+	var current atomic.Pointer[Table[int]]
 	current.Store(build(1))
 	done := make(chan struct{})
 	go func() {
@@ -173,7 +249,7 @@ func clusterNodes(n int) []Node {
 }
 
 func TestLookupAllocs(t *testing.T) {
-	table := New(clusterNodes(10_000))
+	table := newTable(clusterNodes(10_000))
 	inner, outer := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("172.16.9.9")
 	if n := testing.AllocsPerRun(1000, func() {
 		table.Lookup(inner)
@@ -187,7 +263,7 @@ var sizes = []int{1, 100, 10_000}
 
 func BenchmarkLookup(b *testing.B) {
 	for _, n := range sizes {
-		table := New(clusterNodes(n))
+		table := newTable(clusterNodes(n))
 		addrs := make([]netip.Addr, 1024)
 		rng := rand.New(rand.NewPCG(5, 6))
 		for i := range addrs {
@@ -208,7 +284,7 @@ func BenchmarkLookup(b *testing.B) {
 func BenchmarkByEndpoint(b *testing.B) {
 	for _, n := range sizes {
 		nodes := clusterNodes(n)
-		table := New(nodes)
+		table := newTable(nodes)
 		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -220,12 +296,29 @@ func BenchmarkByEndpoint(b *testing.B) {
 	}
 }
 
+// BenchmarkChange moves one node of many.
+func BenchmarkChange(b *testing.B) {
+	for _, n := range sizes {
+		nodes := clusterNodes(n)
+		var builder Builder[int]
+		builder.Change(nil, entries(nodes))
+		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				old := nodes[i%n]
+				nodes[i%n].Endpoint = netip.AddrPortFrom(old.Endpoint.Addr(), uint16(i))
+				builder.Change([]Node{old}, []Entry[int]{{nodes[i%n], i % n}})
+			}
+		})
+	}
+}
+
 func BenchmarkNew(b *testing.B) {
 	for _, n := range sizes {
 		nodes := clusterNodes(n)
 		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
 			for b.Loop() {
-				New(nodes)
+				newTable(nodes)
 			}
 		})
 	}
