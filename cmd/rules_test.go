@@ -77,7 +77,7 @@ var mayImport = map[string][]string{
 		"metrics"},
 	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/capture", "dataplane/capture/filter", "dataplane/fastpath", "dataplane/feature", "dataplane/fib", "dataplane/probe", "dataplane/refusal",
-		"dataplane/topflows", "dataplane/tun", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/subnetenv", "metrics"},
+		"dataplane/topflows", "dataplane/tun", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/ordered", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
 	"cmd/weftd/page":   {},
 	"cmd/weftd/config": {"cmd/control", "dataplane", "dataplane/feature", "lease/spelling"},

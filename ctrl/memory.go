@@ -8,8 +8,8 @@ import (
 )
 
 // memory is the reconciler's knowledge of the kernel since it last compared everything. While it is
-// valid and no notification contradicts it, the next plan is applied by its difference from the last
-// one. Only the goroutine of Run uses it.
+// valid and no notification contradicts it, the next plan is applied by its difference from the
+// last one. Only the goroutine of Run uses it.
 type memory struct {
 	valid bool
 	plan  Plan // in place

@@ -58,8 +58,8 @@ type Reconciler struct {
 
 	mu               sync.Mutex
 	want             Plan
-	expected         *fingerprints // of the objects of expectedPlan
-	expectedPlan     Plan          // last applied, or being applied
+	expected         *fingerprints   // of the objects of expectedPlan
+	expectedPlan     Plan            // last applied, or being applied
 	devices          map[string]bool // devices that want refers to
 	partDevices      map[string]int  // devices of the routes in want.Parts, with their number
 	generation       int             // number of calls of Set
@@ -77,7 +77,7 @@ type Status struct {
 	Err     error     // nil if Synced or only waiting
 	// Repairs counts operations on a state that had been in place, so that another program must
 	// have changed it.
-	Repairs     uint64
+	Repairs uint64
 	// WireGuard devices that run in this process, as the kernel has no WireGuard
 	UserspaceWireGuard []string
 }
@@ -439,7 +439,7 @@ func (r *Reconciler) Differences(limit int) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read kernel state: %w", err)
 	}
-	c := diff(have, want)
+	c := diff(have, want.Whole())
 	var texts []string
 	for _, o := range c.ops {
 		texts = append(texts, o.String())

@@ -95,7 +95,7 @@ func parseEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	return Event{}, false
 }
 
-// neighObject converts a neighbour or forwarding entry; nil if it is neither, in the form of a plan.
+// neighObject converts a neighbour or forwarding entry; nil if it is neither.
 func neighObject(dev string, n *netlink.Neigh) Object {
 	var m MAC
 	copy(m[:], n.HardwareAddr)

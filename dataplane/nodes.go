@@ -62,8 +62,8 @@ func (e *Engine) store(local fib.Node, table *fib.Table[*peer]) {
 	e.snapshot.Store(s)
 }
 
-// change removes and adds nodes. known holds peers by name whose state is kept; the removed ones are
-// added to it.
+// change removes and adds nodes. known holds peers by name whose state is kept; it adds the removed
+// ones.
 func (n *nodes) change(remove, add []fib.Node, known map[string]*peer) fib.Result[*peer] {
 	if n.peers == nil {
 		n.peers = make(map[peerID]*listedPeer, len(add))

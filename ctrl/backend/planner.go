@@ -10,7 +10,7 @@ import (
 )
 
 // Planner plans for leases that change a few at a time. Its plan is that of the Backend for all
-// leases, made from the plans for single leases: only those of changed leases are made again.
+// leases, composed of the plans for single leases: it computes only those of changed leases.
 //
 // The leases of nodes that want the same object in the kernel (two machines with the same Ethernet
 // address) are planned together, as only the backend knows which of them has it. A Planner is not

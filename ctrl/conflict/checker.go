@@ -25,7 +25,9 @@ type Query struct {
 	Sources []netip.Addr   // this node's addresses on the underlay and the overlay
 	Devices []string       // overlay devices of this node
 	Targets []Target       // outside the overlay, besides the peers
-	Peers   []Peer
+	// Peers returns the other nodes; nil means none. It is called once per check, by the Checker's
+	// goroutine.
+	Peers func() []Peer
 }
 
 // Result is the outcome of a check of all addresses.
@@ -114,7 +116,11 @@ func (c *Checker) check(
 	q := c.query
 	c.mu.Unlock()
 	r := newRound(q)
-	for n := 0; n == 0 || n < len(q.Peers); n += peersPerStep {
+	var peers []Peer
+	if q.Peers != nil {
+		peers = q.Peers()
+	}
+	for n := 0; n == 0 || n < len(peers); n += peersPerStep {
 		if n > 0 {
 			if err := sleep(ctx, stepInterval); err != nil {
 				return nil, err
@@ -128,7 +134,7 @@ func (c *Checker) check(
 		if n == 0 {
 			r.targets()
 		}
-		r.peers(q.Peers[n:min(n+peersPerStep, len(q.Peers))])
+		r.peers(peers[n:min(n+peersPerStep, len(peers))])
 	}
 	return &r.Result, nil
 }

@@ -103,11 +103,13 @@ func TestCheck(t *testing.T) {
 	q := Query{
 		Subnets: []netip.Prefix{prefix("10.0.9.0/24")}, Devices: []string{"flannel0"},
 		Targets: []Target{{"store", addr("10.0.3.53")}, {"gateway", addr("203.0.113.1")}},
-		Peers: []Peer{
-			peer("cut", "10.0.3.1", "10.1.9.0/24"), peer("cut", "10.0.3.1", "10.1.10.0/24"),
-			peer("well", "198.51.100.1", "10.1.1.0/24"), peer("bridge", "198.51.100.2", "10.1.2.0/24"),
-			peer("rule", "198.51.100.3", "10.1.3.0/24"), peer("old", "198.51.100.4", "10.1.4.0/24"),
-			peer("none", "198.51.100.5", "10.1.5.0/24"),
+		Peers: func() []Peer {
+			return []Peer{
+				peer("cut", "10.0.3.1", "10.1.9.0/24"), peer("cut", "10.0.3.1", "10.1.10.0/24"),
+				peer("well", "198.51.100.1", "10.1.1.0/24"), peer("bridge", "198.51.100.2", "10.1.2.0/24"),
+				peer("rule", "198.51.100.3", "10.1.3.0/24"), peer("old", "198.51.100.4", "10.1.4.0/24"),
+				peer("none", "198.51.100.5", "10.1.5.0/24"),
+			}
 		},
 	}
 	c := NewChecker(slog.New(slog.DiscardHandler))
@@ -145,7 +147,7 @@ func TestCheckInSteps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeMatcher{}
 		c := NewChecker(slog.New(slog.DiscardHandler))
-		c.Set(Query{Peers: make([]Peer, 5*peersPerStep-1)})
+		c.Set(Query{Peers: func() []Peer { return make([]Peer, 5*peersPerStep-1) }})
 		matchers := 0
 		newMatcher := func() (matcher, error) { matchers++; return f, nil }
 		start := time.Now()

@@ -166,8 +166,8 @@ func (p *Path) setEndpoints(others []fib.Node) (map[netip.Addr]Traffic, error) {
 	return gone, nil
 }
 
-// changeEndpoint adds or removes an outer IPv4 address and adds the counts of a removed one to gone.
-// The caller holds p.mu.
+// changeEndpoint adds or removes an outer IPv4 address, and adds the counts of a removed one to
+// gone. The caller holds p.mu.
 func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traffic) error {
 	if !a.Is4() || p.counted[a] == known {
 		return nil

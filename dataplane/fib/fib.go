@@ -1,8 +1,8 @@
 // Package fib maps inner addresses to the node that owns them.
 //
-// A Table is immutable. Users keep it in an atomic pointer and replace it with a new one, so readers
-// need no lock and see either the old table or the new. A [Builder] makes tables from changes of the
-// nodes; successive tables share what has not changed.
+// A Table is immutable. Users keep it in an atomic pointer and replace it with a new one, so that
+// readers need no lock and see either the old table or the new. A [Builder] makes tables from
+// changes of the nodes; they share all that has not changed.
 package fib
 
 import (

@@ -98,8 +98,8 @@ func TestTableReference(t *testing.T) {
 	}
 }
 
-// TestBuilderChurn compares the tables of random changes with the slow twin, and checks that a change
-// leaves the tables before it as they were.
+// TestBuilderChurn compares the tables of random changes with the slow twin, and checks that a
+// change leaves the tables before it as they were.
 func TestBuilderChurn(t *testing.T) {
 	rng := rand.New(rand.NewPCG(8, 9))
 	for range 20 {

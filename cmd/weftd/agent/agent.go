@@ -2,13 +2,11 @@ package agent
 
 import (
 	"context"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	"weft/cmd/control"
 	"weft/ctrl"
 	"weft/ctrl/backend"
 	"weft/ctrl/netfilter"
@@ -30,9 +28,12 @@ type agent struct {
 	leaseView
 	file      subnetFile
 	conflicts conflicts
-	peers     []control.Node // other nodes of the last plan
 	members   membership
-	port      uint16 // UDP port of the tunnel in the last plan; 0: none
+	port      uint16           // UDP port of the tunnel in the last plan; 0: none
+	planner   *backend.Planner // of backend; nil if there is none yet
+	view      *peerView        // of the last plan; nil before the first
+	probed    *peerView        // that the mesh probe has the targets of
+	probeSet  time.Time        // of probed
 	readiness readiness
 
 	sourcesLogged time.Time // last message about unknown sources
@@ -92,6 +93,7 @@ func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-ch
 			a.onIfaceEvent(e)
 		case <-ticker.C:
 			a.syncSubnetFile()
+			a.refreshProbe(time.Now())
 			a.syncConflicts()
 			a.followFastPath()
 			now := time.Now()
@@ -145,7 +147,7 @@ func (a *agent) warnLostSubnet(s lease.State) {
 			continue
 		}
 		owner := "no node"
-		for _, l := range s.All {
+		for l := range s.All.All() {
 			if l.Subnet == subnet || l.Subnet6 == subnet {
 				owner = l.Node
 			}
@@ -235,7 +237,7 @@ func (a *agent) setUnderlay(i underlay.Iface) error {
 		(a.backend == nil || a.backend.Advertisement().IPv6Off != off) {
 		a.log.Warn("IPv6 is off", "reason", off)
 	}
-	a.host, a.backend = host, b
+	a.host, a.backend, a.planner = host, b, nil
 	a.inUse.Store(&i)
 	// The address of a VXLAN device is derived from the node's address and must not follow it.
 	a.host.Restore(b.Advertisement().Attrs)
@@ -247,31 +249,40 @@ func (a *agent) replan() {
 	if a.acquired.IsZero() {
 		return
 	}
-	plan := a.plan()
-	a.port, _ = tunnelPort(plan)
-	a.conflicts.due, a.conflicts.unplanned = true, unreachableSubnets(plan)
-	unreachable := maps.Clone(a.conflicts.unplanned)
-	maps.Copy(unreachable, a.conflicts.Cut) // the engine would send to its own device
-	peers := a.peerLeases()
-	if a.engine != nil {
-		port := a.backend.Advertisement().Listen.Port()
-		a.engine.SetNodes(engineNode(a.self, nil, port), engineNodes(peers, unreachable, port))
+	before := a.view
+	if before == nil {
+		before = &peerView{}
 	}
-	maps.Copy(unreachable, a.conflicts.Diverted)
-	a.peers = nodeStatuses(peers, unreachable)
-	a.setProbe(peers, unreachable)
-	a.members.update(a.peers)
-	a.reconciler.Set(plan)
-	a.rules.Set(a.desiredRules(plan))
+	plan := a.plan()
+	a.port, _ = tunnelPort(plan.State)
+	now := before.next(peerView{
+		self: a.self, leases: a.state.All, plan: plan,
+		port: a.backend.Advertisement().Listen.Port(),
+		cut:  a.conflicts.Cut, diverted: a.conflicts.Diverted,
+	})
+	before, a.view = a.view, now
+	a.conflicts.due = true
+	a.setEngine(before)
+	a.setProbe(time.Now())
+	a.members.update(now)
+	a.reconciler.SetPlan(plan)
+	a.rules.Set(a.desiredRules(plan.State))
 }
 
 // plan returns the desired kernel state for the leases. It includes abandoned networks, so that
 // their state is removed but a device that the plan reuses stays.
-func (a *agent) plan() ctrl.State { return a.planFor(a.self) }
+func (a *agent) plan() ctrl.Plan {
+	if a.planner == nil || !a.planner.Serves(a.self) {
+		a.planner = backend.NewPlanner(a.backend, a.self)
+	}
+	plan := a.planner.Plan(a.state.All)
+	plan.Networks = slices.Concat(plan.Networks, a.file.abandoned)
+	return plan
+}
 
-// planFor is plan for another lease of this node.
-func (a *agent) planFor(self lease.Lease) ctrl.State {
-	plan := a.backend.Plan(self, a.state.All)
+// planAlone returns the desired kernel state for a lease of this node before there are others.
+func (a *agent) planAlone(self lease.Lease) ctrl.State {
+	plan := a.backend.Plan(self, nil)
 	plan.Networks = slices.Concat(plan.Networks, a.file.abandoned)
 	return plan
 }

@@ -42,24 +42,25 @@ func TestEngineNodes(t *testing.T) {
 	// This node's lease expired and another node claimed the subnet.
 	overlapping := testLease("x", "10.5.1.0/24", "192.0.2.9")
 
-	a := &agent{leaseView: leaseView{
-		self: self, state: lease.State{All: []lease.Lease{self, overlapping, dual, gone, half, six}}}}
-	unreachable := map[netip.Prefix]string{gone.Subnet: "no", half.Subnet6: "not this"}
+	v := &peerView{
+		self: self, leases: lease.NewSet(self, overlapping, dual, gone, half, six), port: 8285,
+		unplanned: reasons{gone.Subnet: "no"}, cut: reasons{half.Subnet6: "not this"},
+	}
 	want := []fib.Node{
+		{Name: "s", Prefixes: []netip.Prefix{six.Subnet6}, Endpoint: netip.MustParseAddrPort("[2001:db8::6]:8285")},
 		{Name: "d", Prefixes: []netip.Prefix{dual.Subnet, dual.Subnet6},
 			Endpoint: netip.MustParseAddrPort("192.0.2.2:8285")},
 		{Name: "h", Prefixes: []netip.Prefix{half.Subnet}, Endpoint: netip.MustParseAddrPort("192.0.2.4:8285")},
-		{Name: "s", Prefixes: []netip.Prefix{six.Subnet6}, Endpoint: netip.MustParseAddrPort("[2001:db8::6]:8285")},
 	}
-	if got := engineNodes(a.peerLeases(), unreachable, 8285); !reflect.DeepEqual(got, want) {
+	if got := v.engineNodes(); !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	var reasons []string
-	for _, s := range nodeStatuses(a.peerLeases(), unreachable) {
-		reasons = append(reasons, s.Name+":"+s.Unreachable)
+	var texts []string
+	for _, s := range v.statuses() {
+		texts = append(texts, s.Name+":"+s.Unreachable)
 	}
-	if want := []string{"d:", "g:no", "h:not this", "s:"}; !slices.Equal(reasons, want) {
-		t.Errorf("got %q, want %q", reasons, want)
+	if want := []string{"s:", "d:", "g:no", "h:not this"}; !slices.Equal(texts, want) {
+		t.Errorf("got %q, want %q", texts, want)
 	}
 }
 
@@ -90,13 +91,13 @@ func TestDesiredRules(t *testing.T) {
 	if err := a.setUnderlay(a.host.Iface); err != nil {
 		t.Fatal(err)
 	}
-	if got := a.desiredRules(a.plan()).NoTrack; !slices.Equal(got,
+	if got := a.desiredRules(a.plan().State).NoTrack; !slices.Equal(got,
 		[]netip.AddrPort{netip.MustParseAddrPort("10.0.0.1:8285")}) {
 		t.Errorf("NoTrack is %v", got)
 	}
 	for allow, want := range map[bool]int{false: 1, true: 0} {
 		a.cfg.Rules.AllowPodsToTunnelPort = allow
-		if got := a.desiredRules(a.plan()).TunnelPorts; len(got) != want {
+		if got := a.desiredRules(a.plan().State).TunnelPorts; len(got) != want {
 			t.Errorf("pods allowed %t: TunnelPorts is %v", allow, got)
 		}
 	}
@@ -104,7 +105,7 @@ func TestDesiredRules(t *testing.T) {
 
 func TestWarnLostSubnet(t *testing.T) {
 	self, other := testLease("me", "10.5.1.0/24", "192.0.2.1"), testLease("them", "10.5.7.0/24", "192.0.2.7")
-	all := []lease.Lease{self, other}
+	all := lease.NewSet(self, other)
 	tests := []struct {
 		name     string
 		previous subnetenv.File

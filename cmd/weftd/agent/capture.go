@@ -193,37 +193,29 @@ func podFilter(networks []netip.Prefix) (*filter.Filter, error) {
 }
 
 // nodeTable finds the names of nodes by address.
-type nodeTable struct {
-	table *fib.Table
-	names []string
-}
+type nodeTable struct{ table *fib.Table[string] }
 
 // captureNodes returns the nodes as of now.
 func (s *snapshot) captureNodes() *nodeTable {
-	t := &nodeTable{}
-	var nodes []fib.Node
-	for _, p := range s.peers {
-		n := fib.Node{Name: p.Name, Endpoint: netip.AddrPortFrom(p.Public, 0)}
-		for _, subnet := range []netip.Prefix{p.Subnet, p.Subnet6} {
-			if subnet.IsValid() {
-				n.Prefixes = append(n.Prefixes, subnet)
-			}
+	var nodes []fib.Entry[string]
+	if s.view != nil {
+		all := &peerView{leases: s.view.leases, self: s.view.self} // also unreachable ones
+		for _, n := range all.engineNodes() {
+			nodes = append(nodes, fib.Entry[string]{Node: n, Value: n.Name})
 		}
-		nodes, t.names = append(nodes, n), append(t.names, p.Name)
 	}
-	t.table = fib.New(nodes)
-	return t
+	var b fib.Builder[string]
+	return &nodeTable{b.Change(nil, nodes).Table}
 }
 
 // byInner returns the name of the node that has an inner address, or "".
-func (t *nodeTable) byInner(a netip.Addr) string { return t.name(t.table.Lookup(a)) }
+func (t *nodeTable) byInner(a netip.Addr) string {
+	name, _ := t.table.Lookup(a)
+	return name
+}
 
 // byOuter returns the name of the node with an outer address, or "".
-func (t *nodeTable) byOuter(a netip.Addr) string { return t.name(t.table.ByEndpoint(a)) }
-
-func (t *nodeTable) name(node int, ok bool) string {
-	if !ok {
-		return ""
-	}
-	return t.names[node]
+func (t *nodeTable) byOuter(a netip.Addr) string {
+	name, _ := t.table.ByEndpoint(a)
+	return name
 }

@@ -22,10 +22,9 @@ import (
 type conflicts struct {
 	conflict.Result // last one that was acted upon
 	checker         *conflict.Checker
-	targets         []conflict.Target       // gateways and the store
-	seen            *conflict.Result        // the checker's pointer to Result
-	due             bool                    // the plan has changed since the checker's last query
-	unplanned       map[netip.Prefix]string // subnets that the plan does not reach
+	targets         []conflict.Target // gateways and the store
+	seen            *conflict.Result  // the checker's pointer to Result
+	due             bool              // the plan has changed since the checker's last query
 }
 
 func newConflicts(log *slog.Logger) conflicts {
@@ -145,31 +144,46 @@ func (a *agent) conflictQuery() conflict.Query {
 		Devices: adv.Devices, Targets: a.conflicts.targets,
 		Sources: []netip.Addr{a.host.Iface.Addr, a.host.Iface.Addr6},
 	}
-	families := []func(lease.Lease) (subnet netip.Prefix, public netip.Addr){
-		func(l lease.Lease) (netip.Prefix, netip.Addr) { return l.Subnet, l.PublicIP }}
+	families := []leaseFamily{
+		func(l *lease.Lease) (netip.Prefix, netip.Addr) { return l.Subnet, l.PublicIP }}
+	var served []leaseFamily
 	if adv.IPv6Off == "" {
 		families = append(families,
-			func(l lease.Lease) (netip.Prefix, netip.Addr) { return l.Subnet6, l.PublicIPv6 })
+			func(l *lease.Lease) (netip.Prefix, netip.Addr) { return l.Subnet6, l.PublicIPv6 })
 	}
 	for _, family := range families {
-		own, _ := family(a.self)
+		own, _ := family(&a.self)
 		if !own.IsValid() {
 			continue
 		}
 		q.Subnets = append(q.Subnets, own)
 		q.Sources = append(q.Sources, podSource(own, adv))
-		for _, l := range a.peerLeases() {
+		served = append(served, family)
+	}
+	view := a.view
+	q.Peers = func() []conflict.Peer { return conflictPeers(view, served) }
+	return q
+}
+
+// leaseFamily returns the fields of one address family of a lease.
+type leaseFamily func(*lease.Lease) (subnet netip.Prefix, public netip.Addr)
+
+// conflictPeers returns the peers that a plan reaches, in the given families.
+func conflictPeers(view *peerView, families []leaseFamily) []conflict.Peer {
+	var peers []conflict.Peer
+	for _, family := range families {
+		for l := range view.peers() {
 			subnet, public := family(l)
-			if !subnet.IsValid() || a.conflicts.unplanned[subnet] != "" {
+			if !subnet.IsValid() || view.unplanned[subnet] != "" {
 				continue
 			}
 			if !public.IsValid() {
 				public = l.Public()
 			}
-			q.Peers = append(q.Peers, conflict.Peer{Name: l.Node, Public: public, Subnet: subnet})
+			peers = append(peers, conflict.Peer{Name: l.Node, Public: public, Subnet: subnet})
 		}
 	}
-	return q
+	return peers
 }
 
 // podSource returns an address of this node in its own subnet: the overlay device's, else that of
@@ -179,13 +193,4 @@ func podSource(subnet netip.Prefix, adv backend.Advertisement) netip.Addr {
 		return subnet.Masked().Addr()
 	}
 	return subnet.Masked().Addr().Next()
-}
-
-// unreachableSubnets maps the subnets that a plan does not reach to the reasons.
-func unreachableSubnets(plan ctrl.State) map[netip.Prefix]string {
-	reasons := map[netip.Prefix]string{}
-	for _, u := range plan.Unreachable {
-		reasons[u.Subnet] = u.Reason
-	}
-	return reasons
 }

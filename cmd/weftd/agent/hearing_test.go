@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"weft/cmd/control"
+	"weft/ctrl"
 	"weft/dataplane"
 	"weft/dataplane/refusal"
+	"weft/lease"
+	"weft/lease/ordered"
 )
 
 func TestHearing(t *testing.T) {
@@ -80,13 +83,20 @@ func TestMembership(t *testing.T) {
 	var m membership
 	var b bytes.Buffer
 	log := slog.New(slog.NewTextHandler(&b, nil))
-	nodes := func(from, to int) (all []control.Node) {
+	view := func(all ...lease.Lease) *peerView {
+		var parts []*ctrl.Part
+		for _, l := range all {
+			parts = append(parts, &ctrl.Part{Subnet: l.Subnet})
+		}
+		return &peerView{leases: lease.NewSet(all...), plan: ctrl.Plan{Parts: ordered.New(parts)}}
+	}
+	leases := func(from, to int) (all []lease.Lease) {
 		for i := from; i < to; i++ {
-			all = append(all, control.Node{Name: fmt.Sprintf("n%04d", i),
-				Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, byte(i), 0}), 24)})
+			all = append(all, testLease(fmt.Sprintf("n%04d", i), fmt.Sprintf("10.5.%d.0/24", i), "192.0.2.1"))
 		}
 		return all
 	}
+	nodes := func(from, to int) *peerView { return view(leases(from, to)...) }
 	now := time.Unix(1000, 0)
 	expect := func(want string) {
 		t.Helper()
@@ -112,9 +122,9 @@ func TestMembership(t *testing.T) {
 	m.logged = now
 	expect("") // too early
 	expect(`msg="other nodes changed" left=n0001 nodes=99`)
-	moved := nodes(2, 101)
+	moved := leases(2, 101)
 	moved[0].Subnet = netip.MustParsePrefix("10.5.200.0/24")
-	m.update(moved)
+	m.update(view(moved...))
 	expect(`msg="other nodes changed" joined="n0002 (10.5.200.0/24)" nodes=99`)
 }
 

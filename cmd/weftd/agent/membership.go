@@ -3,19 +3,19 @@ package agent
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"time"
 
-	"weft/cmd/control"
+	"weft/lease"
 )
 
 // membership logs the nodes that join and leave, in bursts: one line for all changes of an
 // interval, with the first names only.
 type membership struct {
-	nodes        map[string]string // name to subnets
-	joined, left []string          // since the last line
-	logged       time.Time         // last line
+	view, last *peerView // now, and at the last line; nil: none
+	logged     time.Time // last line
 }
 
 const (
@@ -25,54 +25,62 @@ const (
 	membershipNames = 5
 )
 
-// update compares the nodes with those of the last call. A node with other subnets joins again.
-func (m *membership) update(peers []control.Node) {
-	current := make(map[string]string, len(peers))
-	for _, p := range peers {
-		subnets := joinValid(p.Subnet, p.Subnet6)
-		if before, ok := current[p.Name]; ok {
-			subnets = before + " " + subnets
-		}
-		current[p.Name] = subnets
-	}
-	for name, subnets := range current {
-		if m.nodes[name] != subnets {
-			m.joined = append(m.joined, name)
-		}
-	}
-	for name := range m.nodes {
-		if _, ok := current[name]; !ok {
-			m.left = append(m.left, name)
-		}
-	}
-	m.nodes = current
-}
+// update replaces the view of the other nodes.
+func (m *membership) update(v *peerView) { m.view = v }
 
-// report logs the changes since the last line, if it is time for one.
+// report logs the changes since the last line, if it is time for one. A node with other subnets
+// joins again.
 func (m *membership) report(log *slog.Logger, now time.Time) {
-	if len(m.joined)+len(m.left) == 0 || now.Sub(m.logged) < membershipInterval {
+	if m.view == m.last || now.Sub(m.logged) < membershipInterval {
 		return
 	}
+	last := m.last
+	if last == nil {
+		last = &peerView{}
+	}
+	joined, left := map[string]bool{}, map[string]bool{}
+	for _, c := range lease.Changes(last.leases, m.view.leases) {
+		if c.After != nil && c.Before == nil && !c.After.Overlaps(m.view.self) {
+			joined[c.After.Node] = true
+		}
+		if c.Before != nil && c.After == nil && !c.Before.Overlaps(last.self) {
+			left[c.Before.Node] = true
+		}
+	}
+	m.last = m.view
+	if len(joined)+len(left) == 0 {
+		return
+	}
+	m.logged = now
+	subnets := map[string]string{}
+	for l := range m.view.peers() {
+		if left[l.Node] { // it still has this subnet, or has another now
+			delete(left, l.Node)
+			joined[l.Node] = true
+		}
+		if joined[l.Node] {
+			text := joinValid(l.Subnet, l.Subnet6)
+			subnets[l.Node] = strings.TrimSpace(subnets[l.Node] + " " + text)
+		}
+	}
 	var attrs []any
-	if len(m.joined) > 0 {
-		attrs = append(attrs, "joined", m.names(m.joined))
+	if len(joined) > 0 {
+		attrs = append(attrs, "joined", nodeNames(joined, subnets))
 	}
-	if len(m.left) > 0 {
-		attrs = append(attrs, "left", m.names(m.left))
+	if len(left) > 0 {
+		attrs = append(attrs, "left", nodeNames(left, nil))
 	}
-	log.Info("other nodes changed", append(attrs, "nodes", len(m.nodes))...)
-	m.joined, m.left, m.logged = nil, nil, now
+	log.Info("other nodes changed", append(attrs, "nodes", m.view.plan.Parts.Len())...)
 }
 
-// names lists the first nodes, with their subnets.
-func (m *membership) names(all []string) string {
-	slices.Sort(all)
-	all = slices.Compact(all)
+// nodeNames lists the first nodes, with their subnets.
+func nodeNames(nodes map[string]bool, subnets map[string]string) string {
+	all := slices.Sorted(maps.Keys(nodes))
 	var texts []string
 	for _, name := range all[:min(len(all), membershipNames)] {
 		text := name
-		if subnets := m.nodes[name]; subnets != "" {
-			text += " (" + subnets + ")"
+		if subnets[name] != "" {
+			text += " (" + subnets[name] + ")"
 		}
 		texts = append(texts, text)
 	}

@@ -9,7 +9,6 @@ import (
 	"weft/cmd/control"
 	"weft/ctrl/backend"
 	"weft/dataplane/probe"
-	"weft/lease"
 	"weft/metrics"
 )
 
@@ -25,35 +24,47 @@ func (d *daemon) newProber(backendType string) *probe.Prober {
 // known of the addresses of the other two.
 func probed(backendType string) bool { return backendType != "alloc" && backendType != "extension" }
 
-// setProbe passes the nodes that have a path to the mesh probe.
-func (a *agent) setProbe(peers []lease.Lease, unreachable map[netip.Prefix]string) {
-	if a.prober == nil {
+// probeTargetInterval is the shortest time between two lists of targets of the mesh probe, which
+// reads each list as a whole to sample the nodes.
+const probeTargetInterval = time.Second
+
+// refreshProbe passes a plan to the mesh probe that setProbe has skipped.
+func (a *agent) refreshProbe(now time.Time) {
+	if a.view != nil && a.view != a.probed {
+		a.setProbe(now)
+	}
+}
+
+// setProbe passes the nodes that have a path to the mesh probe, unless it has just got others.
+func (a *agent) setProbe(now time.Time) {
+	if a.prober == nil || now.Sub(a.probeSet) < probeTargetInterval {
 		return
 	}
+	a.probeSet, a.probed = now, a.view
 	adv := a.backend.Advertisement()
 	source := probe.Source{MTU: adv.MTU}
 	if adv.Type != "host-gw" {
 		source.Addr, source.Addr6 = tunnelAddr(a.self.Subnet), tunnelAddr(a.self.Subnet6)
 	}
-	a.prober.Set(source, probeTargets(adv, peers, unreachable))
+	a.prober.Set(source, probeTargets(adv, a.view))
 }
 
 // probeTargets returns the addresses to probe. A node's overlay device has the first address of its
 // subnet; without such a device, the node is probed at its public address.
 func probeTargets(
-	adv backend.Advertisement, peers []lease.Lease, unreachable map[netip.Prefix]string,
+	adv backend.Advertisement, view *peerView,
 ) iter.Seq[probe.Target] {
 	return func(yield func(probe.Target) bool) {
-		for _, l := range peers {
+		for l := range view.peers() {
 			t := probe.Target{ID: probeID(l.Subnet, l.Subnet6)}
 			addr, addr6 := tunnelAddr(l.Subnet), tunnelAddr(l.Subnet6)
 			if adv.Type == "host-gw" {
 				addr, addr6 = l.PublicIP, l.PublicIPv6
 			}
-			if l.Subnet.IsValid() && unreachable[l.Subnet] == "" {
+			if l.Subnet.IsValid() && view.subnetReason(l.Subnet) == "" {
 				t.Addr = addr
 			}
-			if l.Subnet6.IsValid() && unreachable[l.Subnet6] == "" && adv.IPv6Off == "" {
+			if l.Subnet6.IsValid() && view.subnetReason(l.Subnet6) == "" && adv.IPv6Off == "" {
 				t.Addr6 = addr6
 			}
 			if (t.Addr.IsValid() || t.Addr6.IsValid()) && !yield(t) {

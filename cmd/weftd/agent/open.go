@@ -138,7 +138,7 @@ func (d *daemon) newAgent(
 	}
 	// The previous backend may have left a device with this name or a socket on this port. A device
 	// of the previous run keeps its address and routes, as the kernel may be forwarding through it.
-	plan := a.planFor(lease.Lease{Subnet: previous.Subnet.Masked(),
+	plan := a.planAlone(lease.Lease{Subnet: previous.Subnet.Masked(),
 		Subnet6: previous.Subnet6.Masked()})
 	if err := ctrl.ApplyOnce(kernel, plan); err != nil {
 		d.log.Warn("cannot remove state of the previous backend", "err", err)
@@ -201,7 +201,7 @@ func (a *agent) logStart() {
 	}
 	attrs = append(attrs, "network", joinValid(a.network.Network, a.network.IPv6Network),
 		"backend", a.backend.Advertisement().Type)
-	if port, _ := tunnelPort(a.plan()); port != 0 {
+	if port, _ := tunnelPort(a.plan().State); port != 0 {
 		attrs = append(attrs, "port", port)
 	}
 	a.log.Info("starting", attrs...)
@@ -239,7 +239,7 @@ func (a *agent) run(ctx context.Context) error {
 	if a.engine != nil {
 		group.Go(func() error { return a.engine.Run(ctx) })
 	}
-	if port, ok := tunnelPort(a.plan()); ok {
+	if port, ok := tunnelPort(a.plan().State); ok {
 		group.Go(func() error {
 			a.hearRefusals(ctx, port)
 			return nil

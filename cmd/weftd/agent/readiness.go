@@ -140,18 +140,16 @@ func (s *snapshot) routesCondition() control.Condition {
 // hosts may read it.
 func (s *snapshot) nodesCondition() control.Condition {
 	c := control.Condition{Name: "nodes", OK: true}
-	unreachable := 0
-	for _, n := range s.peers {
-		if n.Unreachable != "" {
-			unreachable++
-		}
+	if s.view == nil {
+		return c
 	}
+	unreachable := s.view.unreachable
 	if s.prober != nil {
 		unreachable += s.prober.Unreachable() // of the nodes that have a path
 	}
 	if unreachable > 0 {
 		c.Reason = fmt.Sprintf("%d of %d other nodes unreachable, "+
-			"/status on this node has the reasons", unreachable, len(s.peers))
+			"/status on this node has the reasons", unreachable, s.view.plan.Parts.Len())
 	}
 	return c
 }

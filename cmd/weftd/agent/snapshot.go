@@ -29,9 +29,9 @@ type snapshot struct {
 	since    time.Time // of state.Connected
 	self     lease.Lease
 	acquired time.Time // of self; zero: no lease so far
-	peers    []control.Node
-	port     uint16   // UDP port of the tunnel; 0: none
-	taken    []string // addresses that the overlay's own routes cut off
+	view     *peerView // nil before the first plan
+	port     uint16    // UDP port of the tunnel; 0: none
+	taken    []string  // addresses that the overlay's own routes cut off
 
 	filePath    string
 	fileCurrent bool // the subnet file is up to date
@@ -49,7 +49,7 @@ func (a *agent) publish() {
 	a.snapshot.Store(&snapshot{
 		network: a.network,
 		iface:   a.host.Iface, ifaceErr: a.ifaceErr, adv: a.backend.Advertisement(),
-		state: a.state, since: a.since, self: a.self, acquired: a.acquired, peers: a.peers, port: a.port,
+		state: a.state, since: a.since, self: a.self, acquired: a.acquired, view: a.view, port: a.port,
 		taken:    a.conflicts.Taken,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober, kernel: a.kernel,
@@ -72,7 +72,7 @@ func (d *daemon) status() control.Status {
 	status.Backend, status.MTU = s.adv.Type, s.adv.MTU
 	status.Device = strings.Join(s.adv.Devices, " ")
 	status.Port = int(s.port)
-	status.Nodes = append(status.Nodes, s.peers...)
+	status.Nodes = s.view.statuses()
 	status.Interface = &control.Interface{
 		Name: s.iface.Name, MTU: s.iface.MTU, Address: s.iface.Addr, Address6: s.iface.Addr6,
 		Public: s.iface.Public, Public6: s.iface.Public6, Reason: s.iface.Reason, Note: s.iface.Note,

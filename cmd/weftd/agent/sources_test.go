@@ -5,8 +5,10 @@ import (
 	"testing"
 	"time"
 
-	"weft/cmd/control"
+	"weft/ctrl"
 	"weft/dataplane"
+	"weft/lease"
+	"weft/lease/ordered"
 )
 
 func TestPersistentSources(t *testing.T) {
@@ -28,16 +30,16 @@ func TestPersistentSources(t *testing.T) {
 }
 
 func TestNodesConditionNotes(t *testing.T) {
+	leases := lease.NewSet(testLease("n2", "10.5.2.0/24", "192.0.2.2"), testLease("n3", "10.5.3.0/24", "192.0.2.3"))
+	parts := ordered.New([]*ctrl.Part{{Node: "n2"}, {Node: "n3"}})
 	for _, test := range []struct {
-		peers []control.Node
-		want  string
+		cut  reasons
+		want string
 	}{
 		{nil, ""},
-		{[]control.Node{{Name: "n2"}}, ""},
-		{[]control.Node{{Name: "n2", Unreachable: "no"}, {Name: "n3"}},
-			"1 of 2 other nodes unreachable, /status on this node has the reasons"},
+		{reasons{prefix("10.5.2.0/24"): "no"}, "1 of 2 other nodes unreachable, /status on this node has the reasons"},
 	} {
-		s := snapshot{peers: test.peers}
+		s := snapshot{view: (&peerView{}).next(peerView{leases: leases, cut: test.cut, plan: ctrl.Plan{Parts: parts}})}
 		if c := s.nodesCondition(); !c.OK || c.Reason != test.want {
 			t.Errorf("got %+v, want reason %q", c, test.want)
 		}
