@@ -59,6 +59,7 @@ var mayImport = map[string][]string{
 
 	"bench":               {"bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
 	"bench/report":        {},
+	"bench/scale":         {"deploy/lab", "lease/etcd/testetcd"},
 	"bench/traffic":       {"deploy/lab"},
 	"deploy/lab":          {"lease/subnetenv"},
 	"lease/etcd/testetcd": {},
@@ -70,7 +71,7 @@ var mayImport = map[string][]string{
 
 	"cmd/buildinfo": {},
 	"cmd/control":   {"metrics"},
-	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
+	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/scale", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
 	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl", "ctrl/bundle", "ctrl/doctor", "dataplane/capture", "lease/subnetenv", "metrics"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",

@@ -43,7 +43,7 @@ func newBench() *cobra.Command {
 		},
 	}
 	f.register(cmd.Flags())
-	cmd.AddCommand(newBenchReport(), newBenchCompare(), &cobra.Command{
+	cmd.AddCommand(newBenchReport(), newBenchCompare(), newBenchScale(), &cobra.Command{
 		Use: "bare", Hidden: true, DisableFlagParsing: true, // started by the target of that name
 		RunE: func(_ *cobra.Command, args []string) error { return bench.RunBare(args) },
 	})

@@ -1,0 +1,60 @@
+package scale
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// percentile returns the p-th percentile; 0 without samples.
+func percentile(samples []time.Duration, p int) time.Duration {
+	if len(samples) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(samples))
+	return s[min(len(s)*p/100, len(s)-1)].Round(time.Millisecond)
+}
+
+const mib = 1 << 20
+
+// Write writes the figures as a table in Markdown.
+func (f *Figures) Write(w io.Writer) error {
+	t := &table{w: w}
+	t.row("%s, %d nodes |", f.Backend, f.Leases)
+	t.row("---|---")
+	t.row("start until subnet.env / all leases routed | %.2f s / %.2f s",
+		f.Start.Seconds(), f.StartAll.Seconds())
+	t.row("RSS | %.0f MiB", float64(f.RSS)/mib)
+	t.row("idle CPU | %.2f ms/s", 1000*f.Idle)
+	t.row("new lease to first packet, median / p99 | %v / %v",
+		percentile(f.New, 50), percentile(f.New, 99))
+	for _, c := range f.Churn {
+		t.row("%d changes/s (%.0f made): CPU | %.1f %% of one", c.Rate, c.Made, 100*c.CPU)
+		t.row("RSS | %.0f MiB", float64(c.RSS)/mib)
+		t.row("new lease to first packet, median / p99 (%d) | %v / %v",
+			len(c.New), percentile(c.New, 50), percentile(c.New, 99))
+		t.row("packets: to the owner / to the former owner / to a wrong node | %d / %d / %d %s",
+			c.Right, c.Late, c.Wrong, c.FirstWrong)
+		t.row("packets to unchanged leases: sent / lost | %d / %d", c.Sent, c.Lost)
+		t.row("table equals the store's after / leases that differ | %.2f s / %d",
+			c.Settle.Seconds(), c.Differing)
+	}
+	if f.Return > 0 {
+		t.row("store away: CPU / first change routed after its return | %.2f ms/s / %.2f s",
+			1000*f.OutageCPU, f.Return.Seconds())
+	}
+	return t.err
+}
+
+// table writes rows and keeps the first error.
+type table struct {
+	w   io.Writer
+	err error
+}
+
+func (t *table) row(format string, args ...any) {
+	if t.err == nil {
+		_, t.err = fmt.Fprintf(t.w, "| "+format+" |\n", args...)
+	}
+}
