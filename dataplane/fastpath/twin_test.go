@@ -52,7 +52,7 @@ func prefixes(all ...string) (list []netip.Prefix) {
 
 // twin is the inbound program in Go, made of the parts that a worker uses.
 type twin struct {
-	table *fib.Table
+	table *fib.Table[int]
 	check uint8
 	ecn   bool
 	alive bool

@@ -34,6 +34,16 @@ type Builder[V any] struct {
 	inner, outer claims[V]
 }
 
+// New returns the table of nodes that do not change. Its values are their indices.
+func New(nodes []Node) *Table[int] {
+	entries := make([]Entry[int], len(nodes))
+	for i, n := range nodes {
+		entries[i] = Entry[int]{n, i}
+	}
+	var b Builder[int]
+	return b.Change(nil, entries).Table
+}
+
 // claims holds the nodes that claim a prefix, in their order: usually one.
 type claims[V any] map[netip.Prefix][]*Entry[V]
 

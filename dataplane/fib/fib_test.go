@@ -34,12 +34,6 @@ func (s slowTable) byEndpoint(a netip.Addr) (int, bool) {
 	return 0, false
 }
 
-// newTable returns the table of nodes, which it identifies by their index.
-func newTable(nodes []Node) *Table[int] {
-	var b Builder[int]
-	return b.Change(nil, entries(nodes)).Table
-}
-
 func entries(nodes []Node) []Entry[int] {
 	all := make([]Entry[int], len(nodes))
 	for i, n := range nodes {
@@ -80,7 +74,7 @@ func TestTableReference(t *testing.T) {
 	for range 50 {
 		nodes := randomNodes(rng, 1+rng.IntN(200))
 		slices.SortFunc(nodes, Compare)
-		table, slow := newTable(nodes), slowTable(nodes)
+		table, slow := New(nodes), slowTable(nodes)
 		for range 500 {
 			for _, a := range []netip.Addr{addr4(rng), addr6(rng)} {
 				got, ok := table.Lookup(a)
@@ -173,7 +167,7 @@ func TestTableSpecialCases(t *testing.T) {
 		{Name: "longer", Prefixes: []netip.Prefix{netip.MustParsePrefix("10.5.1.128/25"), {}}},
 		{Name: "mapped endpoint", Endpoint: netip.MustParseAddrPort("[::ffff:192.0.2.9]:8285")},
 	}
-	table := newTable(nodes)
+	table := New(nodes)
 	for _, c := range []struct {
 		addr string
 		want int // -1: none
@@ -213,7 +207,7 @@ func TestZeroTable(t *testing.T) {
 // TestConcurrentSwap replaces a table while it is read. Under the race detector it also checks that
 // readers need no lock.
 func TestConcurrentSwap(t *testing.T) {
-	build := func(n int) *Table[int] { return newTable(clusterNodes(n)) }
+	build := func(n int) *Table[int] { return New(clusterNodes(n)) }
 	var current atomic.Pointer[Table[int]]
 	current.Store(build(1))
 	done := make(chan struct{})
@@ -249,7 +243,7 @@ func clusterNodes(n int) []Node {
 }
 
 func TestLookupAllocs(t *testing.T) {
-	table := newTable(clusterNodes(10_000))
+	table := New(clusterNodes(10_000))
 	inner, outer := netip.MustParseAddr("10.9.9.9"), netip.MustParseAddr("172.16.9.9")
 	if n := testing.AllocsPerRun(1000, func() {
 		table.Lookup(inner)
@@ -263,7 +257,7 @@ var sizes = []int{1, 100, 10_000}
 
 func BenchmarkLookup(b *testing.B) {
 	for _, n := range sizes {
-		table := newTable(clusterNodes(n))
+		table := New(clusterNodes(n))
 		addrs := make([]netip.Addr, 1024)
 		rng := rand.New(rand.NewPCG(5, 6))
 		for i := range addrs {
@@ -284,7 +278,7 @@ func BenchmarkLookup(b *testing.B) {
 func BenchmarkByEndpoint(b *testing.B) {
 	for _, n := range sizes {
 		nodes := clusterNodes(n)
-		table := newTable(nodes)
+		table := New(nodes)
 		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
@@ -318,7 +312,7 @@ func BenchmarkNew(b *testing.B) {
 		nodes := clusterNodes(n)
 		b.Run(fmt.Sprint("nodes=", n), func(b *testing.B) {
 			for b.Loop() {
-				newTable(nodes)
+				New(nodes)
 			}
 		})
 	}

@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"net/netip"
 	"reflect"
 	"slices"
 	"testing"
@@ -19,23 +18,22 @@ func TestProbeTargets(t *testing.T) {
 	dual.Subnet6, dual.PublicIPv6 = prefix("fd00:2::/64"), addr("2001:db8::2")
 	six := lease.Lease{Node: "s", Subnet6: prefix("fd00:6::/64"), Attrs: lease.Attrs{PublicIPv6: addr("2001:db8::6")}}
 	gone := testLease("g", "10.5.3.0/24", "192.0.2.3")
-	peers := []lease.Lease{dual, six, gone}
-	unreachable := map[netip.Prefix]string{gone.Subnet: "no"}
+	view := &peerView{leases: lease.NewSet(dual, six, gone), unplanned: reasons{gone.Subnet: "no"}}
 	for _, test := range []struct {
 		name string
 		adv  backend.Advertisement
 		want []probe.Target
 	}{
 		{"tunnel", backend.Advertisement{Type: "vxlan"}, []probe.Target{
-			{ID: dual.Subnet, Addr: addr("10.5.2.0"), Addr6: addr("fd00:2::")},
-			{ID: six.Subnet6, Addr6: addr("fd00:6::")}}},
+			{ID: six.Subnet6, Addr6: addr("fd00:6::")},
+			{ID: dual.Subnet, Addr: addr("10.5.2.0"), Addr6: addr("fd00:2::")}}},
 		{"no tunnel", backend.Advertisement{Type: "host-gw"}, []probe.Target{
-			{ID: dual.Subnet, Addr: dual.PublicIP, Addr6: dual.PublicIPv6},
-			{ID: six.Subnet6, Addr6: six.PublicIPv6}}},
+			{ID: six.Subnet6, Addr6: six.PublicIPv6},
+			{ID: dual.Subnet, Addr: dual.PublicIP, Addr6: dual.PublicIPv6}}},
 		{"IPv6 off", backend.Advertisement{Type: "vxlan", IPv6Off: "small MTU"}, []probe.Target{
 			{ID: dual.Subnet, Addr: addr("10.5.2.0")}}},
 	} {
-		if got := slices.Collect(probeTargets(test.adv, peers, unreachable)); !reflect.DeepEqual(got, test.want) {
+		if got := slices.Collect(probeTargets(test.adv, view)); !reflect.DeepEqual(got, test.want) {
 			t.Errorf("%s: got %v, want %v", test.name, got, test.want)
 		}
 	}
