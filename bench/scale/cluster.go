@@ -22,8 +22,8 @@ const (
 	maxOps = 100
 )
 
-// cluster holds the leases of the other nodes, in etcd and here. Its methods are safe for concurrent
-// use.
+// cluster holds the leases of the other nodes, in etcd and here. Its methods are safe for
+// concurrent use.
 type cluster struct {
 	etcd    *testetcd.Server
 	backend string
