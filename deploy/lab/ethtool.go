@@ -22,23 +22,28 @@ const (
 	getBlockBytes  = 16 // available, requested, active, never changed
 )
 
-// disableSegmentation turns off all segmentation offloads of a device, so that it accepts no frame
-// above its MTU. gro sets whether the device merges received frames again, as drivers of real
-// network cards do.
-func disableSegmentation(ns *NS, name string, gro bool) error {
+// apply turns off the offloads that the mode's devices do not have. Without segmentation offload a
+// device accepts no frame above its MTU. gro sets whether it merges received frames again, as
+// drivers of real network cards do.
+func (m Mode) apply(ns *NS, name string, gro bool) error {
+	if m == ModeOff {
+		return nil
+	}
 	err := setFeatures(ns, name, func(feature string) (set, on bool) {
 		switch {
 		// tx-tcp-segmentation, tx-udp-segmentation, tx-gso-list, tx-gre-csum-segmentation, ...
 		case strings.HasPrefix(feature, "tx-") &&
 			(strings.HasSuffix(feature, "-segmentation") || strings.Contains(feature, "-gso-")):
 			return true, false
+		case strings.HasPrefix(feature, "tx-checksum-"), feature == "rx-checksum":
+			return m == ModeNIC, false
 		case feature == "rx-gro":
 			return true, gro
 		}
 		return false, false
 	})
 	if err != nil {
-		return fmt.Errorf("%s: disable segmentation offload of %s: %w", ns.Name, name, err)
+		return fmt.Errorf("%s: disable offloads of %s: %w", ns.Name, name, err)
 	}
 	return nil
 }

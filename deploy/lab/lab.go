@@ -26,7 +26,13 @@ const (
 	// ModeWire disables segmentation offload: every frame is cut to the MTU before it leaves, as on
 	// a real wire, and the receiving side may merge frames again (GRO).
 	ModeWire Mode = "wire"
+	// ModeNIC is ModeWire without checksum offload: the sender computes every checksum and the
+	// receiver verifies it, as with network cards that know no tunnels.
+	ModeNIC Mode = "nic"
 )
+
+// Modes lists all modes, the most realistic ones first.
+func Modes() []Mode { return []Mode{ModeWire, ModeNIC, ModeOff} }
 
 const (
 	rootName     = "root"
@@ -113,8 +119,8 @@ func (o Options) withDefaults() (Options, error) {
 		o.Mode = ModeOff
 	}
 	switch {
-	case o.Mode != ModeOff && o.Mode != ModeWire:
-		return o, fmt.Errorf("unknown mode %q: want %s or %s", o.Mode, ModeWire, ModeOff)
+	case !slices.Contains(Modes(), o.Mode):
+		return o, fmt.Errorf("unknown mode %q: want one of %q", o.Mode, Modes())
 	case len(o.Underlay6) != 0 && len(o.Underlay6) != len(o.Underlay):
 		return o, fmt.Errorf("%d IPv6 underlay prefixes for %d IPv4 ones",
 			len(o.Underlay6), len(o.Underlay))

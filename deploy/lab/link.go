@@ -243,12 +243,9 @@ func (n *Node) joinUnderlay() error {
 	if err := addVeth(root, port, n.NS, underlayPort, o.MTU); err != nil {
 		return err
 	}
-	if o.Mode == ModeWire {
-		err := errors.Join(disableSegmentation(root, port, false),
-			disableSegmentation(n.NS, underlayPort, true))
-		if err != nil {
-			return err
-		}
+	err := errors.Join(o.Mode.apply(root, port, false), o.Mode.apply(n.NS, underlayPort, true))
+	if err != nil {
+		return err
 	}
 	if err := setMaster(root, port, bridgeName(n.subnet)); err != nil {
 		return err
@@ -307,10 +304,8 @@ func (l *Lab) linkDirectly() error {
 		return err
 	}
 	for _, n := range l.Nodes {
-		if l.options.Mode == ModeWire {
-			if err := disableSegmentation(n.NS, underlayPort, true); err != nil {
-				return err
-			}
+		if err := l.options.Mode.apply(n.NS, underlayPort, true); err != nil {
+			return err
 		}
 		if err := n.addUnderlayAddrs(); err != nil {
 			return err

@@ -47,9 +47,9 @@ func TestNetnsPods(t *testing.T) {
 
 func TestNetnsModes(t *testing.T) {
 	for _, c := range []struct {
-		mode    lab.Mode
-		segment bool
-	}{{lab.ModeWire, false}, {lab.ModeOff, true}} {
+		mode              lab.Mode
+		segment, checksum bool
+	}{{lab.ModeWire, false, true}, {lab.ModeNIC, false, false}, {lab.ModeOff, true, true}} {
 		t.Run(string(c.mode), func(t *testing.T) {
 			l := lab.Start(t, lab.Options{Mode: c.mode, PodsPerNode: -1, MTU: 1400})
 			for ns, device := range map[*lab.NS]string{l.Nodes[0].NS: "eth0", l.Root.NS: "u-node1"} {
@@ -61,6 +61,10 @@ func TestNetnsModes(t *testing.T) {
 					if strings.HasSuffix(name, "-segmentation") && on && !c.segment {
 						t.Errorf("%s %s: %s is on", ns.Name, device, name)
 					}
+				}
+				if features["tx-checksum-ip-generic"] != c.checksum || features["rx-checksum"] != c.checksum {
+					t.Errorf("%s %s: checksum offload %v %v, want %v", ns.Name, device,
+						features["tx-checksum-ip-generic"], features["rx-checksum"], c.checksum)
 				}
 				if features["tx-tcp-segmentation"] != c.segment || features["tx-udp-segmentation"] != c.segment {
 					t.Errorf("%s %s: tcp and udp segmentation %v %v, want %v", ns.Name, device,
