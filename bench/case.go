@@ -43,23 +43,24 @@ const (
 // workloads returns the workload of each case by its name.
 func workloads() map[string]workload {
 	return map[string]workload{
-		"tcp-1":        tcpCase(1),
-		"tcp-4":        tcpCase(4),
-		"tcp-16":       tcpCase(16),
-		"tcp-busy":     onBusyCPUs(tcpCase(1)),
-		"udp-64-1":     udpCase(traffic.UDPLoad{Size: smallUDP, Flows: 1}),
-		"udp-64-256":   udpCase(traffic.UDPLoad{Size: smallUDP, Flows: manyFlows}),
-		"udp-64-runs":  udpCase(traffic.UDPLoad{Size: smallUDP, Flows: manyFlows, Run: longRun}),
-		"udp-1400-1":   udpCase(traffic.UDPLoad{Size: largeUDP, Flows: 1}),
-		"udp-1400-256": udpCase(traffic.UDPLoad{Size: largeUDP, Flows: manyFlows}),
-		"rtt-idle":     rttCase(0),
-		"rtt-sparse":   rttCase(idleGap),
-		"rtt-bulk":     rttUnderLoad,
-		"rtt-busy":     onBusyCPUs(rttCase(0)),
-		"connect":      connectCase,
-		"connect-busy": onBusyCPUs(connectCase),
-		"fan-out-64":   fanCase(smallUDP),
-		"fan-out-1400": fanCase(largeUDP),
+		"tcp-1":           tcpCase(1),
+		"tcp-4":           tcpCase(4),
+		"tcp-16":          tcpCase(16),
+		"tcp-busy":        onBusyCPUs(tcpCase(1)),
+		"udp-64-1":        udpCase(traffic.UDPLoad{Size: smallUDP, Flows: 1}),
+		"udp-64-256":      udpCase(traffic.UDPLoad{Size: smallUDP, Flows: manyFlows}),
+		"udp-64-runs":     udpCase(traffic.UDPLoad{Size: smallUDP, Flows: manyFlows, Run: longRun}),
+		"udp-1400-1":      udpCase(traffic.UDPLoad{Size: largeUDP, Flows: 1}),
+		"udp-1400-256":    udpCase(traffic.UDPLoad{Size: largeUDP, Flows: manyFlows}),
+		"rtt-idle":        rttCase(0),
+		"rtt-sparse":      rttCase(idleGap),
+		"rtt-sparse-busy": onBusyCPUs(rttCase(idleGap)),
+		"rtt-bulk":        rttUnderLoad,
+		"rtt-busy":        onBusyCPUs(rttCase(0)),
+		"connect":         connectCase,
+		"connect-busy":    onBusyCPUs(connectCase),
+		"fan-out-64":      fanCase(smallUDP),
+		"fan-out-1400":    fanCase(largeUDP),
 	}
 }
 
@@ -251,7 +252,7 @@ func rttUnderLoad(ctx context.Context, o *overlay, s report.Seconds,
 		})
 		sample := latencySample(l)
 		sample["bulk"] = bulk.BitsPerSecond
-		return sample, delivered{}, err
+		return sample, delivered{bytes: float64(bulk.Bytes)}, err
 	})
 }
 

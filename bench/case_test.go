@@ -31,7 +31,7 @@ func TestCasesHaveWorkloads(t *testing.T) {
 func TestSelectCases(t *testing.T) {
 	for _, c := range []struct{ given, want string }{
 		{"tcp-1", "tcp-1"}, {"udp-64", "udp-64-1 udp-64-256 udp-64-runs"},
-		{"rtt,rtt-idle", "rtt-idle rtt-sparse rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
+		{"rtt,rtt-idle", "rtt-idle rtt-sparse rtt-sparse-busy rtt-bulk rtt-busy"}, {"tcp", "tcp-1 tcp-4 tcp-16 tcp-busy"},
 	} {
 		selected, err := SelectCases(strings.Split(c.given, ","))
 		var names []string

@@ -179,7 +179,7 @@ func (r *run) measure(ctx context.Context, u report.Underlay, c Case, o *overlay
 	s.Samples = append(s.Samples, sample)
 	r.done++
 	m := report.MetricByName(c.Headlines[0])
-	r.log("%3.0f %%  %s  %-13s round %d  %-22s %s %s", 100*float64(r.done)/float64(r.total), u,
+	r.log("%3.0f %%  %s  %-15s round %d  %-22s %s %s", 100*float64(r.done)/float64(r.total), u,
 		c.Name,
 		len(s.Samples), target, m.Format(sample[m.Name]), m.Unit)
 	return nil

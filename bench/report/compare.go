@@ -153,7 +153,7 @@ func differences(before, after *Result) []string {
 		{"kernel", a.Kernel, b.Kernel}, {"CPU", a.CPU, b.CPU}, {"architecture", a.Arch, b.Arch},
 		{"number of CPUs", fmt.Sprint(a.CPUs), fmt.Sprint(b.CPUs)},
 		{"virtual", fmt.Sprint(a.Hypervisor), fmt.Sprint(b.Hypervisor)},
-		{"governor", a.Governor, b.Governor}, {"load at the start", a.Load, b.Load},
+		{"governor", a.Governor, b.Governor}, {"idle CPUs", a.Idle, b.Idle}, {"load at the start", a.Load, b.Load},
 		{"privileges", a.Privileges, b.Privileges},
 		{"TCP congestion control", a.Congestion, b.Congestion},
 		{"Go", a.Go, b.Go}, {"commit", a.Commit, b.Commit},

@@ -15,16 +15,18 @@ import (
 
 // Host describes the machine, the kernel and the build that produced a result.
 type Host struct {
-	Time       time.Time `json:"time"`
-	Version    string    `json:"version"`
-	Commit     string    `json:"commit"`
-	Kernel     string    `json:"kernel"`
-	Arch       string    `json:"arch"`
-	CPU        string    `json:"cpu"`
-	CPUs       int       `json:"cpus"`
-	MemoryMiB  int64     `json:"memory_mib"`
-	Governor   string    `json:"governor,omitempty"`
-	Hypervisor bool      `json:"hypervisor"`
+	Time      time.Time `json:"time"`
+	Version   string    `json:"version"`
+	Commit    string    `json:"commit"`
+	Kernel    string    `json:"kernel"`
+	Arch      string    `json:"arch"`
+	CPU       string    `json:"cpu"`
+	CPUs      int       `json:"cpus"`
+	MemoryMiB int64     `json:"memory_mib"`
+	Governor  string    `json:"governor,omitempty"`
+	// Idle is the cpuidle driver and governor, and how long a guest polls before it halts a CPU.
+	Idle       string `json:"idle,omitempty"`
+	Hypervisor bool   `json:"hypervisor"`
 	// Privileges is "root", or "limited" for a process without some capabilities, as in a
 	// container.
 	Privileges string   `json:"privileges,omitempty"`
@@ -54,6 +56,7 @@ func ReadHost(version, commit string, args []string) Host {
 	h.Privileges = privileges()
 	h.CPU, h.Hypervisor = cpuModel("/proc/cpuinfo")
 	h.Governor = firstLine("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+	h.Idle = idlePolicy()
 	h.Congestion = firstLine("/proc/sys/net/ipv4/tcp_congestion_control")
 	if load := strings.Fields(firstLine("/proc/loadavg")); len(load) >= 3 {
 		h.Load = strings.Join(load[:3], " ")
@@ -84,10 +87,25 @@ func (h Host) properties() []property {
 			optional(", TCP congestion control %s", h.Congestion)},
 		{"CPU", fmt.Sprintf("%d × %s%s%s", h.CPUs, h.CPU, virtual,
 			optional(", governor %s", h.Governor))},
+		{"idle CPUs", h.Idle},
 		{"memory", fmt.Sprintf("%d MiB", h.MemoryMiB)},
 		{"load at the start", h.Load},
 		{"privileges", h.Privileges},
 	}
+}
+
+// idlePolicy describes how idle CPUs sleep, which decides the time to wake them.
+func idlePolicy() string {
+	const cpuidle = "/sys/devices/system/cpu/cpuidle/"
+	driver := firstLine(cpuidle + "current_driver")
+	if driver == "" || driver == "none" {
+		return ""
+	}
+	text := "driver " + driver + ", governor " + firstLine(cpuidle+"current_governor")
+	if ns := firstLine("/sys/module/haltpoll/parameters/guest_halt_poll_ns"); ns != "" {
+		text += ", guest_halt_poll_ns " + ns
+	}
+	return text
 }
 
 // privileges returns "root" for a process in the initial user namespace with every capability.

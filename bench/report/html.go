@@ -30,6 +30,7 @@ type htmlSection struct {
 	Title     string
 	Reference string
 	Charts    []chart
+	Notes     []string
 	Details   []detailTable
 	Features  []Features
 }
@@ -90,7 +91,7 @@ func (r *Result) offloads() []property {
 
 func (r *Result) htmlSection(u Underlay) htmlSection {
 	s := htmlSection{Title: fmt.Sprintf("Underlay %s, MTU %d", u.Mode, u.MTU),
-		Reference: r.referenceIn(u)}
+		Reference: r.referenceIn(u), Notes: r.notes(u)}
 	for _, c := range r.cases(u) {
 		for _, name := range c.Headlines {
 			s.Charts = append(s.Charts, r.chart(u, c, MetricByName(name)))

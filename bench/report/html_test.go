@@ -9,7 +9,8 @@ import (
 )
 
 func TestHTML(t *testing.T) {
-	r := newResult(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}}, nil)
+	r := newResult(map[string][]float64{"none": {10, 10, 11}, "vxlan": {5, 5, 5}, "weftd": {6, 5.5, 6.5}},
+		map[string][]float64{"vxlan": {40, 40, 40}})
 	r.Features = []Features{{wire, "weftd", []string{"udp-gso"}, []string{"tun-uso"}}}
 	r.Skipped = []Skip{{wire, "", "ipip", "no\ndriver"}}
 	var b bytes.Buffer
@@ -20,7 +21,7 @@ func TestHTML(t *testing.T) {
 	for _, want := range []string{
 		"a &lt;CPU&gt;", "width:54.55%", "left:50.00%;width:9.09%", "× 1.20", "prefers-color-scheme: dark",
 		`class="bar weft"`, `class="bar reference"`, "retransmits", "udp-gso", "not: tun-uso", "description of weftd",
-		"rx-gro", "<li>wire 1500 ipip: no; driver</li>", ".bars span, p, dt, dd, li, td, th { overflow-wrap: anywhere; }",
+		"rx-gro", "<p>round trip, idle: the engine of weftd busy-polls", "<li>wire 1500 ipip: no; driver</li>", ".bars span, p, dt, dd, li, td, th { overflow-wrap: anywhere; }",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the page lacks %q", want)

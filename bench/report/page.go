@@ -16,14 +16,29 @@ func (r *Result) method() []string {
 	return []string{
 		"Every node and pod is a network namespace of one machine. Two nodes are joined by one veth pair; each has one pod" +
 			" behind a bridge. In mode “wire” the pair has no segmentation offload, so every frame is cut to the MTU before it" +
-			" leaves, and the receiver may join frames again. In mode “off” it passes frames of up to 64 KiB whole, which no" +
+			" leaves, and the receiver may join frames again. Mode “nic” has no checksum offload either, as most network cards" +
+			" of clouds have none for tunnels. In mode “off” the pair passes frames of up to 64 KiB whole, which no" +
 			" network card does for a tunnel.",
+		"CPU per GB and per million packets is the time that all CPUs of the machine spent, interrupts and the generators" +
+			" included; the generators' share is in the figure of every target.",
 		fmt.Sprintf("Targets take turns: each of the %d rounds measures every target once, so a slow minute of the machine"+
 			" affects all of them. A measurement takes %v s, a probe of the search for the highest UDP rate %v s.",
-			r.Rounds, r.Seconds.Measure, r.Seconds.Probe),
+			r.Rounds, r.Seconds.Measure, r.Seconds.Probe) + r.fewRounds(),
 		"A UDP rate is the highest one at which less than 0.1 % of the packets are lost, in the first or second attempt." +
 			" The generators use the same CPUs as the targets: compare within one table only.",
 	}
+}
+
+// claimRounds is the number of rounds from which on a median may be quoted without its range.
+const claimRounds = 10
+
+// fewRounds returns a warning about a result of few rounds, empty for others.
+func (r *Result) fewRounds() string {
+	if r.Rounds >= claimRounds {
+		return ""
+	}
+	return fmt.Sprintf(" These are fewer than %d rounds: no basis for a claim about differences within the ranges.",
+		claimRounds)
 }
 
 // Markdown writes a complete page: host, method, one table per underlay, how to read it, and where
@@ -45,6 +60,9 @@ func (r *Result) Markdown(w io.Writer) error {
 	for _, u := range r.underlays() {
 		fmt.Fprintf(b, "\n## Underlay %s, MTU %d\n\n", escape(u.Mode), u.MTU)
 		r.writeTable(b, u)
+		for _, note := range r.notes(u) {
+			fmt.Fprintf(b, "\n%s.\n", note)
+		}
 	}
 	r.writeLegend(b)
 	r.writeLosses(b)
@@ -78,6 +96,17 @@ that involve it are approximate.
 	for _, c := range measured {
 		tableRow(w, c.Title, c.Description)
 	}
+}
+
+// notes returns the notes on the cases that were measured in an underlay, each with its title.
+func (r *Result) notes(u Underlay) []string {
+	var list []string
+	for _, c := range r.cases(u) {
+		if c.Note != "" {
+			list = append(list, c.Title+": "+c.Note)
+		}
+	}
+	return list
 }
 
 // measuredCases lists the cases that were measured in any underlay.

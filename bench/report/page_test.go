@@ -25,8 +25,9 @@ func TestMarkdownPage(t *testing.T) {
 		"| command | weft bench --quick |\n",
 		"| CPU | 2 × a &lt;CPU> |\n",
 		"\n## Method\n",
-		"each of the 3 rounds",
+		"each of the 3 rounds", "fewer than 10 rounds",
 		"\n## Underlay wire, MTU 1500\n\nBold: median ratio to vxlan in the same round.\n\n| underlay wire, MTU 1500 |",
+		"\nround trip, idle: " + idleNote + ".\n",
 		"\n## Underlay off, MTU 1500\n",
 		"\n## How to read the tables\n",
 		"“≥” means that the sender was the limit",
@@ -43,6 +44,9 @@ func TestMarkdownPage(t *testing.T) {
 			t.Fatalf("want %q after the sections before it in:\n%s", want, page)
 		}
 		rest = after
+	}
+	if strings.Contains(rest, idleNote) {
+		t.Error("the note on idle round trips stands below a table without them")
 	}
 	for _, bad := range []string{"round trip, idle p50 |", "TCP, 4 streams", wakeCost} {
 		if strings.Contains(page, bad) {
@@ -67,6 +71,37 @@ func TestMarkdownPageWithoutLosses(t *testing.T) {
 		has := strings.Contains(b.String(), "slower than VXLAN")
 		if has != (c.want != "") || !strings.Contains(b.String(), c.want) {
 			t.Errorf("%s: want %q in:\n%s", c.name, c.want, b.String())
+		}
+	}
+}
+
+func TestMarkdownPageEnoughRounds(t *testing.T) {
+	r := newResult(map[string][]float64{"vxlan": {5}, "weftd": {6}}, nil)
+	r.Rounds = claimRounds
+	var b strings.Builder
+	if err := r.Markdown(&b); err != nil || strings.Contains(b.String(), "no basis for a claim") {
+		t.Errorf("%v:\n%s", err, b.String())
+	}
+}
+
+// CPU time has rows of its own beside the throughput.
+func TestMarkdownPageCPUTime(t *testing.T) {
+	r := newResult(nil, nil)
+	r.add(wire, "tcp-1", "vxlan", "machine_cpu_per_gb", 1, []float64{2, 2})
+	r.add(wire, "tcp-1", "weftd", "machine_cpu_per_gb", 1, []float64{5, 6})
+	r.add(wire, "udp-64-1", "vxlan", "machine_cpu_per_mpkt", 1, []float64{8})
+	r.add(wire, "udp-64-1", "weftd", "machine_cpu_per_mpkt", 1, []float64{4})
+	var b strings.Builder
+	if err := r.Markdown(&b); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{
+		"| TCP, 1 stream CPU per GB, s | 2.00 (2.00-2.00) | 5.50 (5.00-6.00) **2.75** |\n",
+		"| UDP 64 B, 1 flow CPU per million packets, s | 8.00 | 4.00 **0.50** |\n",
+		"| TCP, 1 stream CPU per GB | **2.75 (2.50-3.00)** |\n",
+	} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("want %q in:\n%s", want, b.String())
 		}
 	}
 }

@@ -35,8 +35,8 @@ type Target struct {
 
 // Underlay is the network between the nodes.
 type Underlay struct {
-	// Mode is "wire", whose devices have no segmentation offload, or "off", whose devices pass 64
-	// KiB frames whole.
+	// Mode is "wire", whose devices have no segmentation offload, "nic", whose devices have no
+	// checksum offload either, or "off", whose devices pass 64 KiB frames whole.
 	Mode string `json:"mode"`
 	MTU  int    `json:"mtu"`
 }

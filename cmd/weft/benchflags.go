@@ -35,11 +35,12 @@ type benchFlags struct {
 // Defaults, and the values that --quick and --full set.
 const (
 	defaultCases, quickCases = "tcp,udp,rtt,connect", "tcp-1,tcp-4,udp-64-1,rtt-idle"
-	defaultTargets           = "none,vxlan,ipip,wireguard,weftd,portable,bare"
+	defaultTargets           = "none,vxlan,ipip,wireguard,weftd,engine,portable,bare"
 	quickTargets             = "none,vxlan,weftd,portable"
 	fullCases, fullMTUs      = "tcp,udp,rtt,connect,fan-out", "1500,9000"
+	fullModes                = "wire,nic,off"
 
-	defaultRounds, quickRounds = 5, 3
+	defaultRounds, quickRounds, fullRounds = 5, 3, 10
 )
 
 // register adds the flags to flags.
@@ -49,7 +50,8 @@ func (f *benchFlags) register(flags *pflag.FlagSet) {
 	flags.StringVar(&f.cases, "cases", defaultCases,
 		"`workloads` to measure, by name or prefix, such as udp or udp-64")
 	flags.StringVar(&f.modes, "modes", "wire,off",
-		"underlay `modes`: wire cuts every frame to the MTU, off passes 64 KiB frames whole")
+		"underlay `modes`: wire cuts every frame to the MTU, nic also offloads no checksums, "+
+			"off passes 64 KiB frames whole")
 	flags.StringVar(&f.mtus, "mtus", "1500", "underlay `MTUs`")
 	flags.StringVar(&f.targets, "targets", defaultTargets, "`targets` to compare")
 	flags.StringArrayVar(&f.others, "target", nil,
@@ -62,7 +64,7 @@ func (f *benchFlags) register(flags *pflag.FlagSet) {
 	flags.Float64Var(&f.seconds.Probe, "probe", 0.5,
 		"`duration` of a probe in the search for the highest UDP rate, in seconds")
 	flags.BoolVar(&f.quick, "quick", false, "few short measurements, about two minutes; not for publication")
-	flags.BoolVar(&f.full, "full", false, "also fan-out to 100 nodes, MTU 9000 and --ablation; takes hours")
+	flags.BoolVar(&f.full, "full", false, "also fan-out to 100 nodes, mode nic, MTU 9000, ten rounds and --ablation; takes many hours")
 	flags.StringVar(&f.out, "out", "result.json", "`file` for the result; - is the standard output")
 }
 
@@ -83,6 +85,8 @@ func (f *benchFlags) applyPresets(flags *pflag.FlagSet) {
 	if f.full {
 		set("cases", func() { f.cases = fullCases })
 		set("mtus", func() { f.mtus = fullMTUs })
+		set("modes", func() { f.modes = fullModes })
+		set("rounds", func() { f.rounds = fullRounds })
 		set("ablation", func() { f.ablate = true })
 	}
 }
@@ -142,9 +146,8 @@ func (f benchFlags) underlays() ([]report.Underlay, error) {
 			return nil, fmt.Errorf("--mtus: %q is not an MTU: want 1280 to 65535", text)
 		}
 		for _, mode := range split(f.modes) {
-			if mode != string(lab.ModeWire) && mode != string(lab.ModeOff) {
-				return nil, fmt.Errorf("--modes: unknown mode %q: want %s or %s", mode,
-					lab.ModeWire, lab.ModeOff)
+			if !slices.Contains(lab.Modes(), lab.Mode(mode)) {
+				return nil, fmt.Errorf("--modes: unknown mode %q: want %v", mode, lab.Modes())
 			}
 			u := report.Underlay{Mode: mode, MTU: mtu}
 			if slices.Contains(list, u) {
@@ -178,6 +181,8 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 	}
 	known := append(bench.KernelTargets(), bench.WireGuard(f.weftd),
 		bench.Weftd("weftd", "weftd with default flags", f.weftd),
+		bench.Weftd("engine", "weftd with --fast-path=off: every packet passes the daemon", f.weftd,
+			"--fast-path=off"),
 		bench.Weftd("portable", "weftd with --engine=portable", f.weftd, "--engine=portable"),
 		bench.Bare(self, "bench", "bare"))
 	var list []bench.Target
