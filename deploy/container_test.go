@@ -238,6 +238,7 @@ func (m mount) mount(root string) error {
 func capabilities() map[string]int {
 	return map[string]int{
 		"AUDIT_WRITE":      unix.CAP_AUDIT_WRITE,
+		"BPF":              unix.CAP_BPF,
 		"CHOWN":            unix.CAP_CHOWN,
 		"DAC_OVERRIDE":     unix.CAP_DAC_OVERRIDE,
 		"FOWNER":           unix.CAP_FOWNER,
