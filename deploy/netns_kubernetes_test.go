@@ -110,7 +110,7 @@ func (c *cluster) checkContainer(t *testing.T, node *clusterNode, overlay string
 	t.Helper()
 	want := 1<<12 | 1<<13 // NET_ADMIN, NET_RAW (linux/capability.h)
 	if overlay == "udp" {
-		want |= 1 << 23 // SYS_NICE
+		want |= 1<<23 | 1<<39 // SYS_NICE, BPF
 	}
 	for _, key := range []string{"CapEff", "CapPrm", "CapBnd"} {
 		if got := processStatus(t, node.daemon.PID(), key); got != fmt.Sprintf("%016x", want) {
