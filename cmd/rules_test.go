@@ -52,6 +52,7 @@ var mayImport = map[string][]string{
 	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/ordered", "lease/spelling"},
 	"ctrl/bundle":    {"ctrl"},
 	"ctrl/doctor":    {"ctrl", "ctrl/netfilter", "encap/checksum", "lease/subnetenv"},
+	"ctrl/conntest":  {"ctrl/doctor"},
 	"ctrl/netfilter": {},
 	"ctrl/underlay":  {"ctrl"},
 
@@ -90,7 +91,7 @@ var doors = map[string][]string{
 	"go.etcd.io/etcd/api":                 {"lease/etcd", "lease/etcd/testetcd"}, // the types of both
 	"go.etcd.io/etcd/server":              {"lease/etcd/testetcd"},
 	"k8s.io":                              {"lease/kube"},
-	"github.com/vishvananda/netlink":      {"ctrl", "deploy/lab"},
+	"github.com/vishvananda/netlink":      {"ctrl", "ctrl/conntest", "deploy/lab"},
 	"github.com/vishvananda/netns":        {"deploy/lab"},
 	"github.com/songgao/water":            {"dataplane/tun"},
 	"golang.org/x/mod":                    {"deploy/install-conf"},

@@ -56,7 +56,7 @@ func NewRoot(b buildinfo.Info, more ...*cobra.Command) *cobra.Command {
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError{cmd, err} })
 	root.SetHelpCommand(newHelp())
 	cobra.EnableCommandSorting = false
-	root.AddCommand(newStatus(), newDoctor(), newTrace(), newCapture(), newTop())
+	root.AddCommand(newStatus(), newDoctor(), newTest(), newTrace(), newCapture(), newTop())
 	root.AddCommand(more...)
 	root.AddCommand(newBundle(b), newDockerOpts(), newVersion(b))
 	return root

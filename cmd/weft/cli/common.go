@@ -80,9 +80,14 @@ type asking struct {
 
 // register adds the flags to a command.
 func (a *asking) register(cmd *cobra.Command) {
+	a.registerSocket(cmd)
+	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+}
+
+// registerSocket adds the flag of the control socket alone.
+func (a *asking) registerSocket(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&a.socket, "control-socket", control.DefaultSocket,
 		"`path` of the daemon's control socket")
-	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
 }
 
 // client returns a client for the daemon.

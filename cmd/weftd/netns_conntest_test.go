@@ -1,0 +1,222 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"weft/ctrl/conntest"
+	"weft/deploy/lab"
+)
+
+// conntestLab is a cluster with weft test serve on all nodes but the first.
+type conntestLab struct {
+	*cluster
+	tool    string // weft
+	daemons []*member
+}
+
+func newConntestLab(t *testing.T, o lab.Options, network string) *conntestLab {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &conntestLab{cluster: newCluster(t, o, network), tool: filepath.Join(t.TempDir(), toolName)}
+	if err := os.Symlink(self, c.tool); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range c.Nodes {
+		c.daemons = append(c.daemons, c.start(n))
+	}
+	for _, d := range c.daemons {
+		d.awaitReady()
+	}
+	for i, d := range c.daemons {
+		await(t, patience, "nodes known to "+d.node.Name, func() error {
+			if n := len(d.status().Nodes); n != len(c.Nodes)-1 {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+		if i > 0 {
+			c.serve(d.node)
+		}
+	}
+	return c
+}
+
+// weft starts the tool in a node.
+func (c *conntestLab) weft(n *lab.Node, args ...string) *lab.Process {
+	c.t.Helper()
+	p, err := n.Start(append([]string{c.tool}, args...), asDaemon+"=1")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return p
+}
+
+// serve runs weft test serve in a node.
+func (c *conntestLab) serve(n *lab.Node) *lab.Process {
+	c.t.Helper()
+	p := c.weft(n, "test", "serve")
+	await(c.t, patience, "weft test serve on "+n.Name, func() error {
+		if !strings.Contains(p.Log(), "answer on port") {
+			return fmt.Errorf("running: %t: %s", p.Running(), p.Log())
+		}
+		return nil
+	})
+	return p
+}
+
+// servedPod returns the IPv4 address of the pod of weft test serve on a node.
+func (c *conntestLab) servedPod(node int) string {
+	c.t.Helper()
+	info, err := conntest.Discover(c.t.Context(), conntest.Here{},
+		netip.AddrPortFrom(c.Nodes[node].Addr, conntest.DefaultPort))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return info.Pod[0].String()
+}
+
+// run runs weft test in a node and returns its results and its exit status.
+func (c *conntestLab) run(n *lab.Node, args ...string) (results []conntest.Result, code int) {
+	c.t.Helper()
+	begin := time.Now()
+	p := c.weft(n, append([]string{"test", "--json"}, args...)...)
+	ctx, cancel := context.WithTimeout(c.t.Context(), patience)
+	defer cancel()
+	code, err := p.Wait(ctx)
+	if err != nil {
+		c.t.Fatalf("%v: %s", err, p.Log())
+	}
+	var report struct {
+		OK      bool
+		Results []conntest.Result
+	}
+	if err := json.Unmarshal([]byte(p.Log()), &report); err != nil {
+		c.t.Fatalf("exit status %d, %v: %s", code, err, p.Log())
+	}
+	if report.OK != (code == 0) {
+		c.t.Errorf("exit status %d, ok %t", code, report.OK)
+	}
+	var text strings.Builder
+	if err := conntest.Text(&text, report.Results); err != nil {
+		c.t.Error(err)
+	}
+	c.t.Logf("%v\n%s", time.Since(begin), &text)
+	return report.Results, code
+}
+
+// healthy tests from the first node and expects that every check passes.
+func (c *conntestLab) healthy(checks int, args ...string) {
+	c.t.Helper()
+	results, code := c.run(c.Nodes[0], args...)
+	if code != 0 || len(results) != checks {
+		c.t.Errorf("exit status %d, %d checks, want %d", code, len(results), checks)
+	}
+}
+
+// expect tests from the first node and expects these failures, and no others: a text of the reason
+// by node and check.
+func (c *conntestLab) expect(want map[string]string, args ...string) {
+	c.t.Helper()
+	results, code := c.run(c.Nodes[0], args...)
+	if code != 1 {
+		c.t.Errorf("exit status %d, want 1", code)
+	}
+	found := map[string]bool{}
+	for _, r := range results {
+		key := r.To + " " + string(r.Check)
+		text, expected := want[key]
+		if r.Outcome == conntest.Passed {
+			continue
+		}
+		if !expected || !strings.Contains(r.Reason, text) {
+			c.t.Errorf("%s: %q, want %q", key, r.Reason, text)
+		}
+		found[key] = true
+	}
+	for key := range want {
+		if !found[key] {
+			c.t.Errorf("%s passed", key)
+		}
+	}
+}
+
+// every returns a reason for all checks of a node.
+func every(node, reason string) map[string]string {
+	all := map[string]string{}
+	for _, c := range []conntest.Check{conntest.PodToPod, conntest.Large, conntest.TCP, conntest.Fragments,
+		conntest.PodToHost, conntest.HostToPod} {
+		all[node+" "+string(c)] = reason
+	}
+	return all
+}
+
+// conntestNetwork returns a network config with both families.
+func conntestNetwork(backend string) string {
+	return `{"Network":"10.5.0.0/16","EnableIPv6":true,"IPv6Network":"fd10:5::/56","Backend":{"Type":"` + backend + `"}}`
+}
+
+// conntestPassed is the number of checks of another node that has both families.
+const conntestPassed = 2 * 6
+
+// TestNetnsConntestUDP tests a healthy cluster, and one fault after the other.
+func TestNetnsConntestUDP(t *testing.T) {
+	c := newConntestLab(t, lab.Options{
+		Nodes:     3,
+		Underlay:  []netip.Prefix{netip.MustParsePrefix("172.31.0.0/24"), netip.MustParsePrefix("172.31.1.0/24")},
+		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64"), netip.MustParsePrefix("fd31:1::/64")},
+	}, conntestNetwork("udp"))
+	c.healthy(2 * conntestPassed)
+	second := c.Nodes[1]
+	rule := func(n *lab.Node, rule string, want map[string]string) {
+		inNode(t, n, strings.Fields("iptables -I "+rule)...)
+		c.expect(want)
+		inNode(t, n, strings.Fields("iptables -D "+rule)...)
+	}
+	rule(second, "FORWARD -p tcp -j DROP",
+		map[string]string{"node2 tcp": "ping passes, no answer to TCP", "node2 host-pod": "ping passes, no answer to TCP"})
+	rule(second, "INPUT -p udp --dport 8285 -j DROP", every("node2", "answers on the underlay"))
+	rule(second, "INPUT -p udp --dport 8285 -m length --length 1400: -j DROP", map[string]string{
+		"node2 large": "black hole: packets of up to 1371 bytes pass", "node2 tcp": "large packets are lost",
+		"node2 fragments": "large packets, are lost"})
+	if err := c.Root.SetMTU("under1", 1400); err != nil {
+		t.Fatal(err)
+	}
+	c.expect(map[string]string{"node2 large": "reports a path MTU of 1372"})
+}
+
+// TestNetnsConntestVXLAN tests a Service, with a rule like that of kube-proxy, and a dead node.
+func TestNetnsConntestVXLAN(t *testing.T) {
+	c := newConntestLab(t, lab.Options{Nodes: 3, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}},
+		conntestNetwork("vxlan"))
+	const service = "10.96.0.10:80"
+	inNode(t, c.Nodes[0], strings.Fields("iptables -t nat -A PREROUTING -d 10.96.0.10 -p tcp --dport 80 "+
+		"-j DNAT --to-destination "+c.servedPod(1)+":8287")...)
+	c.healthy(2*conntestPassed+1, "--service="+service)
+	inNode(t, c.Nodes[0], "iptables", "-t", "nat", "-F", "PREROUTING")
+	if err := c.KillNode(c.Nodes[2]); err != nil {
+		t.Fatal(err)
+	}
+	want := every(c.Nodes[2].Addr.String(), "down or cut off") // its name is not in the store
+	want[service+" service"] = "no answer"
+	c.expect(want, "--service="+service)
+}
+
+// TestNetnsConntestHostGW tests with bridges, to which pods are connected.
+func TestNetnsConntestHostGW(t *testing.T) {
+	c := newConntestLab(t, lab.Options{Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}},
+		conntestNetwork("host-gw"))
+	c.healthy(conntestPassed)
+	c.daemons[0].attach()
+	c.healthy(conntestPassed)
+}

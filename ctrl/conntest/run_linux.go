@@ -1,0 +1,261 @@
+package conntest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"weft/ctrl/doctor"
+)
+
+// Source is the node that tests.
+type Source struct {
+	Node string
+	MTU  int    // of pods, in bytes
+	Port uint16 // of the servers
+	// Pod and Host are the namespaces to test from. Checks from one that is nil are left out.
+	Pod, Host Namespace
+	Services  []netip.AddrPort // addresses of Services that lead to servers
+}
+
+const (
+	// echoWait is the time to wait for an answer. The first packet may wait for a neighbour.
+	echoWait = 700 * time.Millisecond
+	// searchWait is the time to wait for an answer in the search for the path MTU. The packets
+	// before it were answered.
+	searchWait = 150 * time.Millisecond
+	// pairsAtOnce bounds the pairs that are tested at a time. Each has a few threads and a MiB.
+	pairsAtOnce = 16
+	// serviceConnections is the number of connections to a Service: enough to reach several pods.
+	serviceConnections = 5
+	// minMTU is the smallest MTU of an IPv6 path (RFC 8200, section 5), and the least that the
+	// search looks for.
+	minMTU = 1280
+)
+
+// probed is the raw result of a check.
+type probed struct {
+	err     error
+	skipped string        // why it was not done
+	pinged  bool          // an echo was answered, whatever failed afterwards
+	rtt     time.Duration // of an echo
+	tooBig  int           // path MTU of an ICMP error in bytes, 0 without one
+	fits    int           // size of the largest packet that was answered in bytes, 0 if unknown
+}
+
+// Run tests the connectivity from a node to the targets and its Services.
+func Run(ctx context.Context, from Source, targets []Target) []Result {
+	var pairs []pair
+	for _, t := range targets {
+		for _, family := range []string{ipv4, ipv6} {
+			p := pair{from, t, family, ofFamily(t.Pod, family), ofFamily(t.Host, family)}
+			if p.pod.IsValid() || p.host.IsValid() {
+				pairs = append(pairs, p)
+			}
+		}
+	}
+	perPair := make([][]Result, len(pairs)+1)
+	slots := make(chan struct{}, pairsAtOnce)
+	var group sync.WaitGroup
+	for i, p := range pairs {
+		group.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			perPair[i] = p.test(ctx)
+		})
+	}
+	group.Go(func() { perPair[len(pairs)] = from.testServices(ctx) })
+	group.Wait()
+	return slices.Concat(perPair...)
+}
+
+// pair is a source and a target in one family.
+type pair struct {
+	Source
+	Target
+	family    string
+	pod, host netip.Addr // of the target
+}
+
+// test does the checks, all at once.
+func (p pair) test(ctx context.Context) []Result {
+	found := map[Check]probed{}
+	var underlay *probed
+	var mu sync.Mutex
+	var group sync.WaitGroup
+	for _, c := range checks() {
+		if probe := p.probe(c); probe != nil {
+			group.Go(func() {
+				result := probe(ctx)
+				mu.Lock()
+				defer mu.Unlock()
+				found[c] = result
+			})
+		}
+	}
+	if p.Public.IsValid() {
+		group.Go(func() {
+			from := p.Source.Host
+			if from == nil {
+				from = p.Source.Pod
+			}
+			result := echo(ctx, from, p.Public, doctor.EchoSize)
+			mu.Lock()
+			defer mu.Unlock()
+			underlay = &result
+		})
+	}
+	group.Wait()
+	return p.results(found, underlay)
+}
+
+// probe returns the function that does a check, nil if the source cannot.
+func (p pair) probe(c Check) func(context.Context) probed {
+	from := p.Source.Pod
+	if c == HostToPod {
+		from = p.Source.Host
+	}
+	if from == nil {
+		return nil
+	}
+	to := p.pod
+	if !to.IsValid() && c == Large {
+		to = p.host
+	}
+	if c == PodToHost {
+		to = p.host
+	}
+	server := netip.AddrPortFrom(to, p.Port)
+	return func(ctx context.Context) probed {
+		if !to.IsValid() {
+			return probed{skipped: p.NoServer}
+		}
+		switch c {
+		case PodToPod:
+			return echo(ctx, from, to, doctor.EchoSize)
+		case Large:
+			return p.large(ctx, to)
+		case TCP:
+			return probed{err: exchange(ctx, from, server)}
+		case Fragments:
+			return probed{err: exchangeDatagram(ctx, from, server)}
+		}
+		result := echo(ctx, from, to, doctor.EchoSize)
+		if result.err == nil && p.NoServer == "" {
+			_, result.err = Discover(ctx, from, server)
+		}
+		return result
+	}
+}
+
+// errNoAnswer means that no echo was answered.
+var errNoAnswer = errors.New("no answer to ping")
+
+// echo sends echo requests until one is answered.
+func echo(ctx context.Context, from Namespace, to netip.Addr, size int) (p probed) {
+	p.err = from.Do(func() error {
+		e := doctor.Ping(ctx, to, size, echoWait)
+		p.rtt, p.tooBig = e.RTT, e.TooBig
+		if e.Received > 0 {
+			p.pinged = true
+			return nil
+		}
+		if e.Err != nil {
+			return fmt.Errorf("%w: %w", errNoAnswer, e.Err)
+		}
+		return errNoAnswer
+	})
+	return p
+}
+
+// large sends packets of the pods' MTU, and after a failure searches for the largest that is
+// answered. The node's device may be narrower by design: with both families, the MTU of pods suits
+// the smaller IPv4 header. Without a view of the host, any narrower path is taken for that if the
+// kernel reports it.
+func (p pair) large(ctx context.Context, to netip.Addr) probed {
+	size := p.MTU
+	if p.Source.Host != nil {
+		size = min(size, deviceMTU(p.Source.Host, to, size))
+	}
+	result := echo(ctx, p.Source.Pod, to, size)
+	if p.Source.Host == nil && result.tooBig != 0 {
+		return echo(ctx, p.Source.Pod, to, result.tooBig)
+	}
+	if result.err != nil && result.tooBig == 0 {
+		result.fits = search(ctx, p.Source.Pod, to, size)
+	}
+	return result
+}
+
+// search returns the size of the largest packet below a size that is answered, 0 if there is none.
+func search(ctx context.Context, from Namespace, to netip.Addr, below int) int {
+	passes := func(size int) bool {
+		var e doctor.Echo
+		err := from.Do(func() error {
+			e = doctor.Ping(ctx, to, size, searchWait)
+			return nil
+		})
+		return err == nil && e.Received > 0
+	}
+	if !passes(minMTU) {
+		return 0
+	}
+	low, high := minMTU, below
+	for low+1 < high {
+		if middle := (low + high) / 2; passes(middle) {
+			low = middle
+		} else {
+			high = middle
+		}
+	}
+	return low
+}
+
+// deviceMTU returns the MTU of the device of the route to an address, or otherwise if there is
+// none.
+func deviceMTU(from Namespace, to netip.Addr, otherwise int) int {
+	mtu := otherwise
+	err := from.Do(func() error {
+		routes, err := netlink.RouteGet(to.AsSlice())
+		if err != nil || len(routes) == 0 {
+			return err
+		}
+		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+		if err == nil {
+			mtu = link.Attrs().MTU
+		}
+		return err
+	})
+	if err != nil {
+		return otherwise // the packet fails for the same reason, and the result has it
+	}
+	return mtu
+}
+
+// testServices tests the Services from the pod.
+func (s Source) testServices(ctx context.Context) []Result {
+	if s.Pod == nil {
+		return nil
+	}
+	var results []Result
+	for _, to := range s.Services {
+		r := Result{From: s.Node, To: to.String(), Family: ipv4, Check: Service, Outcome: Passed}
+		if to.Addr().Is6() {
+			r.Family = ipv6
+		}
+		for range serviceConnections {
+			if _, err := Discover(ctx, s.Pod, to); err != nil {
+				r.Outcome, r.Reason = Failed, Describe(err)
+				break
+			}
+		}
+		results = append(results, r)
+	}
+	return results
+}
