@@ -223,6 +223,20 @@ func TestNetnsDoctorUDP(t *testing.T) {
 		{name: "duplicate-node", key: "/subnets/10.5.254.0-24",
 			value: `{"PublicIP":"` + d.Nodes[0].Addr.String() + `"}`},
 	})
+	t.Run("fix", func(t *testing.T) {
+		d.shell(0, "echo 0 >/proc/sys/net/ipv4/ip_forward")
+		d.expect(socketPath, "ip-forward-off")
+		var after doctor.Report
+		if err := d.weft(d.Nodes[0], &after, "doctor", "--fix", "--probe=false", "--json"); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range after.Findings {
+			if f.Name == "ip-forward-off" {
+				t.Errorf("after --fix: %+v", f)
+			}
+		}
+		d.expect(socketPath)
+	})
 	t.Run("unknown-source", func(t *testing.T) {
 		c, err := d.Root.Dial("udp", netip.AddrPortFrom(d.Nodes[0].Addr, udpPort))
 		if err != nil {

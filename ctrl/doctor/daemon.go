@@ -135,8 +135,8 @@ func daemonChecks() []check {
 		{name: "daemon-not-running", needs: []source{fromHost}, find: findNoDaemon},
 		{name: "two-daemons", needs: []source{fromHost}, find: findTwoDaemons},
 		{name: "subnet-env-missing", needs: []source{fromHost}, find: findNoEnv},
-		{name: "cni-config-missing", needs: []source{fromCNI}, find: findNoCNI},
-		{name: "cni-config-foreign", needs: []source{fromCNI}, find: findForeignCNI},
+		{name: "cni-config-missing", needs: []source{fromCNI, fromDaemon}, find: findNoCNI},
+		{name: "cni-config-foreign", needs: []source{fromCNI, fromDaemon}, find: findForeignCNI},
 		{name: "queue-overflow", needs: []source{fromTraffic}, find: findOverflow},
 		{name: "pod-cidr", needs: []source{fromDaemon}, find: findPodCIDR},
 	}
@@ -225,8 +225,10 @@ func (d Daemon) firstReason() string {
 	return ""
 }
 
+// findNoCNI and findForeignCNI concern nodes of Kubernetes: other hosts may have these files for
+// other purposes.
 func findNoCNI(f *Facts) []Finding {
-	if len(f.CNI) > 0 {
+	if len(f.CNI) > 0 || f.Daemon.Store.Kind != "kubernetes" {
 		return nil
 	}
 	return []Finding{{
@@ -238,7 +240,8 @@ func findNoCNI(f *Facts) []Finding {
 
 // findForeignCNI looks at the first file, which is the one that container runtimes use.
 func findForeignCNI(f *Facts) []Finding {
-	if len(f.CNI) == 0 || slices.Contains(f.CNI[0].Types, "flannel") {
+	if len(f.CNI) == 0 || slices.Contains(f.CNI[0].Types, "flannel") ||
+		f.Daemon.Store.Kind != "kubernetes" {
 		return nil
 	}
 	first := f.CNI[0]

@@ -87,8 +87,9 @@ var faults = []struct {
 		f.Processes = append(f.Processes, Process{PID: 2, Program: "flanneld", Same: true})
 	}},
 	{"subnet-env-missing", func(f *Facts) { f.Missing[fromEnv] = errors.New("no such file") }},
-	{"cni-config-missing", func(f *Facts) { f.CNI = nil }},
+	{"cni-config-missing", func(f *Facts) { f.CNI, f.Daemon.Store.Kind = nil, "kubernetes" }},
 	{"cni-config-foreign", func(f *Facts) {
+		f.Daemon.Store.Kind = "kubernetes"
 		f.CNI = slices.Insert(f.CNI, 0, CNIConfig{"05-cilium.conflist", []string{"cilium-cni"}})
 	}},
 	{"queue-overflow", func(f *Facts) {

@@ -197,14 +197,13 @@ func (f *Facts) backend() string {
 		return f.Daemon.Backend
 	}
 	for _, name := range f.devices() {
-		l, _ := f.link(name)
-		switch l.Kind {
+		switch l, _ := f.link(name); l.Kind {
+		case "":
 		case ctrl.KindTUN:
 			return "udp"
-		case "":
-			return ""
+		default:
+			return string(l.Kind)
 		}
-		return string(l.Kind)
 	}
 	if slices.ContainsFunc(f.Kernel.Routes, func(r ctrl.Route) bool {
 		return r.Protocol == ctrl.RouteProtocol && r.Via.IsValid()

@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-
-	"weft/ctrl"
 )
 
 func kernelChecks() []check {
@@ -165,17 +163,6 @@ func findNeighboursFull(f *Facts) []Finding {
 			"and nodes are not resolved",
 		Remedy: remedy,
 	}}
-}
-
-// devicesWithAddress returns the devices with an address that ok accepts.
-func (f *Facts) devicesWithAddress(ok func(ctrl.Addr) bool) []string {
-	var names []string
-	for _, a := range f.Kernel.Addrs {
-		if ok(a) && !slices.Contains(names, a.Dev) {
-			names = append(names, a.Dev)
-		}
-	}
-	return names
 }
 
 // listed joins names for a sentence.
