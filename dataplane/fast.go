@@ -80,6 +80,7 @@ type fastPath struct {
 	nodes   bool // SetNodes was called
 	partial bool // the path does not have all nodes
 	watched time.Time
+	nextMTU int // index of the peer whose path MTU is read next
 }
 
 // openFastPath attaches the programs to the device and the underlay, and makes the device outlast
@@ -242,6 +243,28 @@ func (e *Engine) superviseFastPath(now time.Time) {
 			e.log.Warn("close of the lost fast path failed", "err", err)
 		}
 		e.fast.err = e.startFastPath()
+		return
+	}
+	e.updatePathMTUs()
+}
+
+// pathsPerWatch bounds the paths whose MTU is read per watchInterval: some microseconds each.
+const pathsPerWatch = 256
+
+// updatePathMTUs passes the MTUs of some paths to the programs. Workers learn it when a packet is
+// rejected, which does not happen to packets that the kernel carries. The caller holds e.mu.
+func (e *Engine) updatePathMTUs() {
+	peers := e.snapshot.Load().peers
+	for range min(pathsPerWatch, len(peers)) {
+		e.fast.nextMTU = (e.fast.nextMTU + 1) % len(peers)
+		to := peers[e.fast.nextMTU].dest.Addr
+		mtu, err := e.prober.PathMTU(to)
+		if err == nil {
+			err = e.fast.path.SetPathMTU(to.Addr(), mtu)
+		}
+		if err != nil {
+			e.log.Debug("path MTU unknown to the fast path", "node", to, "err", err)
+		}
 	}
 }
 

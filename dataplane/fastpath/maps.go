@@ -3,6 +3,7 @@
 package fastpath
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -45,8 +46,8 @@ func newPrefixKey(p netip.Prefix) prefixKey {
 
 // nodeValue is struct node of bpf/fastpath.c.
 type nodeValue struct {
-	Endpoint [4]byte
-	Flags    uint32
+	Endpoint   [4]byte
+	Flags, MTU uint16
 }
 
 // Bits of nodeValue.Flags.
@@ -55,9 +56,12 @@ const (
 	nodeFast
 )
 
-func newNodeValue(n fib.Node) (v nodeValue) {
+// maxMTU is the MTU in bytes of a path that no route limits.
+const maxMTU = 65535
+
+func (p *Path) newNodeValue(n fib.Node) (v nodeValue) {
 	if a := n.Endpoint.Addr().Unmap(); a.Is4() {
-		v.Endpoint = a.As4()
+		v.Endpoint, v.MTU = a.As4(), cmp.Or(p.mtus[a], maxMTU)
 		if n.Fast {
 			v.Flags = nodeFast
 		}
@@ -68,22 +72,44 @@ func newNodeValue(n fib.Node) (v nodeValue) {
 // nodeValues returns the desired content of the map of nodes. If several nodes have a prefix, the
 // first one wins, as in fib.Table. A node without an outer IPv4 address is listed with the address
 // 0.0.0.0, so that inbound finds that its subnets are leased.
-func nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeValue {
+func (p *Path) nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeValue {
 	values := make(map[prefixKey]nodeValue, len(others)+1)
 	for _, n := range others {
-		v := newNodeValue(n)
-		for _, p := range n.Prefixes {
-			if _, taken := values[newPrefixKey(p)]; p.IsValid() && !taken {
-				values[newPrefixKey(p)] = v
+		v := p.newNodeValue(n)
+		for _, prefix := range n.Prefixes {
+			if _, taken := values[newPrefixKey(prefix)]; prefix.IsValid() && !taken {
+				values[newPrefixKey(prefix)] = v
 			}
 		}
 	}
-	for _, p := range local.Prefixes {
-		if p.IsValid() {
-			values[newPrefixKey(p)] = nodeValue{Flags: nodeLocal}
+	for _, prefix := range local.Prefixes {
+		if prefix.IsValid() {
+			values[newPrefixKey(prefix)] = nodeValue{Flags: nodeLocal}
 		}
 	}
 	return values
+}
+
+// SetPathMTU sets the MTU in bytes of the path to an outer address, as far as the routes of this
+// node limit it. Outbound passes longer packets.
+func (p *Path) SetPathMTU(endpoint netip.Addr, mtu int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	limit := uint16(min(mtu, maxMTU))
+	if !p.counted[endpoint] || cmp.Or(p.mtus[endpoint], maxMTU) == limit {
+		return nil
+	}
+	p.mtus[endpoint] = limit
+	for k, v := range p.nodes {
+		if v.Endpoint != endpoint.As4() {
+			continue
+		}
+		v.MTU = limit
+		if err := p.putPrefix(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // setPrefixes updates the kernel's map of nodes. The caller holds p.mu.
@@ -118,7 +144,7 @@ func (p *Path) changePrefix(k prefixKey, n *fib.Node) error {
 	case n == nil:
 		return p.deletePrefix(k)
 	}
-	return p.putPrefix(k, newNodeValue(*n))
+	return p.putPrefix(k, p.newNodeValue(*n))
 }
 
 func (p *Path) putPrefix(k prefixKey, v nodeValue) error {
@@ -186,6 +212,7 @@ func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traf
 	gone[a] = p.traffic(a)
 	p.past.Add(gone[a])
 	delete(p.counted, a)
+	delete(p.mtus, a)
 	if err := p.objects.Endpoints.Delete(a.As4()); err != nil {
 		return fmt.Errorf("remove node from the fast path: %w", err)
 	}

@@ -32,6 +32,7 @@ type Path struct {
 	place   Place
 	nodes   map[prefixKey]nodeValue // as in the kernel's map
 	counted map[netip.Addr]bool     // keys of the kernel's map of endpoints
+	mtus    map[netip.Addr]uint16   // of the paths to outer addresses; absent if unknown
 	past    Traffic                 // of endpoints that were removed
 	device  int                     // index of the TUN device
 	// waiting means that the programs of an earlier process still carry the packets, until this one
@@ -56,7 +57,7 @@ type objects struct {
 // same interfaces, they stay in force until SetNodes. The error wraps ErrUnsupported, or is
 // ErrOtherOwner, if this host cannot have a fast path.
 func Open(c Config) (*Path, error) {
-	p := &Path{config: c, counted: make(map[netip.Addr]bool)}
+	p := &Path{config: c, counted: make(map[netip.Addr]bool), mtus: make(map[netip.Addr]uint16)}
 	if err := p.load(); err != nil {
 		return nil, err
 	}
@@ -186,7 +187,7 @@ func (p *Path) SetNodes(local fib.Node, others []fib.Node) (map[netip.Addr]Traff
 	if err != nil {
 		return gone, err
 	}
-	if err := p.setPrefixes(nodeValues(local, others)); err != nil {
+	if err := p.setPrefixes(p.nodeValues(local, others)); err != nil {
 		return gone, err
 	}
 	if !p.waiting {

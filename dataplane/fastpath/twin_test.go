@@ -126,7 +126,7 @@ func (w twin) accepts(in *encap.Inner, from netip.Addr) bool {
 // newTestPath loads the programs without attaching them. It skips the test if that is impossible.
 func newTestPath(t testing.TB, s settingsValue) *Path {
 	t.Helper()
-	p := &Path{counted: make(map[netip.Addr]bool)}
+	p := &Path{counted: make(map[netip.Addr]bool), mtus: make(map[netip.Addr]uint16)}
 	if err := p.load(); errors.Is(err, ErrUnsupported) {
 		t.Skip("NOT TESTED:", err)
 	} else if err != nil {

@@ -84,7 +84,8 @@ enum {
 
 struct node {
 	__be32 endpoint;
-	__u32 flags;
+	__u16 flags;
+	__u16 mtu; // of the path, for the MTU of a route, which bpf_fib_lookup ignores
 };
 
 // IPv4 addresses are mapped into IPv6 (RFC 4291 section 2.5.5.2), and prefix_len counts from there.
@@ -495,7 +496,8 @@ int outbound(struct __sk_buff *skb)
 		stamp(f, now);
 		return pass(BULK);
 	}
-	if (in.len + OUTER > 65535 || !find_hop(skb, s, n, longest + OUTER, &hop)) {
+	if (in.len + OUTER > 65535 || longest + OUTER > n->mtu ||
+	    !find_hop(skb, s, n, longest + OUTER, &hop)) {
 		stamp(f, now);
 		return pass(NO_ROUTE);
 	}
