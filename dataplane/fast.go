@@ -80,7 +80,8 @@ type fastPath struct {
 	nodes   bool // SetNodes was called
 	partial bool // the path does not have all nodes
 	watched time.Time
-	nextMTU int // index of the peer whose path MTU is read next
+	pause   string // why outbound passes every packet; empty if it need not
+	nextMTU int    // index of the peer whose path MTU is read next
 }
 
 // openFastPath attaches the programs to the device and the underlay, and makes the device outlast
@@ -237,7 +238,7 @@ func (e *Engine) superviseFastPath(now time.Time) {
 	if e.fast.path == nil {
 		return
 	}
-	if err := e.fast.path.Watch(); err != nil {
+	if err := e.fast.path.Watch(e.fast.pause != ""); err != nil {
 		e.log.Warn("fast path lost, reopening", "err", err)
 		if err := e.closeFastPath(); err != nil {
 			e.log.Warn("close of the lost fast path failed", "err", err)
@@ -266,6 +267,17 @@ func (e *Engine) updatePathMTUs() {
 			e.log.Debug("path MTU unknown to the fast path", "node", to, "err", err)
 		}
 	}
+}
+
+// PauseFastPath leaves all packets to other nodes to the workers as long as reason is not empty. It
+// takes effect within watchInterval.
+func (e *Engine) PauseFastPath(reason string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.fast.pause == reason {
+		return
+	}
+	e.fast.pause, e.fast.watched = reason, time.Time{}
 }
 
 // leaveFastPath lets the programs take every packet that they can, and gives the workers time to
@@ -297,7 +309,10 @@ func (e *Engine) fastPathStatus() FastPathStatus {
 	case e.fast.path == nil:
 		return FastPathStatus{Reason: e.fast.err.Error()}
 	case e.taps.Load().wantAll():
-		return FastPathStatus{Active: true, Reason: "paused for weft capture"}
+		// Not active: the workers would get unfinished checksums from others' fast paths.
+		return FastPathStatus{Reason: "paused for weft capture"}
+	case e.fast.pause != "":
+		return FastPathStatus{Active: true, Reason: "only inbound: " + e.fast.pause}
 	case e.fast.path.Paused():
 		return FastPathStatus{Active: true, Reason: "paused for a capture on " + e.device}
 	case !e.fast.path.Persistent():

@@ -46,6 +46,21 @@ type Status struct {
 	Repairs uint64 // number of times that rules in place were found changed and repaired
 }
 
+// errorsDropped ends the note about a chain that drops ICMP errors in state INVALID.
+const errorsDropped = " would drop ICMP errors about untracked packets, " +
+	"which path MTU discovery needs"
+
+// DropsErrors returns the note about a chain that drops ICMP errors about untracked packets, or ""
+// if there is none.
+func (s Status) DropsErrors() string {
+	for _, note := range s.Notes {
+		if strings.HasSuffix(note, errorsDropped) {
+			return note
+		}
+	}
+	return ""
+}
+
 // applier sets rules with one mechanism, iptables or nftables.
 type applier interface {
 	// apply makes the kernel hold exactly the wanted rules among this daemon's.

@@ -25,7 +25,7 @@ func keepTracked(f family, want ruleset) (ruleset, []string) {
 	}
 	want.rules = withoutVerdict(want.rules, verdictNoTrack)
 	return want, []string{"tunnel packets stay in connection tracking: " + dropping +
-		" would drop ICMP errors about untracked packets, which path MTU discovery needs"}
+		errorsDropped}
 }
 
 // findErrorDrop returns the description of a chain that drops ICMP errors in state INVALID; empty

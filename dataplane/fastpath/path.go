@@ -254,9 +254,9 @@ func (p *Path) writeHeartbeat(ns uint64) error {
 	return nil
 }
 
-// Watch looks for captures on the TUN device, which see no packet that outbound takes, and pauses
-// outbound meanwhile. It returns an error if a program is no longer attached.
-func (p *Path) Watch() error {
+// Watch pauses outbound if pause is true, or while a program captures on the TUN device, which sees
+// no packet that outbound takes. It returns an error if a program is no longer attached.
+func (p *Path) Watch(pause bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, h := range p.hooks {
@@ -269,7 +269,7 @@ func (p *Path) Watch() error {
 		return err
 	}
 	flags := p.flags &^ flagPaused
-	if paused {
+	if paused || pause {
 		flags |= flagPaused
 	}
 	if flags == p.flags {

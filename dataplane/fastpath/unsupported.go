@@ -39,7 +39,7 @@ func (*Path) Beat() error { return nil }
 func (*Path) Leave() error { return nil }
 
 // Watch does nothing.
-func (*Path) Watch() error { return nil }
+func (*Path) Watch(bool) error { return nil }
 
 // Paused returns false.
 func (*Path) Paused() bool { return false }

@@ -16,6 +16,8 @@ func (a *agent) followFastPath() {
 	if a.engine == nil || a.acquired.IsZero() {
 		return
 	}
+	// Packets of the fast path are not tracked.
+	a.engine.PauseFastPath(a.rules.Status().DropsErrors())
 	s := a.engine.FastPath()
 	if s.Active == a.host.FastPath {
 		return
