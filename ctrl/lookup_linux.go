@@ -50,6 +50,9 @@ func (k *Kernel) Lookup(l Lookup) (LookupResult, error) {
 	}
 	r, err := k.lookup(l.Dst, options)
 	if err != nil {
+		if route, found := k.rejecting(l.Dst); found {
+			err = fmt.Errorf("the route %q rejects packets: %w", route, err)
+		}
 		return LookupResult{}, err
 	}
 	names, err := k.linkNames()
@@ -86,6 +89,31 @@ func (k *Kernel) lookup(dst netip.Addr, o netlink.RouteGetOptions) (netlink.Rout
 	return rs[0], nil
 }
 
+// rejecting returns the most specific route with an address that rejects packets, of any table, in
+// the words of `ip route`. The kernel's errors do not tell such routes from other causes.
+func (k *Kernel) rejecting(a netip.Addr) (route string, found bool) {
+	kinds := map[int]string{unix.RTN_BLACKHOLE: "blackhole", unix.RTN_UNREACHABLE: "unreachable",
+		unix.RTN_PROHIBIT: "prohibit"}
+	family := netlink.FAMILY_V4
+	if a.Is6() {
+		family = netlink.FAMILY_V6
+	}
+	// Without the list, the error of the lookup stands alone.
+	rs, _ := dump("routes", func() ([]netlink.Route, error) {
+		return k.h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
+	bits := -1
+	for _, r := range rs {
+		kind, rejects := kinds[r.Type]
+		if !rejects || r.Dst == nil || !prefixOf(r.Dst).Contains(a) || prefixOf(r.Dst).Bits() <= bits {
+			continue
+		}
+		bits = prefixOf(r.Dst).Bits()
+		route = fmt.Sprintf("%s %s table %d", kind, prefixOf(r.Dst), r.Table)
+	}
+	return route, bits >= 0
+}
+
 // PolicyRules lists the policy rules of both families except those that every kernel starts with,
 // in the words of `ip rule`.
 func (k *Kernel) PolicyRules() ([]string, error) {
@@ -119,6 +147,9 @@ type NeighbourState struct {
 	IP     netip.Addr
 	MAC    MAC  // zero while not resolved
 	Failed bool // nothing answered
+	// Permanent is set if a program or an administrator made the entry: the kernel does not ask
+	// the neighbour.
+	Permanent bool
 }
 
 // NeighbourStates lists the entries of the neighbour tables of both families, whatever made them.
@@ -135,7 +166,8 @@ func (k *Kernel) NeighbourStates() ([]NeighbourState, error) {
 		}
 		for _, n := range ns {
 			s := NeighbourState{Dev: names[n.LinkIndex], IP: addrOf(n.IP),
-				Failed: n.State&netlink.NUD_FAILED != 0}
+				Failed:    n.State&netlink.NUD_FAILED != 0,
+				Permanent: n.State&netlink.NUD_PERMANENT != 0}
 			if len(n.HardwareAddr) == len(s.MAC) {
 				s.MAC = MAC(n.HardwareAddr)
 			}

@@ -71,7 +71,7 @@ func (d Drop) Meaning() string {
 }
 
 var dropMeanings = [numDrops]string{
-	DropTooShort:   "shorter than its own header",
+	DropTooShort:   "shorter than its own header; weft doctor of another node sends one",
 	DropBadVersion: "neither IPv4 nor IPv6",
 	DropBadLength:  "the length in the header does not match",
 	DropTruncated:  "from another node, longer than the receive buffer",

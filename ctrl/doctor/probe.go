@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+
+	"weft/ctrl"
 )
 
 func probeChecks() []check {
@@ -25,7 +27,7 @@ func probeChecks() []check {
 func (f *Facts) silent() []Node {
 	var nodes []Node
 	for _, n := range f.reachable() {
-		if n.Probed && n.Probes.Small.Received == 0 && n.Probes.Direct.Received > 0 {
+		if n.Route.Err == nil && n.Probed && n.Probes.Small.Received == 0 && n.Probes.Direct.Received > 0 {
 			nodes = append(nodes, n)
 		}
 	}
@@ -188,27 +190,41 @@ func findDown(f *Facts) []Finding {
 		if !n.Probed || n.Probes.Small.Received > 0 || n.Probes.Direct.Received > 0 {
 			continue
 		}
-		evidence := fmt.Sprintf("%s (%s) answers neither through the overlay nor on the underlay", n.Name, n.Public)
-		if f.failedNeighbour(n) {
-			evidence += "; its neighbour entry has failed"
-		}
-		out = append(out, Finding{
-			Evidence: evidence,
+		found := Finding{
+			Evidence: fmt.Sprintf("%s (%s) answers neither through the overlay nor on the underlay", n.Name, n.Public),
 			Cause: "the machine is off, the network between is cut or drops ICMP, or its published address is " +
 				"wrong (--public-ip, --iface there)",
 			Remedy: fmt.Sprintf("ip route get %s; ping %s; weft status on that node", n.Public, n.Public),
-		})
+		}
+		switch e := f.nextHop(n); {
+		case e.Permanent:
+			found.Evidence += fmt.Sprintf("; %s has a permanent neighbour entry on %s, with the address %s", e.IP,
+				e.Dev, e.MAC)
+			found.Cause = "the permanent neighbour entry is wrong; or " + found.Cause
+			found.Remedy = fmt.Sprintf("ip neigh del %s dev %s; ", e.IP, e.Dev) + found.Remedy
+		case e.Failed || e.IP.IsValid() && e.MAC == ctrl.MAC{}:
+			found.Evidence += fmt.Sprintf("; nothing on %s answers for the address %s (ARP, neighbour discovery)",
+				e.Dev, e.IP)
+		}
+		out = append(out, found)
 	}
 	return out
 }
 
-func (f *Facts) failedNeighbour(n Node) bool {
-	for _, e := range f.Neighbours {
-		if e.IP == n.Public {
-			return e.Failed || e.MAC == [6]byte{}
-		}
+// nextHop returns the neighbour entry of the next hop to a node on the underlay, a zero value if
+// there is none.
+func (f *Facts) nextHop(n Node) ctrl.NeighbourState {
+	hop := n.Underlay.Via
+	if !hop.IsValid() {
+		hop = n.Public
 	}
-	return false
+	i := slices.IndexFunc(f.Neighbours, func(e ctrl.NeighbourState) bool {
+		return e.IP == hop && e.Dev == n.Underlay.Dev
+	})
+	if i < 0 {
+		return ctrl.NeighbourState{}
+	}
+	return f.Neighbours[i]
 }
 
 func findNotReady(f *Facts) []Finding {

@@ -53,7 +53,7 @@ func findNoRoute(f *Facts) []Finding {
 		for _, l := range n.lookups() {
 			toDefault := l.Err == nil && l.Match.IsValid() && l.Match.Bits() == 0 && !f.rightRoute(n, l) &&
 				l.Table == ctrl.TableMain
-			if errors.Is(l.Err, syscall.ENETUNREACH) || errors.Is(l.Err, syscall.EHOSTUNREACH) || toDefault {
+			if errors.Is(l.Err, syscall.ENETUNREACH) || toDefault {
 				lost = append(lost, fmt.Sprintf("%s (%s)", n.Name, n.Subnet))
 			} else if l.Err != nil {
 				rejected = l.Err.Error()
@@ -65,15 +65,17 @@ func findNoRoute(f *Facts) []Finding {
 		return nil
 	}
 	cause := "the daemon does not run, or another program removes its routes"
+	remedy := "ip route show proto 157; restart the daemon; ip monitor route shows who removes them"
 	switch {
 	case rejected != "":
 		cause = "a blackhole or unreachable route, or a policy rule, rejects the packets"
+		remedy = "remove that route or rule: ip route show table all; ip rule; ip monitor route shows who adds it"
 	case f.Daemon.Kernel.Error != "":
 		cause = "the daemon cannot add it: " + f.Daemon.Kernel.Error
 	}
 	return []Finding{{
 		Evidence: "no route into the overlay to " + listed(unique(lost)), Cause: cause,
-		Remedy: "ip route show proto 157; restart the daemon; ip monitor route shows who removes them",
+		Remedy: remedy,
 	}}
 }
 

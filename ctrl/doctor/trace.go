@@ -111,6 +111,7 @@ type way struct {
 	in       string // device by which the packet comes; empty from this host
 	source   Lookup // route back to the source
 	route    Lookup // of the packet
+	rejected bool   // even from this host, so that the packet's source is not the reason
 	node     *Node  // that has the destination; nil if none
 	verdicts []netfilter.Verdict
 	filters  error // why there are no verdicts
@@ -187,6 +188,10 @@ func (w *way) neighbour(name string, a netip.Addr, dev, description string) []St
 			return failed(name, "is it running? ip neigh show "+a.String(),
 				"%s, but nothing answers for the address (neighbour entry failed)", description)
 		}
+		if n.Permanent {
+			return one(name, Unknown, "%s, at %s by a permanent entry, which the kernel does not verify: "+
+				"ip neigh show %s", description, n.MAC, a)
+		}
 		return one(name, Passes, "%s, at %s", description, n.MAC)
 	}
 	return one(name, Passes, "%s; no neighbour entry yet", description)
@@ -219,6 +224,9 @@ func (w *way) forwardStep() []Step {
 func (w *way) rpFilterStep() []Step {
 	if w.fromHost() || !w.flow.Src.Is4() {
 		return nil
+	}
+	if w.rejected {
+		return nil // by the route, whatever the source
 	}
 	if errors.Is(w.route.Err, syscall.EXDEV) || errors.Is(w.route.Err, syscall.EINVAL) {
 		return failed("source check", "ip route get "+w.flow.Src.String(),

@@ -45,6 +45,7 @@ func (g gathering) observe(w *way) {
 		w.in = w.source.Dev
 	}
 	w.route = get(ctrl.Lookup{Dst: w.flow.Dst, Src: w.flow.Src, In: w.in})
+	w.rejected = w.route.Err != nil && get(ctrl.Lookup{Dst: w.flow.Dst}).Err != nil
 	if w.node = w.nodeOf(w.flow.Dst); w.node != nil {
 		if w.node.Underlay == (Lookup{}) && w.node.Public.IsValid() {
 			g.lookUp(w.node)
