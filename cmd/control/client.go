@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Errors of a [Client].
@@ -20,9 +22,16 @@ var (
 	ErrNoDaemon = errors.New("no daemon is running, or it has no control socket")
 	// ErrPermission means that the user may not use the socket.
 	ErrPermission = errors.New("permission denied: the control socket is for root")
+	// ErrNoAnswer means that a daemon listens, but has not begun to answer in time. It is also a
+	// timeout, [os.ErrDeadlineExceeded].
+	ErrNoAnswer = fmt.Errorf("the daemon does not answer: it hangs or is stopped: %w", os.ErrDeadlineExceeded)
 	// ErrUnknownPath means that the daemon's version lacks the path.
 	ErrUnknownPath = errors.New("the daemon does not support this: its version differs")
 )
+
+// patience is the time until an answer must begin. The slowest, of a capture without packets,
+// begins at once.
+const patience = 5 * time.Second
 
 // Client asks the daemon on this node. It is safe for concurrent use.
 type Client struct {
@@ -38,7 +47,9 @@ func NewClient(socket string) *Client {
 	}
 	// Without keep-alives, no idle connection outlives a request.
 	return &Client{socket: socket, http: http.Client{
-		Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true},
+		Transport: &http.Transport{
+			DialContext: dial, DisableKeepAlives: true, ResponseHeaderTimeout: patience,
+		},
 	}}
 }
 
@@ -89,7 +100,10 @@ func dialError(err error) error {
 	if errors.As(err, &failed) {
 		err = failed.Err
 	}
+	var timeout net.Error
 	switch {
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return ErrNoAnswer
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return ErrNoDaemon
 	case errors.Is(err, fs.ErrPermission):

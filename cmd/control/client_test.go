@@ -51,11 +51,17 @@ func TestClientErrors(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	mute, err := net.Listen("unix", filepath.Join(dir, "mute")) // as a daemon that is stopped
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
 	for _, c := range []struct {
 		name, path string
 		want       error
 		text       string
 	}{
+		{"mute", mute.Addr().String(), ErrNoAnswer, ""},
 		{"absent", filepath.Join(dir, "absent"), ErrNoDaemon, ""},
 		{"stale", stale, ErrNoDaemon, ""},
 		{"not a socket", file, ErrNoDaemon, ""},

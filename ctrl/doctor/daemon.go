@@ -2,8 +2,10 @@ package doctor
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -133,6 +135,7 @@ func (d Daemon) condition(name string) string {
 func daemonChecks() []check {
 	return []check{
 		{name: "daemon-not-running", needs: []source{fromHost}, find: findNoDaemon},
+		{name: "daemon-hung", find: findHung},
 		{name: "two-daemons", needs: []source{fromHost}, find: findTwoDaemons},
 		{name: "subnet-env-missing", needs: []source{fromHost}, find: findNoEnv},
 		{name: "cni-config-missing", needs: []source{fromCNI, fromDaemon}, find: findNoCNI},
@@ -170,15 +173,31 @@ func (f *Facts) here() []Process {
 }
 
 func findNoDaemon(f *Facts) []Finding {
-	if f.Missing[fromDaemon] == nil || len(f.here()) > 0 {
+	err := f.Missing[fromDaemon]
+	if err == nil || len(f.here()) > 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil
 	}
 	return []Finding{{
 		Evidence: fmt.Sprintf("no process weftd or flanneld in this network namespace; %v",
-			f.Missing[fromDaemon]),
+			err),
 		Cause: "the daemon has ended or was never started: with the udp backend no packet passes, " +
 			"with the others the node keeps its routes but its lease expires",
 		Remedy: "systemctl start weftd, or kubectl -n kube-flannel get pods; its log has the reason",
+	}}
+}
+
+// findHung reports a daemon that accepts connections to its control socket, but does not answer.
+func findHung(f *Facts) []Finding {
+	err := f.Missing[fromDaemon]
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return []Finding{{
+		Evidence: err.Error(),
+		Cause: "the process is stopped (SIGSTOP, a debugger, a frozen cgroup), starved of CPU or deadlocked: with " +
+			"the udp backend no packet passes",
+		Remedy: "ps -C weftd -o pid,stat,args (state T: kill -CONT PID), else restart the daemon, with kill -QUIT " +
+			"for a stack trace in its log",
 	}}
 }
 

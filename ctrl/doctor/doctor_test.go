@@ -83,6 +83,9 @@ var faults = []struct {
 		f.Processes, f.Daemon = nil, Daemon{}
 		f.Missing[fromDaemon], f.Missing[fromTraffic] = errors.New("no daemon"), errors.New("no daemon")
 	}},
+	{"daemon-hung", func(f *Facts) {
+		f.Missing[fromDaemon], f.Missing[fromTraffic] = os.ErrDeadlineExceeded, os.ErrDeadlineExceeded
+	}},
 	{"two-daemons", func(f *Facts) {
 		f.Processes = append(f.Processes, Process{PID: 2, Program: "flanneld", Same: true})
 	}},

@@ -114,8 +114,10 @@ func explain(w io.Writer, err error) int {
 		return statusUsage
 	}
 	Fail(w, err)
-	if errors.Is(err, control.ErrNoDaemon) || errors.Is(err, control.ErrPermission) {
-		return statusNoDaemon
+	for _, unasked := range []error{control.ErrNoDaemon, control.ErrNoAnswer, control.ErrPermission} {
+		if errors.Is(err, unasked) {
+			return statusNoDaemon
+		}
 	}
 	return statusProblem
 }

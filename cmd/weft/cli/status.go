@@ -32,7 +32,7 @@ func newStatus() *cobra.Command {
 		Args: Operands(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.client().Status(cmd.Context())
-			if errors.Is(err, control.ErrNoDaemon) {
+			if errors.Is(err, control.ErrNoDaemon) || errors.Is(err, control.ErrNoAnswer) {
 				return errors.Join(showKernel(cmd.OutOrStdout(), a.json, f.subnetFile), err)
 			}
 			switch {

@@ -155,7 +155,7 @@ func TestExplain(t *testing.T) {
 		want int
 	}{
 		{nil, 0}, {ExitStatus(0), 0}, {ExitStatus(7), 7}, {errors.New("x"), 1},
-		{control.ErrNoDaemon, 3}, {control.ErrPermission, 3}, {control.ErrUnknownPath, 1},
+		{control.ErrNoDaemon, 3}, {control.ErrNoAnswer, 3}, {control.ErrPermission, 3}, {control.ErrUnknownPath, 1},
 		{usageError{NewRoot(buildinfo.Info{}), errors.New("x")}, 2},
 	} {
 		var b strings.Builder
