@@ -207,7 +207,9 @@ func findOverlap(f *Facts) []Finding {
 	}
 	for _, a := range f.Kernel.Addrs {
 		_, isBridge := f.Ports[a.Dev]
-		if !isBridge && !ctrl.OverlayName(a.Dev) && a.Dev != "lo" {
+		// Plugins as ptp put the pods' gateway on devices of their own.
+		pods := isBridge || f.subnet().Masked().Contains(a.Prefix.Addr())
+		if !pods && !ctrl.OverlayName(a.Dev) && a.Dev != "lo" {
 			add("this node's address on "+a.Dev, a.Prefix.Addr())
 		}
 	}

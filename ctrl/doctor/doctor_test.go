@@ -50,7 +50,7 @@ func healthy(t *testing.T) *Facts {
 				{Name: "flannel.1", Kind: ctrl.KindVXLAN, MTU: 1450, Up: true, VXLAN: ctrl.VXLAN{Port: 8472}},
 			},
 			Addrs: []ctrl.Addr{{Dev: "eth0", Prefix: netip.MustParsePrefix("192.0.2.1/24")},
-				{Dev: "cni0", Prefix: own}, {Dev: "flannel.1", Prefix: netip.MustParsePrefix("10.5.1.0/32")}},
+				{Dev: "cni0", Prefix: own}, {Dev: "veth0", Prefix: netip.PrefixFrom(own.Addr(), 32)}, {Dev: "flannel.1", Prefix: netip.MustParsePrefix("10.5.1.0/32")}},
 			Routes: []ctrl.Route{{Dst: peerNet, Via: peerNet.Addr(), Dev: "flannel.1",
 				Protocol: ctrl.RouteProtocol}},
 			Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: peerNet.Addr(), MAC: peerMAC}},

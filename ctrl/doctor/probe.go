@@ -112,7 +112,7 @@ func (f *Facts) blockedCause(direction string) string {
 		return fmt.Sprintf("a firewall drops UDP port %d %s, or the hypervisor takes that port for its own "+
 			"network (VMware NSX)", port, direction)
 	}
-	return fmt.Sprintf("a firewall drops UDP port %d %s, or that node forwards nothing", port, direction)
+	return fmt.Sprintf("a firewall drops UDP port %d %s, or that node's daemon or host forwards nothing", port, direction)
 }
 
 func (f *Facts) blockedRemedy(n Node) string {

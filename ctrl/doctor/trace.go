@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -174,7 +175,7 @@ func (w *way) sourceStep() []Step {
 		return one("source", Unknown, "%s is neither in this node's subnet %s nor another node's; its "+
 			"packets would come by %s", w.flow.Src, w.subnet().Masked(), w.in)
 	}
-	return w.neighbour("source", w.flow.Src, w.in, "a pod of this node on %s")
+	return w.neighbour("source", w.flow.Src, w.in, "a pod of this node on %s (its own routes and filters are not examined)")
 }
 
 // neighbour judges the neighbour entry of an address on a link.
@@ -296,7 +297,8 @@ func (w *way) leaseStep() []Step {
 	case w.node != nil:
 		return one("lease", Passes, "%s has %s, its address is %s", w.node.Name, w.node.Subnet, w.node.Public)
 	case w.network().Contains(d) && w.Missing[fromDaemon] != nil:
-		return one("lease", Unknown, "no route tells which node has %s, and there is no daemon to ask", d)
+		return one("lease", Unknown, "no route tells which node has %s, and the daemon was not asked: %v", d,
+			w.Missing[fromDaemon])
 	case w.network().Contains(d):
 		return failed("lease", "kubectl get pods -o wide; weft status", "no node has a subnet with %s", d)
 	}
@@ -312,6 +314,8 @@ func (w *way) deviceStep() []Step {
 	switch {
 	case !ok:
 		return failed("device", "", "%s does not exist", w.route.Dev)
+	case l.Kind == ctrl.KindTUN && errors.Is(w.Missing[fromDaemon], os.ErrDeadlineExceeded):
+		return failed("device", "weft doctor", "nothing reads %s: %v", l.Name, w.Missing[fromDaemon])
 	case !l.Up:
 		return failed("device", "ip link set "+l.Name+" up", "%s is down", l.Name)
 	}
@@ -449,11 +453,19 @@ func (w *way) sendStep() []Step {
 	switch {
 	case w.sent.answer != "":
 		steps = append(steps, one("probe", Passes, "%s%s", w.sent.answer, counted)...)
+	case errors.Is(w.sent.failed, syscall.ECONNREFUSED):
+		steps = append(steps, Step{Name: "probe", Outcome: Unknown,
+			Evidence: fmt.Sprintf("port %d of %s refuses%s", w.flow.Port, w.flow.Dst, counted),
+			Remedy:   "no program listens there, or a filter rejects the packet; trace without a port"})
 	case w.sent.failed != nil:
 		steps = append(steps, failed("probe", "", "%v%s", w.sent.failed, counted)...)
 	default:
-		steps = append(steps, one("probe", Unknown, "no answer from %s to packets of this host%s", w.flow.Dst,
-			counted)...)
+		s := Step{Name: "probe", Outcome: Unknown,
+			Evidence: fmt.Sprintf("no answer from %s to packets of this host%s", w.flow.Dst, counted)}
+		if w.node != nil {
+			s.Remedy = fmt.Sprintf("weft doctor and weft trace %s %s on %s", w.flow.Src, w.flow.Dst, w.node.Name)
+		}
+		steps = append(steps, s)
 	}
 	return steps
 }

@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -60,6 +61,9 @@ func TestTraceSteps(t *testing.T) {
 		{"underlay", func(w *way) { w.Neighbours[1].Failed = true }},
 		{"tunnel filter", func(w *way) {
 			w.node.Out = []netfilter.Verdict{{Chain: "OUTPUT", Dropped: true, Certain: true}}
+		}},
+		{"device", func(w *way) {
+			w.Kernel.Links[2].Kind, w.Missing[fromDaemon] = ctrl.KindTUN, os.ErrDeadlineExceeded
 		}},
 		{"other node", func(w *way) { w.node.Path.Lost = w.node.Path.Sent }},
 	} {

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 
+	"weft/cmd/control"
 	"weft/ctrl"
 	"weft/lease/subnetenv"
 )
@@ -27,8 +28,9 @@ type kernelState struct {
 	Problems []string `json:"problems"`
 }
 
-// showKernel prints the state that the kernel and the subnet file hold.
-func showKernel(w io.Writer, asJSON bool, subnetFile string) error {
+// showKernel prints the state that the kernel and the subnet file hold. reason is the error of the
+// request to the daemon.
+func showKernel(w io.Writer, asJSON bool, subnetFile string, reason error) error {
 	k, err := readKernelState(subnetFile)
 	if err != nil {
 		return err
@@ -37,7 +39,11 @@ func showKernel(w io.Writer, asJSON bool, subnetFile string) error {
 		return writeJSON(w, k)
 	}
 	var p screen
-	p.add(true, "daemon", "not running")
+	daemon := "not running"
+	if errors.Is(reason, control.ErrNoAnswer) {
+		daemon = "does not answer: stopped, or it hangs"
+	}
+	p.add(true, "daemon", daemon)
 	p.add(false, "subnet file", k.SubnetFile)
 	p.add(false, "network", joinValid(k.Network, k.Network6))
 	p.add(false, "subnet", joinValid(k.Subnet, k.Subnet6))

@@ -33,7 +33,7 @@ func newStatus() *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.client().Status(cmd.Context())
 			if errors.Is(err, control.ErrNoDaemon) || errors.Is(err, control.ErrNoAnswer) {
-				return errors.Join(showKernel(cmd.OutOrStdout(), a.json, f.subnetFile), err)
+				return errors.Join(showKernel(cmd.OutOrStdout(), a.json, f.subnetFile, err), err)
 			}
 			switch {
 			case err != nil:
