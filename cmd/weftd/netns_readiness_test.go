@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os/exec"
 	"strings"
 	"testing"
@@ -48,4 +49,20 @@ func TestNetnsForwardRulesOff(t *testing.T) {
 	inNode(t, c.Nodes[0], "iptables", "-P", "FORWARD", "DROP")
 	d := c.start(c.Nodes[0], "--iptables-forward-rules=false")
 	d.awaitNotReady("chain FORWARD of table")
+}
+
+// TestNetnsLeaseFileBroken breaks the lease file of a running daemon, which must say so.
+func TestNetnsLeaseFileBroken(t *testing.T) {
+	lab.SkipWithoutTUN(t)
+	c := &cluster{t: t, Lab: lab.Start(t, lab.Options{})}
+	d := c.leasesOn("10.5.0.0/16", "udp", "10.5.1.0/24", "10.5.2.0/24")[0]
+	d.awaitReady()
+	c.writeFile(c.Nodes[0].Path("weft.yml"), "nodes: [")
+	await(t, patience, "the error in the status", func() error {
+		if s := d.status().Store; s.Connected || s.Error == "" {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	d.awaitScreen(1, "! store", "not connected for ", "weft.yml")
 }

@@ -29,6 +29,7 @@ type agent struct {
 	file      subnetFile
 	conflicts conflicts
 	members   membership
+	drops     dropLog
 	port      uint16           // UDP port of the tunnel in the last plan; 0: none
 	planner   *backend.Planner // of backend; nil if there is none yet
 	view      *peerView        // of the last plan; nil before the first

@@ -6,6 +6,7 @@
 //	open.go        setup of an agent: interface, backend, engine, lease manager
 //	agent.go       the loop: events in, desired state out
 //	control.go     the control socket
+//	droplog.go     log of dropped packets
 //	hearing.go     signs of life of other nodes
 //	membership.go  log of nodes that join and leave
 //	peers.go       other nodes as the engine and the status see them

@@ -162,7 +162,9 @@ func refusalText(r refusal.Refusal) string {
 // listen samples the traffic with the other nodes if that is due.
 func (a *agent) listen(now time.Time) {
 	if a.engine != nil && a.hearing.due(now) {
-		a.hearing.sample(a.engine.Stats().Nodes, now)
+		stats := a.engine.Stats()
+		a.hearing.sample(stats.Nodes, now)
+		a.drops.report(stats.Drops, a.log, now)
 	}
 }
 
