@@ -33,6 +33,7 @@ func (c *Checker) Run(ctx context.Context) error {
 				return err
 			}
 		}
+		began := time.Now()
 		r, err := c.check(ctx, newMatcher)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -42,6 +43,6 @@ func (c *Checker) Run(ctx context.Context) error {
 		} else {
 			c.store(r)
 		}
-		timer.Reset(checkInterval)
+		timer.Reset(max(checkInterval, checkPause*time.Since(began)))
 	}
 }
