@@ -35,10 +35,24 @@ type cluster struct {
 
 // record is the history of one lease.
 type record struct {
-	public   netip.Addr // invalid: no lease
-	version  int
-	previous netip.Addr
-	changed  time.Time
+	public  netip.Addr // invalid: no lease
+	version int
+	changed time.Time
+	former  []owner // the last ones
+}
+
+// owner is a node that had a lease until a moment.
+type owner struct {
+	public netip.Addr
+	until  time.Time
+}
+
+// replace gives the lease another owner.
+func (r *record) replace(public netip.Addr, now time.Time) {
+	r.former = slices.DeleteFunc(slices.Clone(r.former),
+		func(o owner) bool { return now.Sub(o.until) > lag })
+	r.former = append(r.former, owner{r.public, now})
+	r.public, r.changed = public, now
 }
 
 func newCluster(etcd *testetcd.Server, backend string) *cluster {
@@ -114,14 +128,14 @@ func (c *cluster) change(move, remove []int) error {
 	now := time.Now()
 	for _, i := range move {
 		r := c.leases[i]
-		r.previous, r.changed, r.version = r.public, now, r.version+1
-		r.public = publicAddr(i, r.version)
+		r.version++
+		r.replace(publicAddr(i, r.version), now)
 		c.leases[i] = r
 		put[key(i)] = c.value(i, r.version)
 	}
 	for _, i := range remove {
 		r := c.leases[i]
-		r.previous, r.changed, r.public = r.public, now, netip.Addr{}
+		r.replace(netip.Addr{}, now)
 		c.leases[i] = r
 		gone = append(gone, key(i))
 	}
@@ -163,7 +177,7 @@ type verdict int
 
 const (
 	right verdict = iota
-	late          // to the former node, shortly after the change
+	late          // to a former node, shortly after the change
 	wrong
 )
 
@@ -171,10 +185,12 @@ func (c *cluster) judge(i int, outer netip.Addr, at time.Time) verdict {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	r := c.leases[i]
-	switch {
-	case r.public == outer:
+	if r.public == outer {
 		return right
-	case r.previous == outer && at.Sub(r.changed) < lag:
+	}
+	if slices.ContainsFunc(r.former, func(o owner) bool {
+		return o.public == outer && at.Sub(o.until) < lag
+	}) {
 		return late
 	}
 	return wrong
