@@ -42,7 +42,7 @@ type Result struct {
 }
 
 // Checker checks a Query whenever it changes, when the kernel's routes change, and every
-// checkInterval or, with many peers, less often. Set and Result are safe for concurrent use with Run.
+// checkInterval, less often with many peers. Set and Result are safe for concurrent use with Run.
 type Checker struct {
 	log     *slog.Logger
 	changed chan struct{}
@@ -64,7 +64,7 @@ const (
 	// policy rules and of tables other than the main one are not used.
 	checkInterval = 10 * time.Second
 	// checkPause times the duration of the last check is the pause before the next one without a
-	// notification: with 10,000 peers a check takes 40 s, and then less than 1 ms per second.
+	// notification: with 10,000 peers a check takes 40 s, and so less than 1 ms per second.
 	checkPause = 8
 	// settle is the pause after a notification, in which the reconciler repairs its own routes.
 	settle = 500 * time.Millisecond
