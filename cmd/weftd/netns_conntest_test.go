@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -219,4 +220,74 @@ func TestNetnsConntestHostGW(t *testing.T) {
 	c.healthy(conntestPassed)
 	c.daemons[0].attach()
 	c.healthy(conntestPassed)
+}
+
+// TestNetnsConntestAll tests from every node that has a server.
+func TestNetnsConntestAll(t *testing.T) {
+	c := newConntestLab(t, lab.Options{Nodes: 3}, clusterNetwork)
+	c.serve(c.Nodes[0])
+	c.healthy(3*2*conntestPassed/2, "--all")
+}
+
+// TestNetnsConntestKubernetes runs the test with a kubectl that executes in the namespaces of a lab.
+func TestNetnsConntestKubernetes(t *testing.T) {
+	c := newConntestLab(t, lab.Options{}, clusterNetwork)
+	type ip = map[string]any
+	items := []any{map[string]any{"kind": "Service", "spec": ip{"clusterIPs": []string{"10.96.0.10"}}}}
+	for i, d := range c.daemons {
+		d.attach()
+		node, pod := c.Nodes[i], c.Nodes[i].Pods[0]
+		for _, p := range []struct {
+			ns     *lab.NS
+			addr   netip.Addr
+			onHost bool
+		}{{node.NS, node.Addr, true}, {pod.NS, pod.Addr, false}} {
+			items = append(items, map[string]any{"kind": "Pod", "metadata": ip{"name": p.ns.Name},
+				"spec": ip{"nodeName": node.Name, "hostNetwork": p.onHost},
+				"status": ip{"podIPs": []ip{{"ip": p.addr}}, "hostIPs": []ip{{"ip": node.Addr}},
+					"conditions": []ip{{"type": "Ready", "status": "True"}}}})
+			if i == 0 || !p.onHost { // the others run weft test serve
+				answer := exec.Command(c.tool, "test", "answer")
+				answer.Env = append(os.Environ(), asDaemon+"=1")
+				if err := p.ns.Do(answer.Start); err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() {
+					_ = answer.Process.Kill() // it has ended at worst
+					_ = answer.Wait()
+				})
+			}
+		}
+		inNode(t, node, strings.Fields("iptables -t nat -A PREROUTING -d 10.96.0.10 -p tcp --dport 8287 "+
+			"-j DNAT --to-destination "+c.servedPod(1)+":8287")...)
+	}
+	list, err := json.Marshal(map[string]any{"items": items})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	c.writeFile(filepath.Join(dir, "list"), string(list))
+	kubectl := filepath.Join(dir, "kubectl")
+	script := `#!/bin/sh
+echo "$1" >>` + dir + `/calls
+case $1 in
+apply) cat >/dev/null ;;
+get) cat ` + dir + `/list ;;
+exec) exec ip netns exec "$5" ` + c.tool + ` test run ;;
+esac
+`
+	if err := os.WriteFile(kubectl, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	run := exec.CommandContext(t.Context(), c.tool, "test", "--kubernetes", "--image=weft:dev", "--kubectl="+kubectl)
+	run.Env = append(os.Environ(), asDaemon+"=1")
+	out, err := run.CombinedOutput()
+	// Per node: five checks and the Service from the pod, and one check from the host.
+	if err != nil || !strings.Contains(string(out), "all 14 checks passed") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	calls, err := os.ReadFile(filepath.Join(dir, "calls"))
+	if err != nil || !strings.HasSuffix(string(calls), "delete\n") {
+		t.Errorf("kubectl was not asked to remove the namespace: %v, %q", err, calls)
+	}
 }

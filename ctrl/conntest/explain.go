@@ -103,10 +103,10 @@ func (p pair) reason(c Check, found map[Check]probed) string {
 	switch {
 	case c == Large && f.tooBig != 0:
 		return fmt.Sprintf("packets of %d bytes, the MTU of pods, do not fit: an ICMP error reports a "+
-			"path MTU of %d", p.MTU, f.tooBig)
+			"path MTU of %d", f.size, f.tooBig)
 	case c == Large && f.fits != 0:
 		return fmt.Sprintf("path MTU black hole: packets of up to %d bytes pass, larger ones are lost "+
-			"without an ICMP error (the MTU of pods is %d)", f.fits, p.MTU)
+			"without an ICMP error (the MTU of pods is %d)", f.fits, f.size)
 	case errors.Is(f.err, errStalled) && found[Large].err != nil && found[Large].skipped == "":
 		return "the data stalled: large packets are lost"
 	case c == Fragments && found[Large].err != nil && found[Large].skipped == "":

@@ -17,7 +17,7 @@ import (
 // Source is the node that tests.
 type Source struct {
 	Node string
-	MTU  int    // of pods, in bytes
+	MTU  int    // of pods, in bytes; 0 means that of the pod's device
 	Port uint16 // of the servers
 	// Pod and Host are the namespaces to test from. Checks from one that is nil are left out.
 	Pod, Host Namespace
@@ -46,6 +46,7 @@ type probed struct {
 	pinged  bool          // an echo was answered, whatever failed afterwards
 	rtt     time.Duration // of an echo
 	tooBig  int           // path MTU of an ICMP error in bytes, 0 without one
+	size    int           // of the packets of the check of large ones, bytes
 	fits    int           // size of the largest packet that was answered in bytes, 0 if unknown
 }
 
@@ -180,10 +181,14 @@ func echo(ctx context.Context, from Namespace, to netip.Addr, size int) (p probe
 // kernel reports it.
 func (p pair) large(ctx context.Context, to netip.Addr) probed {
 	size := p.MTU
+	if size == 0 {
+		size = deviceMTU(p.Source.Pod, to, minMTU)
+	}
 	if p.Source.Host != nil {
 		size = min(size, deviceMTU(p.Source.Host, to, size))
 	}
 	result := echo(ctx, p.Source.Pod, to, size)
+	result.size = size
 	if p.Source.Host == nil && result.tooBig != 0 {
 		return echo(ctx, p.Source.Pod, to, result.tooBig)
 	}

@@ -25,6 +25,9 @@ type testOptions struct {
 	port     uint16
 	all      bool
 	services []string
+	kube     bool
+	image    string
+	kubectl  string
 }
 
 const testHelp = `
@@ -40,6 +43,10 @@ nodes first; a node without it is tested as far as its kernel answers, and repor
   pod-host   echo and TCP from a pod to the other node
   host-pod   echo and TCP from this node to a pod of the other node
   service    TCP from a pod to the address of a Service, with --service
+
+With --kubernetes it runs on any machine with kubectl. It creates the namespace
+weft-test with a Service and two DaemonSets, one of them with the network of the
+host, tests from each of their pods to all other nodes, and removes the namespace.
 
 The exit status is 1 if a check failed or could not be done.`
 
@@ -58,7 +65,16 @@ func newTest() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			results, err := o.test(ctx, services)
+			test := func() ([]conntest.Result, error) { return o.test(ctx, services) }
+			if o.kube {
+				if o.image == "" {
+					return usageError{cmd, errors.New("--kubernetes needs the --image of weftd")}
+				}
+				test = func() ([]conntest.Result, error) {
+					return kubeTest{o.kubectl, o.image, o.port, cmd.ErrOrStderr()}.test(ctx)
+				}
+			}
+			results, err := test()
 			if err != nil {
 				return err
 			}
@@ -71,7 +87,11 @@ func newTest() *cobra.Command {
 	f.BoolVar(&o.all, "all", false, "test from every node that runs weft test serve, too")
 	f.StringArrayVar(&o.services, "service", nil,
 		"`ADDRESS:PORT` of a Service that leads to weft test serve; repeatable")
-	cmd.AddCommand(newTestServe())
+	f.BoolVar(&o.kube, "kubernetes", false,
+		"test from every node of a Kubernetes cluster, with pods in the namespace weft-test")
+	f.StringVar(&o.image, "image", "", "`image` of weftd for the pods of --kubernetes")
+	f.StringVar(&o.kubectl, "kubectl", "kubectl", "`path` of kubectl")
+	cmd.AddCommand(newTestServe(), newTestAnswer(), newTestRun())
 	return cmd
 }
 
