@@ -229,7 +229,7 @@ func TestNetnsConntestAll(t *testing.T) {
 	c.healthy(3*2*conntestPassed/2, "--all")
 }
 
-// TestNetnsConntestKubernetes runs the test with a kubectl that executes in the namespaces of a lab.
+// TestNetnsConntestKubernetes has a kubectl that executes in the namespaces of a lab.
 func TestNetnsConntestKubernetes(t *testing.T) {
 	c := newConntestLab(t, lab.Options{}, clusterNetwork)
 	type ip = map[string]any
