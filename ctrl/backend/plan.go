@@ -111,7 +111,7 @@ func checkPeer(networks []netip.Prefix, leaseType string, own netip.Addr, p peer
 		// A lease of an earlier config or of a misbehaving node. Only state inside the networks is
 		// owned.
 		return fmt.Errorf("%v is not inside network %v", p.subnet, p.network)
-	case p.lease.BackendType != leaseType:
+	case typeName(p.lease.BackendType) != typeName(leaseType):
 		return fmt.Errorf("backend is %s, this node's is %s", typeName(p.lease.BackendType),
 			typeName(leaseType))
 	case !p.public.IsValid():

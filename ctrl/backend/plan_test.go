@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -64,10 +65,11 @@ func TestPlan(t *testing.T) {
 		},
 		{
 			name: "udp in a mixed cluster", network: only4(network(t, `{"Type":"udp"}`)),
-			peers: []lease.Lease{node(2, "vxlan", vxlanData2, "")},
+			// The third names the type that an empty one means.
+			peers: []lease.Lease{node(2, "vxlan", vxlanData2, ""), node(3, "udp", "", "")},
 			self:  func(s *LocalNode) { s.Device = "" },
 			want: ctrl.State{Networks: nets[:1], FreePorts: []ctrl.FOUPort{{Port: 8285}},
-				FlannelRoutes: former(node(2, "", "", ""))[:1],
+				FlannelRoutes: slices.Concat(former(node(2, "", "", ""))[:1], former(node(3, "", "", ""))[:1]),
 				Unreachable: []ctrl.Unreachable{{Node: "n2", Subnet: prefix("10.5.2.0/24"),
 					Reason: "backend is vxlan, this node's is udp"}}},
 		},
