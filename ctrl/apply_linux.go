@@ -101,3 +101,20 @@ func (k *Kernel) applyCommand(ctx context.Context, v Verb, c Command) error {
 	}
 	return nil
 }
+
+// Shutdown runs the shutdown commands of the extension backend whose commands were run, within ten
+// seconds. Call it when the daemon ends, not only its connection to the kernel.
+func (k *Kernel) Shutdown(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	ctx, cancel := context.WithTimeoutCause(ctx, shutdownTimeout,
+		fmt.Errorf("still running after %v", shutdownTimeout))
+	defer cancel()
+	var errs []error
+	for _, c := range k.ran {
+		if _, err := RunCommand(ctx, c.Shutdown, c.Env, ""); err != nil {
+			errs = append(errs, fmt.Errorf("ShutdownCommand: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}

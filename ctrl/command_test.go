@@ -1,6 +1,7 @@
 package ctrl
 
 import (
+	"context"
 	"errors"
 	"os"
 	"os/exec"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func variable(name string) string {
@@ -117,6 +119,11 @@ func TestRunCommand(t *testing.T) {
 	if _, err := RunCommand(t.Context(), "'open", "", ""); err == nil {
 		t.Error("an open quotation ran")
 	}
+	out, err = RunCommand(t.Context(), "export X=`echo $SUBNET | cut -d/ -f1`; echo \"$X\" 2>/dev/null && cat",
+		"SUBNET=10.5.2.0/24", "stdin")
+	if want := "10.5.2.0\nstdin"; err != nil || out != want {
+		t.Errorf("by a shell: got %q, %v; want %q", out, err, want)
+	}
 	// Variables of the process environment are expanded too, as flannel documents for PATH.
 	t.Setenv("WEFT_TEST", "from outside")
 	f := filepath.Join(t.TempDir(), "out")
@@ -125,5 +132,46 @@ func TestRunCommand(t *testing.T) {
 	}
 	if b, err := os.ReadFile(f); err != nil || string(b) != "from outside from outside\n" {
 		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+// TestRunCommandLimits ends commands that print without end or outlive their context, with the
+// children of their shell.
+func TestRunCommandLimits(t *testing.T) {
+	if _, err := RunCommand(t.Context(), "yes | cat", "", ""); err == nil ||
+		!strings.Contains(err.Error(), "output exceeds 65536 bytes") {
+		t.Errorf("endless output: got %v", err)
+	}
+	out, err := RunCommand(t.Context(), "sh -c 'yes | head -c 9999 >&2; yes | head -c 65536'", "", "")
+	if err != nil || len(out) < 65535 {
+		t.Errorf("output at the limit: got %d bytes, %v", len(out), err)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	f := filepath.Join(t.TempDir(), "child")
+	go func() {
+		defer cancel(errors.New("ended"))
+		for t.Context().Err() == nil {
+			if b, err := os.ReadFile(f); err == nil && strings.HasSuffix(string(b), "\n") {
+				return
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}()
+	_, err = RunCommand(ctx, "sleep 3600 & echo $! >"+f+"; wait", "", "")
+	if err == nil || !strings.Contains(err.Error(), "ended") {
+		t.Errorf("endless command: got %v", err)
+	}
+	child, err := os.ReadFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		status, err := os.ReadFile("/proc/" + strings.TrimSpace(string(child)) + "/stat")
+		if err != nil || strings.Contains(string(status), ") Z ") {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("the shell's child still runs: %s", status)
+		}
 	}
 }

@@ -6,17 +6,27 @@ import (
 	"strings"
 )
 
-// CheckCommand reports whether RunCommand can split the command line.
+// CheckCommand reports whether RunCommand can split the command line or leaves it to a shell.
 func CheckCommand(line string) error {
-	_, err := splitCommand(line, func(string) string { return "" })
+	_, err := commandWords(line, func(string) string { return "" })
 	return err
+}
+
+// commandWords returns the program and the arguments of a command line: those of splitCommand, or
+// a shell with the line if it needs one. Without need, no shell runs, as an image may have none.
+func commandWords(line string, variable func(name string) string) ([]string, error) {
+	words, err := splitCommand(line, variable)
+	if errors.Is(err, errNeedsShell) {
+		return []string{"sh", "-c", line}, nil
+	}
+	return words, err
 }
 
 // splitCommand splits a command line into words with a subset of the shell's rules: blanks separate
 // words; '...' is literal; in "..." and outside quotes $NAME and ${NAME} are replaced by variables;
 // a backslash makes the next character literal. A variable's value is never split. Constructs that
-// need a shell (pipes, lists, redirection, substitution) are rejected, as the program would receive
-// them as arguments.
+// need a shell (pipes, lists, redirection, substitution) give errNeedsShell, as the program would
+// receive them as arguments.
 //
 // No small library fits: github.com/google/shlex does not expand variables, and
 // mvdan.cc/sh/v3/shell, a complete shell parser, splits their values.
@@ -40,8 +50,7 @@ type splitter struct {
 	inWord   bool
 }
 
-var errNeedsShell = errors.New("runs without a shell: " +
-	"use sh -c '...' for pipes, lists, redirection or substitution")
+var errNeedsShell = errors.New("needs a shell")
 
 // next consumes the character, quotation or variable at the front.
 func (s *splitter) next() error {

@@ -88,12 +88,13 @@ type PeerID struct {
 
 func (p Peer) id() PeerID { return PeerID{p.Dev, p.PublicKey} }
 
-// Command is a pair of commands of the extension backend. Add runs when the command is first
-// wanted, Remove when it is no longer wanted. Both are command lines (see CheckCommand); an empty
-// one is not run.
+// Command is a set of command lines of the extension backend (see RunCommand). Add runs when the
+// command is first wanted, Remove when it is no longer wanted, Shutdown in Kernel.Shutdown. An
+// empty one is not run.
 type Command struct {
 	ID          string // the subnet that it concerns
 	Add, Remove string
+	Shutdown    string
 	Env         string // NAME=value lines
 	Stdin       string
 }

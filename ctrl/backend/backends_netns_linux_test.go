@@ -289,3 +289,48 @@ func TestNetnsExtension(t *testing.T) {
 		})
 	}
 }
+
+// TestNetnsExtensionSamples connects pods with the commands of flannel's documentation
+// (Documentation/extension.md and dist/extension-vxlan).
+func TestNetnsExtensionSamples(t *testing.T) {
+	t.Run("simple", func(t *testing.T) {
+		c := startCluster(t, `{"Type":"extension",
+			"SubnetAddCommand": "ip route add \"$SUBNET\" via \"$PUBLIC_IP\"",
+			"SubnetRemoveCommand": "ip route del \"$SUBNET\" via \"$PUBLIC_IP\""}`, lab.Options{})
+		c.attach()
+		c.connected(c.Nodes[0], c.Nodes[1])
+		c.await(0, c.order(0, c.leases[:1]), true)
+		for _, r := range c.state(c.Nodes[0]).Routes {
+			if r.Dst == c.leases[1].Subnet {
+				t.Errorf("route of a node that left: %v", r)
+			}
+		}
+	})
+	t.Run("complex", func(t *testing.T) {
+		c := startCluster(t, `{"Type":"extension",
+			"PreStartupCommand": "export VNI=1; export IF_NAME=flannel-vxlan; `+
+			`ip link del \"$IF_NAME\" 2>/dev/null; `+
+			`ip link add \"$IF_NAME\" type vxlan id \"$VNI\" dstport 8472 nolearning && `+
+			`ip link set mtu 1450 dev \"$IF_NAME\" && cat \"/sys/class/net/${IF_NAME}/address\"",
+			"PostStartupCommand": "export IF_NAME=flannel-vxlan; `+
+			`export SUBNET_IP=$(echo \"$SUBNET\" | cut -d'/' -f 1); `+
+			`ip addr add \"${SUBNET_IP}/32\" dev \"$IF_NAME\" && ip link set \"$IF_NAME\" up",
+			"ShutdownCommand": "export IF_NAME=flannel-vxlan; ip link del \"$IF_NAME\"",
+			"SubnetAddCommand": "export SUBNET_IP=$(echo \"$SUBNET\" | cut -d'/' -f 1); `+
+			`export IF_NAME=flannel-vxlan; read VTEP; `+
+			`ip route add \"$SUBNET\" nexthop via \"$SUBNET_IP\" dev \"$IF_NAME\" onlink && `+
+			`ip neigh replace \"$SUBNET_IP\" dev \"$IF_NAME\" lladdr \"$VTEP\" && `+
+			`bridge fdb add \"$VTEP\" dev \"$IF_NAME\" self dst \"$PUBLIC_IP\""}`, lab.Options{})
+		for i := range c.seen {
+			c.seen[i].MTU = 1450 // that of the sample's device
+		}
+		c.attach()
+		c.connected(c.Nodes[0], c.Nodes[1])
+		c.stop(0)
+		for _, l := range c.state(c.Nodes[0]).Links {
+			if l.Name == "flannel-vxlan" {
+				t.Error("ShutdownCommand has not deleted the device")
+			}
+		}
+	})
+}

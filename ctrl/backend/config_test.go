@@ -23,7 +23,7 @@ func TestUnknownKeys(t *testing.T) {
 		`{"Backend":{"Type":"ipip","DirectRoutin":true}}`:      `[Backend.DirectRoutin (did you mean Backend.DirectRouting?)]`,
 		`{"Backend":{"Type":"wireguard","PSK":"x","PersistentKeepaliveInterval":1,"Mode":"auto","ListenPort":1,"ListenPortV6":2,"MTU":1}}`: `[]`,
 		`{"Backend":{"Type":"extension","PreStartupCommand":"","PostStartupCommand":"","SubnetAddCommand":"","SubnetRemoveCommand":"",` +
-			`"ShutdownCommand":""}}`: `[Backend.ShutdownCommand]`,
+			`"ShutdownCommand":"","StopCommand":""}}`: `[Backend.StopCommand]`,
 		`{"Backend":null}`: `[]`,
 		`{}`:               `[]`,
 	} {

@@ -18,14 +18,14 @@ type extension struct {
 	data json.RawMessage // published
 }
 
-// extensionConfig holds the backend's keys: command lines that run without a shell (see
-// ctrl.CheckCommand).
+// extensionConfig holds the backend's keys: command lines (see ctrl.RunCommand).
 type extensionConfig struct {
 	// before the lease; its output is published and becomes the input of the peers' commands
 	PreStartupCommand   string
 	PostStartupCommand  string // after the lease is held
 	SubnetAddCommand    string
 	SubnetRemoveCommand string
+	ShutdownCommand     string // when the daemon ends
 }
 
 func readExtensionConfig(n lease.Network) (c extensionConfig, err error) {
@@ -35,6 +35,7 @@ func readExtensionConfig(n lease.Network) (c extensionConfig, err error) {
 	for _, x := range []struct{ key, line string }{
 		{"PreStartupCommand", c.PreStartupCommand}, {"PostStartupCommand", c.PostStartupCommand},
 		{"SubnetAddCommand", c.SubnetAddCommand}, {"SubnetRemoveCommand", c.SubnetRemoveCommand},
+		{"ShutdownCommand", c.ShutdownCommand},
 	} {
 		if err := ctrl.CheckCommand(x.line); err != nil {
 			return c, fmt.Errorf("config key %s: %w", x.key, err)
@@ -43,7 +44,7 @@ func readExtensionConfig(n lease.Network) (c extensionConfig, err error) {
 	return c, nil
 }
 
-// newExtension reads the four commands.
+// newExtension reads the commands.
 func newExtension(n lease.Network, l LocalNode) (Backend, error) {
 	c, err := readExtensionConfig(n)
 	if err != nil {
@@ -71,22 +72,23 @@ func prepareExtension(_ kernel, n lease.Network, l *LocalNode, _ LocalOptions) e
 	return nil
 }
 
-// Plan returns the command after startup and one command per node and family.
+// Plan returns the commands of this node and one command per other node.
 func (e *extension) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 	s, peers := startPlan(e.network, "extension", self, all)
-	if e.PostStartupCommand != "" {
-		env := []string{
-			"NETWORK=" + text(e.network.Network), "SUBNET=" + text(self.Subnet),
-			"IPV6SUBNET=" + text(self.Subnet6),
-			"PUBLIC_IP=" + text(self.PublicIP), "PUBLIC_IPV6=" + text(self.PublicIPv6),
-		}
-		s.Commands = append(s.Commands, ctrl.Command{ID: "startup", Add: e.PostStartupCommand,
-			Env: strings.Join(env, "\n")})
+	s.FlannelRoutes = nil // the commands may add routes of this form
+	if e.PostStartupCommand != "" || e.ShutdownCommand != "" {
+		s.Commands = append(s.Commands, ctrl.Command{
+			ID: "startup", Add: e.PostStartupCommand, Shutdown: e.ShutdownCommand,
+			Env: "NETWORK=" + text(e.network.Network) + "\n" + leaseEnv(self),
+		})
 	}
 	if e.SubnetAddCommand == "" && e.SubnetRemoveCommand == "" {
 		return s
 	}
-	for _, p := range peers {
+	for i, p := range peers {
+		if i > 0 && p.v6 && p.lease.Equal(peers[i-1].lease) {
+			continue // the command of the node's IPv4 subnet concerns both
+		}
 		// flannel publishes the node's output once, in the IPv4 data, for both families.
 		var output string
 		if len(p.lease.BackendData) > 0 {
@@ -97,10 +99,18 @@ func (e *extension) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 		}
 		s.Commands = append(s.Commands, ctrl.Command{
 			ID: p.subnet.String(), Add: e.SubnetAddCommand, Remove: e.SubnetRemoveCommand,
-			Env: "SUBNET=" + p.subnet.String() + "\nPUBLIC_IP=" + p.public.String(), Stdin: output,
+			Env: leaseEnv(p.lease), Stdin: output,
 		})
 	}
 	return s
+}
+
+// leaseEnv returns the variables of a node for commands.
+func leaseEnv(l lease.Lease) string {
+	return strings.Join([]string{
+		"SUBNET=" + text(l.Subnet), "IPV6SUBNET=" + text(l.Subnet6),
+		"PUBLIC_IP=" + text(l.PublicIP), "PUBLIC_IPV6=" + text(l.PublicIPv6),
+	}, "\n")
 }
 
 // text formats an address or prefix; an unset one is empty.

@@ -141,7 +141,7 @@ func daemon() error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return k.Shutdown(context.WithoutCancel(ctx))
 		case d.iface = <-changes:
 			d.read = time.Time{}
 		case <-tick.C:

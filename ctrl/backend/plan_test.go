@@ -328,17 +328,18 @@ func TestPlan(t *testing.T) {
 		{
 			name: "extension",
 			network: only4(network(t,
-				`{"Type":"extension","PreStartupCommand":"p","PostStartupCommand":"post","SubnetAddCommand":"a","SubnetRemoveCommand":"r"}`)),
+				`{"Type":"extension","PreStartupCommand":"p","PostStartupCommand":"post","SubnetAddCommand":"a","SubnetRemoveCommand":"r","ShutdownCommand":"s"}`)),
 			peers: []lease.Lease{node(2, "extension", `"printed"`, ""), node(3, "extension", "", ""),
 				node(4, "extension", "7", "")},
 			want: ctrl.State{
-				Networks: nets[:1], FlannelRoutes: former4(2, 3, 4),
+				Networks: nets[:1],
 				Commands: []ctrl.Command{
-					{ID: "startup", Add: "post",
+					{ID: "startup", Add: "post", Shutdown: "s",
 						Env: "NETWORK=10.5.0.0/16\nSUBNET=10.5.1.0/24\nIPV6SUBNET=fd10:5:0:1::/64\nPUBLIC_IP=172.31.0.1\nPUBLIC_IPV6=fd31::1"},
-					{ID: "10.5.2.0/24", Add: "a", Remove: "r", Env: "SUBNET=10.5.2.0/24\nPUBLIC_IP=172.31.0.2",
-						Stdin: "printed"},
-					{ID: "10.5.3.0/24", Add: "a", Remove: "r", Env: "SUBNET=10.5.3.0/24\nPUBLIC_IP=172.31.0.3"},
+					{ID: "10.5.2.0/24", Add: "a", Remove: "r", Stdin: "printed",
+						Env: "SUBNET=10.5.2.0/24\nIPV6SUBNET=fd10:5:0:2::/64\nPUBLIC_IP=172.31.0.2\nPUBLIC_IPV6=fd31::2"},
+					{ID: "10.5.3.0/24", Add: "a", Remove: "r",
+						Env: "SUBNET=10.5.3.0/24\nIPV6SUBNET=fd10:5:0:3::/64\nPUBLIC_IP=172.31.0.3\nPUBLIC_IPV6=fd31::3"},
 				},
 				Unreachable: []ctrl.Unreachable{{Node: "n4", Subnet: prefix("10.5.4.0/24"),
 					Reason: "lease has invalid extension data: json: cannot unmarshal number into Go value of type string"}},
@@ -372,7 +373,21 @@ func TestPlan(t *testing.T) {
 		{
 			name: "extension without commands for nodes", network: only4(network(t, `{"Type":"extension"}`)),
 			peers: []lease.Lease{node(2, "extension", "", "")},
-			want:  ctrl.State{Networks: nets[:1], FlannelRoutes: former4(2)},
+			want:  ctrl.State{Networks: nets[:1]},
+		},
+		{
+			name: "extension of two families", network: network(t,
+				`{"Type":"extension","SubnetAddCommand":"a"}`),
+			peers: []lease.Lease{node(2, "extension", "", ""), noPublic6(node(3, "extension", "", ""))},
+			want: ctrl.State{Networks: nets,
+				Commands: []ctrl.Command{
+					{ID: "10.5.2.0/24", Add: "a",
+						Env: "SUBNET=10.5.2.0/24\nIPV6SUBNET=fd10:5:0:2::/64\nPUBLIC_IP=172.31.0.2\nPUBLIC_IPV6=fd31::2"},
+					{ID: "10.5.3.0/24", Add: "a",
+						Env: "SUBNET=10.5.3.0/24\nIPV6SUBNET=fd10:5:0:3::/64\nPUBLIC_IP=172.31.0.3\nPUBLIC_IPV6="},
+				},
+				Unreachable: []ctrl.Unreachable{{Node: "n3", Subnet: prefix("fd10:5:0:3::/64"),
+					Reason: "lease has no public address in this family"}}},
 		},
 		{
 			name: "families that only one side has", network: network(t, `{"Type":"host-gw"}`),

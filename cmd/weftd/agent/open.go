@@ -61,7 +61,11 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 	}
 	a.connect(store)
 	a.logStart()
-	return a.run(ctx)
+	err = a.run(ctx)
+	if err := kernel.Shutdown(context.WithoutCancel(ctx)); err != nil {
+		d.log.Error("extension backend", "err", err)
+	}
+	return err
 }
 
 func (d *daemon) ifaceOptions(n lease.Network) underlay.Options {
