@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"strings"
 	"testing"
 
@@ -44,48 +43,70 @@ func TestNetnsIPv6OnlyLeaseFile(t *testing.T) {
 			start := func(n *lab.Node) *member {
 				return c.startWith(n, "--lease-file=/run/weft.yml", "--node-name="+n.Name)
 			}
-			data := make([]string, len(c.Nodes))
-			c.listIPv6Only(backend, data)
-			if backend == "vxlan" || backend == "wireguard" {
-				for i, n := range c.Nodes {
-					data[i] = start(n).loggedData()
-				}
-				c.listIPv6Only(backend, data)
+			network := ipv6Network(`{"Type":"` + backend + `"}`)
+			var subnets, entries []string
+			for i, n := range c.Nodes {
+				subnets = append(subnets, fmt.Sprintf("- {name: %s, subnet6: 'fd10:5:0:%d::/64', publicIPv6: '%s'}\n",
+					n.Name, i+1, n.Addr))
 			}
-			c.checkIPv6Only(start)
+			c.listNodes(network, subnets)
+			for _, n := range c.Nodes {
+				entries = append(entries, start(n).leaseEntry())
+			}
+			c.listNodes(network, entries)
+			for _, d := range c.checkIPv6Only(start) {
+				if d.logged("lease file lacks") > 0 {
+					t.Errorf("%s: the file lacks data in spite of the entries %q", d.node.Name, entries)
+				}
+			}
 		})
 	}
 }
 
-// listIPv6Only writes the lease file, with the backend's data of each node.
-func (c *cluster) listIPv6Only(backend string, data []string) {
+// listNodes writes the lease file of every node.
+func (c *cluster) listNodes(network string, entries []string) {
 	c.t.Helper()
-	var b strings.Builder
-	fmt.Fprintf(&b, "network: %s\nnodes:\n", ipv6Network(`{"Type":"`+backend+`"}`))
-	for i, n := range c.Nodes {
-		fmt.Fprintf(&b, "  - {name: %s, subnet6: 'fd10:5:0:%d::/64', publicIPv6: '%s'%s}\n", n.Name, i+1, n.Addr, data[i])
-	}
 	for _, n := range c.Nodes {
-		c.writeFile(n.Path("weft.yml"), b.String())
+		c.writeFile(n.Path("weft.yml"), "network: "+network+"\nnodes:\n"+strings.Join(entries, ""))
 	}
 }
 
-// loggedData waits until the daemon is ready and has logged the data that the lease file lacks, and
-// stops it. The result continues a node's entry.
-func (d *member) loggedData() string {
+// leaseEntry returns the entry that weft prints of a daemon that is ready, and stops the daemon,
+// which must have logged that the file lacks data, if the entry has some.
+func (d *member) leaseEntry() string {
 	d.t.Helper()
 	d.awaitReady()
-	m := regexp.MustCompile(`key=backendV6Data value="(.*)"\n`).FindStringSubmatch(d.Log())
-	if m == nil {
-		d.t.Fatal("no data logged")
+	status, entry := d.weft("lease-entry")
+	if status != 0 {
+		d.t.Fatalf("weft lease-entry: exit status %d: %s", status, entry)
+	}
+	lacks := d.logged("lease file lacks the data") > 0
+	if strings.Contains(entry, "Data") != lacks {
+		d.t.Errorf("entry %s, but logged that the file lacks data: %v", entry, lacks)
 	}
 	d.stop()
-	return ", backendV6Data: " + strings.ReplaceAll(m[1], `\`, "")
+	return entry
+}
+
+// TestNetnsLeaseEntryWithoutLease prints the entry of a node that is not in the lease file so far.
+func TestNetnsLeaseEntryWithoutLease(t *testing.T) {
+	c := &cluster{Lab: lab.Start(t, lab.Options{Nodes: 1}), t: t}
+	n := c.Nodes[0]
+	c.writeFile(n.Path("weft.yml"), `{"network":{"Network":"10.5.0.0/16","Backend":{"Type":"wireguard"}},"nodes":[]}`)
+	d := c.startWith(n, "--lease-file=/run/weft.yml", "--node-name="+n.Name, "--control-socket=/run/weft/weftd.sock")
+	want := fmt.Sprintf("weft: %[1]s has no lease: add subnet, subnet6 or both\n"+
+		`- {"name":"%[1]s","publicIP":"%[2]v","backendData":{"PublicKey":`, n.Name, n.Addr)
+	await(t, patience, "entry", func() error {
+		if status, out := d.weft("lease-entry"); status != 0 || !strings.HasPrefix(out, want) {
+			return fmt.Errorf("exit status %d: %s", status, out)
+		}
+		return nil
+	})
 }
 
 // checkIPv6Only checks pods, packets of the full MTU and streams, before and after a restart of the
-// daemons, and across a router with a smaller MTU if the nodes are behind one.
-func (c *cluster) checkIPv6Only(start func(*lab.Node) *member) {
+// daemons, and across a router with a smaller MTU if the nodes are behind one. It returns all daemons.
+func (c *cluster) checkIPv6Only(start func(*lab.Node) *member) (all []*member) {
 	c.t.Helper()
 	for _, when := range []string{"first start", "restart"} {
 		var ds []*member
@@ -113,9 +134,10 @@ func (c *cluster) checkIPv6Only(start func(*lab.Node) *member) {
 		for _, d := range ds {
 			d.stop()
 		}
+		all = append(all, ds...)
 	}
 	if !c.Root.HasLink("under1") {
-		return
+		return all
 	}
 	if err := c.Root.SetMTU("under1", 1400); err != nil {
 		c.t.Fatal(err)
@@ -127,6 +149,7 @@ func (c *cluster) checkIPv6Only(start func(*lab.Node) *member) {
 	await(c.t, patience, "stream across a router with an MTU of 1400", func() error {
 		return lab.CheckTCP(c.t.Context(), from.NS, to.NS, to.Addr6, 1<<20)
 	})
+	return all
 }
 
 // TestNetnsFamilyWithoutAddress starts daemons on nodes without an address of the pods' family,

@@ -58,7 +58,7 @@ func NewRoot(b buildinfo.Info, more ...*cobra.Command) *cobra.Command {
 	cobra.EnableCommandSorting = false
 	root.AddCommand(newStatus(), newDoctor(), newTest(), newTrace(), newCapture(), newTop())
 	root.AddCommand(more...)
-	root.AddCommand(newBundle(b), newDockerOpts(), newVersion(b))
+	root.AddCommand(newBundle(b), newLeaseEntry(), newDockerOpts(), newVersion(b))
 	return root
 }
 

@@ -30,6 +30,7 @@ func (d *daemon) endpoints() []endpoint {
 		{"GET " + control.StatusPath, jsonHandler(func() any { return d.statusWithDifferences() })},
 		{"GET " + control.MetricsPath, withDeadline(metricsHandler(d, d.log))},
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
+		{"GET " + control.LeaseEntryPath, withDeadline(http.HandlerFunc(d.serveLeaseEntry))},
 		{"GET " + control.TopPath, http.HandlerFunc(d.serveTop)},
 	}
 	for pattern, h := range page.Handlers() {
