@@ -128,8 +128,24 @@ func WireGuard(path string) Target {
 		if !o.lab.Nodes[0].HasDriver("wireguard") {
 			return errors.New("the kernel has no driver for wireguard")
 		}
-		return o.startWithEtcd(ctx, "wireguard", []string{path, "--iptables-forward-rules=false"})
+		return o.startWireGuard(ctx, path)
 	})
+}
+
+// UserspaceWireGuard returns WireGuard in weftd's process as a target. weftd runs it only on a
+// kernel without WireGuard.
+func UserspaceWireGuard(path string) Target {
+	const description = "WireGuard in weftd's process (encrypted)"
+	return newTarget("wireguard-go", description, func(ctx context.Context, o *overlay) error {
+		if o.lab.Nodes[0].HasDriver("wireguard") {
+			return errors.New("the kernel has a driver for wireguard, which weftd uses")
+		}
+		return o.startWireGuard(ctx, path)
+	})
+}
+
+func (o *overlay) startWireGuard(ctx context.Context, path string) error {
+	return o.startWithEtcd(ctx, "wireguard", []string{path, "--iptables-forward-rules=false"})
 }
 
 // Other returns a daemon with flannel's command line as a target. It uses the udp backend and keeps

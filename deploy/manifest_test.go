@@ -190,7 +190,8 @@ func TestDaemonSet(t *testing.T) {
 					t.Errorf("%s: capabilities %+v", c.Name, s.Capabilities)
 				}
 			}
-			if tun := hostPath(spec, "/dev/net/tun"); (tun != nil) != (overlay == "udp") {
+			wanted := overlay == "udp" || overlay == "wireguard"
+			if tun := hostPath(spec, "/dev/net/tun"); (tun != nil) != wanted {
 				t.Errorf("/dev/net/tun is mounted: %v", tun != nil)
 			}
 		})

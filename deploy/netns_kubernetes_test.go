@@ -436,11 +436,7 @@ func TestNetnsDualStack(t *testing.T) {
 func TestNetnsIPv6OnlyCluster(t *testing.T) {
 	for _, backend := range []string{"udp", "vxlan", "host-gw", "wireguard"} {
 		t.Run(backend, func(t *testing.T) {
-			overlay := backend
-			if backend == "wireguard" {
-				overlay = "udp" // has /dev/net/tun, which a kernel without WireGuard requires
-			}
-			c := newCluster(t, overlay, lab.Options{Underlay: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
+			c := newCluster(t, backend, lab.Options{Underlay: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}})
 			setNetConf(t, c, `{"EnableIPv4": false, "EnableIPv6": true, "IPv6Network": "fd00:10:244::/56",
 				"Backend": {"Type": "`+backend+`"}}`)
 			if err := c.api.AllocateCIDRs("fd00:10:244::/56"); err != nil {

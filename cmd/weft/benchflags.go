@@ -180,6 +180,7 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 		return nil, err
 	}
 	known := append(bench.KernelTargets(), bench.WireGuard(f.weftd),
+		bench.UserspaceWireGuard(f.weftd),
 		bench.Weftd("weftd", "weftd with default flags", f.weftd),
 		bench.Weftd("engine", "weftd with --fast-path=off: every packet passes the daemon", f.weftd,
 			"--fast-path=off"),

@@ -193,6 +193,9 @@ func addConditions(p *screen, s control.Status) {
 	for _, note := range s.Rules.Notes {
 		p.add(false, "note", note)
 	}
+	if devices := s.Kernel.UserspaceWireGuard; len(devices) > 0 {
+		p.add(false, "wireguard", "the kernel has none: the daemon runs "+strings.Join(devices, " "))
+	}
 	for _, d := range s.Kernel.Differences {
 		p.add(true, "kernel", "lacks: "+d)
 	}

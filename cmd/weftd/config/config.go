@@ -102,7 +102,8 @@ type Underlay struct {
 
 // Backend holds settings that concern a single backend.
 type Backend struct {
-	// WireGuardKeyFile is $WIREGUARD_KEY_FILE, the path of the private key.
+	// WireGuardKeyFile is --wireguard-key-file or else $WIREGUARD_KEY_FILE, the path of the private
+	// key.
 	WireGuardKeyFile string
 	// BlackholeRoute is --ip-blackhole-route: keep a blackhole route for the node's own subnet.
 	BlackholeRoute bool
@@ -209,7 +210,8 @@ func Parse(args, environ []string) (*Config, error) {
 	}
 	c.Node.Name = cmp.Or(c.Node.Name, env["NODE_NAME"])
 	c.Lease.Kube.Pod, c.Lease.Kube.Namespace = env["POD_NAME"], env["POD_NAMESPACE"]
-	c.Backend.WireGuardKeyFile = cmp.Or(env["WIREGUARD_KEY_FILE"], "/run/flannel/wgkey")
+	c.Backend.WireGuardKeyFile = cmp.Or(c.Backend.WireGuardKeyFile,
+		env["WIREGUARD_KEY_FILE"], "/run/flannel/wgkey")
 	c.Unknown = env.unknown(all, given)
 	c.describe(all, given)
 	return &c, c.check(given)

@@ -102,6 +102,7 @@ var flagTests = []struct {
 	{"engine-without", string(feature.GRO) + ", " + string(feature.TSO), func(c *Config) {
 		c.Engine.DisabledFeatures = []feature.Name{feature.GRO, feature.TSO}
 	}},
+	{"wireguard-key-file", "/k", func(c *Config) { c.Backend.WireGuardKeyFile = "/k" }},
 	{"keep-source", "true", func(c *Config) { c.Rules.KeepSource = On }},
 	{"keep-source", "F", func(c *Config) { c.Rules.KeepSource = Off }},
 	{"keep-source", "auto", func(*Config) {}},
@@ -247,6 +248,8 @@ func TestFlagCombinations(t *testing.T) {
 			func(c *Config) { c.Node.Name = "b" }},
 		{"WIREGUARD_KEY_FILE", nil, map[string]string{"WIREGUARD_KEY_FILE": "/k"},
 			func(c *Config) { c.Backend.WireGuardKeyFile = "/k" }},
+		{"the flag before WIREGUARD_KEY_FILE", []string{"--wireguard-key-file=/f"}, map[string]string{"WIREGUARD_KEY_FILE": "/k"},
+			func(c *Config) { c.Backend.WireGuardKeyFile = "/f" }},
 		{"unknown variable with the prefix", nil, map[string]string{"WEFTD_PORT": "tcp://10.0.0.1:80"},
 			func(*Config) {}},
 		{"environment is ignored with --version", []string{"--version"}, map[string]string{"WEFTD_V": "bad"},
