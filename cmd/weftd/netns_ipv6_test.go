@@ -105,7 +105,8 @@ func TestNetnsLeaseEntryWithoutLease(t *testing.T) {
 }
 
 // checkIPv6Only checks pods, packets of the full MTU and streams, before and after a restart of the
-// daemons, and across a router with a smaller MTU if the nodes are behind one. It returns all daemons.
+// daemons, and across a router with a smaller MTU if the nodes are behind one. It returns all
+// daemons.
 func (c *cluster) checkIPv6Only(start func(*lab.Node) *member) (all []*member) {
 	c.t.Helper()
 	for _, when := range []string{"first start", "restart"} {

@@ -17,9 +17,9 @@ const (
 	deniedPort  = 7002
 )
 
-// policyRules returns commands that let pods connect to one port of a pod only, as agents for network
-// policies do: kube-network-policies decides on new connections in a chain of its own table behind
-// routing (with a queue in place of the verdict), others with iptables in front of FORWARD.
+// policyRules returns commands that let pods connect to one port of a pod only, as agents for
+// network policies do: kube-network-policies decides on new connections in a chain of its own table
+// behind routing (with a queue in place of the verdict), others with iptables in front of FORWARD.
 func policyRules(pod netip.Addr) map[string][]string {
 	return map[string][]string{
 		"nftables": {"nft", fmt.Sprintf(`
@@ -82,8 +82,8 @@ func TestNetnsNetworkPolicy(t *testing.T) {
 	}
 }
 
-// checkPolicy sets rules on one node for the pod of the second and checks which connections from the
-// first node's pod succeed. One that was open before goes on.
+// checkPolicy sets rules on one node for the pod of the second and checks which connections from
+// the first node's pod succeed. One that was open before goes on.
 func (c *cluster) checkPolicy(on *lab.Node, rules, way string) {
 	c.t.Helper()
 	desc := fmt.Sprintf("%s, %s on %s", way, rules, on.Name)
