@@ -120,6 +120,7 @@ func newEngine(c Config) (*Engine, error) {
 	}
 	e.mtu.Store(int32(c.MTU))
 	e.probePriority()
+	e.shortenSlices()
 	e.fast.err = errFastPathWait
 	e.store(fib.Node{}, e.nodes.change(nil, nil, nil).Table)
 	for i := range c.Workers {

@@ -43,6 +43,16 @@ func (e *Engine) probePriority() {
 	e.priority, e.features[feature.Priority] = poll.ProbePriority()
 }
 
+// shortenSlices makes the threads of the process preempt programs that use all the CPU time they
+// get.
+func (e *Engine) shortenSlices() {
+	if e.disabled(feature.Slices) {
+		e.features[feature.Slices] = feature.ErrDisabled
+		return
+	}
+	e.features[feature.Slices] = poll.ShortenSlices()
+}
+
 // priorityLost records why workers can no longer raise their threads. Each worker calls it; only
 // the first call counts.
 func (e *Engine) priorityLost(reason error) {

@@ -12,6 +12,10 @@ const (
 	// to 0.3 ms with two (medians; one worker per node, both nodes on two CPUs). The idea is that
 	// of fq_codel (RFC 8290 section 4.2). As the device's queueing discipline, fq_codel would have
 	// no effect: a TUN accepts every packet at once, and the packets wait in its own queues.
+	//
+	// The queue is not also read between received trains: after each of more than 16 KiB, that
+	// made no difference (rtt-bulk, one worker, 10 interleaved rounds, ratios of the p50: wire
+	// 0.97, 0.87 to 1.68; off 1.16, 0.76 to 1.63). With two workers, the p50 was worse in 13 of 20.
 	sparse class = iota
 	bulk
 	numClasses int = iota

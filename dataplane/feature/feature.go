@@ -17,11 +17,12 @@ const (
 	Steering   Name = "flow-steering"   // one socket per inner flow, in both directions
 	Buffers    Name = "socket-buffers"  // socket buffers of the configured size
 	Priority   Name = "priority"        // raised priority of busy workers
+	Slices     Name = "short-slices"    // scheduler slices of 0.1 ms
 )
 
 // All returns every feature.
 func All() []Name {
-	return []Name{VnetHeader, TSO, USO, GSO, GRO, Steering, Buffers, Priority}
+	return []Name{VnetHeader, TSO, USO, GSO, GRO, Steering, Buffers, Priority, Slices}
 }
 
 // ErrDisabled is the reason for not using a feature that the configuration disables.

@@ -52,6 +52,11 @@
 //	                          as fast, 4 streams 1.09 and 1.16 (12
 //	                          interleaved rounds); 5 gave about half of
 //	                          that, 19 no more
+//	shortSlice        100 µs  RTT p50 0.85 and p99 0.76 of those with the        rtt-busy,
+//	                          kernel's 1.4 ms (wire; better in 8 and 9 of 10     connect-busy
+//	                          interleaved rounds; no difference in mode off);
+//	                          connections 1.07 (6 of 10) and 1.11 (off, 7 of
+//	                          10); the other workloads did not change
 //
 // To measure one again, change it, build weftd, and compare with the old one in the same rounds:
 //
