@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
@@ -115,13 +116,15 @@ type way struct {
 	rejected bool   // even from this host, so that the packet's source is not the reason
 	node     *Node  // that has the destination; nil if none
 	verdicts []netfilter.Verdict
-	filters  error // why there are no verdicts
-	sent     *sent // nil unless packets were sent
+	filters  error    // why there are no verdicts
+	below    []string // tables of packet filters that are not examined
+	sent     *sent    // nil unless packets were sent
 }
 
 // sent holds the results of packets that were sent.
 type sent struct {
 	target Echo   // to the node's address in the overlay
+	source *Echo  // to the pod that is the source; nil if that is not on this node
 	answer string // of the destination; empty without one
 	failed error  // reason that the destination's side gave
 	// counted describes the counters that changed meanwhile.
@@ -281,6 +284,10 @@ func (w *way) filterStep() []Step {
 			passed++
 		}
 	}
+	if len(w.below) > 0 {
+		steps = append(steps, one("packet filter", Unknown, "not examined: nft list table %s",
+			strings.Join(w.below, ", "))...)
+	}
 	return append(steps, one("packet filter", Passes, "%d other chains let it pass", passed)...)
 }
 
@@ -436,14 +443,19 @@ func (w *way) sendStep() []Step {
 		return nil
 	}
 	var steps []Step
+	if e := w.sent.source; e != nil && e.Received == 0 {
+		steps = append(steps, Step{Name: "source", Outcome: Unknown,
+			Evidence: fmt.Sprintf("%s does not answer echoes of this host", w.flow.Src),
+			Remedy:   "is its link in the bridge and up? bridge link; ip addr and ip route in the pod"})
+	}
 	if w.node != nil && !w.local() {
 		e := w.sent.target
 		if e.Received > 0 {
-			steps = one("other node", Passes, "%s answers echoes to %s through the overlay, RTT %v", w.node.Name,
-				w.node.Target, e.RTT)
+			steps = append(steps, one("other node", Passes, "%s answers echoes to %s through the overlay, RTT %v", w.node.Name,
+				w.node.Target, e.RTT.Round(time.Microsecond))...)
 		} else {
-			steps = failed("other node", "weft doctor here and on "+w.node.Name,
-				"%s does not answer echoes to %s through the overlay", w.node.Name, w.node.Target)
+			steps = append(steps, failed("other node", "weft doctor here and on "+w.node.Name,
+				"%s does not answer echoes to %s through the overlay", w.node.Name, w.node.Target)...)
 		}
 	}
 	counted := ""

@@ -56,6 +56,9 @@ func (g gathering) observe(w *way) {
 	}
 	if w.filters == nil && w.route.Err == nil {
 		w.verdicts, w.filters = traceHooks(w)
+		if w.filters == nil {
+			w.below, w.filters = netfilter.TablesBelowIP()
+		}
 	}
 }
 
@@ -87,6 +90,10 @@ const traceProbes = 5
 func (g gathering) send(ctx context.Context, w *way) *sent {
 	before := g.counters(ctx)
 	s := &sent{}
+	if w.in != "" && w.subnet().Masked().Contains(w.flow.Src) {
+		e := echo(ctx, echoRequest{dst: w.flow.Src, size: echoSize, tries: probeTries, wait: probeWait})
+		s.source = &e
+	}
 	if w.node != nil {
 		s.target = echo(ctx, echoRequest{src: g.source(), dst: w.node.Target, size: echoSize,
 			tries: probeTries, wait: probeWait})

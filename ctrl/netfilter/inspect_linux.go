@@ -80,6 +80,35 @@ func Trace(hook Hook, p Packet) ([]Verdict, error) {
 	return verdicts, err
 }
 
+// TablesBelowIP names the nftables tables of the families bridge and netdev that have chains at a
+// hook: they see packets, but Trace does not examine them. It returns none in a kernel without
+// nftables.
+func TablesBelowIP() ([]string, error) {
+	conn, err := dialNFT()
+	if err != nil {
+		return nil, err
+	}
+	families := map[nftables.TableFamily]string{nftables.TableFamilyBridge: "bridge",
+		nftables.TableFamilyNetdev: "netdev"}
+	var names []string
+	for family, word := range families {
+		chains, err := conn.ListChainsOfTableFamily(family)
+		if isNFTUnsupported(err) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range chains {
+			if c.Hooknum != nil {
+				names = append(names, word+" "+c.Table.Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
 func hostPrefix(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // chainsAt returns the chains of type filter at a hook, of nftables and of legacy iptables.
