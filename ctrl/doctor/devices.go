@@ -14,6 +14,7 @@ func deviceChecks() []check {
 		{name: "tunnel-mtu", needs: []source{fromEnv, fromKernel}, find: findTunnelMTU},
 		{name: "pod-mtu", needs: []source{fromEnv, fromKernel}, find: findPodMTU},
 		{name: "bridge-subnet", needs: []source{fromEnv, fromKernel}, find: findBridgeSubnet},
+		{name: "bridge-down", needs: []source{fromEnv, fromKernel}, find: findBridgeDown},
 		{name: "former-backend", needs: []source{fromDaemon, fromEnv, fromKernel}, find: findFormerBackend},
 		{name: "vxlan-port-taken", needs: []source{fromKernel}, find: findPortTaken},
 		{name: "network-overlaps-underlay", needs: []source{fromEnv, fromKernel}, find: findOverlap},
@@ -39,6 +40,20 @@ func findNoDevice(f *Facts) []Finding {
 			Evidence: "the overlay device " + name + " " + state, Cause: cause,
 			Remedy: "ip monitor link shows who changes it; the daemon's log has the reason",
 		})
+	}
+	return out
+}
+
+func findBridgeDown(f *Facts) []Finding {
+	var out []Finding
+	for _, name := range f.bridges() {
+		if l, ok := f.link(name); ok && !l.Up {
+			out = append(out, Finding{
+				Evidence: "the bridge " + name + " of the pods is down",
+				Cause:    "another program or an administrator has set it down: no pod of this node reaches anything",
+				Remedy:   "ip link set " + name + " up; ip monitor link shows who changes it",
+			})
+		}
 	}
 	return out
 }

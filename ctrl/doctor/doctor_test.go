@@ -133,6 +133,7 @@ var faults = []struct {
 	{"device-missing", func(f *Facts) { f.Kernel.Links[2].Up = false }},
 	{"tunnel-mtu", func(f *Facts) { f.Kernel.Links[0].MTU = 1400 }},
 	{"pod-mtu", func(f *Facts) { f.Kernel.Links[1].MTU = 1500 }},
+	{"bridge-down", func(f *Facts) { f.Kernel.Links[1].Up = false }},
 	{"bridge-subnet", func(f *Facts) { f.Kernel.Addrs[1].Prefix = netip.MustParsePrefix("10.5.9.1/24") }},
 	{"former-backend", func(f *Facts) {
 		f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "flannel0", Kind: ctrl.KindTUN, Up: true})
@@ -151,6 +152,10 @@ var faults = []struct {
 	}},
 	{"route-foreign", func(f *Facts) {
 		f.Nodes[0].Route.Dev, f.Nodes[0].Route.Protocol = "tun9", 3
+	}},
+	{"policy-routing", func(f *Facts) { // around the tunnel
+		f.Daemon.Backend = "udp"
+		f.Nodes[0].Forward.Dev, f.Nodes[0].Forward.Via, f.Nodes[0].Forward.Table = "eth0", peerAddr, 99
 	}},
 	{"policy-routing", func(f *Facts) {
 		f.Nodes[0].Forward.Dev, f.Nodes[0].Forward.Table, f.Nodes[0].Forward.Protocol = "tailscale0", 52, 3

@@ -29,7 +29,8 @@ func (f *Facts) reachable() []Node {
 // rightRoute reports whether a route is one of Weft's or flannel's: by the overlay device, or with
 // host-gw and DirectRouting via the node itself.
 func (f *Facts) rightRoute(n Node, l Lookup) bool {
-	return slices.Contains(f.devices(), l.Dev) || l.Via.IsValid() && l.Via == n.Public ||
+	direct := f.backend() != "udp" && f.backend() != "wireguard"
+	return slices.Contains(f.devices(), l.Dev) || direct && l.Via.IsValid() && l.Via == n.Public ||
 		l.Protocol == ctrl.RouteProtocol && l.Table == ctrl.TableMain
 }
 
