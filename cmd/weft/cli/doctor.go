@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"github.com/spf13/cobra"
@@ -28,7 +29,8 @@ func newDoctor() *cobra.Command {
 			"ready and why not, and more of those with --page=all. Filters and routes of a node are only\n" +
 			"visible to a doctor there.\n\n" +
 			"The exit status is 1 if there is a finding.",
-		Args: Operands(),
+		Args:    Operands(),
+		PreRunE: a.permitted,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Status = a.rawStatus
 			report := doctor.Examine(doctor.Gather(cmd.Context(), o))
@@ -63,6 +65,15 @@ func newDoctor() *cobra.Command {
 	cmd.Flags().StringVar(&o.SubnetFile, "subnet-file", doctor.DefaultSubnetFile,
 		"`path` of the daemon's subnet file")
 	return cmd
+}
+
+// permitted returns an error if this user may not ask the daemon. Nor may such a user read packet
+// filters or send echoes, so that a judgement would be wrong.
+func (a *asking) permitted(cmd *cobra.Command, _ []string) error {
+	if _, err := a.rawStatus(cmd.Context()); errors.Is(err, control.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 // rawStatus returns the daemon's status as it is sent.

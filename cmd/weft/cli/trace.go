@@ -30,6 +30,7 @@ func newTrace() *cobra.Command {
 			}
 			return nil
 		},
+		PreRunE: a.permitted,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			flow, err := doctor.ParseFlow(args[0], args[1], append(args, "")[2])
 			if err != nil {
