@@ -47,7 +47,7 @@ func findNoDevice(f *Facts) []Finding {
 func findBridgeDown(f *Facts) []Finding {
 	var out []Finding
 	for _, name := range f.bridges() {
-		if l, ok := f.link(name); ok && !l.Up {
+		if l, ok := f.link(name); ok && !l.Up && len(f.Ports[name]) > 0 {
 			out = append(out, Finding{
 				Evidence: "the bridge " + name + " of the pods is down",
 				Cause:    "another program or an administrator has set it down: no pod of this node reaches anything",

@@ -133,7 +133,7 @@ var faults = []struct {
 	{"device-missing", func(f *Facts) { f.Kernel.Links[2].Up = false }},
 	{"tunnel-mtu", func(f *Facts) { f.Kernel.Links[0].MTU = 1400 }},
 	{"pod-mtu", func(f *Facts) { f.Kernel.Links[1].MTU = 1500 }},
-	{"bridge-down", func(f *Facts) { f.Kernel.Links[1].Up = false }},
+	{"bridge-down", func(f *Facts) { f.Kernel.Links[1].Up, f.Ports["cni0"] = false, []string{"veth0"} }},
 	{"bridge-subnet", func(f *Facts) { f.Kernel.Addrs[1].Prefix = netip.MustParsePrefix("10.5.9.1/24") }},
 	{"former-backend", func(f *Facts) {
 		f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "flannel0", Kind: ctrl.KindTUN, Up: true})
