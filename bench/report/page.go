@@ -116,8 +116,8 @@ func (r *Result) measuredCases() []Case {
 	})
 }
 
-// writeLosses lists the headline metrics in which weftd is slower than kernel VXLAN, with the
-// reasons. Nothing is written if the two were not measured together.
+// writeLosses lists the headline metrics in which weftd is behind kernel VXLAN, with the reasons.
+// Nothing is written if the two were not measured together.
 func (r *Result) writeLosses(w io.Writer) {
 	var rows [][]string
 	var slower []Case
@@ -138,7 +138,7 @@ func (r *Result) writeLosses(w io.Writer) {
 	if !compared {
 		return
 	}
-	fmt.Fprint(w, "\n## Where Weft is slower than VXLAN\n\n")
+	fmt.Fprint(w, "\n## Where Weft is slower or uses more CPU time than VXLAN\n\n")
 	if len(rows) == 0 {
 		fmt.Fprintln(w, "In no workload of this run.")
 		return

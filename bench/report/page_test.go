@@ -33,7 +33,7 @@ func TestMarkdownPage(t *testing.T) {
 		"“≥” means that the sender was the limit",
 		"| weftd | description of weftd |\n",
 		"| TCP, 1 stream | one TCP stream |\n",
-		"\n## Where Weft is slower than VXLAN\n",
+		"\n## Where Weft is slower or uses more CPU time than VXLAN\n",
 		"| ratio of weftd to vxlan | wire, MTU 1500 | off, MTU 1500 |\n",
 		"| TCP, 1 stream | **0.80 (0.70-0.90)** | 1.20 (1.20-1.20) |\n",
 		"- TCP, 1 stream: " + copyCost + ".\n",
@@ -60,7 +60,7 @@ func TestMarkdownPageWithoutLosses(t *testing.T) {
 		name, want string
 		tcp        map[string][]float64
 	}{
-		{"faster", "slower than VXLAN\n\nIn no workload of this run.\n",
+		{"faster", "CPU time than VXLAN\n\nIn no workload of this run.\n",
 			map[string][]float64{"vxlan": {5}, "weftd": {6}}},
 		{"not compared", "", map[string][]float64{"none": {5}, "weftd": {6}}},
 	} {
@@ -68,7 +68,7 @@ func TestMarkdownPageWithoutLosses(t *testing.T) {
 		if err := newResult(c.tcp, nil).Markdown(&b); err != nil {
 			t.Fatal(err)
 		}
-		has := strings.Contains(b.String(), "slower than VXLAN")
+		has := strings.Contains(b.String(), "CPU time than VXLAN")
 		if has != (c.want != "") || !strings.Contains(b.String(), c.want) {
 			t.Errorf("%s: want %q in:\n%s", c.name, c.want, b.String())
 		}
