@@ -35,6 +35,8 @@ const (
 	// exchangeTimeout bounds an exchange after the connection is established. The data takes
 	// milliseconds.
 	exchangeTimeout = 5 * time.Second
+	// runTimeout bounds a run on another node: the failures of 100 nodes take two minutes.
+	runTimeout = 5 * time.Minute
 	// tcpSize is the size of the data of the TCP check in bytes.
 	tcpSize = 1 << 20
 	// datagramSize is the payload of the datagram that is fragmented: more than two fragments at
@@ -120,6 +122,8 @@ func exchange(ctx context.Context, ns Namespace, to netip.AddrPort) error {
 // Discover asks the server at an address to describe itself, from a namespace.
 func Discover(ctx context.Context, ns Namespace, at netip.AddrPort) (Info, error) {
 	var info Info
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout+exchangeTimeout)
+	defer cancel()
 	err := get(ctx, ns, at, infoPath, &info)
 	return info, err
 }
@@ -127,6 +131,8 @@ func Discover(ctx context.Context, ns Namespace, at netip.AddrPort) (Info, error
 // RunAt asks the server at an address to test the connectivity of its node.
 func RunAt(ctx context.Context, at netip.AddrPort) ([]Result, error) {
 	var results []Result
+	ctx, cancel := context.WithTimeout(ctx, runTimeout)
+	defer cancel()
 	err := get(ctx, Here{}, at, runPath, &results)
 	return results, err
 }

@@ -75,6 +75,12 @@ func ofFamily(all []netip.Addr, family string) netip.Addr {
 	return all[i]
 }
 
+// NotRun returns the result for a node from which nothing could be tested.
+func NotRun(node string, err error) Result {
+	return Result{From: node, To: "others", Family: "any", Check: "run", Outcome: Failed,
+		Reason: err.Error()}
+}
+
 // OK reports whether all checks passed.
 func OK(results []Result) bool {
 	return len(results) > 0 && !slices.ContainsFunc(results, func(r Result) bool {

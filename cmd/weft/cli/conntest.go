@@ -163,7 +163,7 @@ func runElsewhere(ctx context.Context, targets []conntest.Target, port uint16) [
 			var err error
 			all[i], err = conntest.RunAt(ctx, netip.AddrPortFrom(t.Public, port))
 			if err != nil {
-				all[i] = []conntest.Result{{From: t.Node, Outcome: conntest.Failed, Reason: err.Error()}}
+				all[i] = []conntest.Result{conntest.NotRun(t.Node, err)}
 			}
 		})
 	}

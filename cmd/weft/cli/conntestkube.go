@@ -204,7 +204,7 @@ func (k kubeTest) testFrom(
 			}
 			var err error
 			if perPod[i], err = k.testInPod(ctx, p, plan); err != nil {
-				perPod[i] = []conntest.Result{{From: p.node, Outcome: conntest.Failed, Reason: err.Error()}}
+				perPod[i] = []conntest.Result{conntest.NotRun(p.node, err)}
 			}
 		})
 	}
