@@ -67,8 +67,12 @@ func newTest() *cobra.Command {
 			defer stop()
 			test := func() ([]conntest.Result, error) { return o.test(ctx, services) }
 			if o.kube {
-				if o.image == "" {
+				switch {
+				case o.image == "":
 					return usageError{cmd, errors.New("--kubernetes needs the --image of weftd")}
+				case o.all || services != nil:
+					return usageError{cmd, errors.New("--kubernetes excludes --all and --service: " +
+						"it tests from all nodes, and a Service of its own")}
 				}
 				test = func() ([]conntest.Result, error) {
 					return kubeTest{o.kubectl, o.image, o.port, cmd.ErrOrStderr()}.test(ctx)

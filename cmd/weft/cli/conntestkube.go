@@ -62,7 +62,7 @@ func (k kubeTest) run(ctx context.Context, stdin []byte, args ...string) ([]byte
 	cmd := exec.CommandContext(ctx, k.kubectl, args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(stdin), &out, &problems
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("%s %s: %w: %s", k.kubectl, args[0], err,
+		return nil, fmt.Errorf("%s %s: %w: %s", k.kubectl, strings.Join(args, " "), err,
 			strings.TrimSpace(problems.String()))
 	}
 	return out.Bytes(), nil
@@ -70,6 +70,9 @@ func (k kubeTest) run(ctx context.Context, stdin []byte, args ...string) ([]byte
 
 // test applies the manifest, tests from every pod, and removes the namespace.
 func (k kubeTest) test(ctx context.Context) (results []conntest.Result, err error) {
+	if _, err := exec.LookPath(k.kubectl); err != nil {
+		return nil, fmt.Errorf("--kubectl: %w", err)
+	}
 	manifest, err := k.manifest()
 	if err != nil {
 		return nil, err
