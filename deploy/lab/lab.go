@@ -31,7 +31,7 @@ const (
 	ModeNIC Mode = "nic"
 )
 
-// Modes lists all modes, the most realistic ones first.
+// Modes lists all modes.
 func Modes() []Mode { return []Mode{ModeWire, ModeNIC, ModeOff} }
 
 const (
