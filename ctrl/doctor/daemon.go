@@ -273,8 +273,11 @@ func findForeignCNI(f *Facts) []Finding {
 }
 
 // overflowShare is the share of received packets that must be lost to count: bursts beyond the
-// buffers are normal.
-const overflowShare = 0.001
+// buffers are normal. Fewer packets than overflowMin, as at a start, are no share.
+const (
+	overflowShare = 0.001
+	overflowMin   = 10
+)
 
 func findOverflow(f *Facts) []Finding {
 	t := f.Daemon.Traffic
@@ -284,7 +287,7 @@ func findOverflow(f *Facts) []Finding {
 		if o.Queue == "tun" {
 			passed = t.Out.Packets
 		}
-		if float64(o.Packets) <= overflowShare*float64(passed+o.Packets) {
+		if o.Packets < overflowMin || float64(o.Packets) <= overflowShare*float64(passed+o.Packets) {
 			continue
 		}
 		cause, remedy := "the workers are too slow for the pods' packets", "more CPUs or --workers; docs/benchmarks.md"

@@ -68,6 +68,14 @@ func healthy(t *testing.T) *Facts {
 	}
 }
 
+func TestOverflowFew(t *testing.T) {
+	f := healthy(t)
+	f.Daemon.Traffic = &Traffic{Overflows: []Overflow{{"tun", 1}}}
+	if found := findOverflow(f); len(found) > 0 {
+		t.Errorf("found %+v after one lost packet", found)
+	}
+}
+
 // silence makes the other node answer on the underlay only.
 func silence(f *Facts) { f.Nodes[0].Probes.Small.Received, f.Nodes[0].Probes.TCP = 0, false }
 
