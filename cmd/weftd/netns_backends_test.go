@@ -176,3 +176,15 @@ func (c *cluster) tracesOf(f filter, backend string) []string {
 	}
 	return found
 }
+
+// TestNetnsExtensionShutdown ends a daemon whose config has commands for the start and the end.
+func TestNetnsExtensionShutdown(t *testing.T) {
+	c := newCluster(t, lab.Options{Nodes: 1}, `{"Network":"10.5.0.0/16","Backend":{"Type":"extension",
+		"PostStartupCommand":"echo $SUBNET >/run/extension",
+		"ShutdownCommand":"echo end of $SUBNET >>/run/extension"}}`)
+	d := c.start(c.Nodes[0])
+	d.awaitReady()
+	subnet := d.env().Subnet.Masked()
+	d.stop()
+	awaitFile(t, d.node.Path("extension"), fmt.Sprintf("%[1]v\nend of %[1]v\n", subnet))
+}

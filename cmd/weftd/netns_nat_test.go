@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"net/netip"
 	"regexp"
 	"testing"
 
+	"weft/cmd/control"
 	"weft/deploy/lab"
 )
 
@@ -23,7 +25,12 @@ func TestNetnsWireGuardBehindNAT(t *testing.T) {
 	}
 	ds := c.up()
 	for _, d := range ds {
-		if s := d.status(); s.Kernel.Repairs > 0 || !s.Kernel.Synced {
+		_, out := d.weft("status", "--json")
+		var s control.Status
+		if err := json.Unmarshal([]byte(out), &s); err != nil {
+			t.Fatal(err)
+		}
+		if s.Kernel.Repairs > 0 || len(s.Kernel.Differences) > 0 {
 			t.Errorf("%s: %+v, want the replaced endpoint left in place", d.node.Name, s.Kernel)
 		}
 	}
