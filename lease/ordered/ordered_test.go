@@ -44,7 +44,7 @@ func (s Set[E]) check(t *testing.T) {
 	}
 }
 
-func compareSets(t *testing.T, s Set[*element], slow slowSet, keys int) {
+func compareSets(t *testing.T, rng *rand.Rand, s Set[*element], slow slowSet, keys int) {
 	t.Helper()
 	s.check(t)
 	sorted := slow.sorted()
@@ -52,12 +52,14 @@ func compareSets(t *testing.T, s Set[*element], slow slowSet, keys int) {
 		t.Fatalf("%d elements of length %d, want %d", len(got), s.Len(), len(sorted))
 	}
 	for key := -1; key <= keys; key++ {
-		probe := &element{key: key}
-		if got, ok := s.Get(probe); ok != (slow[key] != nil) || got != slow[key] {
+		if got, ok := s.Get(&element{key: key}); ok != (slow[key] != nil) || got != slow[key] {
 			t.Fatalf("Get(%d) = %v %t", key, got, ok)
 		}
+	}
+	for range 20 {
+		key := rng.IntN(keys+2) - 1
 		first := slices.IndexFunc(sorted, func(e *element) bool { return e.key >= key })
-		got := slices.Collect(s.From(probe))
+		got := slices.Collect(s.From(&element{key: key}))
 		if first < 0 && len(got) != 0 || first >= 0 && !slices.Equal(got, sorted[first:]) {
 			t.Fatalf("From(%d) returns %d elements", key, len(got))
 		}
@@ -97,8 +99,8 @@ func TestSetReference(t *testing.T) {
 		for range 20 {
 			before, slowBefore := s, slow
 			s, slow = churn(rng, s, slow, keys)
-			compareSets(t, s, slow, keys)
-			compareSets(t, before, slowBefore, keys) // unchanged by the edit
+			compareSets(t, rng, s, slow, keys)
+			compareSets(t, rng, before, slowBefore, keys) // unchanged by the edit
 			if got, want := diffOf(before, s), slowBefore.diff(slow); !slices.Equal(got, want) {
 				t.Fatalf("seed %d: %d differences, want %d", seed, len(got), len(want))
 			}
