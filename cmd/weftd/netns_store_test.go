@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -150,6 +151,17 @@ func TestNetnsStrayKeysAndPackets(t *testing.T) {
 		t.Errorf("stray key logged %d times", n)
 	}
 
+	c.sendStrayPackets(ds, c.sendJunk)
+	if n := len(ds[0].Tail(1000)); n > 60 {
+		t.Errorf("%d lines of log", n)
+	}
+	check(0)
+}
+
+// sendStrayPackets sends invalid packets to the first of three daemons, each by a call of send.
+func (c *cluster) sendStrayPackets(
+	ds []*member, send func(to *member, from *lab.Node, payload []byte, reason string),
+) {
 	own, other := ds[0].env().Subnet.Addr(), ds[2].env().Subnet.Addr()
 	outside := netip.MustParseAddr("192.0.2.1")
 	peer := ds[1].env().Subnet.Addr()
@@ -168,29 +180,32 @@ func TestNetnsStrayKeysAndPackets(t *testing.T) {
 		{c.Nodes[1], ipv4Packet(peer, outside, 4), "not_for_us"},
 		{c.Nodes[1], ipv4Packet(peer, other, 4), "not_for_us"},
 	} {
-		c.sendJunk(ds[0], s.from, s.packet, s.reason)
+		send(ds[0], s.from, s.packet, s.reason)
 	}
-	if n := len(ds[0].Tail(1000)); n > 60 {
-		t.Errorf("%d lines of log", n)
-	}
-	check(0)
 }
 
 // sendJunk sends a payload to a daemon's port several times and waits until all are counted as
 // drops for the given reason.
 func (c *cluster) sendJunk(d *member, from *lab.Node, payload []byte, reason string) {
 	c.t.Helper()
-	const times = 20
-	sample := `weft_drops_total{reason="` + reason + `"}`
-	before := d.metrics()[sample]
 	conn, err := from.Dial("udp", netip.AddrPortFrom(d.node.Addr, udpPort))
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	defer conn.Close()
+	d.countJunk(conn, payload, reason)
+}
+
+// countJunk sends a payload to the daemon by conn several times and waits until all are counted as
+// drops for the given reason.
+func (d *member) countJunk(conn net.Conn, payload []byte, reason string) {
+	d.t.Helper()
+	const times = 20
+	sample := `weft_drops_total{reason="` + reason + `"}`
+	before := d.metrics()[sample]
 	for range times {
 		if _, err := conn.Write(payload); err != nil {
-			c.t.Fatal(err)
+			d.t.Fatal(err)
 		}
 	}
 	d.awaitMetric(patience, sample, func(v float64) bool { return v == before+times })

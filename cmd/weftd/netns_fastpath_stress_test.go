@@ -1,0 +1,137 @@
+package main
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"weft/deploy/lab"
+)
+
+// TestNetnsFastPathStrayPackets sends invalid packets that look like those of a fast path: the
+// inbound program passes them, and the engine counts each under its reason.
+func TestNetnsFastPathStrayPackets(t *testing.T) {
+	c := newCluster(t, lab.Options{Nodes: 3}, clusterNetwork)
+	ds := c.upFast()
+	_, check := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	c.sendStrayPackets(ds, c.sendFastJunk)
+	// A valid one is carried, which shows that the program has seen the others.
+	const packets = `weft_fast_path_packets_total{direction="in"}`
+	conn := c.dialFast(c.Nodes[2], ds[0])
+	before := ds[0].metrics()[packets]
+	for range 1000 {
+		payload := ipv4Packet(ds[2].env().Subnet.Addr(), ds[0].env().Subnet.Addr(), 4)
+		if _, err := conn.Write(payload); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ds[0].awaitMetric(patience, packets, func(v float64) bool { return v >= before+1000 })
+	const refused = `weft_fast_path_passed_total{reason="refused"}`
+	if n := ds[0].metrics()[refused]; n < 4*20 {
+		t.Errorf("the program refused %v packets, want the 20 of each of four kinds", n)
+	}
+	check(0)
+}
+
+// dialFast returns a socket from a node to the daemon's port that sends as a fast path does,
+// without a UDP checksum.
+func (c *cluster) dialFast(from *lab.Node, to *member) net.Conn {
+	c.t.Helper()
+	conn, err := from.Dial("udp", netip.AddrPortFrom(to.node.Addr, udpPort))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close() })
+	raw, err := conn.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	var optErr error
+	err = raw.Control(func(fd uintptr) {
+		optErr = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_NO_CHECK, 1)
+	})
+	if err != nil || optErr != nil {
+		c.t.Fatal(err, optErr)
+	}
+	return conn
+}
+
+// sendFastJunk is sendJunk without a UDP checksum.
+func (c *cluster) sendFastJunk(to *member, from *lab.Node, payload []byte, reason string) {
+	c.t.Helper()
+	to.countJunk(c.dialFast(from, to), payload, reason)
+}
+
+// TestNetnsFastPathIPv6 sends inner packets of both families: the outer ones are IPv4.
+func TestNetnsFastPathIPv6(t *testing.T) {
+	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
+		t.Run(string(mode), func(t *testing.T) {
+			o := lab.Options{Mode: mode, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}
+			c := newCluster(t, o, conntestNetwork("udp"))
+			ds := c.upFast()
+			a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+			await(t, patience, "an answer by IPv6", func() error {
+				return lab.CheckUDP(t.Context(), a.NS, b.NS, b.Addr6, 1)
+			})
+			before := ds[0].status().Traffic.FastPath
+			for _, size := range []int{84, 1428, 1472} {
+				r, err := a.Ping(t.Context(), b.Addr6,
+					lab.Ping{Count: 50, Interval: time.Millisecond, Size: size})
+				if err != nil || r.Received != 50 {
+					t.Errorf("pings of %d bytes: %+v, %v", size, r, err)
+				}
+			}
+			now := ds[0].status().Traffic.FastPath
+			if now.Out.Packets < before.Out.Packets+150 || now.In.Packets < before.In.Packets+150 {
+				t.Errorf("the fast path carried %+v, then %+v: want 150 pings more", before, now)
+			}
+			for _, bytes := range []int64{50_000, 8 << 20} {
+				if err := lab.CheckTCP(t.Context(), a.NS, b.NS, b.Addr6, bytes); err != nil {
+					t.Error(err)
+				}
+			}
+			if err := lab.CheckUDP(t.Context(), b.NS, a.NS, a.Addr6, 0, 1, 1400, 1424, 5000, 30_000); err != nil {
+				t.Error(err)
+			}
+			for i, d := range ds {
+				if drops := d.drops(); len(drops) > 0 {
+					t.Errorf("node %d dropped %v", i, drops)
+				}
+			}
+		})
+	}
+}
+
+// TestNetnsFastPathTurnedOff restarts a node without its fast path. Packets that other nodes'
+// programs send to it until they hear of that have unfinished checksums.
+func TestNetnsFastPathTurnedOff(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast()
+	a, b := c.Nodes[0], c.Nodes[1]
+	p, err := a.Pods[0].StartPing(t.Context(), b.Pods[0].Addr,
+		lab.Ping{Count: -1, Interval: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.awaitAnswers(patience, p, 100)
+	ds[1].stop()
+	ds[1] = c.start(b, "--fast-path=off")
+	ds[1].awaitReady()
+	c.awaitAnswers(patience, p, 500)
+	const tolerated = 1000 // a second
+	r := p.Stop()
+	r.RTT = nil
+	t.Logf("%+v", r)
+	if r.Lost() > tolerated || r.Duplicates > 0 {
+		t.Errorf("lost %d, want at most %d", r.Lost(), tolerated)
+	}
+	before := ds[0].status().Traffic.FastPath.Out.Packets
+	c.checkTraffic(a.Pods[0], b.Pods[0])
+	c.checkTraffic(b.Pods[0], a.Pods[0])
+	if now := ds[0].status().Traffic.FastPath.Out.Packets; now != before {
+		t.Errorf("the fast path has sent %d packets to a node without one", now-before)
+	}
+}
