@@ -65,7 +65,7 @@ func measureInside(f benchFlags) int {
 // prepare checks the flags and opens the result file before the lab is created. The lab has its own
 // /run, so a path may mean another file inside it.
 func (f *benchFlags) prepare() error {
-	if f.ablate || f.hasTarget("weftd", "engine", "portable", "wireguard") {
+	if f.ablate || f.hasTarget("weftd", "engine", "portable", "wireguard", "wireguard-go") {
 		if err := findDaemon(&f.weftd); err != nil {
 			return err
 		}
