@@ -336,3 +336,26 @@ func TestDocsListMetrics(t *testing.T) {
 		t.Errorf("docs/metrics.md has a row for %s, which does not exist", name)
 	}
 }
+
+// TestPageSize checks the size of the page of a daemon with 10,000 nodes, whatever their names.
+func TestPageSize(t *testing.T) {
+	const limit = 100_000
+	for _, length := range []int{8, 20, 63, 253} {
+		s := full()
+		s.Traffic.Nodes, s.Probe.Paths = nil, nil
+		for i := range 10_000 {
+			name := fmt.Sprintf("%0*d", length, i)
+			v := Volume{uint64(1e8 + i), uint64(1e11 + i)}
+			s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: name, Out: v, In: v})
+			s.Probe.Paths = append(s.Probe.Paths, ProbePath{name, 1. / 3, 123457 * time.Nanosecond, 1472, 1480})
+		}
+		page := scrapeText(t, Options{Read: func() Snapshot { return s }})
+		named := strings.Count(page, "weft_node_bytes_total{direction=\"in\"")
+		probed := strings.Count(page, "weft_probe_loss_ratio{")
+		t.Logf("names of %d bytes: %d bytes, %d nodes, %d paths", length, len(page), named, probed)
+		if len(page) > limit || named < 30 || probed < 20 {
+			t.Errorf("names of %d bytes: %d bytes, limit %d; %d nodes, %d paths",
+				length, len(page), limit, named, probed)
+		}
+	}
+}

@@ -11,11 +11,20 @@ import (
 // restart, and rate() would show a burst that never happened.
 type nodeLimiter struct {
 	limit    int
+	used     int // bytes of the page that the series of named nodes take
 	named    map[string]bool
 	summed   map[string]NodeTraffic // last values of the summed nodes
 	retired  NodeTraffic            // traffic of summed nodes that are gone or restarted at zero
 	exported bool                   // the sum has been exported and must not disappear
 }
+
+// nodesRoom is the part of the page for series of nodes, in bytes. With names of up to 10 bytes it
+// is room for DefaultMaxNodes.
+const nodesRoom = 56_000
+
+// nodeRoom returns the bytes of the page that the four series of a node take: about 60 for each
+// beside the name.
+func nodeRoom(name string) int { return 4 * (len(name) + 60) }
 
 func newNodeLimiter(limit int) *nodeLimiter {
 	return &nodeLimiter{limit: limit, named: map[string]bool{}, summed: map[string]NodeTraffic{}}
@@ -58,6 +67,7 @@ func (l *nodeLimiter) forget(now map[string]NodeTraffic) {
 	for name := range l.named {
 		if _, ok := now[name]; !ok {
 			delete(l.named, name)
+			l.used -= nodeRoom(name)
 		}
 	}
 	for name, last := range l.summed {
@@ -74,9 +84,11 @@ func (l *nodeLimiter) hasName(name string) bool {
 		return true
 	}
 	_, summed := l.summed[name]
-	if summed || name == OtherNodes || len(l.named) >= l.limit {
+	if summed || name == OtherNodes || len(l.named) >= l.limit ||
+		l.used+nodeRoom(name) > nodesRoom {
 		return false
 	}
+	l.used += nodeRoom(name)
 	l.named[name] = true
 	return true
 }

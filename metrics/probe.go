@@ -23,9 +23,16 @@ type ProbePath struct {
 	MaxMTU int
 }
 
-// maxProbeNodes is the number of nodes with series of the mesh probe. Three series for each keep
-// the page below 100 kB beside those of the traffic.
+// probeRoom is the part of the page for series of the mesh probe, in bytes: it keeps the page below
+// 100 kB beside those of the traffic.
+const probeRoom = 18_000
+
+// maxProbeNodes is the number of nodes with series of the mesh probe if their names are short.
 const maxProbeNodes = 100
+
+// pathRoom returns the bytes of the page that the three series of a path take: about 45 for each
+// beside the name.
+func pathRoom(name string) int { return 3 * (len(name) + 45) }
 
 func probeMetrics() []metric {
 	node := []string{"node"}
@@ -111,5 +118,12 @@ func worst(paths []ProbePath) []ProbePath {
 		seen[p.Node] = true
 		return again
 	})
-	return paths[:min(len(paths), maxProbeNodes)]
+	paths = paths[:min(len(paths), maxProbeNodes)]
+	room := probeRoom
+	for i, p := range paths {
+		if room -= pathRoom(p.Node); room < 0 {
+			return paths[:i]
+		}
+	}
+	return paths
 }

@@ -26,10 +26,13 @@ type Status struct {
 	Lease     *Lease            `json:"lease,omitempty"`
 	Store     Store             `json:"store"`
 	Nodes     []Node            `json:"nodes"`
-	Probe     *Probe            `json:"probe,omitempty"` // absent if it is off
-	Kernel    Kernel            `json:"kernel"`
-	Rules     Rules             `json:"rules"`
-	Traffic   *metrics.Traffic  `json:"traffic,omitempty"`
+	// NextAfter is set if more nodes follow those of a request with [NodesParameter]: the value of
+	// AfterParameter that asks for them.
+	NextAfter string           `json:"next_after,omitempty"`
+	Probe     *Probe           `json:"probe,omitempty"` // absent if it is off
+	Kernel    Kernel           `json:"kernel"`
+	Rules     Rules            `json:"rules"`
+	Traffic   *metrics.Traffic `json:"traffic,omitempty"`
 	// KernelTraffic replaces Traffic with a backend whose packets the kernel moves.
 	KernelTraffic *metrics.KernelTraffic `json:"kernel_traffic,omitempty"`
 	Limits        Limits                 `json:"limits"`

@@ -27,7 +27,7 @@ type endpoint struct {
 // context of its request is done.
 func (d *daemon) endpoints() []endpoint {
 	all := []endpoint{
-		{"GET " + control.StatusPath, jsonHandler(func() any { return d.statusWithDifferences() })},
+		{"GET " + control.StatusPath, withDeadline(statusHandler(d.statusWithDifferences))},
 		{"GET " + control.MetricsPath, withDeadline(metricsHandler(d, d.log))},
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 		{"GET " + control.LeaseEntryPath, withDeadline(http.HandlerFunc(d.serveLeaseEntry))},
@@ -54,11 +54,16 @@ func (d *daemon) statusWithDifferences() control.Status {
 	return status
 }
 
-// jsonHandler answers with the result of read.
-func jsonHandler(read func() any) http.Handler {
-	return withDeadline(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		answerJSON(w, read())
-	}))
+// statusHandler answers with the result of read, or the nodes that the request asks for.
+func statusHandler(read func() control.Status) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s := read()
+		if err := s.Select(r.URL.Query()); err != nil {
+			answer(w, http.StatusBadRequest, err.Error()+"\n")
+			return
+		}
+		answerJSON(w, s)
+	})
 }
 
 // controlServer serves the control socket.

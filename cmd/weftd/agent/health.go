@@ -122,9 +122,7 @@ func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handl
 	page("/readyz", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		answerReady(w, s.conditions())
 	}))
-	details := newOneByOne(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		answerJSON(w, s.status())
-	}))
+	details := newOneByOne(statusHandler(s.status))
 	page("/status", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isLocal(r) {
 			answerJSON(w, newSummary(s.conditions()))

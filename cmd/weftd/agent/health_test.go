@@ -79,6 +79,8 @@ func TestHealthPaths(t *testing.T) {
 		{"/readyz", remoteClient, all, ready, 200, "weftd is ready\n"},
 		{"/readyz", remoteClient, all, noted, 200, "weftd is ready\nlease: store away\n"},
 		{"/status", localClient, all, notReady, 200, "{\n  \"build\""},
+		{"/status?nodes=1", localClient, all, notReady, 200, "{\n  \"build\""},
+		{"/status?nodes=no", localClient, all, notReady, 400, "nodes=\"no\": want a positive number\n"},
 		{"/status", "[::1]:4000", all, notReady, 200, "{\n  \"build\""},
 		{"/status", "[::ffff:127.0.0.1]:4000", all, notReady, 200, "{\n  \"build\""},
 		{"/status", remoteClient, all, notReady, 200, "{\n  \"ready\": false,\n  \"conditions\""},
