@@ -61,7 +61,10 @@ func (a Attrs) Equal(b Attrs) bool {
 type Lease struct {
 	// Node is the store's name for the node, for logs and metric labels: the host name if the store
 	// knows it (file, kube), else the public IP (etcd, whose keys hold no names).
-	Node            string
+	Node string
+	// Host is the node's host name, if Node is not one and the store knows it. It is for people:
+	// two nodes may have the same.
+	Host            string
 	Subnet, Subnet6 netip.Prefix
 	Attrs
 	// Expires is set only on this node's lease and is compared as wall-clock time. Zero means that
@@ -79,7 +82,8 @@ func (l Lease) Overlaps(o Lease) bool {
 	return overlap(l.Subnet, o.Subnet) || overlap(l.Subnet6, o.Subnet6)
 }
 
-// Equal reports whether l and o are the same lease with the same attributes. It ignores Expires.
+// Equal reports whether l and o are the same lease with the same attributes. It ignores Expires
+// and Host.
 func (l Lease) Equal(o Lease) bool {
 	return l.Node == o.Node && l.SameSubnets(o) && l.Attrs.Equal(o.Attrs)
 }

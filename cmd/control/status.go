@@ -82,6 +82,7 @@ type Store struct {
 // Node is one other node.
 type Node struct {
 	Name    string       `json:"name"`
+	Host    string       `json:"host,omitempty"` // its host name, if name is an address
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Public  netip.Addr   `json:"public,omitzero"`

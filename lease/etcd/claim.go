@@ -256,6 +256,10 @@ func (s *Store) listOps(k *ownerKeys) []clientv3.Op {
 func (s *Store) parseList(k *ownerKeys, got *clientv3.TxnResponse) (*keyspace, map[string]owner) {
 	r := got.Responses[len(got.Responses)-1-len(k.list()):]
 	kvs := r[0].GetResponseRange().Kvs
-	ks := newKeyspace(s.subnets(), got.Header.ClusterId, got.Header.Revision, kvs)
-	return ks, k.parse(r[1:])
+	owners := k.parse(r[1:])
+	hosts := make(map[string]string, len(owners))
+	for name, o := range owners {
+		hosts[name] = o.Node
+	}
+	return newKeyspace(s.subnets(), got.Header.ClusterId, got.Header.Revision, kvs, hosts), owners
 }

@@ -55,20 +55,22 @@ type keyspace struct {
 	revision int64
 	cluster  uint64 // cluster ID of etcd
 	entries  map[string]entry
-	readable lease.Set // the readable leases of entries
+	hosts    map[string]string // host names by key, of the leases with an owner key
+	readable lease.Set         // the readable leases of entries
 	// unreadable holds the errors of the other entries by key.
 	unreadable map[string]error
 }
 
-// newKeyspace decodes a complete list.
-func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue) *keyspace {
+// newKeyspace decodes a complete list. hosts are the host names by key.
+func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue,
+	hosts map[string]string) *keyspace {
 	ks := &keyspace{
-		prefix: prefix, cluster: cluster, revision: revision,
+		prefix: prefix, cluster: cluster, revision: revision, hosts: hosts,
 		entries: make(map[string]entry, len(kvs)), unreadable: make(map[string]error),
 	}
 	for _, kv := range kvs {
 		name := strings.TrimPrefix(string(kv.Key), prefix)
-		ks.entries[name] = decodeEntry(name, kv)
+		ks.entries[name] = ks.decode(name, kv)
 	}
 	var leases []lease.Lease
 	for name, e := range ks.entries {
@@ -80,6 +82,33 @@ func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.Ke
 	}
 	ks.readable = lease.NewSet(leases...)
 	return ks
+}
+
+// decode decodes a key-value pair and adds the host name.
+func (ks *keyspace) decode(name string, kv *mvccpb.KeyValue) entry {
+	e := decodeEntry(name, kv)
+	e.lease.Host = ks.hosts[name]
+	return e
+}
+
+// setHost changes the host name of a key, and reports whether that changes a readable lease.
+func (ks *keyspace) setHost(name, host string) bool {
+	if host == "" {
+		delete(ks.hosts, name)
+	} else {
+		ks.hosts[name] = host
+	}
+	e := ks.entries[name]
+	if e.mod == 0 || e.lease.Host == host {
+		return false
+	}
+	e.lease.Host = host
+	ks.entries[name] = e
+	if !e.isReadable() {
+		return false
+	}
+	ks.readable = ks.readable.With(nil, []*lease.Lease{&e.lease})
+	return true
 }
 
 // apply updates the keyspace with a watch response and reports whether a lease was added, removed
@@ -99,7 +128,7 @@ func (ks *keyspace) apply(r clientv3.WatchResponse) bool {
 		if ev.Type == mvccpb.DELETE {
 			delete(ks.entries, name)
 		} else {
-			ks.entries[name] = decodeEntry(name, ev.Kv)
+			ks.entries[name] = ks.decode(name, ev.Kv)
 		}
 	}
 	return ks.updateReadable(before)

@@ -100,6 +100,22 @@ func (k *ownerKeys) delete(name string) []clientv3.Op {
 	return []clientv3.Op{clientv3.OpDelete(k.prefix + name)}
 }
 
+// applyHosts updates the host names of the leases with a watch response of owner keys, and reports
+// whether a readable lease has changed.
+func (k *ownerKeys) applyHosts(r clientv3.WatchResponse, ks *keyspace) bool {
+	changed := false
+	for _, ev := range r.Events {
+		host := ""
+		if ev.Type == mvccpb.PUT {
+			host = parseOwner(ev.Kv).Node
+		}
+		if ks.setHost(strings.TrimPrefix(string(ev.Kv.Key), k.prefix), host) {
+			changed = true
+		}
+	}
+	return changed
+}
+
 // probe returns a transaction that needs the permission to read and write owner keys but changes
 // nothing: etcd checks the permissions of both branches, and no key was created before revision 0.
 func (k *ownerKeys) probe() transaction {

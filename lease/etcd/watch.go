@@ -33,18 +33,33 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		return err
 	}
 	deliver(s.snapshot(ks))
-	stream, cancel, err := s.openStream(ctx, ks.revision+1)
-	if err != nil {
+	f := streams{}
+	var cancel context.CancelFunc
+	if f.leases, cancel, err = s.openStream(ctx, s.subnets(), ks.revision+1); err != nil {
 		return err
 	}
 	defer cancel()
-	return s.follow(ctx, stream, ks, deliver)
+	if f.keys = s.ownerKeys(); f.keys != nil {
+		f.owners, cancel, err = s.openStream(ctx, f.keys.prefix, ks.revision+1)
+		if err != nil {
+			return err
+		}
+		defer cancel()
+	}
+	return s.follow(ctx, f, ks, deliver)
 }
 
-// follow keeps ks up to date from the stream and sends the periodic requests. It returns an error
-// if the stream ends, if ks is stale, or if too many requests fail.
+// streams are the streams of changes of a watch.
+type streams struct {
+	leases clientv3.WatchChan
+	owners clientv3.WatchChan // nil without keys
+	keys   *ownerKeys
+}
+
+// follow keeps ks up to date from the streams and sends the periodic requests. It returns an error
+// if a stream ends, if ks is stale, or if too many requests fail.
 func (s *Store) follow(
-	ctx context.Context, stream clientv3.WatchChan, ks *keyspace, deliver func(lease.Snapshot),
+	ctx context.Context, f streams, ks *keyspace, deliver func(lease.Snapshot),
 ) error {
 	check := time.NewTimer(jitter(s.config.CheckInterval))
 	defer check.Stop()
@@ -57,9 +72,17 @@ func (s *Store) follow(
 		select {
 		case <-ctx.Done():
 			return nil
-		case r, ok := <-stream:
+		case r, ok := <-f.leases:
 			if err := s.receive(r, ok, ks, deliver); err != nil {
 				return err
+			}
+			continue
+		case r, ok := <-f.owners:
+			if err := streamError(r, ok); err != nil {
+				return err
+			}
+			if f.keys.applyHosts(r, ks) {
+				deliver(s.snapshot(ks))
 			}
 			continue
 		case <-keepAlive.C:
@@ -84,16 +107,24 @@ func (s *Store) follow(
 func (s *Store) receive(
 	r clientv3.WatchResponse, ok bool, ks *keyspace, deliver func(lease.Snapshot),
 ) error {
+	if err := streamError(r, ok); err != nil {
+		return err
+	}
+	if ks.apply(r) || s.ownMoved(ks) {
+		deliver(s.snapshot(ks))
+	}
+	s.logUnreadable(ks)
+	return nil
+}
+
+// streamError returns why a stream cannot go on; nil if it can. ok is false if it has ended.
+func streamError(r clientv3.WatchResponse, ok bool) error {
 	if !ok {
 		return errors.New("etcd: watch: stream ended")
 	}
 	if err := r.Err(); err != nil {
 		return fmt.Errorf("etcd: watch: %w", err)
 	}
-	if ks.apply(r) || s.ownMoved(ks) {
-		deliver(s.snapshot(ks))
-	}
-	s.logUnreadable(ks)
 	return nil
 }
 
@@ -123,15 +154,15 @@ func (s *Store) listUsing(ctx context.Context, k *ownerKeys) (*keyspace, error) 
 	return ks, s.ensureOwnerKey(ctx, k, own, e, owners[own.key])
 }
 
-// openStream starts the stream of changes from the given revision. cancel ends it.
+// openStream starts the stream of changes of a key prefix from the given revision. cancel ends it.
 func (s *Store) openStream(
-	ctx context.Context, from int64,
+	ctx context.Context, prefix string, from int64,
 ) (stream clientv3.WatchChan, cancel context.CancelFunc, err error) {
 	// WithRequireLeader: a member without a leader would serve a stale list. Client.Watch returns
 	// only after the server has responded, which may never happen.
 	ctx, cancel = context.WithCancel(clientv3.WithRequireLeader(ctx))
 	timeout := time.AfterFunc(s.callTimeout, cancel)
-	stream = s.client.Watch(ctx, s.subnets(),
+	stream = s.client.Watch(ctx, prefix,
 		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
 	if !timeout.Stop() {
 		cancel()

@@ -238,7 +238,7 @@ func addNodes(p *screen, s control.Status, now time.Time) {
 	for _, n := range s.Nodes {
 		state, problem := nodeState(n, now)
 		rtt, loss, mtu := pathCells(n.Path, n.Path6)
-		p.add(problem, n.Name, joinValid(n.Subnet, n.Subnet6), n.Public.String(), rtt, loss, mtu,
+		p.add(problem, cmp.Or(n.Host, n.Name), joinValid(n.Subnet, n.Subnet6), n.Public.String(), rtt, loss, mtu,
 			ago(n.Heard, now), ago(n.Sent, now), state)
 	}
 }

@@ -109,7 +109,7 @@ func (v *peerView) statuses() []control.Node {
 	}
 	for l := range v.peers() {
 		nodes = append(nodes, control.Node{
-			Name: l.Node, Subnet: l.Subnet, Subnet6: l.Subnet6, Public: l.Public(),
+			Name: l.Node, Host: l.Host, Subnet: l.Subnet, Subnet6: l.Subnet6, Public: l.Public(),
 			Unreachable: v.reason(l),
 		})
 	}
