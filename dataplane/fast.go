@@ -256,16 +256,19 @@ const pathsPerWatch = 256
 // rejected, which does not happen to packets that the kernel carries. The caller holds e.mu.
 func (e *Engine) updatePathMTUs() {
 	peers := e.snapshot.Load().peers
+	mtus := make(map[netip.Addr]int, pathsPerWatch)
 	for range min(pathsPerWatch, len(peers)) {
 		e.fast.nextMTU = (e.fast.nextMTU + 1) % len(peers)
 		to := peers[e.fast.nextMTU].dest.Addr
 		mtu, err := e.prober.PathMTU(to)
-		if err == nil {
-			err = e.fast.path.SetPathMTU(to.Addr(), mtu)
-		}
 		if err != nil {
 			e.log.Debug("path MTU unknown to the fast path", "node", to, "err", err)
+			continue
 		}
+		mtus[to.Addr()] = mtu
+	}
+	if err := e.fast.path.SetPathMTUs(mtus); err != nil {
+		e.log.Warn("fast path does not have all path MTUs", "err", err)
 	}
 }
 

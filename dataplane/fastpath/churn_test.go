@@ -85,12 +85,50 @@ func TestNetnsChangeNodesEqualsSetNodes(t *testing.T) {
 			t.Fatalf("step %d: counts of removed addresses %v, want %v", step, gone, want)
 		}
 		compareMaps(t, changed, set)
-		for _, e := range add { // the routes of the two hosts have the same MTUs
-			for _, p := range []*Path{changed, set} {
-				if err := p.SetPathMTU(e.Endpoint.Addr(), 1300+step); err != nil {
-					t.Fatal(err)
-				}
+		mtus := make(map[netip.Addr]int) // the same routes for both
+		for _, e := range add {
+			mtus[e.Endpoint.Addr()] = 1300 + step
+		}
+		for _, p := range []*Path{changed, set} {
+			if err := p.SetPathMTUs(mtus); err != nil {
+				t.Fatal(err)
 			}
+		}
+	}
+}
+
+// TestNetnsStatsInBatches compares the counts that are read in batches with those that are read one
+// by one, for numbers of addresses around the size of a batch.
+func TestNetnsStatsInBatches(t *testing.T) {
+	cpus := ebpf.MustPossibleCPU()
+	for _, count := range []int{0, 1, batch - 1, batch, batch + 1, 4*batch + 7} {
+		p := newTestPath(t, settingsValue{})
+		var nodes []fib.Node
+		for i := range count {
+			a := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+			nodes = append(nodes, fib.Node{Endpoint: netip.AddrPortFrom(a, 8285)})
+		}
+		if _, err := p.SetNodes(localNode, nodes); err != nil {
+			t.Fatal(err)
+		}
+		for i, n := range nodes {
+			perCPU := make([]Traffic, cpus)
+			for c := range perCPU {
+				perCPU[c] = Traffic{Sent: uint64(i + c), Received: uint64(2 * i), SentBytes: 1}
+			}
+			if err := p.objects.Endpoints.Put(n.Endpoint.Addr().As4(), perCPU); err != nil {
+				t.Fatal(err)
+			}
+		}
+		batched, single := map[netip.Addr]Traffic{}, map[netip.Addr]Traffic{}
+		if !p.readBatches(cpus, batched) {
+			t.Skip("NOT TESTED: the kernel cannot read maps in batches")
+		}
+		for _, n := range nodes {
+			single[n.Endpoint.Addr()] = p.traffic(n.Endpoint.Addr())
+		}
+		if !maps.Equal(batched, single) {
+			t.Errorf("%d addresses: read %d, want %v, got %v", count, len(batched), single, batched)
 		}
 	}
 }

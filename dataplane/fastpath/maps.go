@@ -90,18 +90,25 @@ func (p *Path) nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeV
 	return values
 }
 
-// SetPathMTU sets the MTU in bytes of the path to an outer address, as far as the routes of this
-// node limit it. Outbound passes longer packets.
-func (p *Path) SetPathMTU(endpoint netip.Addr, mtu int) error {
+// SetPathMTUs sets the MTUs in bytes of the paths to outer addresses, as far as the routes of this
+// node limit them. Outbound passes longer packets. One call for many addresses costs little more
+// than for one.
+func (p *Path) SetPathMTUs(mtus map[netip.Addr]int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	limit := uint16(min(mtu, maxMTU))
-	if !p.counted[endpoint] || cmp.Or(p.mtus[endpoint], maxMTU) == limit {
+	changed := make(map[[4]byte]uint16)
+	for a, mtu := range mtus {
+		limit := uint16(min(mtu, maxMTU))
+		if p.counted[a] && cmp.Or(p.mtus[a], maxMTU) != limit {
+			p.mtus[a], changed[a.As4()] = limit, limit
+		}
+	}
+	if len(changed) == 0 {
 		return nil
 	}
-	p.mtus[endpoint] = limit
 	for k, v := range p.nodes {
-		if v.Endpoint != endpoint.As4() {
+		limit, ok := changed[v.Endpoint]
+		if !ok {
 			continue
 		}
 		v.MTU = limit
@@ -231,6 +238,42 @@ func (p *Path) traffic(a netip.Addr) (sum Traffic) {
 	return sum
 }
 
+// batch is the number of entries that are read with one system call.
+const batch = 512
+
+// readEndpoints reads the counts of all outer addresses, in batches where the kernel can (Linux
+// 5.6). The caller holds p.mu.
+func (p *Path) readEndpoints(counts map[netip.Addr]Traffic) {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil || !p.readBatches(cpus, counts) {
+		for a := range p.counted {
+			counts[a] = p.traffic(a)
+		}
+	}
+}
+
+// readBatches is readEndpoints for kernels that can; else it returns false.
+func (p *Path) readBatches(cpus int, counts map[netip.Addr]Traffic) bool {
+	keys, perCPU := make([][4]byte, batch), make([]Traffic, batch*cpus)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := p.objects.Endpoints.BatchLookup(&cursor, keys, perCPU, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return false
+		}
+		for i, k := range keys[:n] {
+			var sum Traffic
+			for _, t := range perCPU[i*cpus : (i+1)*cpus] {
+				sum.Add(t)
+			}
+			counts[netip.AddrFrom4(k)] = sum
+		}
+		if err != nil {
+			return true
+		}
+	}
+}
+
 // Stats returns the counters.
 func (p *Path) Stats() Stats {
 	p.mu.Lock()
@@ -240,9 +283,9 @@ func (p *Path) Stats() Stats {
 		Nodes:  make(map[netip.Addr]Traffic, len(p.counted)),
 		Passed: make(map[Pass]uint64, numPasses),
 	}
-	for a := range p.counted {
-		s.Nodes[a] = p.traffic(a)
-		s.Total.Add(s.Nodes[a])
+	p.readEndpoints(s.Nodes)
+	for _, t := range s.Nodes {
+		s.Total.Add(t)
 	}
 	for _, v := range Passes() {
 		var perCPU []uint64

@@ -29,8 +29,8 @@ func (*Path) ChangeNodes(_, _ map[netip.Prefix]*fib.Node) (map[netip.Addr]Traffi
 // SetNodes does nothing.
 func (*Path) SetNodes(fib.Node, []fib.Node) (map[netip.Addr]Traffic, error) { return nil, nil }
 
-// SetPathMTU does nothing.
-func (*Path) SetPathMTU(netip.Addr, int) error { return nil }
+// SetPathMTUs does nothing.
+func (*Path) SetPathMTUs(map[netip.Addr]int) error { return nil }
 
 // Beat does nothing.
 func (*Path) Beat() error { return nil }
