@@ -22,11 +22,17 @@ type subnetFile struct {
 	abandoned []netip.Prefix
 }
 
-// sync writes the file unless wanted is its content already. It reports whether abandoned networks
-// were given up: once the file no longer lists them, they may belong to another daemon.
+// sync writes the file unless wanted is its content already. A file that was removed is written
+// again. It reports whether abandoned networks were given up: once the file no longer lists them,
+// they may belong to another daemon.
 func (f *subnetFile) sync(wanted subnetenv.File, log *slog.Logger) (gaveUp bool) {
 	if wanted == f.written {
-		return false
+		if _, err := os.Stat(f.path); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+		if f.err == nil {
+			log.Warn("subnet file was removed, writing it again", "file", f.path)
+		}
 	}
 	err := wanted.Write(f.path)
 	switch {

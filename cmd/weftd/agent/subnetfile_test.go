@@ -84,3 +84,29 @@ func TestAbandonedNetworks(t *testing.T) {
 		}
 	}
 }
+
+func TestSyncRemovedSubnetFile(t *testing.T) {
+	dir := t.TempDir()
+	f := subnetFile{path: filepath.Join(dir, "run", "subnet.env")}
+	wanted := subnetenv.File{Network: prefix("10.5.0.0/16"), Subnet: prefix("10.5.77.1/24"), MTU: 1472}
+	log, logged := testLog()
+	f.sync(wanted, log)
+	written, err := os.Stat(f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.sync(wanted, log)
+	if now, err := os.Stat(f.path); err != nil || !now.ModTime().Equal(written.ModTime()) {
+		t.Errorf("an identical file was written again: %v", err)
+	}
+	if err := os.Remove(f.path); err != nil {
+		t.Fatal(err)
+	}
+	f.sync(wanted, log)
+	if got := readSubnetFile(f.path, log); got != wanted {
+		t.Errorf("after the removal the file has %+v", got)
+	}
+	if !strings.Contains(logged.String(), "subnet file was removed") {
+		t.Errorf("logged %s", logged)
+	}
+}
