@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft/lease"
@@ -36,6 +38,7 @@ func (s *Store) claim(ctx context.Context, k *ownerKeys, r lease.Request) (lease
 	for range claimTries {
 		ks, owners := s.parseList(k, got)
 		s.logUnreadable(ks)
+		c.listed = ks.revision
 		if err := c.decide(ks, owners, s.random); err != nil {
 			return lease.Lease{}, err
 		}
@@ -45,8 +48,7 @@ func (s *Store) claim(ctx context.Context, k *ownerKeys, r lease.Request) (lease
 		if !got.Succeeded {
 			continue
 		}
-		ks, _ = s.parseList(k, got)
-		if c.findOverlap(ks) == "" {
+		if !s.overlaps(c, got) {
 			return s.finish(ctx, c, got.Header.Revision), nil
 		}
 		if err := s.undo(ctx, c, got.Header.Revision); err != nil {
@@ -66,6 +68,7 @@ type claim struct {
 	request lease.Request
 	id      string // of this daemon
 	keys    *ownerKeys
+	listed  int64 // revision of the list that decide chooses from
 
 	// Set by decide:
 	lease       lease.Lease
@@ -142,19 +145,18 @@ func (c *claim) existing(ks *keyspace, owners map[string]owner) ([]entry, []leas
 	return entries, existing
 }
 
-// findOverlap returns the key of another node's lease in ks that overlaps the one just claimed;
-// empty if none. All keys in ks are older than the claimed one. A lease that this node already had
-// is kept in spite of an overlap.
-func (c *claim) findOverlap(ks *keyspace) string {
+// overlaps reports whether an older lease of another node overlaps the one just claimed. Such a key
+// was written since the list that decide chose from, so the response has no others. A lease that
+// this node already had is kept in spite of an overlap.
+func (s *Store) overlaps(c *claim, got *clientv3.TxnResponse) bool {
 	if c.entry.mod != 0 {
-		return ""
+		return false
 	}
-	for _, e := range ks.sorted() {
-		if e.key != c.key && e.lease.Overlaps(c.lease) {
-			return e.key
-		}
-	}
-	return ""
+	written := got.Responses[len(got.Responses)-1].GetResponseRange().Kvs
+	return slices.ContainsFunc(written, func(kv *mvccpb.KeyValue) bool {
+		e := decodeEntry(strings.TrimPrefix(string(kv.Key), s.subnets()), kv)
+		return e.key != c.key && e.lease.Overlaps(c.lease)
+	})
 }
 
 // commit runs the transaction of the claim.
@@ -182,7 +184,8 @@ func (s *Store) commit(ctx context.Context, c *claim) (*clientv3.TxnResponse, er
 	}
 	t.then = append(t.then, c.put(key, string(value)))
 	t.then = append(t.then, c.keys.put(c.key, ownerValue, c.ownerLeaseID)...)
-	t.then = append(t.then, s.listOps(c.keys)...)
+	t.then = append(t.then,
+		clientv3.OpGet(s.subnets(), clientv3.WithPrefix(), clientv3.WithMinModRev(c.listed+1)))
 	// A failed request may have been executed, so its etcd leases are not revoked: the next Claim
 	// finds the key by its owner.
 	return s.txn(ctx, "claim "+key, t)

@@ -23,9 +23,9 @@
 // for flannel only, the daemon works without owner keys, as flannel does.
 //
 // A claim is one transaction: if the subnet's key and its owner key have not changed since they
-// were listed, put both. The response lists the keys after the put. A dual-stack lease has one key,
-// so two different keys can share a subnet: a daemon that finds an earlier key that overlaps its
-// own deletes its key and tries another subnet.
+// were listed, put both. The response has the leases written since that list: one of them may
+// overlap the new one, as a dual-stack lease has one key, so two different keys can share a subnet.
+// A daemon that finds such a key deletes its own and tries another subnet.
 //
 // Watch does not rely on the stream alone: it also compares a fingerprint of the server's data with
 // its list. In an etcd that only Weft writes to, the fingerprint is a count (1 ms of etcd's CPU

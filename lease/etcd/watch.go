@@ -63,7 +63,7 @@ func (s *Store) follow(
 ) error {
 	check := time.NewTimer(jitter(s.config.CheckInterval))
 	defer check.Stop()
-	keepAlive := time.NewTicker(s.ownerTTL / 3)
+	keepAlive := time.NewTimer(jitter(s.ownerTTL / 3))
 	defer keepAlive.Stop()
 	var d staleDetector
 	failures := 0
@@ -87,6 +87,7 @@ func (s *Store) follow(
 			continue
 		case <-keepAlive.C:
 			err = s.keepAlive(ctx)
+			keepAlive.Reset(jitter(s.ownerTTL / 3))
 		case <-check.C:
 			err = s.checkStale(ctx, ks, &d)
 			check.Reset(jitter(s.config.CheckInterval))
