@@ -188,6 +188,51 @@ func (c *cluster) sendBulk(from, to *lab.Pod) (stop func() error) {
 	return func() error { ended.Store(true); return <-result }
 }
 
+// TestNetnsFastPathOutageOfWorkers ends a daemon whose workers carry a flow. At SIGTERM the daemon
+// hands it over, except for packets that wait; after SIGKILL it is missed after a moment.
+func TestNetnsFastPathOutageOfWorkers(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast()
+	a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	for _, outage := range []struct {
+		name string
+		end  func(d *member)
+		lost int // at most
+	}{
+		{"SIGTERM", func(d *member) { d.stop() }, 20},
+		// LIFE of the programs, and a margin.
+		{"SIGKILL", func(d *member) { d.Kill(); <-d.Done() }, 450},
+	} {
+		t.Run(outage.name, func(t *testing.T) {
+			p, err := a.StartPing(t.Context(), b.Addr, lab.Ping{Count: -1, Interval: time.Millisecond})
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.awaitAnswers(patience, p, 100)
+			bulk := lab.Ping{Count: 20, Interval: time.Millisecond, Size: 60_000}
+			if r, err := a.Ping(t.Context(), b.Addr, bulk); err != nil || r.Received == 0 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			before := ds[0].status().Traffic.FastPath.Out.Packets
+			c.awaitAnswers(patience, p, 100)
+			if now := ds[0].status().Traffic.FastPath.Out.Packets; now > before+50 {
+				t.Fatalf("the programs carried %d of 100 packets, want the workers to", now-before)
+			}
+			lost := p.Result().Lost() // in the bulk
+			outage.end(ds[0])
+			c.awaitAnswers(patience, p, 300)
+			ds[0] = c.start(ds[0].node, "--fast-path=auto")
+			ds[0].awaitReady()
+			c.awaitAnswers(patience, p, 100)
+			r := p.Stop()
+			if lost = r.Lost() - lost; lost > outage.lost || r.Duplicates > 0 {
+				t.Errorf("lost %d and got %d twice, want at most %d lost", lost, r.Duplicates, outage.lost)
+			}
+			t.Logf("lost %d", lost)
+		})
+	}
+}
+
 // TestNetnsFastPathTurnedOff restarts a node without its fast path. Packets that other nodes'
 // programs send to it until they hear of that have unfinished checksums.
 func TestNetnsFastPathTurnedOff(t *testing.T) {
