@@ -10,7 +10,7 @@
 //	                                      reservation, which never expires
 //	<prefix>/subnets/10.5.1.0-24&fd10:5:0:40::-64          a dual-stack lease
 //	<prefix>/weft/owners/10.5.1.0-24      Weft only: {"id":"…","node":"host"}, with an etcd
-//	                                      lease of 15 s; after a stop with "released":true and
+//	                                      lease of 30 s; after a stop with "released":true and
 //	                                      the etcd lease of the lease
 //
 // The owner key shows that the daemon that holds a lease is alive, and identifies it. It allows

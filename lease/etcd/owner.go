@@ -201,6 +201,12 @@ func inUse(public fmt.Stringer, key string, o owner) error {
 // errOwnerGone means that this daemon's owner key no longer exists.
 var errOwnerGone = errors.New("etcd: owner key expired: disconnected for too long, or data wiped")
 
+// hasOwnerKey reports whether this daemon has an owner key to keep alive.
+func (s *Store) hasOwnerKey() bool {
+	own := s.getOwn()
+	return own != nil && own.ownerLeaseID != clientv3.NoLease
+}
+
 // keepAlive extends the etcd lease of the owner key.
 func (s *Store) keepAlive(ctx context.Context) error {
 	own := s.getOwn()

@@ -86,8 +86,11 @@ func (s *Store) follow(
 			}
 			continue
 		case <-keepAlive.C:
-			err = s.keepAlive(ctx)
 			keepAlive.Reset(jitter(s.ownerTTL / 3))
+			if !s.hasOwnerKey() {
+				continue // nothing to ask etcd
+			}
+			err = s.keepAlive(ctx)
 		case <-check.C:
 			err = s.checkStale(ctx, ks, &d)
 			check.Reset(jitter(s.config.CheckInterval))
@@ -100,6 +103,8 @@ func (s *Store) follow(
 		if failures >= maxFailures || errors.Is(err, errOwnerGone) || errors.Is(err, errStale) {
 			return err
 		}
+		keepAlive.Reset(min(retryInterval, s.ownerTTL/3))
+		check.Reset(min(retryInterval, s.config.CheckInterval))
 	}
 }
 

@@ -330,3 +330,24 @@ func TestJitter(t *testing.T) {
 		t.Errorf("from %s to %s", low, high)
 	}
 }
+
+// TestWatchOutageWithoutOwnerKeys expects that failed checks end a watch, whatever happens between
+// them.
+func TestWatchOutageWithoutOwnerKeys(t *testing.T) {
+	server := serve(t)
+	op := newOperator(t, server, "/net")
+	op.put(t, "/config", onlyV4)
+	network := parseNetwork(t, onlyV4)
+	s := open(t, testConfig(server, "/net", 0))
+	s.disableOwnerKeys(s.owners)
+	s.ownerTTL, s.callTimeout = 30*time.Millisecond, 500*time.Millisecond
+	mustClaim(t, s, request(network, 0))
+	w := startWatch(t, s)
+	w.next(t)
+	op.putLease(t, lease.Lease{Subnet: prefix("10.5.15.0/24"), Attrs: request(network, 1).Attrs})
+	w.next(t) // by the stream
+	server.Close()
+	if err := w.end(t); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
