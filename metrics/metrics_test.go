@@ -345,7 +345,7 @@ func TestPageSize(t *testing.T) {
 		s.Traffic.Nodes, s.Probe.Paths = nil, nil
 		for i := range 10_000 {
 			name := fmt.Sprintf("%0*d", length, i)
-			v := Volume{uint64(1e8 + i), uint64(1e11 + i)}
+			v := Volume{1e8 + uint64(i), 1e11 + uint64(i)}
 			s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: name, Out: v, In: v})
 			s.Probe.Paths = append(s.Probe.Paths, ProbePath{name, 1. / 3, 123457 * time.Nanosecond, 1472, 1480})
 		}
