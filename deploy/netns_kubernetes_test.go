@@ -108,7 +108,7 @@ func (c *cluster) checkCondition(t *testing.T, node *clusterNode, status, reason
 // checkContainer checks that the daemon runs with exactly the privileges of the manifest.
 func (c *cluster) checkContainer(t *testing.T, node *clusterNode, overlay string) {
 	t.Helper()
-	want := 1<<12 | 1<<13 // NET_ADMIN, NET_RAW (linux/capability.h)
+	want := uint64(1<<12 | 1<<13) // NET_ADMIN, NET_RAW (linux/capability.h)
 	if overlay == "udp" {
 		want |= 1<<23 | 1<<39 // SYS_NICE, BPF
 	}
