@@ -84,7 +84,7 @@ func (w *worker) filter(m *udp.Message, p *peer, check SourceCheck) (passed Traf
 			passed.Bytes += uint64(n)
 			w.merger.Add(from, n)
 		} else {
-			w.counters.drops[d].Add(1)
+			w.drop(d, pkt)
 		}
 		if from += n; from >= len(m.Data) {
 			return passed
@@ -208,6 +208,7 @@ func (w *worker) tunWriteFailed(err error, frame []byte, n int) {
 		reason = DropTUNDown
 	}
 	w.counters.drops[reason].Add(uint64(n))
+	w.last.set(reason, frame, w.now())
 	if w.taps != nil {
 		w.tapTUN(frame, reason)
 	}

@@ -28,6 +28,8 @@ type Stats struct {
 	Sent     Traffic // from the TUN to other nodes, accepted by the kernel
 	Received Traffic // from other nodes to the TUN, accepted by the kernel
 	Drops    map[Drop]uint64
+	// LastDrops has, for each reason, the last dropped packet whose header can be read.
+	LastDrops map[Drop]LastDrop
 
 	// Sent.Packets per FramesRead, and Received.Packets per FramesWritten or MessagesReceived, are
 	// the packets per system call. A ratio near 1 under load means that an offload does not work.
@@ -94,9 +96,10 @@ func (c *counters) addTo(s *Stats) {
 // Stats returns all counters. A kernel counter that cannot be read, because the device is deleted
 // or being recreated, keeps its last value.
 func (e *Engine) Stats() Stats {
-	s := Stats{Drops: make(map[Drop]uint64, numDrops)}
+	s := Stats{Drops: make(map[Drop]uint64, numDrops), LastDrops: make(map[Drop]LastDrop)}
 	for _, w := range e.workers {
 		w.counters.addTo(&s)
+		w.last.addTo(s.LastDrops)
 	}
 	for _, p := range e.snapshot.Load().peers {
 		n := NodeTraffic{

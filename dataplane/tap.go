@@ -146,7 +146,7 @@ func (w *worker) outerSource() netip.AddrPort {
 
 // dropOut drops a packet from the TUN. p is nil if its node is unknown.
 func (w *worker) dropOut(d Drop, p *peer, pkt []byte) {
-	w.counters.drops[d].Add(1)
+	w.drop(d, pkt)
 	if w.taps != nil {
 		w.tapOut(p, pkt, d)
 	}
@@ -154,7 +154,7 @@ func (w *worker) dropOut(d Drop, p *peer, pkt []byte) {
 
 // dropRefused drops a datagram that the kernel refused to send.
 func (w *worker) dropRefused(to *udp.Destination, pkt []byte) {
-	w.counters.drops[DropSendError].Add(1)
+	w.drop(DropSendError, pkt)
 	if w.taps == nil {
 		return
 	}

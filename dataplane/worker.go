@@ -46,6 +46,7 @@ type worker struct {
 	// Used by other goroutines, too.
 	counters counters
 	unknown  unknownSources
+	last     lastDrops
 	wake     *poll.EventFD
 	stop     atomic.Bool
 	nextTUN  atomic.Pointer[tunPort] // replacements, nil if none

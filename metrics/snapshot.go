@@ -98,6 +98,9 @@ type Drop struct {
 	Packets uint64 `json:"packets"`
 	// Meaning explains the reason in a sentence; not a metric.
 	Meaning string `json:"meaning,omitempty"`
+	// Last is the source and destination of the last such packet; not a metric.
+	Last   string    `json:"last,omitempty"`
+	LastAt time.Time `json:"last_at,omitzero"`
 }
 
 // Overflow is the number of packets that the kernel dropped because one of the dataplane's receive

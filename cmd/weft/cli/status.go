@@ -214,7 +214,8 @@ func addTraffic(p *screen, t *metrics.Traffic) {
 	p.add(false, "received", volume(t.In))
 	for _, d := range t.Drops {
 		if d.Packets > 0 {
-			p.add(false, "dropped", fmt.Sprintf("%d %s%s", d.Packets, d.Reason, suffix(": ", d.Meaning)))
+			p.add(false, "dropped", fmt.Sprintf("%d %s%s%s", d.Packets, d.Reason,
+				suffix(", last ", d.Last), suffix(": ", d.Meaning)))
 		}
 	}
 	for _, o := range t.Overflows {

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -25,8 +26,13 @@ func TestDropLog(t *testing.T) {
 	} {
 		now = now.Add(c.after)
 		b.Reset()
-		d.report(map[dataplane.Drop]uint64{dataplane.DropNoNode: c.noNode, dataplane.DropMulticast: c.noNode}, log, now)
-		if lines := strings.Count(b.String(), "\n"); (lines == 1) != (c.want != "") || !strings.Contains(b.String(), c.want) {
+		d.report(dataplane.Stats{
+			Drops: map[dataplane.Drop]uint64{dataplane.DropNoNode: c.noNode, dataplane.DropMulticast: c.noNode},
+			LastDrops: map[dataplane.Drop]dataplane.LastDrop{dataplane.DropNoNode: {
+				Src: netip.MustParseAddr("10.5.1.2"), Dst: netip.MustParseAddr("10.5.9.9"), Time: now}},
+		}, log, now)
+		if lines := strings.Count(b.String(), "\n"); (lines == 1) != (c.want != "") || !strings.Contains(b.String(), c.want) ||
+			c.want != "" && !strings.Contains(b.String(), "10.5.1.2 -> 10.5.9.9") {
 			t.Errorf("%d drops after %v: %q, want %q", c.noNode, c.after, b.String(), c.want)
 		}
 	}

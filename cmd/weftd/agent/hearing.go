@@ -164,7 +164,7 @@ func (a *agent) listen(now time.Time) {
 	if a.engine != nil && a.hearing.due(now) {
 		stats := a.engine.Stats()
 		a.hearing.sample(stats.Nodes, now)
-		a.drops.report(stats.Drops, a.log, now)
+		a.drops.report(stats, a.log, now)
 	}
 }
 

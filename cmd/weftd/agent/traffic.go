@@ -40,8 +40,9 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 			metrics.Drop{Reason: p.String(), Packets: s.FastPath.Passed[p]})
 	}
 	for _, d := range dataplane.Drops() {
+		last := s.LastDrops[d]
 		t.Drops = append(t.Drops, metrics.Drop{Reason: d.String(), Packets: s.Drops[d],
-			Meaning: d.Meaning()})
+			Meaning: d.Meaning(), Last: lastAddresses(last), LastAt: last.Time})
 	}
 	for _, n := range s.Nodes {
 		t.Nodes = append(t.Nodes, metrics.NodeTraffic{
@@ -50,4 +51,12 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 		})
 	}
 	return t
+}
+
+// lastAddresses formats the addresses of a dropped packet; empty if there is none.
+func lastAddresses(l dataplane.LastDrop) string {
+	if l.Time.IsZero() {
+		return ""
+	}
+	return l.Src.String() + " -> " + l.Dst.String()
 }
