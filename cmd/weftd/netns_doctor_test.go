@@ -350,14 +350,14 @@ func TestNetnsBundle(t *testing.T) {
 	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"udp","PSK":"`+secret+`"}}`)
 	n := d.Nodes[0]
 	d.shell(0, "echo 'weftd --etcd-password="+secret+"' >/run/weftd.log; cd /run; "+program(t, "weft")+
-		" bundle -o /run/bundle.tar.gz --log=/run/weftd.log")
+		" bundle --all -o /run/bundle.tar.gz --log=/run/weftd.log")
 	unpacked := n.Path("bundle")
 	d.shell(0, "mkdir /run/bundle; tar -C /run/bundle --strip-components=1 -xzf /run/bundle.tar.gz")
 	for name, want := range map[string]string{
 		"status.json": `"backend": "udp"`, "metrics.txt": "weft_nodes 1", "doctor.txt": "nothing found",
 		"kernel/state.txt": "flannel0", "kernel/sysctl.txt": "net/ipv4/ip_forward = 1",
 		"files/run/flannel/subnet.env": "FLANNEL_MTU", "files/run/weftd.log": "--etcd-password=(hidden)",
-		"programs/ip_rule.txt": "lookup main",
+		"programs/ip_rule.txt": "lookup main", "cluster.json": `"ready": true`,
 	} {
 		text, err := os.ReadFile(filepath.Join(unpacked, name))
 		if err != nil || !strings.Contains(string(text), want) {

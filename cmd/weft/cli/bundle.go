@@ -24,6 +24,8 @@ func newBundle(b buildinfo.Info) *cobra.Command {
 		file string
 		logs []string
 		unit string
+		all  bool
+		port uint16
 		o    = doctor.Options{Probe: true}
 	)
 	cmd := &cobra.Command{
@@ -42,11 +44,16 @@ func newBundle(b buildinfo.Info) *cobra.Command {
 			if unit != "" {
 				parts = append(parts, bundle.Program("journalctl --no-pager -n 20000 -u "+unit))
 			}
+			if all {
+				parts = append(parts, clusterPart(&c, port))
+			}
 			return writeBundle(cmd, file, parts)
 		},
 	}
-	cmd.Flags().StringVar(&c.socket, "control-socket", control.DefaultSocket,
-		"`path` of the daemon's control socket")
+	c.registerSocket(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "add the answers of all nodes of the cluster")
+	cmd.Flags().Uint16Var(&port, "health-port", 0,
+		"`port` of the nodes' health servers for --all (default: this node's)")
 	cmd.Flags().StringVarP(&file, "output", "o", "", "`file` to write, - for the standard output (default weft-NODE-TIME.tar.gz)")
 	cmd.Flags().StringArrayVar(&logs, "log", nil, "add this log `file`; repeatable")
 	cmd.Flags().StringVar(&unit, "log-unit", "", "add the journal of this systemd `unit`")
@@ -87,6 +94,23 @@ func nodeParts(a *asking, b buildinfo.Info, o doctor.Options) []bundle.Part {
 		}
 	}
 	return parts
+}
+
+// clusterPart returns the part with the answers of all nodes, as weft status --all --json.
+func clusterPart(a *asking, port uint16) bundle.Part {
+	return bundle.Part{Name: "cluster.json", Read: func(ctx context.Context) ([]byte, error) {
+		self, err := a.client().Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		answers, err := clusterAnswers(ctx, port, self)
+		if err != nil {
+			return nil, err
+		}
+		var b bytes.Buffer
+		err = writeJSON(&b, answers)
+		return b.Bytes(), err
+	}}
 }
 
 // writeBundle writes the archive and lists the parts that could not be read.

@@ -44,14 +44,24 @@ const (
 func showCluster(
 	ctx context.Context, w io.Writer, asJSON bool, port uint16, self control.Status,
 ) error {
+	answers, err := clusterAnswers(ctx, port, self)
+	if err != nil {
+		return err
+	}
+	return show(w, asJSON, answers, clusterScreen(answers))
+}
+
+// clusterAnswers returns the answers of all nodes. port is that of their health servers, or 0 for
+// that of this node.
+func clusterAnswers(
+	ctx context.Context, port uint16, self control.Status,
+) (answers []nodeAnswer, err error) {
 	if port == 0 {
-		var err error
 		if port, err = healthPort(self); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	answers := askCluster(ctx, self, port)
-	return show(w, asJSON, answers, clusterScreen(answers))
+	return askCluster(ctx, self, port), nil
 }
 
 // healthPort returns the port of the health server among a daemon's flags; all nodes are taken to
