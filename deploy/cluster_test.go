@@ -164,7 +164,7 @@ func (c *cluster) volumes(t testing.TB, n *lab.Node) map[string]string {
 		case strings.HasPrefix(v.HostPath.Path, "/run/"):
 			paths[v.Name] = v.HostPath.Path // each node has its own /run
 			dir = n.Path(strings.TrimPrefix(v.HostPath.Path, "/run/"))
-		case *v.HostPath.Type == corev1.HostPathCharDev, strings.HasPrefix(v.HostPath.Path, "/sys/"):
+		case *v.HostPath.Type == corev1.HostPathCharDev:
 			paths[v.Name] = v.HostPath.Path
 		default:
 			paths[v.Name] = filepath.Join(t.TempDir(), v.HostPath.Path)

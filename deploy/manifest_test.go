@@ -201,7 +201,7 @@ func TestDaemonSet(t *testing.T) {
 // daemonCapabilities returns the capabilities of the daemon in an overlay.
 func daemonCapabilities(overlay string) []string {
 	if overlay == "udp" {
-		return []string{"NET_ADMIN", "NET_RAW", "SYS_NICE", "BPF"}
+		return []string{"NET_ADMIN", "NET_RAW", "SYS_NICE"}
 	}
 	return []string{"NET_ADMIN", "NET_RAW"}
 }

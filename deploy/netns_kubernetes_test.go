@@ -108,9 +108,9 @@ func (c *cluster) checkCondition(t *testing.T, node *clusterNode, status, reason
 // checkContainer checks that the daemon runs with exactly the privileges of the manifest.
 func (c *cluster) checkContainer(t *testing.T, node *clusterNode, overlay string) {
 	t.Helper()
-	want := uint64(1<<12 | 1<<13) // NET_ADMIN, NET_RAW (linux/capability.h)
+	want := 1<<12 | 1<<13 // NET_ADMIN, NET_RAW (linux/capability.h)
 	if overlay == "udp" {
-		want |= 1<<23 | 1<<39 // SYS_NICE, BPF
+		want |= 1 << 23 // SYS_NICE
 	}
 	for _, key := range []string{"CapEff", "CapPrm", "CapBnd"} {
 		if got := processStatus(t, node.daemon.PID(), key); got != fmt.Sprintf("%016x", want) {

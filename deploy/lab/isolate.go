@@ -245,7 +245,7 @@ func setUpNamespaces(stage string) error {
 }
 
 // bpfDir is the lab's BPF file system under a name that a node's mount of /sys does not hide.
-const bpfDir = labDir + "/bpf"
+const bpfDir = "/run/weft-bpf"
 
 // mountBPF mounts a BPF file system for programs that outlast their process. Without the right to
 // do so, the lab has none.
