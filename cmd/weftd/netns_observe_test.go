@@ -90,7 +90,7 @@ func TestNetnsObserve(t *testing.T) {
 	want := "port unreachable, by ICMP from " + second.node.Addr.String()
 	first.awaitNode("refused", func(n control.Node) bool { return n.Error == want && n.Unanswered > 0 })
 	pings.Stop()
-	first.awaitScreen(1, "! "+second.node.Addr.String(), want)
+	first.awaitScreen(1, "! node2 ", want)
 	if status, out := first.weft("status", "--all"); status != 1 || !strings.Contains(out, "no answer: ") {
 		t.Errorf("weft status --all with a dead daemon: %d:\n%s", status, out)
 	}

@@ -267,11 +267,15 @@ const silence = 10 * time.Second
 
 // nodeState describes whether a node can be reached, and whether it cannot.
 func nodeState(n control.Node, now time.Time) (text string, problem bool) {
+	refused := ""
+	if n.Error != "" {
+		refused = fmt.Sprintf("%s (%s ago)", n.Error, since(n.ErrorAt, now))
+	}
 	switch {
 	case n.Unreachable != "":
-		return "unreachable: " + n.Unreachable, true
-	case n.Error != "":
-		return fmt.Sprintf("%s (%s ago)", n.Error, since(n.ErrorAt, now)), true
+		return "unreachable: " + n.Unreachable + suffix("; ", refused), true
+	case refused != "":
+		return refused, true
 	case n.Unanswered > 0 && n.Sent.Sub(n.Heard) > silence && now.Sub(n.Sent) < time.Minute:
 		return fmt.Sprintf("%d packets sent since it was last heard", n.Unanswered), true
 	case n.Heard.IsZero() && n.Path == nil && n.Path6 == nil:
