@@ -74,13 +74,15 @@ func (d *Device) Name() string { return d.name }
 // Queues returns the queues. Each may be handed to a different goroutine.
 func (d *Device) Queues() []*Queue { return d.queues }
 
-// SetPersistent sets whether the device outlasts its last queue.
+// SetPersistent sets whether the device outlasts its last queue. Of a device that was deleted
+// meanwhile nothing can outlast it, which is no error: its queues report the loss.
 func (d *Device) SetPersistent(on bool) error {
 	value := 0
 	if on {
 		value = 1
 	}
-	if err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETPERSIST, value); err != nil {
+	err := unix.IoctlSetInt(d.queues[0].fd, unix.TUNSETPERSIST, value)
+	if err != nil && !errors.Is(err, unix.EBADFD) {
 		return fmt.Errorf("TUNSETPERSIST: %w", err)
 	}
 	return nil
