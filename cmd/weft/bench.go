@@ -65,7 +65,7 @@ func measureInside(f benchFlags) int {
 // prepare checks the flags and opens the result file before the lab is created. The lab has its own
 // /run, so a path may mean another file inside it.
 func (f *benchFlags) prepare() error {
-	if f.ablate || f.hasTarget("weftd", "engine", "portable", "wireguard", "wireguard-go") {
+	if f.ablate || f.hasTarget("weftd", "fast", "portable", "wireguard", "wireguard-go") {
 		if err := findDaemon(&f.weftd); err != nil {
 			return err
 		}
@@ -95,7 +95,7 @@ func (f benchFlags) progress() io.Writer {
 
 // run measures inside a lab, then saves and prints the result, even an incomplete one.
 func (f benchFlags) run(ctx context.Context, progress io.Writer) error {
-	if f.ablate || len(f.others) > 0 || f.hasTarget("weftd", "engine", "portable", "bare") {
+	if f.ablate || len(f.others) > 0 || f.hasTarget("weftd", "fast", "portable", "bare") {
 		if err := lab.CheckTUN(); err != nil {
 			return err
 		}

@@ -47,13 +47,13 @@ func TestBenchFlags(t *testing.T) {
 		args string
 		want string // cases, underlays, targets, rounds, seconds, --ablation
 	}{
-		{"", "tcp,udp,rtt,connect [wire 1500 off 1500] none,vxlan,ipip,wireguard,weftd,engine,portable,bare 5 {2 0.5} false"},
+		{"", "tcp,udp,rtt,connect [wire 1500 off 1500] none,vxlan,ipip,wireguard,weftd,fast,portable,bare 5 {2 0.5} false"},
 		{"--quick", "tcp-1,tcp-4,udp-64-1,rtt-idle [wire 1500 off 1500] none,vxlan,weftd,portable 3 {0.5 0.2} false"},
 		{"--quick --rounds 7 --cases connect --probe 1",
 			"connect [wire 1500 off 1500] none,vxlan,weftd,portable 7 {0.5 1} false"},
-		{"--full", "tcp,udp,rtt,connect,fan-out [wire 1500 nic 1500 off 1500 wire 9000 nic 9000 off 9000] none,vxlan,ipip,wireguard,weftd,engine,portable,bare 10 {2 0.5} true"},
+		{"--full", "tcp,udp,rtt,connect,fan-out [wire 1500 nic 1500 off 1500 wire 9000 nic 9000 off 9000] none,vxlan,ipip,wireguard,weftd,fast,portable,bare 10 {2 0.5} true"},
 		{"--full --mtus 1400 --rounds 4 --modes nic --ablation=false",
-			"tcp,udp,rtt,connect,fan-out [nic 1400] none,vxlan,ipip,wireguard,weftd,engine,portable,bare 4 {2 0.5} false"},
+			"tcp,udp,rtt,connect,fan-out [nic 1400] none,vxlan,ipip,wireguard,weftd,fast,portable,bare 4 {2 0.5} false"},
 		{"--targets none,~vxlan~ --modes ~off,wire --mtus 1500,~1600 --cases tcp-1,~rtt-idle --target a.B_c-1=/x~--y --seconds 0.01 --probe 3600",
 			"tcp-1, rtt-idle [off 1500 wire 1500 off 1600 wire 1600] none,vxlan,a.B_c-1 5 {0.01 3600} false"},
 	} {

@@ -35,7 +35,7 @@ type benchFlags struct {
 // Defaults, and the values that --quick and --full set.
 const (
 	defaultCases, quickCases = "tcp,udp,rtt,connect", "tcp-1,tcp-4,udp-64-1,rtt-idle"
-	defaultTargets           = "none,vxlan,ipip,wireguard,weftd,engine,portable,bare"
+	defaultTargets           = "none,vxlan,ipip,wireguard,weftd,fast,portable,bare"
 	quickTargets             = "none,vxlan,weftd,portable"
 	fullCases, fullMTUs      = "tcp,udp,rtt,connect,fan-out", "1500,9000"
 	fullModes                = "wire,nic,off"
@@ -182,8 +182,8 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 	known := append(bench.KernelTargets(), bench.WireGuard(f.weftd),
 		bench.UserspaceWireGuard(f.weftd),
 		bench.Weftd("weftd", "weftd with default flags", f.weftd),
-		bench.Weftd("engine", "weftd with --fast-path=off: every packet passes the daemon", f.weftd,
-			"--fast-path=off"),
+		bench.Weftd("fast", "weftd with --fast-path=auto: the kernel carries most packets", f.weftd,
+			"--fast-path=auto"),
 		bench.Weftd("portable", "weftd with --engine=portable", f.weftd, "--engine=portable"),
 		bench.Bare(self, "bench", "bare"))
 	var list []bench.Target
