@@ -121,6 +121,16 @@ func Weftd(name, description, path string, flags ...string) Target {
 	})
 }
 
+// FastPath returns weftd with its fast path as a target. Its leases are in etcd, where the nodes
+// announce the fast path; a lease file does not change.
+func FastPath(name, path string) Target {
+	const description = "weftd with --fast-path=auto: the kernel carries packets that need no decision"
+	argv := []string{path, "--fast-path=auto", "--iptables-forward-rules=false"}
+	return newTarget(name, description, func(ctx context.Context, o *overlay) error {
+		return o.startWithEtcd(ctx, "udp", argv)
+	})
+}
+
 // WireGuard returns the kernel's WireGuard, configured by weftd, as a target.
 func WireGuard(path string) Target {
 	const description = "WireGuard of the kernel (encrypted), configured by weftd"

@@ -182,8 +182,7 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 	known := append(bench.KernelTargets(), bench.WireGuard(f.weftd),
 		bench.UserspaceWireGuard(f.weftd),
 		bench.Weftd("weftd", "weftd with default flags", f.weftd),
-		bench.Weftd("fast", "weftd with --fast-path=auto: the kernel carries most packets", f.weftd,
-			"--fast-path=auto"),
+		bench.FastPath("fast", f.weftd),
 		bench.Weftd("portable", "weftd with --engine=portable", f.weftd, "--engine=portable"),
 		bench.Bare(self, "bench", "bare"))
 	var list []bench.Target
