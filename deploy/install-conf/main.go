@@ -13,10 +13,12 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
+	"net"
+	"net/url"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -123,24 +125,45 @@ const (
 	maxBody        = 4 << 10
 )
 
-// checkReady returns nil if a GET of the URL returns 200.
-func checkReady(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// checkReady returns nil if a GET of the URL returns 200. It speaks HTTP/1.0 by itself: net/http
+// would add 4 MB to the image.
+func checkReady(ctx context.Context, address string) error {
+	u, err := url.Parse(address)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	if u.Scheme != "http" || u.Host == "" {
+		return fmt.Errorf("%s: want http://HOST:PORT/PATH", address)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "80"
+	}
+	d := net.Dialer{Timeout: requestTimeout}
+	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(u.Hostname(), port))
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusOK {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := conn.SetDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.0\r\nHost: %s\r\n\r\n", u.RequestURI(), u.Host); err != nil {
+		return err
+	}
+	answer, err := io.ReadAll(io.LimitReader(conn, maxBody))
+	status, rest, _ := strings.Cut(string(answer), "\r\n")
+	version, status, _ := strings.Cut(status, " ")
+	switch {
+	case !strings.HasPrefix(version, "HTTP/1."):
+		return errors.Join(fmt.Errorf("%s: no HTTP answer", address), err)
+	case strings.HasPrefix(status, "200 "):
 		return nil
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	return errors.Join(fmt.Errorf("%s: %s: %s", url, resp.Status, bytes.TrimSpace(b)), err)
+	_, body, _ := strings.Cut(rest, "\r\n\r\n")
+	return errors.Join(fmt.Errorf("%s: %s: %s", address, status, strings.TrimSpace(body)), err)
 }
 
 // sleep waits for the interval; it returns false if ctx ended.
