@@ -121,13 +121,27 @@ func TestWaitReady(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	start(t, installer{source: from, target: to, ready: server.URL})
+	url, err := parseReady(server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, installer{source: from, target: to, ready: url})
 	eventually(t, "requests", func() bool { return requests.Load() > 3 })
 	if read(to) != "" {
 		t.Fatal("installed before the daemon was ready")
 	}
 	ready.Store(true)
 	eventually(t, "config", func() bool { return read(to) == conf })
+}
+
+func TestReadyRejected(t *testing.T) {
+	for _, value := range []string{"", "127.0.0.1:8081", "https://127.0.0.1/readyz", "http:///readyz"} {
+		var log bytes.Buffer
+		code := run(t.Context(), []string{"--ready=" + value, "a", "b"}, &log)
+		if code != 2 || !strings.Contains(log.String(), "want http://HOST:PORT/PATH") {
+			t.Errorf("%q: exit code %d, %s", value, code, log.String())
+		}
+	}
 }
 
 func TestHold(t *testing.T) {
