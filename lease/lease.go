@@ -28,6 +28,9 @@ type Attrs struct {
 	// BackendData and BackendV6Data are JSON that only the backend understands. They must not be
 	// modified: copies of Attrs share them.
 	BackendData, BackendV6Data json.RawMessage
+	// FastPath announces that the node takes packets of the fast path of other nodes' kernels. It
+	// is stored beside flannel's keys, never in them.
+	FastPath bool `json:"-"`
 }
 
 // SameNode reports whether a and b belong to the same node. If either has an IPv4 address, IPv4
@@ -54,7 +57,8 @@ func (a Attrs) Equal(b Attrs) bool {
 		a.PublicIPv6 == b.PublicIPv6 &&
 		a.BackendType == b.BackendType &&
 		string(a.BackendData) == string(b.BackendData) &&
-		string(a.BackendV6Data) == string(b.BackendV6Data)
+		string(a.BackendV6Data) == string(b.BackendV6Data) &&
+		a.FastPath == b.FastPath
 }
 
 // Lease assigns subnets to a node. A disabled family has the zero Prefix; a valid Prefix is masked.

@@ -19,6 +19,7 @@ type LeaseEntry struct {
 	PublicIPv6    netip.Addr      `json:"publicIPv6,omitzero"`
 	BackendData   json.RawMessage `json:"backendData,omitempty"`
 	BackendV6Data json.RawMessage `json:"backendV6Data,omitempty"`
+	FastPath      bool            `json:"fastPath,omitempty"`
 }
 
 // LeaseEntry returns the entry of the daemon's node.

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+
 	"weft/deploy/lab"
 	"weft/lease/subnetenv"
 )
@@ -21,14 +23,18 @@ func (c *cluster) upFast() []*member {
 		d.awaitFastPath()
 	}
 	await(c.t, patience, "announcements of the fast path", func() error {
-		leases, err := c.leases()
+		r, err := c.client.Get(c.t.Context(), clusterPrefix+"/weft/owners/", clientv3.WithPrefix())
 		if err != nil {
 			return err
 		}
-		for key, value := range leases {
-			if !strings.Contains(value, `"FastPath":true`) {
-				return fmt.Errorf("%s: %s", key, value)
+		announced := 0
+		for _, kv := range r.Kvs {
+			if strings.Contains(string(kv.Value), `"fastPath":true`) {
+				announced++
 			}
+		}
+		if announced < len(ds) {
+			return fmt.Errorf("%d of %d nodes", announced, len(ds))
 		}
 		return nil
 	})

@@ -203,9 +203,7 @@ func (u *udp) Advertisement() Advertisement {
 	}
 	if a.Userspace {
 		a.Listen = u.listen()
-		if u.local.FastPath {
-			a.Attrs = withFastPath(a.Attrs)
-		}
+		a.Attrs.FastPath = u.local.FastPath
 	}
 	return a
 }

@@ -98,7 +98,7 @@ func (c *claim) decide(ks *keyspace, owners map[string]owner, random func(int) i
 	}
 	c.lease = lease.Lease{
 		Node:   c.request.Attrs.Public().String(),
-		Subnet: choice.Subnet, Subnet6: choice.Subnet6, Attrs: c.request.Attrs,
+		Subnet: choice.Subnet, Subnet6: choice.Subnet6, Attrs: c.keys.published(c.request.Attrs),
 	}
 	c.key = formatKey(c.lease)
 	c.listedOwner, c.entry, c.reserved, c.replaced = owners[c.key], entry{}, false, nil
@@ -168,7 +168,8 @@ func (s *Store) commit(ctx context.Context, c *claim) (*clientv3.TxnResponse, er
 	if err != nil {
 		return nil, err
 	}
-	ownerValue, err := s.ownerValue(c.request.Node)
+	o := owner{ID: s.id, Node: c.request.Node, FastPath: c.request.Attrs.FastPath}
+	ownerValue, err := o.format()
 	if err != nil {
 		return nil, err
 	}
@@ -260,9 +261,5 @@ func (s *Store) parseList(k *ownerKeys, got *clientv3.TxnResponse) (*keyspace, m
 	r := got.Responses[len(got.Responses)-1-len(k.list()):]
 	kvs := r[0].GetResponseRange().Kvs
 	owners := k.parse(r[1:])
-	hosts := make(map[string]string, len(owners))
-	for name, o := range owners {
-		hosts[name] = o.Node
-	}
-	return newKeyspace(s.subnets(), got.Header.ClusterId, got.Header.Revision, kvs, hosts), owners
+	return newKeyspace(s.subnets(), got.Header.ClusterId, got.Header.Revision, kvs, owners), owners
 }

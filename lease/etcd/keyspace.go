@@ -55,17 +55,17 @@ type keyspace struct {
 	revision int64
 	cluster  uint64 // cluster ID of etcd
 	entries  map[string]entry
-	hosts    map[string]string // host names by key, of the leases with an owner key
-	readable lease.Set         // the readable leases of entries
+	owners   map[string]owner // by key
+	readable lease.Set        // the readable leases of entries
 	// unreadable holds the errors of the other entries by key.
 	unreadable map[string]error
 }
 
-// newKeyspace decodes a complete list. hosts are the host names by key.
+// newKeyspace decodes a complete list. It owns owners from now on.
 func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue,
-	hosts map[string]string) *keyspace {
+	owners map[string]owner) *keyspace {
 	ks := &keyspace{
-		prefix: prefix, cluster: cluster, revision: revision, hosts: hosts,
+		prefix: prefix, cluster: cluster, revision: revision, owners: owners,
 		entries: make(map[string]entry, len(kvs)), unreadable: make(map[string]error),
 	}
 	for _, kv := range kvs {
@@ -84,25 +84,30 @@ func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.Ke
 	return ks
 }
 
-// decode decodes a key-value pair and adds the host name.
+// decode decodes a key-value pair and adds what its owner tells of the node.
 func (ks *keyspace) decode(name string, kv *mvccpb.KeyValue) entry {
-	e := decodeEntry(name, kv)
-	e.lease.Host = ks.hosts[name]
+	return decodeEntry(name, kv).ownedBy(ks.owners[name])
+}
+
+// ownedBy returns the entry with what its owner tells of the node.
+func (e entry) ownedBy(o owner) entry {
+	e.lease.Host, e.lease.FastPath = o.Node, o.announces(e)
 	return e
 }
 
-// setHost changes the host name of a key, and reports whether that changes a readable lease.
-func (ks *keyspace) setHost(name, host string) bool {
-	if host == "" {
-		delete(ks.hosts, name)
+// setOwner changes the owner of a key; the zero owner means none. It reports whether that changes a
+// readable lease.
+func (ks *keyspace) setOwner(name string, o owner) bool {
+	if o.mod == 0 {
+		delete(ks.owners, name)
 	} else {
-		ks.hosts[name] = host
+		ks.owners[name] = o
 	}
-	e := ks.entries[name]
-	if e.mod == 0 || e.lease.Host == host {
+	before := ks.entries[name]
+	e := before.ownedBy(o)
+	if e.mod == 0 || e.lease.Host == before.lease.Host && e.lease.FastPath == before.lease.FastPath {
 		return false
 	}
-	e.lease.Host = host
 	ks.entries[name] = e
 	if !e.isReadable() {
 		return false
@@ -144,7 +149,8 @@ func (ks *keyspace) updateReadable(before map[string]entry) bool {
 		if now.err != nil {
 			ks.unreadable[name] = now.err
 		}
-		if old.isReadable() && now.isReadable() && bytes.Equal(old.value, now.value) {
+		if old.isReadable() && now.isReadable() && bytes.Equal(old.value, now.value) &&
+			old.lease.FastPath == now.lease.FastPath {
 			continue
 		}
 		if old.isReadable() {

@@ -20,7 +20,9 @@ type owner struct {
 	ID   string `json:"id"`   // of the daemon: see identity
 	Node string `json:"node"` // its host name
 	// Released is set by a daemon that stops: it no longer runs, but the lease remains its node's.
-	Released bool  `json:"released,omitempty"`
+	Released bool `json:"released,omitempty"`
+	// FastPath is lease.Attrs.FastPath.
+	FastPath bool  `json:"fastPath,omitempty"`
 	mod      int64 // revision of the last change
 	leaseID  clientv3.LeaseID
 }
@@ -36,6 +38,12 @@ func (o owner) isNode(e entry, id, node string) bool {
 	}
 	sameName := o.Node == node && node != "" && !strings.HasPrefix(node, "localhost")
 	return o.leaseID == e.leaseID && (o.ID == id || sameName)
+}
+
+// announces reports whether the node of lease e takes packets of the fast path. A released lease
+// that was written since, as by flannel, has no such node any more.
+func (o owner) announces(e entry) bool {
+	return o.FastPath && (!o.Released || o.leaseID == e.leaseID)
 }
 
 // parseOwner parses an owner key. An unreadable key counts as owned by another daemon.
@@ -100,16 +108,22 @@ func (k *ownerKeys) delete(name string) []clientv3.Op {
 	return []clientv3.Op{clientv3.OpDelete(k.prefix + name)}
 }
 
-// applyHosts updates the host names of the leases with a watch response of owner keys, and reports
-// whether a readable lease has changed.
-func (k *ownerKeys) applyHosts(r clientv3.WatchResponse, ks *keyspace) bool {
+// published returns the attributes that other nodes will read.
+func (k *ownerKeys) published(a lease.Attrs) lease.Attrs {
+	a.FastPath = a.FastPath && k != nil
+	return a
+}
+
+// apply updates the owners of the leases with a watch response of owner keys, and reports whether
+// that changes a readable lease.
+func (k *ownerKeys) apply(r clientv3.WatchResponse, ks *keyspace) bool {
 	changed := false
 	for _, ev := range r.Events {
-		host := ""
+		var o owner
 		if ev.Type == mvccpb.PUT {
-			host = parseOwner(ev.Kv).Node
+			o = parseOwner(ev.Kv)
 		}
-		if ks.setHost(strings.TrimPrefix(string(ev.Kv.Key), k.prefix), host) {
+		if ks.setOwner(strings.TrimPrefix(string(ev.Kv.Key), k.prefix), o) {
 			changed = true
 		}
 	}
@@ -163,27 +177,34 @@ func (s *Store) ownerKeys() *ownerKeys {
 	return s.owners
 }
 
-// ownerValue returns the value of this daemon's owner key.
-func (s *Store) ownerValue(node string) (string, error) {
-	b, err := json.Marshal(owner{ID: s.id, Node: node})
+// format returns the value of an owner key.
+func (o owner) format() (string, error) {
+	b, err := json.Marshal(o)
 	if err != nil {
 		return "", fmt.Errorf("encode owner: %w", err)
 	}
 	return string(b), nil
 }
 
+// ownerOf returns this daemon as the owner of a lease.
+func (s *Store) ownerOf(own *ownLease) owner {
+	return owner{ID: s.id, Node: own.node, FastPath: own.attrs.FastPath}
+}
+
 // release marks the owner key as released, so that it lasts as long as the lease: the node may come
 // back with another address. Where it cannot, it deletes the owner key.
 func (s *Store) release(ctx context.Context, own *ownLease) error {
 	if k := s.ownerKeys(); k != nil && own.leaseID != clientv3.NoLease {
-		value, err := json.Marshal(owner{ID: s.id, Node: own.node, Released: true})
+		o := s.ownerOf(own)
+		o.Released = true
+		value, err := o.format()
 		if err != nil {
-			return fmt.Errorf("encode owner: %w", err)
+			return err
 		}
 		key := k.prefix + own.key
 		_, err = s.client.Txn(ctx).
 			If(clientv3.Compare(clientv3.LeaseValue(key), "=", own.ownerLeaseID)).
-			Then(clientv3.OpPut(key, string(value), clientv3.WithLease(own.leaseID))).Commit()
+			Then(clientv3.OpPut(key, value, clientv3.WithLease(own.leaseID))).Commit()
 		if err != nil {
 			s.config.Log.Debug("owner key not released", "lease", own.key, "err", err)
 		}
@@ -241,7 +262,7 @@ func (s *Store) ensureOwnerKey(
 		s.replaceOwn(own, nil)
 		return inUse(own.attrs.Public(), own.key, o)
 	}
-	value, err := s.ownerValue(own.node)
+	value, err := s.ownerOf(own).format()
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
 func (s *Store) renew(ctx context.Context, k *ownerKeys, l lease.Lease) (lease.Lease, error) {
 	name := formatKey(l)
 	key := s.subnetKey(name)
+	l.Attrs = k.published(l.Attrs)
 	value, err := formatValue(l.Attrs)
 	if err != nil {
 		return lease.Lease{}, err
@@ -40,7 +41,11 @@ func (s *Store) renew(ctx context.Context, k *ownerKeys, l lease.Lease) (lease.L
 		if err := s.checkOwner(l, e, o); err != nil {
 			return lease.Lease{}, err
 		}
-		renewed, done, err := s.write(ctx, l, e, k.unchanged(name, o.mod), string(value))
+		with, err := s.announce(k, name, o, l.Attrs)
+		if err != nil {
+			return lease.Lease{}, err
+		}
+		renewed, done, err := s.write(ctx, l, e, with, string(value))
 		if err != nil || done {
 			return renewed, err
 		}
@@ -71,10 +76,25 @@ func (s *Store) checkOwner(l lease.Lease, e entry, o owner) error {
 	return fmt.Errorf("%w: %s now belongs to %s", lease.ErrLost, key, e.lease.Public())
 }
 
+// announce returns the part of a renewal that concerns the owner key: it must not have changed, and
+// is written if it announces other attributes. A missing one is left to ensureOwnerKey.
+func (s *Store) announce(
+	k *ownerKeys, name string, o owner, a lease.Attrs,
+) (transaction, error) {
+	t := transaction{when: k.unchanged(name, o.mod)}
+	if o.ID != s.id || o.FastPath == a.FastPath {
+		return t, nil
+	}
+	o.FastPath = a.FastPath
+	value, err := o.format()
+	t.then = k.put(name, value, o.leaseID)
+	return t, err
+}
+
 // write puts the value if neither the key nor its owner has changed since e was read, and reports
-// whether it did.
+// whether it did. with is the part of the transaction that concerns the owner.
 func (s *Store) write(
-	ctx context.Context, l lease.Lease, e entry, sameOwner []clientv3.Cmp, value string,
+	ctx context.Context, l lease.Lease, e entry, with transaction, value string,
 ) (lease.Lease, bool, error) {
 	key := s.subnetKey(e.key)
 	l.Node, l.Expires = l.Public().String(), time.Time{}
@@ -89,8 +109,8 @@ func (s *Store) write(
 		put = clientv3.OpPut(key, value, clientv3.WithLease(id))
 	}
 	got, err := s.txn(ctx, "renew "+key, transaction{
-		when: append(sameOwner, unchanged(key, e.mod)),
-		then: []clientv3.Op{put},
+		when: append(with.when, unchanged(key, e.mod)),
+		then: append(with.then, put),
 	})
 	if err != nil {
 		return lease.Lease{}, false, err

@@ -77,7 +77,7 @@ func TestRenewConcurrentChange(t *testing.T) {
 	ks, owners := s.parseList(k, got)
 	key := formatKey(l)
 	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 9).Attrs})
-	if _, done, err := s.write(t.Context(), l, ks.entries[key], k.unchanged(key, owners[key].mod),
+	if _, done, err := s.write(t.Context(), l, ks.entries[key], transaction{when: k.unchanged(key, owners[key].mod)},
 		"overwritten"); done || err != nil {
 		t.Errorf("overwrote a concurrent change: %v, %v", done, err)
 	}

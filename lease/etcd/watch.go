@@ -81,7 +81,7 @@ func (s *Store) follow(
 			if err := streamError(r, ok); err != nil {
 				return err
 			}
-			if f.keys.applyHosts(r, ks) {
+			if f.keys.apply(r, ks) {
 				deliver(s.snapshot(ks))
 			}
 			continue

@@ -22,7 +22,7 @@ func topKeys() []string { return []string{"network", "nodes"} }
 func nodeKeys() []string {
 	return []string{
 		"name", "subnet", "subnet6", "publicIP", "publicIPv6",
-		"backendType", "backendData", "backendV6Data",
+		"backendType", "backendData", "backendV6Data", "fastPath",
 	}
 }
 
@@ -39,6 +39,7 @@ type node struct {
 	PublicIP, PublicIPv6       netip.Addr
 	BackendType                string
 	BackendData, BackendV6Data json.RawMessage
+	FastPath                   bool
 }
 
 // parse parses YAML or JSON, which is a subset of YAML.
@@ -144,7 +145,7 @@ func parseNode(b []byte, network lease.Network) (lease.Lease, error) {
 	}
 	return lease.Lease{Node: n.Name, Subnet: n.Subnet, Subnet6: n.Subnet6, Attrs: lease.Attrs{
 		PublicIP: n.PublicIP, PublicIPv6: n.PublicIPv6, BackendType: n.BackendType,
-		BackendData: n.BackendData, BackendV6Data: n.BackendV6Data,
+		BackendData: n.BackendData, BackendV6Data: n.BackendV6Data, FastPath: n.FastPath,
 	}}, nil
 }
 
@@ -158,6 +159,7 @@ func decodeNode(b []byte) (n node, err error) {
 		"name": &n.Name, "subnet": &n.Subnet, "subnet6": &n.Subnet6,
 		"publicIP": &n.PublicIP, "publicIPv6": &n.PublicIPv6, "backendType": &n.BackendType,
 		"backendData": &n.BackendData, "backendV6Data": &n.BackendV6Data,
+		"fastPath": &n.FastPath,
 	}
 	for _, key := range nodeKeys() {
 		value, given := members[key]

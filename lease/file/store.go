@@ -88,6 +88,11 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 			}
 			s.compareData("backendData", l, l.BackendData, r.Attrs.BackendData)
 			s.compareData("backendV6Data", l, l.BackendV6Data, r.Attrs.BackendV6Data)
+			if l.FastPath && !r.Attrs.FastPath {
+				s.log.Warn("lease file announces a fast path that this node does not have: "+
+					"other nodes' TCP may not reach it",
+					"file", s.path, "node", l.Node, "key", "fastPath")
+			}
 			return l, nil
 		}
 	}

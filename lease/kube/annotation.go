@@ -9,6 +9,7 @@ import (
 // annotations are the full names of the annotations that are read from and written to a Node.
 type annotations struct {
 	backendType, managed string
+	fastPath             string // not flannel's: lease.Attrs.FastPath
 	v4, v6               familyAnnotations
 }
 
@@ -38,6 +39,7 @@ func newAnnotations(prefix string) (annotations, error) {
 	return annotations{
 		backendType: p + "backend-type",
 		managed:     p + "kube-subnet-manager",
+		fastPath:    p + "weft-fast-path",
 		v4: familyAnnotations{
 			data:         p + "backend-data",
 			publicIP:     p + "public-ip",
@@ -55,7 +57,7 @@ func newAnnotations(prefix string) (annotations, error) {
 
 // all returns all names.
 func (a annotations) all() []string {
-	names := []string{a.backendType, a.managed}
+	names := []string{a.backendType, a.managed, a.fastPath}
 	for _, f := range []familyAnnotations{a.v4, a.v6} {
 		names = append(names, f.data, f.publicIP, f.overwrite, f.nodePublicIP)
 	}

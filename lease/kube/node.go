@@ -125,7 +125,8 @@ func leaseOf(
 	if n.Annotations[names.managed] != "true" {
 		return lease.Lease{}, false, nil
 	}
-	l = lease.Lease{Node: n.Name, Attrs: lease.Attrs{BackendType: n.Annotations[names.backendType]}}
+	l = lease.Lease{Node: n.Name, Attrs: lease.Attrs{BackendType: n.Annotations[names.backendType],
+		FastPath: n.Annotations[names.fastPath] == "true"}}
 	var invalid []error
 	for _, f := range families() {
 		if !f.enabled(network) {
@@ -183,7 +184,11 @@ func published(n *corev1.Node, names annotations, a lease.Attrs) (lease.Attrs, e
 
 // annotationChanges returns the annotations to change so that n publishes a; nil removes one.
 func annotationChanges(n *corev1.Node, names annotations, a lease.Attrs) map[string]any {
-	want := map[string]any{names.backendType: a.BackendType, names.managed: "true"}
+	want := map[string]any{names.backendType: a.BackendType, names.managed: "true",
+		names.fastPath: nil}
+	if a.FastPath {
+		want[names.fastPath] = "true"
+	}
 	l := lease.Lease{Attrs: a}
 	for _, f := range families() {
 		family := f.names(names)

@@ -163,6 +163,12 @@ func TestAnnotationChanges(t *testing.T) {
 			lease.Attrs{PublicIP: a4, BackendType: "wireguard", BackendData: data}, nil,
 			`{"backend-data":"{\"VNI\":1,\"VtepMAC\":\"0a:00:00:00:00:01\"}","backend-type":"wireguard",` +
 				`"kube-subnet-manager":"true","public-ip":"192.0.2.1"}`},
+		{"fast path", lease.Attrs{PublicIP: a4, FastPath: true}, nil,
+			`{"backend-data":"null","backend-type":"","kube-subnet-manager":"true","public-ip":"192.0.2.1",` +
+				`"weft-fast-path":"true"}`},
+		{"fast path withdrawn", lease.Attrs{PublicIP: a4}, map[string]string{
+			"backend-data": "null", "backend-type": "", "kube-subnet-manager": "true", "public-ip": "192.0.2.1",
+			"weft-fast-path": "true"}, `{"weft-fast-path":null}`},
 		{"unchanged", lease.Attrs{PublicIP: a4}, map[string]string{
 			"backend-data": "null", "backend-type": "", "kube-subnet-manager": "true", "public-ip": "192.0.2.1",
 			"other": "stays"}, `{}`},

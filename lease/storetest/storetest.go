@@ -54,6 +54,7 @@ func Run(t *testing.T, fresh func(t *testing.T) Harness) {
 		{"ClaimAgain", testClaimAgain},
 		{"ClaimRace", testRace},
 		{"Renew", testRenew},
+		{"FastPath", testFastPath},
 		{"RenewLost", testLost},
 		{"Watch", testWatch},
 		{"WatchCompaction", testCompaction},
@@ -180,6 +181,37 @@ func testRenew(t *testing.T, h Harness) {
 		}
 		await(t, lists, "the new address", func(s lease.Snapshot) bool { return holds(s, l) })
 	}
+}
+
+// testFastPath announces a fast path and withdraws it.
+func testFastPath(t *testing.T, h Harness) {
+	if h.Static {
+		t.Skip("nodes announce nothing")
+	}
+	store := h.Open(t, 0)
+	r := h.Request(0)
+	r.Attrs.FastPath = true
+	l := claim(t, store, r)
+	lists := watch(t, h.Open(t, 1))
+	announces := func(want bool) func(lease.Snapshot) bool {
+		return func(s lease.Snapshot) bool {
+			return holds(s, l) && slices.ContainsFunc(lease.List(s.Leases),
+				func(o lease.Lease) bool { return o.SameSubnets(l) && o.FastPath == want })
+		}
+	}
+	await(t, lists, "the announcement of the claim", announces(true))
+	for _, want := range []bool{false, true} {
+		l.FastPath = want
+		renewed, err := store.Renew(t.Context(), l)
+		if err != nil || renewed.FastPath != want {
+			t.Fatalf("renewed %+v, %v", renewed, err)
+		}
+		await(t, lists, "a changed announcement", announces(want))
+	}
+	if again := claim(t, h.Open(t, 0), h.Request(0)); again.FastPath {
+		t.Error("claimed again without a fast path, but it is announced")
+	}
+	await(t, lists, "the claim without it", announces(false))
 }
 
 func testLost(t *testing.T, h Harness) {

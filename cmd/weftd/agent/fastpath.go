@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"weft/cmd/control"
 	"weft/dataplane/fastpath"
 	"weft/dataplane/tun"
 	"weft/lease/subnetenv"
@@ -29,6 +30,24 @@ func (a *agent) followFastPath() {
 	a.log.Info("fast path changed", "active", s.Active, "reason", s.Reason)
 	a.publishAttrs()
 	a.replan()
+}
+
+// unannounced returns why other nodes send all packets to the workers of this node although it
+// takes those of the fast path; empty if it does not, or if they know.
+func (s *snapshot) unannounced(store control.Store) string {
+	own, listed := s.state.All.Get(&s.self)
+	if !listed || own.FastPath == s.adv.Attrs.FastPath {
+		return ""
+	}
+	switch {
+	case own.FastPath:
+		return "not active, but announced by " + store.File
+	case store.File != "":
+		return "only outbound: " + store.File + " lacks fastPath: true in the entry of this node"
+	case store.Kind == "etcd":
+		return "only outbound: the etcd role has no permission for owner keys, which announce it"
+	}
+	return "only outbound: not announced yet"
 }
 
 // publishAttrs gives the lease the current attributes of the backend.

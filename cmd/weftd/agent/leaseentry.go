@@ -22,6 +22,6 @@ func (d *daemon) serveLeaseEntry(w http.ResponseWriter, _ *http.Request) {
 	answerJSON(w, control.LeaseEntry{
 		Name: d.nodeName, Subnet: s.self.Subnet, Subnet6: s.self.Subnet6,
 		PublicIP: a.PublicIP, PublicIPv6: a.PublicIPv6,
-		BackendData: a.BackendData, BackendV6Data: a.BackendV6Data,
+		BackendData: a.BackendData, BackendV6Data: a.BackendV6Data, FastPath: a.FastPath,
 	})
 }

@@ -7,7 +7,6 @@ import (
 
 	"weft/cmd/control"
 	"weft/ctrl"
-	"weft/ctrl/backend"
 	"weft/dataplane/fib"
 	"weft/lease"
 	"weft/lease/ordered"
@@ -120,7 +119,7 @@ func (v *peerView) statuses() []control.Node {
 // have no port: all nodes of a udp network use the same one.
 func (v *peerView) engineNode(l *lease.Lease) fib.Node {
 	n := fib.Node{Name: l.Node, Endpoint: netip.AddrPortFrom(l.Public(), v.port),
-		Fast: backend.TakesFastPath(l.Attrs)}
+		Fast: l.FastPath}
 	for _, p := range []netip.Prefix{l.Subnet, l.Subnet6} {
 		if p.IsValid() && v.unplanned[p] == "" && v.cut[p] == "" {
 			n.Prefixes = append(n.Prefixes, p)

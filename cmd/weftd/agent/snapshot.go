@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"strings"
 	"time"
 
@@ -97,6 +98,7 @@ func (d *daemon) status() control.Status {
 	}
 	if s.engine != nil {
 		status.Traffic = traffic(s.engine.Stats(), s.engine.Status())
+		status.Traffic.FastPath.Reason = cmp.Or(status.Traffic.FastPath.Reason, s.unannounced(status.Store))
 		for _, u := range s.engine.UnknownSources() {
 			status.Traffic.UnknownSources = append(status.Traffic.UnknownSources,
 				metrics.UnknownSource{Address: u.Addr, Packets: u.Packets, Last: u.Last})
