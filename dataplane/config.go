@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
+	"time"
 
 	"weft/dataplane/feature"
 	"weft/dataplane/tun"
@@ -46,6 +47,12 @@ type Config struct {
 	// Underlay, the name of the interface that has the address of Bind.
 	FastPath FastPathMode
 	Underlay string
+
+	// Inherited are the descriptors of a former engine of the same configuration. Open closes them
+	// if it fails.
+	Inherited Descriptors
+	// AwaitNodes is how long Run leaves packets in the kernel's queues before the first SetNodes.
+	AwaitNodes time.Duration
 
 	Mode             Mode
 	DisabledFeatures []feature.Name // not used even if the kernel has them

@@ -31,6 +31,7 @@ type Engine struct {
 	mtu      atomic.Int32         // of a device that is created, in bytes
 
 	repairRequests chan struct{} // notifies the supervisor; holds one
+	nodesKnown     chan struct{} // closed by the first SetNodes
 	lostDevice     atomic.Uint64 // newest deviceGeneration that a worker found deleted
 	lostSocket     atomic.Uint64 // newest socketGeneration that a worker found broken
 
@@ -43,6 +44,7 @@ type Engine struct {
 	repairErr error // why the last repair failed; nil if it succeeded
 
 	device            string // name that the kernel assigned
+	queues            []*tun.Queue
 	deviceGeneration  uint64 // number of devices created
 	deviceRecreations uint64
 	tunDrops          uint64 // of the current device, as last read
@@ -79,7 +81,8 @@ type udpSocket interface {
 }
 
 // Open creates the TUN device and the sockets. The device has no address and is down; configuring
-// it is up to the caller. If another process uses the port, the error is udp.ErrInUse.
+// it is up to the caller. If another process uses the port, the error is udp.ErrInUse. If inherited
+// descriptors cannot be used, it is ErrInherited.
 func Open(c Config) (*Engine, error) {
 	e, err := newEngine(c)
 	if err != nil {
@@ -92,7 +95,8 @@ func Open(c Config) (*Engine, error) {
 	}
 	e.mu.Unlock()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close())
+		return nil, errors.Join(fmt.Errorf("open dataplane: %w", err), e.Close(),
+			e.config.Inherited.Close())
 	}
 	for _, s := range e.Status() {
 		if !s.Used {
@@ -113,6 +117,7 @@ func newEngine(c Config) (*Engine, error) {
 		log:            c.Log,
 		handoff:        poll.NewHandoff(),
 		repairRequests: make(chan struct{}, 1),
+		nodesKnown:     make(chan struct{}),
 		device:         c.Device,
 		bind:           c.Bind,
 		closers:        make(map[io.Closer]struct{}),
@@ -179,6 +184,7 @@ func (e *Engine) Run(ctx context.Context) error {
 	handoff.Go(e.handoff.Run)
 	defer handoff.Wait()
 	defer e.handoff.Stop()
+	e.awaitNodes(ctx)
 	failed := make(chan error, len(e.workers))
 	for _, w := range e.workers {
 		workers.Go(func() {

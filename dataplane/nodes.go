@@ -38,6 +38,9 @@ func (e *Engine) SetNodes(local fib.Node, others []fib.Node) {
 	}
 	e.nodes = nodes{}
 	e.store(local, e.nodes.change(nil, others, known).Table)
+	if !e.fast.nodes {
+		close(e.nodesKnown)
+	}
 	e.fast.local, e.fast.nodes = local, true
 	e.updateFastNodes(func() error { return e.setFastNodes() })
 }

@@ -27,7 +27,7 @@ func (e *Engine) openDevice() error {
 	for f, reason := range d.Features() {
 		e.features[f] = reason
 	}
-	e.device = d.Name()
+	e.device, e.queues = d.Name(), d.Queues()
 	e.deviceGeneration++
 	return errors.Join(e.assignQueues(d.Queues()), e.openFastPath(d))
 }
@@ -59,7 +59,10 @@ func (e *Engine) assignQueues(queues []*tun.Queue) error {
 // openTUN opens the kind of device that the mode selects. It falls back to the portable device only
 // if the kernel lacks vnet headers; other errors are returned, so that the caller retries.
 func (e *Engine) openTUN(c tun.Config) (*tun.Device, error) {
-	if e.config.Mode == ModePortable || e.disabled(feature.VnetHeader) {
+	if d, err := e.adoptTUN(c); d != nil || err != nil {
+		return d, err
+	}
+	if e.portableTUN() {
 		return tun.OpenPortable(c)
 	}
 	d, err := tun.OpenOffload(c)
@@ -81,7 +84,7 @@ func (e *Engine) openSockets() error {
 	if e.disabled(feature.Buffers) {
 		buffer = 0
 	}
-	group, err := e.openUDP(udp.Config{
+	c := udp.Config{
 		Bind:       e.bind,
 		Sockets:    len(e.workers),
 		SourcePort: e.config.SourcePort,
@@ -91,7 +94,12 @@ func (e *Engine) openSockets() error {
 		NoGSO:      e.disabled(feature.GSO),
 		NoGRO:      e.disabled(feature.GRO),
 		NoSteering: e.disabled(feature.Steering),
-	})
+	}
+	var err error
+	if c.Inherited, err = e.inheritedSockets(c); err != nil {
+		return err
+	}
+	group, err := e.openUDP(c)
 	if err != nil {
 		return err
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +27,9 @@ const asDaemon = "TEST_AS_WEFTD"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(asDaemon) != "" {
+		if os.Getenv("LISTEN_FDS") != "" { // systemd sets it between fork and exec
+			os.Setenv("LISTEN_PID", strconv.Itoa(os.Getpid()))
+		}
 		main()
 	}
 	os.Exit(lab.Main(m))
@@ -231,7 +235,8 @@ func limitedProgram(
 	return cmd, notified
 }
 
-// notifySocket takes the place of systemd's notification socket until the test ends.
+// notifySocket takes the place of systemd's notification socket until the test ends. It ignores
+// descriptors to be stored.
 func notifySocket(t *testing.T) <-chan string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -249,7 +254,9 @@ func notifySocket(t *testing.T) <-chan string {
 			if err != nil {
 				return
 			}
-			notified <- string(buffer[:n])
+			if message := string(buffer[:n]); !strings.HasPrefix(message, "FDSTORE") {
+				notified <- message
+			}
 		}
 	}()
 	t.Cleanup(func() { c.Close() })

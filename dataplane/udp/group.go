@@ -44,7 +44,7 @@ func (g *Group[S]) Close() error {
 // to bind. The sockets of the group use SO_REUSEPORT: without this check a second daemon of the
 // same user would silently join the group and receive part of the packets.
 func (c Config) checkBindable() error {
-	if c.ReusePorts {
+	if c.ReusePorts || len(c.Inherited) > 0 {
 		return nil
 	}
 	addrs := []netip.AddrPort{c.Bind}
@@ -101,6 +101,10 @@ func (c Config) open(at netip.AddrPort) (fd int, err error) {
 // openPair opens the receiving and the sending socket. They are the same socket unless
 // Config.SourcePort is set.
 func (c Config) openPair(i int) (fd, sendFD int, err error) {
+	if len(c.Inherited) > 0 {
+		fd = c.Inherited[i]
+		return fd, fd, c.setOptions(fd)
+	}
 	fd, err = c.open(c.Bind)
 	if err != nil || c.SourcePort == 0 {
 		return fd, fd, err
@@ -110,6 +114,34 @@ func (c Config) openPair(i int) (fd, sendFD int, err error) {
 		return 0, 0, errors.Join(err, unix.Close(fd))
 	}
 	return fd, sendFD, nil
+}
+
+// Inheritable returns why the sockets cannot be Config.Inherited, or nil.
+func (c Config) Inheritable(sockets []int) error {
+	switch {
+	case c.SourcePort != 0:
+		return errors.New("sending from other sockets configured")
+	case c.NoGRO:
+		return errors.New("sockets join datagrams, which is disabled")
+	}
+	if len(sockets) != c.Sockets {
+		return fmt.Errorf("%d sockets, want %d", len(sockets), c.Sockets)
+	}
+	for _, fd := range sockets {
+		name, err := unix.Getsockname(fd)
+		if err != nil {
+			return fmt.Errorf("address of inherited socket: %w", err)
+		}
+		kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+		if err != nil {
+			return fmt.Errorf("type of inherited socket: %w", err)
+		}
+		if got := addrPortOf(name); kind != unix.SOCK_DGRAM || got != c.Bind {
+			return fmt.Errorf("socket of type %d on %s, want type %d on %s", kind, got,
+				unix.SOCK_DGRAM, c.Bind)
+		}
+	}
+	return nil
 }
 
 // setOptions sets the socket options that every socket of the group needs before bind.

@@ -38,6 +38,9 @@ type Config struct {
 	NoGSO      bool           // OpenOffload: send one datagram per message
 	NoGRO      bool           // OpenOffload: receive one datagram per message
 	NoSteering bool           // OpenOffload: select sockets by the outer addresses and ports
+	// Inherited are sockets on Bind that another process kept open, to be used in place of new
+	// ones. They must be usable: see Inheritable. The group owns them.
+	Inherited []int
 }
 
 // Destination is a node to send to. It is shared by all workers and must not be copied.

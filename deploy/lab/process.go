@@ -31,10 +31,16 @@ type Process struct {
 // with a /sys that shows its devices. env is added to this process's environment. Standard output
 // and standard error are kept for Log and Tail.
 func (n *Node) Start(argv []string, env ...string) (*Process, error) {
+	return n.StartWithFiles(argv, nil, env...)
+}
+
+// StartWithFiles is Start with open files, which the program has from descriptor 3 on.
+func (n *Node) StartWithFiles(argv []string, files []*os.File, env ...string) (*Process, error) {
 	p := &Process{Name: baseName(argv[0]), Node: n.Name, log: &logBuffer{},
 		done: make(chan struct{})}
 	p.cmd = exec.Command(argv[0], argv[1:]...)
 	p.cmd.Env = append(os.Environ(), env...)
+	p.cmd.ExtraFiles = files
 	p.cmd.Stdout, p.cmd.Stderr = p.log, p.log
 	err := n.Do(func() error {
 		if err := n.unshareView(); err != nil {

@@ -25,6 +25,7 @@ type daemon struct {
 	build    metrics.Build
 	nodeName string
 	limits   limits
+	fds      *fdStore
 
 	snapshot  atomic.Pointer[snapshot] // source of the status; nil before the first
 	heartbeat heartbeat                // of the agent's loop
@@ -46,7 +47,7 @@ func Run(ctx context.Context, cfg *config.Config, build metrics.Build, log *slog
 	}
 	d := &daemon{
 		cfg: cfg, log: log, build: build, nodeName: nodeName(cfg.Node, log),
-		limits: readLimits(cfg.Engine, log),
+		limits: readLimits(cfg.Engine, log), fds: newFDStore(log),
 	}
 	d.limits.apply(log)
 	group, running := errgroup.WithContext(ctx)
@@ -116,6 +117,7 @@ func (d *daemon) runAgents(ctx context.Context) error {
 			return err
 		}
 		d.log.Warn("network config changed, restarting with it")
+		d.fds.discard()
 		d.snapshot.Store(&snapshot{waiting: err})
 	}
 }

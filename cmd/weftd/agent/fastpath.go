@@ -19,6 +19,7 @@ func (a *agent) followFastPath() {
 	}
 	// Packets of the fast path are not tracked.
 	a.engine.PauseFastPath(a.rules.Status().DropsErrors())
+	a.fds.sync(a.engine)
 	s := a.engine.FastPath()
 	if s.Active == a.host.FastPath {
 		return
@@ -66,9 +67,12 @@ func (d *daemon) removeStaleFastPath() {
 	}
 }
 
-// leftDevice returns the TUN device that an earlier process left for the subnet of the previous
-// run, or "" if there is none.
-func leftDevice(previous subnetenv.File) (string, error) {
+// leftDevice returns the TUN device that an earlier process left for this one or, persistent, for
+// the subnet of the previous run, or "" if there is none.
+func (d *daemon) leftDevice(previous subnetenv.File) (string, error) {
+	if name, err := d.fds.inherited.Device(); name != "" || err != nil {
+		return name, err
+	}
 	addrs := []netip.Addr{previous.Subnet.Masked().Addr(), previous.Subnet6.Masked().Addr()}
 	all, err := net.Interfaces()
 	if err != nil {

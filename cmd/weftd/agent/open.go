@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -128,7 +129,7 @@ func (d *daemon) newAgent(
 		},
 	}
 	a.conflicts = newConflicts(d.log)
-	if a.host.Device, err = leftDevice(previous); err != nil {
+	if a.host.Device, err = d.leftDevice(previous); err != nil {
 		d.log.Warn("cannot look for the device of the previous run", "err", err)
 	}
 	if err := a.setUnderlay(iface); err != nil {
@@ -138,6 +139,7 @@ func (d *daemon) newAgent(
 	a.prober = d.newProber(adv.Type)
 	d.removeStaleFastPath()
 	if !adv.Userspace {
+		d.fds.discard()
 		return a, nil
 	}
 	// The previous backend may have left a device with this name or a socket on this port. A device
@@ -162,7 +164,15 @@ const devicePattern = "flannel%d"
 func (d *daemon) openEngine(
 	adv backend.Advertisement, host backend.LocalNode,
 ) (*dataplane.Engine, error) {
-	e, err := dataplane.Open(d.engineConfig(adv, host))
+	config := d.engineConfig(adv, host)
+	config.Inherited = d.fds.take()
+	e, err := dataplane.Open(config)
+	if errors.Is(err, dataplane.ErrInherited) {
+		d.log.Warn("packets that waited for this process are lost", "reason", err)
+		d.fds.discard()
+		config.Inherited = dataplane.Descriptors{}
+		e, err = dataplane.Open(config)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%s backend on port %d: %w", adv.Type, adv.Listen.Port(), err)
 	}
@@ -186,11 +196,16 @@ func (d *daemon) engineConfig(
 		SourceCheck:      e.SourceCheck,
 		FastPath:         e.FastPath,
 		Underlay:         host.Iface.Name,
+		AwaitNodes:       nodesTimeout,
 		Mode:             e.Mode,
 		DisabledFeatures: e.DisabledFeatures,
 		Log:              d.log,
 	}
 }
+
+// nodesTimeout bounds the time for which packets wait for the first list of nodes. A list that
+// takes longer comes from a store that does not answer; the queues are full by then.
+const nodesTimeout = 5 * time.Second
 
 // logStart logs the settings that decide which nodes this one can reach.
 func (a *agent) logStart() {
