@@ -16,4 +16,9 @@ const (
 	// CapturePath takes the values of a Capture and answers with a pcapng file that grows.
 	CapturePath = "/v1/capture"
 	TopPath     = "/v1/top" // answers with a Top per second, without end
+	// ClusterPath answers with a Cluster: the daemon asks the other nodes. Where the status page is
+	// served, the health server has it, too.
+	ClusterPath = "/v1/cluster"
+	// RowPath answers with a Row. The health server has it, for the clients of --metrics.
+	RowPath = "/v1/row"
 )

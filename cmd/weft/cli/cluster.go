@@ -2,14 +2,10 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,18 +23,14 @@ type nodeAnswer struct {
 	Reasons []string `json:"reasons,omitempty"`
 	// Error is why there is no answer.
 	Error string `json:"error,omitempty"`
-	// Nodes are the other nodes as the node sees them; absent if its --page does not permit that.
-	Nodes []control.Node `json:"nodes,omitempty"`
+	// Foreign means that the node runs flannel, which has no answer of its own.
+	Foreign bool `json:"foreign,omitempty"`
+	// Paths are the paths to the other nodes; absent if its --metrics does not permit that.
+	Paths []control.PeerPath `json:"paths,omitempty"`
 }
 
-const (
-	// answerTimeout limits the time for the answer of one node.
-	answerTimeout = 3 * time.Second
-	// maxAsked is the number of nodes that are asked at the same time.
-	maxAsked = 64
-	// maxAnswer limits the answer of one node, in bytes: the status of 10,000 nodes has about 4 MB.
-	maxAnswer = 32 << 20
-)
+// maxAsked is the number of nodes that are asked at the same time.
+const maxAsked = 64
 
 // showCluster prints the answers of all nodes. port is that of their health servers, or 0.
 func showCluster(
@@ -78,8 +70,8 @@ func healthPort(s control.Status) (uint16, error) {
 // knows.
 func askCluster(ctx context.Context, self control.Status, port uint16) []nodeAnswer {
 	answers := make([]nodeAnswer, len(self.Nodes)+1)
-	answers[0] = nodeAnswer{Name: self.Node, Ready: self.Ready, Nodes: self.Nodes,
-		Reasons: unmet(self.Conditions)}
+	answers[0] = nodeAnswer{Name: self.Node}
+	answers[0].set(control.NewRow(self, time.Now()))
 	if self.Interface != nil {
 		answers[0].Address = self.Interface.Public
 	}
@@ -96,55 +88,46 @@ func askCluster(ctx context.Context, self control.Status, port uint16) []nodeAns
 	return answers
 }
 
-// askNode returns the answer of one node.
+// askNode returns the answer of one node: its row, or less if that is not permitted.
 func askNode(ctx context.Context, n control.Node, port uint16) nodeAnswer {
 	a := nodeAnswer{Name: n.Name, Address: n.Public}
-	var s control.Status // a summary has a part of its fields
-	if err := askStatus(ctx, n, port, &s); err != nil {
-		a.Error = err.Error()
-		return a
+	var row control.Row
+	err := control.AskPeer(ctx, n, port, control.RowPath, &row)
+	if withheld(err) {
+		err = control.AskPeer(ctx, n, port, summaryPath, &row)
 	}
-	a.Ready, a.Reasons, a.Nodes = s.Ready, unmet(s.Conditions), s.Nodes
+	switch {
+	case errors.Is(err, control.ErrNotServed):
+		a.Foreign = true
+	case err != nil:
+		a.Error = err.Error()
+	default:
+		a.set(row)
+	}
 	return a
+}
+
+// set takes over a node's row, or a summary, which has a part of its fields.
+func (a *nodeAnswer) set(row control.Row) {
+	a.Ready, a.Reasons, a.Paths = row.Ready, unmet(row.Conditions), row.Paths
+}
+
+// summaryPath is the path of the health server that every client may read. For others than those on
+// the node, the answer is a summary.
+const summaryPath = "status"
+
+// withheld reports whether a node answers, but does not have a path for this client.
+func withheld(err error) bool {
+	return errors.Is(err, control.ErrNotPermitted) || errors.Is(err, control.ErrNotServed)
 }
 
 // askStatus asks a node for its whole status, and for the summary if that is not permitted.
 func askStatus(ctx context.Context, n control.Node, port uint16, v any) error {
-	base := url.URL{Scheme: "http",
-		Host: net.JoinHostPort(n.Public.String(), strconv.Itoa(int(port)))}
-	err := getJSON(ctx, base.JoinPath(control.StatusPath), v)
-	if errors.Is(err, errNotPermitted) {
-		err = getJSON(ctx, base.JoinPath("status"), v)
+	err := control.AskPeer(ctx, n, port, control.StatusPath, v)
+	if withheld(err) {
+		err = control.AskPeer(ctx, n, port, summaryPath, v)
 	}
 	return err
-}
-
-// errNotPermitted means that a node keeps a path from other hosts.
-var errNotPermitted = errors.New("not permitted")
-
-func getJSON(ctx context.Context, u *url.URL, v any) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return err
-	}
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		var failed *url.Error
-		if errors.As(err, &failed) {
-			err = failed.Err
-		}
-		return err
-	}
-	defer response.Body.Close()
-	switch response.StatusCode {
-	case http.StatusOK:
-		return json.NewDecoder(io.LimitReader(response.Body, maxAnswer)).Decode(v)
-	case http.StatusForbidden, http.StatusNotFound:
-		return errNotPermitted
-	}
-	return errors.New(response.Status)
 }
 
 // unmet lists the conditions that are not met.
@@ -170,10 +153,12 @@ func clusterScreen(answers []nodeAnswer) *screen {
 		switch {
 		case a.Error != "":
 			state = "no answer: " + a.Error
+		case a.Foreign:
+			state = "flannel, no answer of its own"
 		case !a.Ready:
 			state = "NOT READY: " + strings.Join(a.Reasons, "; ")
 		}
-		p.add(a.Error != "" || !a.Ready, a.Name, a.Address.String(), state)
+		p.add(a.Error != "" || !a.Ready && !a.Foreign, a.Name, a.Address.String(), state)
 	}
 	if len(answers) > maxMatrix {
 		return &p
@@ -181,7 +166,7 @@ func clusterScreen(answers []nodeAnswer) *screen {
 	p.gap()
 	head := []string{"FROM \\ TO"}
 	for _, a := range answers {
-		head = append(head, a.Address.String())
+		head = append(head, a.Name)
 	}
 	p.add(false, head...)
 	for _, from := range answers {
@@ -194,31 +179,43 @@ func clusterScreen(answers []nodeAnswer) *screen {
 // matrixRow describes the paths from a node to each of the others, and reports whether one of them
 // is broken.
 func matrixRow(from nodeAnswer, all []nodeAnswer) (cells []string, broken bool) {
-	seen := map[netip.Addr]control.Node{}
-	for _, n := range from.Nodes {
-		seen[n.Public] = n
+	paths := map[string]control.PeerPath{}
+	for _, p := range from.Paths {
+		paths[p.Node] = p
 	}
-	cells = []string{from.Address.String()}
+	cells = []string{from.Name}
 	for _, to := range all {
-		n, ok := seen[to.Address]
-		switch rtt, loss, _ := pathCells(n.Path, n.Path6); {
-		case to.Address == from.Address:
+		p, ok := paths[to.Name]
+		switch {
+		case to.Name == from.Name:
 			cells = append(cells, "")
-		case len(from.Nodes) == 0:
+		case from.Paths == nil:
 			cells = append(cells, "?")
 		case !ok:
 			cells, broken = append(cells, "unknown"), true
-		case n.Unreachable != "":
-			cells, broken = append(cells, "unreachable"), true
-		case n.Error != "":
-			cells, broken = append(cells, "refused"), true
-		case loss == "-": // not probed, or not yet
-			cells = append(cells, "-")
-		case rtt == "-":
-			cells, broken = append(cells, fmt.Sprintf("lost %s", loss)), true
 		default:
-			cells = append(cells, rtt)
+			cell, bad := pathCell(p)
+			cells, broken = append(cells, cell), broken || bad
 		}
 	}
 	return cells, broken
+}
+
+// pathCell describes a path, and reports whether it is broken.
+func pathCell(p control.PeerPath) (cell string, broken bool) {
+	switch {
+	case p.Unreachable != "":
+		return "unreachable", true
+	case p.Refused != "":
+		return "refused", true
+	case p.Sent == 0: // not probed, or not yet
+		return "-", false
+	case p.Lost == p.Sent:
+		return fmt.Sprintf("lost %d/%d", p.Lost, p.Sent), true
+	}
+	cell = fmt.Sprintf("%.2f ms", p.RTT*1e3)
+	if p.Lost > 0 {
+		cell += fmt.Sprintf(" lost %d/%d", p.Lost, p.Sent)
+	}
+	return cell, false
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"weft/cmd/control"
 )
@@ -35,27 +36,30 @@ func TestAskCluster(t *testing.T) {
 		return func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(v) }
 	}
 	open := http.NewServeMux()
-	open.HandleFunc(control.StatusPath, answer(control.Status{Ready: true,
-		Nodes: []control.Node{node(1, good), node(3, bad)}}))
+	open.HandleFunc(control.RowPath, answer(control.NewRow(control.Status{Ready: true,
+		Nodes: []control.Node{node(1, good), node(3, bad)}}, time.Now())))
 	summary := http.NewServeMux()
 	summary.HandleFunc("/status", answer(map[string]any{"ready": false,
 		"conditions": []control.Condition{{Name: "lease", Reason: "lost"}, {Name: "rules", OK: true}}}))
 	port := serveNode(t, netip.AddrPortFrom(addr(2), 0), open)
 	serveNode(t, netip.AddrPortFrom(addr(3), port), summary)
+	serveNode(t, netip.AddrPortFrom(addr(5), port), http.NotFoundHandler())
 	self := control.Status{Node: "n1", Ready: true, Interface: &control.Interface{Public: addr(1)},
-		Nodes: []control.Node{node(2, good), node(3, good), node(4, &control.Path{})}}
+		Nodes: []control.Node{node(2, good), node(3, good), node(4, &control.Path{}), node(5, good)}}
 	p := clusterScreen(askCluster(t.Context(), self, port))
 	const want = `  NODE  ADDRESS    STATE
   n1    127.0.0.1  ready
   n2    127.0.0.2  ready
 ! n3    127.0.0.3  NOT READY: lease: lost
 ! n4    127.0.0.4  no answer: dial tcp 127.0.0.4:PORT: connect: connection refused
+  n5    127.0.0.5  flannel, no answer of its own
 
-  FROM \ TO  127.0.0.1  127.0.0.2  127.0.0.3  127.0.0.4
-  127.0.0.1             1.00 ms    1.00 ms    -
-! 127.0.0.2  1.00 ms               lost 9/9   unknown
-  127.0.0.3  ?          ?                     ?
-  127.0.0.4  ?          ?          ?
+  FROM \ TO  n1       n2       n3        n4       n5
+  n1                  1.00 ms  1.00 ms   -        1.00 ms
+! n2         1.00 ms           lost 9/9  unknown  unknown
+  n3         ?        ?                  ?        ?
+  n4         ?        ?        ?                  ?
+  n5         ?        ?        ?         ?
 `
 	got := strings.ReplaceAll(screenText(t, p, false), "127.0.0.4:"+strconv.Itoa(int(port)), "127.0.0.4:PORT")
 	if got != want {

@@ -27,8 +27,8 @@ func newStatus() *cobra.Command {
 			"there is no\ncolor; the exit status is then 1. Without a daemon it shows the state " +
 			"that the kernel and the\nsubnet file hold, and the exit status is 3.\n\n" +
 			"With --all it asks the health port of every node. Each one tells whether it is " +
-			"ready, and why\nnot; one with --page=all also its paths to the others, for the matrix " +
-			"of a small cluster.",
+			"ready, and why\nnot, and its paths to the others, for the matrix of a small cluster; " +
+			"flannel has no answer.",
 		Args: Operands(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.client().Status(cmd.Context())

@@ -32,6 +32,9 @@ func (d *daemon) endpoints() []endpoint {
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 		{"GET " + control.LeaseEntryPath, withDeadline(http.HandlerFunc(d.serveLeaseEntry))},
 		{"GET " + control.TopPath, http.HandlerFunc(d.serveTop)},
+		{"GET " + control.RowPath, withDeadline(rowHandler(d.status))},
+		{"GET " + control.ClusterPath,
+			withDeadline(newMatrix(d.status, requestedPort(d.cfg.Health.Port)))},
 	}
 	for pattern, h := range page.Handlers() {
 		all = append(all, endpoint{pattern, withDeadline(h)})

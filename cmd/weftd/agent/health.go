@@ -137,22 +137,31 @@ func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handl
 	case config.ClientsLocal:
 		page("/metrics", localOnly(scrape))
 	}
-	handlePage(page, c.Page, details)
+	// A row tells no more than the metrics, so it is for the same clients. Without it, the answer
+	// is another than that of a daemon that does not know the path.
+	var row http.Handler = newOneByOne(rowHandler(s.status))
+	if c.Metrics != config.ClientsAll {
+		row = localOnly(row)
+	}
+	page("GET "+control.RowPath, row)
+	handlePage(page, c, details, newOneByOne(newMatrix(s.status, fixedPort(c.Port))))
 	if c.Profile {
 		handleProfiles(mux)
 	}
 	return mux
 }
 
-// handlePage adds the status page and the status that it reads for the clients that may have them.
-func handlePage(add func(string, http.Handler), clients string, status http.Handler) {
-	if clients != config.ClientsAll && clients != config.ClientsLocal {
+// handlePage adds the status page, the status and the matrix that it reads for the clients that may
+// have them.
+func handlePage(add func(string, http.Handler), c config.Health, status, matrix http.Handler) {
+	if c.Page != config.ClientsAll && c.Page != config.ClientsLocal {
 		return
 	}
 	handlers := page.Handlers()
 	handlers["GET "+control.StatusPath] = status
+	handlers["GET "+control.ClusterPath] = matrix
 	for pattern, h := range handlers {
-		if clients == config.ClientsLocal {
+		if c.Page == config.ClientsLocal {
 			h = localOnly(h)
 		}
 		add(pattern, h)

@@ -1,0 +1,139 @@
+package control
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"weft/metrics"
+)
+
+// Row is a node's own account of itself and of its paths to the others: a row in the matrix of the
+// cluster. It has no addresses.
+type Row struct {
+	Node       string      `json:"node"`
+	Time       time.Time   `json:"time"`
+	Ready      bool        `json:"ready"`
+	Conditions []Condition `json:"conditions"` // those that are not met
+	Backend    string      `json:"backend,omitempty"`
+	Paths      []PeerPath  `json:"paths"`
+	LeftOut    int         `json:"left_out,omitempty"` // paths beyond MaxRow
+}
+
+// PeerPath is the path to another node. With two families, it is the worse one.
+type PeerPath struct {
+	Node        string  `json:"node"`
+	Unreachable string  `json:"unreachable,omitempty"` // the reason
+	Refused     string  `json:"refused,omitempty"`     // why the last packet was refused
+	Sent        int     `json:"sent"`                  // of the last echoes; 0: not probed
+	Lost        int     `json:"lost"`
+	RTT         float64 `json:"rtt_seconds,omitempty"` // median
+	MTU         int     `json:"mtu,omitempty"`
+	SmallMTU    bool    `json:"small_mtu,omitempty"` // the path's MTU is smaller than the device's
+	// Out and In are bytes since the daemon started; absent if nothing counts them.
+	Out *uint64 `json:"out_bytes,omitempty"`
+	In  *uint64 `json:"in_bytes,omitempty"`
+}
+
+// MaxRow is the largest number of paths in a row: those that the mesh probe measures, and some that
+// it does not.
+const MaxRow = 256
+
+// NewRow returns the row of the node with a status.
+func NewRow(s Status, now time.Time) Row {
+	r := Row{Node: s.Node, Time: now, Ready: s.Ready, Backend: s.Backend,
+		Conditions: []Condition{}, Paths: []PeerPath{}}
+	for _, c := range s.Conditions {
+		if !c.OK {
+			r.Conditions = append(r.Conditions, c)
+		}
+	}
+	traffic := s.trafficByNode()
+	for _, n := range s.Nodes {
+		p := peerPath(n)
+		if t, ok := traffic[n.Name]; ok {
+			p.Out, p.In = &t.out, &t.in
+		}
+		r.Paths = append(r.Paths, p)
+	}
+	slices.SortStableFunc(r.Paths, func(a, b PeerPath) int {
+		return cmp.Or(cmp.Compare(a.rank(), b.rank()), cmp.Compare(a.Node, b.Node))
+	})
+	r.LeftOut = max(0, len(r.Paths)-MaxRow)
+	r.Paths = r.Paths[:len(r.Paths)-r.LeftOut]
+	return r
+}
+
+// rank orders paths: broken ones come first, those that are not probed last.
+func (p PeerPath) rank() int {
+	switch {
+	case p.Sent == 0 && p.Unreachable == "":
+		return 2
+	case p.Unreachable == "":
+		return 1
+	}
+	return 0
+}
+
+func peerPath(n Node) PeerPath {
+	row := PeerPath{Node: n.Name, Unreachable: n.Unreachable, Refused: n.Error}
+	for _, p := range []*Path{n.Path, n.Path6} {
+		if p == nil || p.Sent == 0 {
+			continue
+		}
+		if row.Sent == 0 || p.Lost*row.Sent > row.Lost*p.Sent {
+			row.Sent, row.Lost = p.Sent, p.Lost
+		}
+		row.RTT = max(row.RTT, p.RTTMedian)
+		if p.MTU > 0 && (row.MTU == 0 || p.MTU < row.MTU) {
+			row.MTU = p.MTU
+		}
+		row.SmallMTU = row.SmallMTU || p.MTU > 0 && p.MTU < p.MaxMTU
+	}
+	return row
+}
+
+type byteCount struct{ out, in uint64 }
+
+// trafficByNode returns the bytes per node, of the engine or of the kernel.
+func (s *Status) trafficByNode() map[string]byteCount {
+	var all []metrics.NodeTraffic
+	switch {
+	case s.Traffic != nil:
+		all = s.Traffic.Nodes
+	case s.KernelTraffic != nil:
+		all = s.KernelTraffic.Nodes
+	}
+	nodes := make(map[string]byteCount, len(all))
+	for _, t := range all {
+		sum := nodes[t.Node]
+		nodes[t.Node] = byteCount{sum.out + t.Out.Bytes, sum.in + t.In.Bytes}
+	}
+	return nodes
+}
+
+// Cluster is the matrix of a cluster, or the part of it that was asked for.
+type Cluster struct {
+	Nodes int          `json:"nodes"` // of the cluster
+	Rows  []ClusterRow `json:"rows"`
+	// Note tells why the other nodes were not asked, and the remedy.
+	Note string `json:"note,omitempty"`
+}
+
+// ClusterRow is the answer of one node.
+type ClusterRow struct {
+	Name string `json:"name"`
+	Row  *Row   `json:"row,omitempty"`
+	// Error is why there is no answer.
+	Error string `json:"error,omitempty"`
+}
+
+// Parameters of ClusterPath: the names of the nodes, each a NodeParameter, instead of the first
+// ones by name; and the port of the other nodes' health servers, on the control socket only.
+const (
+	NodeParameter = "node"
+	PortParameter = "port"
+)
+
+// MaxRows is the largest number of rows in an answer.
+const MaxRows = 64
