@@ -2,6 +2,7 @@ package control
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -9,8 +10,9 @@ import (
 )
 
 // Row is a node's own account of itself and of its paths to the others: a row in the matrix of the
-// cluster. It has no addresses.
+// cluster.
 type Row struct {
+	ID         string      `json:"id,omitempty"` // see [Node.ID]; absent without a lease
 	Node       string      `json:"node"`
 	Time       time.Time   `json:"time"`
 	Ready      bool        `json:"ready"`
@@ -22,6 +24,7 @@ type Row struct {
 
 // PeerPath is the path to another node. With two families, it is the worse one.
 type PeerPath struct {
+	ID          string  `json:"id"`
 	Node        string  `json:"node"`
 	Unreachable string  `json:"unreachable,omitempty"` // the reason
 	Refused     string  `json:"refused,omitempty"`     // why the last packet was refused
@@ -39,9 +42,34 @@ type PeerPath struct {
 // it does not.
 const MaxRow = 256
 
+// ID identifies a node among the rows of the matrix: its subnet. A name does not, as in etcd the
+// others may know a node by its address only.
+func (n Node) ID() string { return subnetID(n.Subnet, n.Subnet6) }
+
+// ID returns the node's own [Node.ID]; empty without a lease.
+func (s *Status) ID() string {
+	if s.Lease == nil {
+		return ""
+	}
+	return subnetID(s.Lease.Subnet, s.Lease.Subnet6)
+}
+
+func subnetID(v4, v6 netip.Prefix) string {
+	switch {
+	case v4.IsValid():
+		return v4.String()
+	case v6.IsValid():
+		return v6.String()
+	}
+	return ""
+}
+
+// DisplayName returns the host name of a node if it is known, else its name.
+func (n Node) DisplayName() string { return cmp.Or(n.Host, n.Name) }
+
 // NewRow returns the row of the node with a status.
 func NewRow(s Status, now time.Time) Row {
-	r := Row{Node: s.Node, Time: now, Ready: s.Ready, Backend: s.Backend,
+	r := Row{ID: s.ID(), Node: s.Node, Time: now, Ready: s.Ready, Backend: s.Backend,
 		Conditions: []Condition{}, Paths: []PeerPath{}}
 	for _, c := range s.Conditions {
 		if !c.OK {
@@ -76,7 +104,7 @@ func (p PeerPath) rank() int {
 }
 
 func peerPath(n Node) PeerPath {
-	row := PeerPath{Node: n.Name, Unreachable: n.Unreachable, Refused: n.Error}
+	row := PeerPath{ID: n.ID(), Node: n.DisplayName(), Unreachable: n.Unreachable, Refused: n.Error}
 	for _, p := range []*Path{n.Path, n.Path6} {
 		if p == nil || p.Sent == 0 {
 			continue
@@ -122,14 +150,15 @@ type Cluster struct {
 
 // ClusterRow is the answer of one node.
 type ClusterRow struct {
+	ID   string `json:"id"`
 	Name string `json:"name"`
 	Row  *Row   `json:"row,omitempty"`
 	// Error is why there is no answer.
 	Error string `json:"error,omitempty"`
 }
 
-// Parameters of ClusterPath: the names of the nodes, each a NodeParameter, instead of the first
-// ones by name; and the port of the other nodes' health servers, on the control socket only.
+// Parameters of ClusterPath: the IDs of the nodes, each a NodeParameter, instead of the first ones;
+// and the port of the other nodes' health servers, on the control socket only.
 const (
 	NodeParameter = "node"
 	PortParameter = "port"

@@ -17,9 +17,12 @@ func TestNewRow(t *testing.T) {
 	good := &Path{Sent: 30, Lost: 3, RTTMedian: 0.002, MTU: 1472, MaxMTU: 1472}
 	worse := &Path{Sent: 10, Lost: 5, RTTMedian: 0.001, MTU: 1400, MaxMTU: 1472}
 	s := Status{Node: "n1", Ready: true, Backend: "udp",
+		Lease:      &Lease{Subnet: netip.MustParsePrefix("10.5.1.0/24")},
 		Conditions: []Condition{{Name: "lease", OK: true}, {Name: "rules", Reason: "gone"}},
 		Nodes: []Node{
-			{Name: "unprobed"}, {Name: "two", Path: good, Path6: worse}, {Name: "good", Path: good, Error: "refused"},
+			{Name: "unprobed", Subnet6: netip.MustParsePrefix("fd00:1::/64")},
+			{Name: "two", Host: "second", Subnet: netip.MustParsePrefix("10.5.2.0/24"), Path: good, Path6: worse},
+			{Name: "good", Path: good, Error: "refused"},
 			{Name: "bad", Unreachable: "another backend"},
 		},
 		Traffic: &metrics.Traffic{Nodes: []metrics.NodeTraffic{
@@ -29,11 +32,11 @@ func TestNewRow(t *testing.T) {
 	}
 	six := uint64(6)
 	got := NewRow(s, time.Time{})
-	want := Row{Node: "n1", Ready: true, Backend: "udp", Conditions: s.Conditions[1:], Paths: []PeerPath{
+	want := Row{ID: "10.5.1.0/24", Node: "n1", Ready: true, Backend: "udp", Conditions: s.Conditions[1:], Paths: []PeerPath{
 		{Node: "bad", Unreachable: "another backend"},
 		{Node: "good", Refused: "refused", Sent: 30, Lost: 3, RTT: 0.002, MTU: 1472},
-		{Node: "two", Sent: 10, Lost: 5, RTT: 0.002, MTU: 1400, SmallMTU: true, Out: &six, In: &six},
-		{Node: "unprobed"},
+		{ID: "10.5.2.0/24", Node: "second", Sent: 10, Lost: 5, RTT: 0.002, MTU: 1400, SmallMTU: true, Out: &six, In: &six},
+		{ID: "fd00:1::/64", Node: "unprobed"},
 	}}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
@@ -69,8 +72,8 @@ func peerServer(t *testing.T, h http.HandlerFunc) (netip.Addr, uint16) {
 	return at.Addr(), at.Port()
 }
 
-// TestAskPeer asks nodes that answer, refuse, lack the path, point elsewhere, and answer through the
-// overlay only.
+// TestAskPeer asks nodes that answer, refuse, lack the path, point elsewhere, and answer through
+// the overlay only.
 func TestAskPeer(t *testing.T) {
 	addr, port := peerServer(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {

@@ -63,6 +63,24 @@ func (d *member) awaitScreen(status int, want ...string) {
 	})
 }
 
+// checkMatrix asks a daemon for the matrix of the cluster, which it gets from the other node.
+func checkMatrix(d *member) {
+	d.t.Helper()
+	client := control.NewClient(d.node.Path("weft/weftd.sock"))
+	var c control.Cluster
+	if err := client.Get(d.t.Context(), control.ClusterPath, nil, &c); err != nil {
+		d.t.Fatal(err)
+	}
+	if c.Nodes != 2 || len(c.Rows) != 2 || c.Note != "" {
+		d.t.Errorf("matrix: %+v", c)
+	}
+	for _, r := range c.Rows {
+		if r.Row == nil || !r.Row.Ready || len(r.Row.Paths) != 1 || r.Row.Paths[0].RTT == 0 || r.Row.Paths[0].Out == nil {
+			d.t.Errorf("row of %s: %+v, %s", r.Name, r.Row, r.Error)
+		}
+	}
+}
+
 // TestNetnsObserve follows the signs of life of a node, until its daemon dies.
 func TestNetnsObserve(t *testing.T) {
 	c := newCluster(t, lab.Options{}, clusterNetwork)
@@ -84,6 +102,15 @@ func TestNetnsObserve(t *testing.T) {
 	if status, out := first.weft("status", "--all"); status != 0 || strings.Count(out, "  ready\n") != 2 {
 		t.Errorf("weft status --all: %d:\n%s", status, out)
 	}
+
+	await(t, patience, "matrix", func() error {
+		_, out := first.weft("status", "--all")
+		if _, matrix, _ := strings.Cut(out, "FROM"); strings.Count(matrix, " ms") != 2 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	checkMatrix(first)
 
 	second.Kill()
 	pings, _ := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])

@@ -16,6 +16,7 @@ import (
 
 // nodeAnswer is a node's own account of itself, for weft status --all.
 type nodeAnswer struct {
+	ID      string     `json:"id,omitempty"`
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
 	// Ready and Reasons are the node's answer.
@@ -70,7 +71,7 @@ func healthPort(s control.Status) (uint16, error) {
 // knows.
 func askCluster(ctx context.Context, self control.Status, port uint16) []nodeAnswer {
 	answers := make([]nodeAnswer, len(self.Nodes)+1)
-	answers[0] = nodeAnswer{Name: self.Node}
+	answers[0] = nodeAnswer{ID: self.ID(), Name: self.Node}
 	answers[0].set(control.NewRow(self, time.Now()))
 	if self.Interface != nil {
 		answers[0].Address = self.Interface.Public
@@ -90,7 +91,7 @@ func askCluster(ctx context.Context, self control.Status, port uint16) []nodeAns
 
 // askNode returns the answer of one node: its row, or less if that is not permitted.
 func askNode(ctx context.Context, n control.Node, port uint16) nodeAnswer {
-	a := nodeAnswer{Name: n.Name, Address: n.Public}
+	a := nodeAnswer{ID: n.ID(), Name: n.DisplayName(), Address: n.Public}
 	var row control.Row
 	err := control.AskPeer(ctx, n, port, control.RowPath, &row)
 	if withheld(err) {
@@ -181,13 +182,13 @@ func clusterScreen(answers []nodeAnswer) *screen {
 func matrixRow(from nodeAnswer, all []nodeAnswer) (cells []string, broken bool) {
 	paths := map[string]control.PeerPath{}
 	for _, p := range from.Paths {
-		paths[p.Node] = p
+		paths[p.ID] = p
 	}
 	cells = []string{from.Name}
 	for _, to := range all {
-		p, ok := paths[to.Name]
+		p, ok := paths[to.ID]
 		switch {
-		case to.Name == from.Name:
+		case to.ID == from.ID:
 			cells = append(cells, "")
 		case from.Paths == nil:
 			cells = append(cells, "?")

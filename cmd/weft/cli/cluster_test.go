@@ -29,7 +29,8 @@ func serveNode(t *testing.T, at netip.AddrPort, h http.Handler) uint16 {
 func TestAskCluster(t *testing.T) {
 	addr := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, last}) }
 	node := func(last byte, path *control.Path) control.Node {
-		return control.Node{Name: "n" + strconv.Itoa(int(last)), Public: addr(last), Path: path}
+		return control.Node{Name: "n" + strconv.Itoa(int(last)), Public: addr(last), Path: path,
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 5, last, 0}), 24)}
 	}
 	good, bad := &control.Path{Sent: 9, RTTMedian: 0.001}, &control.Path{Sent: 9, Lost: 9}
 	answer := func(v any) http.HandlerFunc {
@@ -45,6 +46,7 @@ func TestAskCluster(t *testing.T) {
 	serveNode(t, netip.AddrPortFrom(addr(3), port), summary)
 	serveNode(t, netip.AddrPortFrom(addr(5), port), http.NotFoundHandler())
 	self := control.Status{Node: "n1", Ready: true, Interface: &control.Interface{Public: addr(1)},
+		Lease: &control.Lease{Subnet: netip.MustParsePrefix("10.5.1.0/24")},
 		Nodes: []control.Node{node(2, good), node(3, good), node(4, &control.Path{}), node(5, good)}}
 	p := clusterScreen(askCluster(t.Context(), self, port))
 	const want = `  NODE  ADDRESS    STATE

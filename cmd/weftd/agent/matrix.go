@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// rowAge is how long the answer of a node is used again, whoever asks.
+	// rowAge is how long the answer of a node is used again, also for another client.
 	rowAge = 2 * time.Second
 	// rowErrorAge is the same for a node that has not answered.
 	rowErrorAge = 10 * time.Second
@@ -26,15 +26,15 @@ const (
 	rowsTimeout = 4 * time.Second
 )
 
-// matrix collects the rows of the cluster's matrix from the nodes' health servers. It asks only when
-// somebody looks, and no node more often than once per rowAge.
+// matrix collects the rows of the cluster's matrix from the nodes' health servers. It asks only for
+// a request, and no node more often than once per rowAge.
 type matrix struct {
 	status func() control.Status
 	// port returns the port of the other nodes' health servers for a request; 0: none is known.
 	port func(*http.Request) (uint16, error)
 
 	mu   sync.Mutex
-	rows map[string]rowAnswer // by node
+	rows map[string]rowAnswer // by ID
 }
 
 // rowAnswer is the last answer of a node.
@@ -70,52 +70,52 @@ func requestedPort(port int) func(*http.Request) (uint16, error) {
 	}
 }
 
-// ServeHTTP answers with the rows of the nodes that the request names, else of the first nodes by
-// name.
+// ServeHTTP answers with the rows of the nodes that the request names, else of the first nodes.
 func (m *matrix) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	port, err := m.port(r)
-	names := r.URL.Query()[control.NodeParameter]
-	if err == nil && len(names) > control.MaxRows {
-		err = fmt.Errorf("%d nodes: want at most %d", len(names), control.MaxRows)
+	ids := r.URL.Query()[control.NodeParameter]
+	if err == nil && len(ids) > control.MaxRows {
+		err = fmt.Errorf("%d nodes: want at most %d", len(ids), control.MaxRows)
 	}
 	if err != nil {
 		answer(w, http.StatusBadRequest, err.Error()+"\n")
 		return
 	}
-	answerJSON(w, m.cluster(r.Context(), names, port))
+	answerJSON(w, m.cluster(r.Context(), ids, port))
 }
 
 // cluster returns the matrix with the rows of the named nodes.
-func (m *matrix) cluster(ctx context.Context, names []string, port uint16) control.Cluster {
+func (m *matrix) cluster(ctx context.Context, ids []string, port uint16) control.Cluster {
 	status := m.status()
 	nodes := make(map[string]control.Node, len(status.Nodes))
 	for _, n := range status.Nodes {
-		nodes[n.Name] = n
+		nodes[n.ID()] = n
 	}
-	nodes[status.Node] = control.Node{Name: status.Node}
+	nodes[status.ID()] = control.Node{Name: status.Node}
 	c := control.Cluster{Nodes: len(nodes)}
-	if len(names) == 0 {
-		names = firstNames(nodes)
-	}
 	if port == 0 && len(nodes) > 1 {
 		c.Note = "this daemon has no health port, so that of the others is not known either: " +
 			"set --healthz-port to the same port on all nodes"
 	}
-	c.Rows = make([]control.ClusterRow, len(names))
+	if len(ids) == 0 {
+		ids = firstIDs(nodes, status.ID())
+	}
+	c.Rows = make([]control.ClusterRow, len(ids))
 	ctx, cancel := context.WithTimeout(ctx, rowsTimeout)
 	defer cancel()
 	var wg sync.WaitGroup
 	turns := make(chan struct{}, rowsAsked)
-	for i, name := range names {
-		n, known := nodes[name]
+	for i, id := range ids {
+		n, known := nodes[id]
+		c.Rows[i] = control.ClusterRow{ID: id, Name: n.DisplayName()}
 		switch {
-		case name == status.Node:
+		case id == status.ID():
 			row := control.NewRow(status, time.Now())
-			c.Rows[i] = control.ClusterRow{Name: name, Row: &row}
+			c.Rows[i].Row = &row
 		case !known:
-			c.Rows[i] = control.ClusterRow{Name: name, Error: "not in the cluster"}
+			c.Rows[i].Error = "not in the cluster"
 		case port == 0:
-			c.Rows[i] = control.ClusterRow{Name: name, Error: "not asked"}
+			c.Rows[i].Error = "not asked"
 		default:
 			turns <- struct{}{}
 			wg.Go(func() {
@@ -129,25 +129,27 @@ func (m *matrix) cluster(ctx context.Context, names []string, port uint16) contr
 	return c
 }
 
-// firstNames returns the first names of nodes.
-func firstNames(nodes map[string]control.Node) []string {
-	names := make([]string, 0, len(nodes))
-	for name := range nodes {
-		names = append(names, name)
+// firstIDs returns the ID of this node and the first ones of others.
+func firstIDs(nodes map[string]control.Node, self string) []string {
+	ids := []string{self}
+	for id := range nodes {
+		if id != self {
+			ids = append(ids, id)
+		}
 	}
-	slices.Sort(names)
-	return names[:min(len(names), control.MaxRows)]
+	slices.Sort(ids[1:])
+	return ids[:min(len(ids), control.MaxRows)]
 }
 
 // row returns the row of a node, which is asked unless it has just answered.
 func (m *matrix) row(ctx context.Context, n control.Node, port uint16) control.ClusterRow {
 	m.mu.Lock()
-	last, ok := m.rows[n.Name]
+	last, ok := m.rows[n.ID()]
 	m.mu.Unlock()
 	if ok && last.port == port && time.Now().Before(last.until) {
 		return last.ClusterRow
 	}
-	a := rowAnswer{ClusterRow: control.ClusterRow{Name: n.Name}, port: port}
+	a := rowAnswer{ClusterRow: control.ClusterRow{ID: n.ID(), Name: n.DisplayName()}, port: port}
 	var row control.Row
 	age := rowAge
 	err := control.AskPeer(ctx, n, port, control.RowPath, &row)
@@ -162,7 +164,7 @@ func (m *matrix) row(ctx context.Context, n control.Node, port uint16) control.C
 	}
 	a.until = time.Now().Add(age)
 	m.mu.Lock()
-	m.rows[n.Name] = a
+	m.rows[n.ID()] = a
 	m.mu.Unlock()
 	return a.ClusterRow
 }

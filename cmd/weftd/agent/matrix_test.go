@@ -41,11 +41,16 @@ func newNeighbours(t *testing.T, h http.HandlerFunc) *neighbours {
 	return n
 }
 
+func subnetOf(a, b byte) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, a, b, 0}), 24)
+}
+
 // nodes returns the status of a node that knows count others at the server's address.
 func (n *neighbours) nodes(count int) control.Status {
-	s := control.Status{Node: "self", Ready: true}
+	s := control.Status{Node: "self", Ready: true, Lease: &control.Lease{Subnet: subnetOf(255, 0)}}
 	for i := range count {
-		s.Nodes = append(s.Nodes, control.Node{Name: fmt.Sprintf("n%03d", i), Public: n.addr})
+		s.Nodes = append(s.Nodes, control.Node{Name: fmt.Sprintf("n%03d", i), Public: n.addr,
+			Subnet: subnetOf(byte(i/200), byte(i%200))})
 	}
 	return s
 }
@@ -82,13 +87,13 @@ func TestMatrixBounds(t *testing.T) {
 		if c.Nodes != 301 || len(c.Rows) != control.MaxRows {
 			t.Fatalf("%d nodes, %d rows", c.Nodes, len(c.Rows))
 		}
-		for _, r := range c.Rows {
+		for _, r := range c.Rows[1:] { // the first is that of this node
 			if r.Row == nil || !r.Row.Ready {
 				t.Fatalf("%+v", r)
 			}
 		}
 	}
-	if asked, highest := n.asked.Load(), n.highest.Load(); asked != control.MaxRows || highest > rowsAsked {
+	if asked, highest := n.asked.Load(), n.highest.Load(); asked != control.MaxRows-1 || highest > rowsAsked {
 		t.Errorf("asked %d times, %d at once", asked, highest)
 	}
 }
@@ -98,14 +103,14 @@ func TestMatrixAnswers(t *testing.T) {
 	status := n.nodes(2)
 	status.Nodes[1].Public = netip.MustParseAddr("127.0.0.99")
 	m := newMatrix(func() control.Status { return status }, fixedPort(int(n.port)))
-	c := askMatrix(t, m, url.Values{control.NodeParameter: {"self", "n000", "n001", "gone"}})
+	c := askMatrix(t, m, url.Values{control.NodeParameter: {"10.255.0.0/24", "10.0.0.0/24", "10.0.1.0/24", "gone"}})
 	for i, want := range []string{"", "no answer of its own: flannel", "nothing listens", "not in the cluster"} {
 		if r := c.Rows[i]; (want == "") != (r.Row != nil) || !strings.Contains(r.Error, want) {
 			t.Errorf("row %d: %+v, want %q", i, r, want)
 		}
 	}
 	none := newMatrix(func() control.Status { return status }, fixedPort(0))
-	if c := askMatrix(t, none, nil); !strings.Contains(c.Note, "--healthz-port") || c.Rows[0].Error != "not asked" {
+	if c := askMatrix(t, none, nil); !strings.Contains(c.Note, "--healthz-port") || c.Rows[1].Error != "not asked" {
 		t.Errorf("without a port: %+v", c)
 	}
 }
@@ -133,7 +138,7 @@ func TestMatrixParameters(t *testing.T) {
 	}
 }
 
-// TestMatrixForgets checks that answers of nodes that nobody asks about do not stay.
+// TestMatrixForgets checks that answers that are too old do not stay.
 func TestMatrixForgets(t *testing.T) {
 	m := newMatrix(func() control.Status { return control.Status{Node: "self"} }, fixedPort(1))
 	m.rows["old"] = rowAnswer{until: time.Now().Add(-time.Second)}

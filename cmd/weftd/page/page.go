@@ -16,10 +16,12 @@ var (
 	style []byte
 	//go:embed page.js
 	script []byte
+	//go:embed cluster.js
+	clusterScript []byte
 )
 
 // Path is the pattern of the document itself, for [http.ServeMux]. The document reads the status
-// from /v1/status of the same server.
+// from /v1/status of the same server, and the matrix of the cluster from /v1/cluster.
 const Path = "GET /{$}"
 
 // Handlers returns the handlers of the page by their patterns for [http.ServeMux].
@@ -28,10 +30,12 @@ func Handlers() map[string]http.Handler {
 		Path:            file("page.html", document),
 		"GET /page.css": file("page.css", style),
 		"GET /page.js":  file("page.js", script),
+
+		"GET /cluster.js": file("cluster.js", clusterScript),
 	}
 }
 
-// policy lets the document load its own two files and the status, and nothing else.
+// policy lets the document load its own files and the two answers, and nothing else.
 const policy = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; " +
 	"frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 

@@ -111,7 +111,7 @@ const signs = { bad: "✕", warn: "!", unknown: "?", ok: "✓" };
 function describe(node) {
   const paths = [node.path, node.path6].filter(p => p);
   const measured = paths.filter(p => p.sent > 0);
-  const d = { node, paths, name: node.name || node.public || node.subnet, ...view.rates.get(node.name) };
+  const d = { node, paths, id: node.subnet || node.subnet6, name: node.host || node.name || node.public || node.subnet, ...view.rates.get(node.name) };
   if (measured.length) d.loss = Math.max(...measured.map(p => p.lost / p.sent));
   d.rtt = Math.max(0, ...measured.map(p => p.rtt_median_seconds || 0));
   d.lastRTT = Math.max(0, ...measured.map(p => p.rtt_seconds || 0));
@@ -228,6 +228,7 @@ function line(svg, series) {
 function drawDetail() {
   const n = view.nodes.find(n => n.name === view.selected);
   show(byID("detail"), Boolean(n));
+  drawOwnRow();
   if (!n) return;
   byID("detail-name").textContent = n.name;
   show(byID("detail-reason"), Boolean(n.node.unreachable));

@@ -73,6 +73,11 @@ func newServer(t *testing.T, status func(answer uint64) control.Status) *server 
 			t.Error(err)
 		}
 	})
+	mux.HandleFunc("GET "+control.ClusterPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewEncoder(w).Encode(matrix(r.URL.Query()[control.NodeParameter], s.answers.Load())); err != nil {
+			t.Error(err)
+		}
+	})
 	s.Server = httptest.NewServer(mux)
 	t.Cleanup(s.Close)
 	return s
@@ -116,6 +121,50 @@ func cluster(answer uint64) control.Status {
 			In: metrics.Volume{Bytes: 1_000_000 * answer * uint64(i+1)}, Out: metrics.Volume{Bytes: 500_000 * answer}})
 	}
 	return s
+}
+
+// matrix has the answers of the nodes of the cluster with the IDs: all see the same broken node,
+// one is not ready, one runs flannel, and one does not count bytes.
+func matrix(ids []string, answer uint64) control.Cluster {
+	c := control.Cluster{Nodes: nodeCount + 1}
+	self := cluster(answer)
+	all := append(self.Nodes, control.Node{Name: "node-a", Subnet: self.Lease.Subnet})
+	for _, id := range ids {
+		i := slices.IndexFunc(all, func(n control.Node) bool { return n.ID() == id })
+		r := control.ClusterRow{ID: id, Name: all[i].Name}
+		if r.Name == "node-08" {
+			r.Error = "no answer of its own: flannel, or an older Weft"
+		} else {
+			r.Row = rowOf(all[i], all, answer)
+		}
+		c.Rows = append(c.Rows, r)
+	}
+	return c
+}
+
+func rowOf(from control.Node, all []control.Node, answer uint64) *control.Row {
+	row := control.Row{ID: from.ID(), Node: from.Name, Time: time.Now(), Ready: from.Name != "node-09"}
+	if !row.Ready {
+		row.Conditions = []control.Condition{{Name: "rules", Reason: "iptables: permission denied"}}
+	}
+	for i, n := range all {
+		if n.ID() == from.ID() {
+			continue
+		}
+		p := control.PeerPath{ID: n.ID(), Node: n.Name, Sent: 30, RTT: 0.0003 * float64(i%7+1), MTU: 1472}
+		out, in := answer*uint64(i)*1_000_000, answer*500_000
+		p.Out, p.In = &out, &in
+		switch {
+		case n.Name == "node-03":
+			p.Lost, p.Unreachable = 30, "no answer from 10.5.5.0"
+		case n.Name == "node-04":
+			p.Lost = 6
+		case from.Name == "node-02":
+			p.Out, p.In = nil, nil
+		}
+		row.Paths = append(row.Paths, p)
+	}
+	return &row
 }
 
 // eval evaluates an expression in the page.
@@ -196,6 +245,53 @@ func TestPageShowsCluster(t *testing.T) {
 	await(t, ctx, "document.querySelector('#outage').hidden")
 }
 
+// TestPageShowsMatrix reads the matrix of the cluster: states, figures, pages, and a node's own
+// answer.
+func TestPageShowsMatrix(t *testing.T) {
+	ctx := newBrowser(t)
+	s := newServer(t, cluster)
+	open(t, ctx, s.URL, 1200, "light")
+	await(t, ctx, "document.querySelectorAll('#cluster tbody tr').length === 24")
+	selector := func(from, to string) string {
+		ids := map[string]string{"node-a": "10.5.1.0/24"}
+		for _, n := range cluster(0).Nodes {
+			ids[n.Name] = n.ID()
+		}
+		return fmt.Sprintf("#cluster td[data-from='%s'][data-to='%s']", ids[from], ids[to])
+	}
+	cell := func(from, to string) string {
+		return eval[string](t, ctx, fmt.Sprintf(
+			"(c => c ? c.className + ' ' + c.innerText + ' ' + c.title : 'none')(document.querySelector(%q))", selector(from, to)))
+	}
+	click := func(selector string) { do(t, ctx, chromedp.Click(selector)) }
+	for _, c := range []struct{ kind, from, to, want string }{
+		{"state", "node-a", "node-03", "bad ✕ node-a → node-03: unreachable: no answer from 10.5.5.0"},
+		{"state", "node-04", "node-a", "ok ✓ node-04 → node-a: RTT "},
+		{"rtt", "node-04", "node-a", "ok 1.2 "},
+		{"loss", "node-05", "node-04", "warn 20 "},
+		{"rate", "node-05", "node-03", "bad "},
+		{"rate", "node-02", "node-a", "ok – "},
+	} {
+		click("#kinds [data-kind=" + c.kind + "]")
+		if got := cell(c.from, c.to); !strings.HasPrefix(got, c.want) {
+			t.Errorf("%s from %s to %s: %q, want %q", c.kind, c.from, c.to, got, c.want)
+		}
+	}
+	await(t, ctx, fmt.Sprintf("document.querySelector(%q).innerText.endsWith('M')", selector("node-05", "node-10"))) // two answers
+	if n := eval[int](t, ctx, "document.querySelectorAll('#cluster #injected').length"); n != 0 {
+		t.Error("a node's name is taken as markup")
+	}
+	if text := eval[string](t, ctx, "document.querySelector('#cluster .silent').innerText"); !strings.Contains(text, "flannel") {
+		t.Errorf("node without an answer: %q", text)
+	}
+	click(selector("node-05", "node-04"))
+	await(t, ctx, "document.querySelector('#cluster-cell').innerText.startsWith('node-05 → node-04: RTT')")
+	click("#cluster tbody th button[title=node-09]")
+	await(t, ctx, "document.querySelector('#detail').innerText.includes('rules: iptables: permission denied')")
+	click("#page-next")
+	await(t, ctx, "document.querySelectorAll('#cluster tbody tr').length === 1")
+}
+
 // TestPageLayout checks that nothing is wider than the window and that text has the contrast of
 // WCAG 2.2 (section 1.4.3), and stores pictures with -artifacts.
 func TestPageLayout(t *testing.T) {
@@ -211,8 +307,9 @@ func TestPageLayout(t *testing.T) {
 			if w := eval[int64](t, ctx, "document.documentElement.scrollWidth"); w > width {
 				t.Errorf("%s: the page is %d pixels wide", name, w)
 			}
-			if w := eval[int64](t, ctx, "document.querySelector('.scroll').scrollWidth - document.querySelector('.scroll').clientWidth"); w > 0 {
-				t.Errorf("%s: the table is %d pixels too wide", name, w)
+			await(t, ctx, "document.querySelectorAll('#cluster tbody tr').length > 0")
+			if w := eval[int64](t, ctx, "Math.max(...[...document.querySelectorAll('.scroll')].map(s => s.scrollWidth - s.clientWidth))"); w > 0 {
+				t.Errorf("%s: a table is %d pixels too wide", name, w)
 			}
 			if low := eval[[]string](t, ctx, lowContrast); len(low) > 0 {
 				t.Errorf("%s: low contrast: %q", name, low)
@@ -251,7 +348,7 @@ func TestHandlersHeaders(t *testing.T) {
 			t.Errorf("%s: status %d, %d bytes, header %v", pattern, w.Code, w.Body.Len(), w.Header())
 		}
 	}
-	for line := range strings.Lines(string(slices.Concat(document, style, script))) {
+	for line := range strings.Lines(string(slices.Concat(document, style, script, clusterScript))) {
 		if strings.Contains(line, "://") && !strings.Contains(line, "http://www.w3.org/2000/svg") {
 			t.Errorf("the page refers to another host: %s", line)
 		}
