@@ -136,6 +136,31 @@ func TestNetnsKillAndRestart(t *testing.T) {
 	ds[0].stop()
 }
 
+// TestNetnsKilledAndMoved kills a daemon with SIGKILL and starts it again with another address,
+// when nothing in the store shows any more that it lived: it has the same subnet, and no lease is
+// left over.
+func TestNetnsKilledAndMoved(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.up()
+	want := keys(ds)
+	ds[1].Kill()
+	<-ds[1].Done()
+	c.delete(clusterPrefix + "/weft/owners/" + ds[1].key())
+	if err := os.Remove(ds[1].node.Path("flannel/subnet.env")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Nodes[1].ChangeAddress(netip.MustParseAddr("172.31.0.77")); err != nil {
+		t.Fatal(err)
+	}
+	ds[1] = c.start(c.Nodes[1])
+	ds[1].awaitReady()
+	c.awaitLeases(patience, want)
+	for _, d := range ds {
+		d.awaitMetric(patience, "weft_nodes", func(v float64) bool { return v == 1 })
+	}
+	c.awaitMesh()
+}
+
 // TestNetnsNoLeaks repeats faults and checks that the numbers of descriptors and goroutines do not
 // grow.
 func TestNetnsNoLeaks(t *testing.T) {

@@ -133,7 +133,7 @@ func TestFlannelRole(t *testing.T) {
 			if again := mustClaim(t, s, request(n, 0)); !again.SameSubnets(l) {
 				t.Errorf("had %s, got %s", l.Subnet, again.Subnet)
 			}
-			if n := strings.Count(log.String(), "prefix=/net/weft/owners/"); n != 1 ||
+			if n := strings.Count(log.String(), "prefix=/net/"); n != 1 ||
 				strings.Count(log.String(), "level=") != 1 {
 				t.Errorf("log:\n%s", log.String())
 			}
@@ -152,7 +152,7 @@ func TestInsufficientRole(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "/net/subnets/: etcdserver: permission denied") {
 		t.Errorf("got %v", err)
 	}
-	if s.ownerKeys() == nil {
+	if s.weftKeys() == nil {
 		t.Error("permitted owner keys disabled")
 	}
 }

@@ -5,10 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft/lease"
@@ -23,38 +22,41 @@ func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error)
 	if !r.Attrs.Public().IsValid() {
 		return lease.Lease{}, errors.New("etcd: claim subnet: node has no public IP")
 	}
-	return withOwnerKeys(ctx, s, func(k *ownerKeys) (lease.Lease,
-		error) {
+	return withWeftKeys(ctx, s, func(k *weftKeys) (lease.Lease, error) {
 		return s.claim(ctx, k, r)
 	})
 }
 
-func (s *Store) claim(ctx context.Context, k *ownerKeys, r lease.Request) (lease.Lease, error) {
+func (s *Store) claim(ctx context.Context, k *weftKeys, r lease.Request) (lease.Lease, error) {
 	got, err := s.txn(ctx, s.listName(), transaction{then: s.listOps(k)})
 	if err != nil {
 		return lease.Lease{}, err
 	}
-	c := &claim{request: r, id: s.id, keys: k}
+	c := &claim{
+		request: r, id: s.id, keys: k, ks: s.parseList(k, got.Header, got.Responses[0]),
+	}
+	if c.former, err = s.former(ctx, k, c.ks, r); err != nil {
+		return lease.Lease{}, err
+	}
+	if c.owners, err = s.ownersOfNode(ctx, c); err != nil {
+		return lease.Lease{}, err
+	}
 	for range claimTries {
-		ks, owners := s.parseList(k, got)
-		s.logUnreadable(ks)
-		c.listed = ks.revision
-		if err := c.decide(ks, owners, s.random); err != nil {
+		if err := c.decide(s.random); err != nil {
 			return lease.Lease{}, err
 		}
-		if got, err = s.commit(ctx, c); err != nil {
+		got, err := s.commit(ctx, c)
+		if err != nil {
 			return lease.Lease{}, err
 		}
 		if !got.Succeeded {
+			c.refresh(got.Responses)
 			continue
 		}
-		if !s.overlaps(c, got) {
+		if !c.overlapped(got) {
 			return s.finish(ctx, c, got.Header.Revision), nil
 		}
 		if err := s.undo(ctx, c, got.Header.Revision); err != nil {
-			return lease.Lease{}, err
-		}
-		if got, err = s.txn(ctx, s.listName(), transaction{then: s.listOps(k)}); err != nil {
 			return lease.Lease{}, err
 		}
 	}
@@ -67,32 +69,52 @@ func (s *Store) claim(ctx context.Context, k *ownerKeys, r lease.Request) (lease
 type claim struct {
 	request lease.Request
 	id      string // of this daemon
-	keys    *ownerKeys
-	listed  int64 // revision of the list that decide chooses from
+	keys    *weftKeys
+	ks      *keyspace        // the leases as listed, and changes met since
+	former  map[string]bool  // leases of this node with another address
+	owners  map[string]owner // of the leases of this node, and of those met since
 
 	// Set by decide:
-	lease       lease.Lease
-	key         string
-	entry       entry   // the key as listed; the zero entry if it must be created
-	listedOwner owner   // its owner as listed
-	reserved    bool    // the key is a reservation: it has no etcd lease and gets none
-	replaced    []entry // this node's other keys, which the new one replaces
+	lease    lease.Lease
+	key      string
+	entry    entry   // the key as known; the zero entry if it must be created
+	reserved bool    // the key is a reservation: it has no etcd lease and gets none
+	replaced []entry // this node's other keys, which the new one replaces
+	compared []string
 
 	// Etcd leases, reused by the next attempt.
 	leaseID, ownerLeaseID clientv3.LeaseID
 	expires               time.Time // of leaseID
 }
 
+// ownersOfNode reads the owners of the leases of the requesting node.
+func (s *Store) ownersOfNode(ctx context.Context, c *claim) (map[string]owner, error) {
+	var names []string
+	for name, e := range c.ks.entries {
+		if c.former[name] || e.lease.SameNode(c.request.Attrs) {
+			names = append(names, name)
+		}
+	}
+	if len(names) == 0 || c.keys == nil {
+		return make(map[string]owner), nil
+	}
+	got, err := s.txn(ctx, "read owner keys", transaction{then: c.keys.getOwners(names...)})
+	if err != nil {
+		return nil, err
+	}
+	return c.keys.parseOwners(got.Responses), nil
+}
+
 // decide chooses the subnet, and the keys that the transaction compares and replaces. It sends no
 // requests.
-func (c *claim) decide(ks *keyspace, owners map[string]owner, random func(int) int) error {
-	entries, existing := c.existing(ks, owners)
+func (c *claim) decide(random func(int) int) error {
+	entries, existing := c.existing()
 	choice, err := lease.Choose(c.request, existing, random)
 	if err != nil {
 		return fmt.Errorf("etcd: %w", err)
 	}
 	for _, i := range choice.Own {
-		if o := owners[entries[i].key]; o.isOther(c.id) {
+		if o := c.owners[entries[i].key]; o.isOther(c.id) {
 			return inUse(c.request.Attrs.Public(), entries[i].key, o)
 		}
 	}
@@ -101,7 +123,7 @@ func (c *claim) decide(ks *keyspace, owners map[string]owner, random func(int) i
 		Subnet: choice.Subnet, Subnet6: choice.Subnet6, Attrs: c.keys.published(c.request.Attrs),
 	}
 	c.key = formatKey(c.lease)
-	c.listedOwner, c.entry, c.reserved, c.replaced = owners[c.key], entry{}, false, nil
+	c.entry, c.reserved, c.replaced = entry{}, false, nil
 	own := choice.Own
 	// A key in another spelling is replaced.
 	if choice.Reuse && entries[own[0]].key == c.key {
@@ -121,21 +143,20 @@ func (c *claim) decide(ks *keyspace, owners map[string]owner, random func(int) i
 	return nil
 }
 
-// existing returns the leases that Choose must respect. A lease whose owner key names this
-// daemon belongs to this node even if its public IP differs: it may have changed while the daemon
-// was down. An owner whose lease expired keeps its subnet.
-func (c *claim) existing(ks *keyspace, owners map[string]owner) ([]entry, []lease.Lease) {
-	entries := ks.sorted()
+// existing returns the leases that Choose must respect. The former leases of this node have its
+// present attributes. A running daemon whose lease is missing keeps its subnet.
+func (c *claim) existing() ([]entry, []lease.Lease) {
+	entries := c.ks.sorted()
 	existing := make([]lease.Lease, 0, len(entries))
 	for _, e := range entries {
 		l := e.lease
-		if owners[e.key].isNode(e, c.id, c.request.Node) {
+		if c.former[e.key] {
 			l.Attrs = c.request.Attrs
 		}
 		existing = append(existing, l)
 	}
-	for key, o := range owners {
-		if _, listed := ks.entries[key]; listed || o.ID == c.id || o.Released {
+	for key, o := range c.owners {
+		if _, listed := c.ks.entries[key]; listed || !o.isOther(c.id) {
 			continue
 		}
 		if l, err := parseKey(key); err == nil {
@@ -145,18 +166,41 @@ func (c *claim) existing(ks *keyspace, owners map[string]owner) ([]entry, []leas
 	return entries, existing
 }
 
-// overlaps reports whether an older lease of another node overlaps the one just claimed. Such a key
-// was written since the list that decide chose from, so the response has no others. A lease that
-// this node already had is kept in spite of an overlap.
-func (s *Store) overlaps(c *claim, got *clientv3.TxnResponse) bool {
-	if c.entry.mod != 0 {
-		return false
+// refresh updates the state of the compared keys after a failed transaction, from its responses.
+func (c *claim) refresh(responses []*etcdserverpb.ResponseOp) {
+	for i, key := range c.compared {
+		kvs := responses[i].GetResponseRange().Kvs
+		name, isOwner := c.keys.ownerName(key)
+		switch {
+		case isOwner && len(kvs) == 0:
+			delete(c.owners, name)
+		case isOwner:
+			c.owners[name] = parseOwner(kvs[0])
+		case len(kvs) == 0:
+			c.ks.remove([]byte(key))
+		default:
+			c.ks.put(kvs[0])
+		}
 	}
-	written := got.Responses[len(got.Responses)-1].GetResponseRange().Kvs
-	return slices.ContainsFunc(written, func(kv *mvccpb.KeyValue) bool {
-		e := decodeEntry(strings.TrimPrefix(string(kv.Key), s.subnets()), kv)
-		return e.key != c.key && e.lease.Overlaps(c.lease)
-	})
+}
+
+// overlapped reports whether an older lease of another node overlaps the one just claimed. Such a
+// key was written since the list that decide chose from, so the response has no others. A lease
+// that this node already had is kept in spite of an overlap.
+func (c *claim) overlapped(got *clientv3.TxnResponse) bool {
+	for _, e := range c.replaced {
+		c.ks.remove([]byte(c.ks.subnets + e.key))
+	}
+	overlapped := false
+	for _, kv := range got.Responses[len(got.Responses)-1].GetResponseRange().Kvs {
+		c.ks.put(kv)
+		name, _ := c.ks.name(kv.Key)
+		if name != c.key && c.ks.entries[name].lease.Overlaps(c.lease) {
+			overlapped = true
+		}
+	}
+	c.ks.revision = got.Header.Revision
+	return overlapped && c.entry.mod == 0
 }
 
 // commit runs the transaction of the claim.
@@ -168,28 +212,45 @@ func (s *Store) commit(ctx context.Context, c *claim) (*clientv3.TxnResponse, er
 	if err != nil {
 		return nil, err
 	}
-	o := owner{ID: s.id, Node: c.request.Node, FastPath: c.request.Attrs.FastPath}
-	ownerValue, err := o.format()
+	nodeKeys, err := s.putNodeKeys(c.keys, c.own(0))
 	if err != nil {
 		return nil, err
 	}
 	key := s.subnetKey(c.key)
-	t := transaction{
-		when:      append(c.keys.unchanged(c.key, c.listedOwner.mod), unchanged(key, c.entry.mod)),
-		otherwise: s.listOps(c.keys),
+	var t transaction
+	t.when, c.compared = []clientv3.Cmp{unchanged(key, c.entry.mod)}, []string{key}
+	if c.keys != nil {
+		t.when = append(t.when, c.keys.ownerUnchanged(c.key, c.owners[c.key].mod)...)
+		c.compared = append(c.compared, c.keys.owners+c.key)
 	}
 	for _, e := range c.replaced {
 		t.when = append(t.when, unchanged(s.subnetKey(e.key), e.mod))
+		c.compared = append(c.compared, s.subnetKey(e.key))
 		t.then = append(t.then, clientv3.OpDelete(s.subnetKey(e.key)))
 		t.then = append(t.then, c.keys.delete(e.key)...)
 	}
+	for _, key := range c.compared {
+		t.otherwise = append(t.otherwise, clientv3.OpGet(key))
+	}
 	t.then = append(t.then, c.put(key, string(value)))
-	t.then = append(t.then, c.keys.put(c.key, ownerValue, c.ownerLeaseID)...)
-	t.then = append(t.then,
-		clientv3.OpGet(s.subnets(), clientv3.WithPrefix(), clientv3.WithMinModRev(c.listed+1)))
+	t.then = append(t.then, nodeKeys...)
+	t.then = append(t.then, clientv3.OpGet(s.subnets(), clientv3.WithPrefix(),
+		clientv3.WithMinModRev(c.ks.revision+1)))
 	// A failed request may have been executed, so its etcd leases are not revoked: the next Claim
-	// finds the key by its owner.
+	// finds the key by its node record.
 	return s.txn(ctx, "claim "+key, t)
+}
+
+// own returns the lease that is claimed, as written at a revision.
+func (c *claim) own(revision int64) ownLease {
+	own := ownLease{
+		key: c.key, attrs: c.lease.Attrs, node: c.request.Node,
+		ownerLeaseID: c.ownerLeaseID, mod: revision,
+	}
+	if !c.reserved {
+		own.leaseID = c.leaseID
+	}
+	return own
 }
 
 // put returns the write of the lease's key, attached to an etcd lease unless it is a reservation.
@@ -221,26 +282,26 @@ func (s *Store) grantLeases(ctx context.Context, c *claim) error {
 func (s *Store) undo(ctx context.Context, c *claim, revision int64) error {
 	key := s.subnetKey(c.key)
 	c.request.Previous, c.request.Previous6 = c.lease.Subnet, c.lease.Subnet6
-	_, err := s.txn(ctx, "undo claim of "+key, transaction{
-		when: append(c.keys.unchanged(c.key, revision), unchanged(key, revision)),
+	got, err := s.txn(ctx, "undo claim of "+key, transaction{
+		when: append(c.keys.ownerUnchanged(c.key, revision), unchanged(key, revision)),
 		then: append(c.keys.delete(c.key), clientv3.OpDelete(key)),
 	})
+	if err == nil && got.Succeeded {
+		c.ks.remove([]byte(key))
+		delete(c.owners, c.key)
+	}
 	return err
 }
 
 // finish records the lease written at the given revision and revokes the etcd leases it no longer
 // needs.
 func (s *Store) finish(ctx context.Context, c *claim, revision int64) lease.Lease {
-	own := ownLease{
-		key: c.key, attrs: c.lease.Attrs, node: c.request.Node,
-		ownerLeaseID: c.ownerLeaseID, mod: revision,
-	}
-	if !c.reserved {
-		own.leaseID, c.lease.Expires = c.leaseID, c.expires
-	}
+	own := c.own(revision)
 	s.setOwn(&own)
 	if c.reserved {
 		s.revokeEmpty(ctx, c.leaseID)
+	} else {
+		c.lease.Expires = c.expires
 	}
 	for _, e := range append(slices.Clone(c.replaced), c.entry) {
 		s.revokeEmpty(ctx, e.leaseID)
@@ -251,15 +312,20 @@ func (s *Store) finish(ctx context.Context, c *claim, revision int64) lease.Leas
 // listName names the request of listOps in errors.
 func (s *Store) listName() string { return "list leases in " + s.subnets() }
 
-// listOps returns the reads of all leases and owners at one revision.
-func (s *Store) listOps(k *ownerKeys) []clientv3.Op {
-	return append([]clientv3.Op{clientv3.OpGet(s.subnets(), clientv3.WithPrefix())}, k.list()...)
+// listOps returns the read of all leases and node records at one revision.
+func (s *Store) listOps(k *weftKeys) []clientv3.Op {
+	return []clientv3.Op{clientv3.OpGet(s.subnets(), clientv3.WithRange(k.end(s.subnets())))}
 }
 
-// parseList parses the responses to listOps, which are the last ones of got.
-func (s *Store) parseList(k *ownerKeys, got *clientv3.TxnResponse) (*keyspace, map[string]owner) {
-	r := got.Responses[len(got.Responses)-1-len(k.list()):]
-	kvs := r[0].GetResponseRange().Kvs
-	owners := k.parse(r[1:])
-	return newKeyspace(s.subnets(), got.Header.ClusterId, got.Header.Revision, kvs, owners), owners
+// parseList parses the response to listOps.
+func (s *Store) parseList(
+	k *weftKeys, header *etcdserverpb.ResponseHeader, r *etcdserverpb.ResponseOp,
+) *keyspace {
+	ks := &keyspace{
+		subnets: s.subnets(), nodes: k.nodesPrefix(), end: k.end(s.subnets()),
+		cluster: header.ClusterId, revision: header.Revision,
+	}
+	ks.load(r.GetResponseRange().Kvs)
+	s.logUnreadable(ks)
+	return ks
 }

@@ -337,53 +337,8 @@ func TestClaimAddressChanged(t *testing.T) {
 	}
 }
 
-// TestClaimReleasedLease starts a node with another address than before its stop.
-func TestClaimReleasedLease(t *testing.T) {
-	tests := []struct {
-		name    string
-		node    int // of the instance string
-		host    string
-		between func(t *testing.T, c cluster, l lease.Lease)
-		want    bool // the lease is the node's
-	}{
-		{"same daemon", 0, "renamed", nil, true},
-		{"same host name after a boot", 7, "node0", nil, true},
-		{"another host", 7, "node7", nil, false},
-		{"ambiguous host name", 7, "localhost", nil, false},
-		{"lease written by flannel since", 0, "node0", func(t *testing.T, c cluster, l lease.Lease) {
-			c.putLease(t, l)
-		}, false},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			c := newCluster(t, onlyV4)
-			s, err := Open(c.config(0))
-			if err != nil {
-				t.Fatal(err)
-			}
-			r := request(c.network, 0)
-			if test.host == "localhost" {
-				r.Node = test.host
-			}
-			first := mustClaim(t, s, r)
-			if err := s.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if test.between != nil {
-				test.between(t, c, first)
-			}
-			r.Node, r.Attrs.PublicIP = test.host, netip.MustParseAddr("192.0.2.99")
-			l := mustClaim(t, open(t, c.config(test.node)), r)
-			keys := c.all(t, "/subnets/")
-			if l.SameSubnets(first) != test.want || (len(keys) == 1) != test.want {
-				t.Errorf("had %s, got %s, keys %v; want the same: %t", first.Subnet, l.Subnet, keys, test.want)
-			}
-		})
-	}
-}
-
-// TestReleasedLeaseTakenByAddress starts another machine with the address of a stopped one.
-func TestReleasedLeaseTakenByAddress(t *testing.T) {
+// TestStoppedLeaseTakenByAddress starts another machine with the address of a stopped one.
+func TestStoppedLeaseTakenByAddress(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	s, err := Open(c.config(0))
 	if err != nil {
@@ -494,7 +449,7 @@ func TestClaimIPv6Only(t *testing.T) {
 	c := newCluster(t, `{"EnableIPv4":false,"EnableIPv6":true,"IPv6Network":"fd10:5::/48"}`)
 	seen := make(map[netip.Prefix]bool)
 	for n := range 3 {
-		r := lease.Request{Network: c.network, Node: "x",
+		r := lease.Request{Network: c.network, Node: fmt.Sprint("x", n),
 			Attrs: lease.Attrs{PublicIPv6: netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(n)})}}
 		l := mustClaim(t, open(t, c.config(n)), r)
 		seen[l.Subnet6] = true

@@ -10,22 +10,28 @@
 //	                                      reservation, which never expires
 //	<prefix>/subnets/10.5.1.0-24&fd10:5:0:40::-64          a dual-stack lease
 //	<prefix>/weft/owners/10.5.1.0-24      Weft only: {"id":"…","node":"host"}, with an etcd
-//	                                      lease of 30 s; after a stop with "released":true and
-//	                                      the etcd lease of the lease
+//	                                      lease of 30 s
+//	<prefix>/weft/nodes/10.5.1.0-24       Weft only: {"id":"…","node":"host","fastPath":true},
+//	                                      with the etcd lease of the lease
 //
-// The owner key shows that the daemon that holds a lease is alive, and identifies it. It allows
-// Weft to refuse a second node with the same public IP but accept a daemon that restarts after a
-// crash. A released one allows the node to come back with another address, if it is the same daemon
-// or has the same host name: it keeps its subnet, and no lease is left over for a day.
+// The owner key shows that the daemon that holds a lease is alive. It allows Weft to refuse a
+// second node with the same public IP but accept a daemon that restarts after a crash.
 //
-// Owner keys lie outside <prefix>/subnets because flannel drops all its peers if it finds an
-// unreadable key there. An etcd role for <prefix>/ permits all of this; with a role that suffices
-// for flannel only, the daemon works without owner keys, as flannel does.
+// The node record shows whose a lease is for as long as the lease lasts. A node that comes back
+// with another address finds its former lease by the daemon's ID or, after a boot, by its host
+// name: it keeps its subnet, and no lease is left over for a day. A lease is not taken over by host
+// name while its daemon runs, nor if several nodes have the name. Other nodes read there the host
+// name, and whether the node takes packets of the fast path.
+//
+// Both lie outside <prefix>/subnets because flannel drops all its peers if it finds an unreadable
+// key there. Leases and node records are adjacent in etcd's order, so one request lists both and
+// one stream watches them. An etcd role for <prefix>/ permits all of this; with a role that
+// suffices for flannel only, the daemon works without keys of its own, as flannel does.
 //
 // A claim is one transaction: if the subnet's key and its owner key have not changed since they
-// were listed, put both. The response has the leases written since that list: one of them may
-// overlap the new one, as a dual-stack lease has one key, so two different keys can share a subnet.
-// A daemon that finds such a key deletes its own and tries another subnet.
+// were read, put them and the node record. The response has the leases written since the list: one
+// of them may overlap the new one, as a dual-stack lease has one key, so two different keys can
+// share a subnet. A daemon that finds such a key deletes its own and tries another subnet.
 //
 // Watch does not rely on the stream alone: it also compares a fingerprint of the server's data with
 // its list. In an etcd that only Weft writes to, the fingerprint is a count (1 ms of etcd's CPU

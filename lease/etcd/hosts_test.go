@@ -6,14 +6,18 @@ func TestWatchHostNames(t *testing.T) {
 	server := serve(t)
 	op := newOperator(t, server, "/net")
 	op.put(t, "/config", onlyV4)
-	first, second := open(t, testConfig(server, "/net", 0)), open(t, testConfig(server, "/net", 1))
+	second := open(t, testConfig(server, "/net", 1))
+	first, err := Open(testConfig(server, "/net", 0))
+	if err != nil {
+		t.Fatal(err)
+	}
 	network := parseNetwork(t, onlyV4)
 	mustClaim(t, first, request(network, 0))
 	w := startWatch(t, second)
 	awaitHosts(t, w, "node0")
 	mustClaim(t, second, request(network, 1))
 	awaitHosts(t, w, "node0", "node1")
-	if err := first.release(t.Context(), first.getOwn()); err != nil {
+	if err := first.Close(); err != nil {
 		t.Fatal(err)
 	}
 	// A lease that flannel writes has no owner.

@@ -49,71 +49,85 @@ func decodeEntry(name string, kv *mvccpb.KeyValue) entry {
 	return e
 }
 
-// keyspace is the content of <prefix>/subnets/ at one revision.
+// keyspace is the content of <prefix>/subnets/ and the node records at one revision.
 type keyspace struct {
-	prefix   string // of the keys, with a final slash
-	revision int64
-	cluster  uint64 // cluster ID of etcd
-	entries  map[string]entry
-	owners   map[string]owner // by key
-	readable lease.Set        // the readable leases of entries
+	subnets, nodes string // prefixes of keys; nodes is empty without node records
+	end            string // of the range of keys
+	revision       int64
+	cluster        uint64 // cluster ID of etcd
+	entries        map[string]entry
+	records        map[string]record
+	readable       lease.Set // the readable leases of entries
 	// unreadable holds the errors of the other entries by key.
 	unreadable map[string]error
 }
 
-// newKeyspace decodes a complete list. It owns owners from now on.
-func newKeyspace(prefix string, cluster uint64, revision int64, kvs []*mvccpb.KeyValue,
-	owners map[string]owner) *keyspace {
-	ks := &keyspace{
-		prefix: prefix, cluster: cluster, revision: revision, owners: owners,
-		entries: make(map[string]entry, len(kvs)), unreadable: make(map[string]error),
-	}
+// load decodes a complete list.
+func (ks *keyspace) load(kvs []*mvccpb.KeyValue) {
+	ks.entries, ks.records = make(map[string]entry, len(kvs)), make(map[string]record)
+	ks.unreadable = make(map[string]error)
 	for _, kv := range kvs {
-		name := strings.TrimPrefix(string(kv.Key), prefix)
-		ks.entries[name] = ks.decode(name, kv)
+		ks.put(kv)
 	}
-	var leases []lease.Lease
+	leases := make([]lease.Lease, 0, len(ks.entries))
 	for name, e := range ks.entries {
+		ks.describe(name)
 		if e.isReadable() {
-			leases = append(leases, e.lease)
+			leases = append(leases, ks.entries[name].lease)
 		} else {
 			ks.unreadable[name] = e.err
 		}
 	}
 	ks.readable = lease.NewSet(leases...)
-	return ks
 }
 
-// decode decodes a key-value pair and adds what its owner tells of the node.
-func (ks *keyspace) decode(name string, kv *mvccpb.KeyValue) entry {
-	return decodeEntry(name, kv).ownedBy(ks.owners[name])
+// name returns the name of the lease that a key concerns, and whether it is a node record. It is
+// empty for other keys.
+func (ks *keyspace) name(key []byte) (name string, isRecord bool) {
+	if name, ok := strings.CutPrefix(string(key), ks.subnets); ok {
+		return name, false
+	}
+	if name, ok := strings.CutPrefix(string(key), ks.nodes); ok && ks.nodes != "" {
+		return name, true
+	}
+	return "", false
 }
 
-// ownedBy returns the entry with what its owner tells of the node.
-func (e entry) ownedBy(o owner) entry {
-	e.lease.Host, e.lease.FastPath = o.Node, o.announces(e)
-	return e
+// put adds a key.
+func (ks *keyspace) put(kv *mvccpb.KeyValue) {
+	switch name, isRecord := ks.name(kv.Key); {
+	case name == "":
+	case isRecord:
+		ks.records[name] = parseRecord(kv)
+	default:
+		ks.entries[name] = decodeEntry(name, kv)
+	}
 }
 
-// setOwner changes the owner of a key; the zero owner means none. It reports whether that changes a
-// readable lease.
-func (ks *keyspace) setOwner(name string, o owner) bool {
-	if o.mod == 0 {
-		delete(ks.owners, name)
+// remove removes a key.
+func (ks *keyspace) remove(key []byte) {
+	if name, isRecord := ks.name(key); isRecord {
+		delete(ks.records, name)
 	} else {
-		ks.owners[name] = o
+		delete(ks.entries, name)
 	}
-	before := ks.entries[name]
-	e := before.ownedBy(o)
-	if e.mod == 0 || e.lease.Host == before.lease.Host && e.lease.FastPath == before.lease.FastPath {
-		return false
+}
+
+// record returns the node record of a lease.
+func (ks *keyspace) record(e entry) record {
+	if r := ks.records[e.key]; r.describes(e) {
+		return r
 	}
-	ks.entries[name] = e
-	if !e.isReadable() {
-		return false
+	return record{}
+}
+
+// describe adds the content of the node record to the lease.
+func (ks *keyspace) describe(name string) {
+	if e, ok := ks.entries[name]; ok {
+		r := ks.record(e)
+		e.lease.Host, e.lease.FastPath = r.Node, r.FastPath
+		ks.entries[name] = e
 	}
-	ks.readable = ks.readable.With(nil, []*lease.Lease{&e.lease})
-	return true
 }
 
 // apply updates the keyspace with a watch response and reports whether a lease was added, removed
@@ -126,15 +140,18 @@ func (ks *keyspace) apply(r clientv3.WatchResponse) bool {
 	for _, ev := range r.Events {
 		// The revision in the header may be ahead of events that are still to come.
 		ks.revision = max(ks.revision, ev.Kv.ModRevision)
-		name := strings.TrimPrefix(string(ev.Kv.Key), ks.prefix)
+		name, _ := ks.name(ev.Kv.Key)
 		if _, known := before[name]; !known {
 			before[name] = ks.entries[name]
 		}
 		if ev.Type == mvccpb.DELETE {
-			delete(ks.entries, name)
+			ks.remove(ev.Kv.Key)
 		} else {
-			ks.entries[name] = ks.decode(name, ev.Kv)
+			ks.put(ev.Kv)
 		}
+	}
+	for name := range before {
+		ks.describe(name)
 	}
 	return ks.updateReadable(before)
 }
@@ -150,7 +167,7 @@ func (ks *keyspace) updateReadable(before map[string]entry) bool {
 			ks.unreadable[name] = now.err
 		}
 		if old.isReadable() && now.isReadable() && bytes.Equal(old.value, now.value) &&
-			old.lease.FastPath == now.lease.FastPath {
+			old.lease.Host == now.lease.Host && old.lease.FastPath == now.lease.FastPath {
 			continue
 		}
 		if old.isReadable() {

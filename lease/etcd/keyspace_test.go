@@ -9,7 +9,8 @@ import (
 )
 
 func TestApplyHeaderAheadOfEvents(t *testing.T) {
-	ks := newKeyspace("/s/", 1, 3, nil, nil)
+	ks := &keyspace{subnets: "/s/", revision: 3}
+	ks.load(nil)
 	kv := &mvccpb.KeyValue{Key: []byte("/s/10.5.1.0-24"), Value: []byte(`{}`), ModRevision: 5}
 	put := &clientv3.Event{Type: mvccpb.PUT, Kv: kv}
 	ks.apply(clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: 9}, Events: []*clientv3.Event{put}})
@@ -46,11 +47,12 @@ func TestApply(t *testing.T) {
 		{"became readable", put("10.5.9.0-24", `{}`), true, 2},
 	}
 	for _, test := range tests {
-		ks := newKeyspace("/s/", 1, 3, []*mvccpb.KeyValue{
+		ks := &keyspace{subnets: "/s/", revision: 3}
+		ks.load([]*mvccpb.KeyValue{
 			{Key: []byte("/s/10.5.1.0-24"), Value: []byte(`{"PublicIP":"192.0.2.1"}`), ModRevision: 2},
 			{Key: []byte("/s/10.5.9.0-24"), Value: []byte(`x`), ModRevision: 2},
 			{Key: []byte("/s/bad"), Value: []byte(`{}`), ModRevision: 2},
-		}, nil)
+		})
 		r := clientv3.WatchResponse{Header: &etcdserverpb.ResponseHeader{Revision: 5},
 			Events: []*clientv3.Event{test.event}}
 		if got := ks.apply(r); got != test.change || ks.snapshot().Leases.Len() != test.left ||

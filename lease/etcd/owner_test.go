@@ -53,13 +53,13 @@ func TestOwnerKeyConcurrentChange(t *testing.T) {
 	}
 	const hers = `{"id":"hers","node":"alice"}`
 	c.put(t, "/weft/owners/"+key, hers)
-	if err := s.ensureOwnerKey(t.Context(), s.ownerKeys(), s.getOwn(), ks.entries[key], owner{}); err == nil ||
+	if err := s.ensureOwnerKey(t.Context(), s.weftKeys(), s.getOwn(), ks.entries[key], owner{}); err == nil ||
 		c.all(t, "/weft/owners/")[key] != hers {
 		t.Errorf("overwrote the owner: %v", err)
 	}
 	c.delete(t, "/weft/owners/"+key)
 	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 5).Attrs})
-	if err := s.ensureOwnerKey(t.Context(), s.ownerKeys(), s.getOwn(), ks.entries[key], owner{}); err == nil ||
+	if err := s.ensureOwnerKey(t.Context(), s.weftKeys(), s.getOwn(), ks.entries[key], owner{}); err == nil ||
 		len(c.all(t, "/weft/owners/")) != 0 {
 		t.Errorf("owner key put for another node's lease: %v", err)
 	}
@@ -103,18 +103,16 @@ func TestClaimOwnerReturns(t *testing.T) {
 	l := lease.Lease{Subnet: prefix("10.5.3.0/24"), Attrs: request(c.network, 0).Attrs}
 	c.putLease(t, l) // alice's lease; her owner key has expired
 	bob := open(t, c.config(1))
-	k := bob.ownerKeys()
-	got, err := bob.txn(t.Context(), "list", transaction{then: bob.listOps(k)})
+	ks, err := bob.list(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	try := &claim{request: request(c.network, 0), id: bob.id, keys: k}
-	ks, owners := bob.parseList(k, got)
-	if err := try.decide(ks, owners, bob.random); err != nil {
+	try := &claim{request: request(c.network, 0), id: bob.id, keys: bob.weftKeys(), ks: ks}
+	if err := try.decide(bob.random); err != nil {
 		t.Fatal(err)
 	}
 	c.put(t, "/weft/owners/10.5.3.0-24", `{"id":"hers","node":"alice"}`)
-	if got, err = bob.commit(t.Context(), try); err != nil || got.Succeeded {
+	if got, err := bob.commit(t.Context(), try); err != nil || got.Succeeded {
 		t.Errorf("claimed the lease of a live node: %v", err)
 	}
 	if _, err := bob.Claim(t.Context(), request(c.network, 0)); !errors.Is(err, lease.ErrInUse) {

@@ -16,13 +16,12 @@ const renewTries = 5
 // Renew checks the owner of the key and writes the attributes with a new etcd lease of 24 h. A
 // reservation remains one.
 func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
-	return withOwnerKeys(ctx, s, func(k *ownerKeys) (lease.Lease,
-		error) {
+	return withWeftKeys(ctx, s, func(k *weftKeys) (lease.Lease, error) {
 		return s.renew(ctx, k, l)
 	})
 }
 
-func (s *Store) renew(ctx context.Context, k *ownerKeys, l lease.Lease) (lease.Lease, error) {
+func (s *Store) renew(ctx context.Context, k *weftKeys, l lease.Lease) (lease.Lease, error) {
 	name := formatKey(l)
 	key := s.subnetKey(name)
 	l.Attrs = k.published(l.Attrs)
@@ -31,21 +30,19 @@ func (s *Store) renew(ctx context.Context, k *ownerKeys, l lease.Lease) (lease.L
 		return lease.Lease{}, err
 	}
 	for range renewTries {
-		ops := append([]clientv3.Op{clientv3.OpGet(key)}, k.get(name)...)
+		ops := append([]clientv3.Op{clientv3.OpGet(key)}, k.getOwners(name)...)
 		got, err := s.txn(ctx, "read "+key, transaction{then: ops})
 		if err != nil {
 			return lease.Lease{}, err
 		}
-		ks, owners := s.parseList(k, got)
-		e, o := ks.entries[name], owners[name]
+		e, o := entry{}, k.parseOwners(got.Responses[1:])[name]
+		if kvs := got.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+			e = decodeEntry(name, kvs[0])
+		}
 		if err := s.checkOwner(l, e, o); err != nil {
 			return lease.Lease{}, err
 		}
-		with, err := s.announce(k, name, o, l.Attrs)
-		if err != nil {
-			return lease.Lease{}, err
-		}
-		renewed, done, err := s.write(ctx, l, e, with, string(value))
+		renewed, done, err := s.write(ctx, k, l, renewal{e, o, string(value)})
 		if err != nil || done {
 			return renewed, err
 		}
@@ -76,42 +73,47 @@ func (s *Store) checkOwner(l lease.Lease, e entry, o owner) error {
 	return fmt.Errorf("%w: %s now belongs to %s", lease.ErrLost, key, e.lease.Public())
 }
 
-// announce returns the part of a renewal that concerns the owner key: it must not have changed, and
-// is written if it announces other attributes. A missing one is left to ensureOwnerKey.
-func (s *Store) announce(
-	k *ownerKeys, name string, o owner, a lease.Attrs,
-) (transaction, error) {
-	t := transaction{when: k.unchanged(name, o.mod)}
-	if o.ID != s.id || o.FastPath == a.FastPath {
-		return t, nil
-	}
-	o.FastPath = a.FastPath
-	value, err := o.format()
-	t.then = k.put(name, value, o.leaseID)
-	return t, err
+// renewal is a key as it was read, and its new value.
+type renewal struct {
+	entry entry
+	owner owner
+	value string
 }
 
-// write puts the value if neither the key nor its owner has changed since e was read, and reports
-// whether it did. with is the part of the transaction that concerns the owner.
+// write puts the value if neither the key nor its owner has changed since they were read, and
+// reports whether it did.
 func (s *Store) write(
-	ctx context.Context, l lease.Lease, e entry, with transaction, value string,
+	ctx context.Context, k *weftKeys, l lease.Lease, r renewal,
 ) (lease.Lease, bool, error) {
-	key := s.subnetKey(e.key)
+	key := s.subnetKey(r.entry.key)
 	l.Node, l.Expires = l.Public().String(), time.Time{}
-	put, id := clientv3.OpPut(key, value), clientv3.LeaseID(clientv3.NoLease)
-	if e.leaseID != clientv3.NoLease { // else it is a reservation
+	put, id := clientv3.OpPut(key, r.value), clientv3.LeaseID(clientv3.NoLease)
+	if r.entry.leaseID != clientv3.NoLease { // else it is a reservation
 		l.Expires = time.Now().Add(leaseTTL)
 		var err error
 		if id, err = s.grant(ctx, leaseTTL); err != nil {
 			return lease.Lease{}, false, err
 		}
 		s.setPendingLease(id)
-		put = clientv3.OpPut(key, value, clientv3.WithLease(id))
+		put = clientv3.OpPut(key, r.value, clientv3.WithLease(id))
 	}
-	got, err := s.txn(ctx, "renew "+key, transaction{
-		when: append(with.when, unchanged(key, e.mod)),
-		then: append(with.then, put),
-	})
+	t := transaction{
+		when: append(k.ownerUnchanged(r.entry.key, r.owner.mod), unchanged(key, r.entry.mod)),
+		then: []clientv3.Op{put},
+	}
+	own := s.getOwn()
+	isOwn := own != nil && own.key == r.entry.key
+	var now ownLease
+	if isOwn {
+		now = *own
+		now.attrs, now.leaseID = l.Attrs, id
+		record, err := s.putRecord(k, now)
+		if err != nil {
+			return lease.Lease{}, false, err
+		}
+		t.then = append(t.then, record...)
+	}
+	got, err := s.txn(ctx, "renew "+key, t)
 	if err != nil {
 		return lease.Lease{}, false, err
 	}
@@ -119,11 +121,10 @@ func (s *Store) write(
 		s.revokeEmpty(ctx, id)
 		return lease.Lease{}, false, nil
 	}
-	if own := s.getOwn(); own != nil && own.key == e.key {
-		now := *own
-		now.attrs, now.leaseID, now.mod = l.Attrs, id, got.Header.Revision
+	if isOwn {
+		now.mod = got.Header.Revision
 		s.replaceOwn(own, &now)
 	}
-	s.revokeEmpty(ctx, e.leaseID)
+	s.revokeEmpty(ctx, r.entry.leaseID)
 	return l, true, nil
 }

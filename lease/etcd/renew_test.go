@@ -69,16 +69,13 @@ func TestRenewConcurrentChange(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	s := open(t, c.config(0))
 	l := mustClaim(t, s, request(c.network, 0))
-	k := s.ownerKeys()
-	got, err := s.txn(t.Context(), "list", transaction{then: s.listOps(k)})
+	ks, err := s.list(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	ks, owners := s.parseList(k, got)
 	key := formatKey(l)
 	c.putLease(t, lease.Lease{Subnet: l.Subnet, Attrs: request(c.network, 9).Attrs})
-	if _, done, err := s.write(t.Context(), l, ks.entries[key], transaction{when: k.unchanged(key, owners[key].mod)},
-		"overwritten"); done || err != nil {
+	if _, done, err := s.write(t.Context(), s.weftKeys(), l, renewal{entry: ks.entries[key], value: "overwritten"}); done || err != nil {
 		t.Errorf("overwrote a concurrent change: %v, %v", done, err)
 	}
 	if got := c.all(t, "/subnets/")[key]; !strings.Contains(got, "192.0.2.10") {

@@ -54,9 +54,13 @@ type Store struct {
 	ownerTTL, callTimeout time.Duration
 	random                func(n int) int
 
-	mu     sync.Mutex // guards the fields below
-	owners *ownerKeys // nil: not permitted by etcd
-	own    *ownLease  // nil: none
+	// ownersExpire are the first known expiries of owner keys of nodes with this host name. Only
+	// Claim uses them.
+	ownersExpire map[clientv3.LeaseID]time.Time
+
+	mu   sync.Mutex // guards the fields below
+	keys *weftKeys  // nil: not permitted by etcd
+	own  *ownLease  // nil: none
 	// pendingLease is the etcd lease that the own key is, or is about to be, attached to.
 	pendingLease clientv3.LeaseID
 	unreadable   map[string]bool // keys logged as unreadable
@@ -93,7 +97,7 @@ func Open(c Config) (*Store, error) {
 	}
 	return &Store{
 		config: c, client: client, id: id, unreadable: make(map[string]bool),
-		owners:   &ownerKeys{path.Join(c.Prefix, "weft/owners") + "/"},
+		keys: newWeftKeys(c.Prefix), ownersExpire: make(map[clientv3.LeaseID]time.Time),
 		ownerTTL: defaultOwnerTTL, callTimeout: defaultCallTimeout, random: rand.IntN,
 	}, nil
 }
@@ -131,13 +135,13 @@ func newClient(c Config, extra ...grpc.UnaryClientInterceptor) (*clientv3.Client
 	return client, nil
 }
 
-// Close releases the owner key, if etcd answers quickly, and disconnects. The lease itself remains
-// for the next start. Calls in progress fail.
+// Close revokes the owner key, if etcd answers quickly, and disconnects. The lease and its node
+// record remain for the next start. Calls in progress fail.
 func (s *Store) Close() error {
 	if own := s.getOwn(); own != nil && own.ownerLeaseID != clientv3.NoLease {
 		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 		defer cancel()
-		if err := s.release(ctx, own); err != nil {
+		if _, err := s.client.Revoke(ctx, own.ownerLeaseID); err != nil {
 			s.config.Log.Debug("owner key not revoked, left to expire", "lease", own.key,
 				"err", err)
 		}

@@ -33,33 +33,18 @@ func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 		return err
 	}
 	deliver(s.snapshot(ks))
-	f := streams{}
-	var cancel context.CancelFunc
-	if f.leases, cancel, err = s.openStream(ctx, s.subnets(), ks.revision+1); err != nil {
+	stream, cancel, err := s.openStream(ctx, ks)
+	if err != nil {
 		return err
 	}
 	defer cancel()
-	if f.keys = s.ownerKeys(); f.keys != nil {
-		f.owners, cancel, err = s.openStream(ctx, f.keys.prefix, ks.revision+1)
-		if err != nil {
-			return err
-		}
-		defer cancel()
-	}
-	return s.follow(ctx, f, ks, deliver)
+	return s.follow(ctx, stream, ks, deliver)
 }
 
-// streams are the streams of changes of a watch.
-type streams struct {
-	leases clientv3.WatchChan
-	owners clientv3.WatchChan // nil without keys
-	keys   *ownerKeys
-}
-
-// follow keeps ks up to date from the streams and sends the periodic requests. It returns an error
-// if a stream ends, if ks is stale, or if too many requests fail.
+// follow keeps ks up to date from the stream and sends the periodic requests. It returns an error
+// if the stream ends, if ks is stale, or if too many requests fail.
 func (s *Store) follow(
-	ctx context.Context, f streams, ks *keyspace, deliver func(lease.Snapshot),
+	ctx context.Context, stream clientv3.WatchChan, ks *keyspace, deliver func(lease.Snapshot),
 ) error {
 	check := time.NewTimer(jitter(s.config.CheckInterval))
 	defer check.Stop()
@@ -72,17 +57,9 @@ func (s *Store) follow(
 		select {
 		case <-ctx.Done():
 			return nil
-		case r, ok := <-f.leases:
+		case r, ok := <-stream:
 			if err := s.receive(r, ok, ks, deliver); err != nil {
 				return err
-			}
-			continue
-		case r, ok := <-f.owners:
-			if err := streamError(r, ok); err != nil {
-				return err
-			}
-			if f.keys.apply(r, ks) {
-				deliver(s.snapshot(ks))
 			}
 			continue
 		case <-keepAlive.C:
@@ -136,20 +113,22 @@ func streamError(r clientv3.WatchResponse, ok bool) error {
 
 // list reads all leases and ensures that the owner key of the own lease exists.
 func (s *Store) list(ctx context.Context) (*keyspace, error) {
-	return withOwnerKeys(ctx, s, func(k *ownerKeys) (*keyspace,
-		error) {
+	return withWeftKeys(ctx, s, func(k *weftKeys) (*keyspace, error) {
 		return s.listUsing(ctx, k)
 	})
 }
 
-func (s *Store) listUsing(ctx context.Context, k *ownerKeys) (*keyspace, error) {
-	got, err := s.txn(ctx, s.listName(), transaction{then: s.listOps(k)})
+func (s *Store) listUsing(ctx context.Context, k *weftKeys) (*keyspace, error) {
+	own := s.getOwn()
+	t := transaction{then: s.listOps(k)}
+	if own != nil {
+		t.then = append(t.then, k.getOwners(own.key)...)
+	}
+	got, err := s.txn(ctx, s.listName(), t)
 	if err != nil {
 		return nil, err
 	}
-	ks, owners := s.parseList(k, got)
-	s.logUnreadable(ks)
-	own := s.getOwn()
+	ks := s.parseList(k, got.Header, got.Responses[0])
 	if own == nil {
 		return ks, nil
 	}
@@ -157,19 +136,20 @@ func (s *Store) listUsing(ctx context.Context, k *ownerKeys) (*keyspace, error) 
 	if !listed || !e.lease.SameNode(own.attrs) {
 		return ks, nil // lost: the manager notices it in the list and claims again
 	}
+	owners := k.parseOwners(got.Responses[1:])
 	return ks, s.ensureOwnerKey(ctx, k, own, e, owners[own.key])
 }
 
-// openStream starts the stream of changes of a key prefix from the given revision. cancel ends it.
+// openStream starts the stream of changes since ks. cancel ends it.
 func (s *Store) openStream(
-	ctx context.Context, prefix string, from int64,
+	ctx context.Context, ks *keyspace,
 ) (stream clientv3.WatchChan, cancel context.CancelFunc, err error) {
 	// WithRequireLeader: a member without a leader would serve a stale list. Client.Watch returns
 	// only after the server has responded, which may never happen.
 	ctx, cancel = context.WithCancel(clientv3.WithRequireLeader(ctx))
 	timeout := time.AfterFunc(s.callTimeout, cancel)
-	stream = s.client.Watch(ctx, prefix,
-		clientv3.WithPrefix(), clientv3.WithRev(from), clientv3.WithProgressNotify())
+	stream = s.client.Watch(ctx, ks.subnets, clientv3.WithRange(ks.end),
+		clientv3.WithRev(ks.revision+1), clientv3.WithProgressNotify())
 	if !timeout.Stop() {
 		cancel()
 		return nil, nil, fmt.Errorf("etcd: watch: no answer within %s", s.callTimeout)

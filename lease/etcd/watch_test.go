@@ -221,7 +221,7 @@ func TestWatchServerRestart(t *testing.T) {
 	if err := s.Watch(t.Context(), func(lease.Snapshot) {}); err == nil {
 		t.Error("watch of a stopped server returned nil")
 	}
-	if _, _, err := s.openStream(t.Context(), s.subnets(), 1); err == nil {
+	if _, _, err := s.openStream(t.Context(), &keyspace{subnets: s.subnets()}); err == nil {
 		t.Error("stopped server accepted a watch")
 	}
 	if _, err := s.Claim(t.Context(), request(parseNetwork(t, onlyV4), 0)); err == nil {
@@ -251,7 +251,7 @@ func TestWatchCompactedRevision(t *testing.T) {
 	op.put(t, "/subnets/10.5.1.0-24", `{}`)
 	op.put(t, "/subnets/10.5.1.0-24", `{"PublicIP":"192.0.2.1"}`)
 	compact(t, server)
-	stream, cancel, err := s.openStream(t.Context(), s.subnets(), ks.revision+1)
+	stream, cancel, err := s.openStream(t.Context(), ks)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -339,7 +339,7 @@ func TestWatchOutageWithoutOwnerKeys(t *testing.T) {
 	op.put(t, "/config", onlyV4)
 	network := parseNetwork(t, onlyV4)
 	s := open(t, testConfig(server, "/net", 0))
-	s.disableOwnerKeys(s.owners)
+	s.disableWeftKeys(s.keys)
 	s.ownerTTL, s.callTimeout = 30*time.Millisecond, 500*time.Millisecond
 	mustClaim(t, s, request(network, 0))
 	w := startWatch(t, s)
