@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"weft/dataplane/fastpath"
@@ -80,8 +82,9 @@ type fastPath struct {
 	nodes   bool // SetNodes was called
 	partial bool // the path does not have all nodes
 	watched time.Time
-	pause   string // why outbound passes every packet; empty if it need not
-	nextMTU int    // index of the peer whose path MTU is read next
+	pause   string              // why outbound passes every packet; empty if it need not
+	avoid   map[netip.Addr]bool // outer addresses that AvoidFastPath has set
+	nextMTU int                 // index of the peer whose path MTU is read next
 }
 
 // openFastPath attaches the programs to the device and the underlay, and makes the device outlast
@@ -123,6 +126,9 @@ func (e *Engine) startFastPath() error {
 		return err
 	}
 	e.fast.path = path
+	if err := path.Avoid(e.fast.avoid); err != nil {
+		return err
+	}
 	if !e.fast.nodes {
 		return nil
 	}
@@ -283,6 +289,23 @@ func (e *Engine) PauseFastPath(reason string) {
 	e.fast.pause, e.fast.watched = reason, time.Time{}
 }
 
+// AvoidFastPath leaves all packets to the nodes with these outer addresses to the workers, apart
+// from probes of the fast path: its packets do not arrive there.
+func (e *Engine) AvoidFastPath(addrs map[netip.Addr]bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if maps.Equal(addrs, e.fast.avoid) {
+		return
+	}
+	e.fast.avoid = maps.Clone(addrs)
+	if e.fast.path == nil {
+		return
+	}
+	if err := e.fast.path.Avoid(addrs); err != nil {
+		e.log.Warn("fast path does not avoid nodes", "err", err)
+	}
+}
+
 // leaveFastPath lets the programs take every packet that they can, and gives the workers time to
 // empty their queues.
 func (e *Engine) leaveFastPath() {
@@ -318,10 +341,26 @@ func (e *Engine) fastPathStatus() FastPathStatus {
 		return FastPathStatus{Active: true, Reason: "only inbound: " + e.fast.pause}
 	case e.fast.path.Paused():
 		return FastPathStatus{Active: true, Reason: "paused for a capture on " + e.device}
+	case len(e.fast.avoid) > 0:
+		return FastPathStatus{Active: true, Reason: fmt.Sprintf("not to %s: its packets do not arrive "+
+			"there; a network may drop UDP without a checksum", someAddrs(e.fast.avoid))}
 	case !e.fast.path.Persistent():
 		return FastPathStatus{Active: true, Reason: "ends with the daemon: no BPF file system"}
 	}
 	return FastPathStatus{Active: true}
+}
+
+// someAddrs lists addresses, a few of many.
+func someAddrs(all map[netip.Addr]bool) string {
+	const shown = 3
+	var list []string
+	for _, a := range slices.SortedFunc(maps.Keys(all), netip.Addr.Compare) {
+		if len(list) == shown {
+			return fmt.Sprintf("%s and %d more", strings.Join(list, ", "), len(all)-shown)
+		}
+		list = append(list, a.String())
+	}
+	return strings.Join(list, ", ")
 }
 
 // addFastStats adds the counters of the fast path. The caller holds e.mu.

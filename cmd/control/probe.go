@@ -19,6 +19,16 @@ type Path struct {
 	// path.
 	MaxMTU   int       `json:"max_mtu"`
 	Answered time.Time `json:"answered,omitzero"` // when the last answer arrived
+	// Workers and FastPath are the echoes of the two ways of the udp backend with a fast path;
+	// absent if there is one way.
+	Workers  *Loss `json:"workers,omitempty"`
+	FastPath *Loss `json:"fast_path,omitempty"`
+}
+
+// Loss counts the last echoes of one way.
+type Loss struct {
+	Sent int `json:"sent"`
+	Lost int `json:"lost"`
 }
 
 // Probe describes the mesh probe.

@@ -16,9 +16,9 @@ import (
 
 // upFast starts a daemon with a fast path on every node and waits until all of them have announced
 // it.
-func (c *cluster) upFast() []*member {
+func (c *cluster) upFast(flags ...string) []*member {
 	c.t.Helper()
-	ds := c.up("--fast-path=auto")
+	ds := c.up(append(flags, "--fast-path=auto")...)
 	for _, d := range ds {
 		d.awaitFastPath()
 	}
@@ -158,6 +158,52 @@ func TestNetnsFastPathMixed(t *testing.T) {
 			c.checkTraffic(c.Nodes[1].Pods[0], c.Nodes[0].Pods[0])
 		})
 	}
+}
+
+// TestNetnsFastPathOneWayBlocked blocks one of the two ways between two nodes after the other: the
+// mesh probe sees which, and packets avoid a blocked fast path.
+func TestNetnsFastPathOneWayBlocked(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast(probeFlag)
+	a, b := c.Nodes[0], c.Nodes[1]
+	works := func(n probedNode) bool { return n.Unreachable == "" && n.Path.Workers.Sent > 0 }
+	ds[0].awaitPath(b, "both ways", works)
+
+	// A packet filter of the host does not see the packets of the fast path.
+	inNode(t, b, strings.Fields("iptables -I INPUT -p udp --dport 8285 -j DROP")...)
+	ds[0].awaitPath(b, "lost bulk flows", func(n probedNode) bool {
+		return strings.HasPrefix(n.Unreachable, "bulk flows are lost") && n.Path.FastPath.Lost == 0
+	})
+	ds[1].awaitPath(a, "the other direction", works)
+	inNode(t, b, strings.Fields("iptables -D INPUT -p udp --dport 8285 -j DROP")...)
+	ds[0].awaitPath(b, "both ways again", works)
+
+	// A network that drops UDP without a checksum.
+	inNode(t, c.Root, "nft", "add table bridge weft; add chain bridge weft f "+
+		"{ type filter hook forward priority 0; }; add rule bridge weft f udp checksum 0 drop")
+	await(t, 3*patience, "avoidance of the fast path", func() error {
+		for i, d := range ds {
+			want := "not to " + c.Nodes[1-i].Addr.String()
+			if r := d.status().Traffic.FastPath.Reason; !strings.HasPrefix(r, want) {
+				return fmt.Errorf("%s: reason %q, want %q", d.node.Name, r, want)
+			}
+		}
+		return nil
+	})
+	before := ds[0].metrics()[`weft_fast_path_packets_total{direction="out"}`]
+	c.checkTraffic(a.Pods[0], b.Pods[0])
+	// Only probes.
+	if n := ds[0].metrics()[`weft_fast_path_packets_total{direction="out"}`]; n > before+30 {
+		t.Errorf("the fast path has sent %v packets to the node", n-before)
+	}
+	inNode(t, c.Root, "nft", "delete table bridge weft")
+	await(t, 3*patience, "use of the fast path", func() error {
+		if r := ds[0].status().Traffic.FastPath.Reason; r != "" {
+			return fmt.Errorf("reason %q", r)
+		}
+		return nil
+	})
+	c.awaitFastFlow(ds, a.Pods[0], b.Pods[0])
 }
 
 // startFlannel runs flannel on a node if WEFT_FLANNELD names its program.

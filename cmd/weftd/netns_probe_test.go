@@ -25,6 +25,8 @@ type probedNode struct {
 		Sent, Lost int
 		RTTMedian  float64 `json:"rtt_median_seconds"`
 		MTU        int
+		Workers    struct{ Sent, Lost int }
+		FastPath   struct{ Sent, Lost int } `json:"fast_path"`
 	}
 	Path6 struct{ Sent, Lost, MTU int }
 }

@@ -55,13 +55,14 @@ const (
 	PassUnusual // a header that the programs do not read
 	PassRefused // inbound: a worker would drop it
 	PassFailed  // the kernel had no memory for the headers
+	PassProbe   // outbound: an echo that probes the way of the workers
 	numPasses
 )
 
 // String returns the reason's name in metrics.
 func (p Pass) String() string {
 	return [numPasses]string{"not_ours", "no_peer", "bulk", "paused", "no_route", "unusual",
-		"refused", "failed"}[p]
+		"refused", "failed", "probe"}[p]
 }
 
 // Passes returns every reason.

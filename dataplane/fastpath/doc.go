@@ -33,7 +33,8 @@
 // # Without a daemon
 //
 // The programs are pinned and the device is persistent, so both outlast the process. A daemon that
-// has stopped, or whose last heartbeat is too old, carries nothing: outbound then takes bulk flows,
-// too, and inbound the packets of workers. The next daemon loads its own programs and maps, fills
-// in the nodes, and replaces the programs in one step, so the layout of the maps may differ.
+// has ended, whose socket is gone, or whose last heartbeat is too old carries nothing: outbound
+// then takes bulk flows, too, and inbound the packets of workers. The next daemon loads its own
+// programs and maps, fills in the nodes, and replaces the programs in one step, so the layout of
+// the maps may differ.
 package fastpath

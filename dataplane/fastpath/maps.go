@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 
 	"github.com/cilium/ebpf"
@@ -54,6 +55,7 @@ type nodeValue struct {
 const (
 	nodeLocal = 1 << iota
 	nodeFast
+	nodeAvoid
 )
 
 // maxMTU is the MTU in bytes of a path that no route limits.
@@ -64,6 +66,9 @@ func (p *Path) newNodeValue(n fib.Node) (v nodeValue) {
 		v.Endpoint, v.MTU = a.As4(), cmp.Or(p.mtus[a], maxMTU)
 		if n.Fast {
 			v.Flags = nodeFast
+		}
+		if p.avoided[a] {
+			v.Flags |= nodeAvoid
 		}
 	}
 	return v
@@ -112,6 +117,26 @@ func (p *Path) SetPathMTUs(mtus map[netip.Addr]int) error {
 			continue
 		}
 		v.MTU = limit
+		if err := p.putPrefix(k, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Avoid sets the outer addresses where packets of outbound do not arrive. Outbound passes all
+// packets to them but probes.
+func (p *Path) Avoid(addrs map[netip.Addr]bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if maps.Equal(addrs, p.avoided) {
+		return nil
+	}
+	p.avoided = maps.Clone(addrs)
+	for k, v := range p.nodes {
+		if v.Flags &^= nodeAvoid; p.avoided[netip.AddrFrom4(v.Endpoint)] {
+			v.Flags |= nodeAvoid
+		}
 		if err := p.putPrefix(k, v); err != nil {
 			return err
 		}

@@ -33,6 +33,7 @@ type Path struct {
 	nodes   map[prefixKey]nodeValue // as in the kernel's map
 	counted map[netip.Addr]bool     // keys of the kernel's map of endpoints
 	mtus    map[netip.Addr]uint16   // of the paths to outer addresses; absent if unknown
+	avoided map[netip.Addr]bool     // outer addresses that Avoid has set
 	past    Traffic                 // of endpoints that were removed
 	device  int                     // index of the TUN device
 	// waiting means that the programs of an earlier process still carry the packets, until this one

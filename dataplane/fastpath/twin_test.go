@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -147,6 +148,17 @@ func newTestPath(t testing.TB, s settingsValue) *Path {
 	return p
 }
 
+// listen opens the daemon's socket.
+func listen(t testing.TB) net.PacketConn {
+	t.Helper()
+	c, err := net.ListenPacket("udp4", ":8285")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
 // runInbound runs the program on a frame.
 func runInbound(t testing.TB, p *Path, frame []byte) ([]byte, bool) {
 	t.Helper()
@@ -272,6 +284,7 @@ func frames() [][]byte {
 // TestNetnsInboundTwin compares the program with its twin.
 func TestNetnsInboundTwin(t *testing.T) {
 	taken := 0
+	listen(t)
 	for _, w := range []twin{
 		{check: checkKnown, alive: true}, {check: checkStrict, alive: true}, {check: checkOff, alive: true},
 		{check: checkKnown, ecn: true, alive: true}, {check: checkKnown},
@@ -301,6 +314,35 @@ func TestNetnsInboundTwin(t *testing.T) {
 	}
 }
 
+// TestNetnsInboundDaemon runs the program on a packet of a worker in each state of the daemon.
+func TestNetnsInboundDaemon(t *testing.T) {
+	p := newTestPath(t, settingsValue{Device: 1, Underlay: 1})
+	f := frame(peerA, 0, 1, inner("10.5.2.7", "10.5.1.2", 6, 0, 40))
+	check := func(daemon string, want bool) {
+		t.Helper()
+		if _, taken := runInbound(t, p, f); taken != want {
+			t.Errorf("%s: taken %v, want %v", daemon, taken, want)
+		}
+	}
+	check("not started", true)
+	c := listen(t)
+	check("without a heartbeat", true)
+	if err := p.Beat(); err != nil {
+		t.Fatal(err)
+	}
+	check("running", false)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	check("killed", true)
+	listen(t)
+	check("started again", false)
+	if err := p.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	check("ending", true)
+}
+
 func compare(t testing.TB, w twin, p *Path, f []byte, taken *int) {
 	t.Helper()
 	want, wantTaken := w.inbound(f)
@@ -317,6 +359,7 @@ func compare(t testing.TB, w twin, p *Path, f []byte, taken *int) {
 func FuzzInbound(f *testing.F) {
 	w := twin{table: fib.New(others), check: checkKnown, ecn: true, alive: true}
 	p := newTestPath(f, settingsValue{Device: 1, Underlay: 1, TOSMask: encap.MaskECN})
+	listen(f)
 	for _, s := range frames() {
 		f.Add(s)
 	}

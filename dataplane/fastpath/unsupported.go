@@ -32,6 +32,9 @@ func (*Path) SetNodes(fib.Node, []fib.Node) (map[netip.Addr]Traffic, error) { re
 // SetPathMTUs does nothing.
 func (*Path) SetPathMTUs(map[netip.Addr]int) error { return nil }
 
+// Avoid does nothing.
+func (*Path) Avoid(map[netip.Addr]bool) error { return nil }
+
 // Beat does nothing.
 func (*Path) Beat() error { return nil }
 

@@ -12,6 +12,9 @@
 //	echo lost    --> further echoes in the next ticks
 //	three lost   --> unreachable; an echo per interval
 //
+// Where the fast path of the kernel carries some packets to a node and the packet engine others,
+// the echoes take both ways in turn, and each has its own losses.
+//
 // In a large cluster each node probes a sample of the others, chosen by a hash of node and process,
 // so that every node is in the samples of many others.
 package probe

@@ -87,27 +87,83 @@ func TestPathLost(t *testing.T) {
 	if wait := p.due.Sub(now); wait < settleTime || wait > 2*settleTime {
 		t.Errorf("first echo after %v", wait)
 	}
-	p.answer(time.Millisecond, now, time.Hour)
+	p.answer(byWorkers, time.Millisecond, now, time.Hour)
 	if wait := p.due.Sub(now); wait < 54*time.Minute || wait > 66*time.Minute {
 		t.Errorf("echo after an answer after %v", wait)
 	}
 	for range unreachableAfter - 1 {
-		if p.lose(now, time.Hour); p.due != now || p.state().Unreachable != "" {
+		if p.lose(byWorkers, now, time.Hour); p.due != now || p.state().Unreachable != "" {
 			t.Errorf("after a lost echo: %+v", p)
 		}
 	}
-	p.lose(now, time.Hour)
+	p.lose(byWorkers, now, time.Hour)
 	s := p.state()
 	if p.due.Sub(now) < 54*time.Minute || s.Sent != 4 || s.Lost != 3 || s.Median != time.Millisecond ||
 		!strings.HasPrefix(s.Unreachable, "no answer from 10.5.2.0 since 20") {
 		t.Errorf("after three: %+v, next after %v", s, p.due.Sub(now))
 	}
-	p.err = errors.New("operation not permitted")
+	p.ways[byWorkers].err = errors.New("operation not permitted")
 	if r := p.reason(); !strings.HasSuffix(r, ": operation not permitted") {
 		t.Errorf("reason %q", r)
 	}
-	if p.answer(time.Second, now, time.Hour); p.state().Unreachable != "" {
+	if p.answer(byWorkers, time.Second, now, time.Hour); p.state().Unreachable != "" {
 		t.Errorf("after an answer: %+v", p.state())
+	}
+}
+
+// TestPathWays breaks the ways of a path one after the other.
+func TestPathWays(t *testing.T) {
+	now := time.Now()
+	p := newPath(netip.MustParseAddr("10.5.2.0"), 1472, now)
+	p.setFast(true)
+	broken := map[way]bool{}
+	rounds := func(n int) {
+		for range n {
+			if by := p.turn; broken[by] {
+				p.lose(by, now, time.Hour)
+			} else {
+				p.answer(by, time.Millisecond, now, time.Hour)
+			}
+		}
+	}
+	check := func(when, reason string, bulk, fast bool) {
+		t.Helper()
+		s := p.state()
+		if !strings.HasPrefix(s.Unreachable, reason) || (s.Unreachable == "") != (reason == "") ||
+			p.losesBulk() != bulk || p.avoidsFast() != fast {
+			t.Errorf("%s: %q, bulk lost %v, fast path avoided %v", when, s.Unreachable, p.losesBulk(), p.avoidsFast())
+		}
+	}
+	rounds(4)
+	check("both work", "", false, false)
+	if s := p.state(); *s.Workers != (Loss{Sent: 2}) || *s.Fast != (Loss{Sent: 2}) || s.Sent != 4 {
+		t.Errorf("%+v", s)
+	}
+	broken[byWorkers] = true
+	rounds(unreachableAfter + 1)
+	check("without workers", "bulk flows are lost", true, false)
+	broken = map[way]bool{byFast: true}
+	rounds(unreachableAfter + 2)
+	check("without a fast path", "", false, true)
+	broken[byWorkers] = true
+	broken[byWorkersBack] = true
+	rounds(2 * unreachableAfter)
+	check("none", "no answer", false, false)
+	delete(broken, byWorkersBack)
+	rounds(3)
+	check("answers of the fast path lost", "no answer", false, true)
+	delete(broken, byWorkers)
+	rounds(3)
+	check("avoided by the other node, too", "", false, true)
+	broken[byWorkers] = true
+	rounds(unreachableAfter)
+	check("none again", "no answer", false, false)
+	p.setFast(false)
+	broken = nil
+	rounds(2)
+	check("one way", "", false, false)
+	if s := p.state(); s.Workers != nil || p.turn != byWorkers || p.options(p.turn) != (options{}) {
+		t.Errorf("%+v", s)
 	}
 }
 
@@ -160,7 +216,7 @@ func TestProberSet(t *testing.T) {
 	a, b := target(1), target(2)
 	a.Addr, b.Addr, b.Addr6 = a.ID.Addr(), b.ID.Addr(), netip.MustParseAddr("fd00::")
 	p.Set(Source{MTU: 1472}, slices.Values([]Target{a, b}))
-	p.nodes[a.ID].paths[0].answer(time.Second, time.Now(), time.Minute)
+	p.nodes[a.ID].paths[0].answer(byWorkers, time.Second, time.Now(), time.Minute)
 	p.Set(Source{MTU: 1472}, slices.Values([]Target{a}))
 	r := p.Results()
 	if len(r) != 1 || r[a.ID].Path == nil || r[a.ID].Path.Last != time.Second || r[a.ID].Path6 != nil {

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,6 +27,9 @@ type Target struct {
 	ID netip.Prefix
 	// Addr and Addr6 are the addresses to probe; an invalid one is left out.
 	Addr, Addr6 netip.Addr
+	// Fast means that both the fast path of the kernel and the packet engine carry packets to the
+	// node: then each way has its own echoes.
+	Fast bool
 }
 
 // Source is this node's end of the paths.
@@ -74,6 +78,7 @@ type node struct {
 // echo is an echo under way.
 type echo struct {
 	path *path
+	by   way
 	size int       // 0 unless it tests the path MTU
 	at   time.Time // when it was sent
 }
@@ -105,8 +110,11 @@ func (p *Prober) Set(source Source, targets iter.Seq[Target]) {
 	p.nodes = make(map[netip.Prefix]node, len(previous))
 	for _, t := range sample(targets, MaxNodes, p.seed) {
 		n, known := previous[t.ID]
-		if !known || n.target != t || !sameMTU {
+		if !known || n.target.Addr != t.Addr || n.target.Addr6 != t.Addr6 || !sameMTU {
 			n = newNode(t, source.MTU, now)
+		}
+		for _, path := range n.paths {
+			path.setFast(t.Fast)
 		}
 		p.nodes[t.ID] = n
 	}
@@ -206,7 +214,7 @@ func (p *Prober) answer(number uint64, at, now time.Time) {
 	p.stats.Answered++
 	// The wall clock may have been set between the two times.
 	rtt := min(max(at.Sub(e.at.Round(0)), 0), now.Sub(e.at))
-	e.path.answer(rtt, now, p.interval)
+	e.path.answer(e.by, rtt, now, p.interval)
 }
 
 func (p *Prober) lose(e echo, now time.Time) {
@@ -217,7 +225,7 @@ func (p *Prober) lose(e echo, now time.Time) {
 		return
 	}
 	p.stats.Lost++
-	e.path.lose(now, p.interval)
+	e.path.lose(e.by, now, p.interval)
 }
 
 // fail handles the error message of a router or host.
@@ -231,7 +239,7 @@ func (p *Prober) fail(f failure, now time.Time) {
 		e.path.mtu.tooBig(e.size, f.mtu, now)
 		return
 	}
-	e.path.err = f.err // the echo counts as lost if no answer follows
+	e.path.ways[e.by].err = f.err // the echo counts as lost if no answer follows
 }
 
 // probe sends the echoes of a path that are due.
@@ -247,7 +255,7 @@ func (p *Prober) probe(path *path, now time.Time) {
 		return
 	}
 	if !path.due.After(now) {
-		p.send(s, echo{path: path})
+		p.send(s, echo{path: path, by: path.turn})
 	}
 	if checkMTU {
 		p.send(s, echo{path: path, size: path.mtu.size})
@@ -266,12 +274,20 @@ func later(t, now time.Time, d time.Duration) time.Time {
 func (p *Prober) send(s *socket, e echo) {
 	p.number++
 	e.at = time.Now()
+	p.underway[p.number] = e
+	o := options{}
+	if e.size == 0 {
+		o = e.path.options(e.by)
+	}
+	if err := s.setOptions(o); err != nil {
+		e.path.ways[e.by].err = err
+		return
+	}
 	err := s.sendEcho(e.path.addr, p.number, max(e.size, echoSize))
 	if err != nil && !errors.Is(err, unix.EMSGSIZE) {
 		// It may be the error of an earlier echo, which the kernel reports with the next call.
 		err = s.sendEcho(e.path.addr, p.number, max(e.size, echoSize))
 	}
-	p.underway[p.number] = e
 	switch {
 	case err == nil:
 	case errors.Is(err, unix.EMSGSIZE) && e.size != 0:
@@ -280,7 +296,7 @@ func (p *Prober) send(s *socket, e echo) {
 		delete(p.underway, p.number)
 		e.path.mtu.limited(e.size, mtu, e.at)
 	default:
-		e.path.err = err
+		e.path.ways[e.by].err = err
 	}
 }
 
@@ -334,13 +350,25 @@ func (p *Prober) Unreachable() int {
 	count := 0
 	for _, n := range p.nodes {
 		for _, path := range n.paths {
-			if path.unreachable() {
+			if path.unreachable() || path.losesBulk() {
 				count++
 				break
 			}
 		}
 	}
 	return count
+}
+
+// AvoidsFast calls yield with the ID of each probed node that the fast path does not reach, but the
+// packet engine does.
+func (p *Prober) AvoidsFast(yield func(netip.Prefix) bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, n := range p.nodes {
+		if slices.ContainsFunc(n.paths, (*path).avoidsFast) && !yield(id) {
+			return
+		}
+	}
 }
 
 // Interval returns the time between two echoes to a node that answers.

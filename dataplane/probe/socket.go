@@ -27,6 +27,7 @@ type socket struct {
 	fd      int
 	v6      bool
 	nonce   nonce
+	current options
 	send    []byte // buffer of sendEcho
 	receive []byte
 	control []byte
@@ -85,6 +86,28 @@ func (s *socket) configure() error {
 }
 
 func (s *socket) close() error { return unix.Close(s.fd) }
+
+// options are the options of a socket that select the way of an echo.
+type options struct{ priority, tos int }
+
+// setOptions sets the options of the echoes to send. The priority comes last, as a TOS changes it.
+func (s *socket) setOptions(o options) error {
+	if s.current == o {
+		return nil
+	}
+	level, option := unix.IPPROTO_IP, unix.IP_TOS
+	if s.v6 {
+		level, option = unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+	}
+	err := unix.SetsockoptInt(s.fd, level, option, o.tos)
+	if err == nil {
+		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_PRIORITY, o.priority)
+	}
+	if err == nil {
+		s.current = o
+	}
+	return err
+}
 
 // sendEcho sends an echo request in an IP packet of size bytes.
 func (s *socket) sendEcho(to netip.Addr, number uint64, size int) error {

@@ -30,11 +30,12 @@ type agent struct {
 	conflicts conflicts
 	members   membership
 	drops     dropLog
-	port      uint16           // UDP port of the tunnel in the last plan; 0: none
-	planner   *backend.Planner // of backend; nil if there is none yet
-	view      *peerView        // of the last plan; nil before the first
-	probed    *peerView        // that the mesh probe has the targets of
-	probeSet  time.Time        // of probed
+	port      uint16                // UDP port of the tunnel in the last plan; 0: none
+	planner   *backend.Planner      // of backend; nil if there is none yet
+	view      *peerView             // of the last plan; nil before the first
+	probed    *peerView             // that the mesh probe has the targets of
+	probeSet  time.Time             // of probed
+	avoided   map[netip.Prefix]bool // nodes that the fast path does not reach
 	readiness readiness
 
 	sourcesLogged time.Time // last message about unknown sources

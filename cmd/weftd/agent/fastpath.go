@@ -2,6 +2,7 @@ package agent
 
 import (
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -20,6 +21,7 @@ func (a *agent) followFastPath() {
 	// Packets of the fast path are not tracked.
 	a.engine.PauseFastPath(a.rules.Status().DropsErrors())
 	a.fds.sync(a.engine)
+	a.avoidFastPath()
 	s := a.engine.FastPath()
 	if s.Active == a.host.FastPath {
 		return
@@ -31,6 +33,28 @@ func (a *agent) followFastPath() {
 	a.log.Info("fast path changed", "active", s.Active, "reason", s.Reason)
 	a.publishAttrs()
 	a.replan()
+}
+
+// avoidFastPath leaves packets to nodes that only the workers' reach to the workers.
+func (a *agent) avoidFastPath() {
+	if a.prober == nil || a.view == nil {
+		return
+	}
+	now := map[netip.Prefix]bool{}
+	for id := range a.prober.AvoidsFast {
+		now[id] = true
+	}
+	if maps.Equal(now, a.avoided) {
+		return
+	}
+	a.avoided = now
+	addrs := map[netip.Addr]bool{}
+	for l := range a.view.peers() {
+		if now[probeID(l.Subnet, l.Subnet6)] {
+			addrs[l.Public()] = true
+		}
+	}
+	a.engine.AvoidFastPath(addrs)
 }
 
 // unannounced returns why other nodes send all packets to the workers of this node although it

@@ -56,7 +56,7 @@ func probeTargets(
 ) iter.Seq[probe.Target] {
 	return func(yield func(probe.Target) bool) {
 		for l := range view.peers() {
-			t := probe.Target{ID: probeID(l.Subnet, l.Subnet6)}
+			t := probe.Target{ID: probeID(l.Subnet, l.Subnet6), Fast: adv.Attrs.FastPath && l.FastPath}
 			addr, addr6 := tunnelAddr(l.Subnet), tunnelAddr(l.Subnet6)
 			if adv.Type == "host-gw" {
 				addr, addr6 = l.PublicIP, l.PublicIPv6
@@ -114,6 +114,7 @@ func newPathStatus(p *probe.Path) *control.Path {
 	return &control.Path{
 		Address: p.Addr, Sent: p.Sent, Lost: p.Lost, RTT: p.Last.Seconds(),
 		RTTMedian: p.Median.Seconds(), MTU: p.MTU, MaxMTU: p.MaxMTU, Answered: p.Answered,
+		Workers: (*control.Loss)(p.Workers), FastPath: (*control.Loss)(p.Fast),
 	}
 }
 

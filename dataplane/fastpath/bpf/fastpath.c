@@ -54,6 +54,9 @@ static long (*redirect)(__u32, __u64) = (void *)BPF_FUNC_redirect;
 static long (*redirect_neigh)(__u32, struct bpf_redir_neigh *, int, __u64) =
 	(void *)BPF_FUNC_redirect_neigh;
 static void (*set_hash_invalid)(void *) = (void *)BPF_FUNC_set_hash_invalid;
+static struct bpf_sock *(*sk_lookup_udp)(void *, struct bpf_sock_tuple *, __u32, __u64, __u64) =
+	(void *)BPF_FUNC_sk_lookup_udp;
+static long (*sk_release)(void *) = (void *)BPF_FUNC_sk_release;
 
 // Values of settings.source_check, as in package dataplane.
 enum { CHECK_KNOWN, CHECK_STRICT, CHECK_OFF };
@@ -80,6 +83,7 @@ struct settings {
 enum {
 	LOCAL = 1, // a subnet of this node
 	FAST = 2,  // the node takes packets of this program
+	AVOID = 4, // but they do not arrive: it gets only probes
 };
 
 struct node {
@@ -123,8 +127,15 @@ enum verdict {
 	UNUSUAL,     // a header that the program does not read
 	REFUSED,     // inbound: the workers will drop it
 	FAILED,      // the kernel had no memory for the headers: dropped
+	PROBE,       // a probe of the workers' way
 	VERDICTS,
 };
+
+// Socket priorities of echoes that probe one of the two ways (package probe in Go).
+#define PROBE_WORKERS 0x57454654
+#define PROBE_FAST 0x57454655
+// DSCP of echoes, and with them of their answers, that the workers are to carry both ways.
+#define PROBE_DSCP 0xfc
 
 #define MAX_PREFIXES 65536
 #define MAX_NODES 32768
@@ -335,13 +346,28 @@ inlined struct flow *flow_of(struct inner *in)
 	return map_lookup(&flows, &bucket);
 }
 
-// alive reports whether the daemon runs.
-inlined int alive(__u64 now)
+// has_socket reports whether the daemon's socket exists. The kernel closes it at once when the
+// daemon is killed.
+inlined int has_socket(struct __sk_buff *skb, struct settings *s, __be32 from)
+{
+	struct bpf_sock_tuple t = {.ipv4 = {.saddr = from, .daddr = s->local,
+					    .sport = s->source, .dport = s->port}};
+	struct bpf_sock *sk = sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+
+	if (!sk)
+		return 0;
+	sk_release(sk);
+	return 1;
+}
+
+// alive reports whether the daemon runs: one that was stopped has a socket, but no heartbeat. from
+// is the address of another node.
+inlined int alive(struct __sk_buff *skb, struct settings *s, __be32 from, __u64 now)
 {
 	__u32 zero = 0;
 	__u64 *last = map_lookup(&heartbeat, &zero);
 
-	return last && now - *last < LIFE;
+	return last && now - *last < LIFE && has_socket(skb, s, from);
 }
 
 // stamp records that a packet of a flow goes to the workers.
@@ -455,6 +481,12 @@ inlined int find_hop(struct __sk_buff *skb, struct settings *s, struct node *n, 
 	       hop->ifindex == s->underlay;
 }
 
+// takes reports whether a node is to get the packet from this program.
+inlined int takes(struct node *n, struct __sk_buff *skb)
+{
+	return (n->flags & FAST) && (!(n->flags & AVOID) || skb->priority == PROBE_FAST);
+}
+
 // outbound takes packets to nodes whose inbound program takes them. It is attached to the egress of
 // the TUN device.
 SEC("tc")
@@ -478,7 +510,7 @@ int outbound(struct __sk_buff *skb)
 	if (!f)
 		return pass(UNUSUAL);
 	n = map_lookup(&nodes, &in.dst);
-	if (!n || !(n->flags & FAST)) {
+	if (!n || !takes(n, skb)) {
 		stamp(f, now);
 		return pass(NO_PEER);
 	}
@@ -486,13 +518,19 @@ int outbound(struct __sk_buff *skb)
 		stamp(f, now);
 		return pass(PAUSE);
 	}
+	if (in.tos >= PROBE_DSCP) {
+		stamp(f, now);
+		return pass(PROBE);
+	}
+	if (skb->priority == PROBE_WORKERS)
+		return pass(PROBE);
 	bytes = longest = in.len;
 	if (skb->gso_size) {
 		packets = skb->gso_segs;
 		longest = skb->gso_size + in.headers;
 		bytes += (packets - 1) * in.headers;
 	}
-	if (is_bulk(f, now, packets, in.len) && alive(now)) {
+	if (is_bulk(f, now, packets, in.len) && alive(skb, s, n->endpoint, now)) {
 		stamp(f, now);
 		return pass(BULK);
 	}
@@ -609,7 +647,7 @@ int inbound(struct __sk_buff *skb)
 	f = flow_of(&in);
 	if (f)
 		f->packets = 0;
-	if (o.udp.check && alive(ktime_ns()))
+	if (o.udp.check && alive(skb, s, o.ip.saddr, ktime_ns()))
 		return TC_ACT_UNSPEC;
 	// A train of datagrams is longer than its first one.
 	if (in.len + OUTER != ntohs(o.ip.tot_len))
