@@ -91,7 +91,7 @@ var doors = map[string][]string{
 	"go.etcd.io/etcd/api":                 {"lease/etcd", "lease/etcd/testetcd"}, // the types of both
 	"go.etcd.io/etcd/server":              {"lease/etcd/testetcd"},
 	"k8s.io":                              {"lease/kube"},
-	"github.com/vishvananda/netlink":      {"ctrl", "ctrl/conntest", "deploy/lab"},
+	"github.com/vishvananda/netlink":      {"ctrl", "ctrl/conntest", "dataplane/fastpath", "deploy/lab"},
 	"github.com/vishvananda/netns":        {"deploy/lab"},
 	"github.com/songgao/water":            {"dataplane/tun"},
 	"golang.org/x/mod":                    {"deploy/install-conf"},

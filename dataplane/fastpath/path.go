@@ -27,7 +27,7 @@ type Path struct {
 
 	mu      sync.Mutex // guards the rest
 	objects objects
-	hooks   [numHooks]*hook
+	hooks   [numHooks]hook
 	flags   uint8
 	place   Place
 	nodes   map[prefixKey]nodeValue // as in the kernel's map
@@ -36,6 +36,7 @@ type Path struct {
 	avoided map[netip.Addr]bool     // outer addresses that Avoid has set
 	past    Traffic                 // of endpoints that were removed
 	device  int                     // index of the TUN device
+	targets [numHooks]int           // indices of the interfaces of the hooks
 	// waiting means that the programs of an earlier process still carry the packets, until this one
 	// knows the nodes.
 	waiting bool
@@ -107,30 +108,33 @@ func (p *Path) Attach(at Place) error {
 	if err := p.writeSettings(device.Index, underlay); err != nil {
 		return err
 	}
-	dir, err := pinDir(at.Device)
-	if err != nil {
-		return err
-	}
-	for i, target := range [numHooks]int{hookOutbound: device.Index, hookInbound: underlay.Index} {
-		if p.hooks[i] != nil && p.hooks[i].isOn(target) {
+	p.targets = [numHooks]int{hookOutbound: device.Index, hookInbound: underlay.Index}
+	for kind, target := range p.targets {
+		if h := p.hooks[kind]; h != nil && h.isOn(target) {
 			continue
 		}
-		if err := p.attach(hookKind(i), target, dir); err != nil {
+		if err := p.attach(hookKind(kind)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// attach attaches one program to an interface.
-func (p *Path) attach(kind hookKind, target int, dir string) error {
-	h, err := adoptHook(kind, target, dir)
+// placeOf returns the place of a program. The caller holds p.mu.
+func (p *Path) placeOf(kind hookKind) place {
+	return place{kind, p.targets[kind], p.place.Device}
+}
+
+// attach attaches one program. The caller holds p.mu.
+func (p *Path) attach(kind hookKind) error {
+	at := p.placeOf(kind)
+	h, err := at.adopt()
 	if err != nil {
 		return err
 	}
 	if h != nil {
 		p.waiting = true
-	} else if h, err = attachHook(kind, p.program(kind), target, dir); err != nil {
+	} else if h, err = at.attach(p.program(kind)); err != nil {
 		return err
 	}
 	old := p.hooks[kind]
@@ -198,7 +202,7 @@ func (p *Path) SetNodes(local fib.Node, others []fib.Node) (map[netip.Addr]Traff
 		return gone, err
 	}
 	for i, h := range p.hooks {
-		if err := h.link.Update(p.program(hookKind(i))); err != nil {
+		if err := h.update(p.program(hookKind(i))); err != nil {
 			return gone, fmt.Errorf("replace program: %w", err)
 		}
 	}
@@ -260,8 +264,8 @@ func (p *Path) writeHeartbeat(ns uint64) error {
 func (p *Path) Watch(pause bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for _, h := range p.hooks {
-		if err := h.check(); err != nil {
+	for kind, h := range p.hooks {
+		if err := p.placeOf(hookKind(kind)).check(h); err != nil {
 			return err
 		}
 	}
@@ -296,14 +300,14 @@ func (p *Path) Persistent() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, h := range p.hooks {
-		if h == nil || h.pin == "" {
+		if h == nil || !h.lasts() {
 			return false
 		}
 	}
 	return true
 }
 
-// Close releases the descriptors. Programs that are pinned stay attached.
+// Close releases the descriptors. Programs that outlast the process stay attached.
 func (p *Path) Close() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

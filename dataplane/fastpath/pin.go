@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -63,6 +64,36 @@ func netnsID() (string, error) {
 // except those of the device keep, and returns a description of each. Programs whose device is
 // deleted are removed as well.
 func Remove(keep string) (removed []string, err error) {
+	remove := removeFilters
+	if haveTCX() {
+		remove = removePins
+	}
+	devices, err := remove(func(device string) bool { return device != keep })
+	for _, device := range devices {
+		removed = append(removed, "fast path of "+device)
+	}
+	return removed, err
+}
+
+// RemoveStale detaches the programs of devices that no longer exist, in the calling thread's
+// network namespace.
+func RemoveStale() error {
+	remove, stale := removeFilters, isDeleted
+	if haveTCX() {
+		remove, stale = removePins, lacksOutbound
+	}
+	_, err := remove(stale)
+	return err
+}
+
+// isDeleted reports whether the device does not exist.
+func isDeleted(device string) bool {
+	_, err := net.InterfaceByName(device)
+	return err != nil
+}
+
+// removePins detaches pinned programs of the devices that remove selects, and returns the devices.
+func removePins(remove func(device string) bool) (devices []string, err error) {
 	netns, err := netnsID()
 	if err != nil {
 		return nil, err
@@ -77,42 +108,30 @@ func Remove(keep string) (removed []string, err error) {
 	var errs []error
 	for _, e := range entries {
 		device, ok := strings.CutPrefix(e.Name(), netns+"-")
-		if !ok || device == keep {
+		if !ok || !remove(device) {
 			continue
 		}
-		dir := filepath.Join(pinRoot, e.Name())
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(filepath.Join(pinRoot, e.Name())); err != nil {
 			errs = append(errs, fmt.Errorf("remove pins: %w", err))
 			continue
 		}
-		removed = append(removed, "fast path of "+device)
+		devices = append(devices, device)
 	}
-	return removed, errors.Join(errs...)
+	return devices, errors.Join(errs...)
 }
 
-// RemoveStale detaches the programs of devices that no longer exist, in the calling thread's
-// network namespace.
-func RemoveStale() error {
-	netns, err := netnsID()
+// lacksOutbound reports whether the pinned program of the device is not attached to it. A device
+// of the same name may be another one.
+func lacksOutbound(device string) bool {
+	dir, err := pinDir(device)
+	if err != nil || dir == "" {
+		return true
+	}
+	l, err := link.LoadPinnedLink(pinPath(dir, hookOutbound), nil)
 	if err != nil {
-		return err
+		return true
 	}
-	dirs, err := filepath.Glob(filepath.Join(pinRoot, netns+"-*"))
-	if err != nil {
-		return fmt.Errorf("list pins: %w", err)
-	}
-	var errs []error
-	for _, dir := range dirs {
-		l, err := link.LoadPinnedLink(pinPath(dir, hookOutbound), nil)
-		if err == nil {
-			h := hook{link: l}
-			attached := !h.isOn(0)
-			errs = append(errs, l.Close())
-			if attached {
-				continue
-			}
-		}
-		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
+	h := tcx{link: l}
+	detached := h.isOn(0)
+	return h.close() != nil || detached
 }

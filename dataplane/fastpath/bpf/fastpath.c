@@ -29,7 +29,6 @@
 #define NDP_FIRST 133
 #define NDP_LAST 137
 // Of Linux 6.3, which headers of older distributions lack.
-#define ADJ_ROOM_DECAP_L3_IPV4 (1ull << 7)
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ull << 8)
 
 #define __uint(name, val) int(*name)[val]
@@ -48,6 +47,7 @@ static long (*csum_diff)(__be32 *, __u32, __be32 *, __u32, __u32) =
 	(void *)BPF_FUNC_csum_diff;
 static long (*change_head)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_head;
 static long (*adjust_room)(void *, __s32, __u32, __u64) = (void *)BPF_FUNC_skb_adjust_room;
+static long (*change_proto)(void *, __be16, __u64) = (void *)BPF_FUNC_skb_change_proto;
 static long (*fib_lookup)(void *, struct bpf_fib_lookup *, int, __u32) =
 	(void *)BPF_FUNC_fib_lookup;
 static long (*redirect)(__u32, __u64) = (void *)BPF_FUNC_redirect;
@@ -585,14 +585,35 @@ inlined int copy_ecn(struct __sk_buff *skb, __u32 off, struct inner *in, __u8 ou
 	return !store_bytes(skb, off + 1, &byte, 1, BPF_F_RECOMPUTE_CSUM);
 }
 
+// remove_outer removes the outer headers and returns 0. Only Linux 6.3 has a flag for IPv6
+// in IPv4. Before, the kernel can translate: it puts 20 bytes in front of the payload of an IPv4
+// header to have room for an IPv6 header.
+inlined long remove_outer(struct __sk_buff *skb, struct inner *in)
+{
+	const int wider = sizeof(struct ipv6hdr) - sizeof(struct iphdr);
+	struct ipv6hdr h;
+
+	if (in->version == 4)
+		return adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	if (!adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC,
+			 BPF_F_ADJ_ROOM_FIXED_GSO | ADJ_ROOM_DECAP_L3_IPV6))
+		return 0;
+	if (load_bytes(skb, ETH_HLEN + OUTER, &h, sizeof(h)))
+		return -1;
+	if (adjust_room(skb, -(__s32)OUTER - wider, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		return -1;
+	if (change_proto(skb, htons(ETH_P_IPV6), 0))
+		return -1;
+	return store_bytes(skb, ETH_HLEN, &h, sizeof(h), BPF_F_RECOMPUTE_CSUM);
+}
+
 // decapsulate removes the outer headers and hands the packet to the TUN device as received.
 inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner *in)
 {
-	__u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
-
-	flags |= in->version == 4 ? ADJ_ROOM_DECAP_L3_IPV4 : ADJ_ROOM_DECAP_L3_IPV6;
-	if (adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC, flags))
-		return pass(FAILED);
+	if (remove_outer(skb, in)) {
+		pass(FAILED);
+		return TC_ACT_SHOT;
+	}
 	set_hash_invalid(skb); // it is that of the outer headers
 	return redirect(s->device, BPF_F_INGRESS);
 }
