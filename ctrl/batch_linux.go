@@ -74,29 +74,32 @@ func (k *Kernel) applyMessage(ops []Op, errs []error, index map[string]int) {
 		req.Seq = first + uint32(i)
 		msg = append(msg, req.Serialize()...)
 	}
+	err := k.exchange(msg, first, len(ops), func(i int, m syscall.NetlinkMessage) {
+		if m.Header.Type != unix.NLMSG_ERROR {
+			return
+		}
+		if err := ackError(m); err != nil && (ops[i].Verb != Delete || !isNotFound(err)) {
+			errs[i] = err
+		}
+	})
+	if err != nil {
+		setMissing(errs, err)
+	}
+}
+
+// exchange sends n requests with consecutive sequence numbers from first in one message, and passes
+// the replies with the index of their request. The caller holds k.mu.
+func (k *Kernel) exchange(
+	msg []byte, first uint32, n int, reply func(i int, m syscall.NetlinkMessage),
+) error {
 	end := nl.NewNetlinkRequest(unix.NLMSG_NOOP, unix.NLM_F_ACK)
-	end.Seq = first + uint32(len(ops))
+	end.Seq = first + uint32(n)
 	k.seq = end.Seq
 	msg = append(msg, end.Serialize()...)
 	if err := unix.Sendto(k.batch.GetFd(), msg, 0,
 		&unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		setMissing(errs, fmt.Errorf("send to netlink: %w", err))
-		return
+		return fmt.Errorf("send to netlink: %w", err)
 	}
-	k.readAcks(ops, errs, first)
-}
-
-// setMissing sets err in place of nil errors.
-func setMissing(errs []error, err error) {
-	for i := range errs {
-		if errs[i] == nil {
-			errs[i] = err
-		}
-	}
-}
-
-// readAcks collects the errors until the acknowledgement of the last part arrives.
-func (k *Kernel) readAcks(ops []Op, errs []error, first uint32) {
 	for {
 		var msgs []syscall.NetlinkMessage
 		err := retryInterrupted(func() (err error) {
@@ -104,20 +107,26 @@ func (k *Kernel) readAcks(ops []Op, errs []error, first uint32) {
 			return err
 		})
 		if err != nil {
-			setMissing(errs, fmt.Errorf("receive from netlink: %w", err))
-			return
+			return fmt.Errorf("receive from netlink: %w", err)
 		}
 		for _, m := range msgs {
 			i := m.Header.Seq - first
-			if m.Header.Type != unix.NLMSG_ERROR || i > uint32(len(ops)) {
-				continue // a late reply to an earlier message that timed out
+			switch {
+			case i > uint32(n): // a late reply to an earlier message that timed out
+			case i < uint32(n):
+				reply(int(i), m)
+			case m.Header.Type == unix.NLMSG_ERROR:
+				return nil
 			}
-			if i == uint32(len(ops)) {
-				return
-			}
-			if err := ackError(m); err != nil && (ops[i].Verb != Delete || !isNotFound(err)) {
-				errs[i] = err
-			}
+		}
+	}
+}
+
+// setMissing sets err in place of nil errors.
+func setMissing(errs []error, err error) {
+	for i := range errs {
+		if errs[i] == nil {
+			errs[i] = err
 		}
 	}
 }

@@ -319,3 +319,73 @@ func await(t *testing.T, what string, ok func() bool) {
 		t.Fatal(err)
 	}
 }
+
+// TestNetnsRouteMatch looks up more addresses than fit one message, with and without a route.
+func TestNetnsRouteMatch(t *testing.T) {
+	addBridge(t, "eth0", "172.31.0.1/24", "fd31::1/64")
+	k := open(t)
+	own, own6 := prefix("10.5.0.0/17"), prefix("fd10:5::/64")
+	want := State{Networks: nets, Routes: []Route{
+		{Dst: own, Via: addr("172.31.0.2"), Dev: "eth0", Protocol: RouteProtocol},
+		{Dst: own6, Via: addr("fd31::2"), Dev: "eth0", Protocol: RouteProtocol}}}
+	if err := ApplyOnce(k, want); err != nil {
+		t.Fatal(err)
+	}
+	m, err := k.RouteMatcher()
+	if err != nil {
+		t.Fatal(err)
+	}
+	queries := []RouteQuery{
+		{Dst: addr("10.5.1.1"), Src: addr("203.0.113.9")}, // not of this host
+		{Dst: addr("fd10:5::1")},
+		{Dst: addr("172.31.0.1")},
+		{}, // no address
+	}
+	for i := range 2 * batchSize {
+		a := netip.AddrFrom4([4]byte{10, 5, byte(i), 1})
+		queries = append(queries, RouteQuery{Dst: a, Src: addr("172.31.0.1")})
+	}
+	matches := m.Match(queries)
+	route := RouteMatch{Dst: own, Via: addr("172.31.0.2"), Dev: "eth0", Protocol: RouteProtocol,
+		Table: unix.RT_TABLE_MAIN}
+	route6 := route
+	route6.Dst, route6.Via = own6, addr("fd31::2")
+	for i, r := range matches {
+		switch q := queries[i]; {
+		case i == 1:
+			if r != route6 {
+				t.Errorf("%v: %+v, want %+v", q, r, route6)
+			}
+		case i == 2:
+			if r.Err != nil || !r.Local || r.Dst != HostPrefix(q.Dst) {
+				t.Errorf("%v: %+v, want a local route", q, r)
+			}
+		case own.Contains(q.Dst):
+			if r != route {
+				t.Errorf("%v: %+v, want %+v", q, r, route)
+			}
+		case r.Err == nil:
+			t.Errorf("%v: %+v, want an error", q, r)
+		}
+	}
+}
+
+// BenchmarkNetnsRouteMatch looks up two addresses per node.
+func BenchmarkNetnsRouteMatch(b *testing.B) {
+	k, err := OpenKernel(nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer k.Close()
+	m, err := k.RouteMatcher()
+	if err != nil {
+		b.Fatal(err)
+	}
+	queries := make([]RouteQuery, 512)
+	for i := range queries {
+		queries[i] = RouteQuery{Dst: netip.AddrFrom4([4]byte{127, 5, byte(i >> 8), byte(i)})}
+	}
+	for b.Loop() {
+		m.Match(queries)
+	}
+}

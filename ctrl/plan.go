@@ -31,10 +31,10 @@ type Part struct {
 
 // Order orders parts by subnet and node, as a lease.Set orders leases.
 func (p *Part) Order(o *Part) int {
-	if c := p.Subnet.Compare(o.Subnet); c != 0 {
+	if c := ordered.ComparePrefixes(p.Subnet, o.Subnet); c != 0 {
 		return c
 	}
-	if c := p.Subnet6.Compare(o.Subnet6); c != 0 {
+	if c := ordered.ComparePrefixes(p.Subnet6, o.Subnet6); c != 0 {
 		return c
 	}
 	return strings.Compare(p.Node, o.Node)

@@ -363,8 +363,9 @@ func someAddrs(all map[netip.Addr]bool) string {
 	return strings.Join(list, ", ")
 }
 
-// addFastStats adds the counters of the fast path. The caller holds e.mu.
-func (e *Engine) addFastStats(s *Stats) {
+// addFastStats adds the counters of the fast path, and returns those of the outer addresses that
+// had packets. The caller holds e.mu.
+func (e *Engine) addFastStats(s *Stats) (nodes map[netip.Addr]fastpath.Traffic) {
 	total, passed := e.fast.past, maps.Clone(e.fast.passed)
 	if e.fast.path != nil {
 		now := e.fast.path.Stats()
@@ -375,7 +376,7 @@ func (e *Engine) addFastStats(s *Stats) {
 		for r, n := range now.Passed {
 			passed[r] += n
 		}
-		e.addFastNodes(s, now.Nodes)
+		nodes = now.Nodes
 	}
 	s.FastPath = FastPathStats{
 		FastPathStatus: e.fastPathStatus(),
@@ -385,21 +386,7 @@ func (e *Engine) addFastStats(s *Stats) {
 	}
 	s.Sent.add(s.FastPath.Sent)
 	s.Received.add(s.FastPath.Received)
-}
-
-// addFastNodes adds the counts of each outer address to the first node that has it.
-func (e *Engine) addFastNodes(s *Stats, counts map[netip.Addr]fastpath.Traffic) {
-	endpoints := make(map[string]netip.Addr, len(s.Nodes))
-	for _, p := range e.snapshot.Load().peers {
-		endpoints[p.name] = p.dest.Addr.Addr()
-	}
-	for i := range s.Nodes {
-		n := &s.Nodes[i]
-		t := counts[endpoints[n.Name]]
-		delete(counts, endpoints[n.Name])
-		n.Sent.add(Traffic{t.Sent, t.SentBytes})
-		n.Received.add(Traffic{t.Received, t.ReceivedBytes})
-	}
+	return nodes
 }
 
 // FastPathStats counts the packets of the fast path, which Stats.Sent and Stats.Received include.

@@ -1,9 +1,11 @@
 package dataplane
 
 import (
+	"net/netip"
 	"sync/atomic"
 	"time"
 
+	"weft/dataplane/fastpath"
 	"weft/dataplane/tun"
 )
 
@@ -101,19 +103,10 @@ func (e *Engine) Stats() Stats {
 		w.counters.addTo(&s)
 		w.last.addTo(s.LastDrops)
 	}
-	for _, p := range e.snapshot.Load().peers {
-		n := NodeTraffic{
-			Name:     p.name,
-			Sent:     Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()},
-			Received: Traffic{p.received.Load(), p.receivedBytes.Load()},
-		}
-		n.SendErrorAt, n.SendError = p.dest.LastError()
-		s.Nodes = append(s.Nodes, n)
-	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.readOverflows()
-	e.addFastStats(&s)
+	e.addNodes(&s, e.addFastStats(&s))
 	s.DeviceRecreations, s.SocketRecreations = e.deviceRecreations, e.socketRecreations
 	s.TUNOverflows = e.pastTUNDrops + e.tunDrops
 	s.SocketOverflows = e.pastOverflows
@@ -121,6 +114,28 @@ func (e *Engine) Stats() Stats {
 		s.SocketOverflows += n
 	}
 	return s
+}
+
+// addNodes adds the traffic with each node. fast are the counts of the fast path by outer address;
+// those of an address belong to the first node that has it.
+func (e *Engine) addNodes(s *Stats, fast map[netip.Addr]fastpath.Traffic) {
+	peers := e.snapshot.Load().peers
+	s.Nodes = make([]NodeTraffic, len(peers))
+	for i, p := range peers {
+		n := &s.Nodes[i]
+		n.Name = p.name
+		n.Sent = Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()}
+		n.Received = Traffic{p.received.Load(), p.receivedBytes.Load()}
+		n.SendErrorAt, n.SendError = p.dest.LastError()
+		if len(fast) == 0 {
+			continue
+		}
+		a := p.dest.Addr.Addr()
+		t := fast[a]
+		delete(fast, a)
+		n.Sent.add(Traffic{t.Sent, t.SentBytes})
+		n.Received.add(Traffic{t.Received, t.ReceivedBytes})
+	}
 }
 
 // readOverflows reads the kernel's counters of the device and the sockets in use. The caller holds

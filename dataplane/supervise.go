@@ -23,15 +23,19 @@ func (e *Engine) supervise(ctx context.Context) {
 	timer := time.NewTimer(0)
 	<-timer.C
 	defer timer.Stop()
-	e.superviseFastPath(time.Now())
-	heartbeat := time.NewTicker(heartbeatInterval)
-	defer heartbeat.Stop()
+	var heartbeat <-chan time.Time
+	if e.config.FastPath != FastPathOff {
+		e.superviseFastPath(time.Now())
+		t := time.NewTicker(heartbeatInterval)
+		defer t.Stop()
+		heartbeat = t.C
+	}
 	scheduled := false
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case now := <-heartbeat.C:
+		case now := <-heartbeat:
 			e.superviseFastPath(now)
 		case <-e.repairRequests:
 			if !scheduled {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"weft/lease/ordered"
 )
 
 // candidates is the number of free subnets that Choose draws from, as in flannel. Nodes that start
@@ -83,7 +85,7 @@ func (p pool) taken(existing []Lease, own []int) []netip.Prefix {
 			taken = append(taken, s)
 		}
 	}
-	slices.SortFunc(taken, netip.Prefix.Compare)
+	slices.SortFunc(taken, ordered.ComparePrefixes)
 	return taken
 }
 

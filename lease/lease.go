@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net/netip"
 	"time"
+
+	"weft/lease/ordered"
 )
 
 // Errors that a [Store] wraps with details, for errors.Is.
@@ -94,10 +96,14 @@ func (l Lease) Equal(o Lease) bool {
 
 // Compare orders leases by subnet, the order of a Set.
 func Compare(a, b Lease) int {
-	if c := a.Subnet.Compare(b.Subnet); c != 0 {
+	return compareSubnets(&a, &b)
+}
+
+func compareSubnets(a, b *Lease) int {
+	if c := ordered.ComparePrefixes(a.Subnet, b.Subnet); c != 0 {
 		return c
 	}
-	return a.Subnet6.Compare(b.Subnet6)
+	return ordered.ComparePrefixes(a.Subnet6, b.Subnet6)
 }
 
 // overlap is Prefix.Overlaps for prefixes that may be unset: an unset prefix overlaps nothing.

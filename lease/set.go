@@ -31,7 +31,7 @@ func List(s Set) []Lease {
 
 // Order orders leases by subnet and, as two nodes may list the same subnet, by node.
 func (l *Lease) Order(o *Lease) int {
-	if c := Compare(*l, *o); c != 0 {
+	if c := compareSubnets(l, o); c != 0 {
 		return c
 	}
 	return strings.Compare(l.Node, o.Node)

@@ -33,6 +33,7 @@ func (c *Checker) Run(ctx context.Context) error {
 				return err
 			}
 		}
+		drain(c.changed, notified) // a check covers all that happened before it
 		began := time.Now()
 		r, err := c.check(ctx, newMatcher)
 		if ctx.Err() != nil {
@@ -44,5 +45,15 @@ func (c *Checker) Run(ctx context.Context) error {
 			c.store(r)
 		}
 		timer.Reset(max(checkInterval, checkPause*time.Since(began)))
+	}
+}
+
+// drain empties the channels.
+func drain(channels ...<-chan struct{}) {
+	for _, c := range channels {
+		select {
+		case <-c:
+		default:
+		}
 	}
 }

@@ -73,14 +73,18 @@ type fakeMatcher struct {
 	lookups int
 }
 
-func (f *fakeMatcher) Match(dst, _ netip.Addr) (ctrl.RouteMatch, error) {
-	f.lookups++
-	for p, m := range f.routes {
-		if prefix(p).Contains(dst) {
-			return m, nil
+func (f *fakeMatcher) Match(queries []ctrl.RouteQuery) []ctrl.RouteMatch {
+	f.lookups += len(queries)
+	matches := make([]ctrl.RouteMatch, len(queries))
+	for i, q := range queries {
+		matches[i].Err = errors.New("network is unreachable")
+		for p, m := range f.routes {
+			if prefix(p).Contains(q.Dst) {
+				matches[i] = m
+			}
 		}
 	}
-	return ctrl.RouteMatch{}, errors.New("network is unreachable")
+	return matches
 }
 
 func (f *fakeMatcher) RulesFor(_ netip.Addr, table int) ([]int, error) {

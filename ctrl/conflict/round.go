@@ -17,7 +17,7 @@ const (
 
 // matcher asks the kernel for routes.
 type matcher interface {
-	Match(dst, src netip.Addr) (ctrl.RouteMatch, error)
+	Match([]ctrl.RouteQuery) []ctrl.RouteMatch
 	RulesFor(a netip.Addr, table int) ([]int, error)
 }
 
@@ -52,17 +52,26 @@ func (r *round) source(a netip.Addr, overlay bool) netip.Addr {
 	return netip.Addr{}
 }
 
+// query returns the query for packets of this host, or of its pods, to an address.
+func (r *round) query(a netip.Addr, overlay bool) ctrl.RouteQuery {
+	return ctrl.RouteQuery{Dst: a, Src: r.source(a, overlay)}
+}
+
 func (r *round) targets() {
 	for _, t := range r.q.Targets {
-		r.target(t)
+		r.target(t, r.matchOne(t.Addr))
 	}
 }
 
-// target checks an address outside the overlay, and the gateway to it. An address without a route
-// is not a conflict. It returns the reason if one of this node's routes takes the packets.
-func (r *round) target(t Target) (reason string) {
-	m, err := r.match.Match(t.Addr, r.source(t.Addr, false))
-	if err != nil || m.Local {
+func (r *round) matchOne(a netip.Addr) ctrl.RouteMatch {
+	return r.match.Match([]ctrl.RouteQuery{r.query(a, false)})[0]
+}
+
+// target checks an address outside the overlay with the route to it, and the gateway to it. An
+// address without a route is not a conflict. It returns the reason if one of this node's routes
+// takes the packets.
+func (r *round) target(t Target, m ctrl.RouteMatch) (reason string) {
+	if m.Err != nil || m.Local {
 		return ""
 	}
 	switch {
@@ -79,30 +88,37 @@ func (r *round) target(t Target) (reason string) {
 	case reason != "":
 		r.Taken = append(r.Taken, reason)
 	case m.Via.IsValid() && !r.checked[m.Via]:
-		r.target(Target{"gateway to " + t.Name, m.Via})
+		r.target(Target{"gateway to " + t.Name, m.Via}, r.matchOne(m.Via))
 	}
 	return reason
 }
 
 // peers checks other nodes and their pods.
 func (r *round) peers(peers []Peer) {
+	queries := make([]ctrl.RouteQuery, 0, 2*len(peers))
 	for _, p := range peers {
-		if reason := r.target(Target{"node " + p.Name, p.Public}); reason != "" {
+		queries = append(queries, r.query(p.Public, false), r.query(podGateway(p), true))
+	}
+	matches := r.match.Match(queries)
+	for i, p := range peers {
+		if reason := r.target(Target{"node " + p.Name, p.Public}, matches[2*i]); reason != "" {
 			r.Cut[p.Subnet] = reason
-		} else if reason := r.diverted(p); reason != "" {
+		} else if reason := r.diverted(p, matches[2*i+1]); reason != "" {
 			r.Diverted[p.Subnet] = reason
 		}
 	}
 }
 
-// diverted returns the reason why packets to a peer's pods do not take the overlay's route; empty
-// if they do.
-func (r *round) diverted(p Peer) string {
-	pod := p.Subnet.Masked().Addr().Next() // the gateway of the peer's pods
-	m, err := r.match.Match(pod, r.source(pod, true))
+// podGateway returns the gateway of a peer's pods.
+func podGateway(p Peer) netip.Addr { return p.Subnet.Masked().Addr().Next() }
+
+// diverted returns the reason why packets to a peer's pods, which take the route m, do not take the
+// overlay's route; empty if they do.
+func (r *round) diverted(p Peer, m ctrl.RouteMatch) string {
+	pod := podGateway(p)
 	switch {
-	case err != nil:
-		return "no route to its pods: " + err.Error()
+	case m.Err != nil:
+		return "no route to its pods: " + m.Err.Error()
 	case m.Local:
 		return fmt.Sprintf("%s on this node has its address %s: delete the address", m.Dev, pod)
 	case m.Protocol == ctrl.RouteProtocol, slices.Contains(r.q.Devices, m.Dev), m.Via == p.Public:

@@ -77,6 +77,6 @@ func Passes() []Pass {
 // Stats are the counters of the programs since this process attached them.
 type Stats struct {
 	Total  Traffic
-	Nodes  map[netip.Addr]Traffic // by outer address
+	Nodes  map[netip.Addr]Traffic // by outer address, without those that had no packets
 	Passed map[Pass]uint64        // packets that a worker got or will get
 }

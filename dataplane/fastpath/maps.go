@@ -266,13 +266,15 @@ func (p *Path) traffic(a netip.Addr) (sum Traffic) {
 // batch is the number of entries that are read with one system call.
 const batch = 512
 
-// readEndpoints reads the counts of all outer addresses, in batches where the kernel can (Linux
+// readEndpoints reads the counts of the outer addresses that had packets, in batches where the kernel can (Linux
 // 5.6). The caller holds p.mu.
 func (p *Path) readEndpoints(counts map[netip.Addr]Traffic) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil || !p.readBatches(cpus, counts) {
 		for a := range p.counted {
-			counts[a] = p.traffic(a)
+			if t := p.traffic(a); t != (Traffic{}) {
+				counts[a] = t
+			}
 		}
 	}
 }
@@ -291,7 +293,9 @@ func (p *Path) readBatches(cpus int, counts map[netip.Addr]Traffic) bool {
 			for _, t := range perCPU[i*cpus : (i+1)*cpus] {
 				sum.Add(t)
 			}
-			counts[netip.AddrFrom4(k)] = sum
+			if sum != (Traffic{}) {
+				counts[netip.AddrFrom4(k)] = sum
+			}
 		}
 		if err != nil {
 			return true
@@ -305,7 +309,7 @@ func (p *Path) Stats() Stats {
 	defer p.mu.Unlock()
 	s := Stats{
 		Total:  p.past,
-		Nodes:  make(map[netip.Addr]Traffic, len(p.counted)),
+		Nodes:  make(map[netip.Addr]Traffic),
 		Passed: make(map[Pass]uint64, numPasses),
 	}
 	p.readEndpoints(s.Nodes)

@@ -10,7 +10,7 @@
 //
 //	node answers --> an echo per interval (+-10 %), a path MTU check per minute
 //	echo lost    --> further echoes in the next ticks
-//	three lost   --> unreachable; an echo per interval
+//	three lost   --> unreachable; an echo per interval, later per three
 //
 // Where the fast path of the kernel carries some packets to a node and the packet engine others,
 // the echoes take both ways in turn, and each has its own losses.

@@ -17,6 +17,8 @@ const (
 	// settleTime is the time before the first echo to a new node, which has to learn of this node
 	// first.
 	settleTime = 2 * time.Second
+	// maxSilence is the longest interval of a path that stays silent, in intervals.
+	maxSilence = 3
 )
 
 // Path is the state of the path to one address of a node.
@@ -139,7 +141,7 @@ func (p *path) answer(by way, rtt time.Duration, now time.Time, interval time.Du
 }
 
 // lose records a lost echo. The next ones follow at once until the way counts as broken, and then
-// one on the next way.
+// one on the next way; less and less often while the whole path is broken.
 func (p *path) lose(by way, now time.Time, interval time.Duration) {
 	w := &p.ways[by]
 	w.window.add(lost)
@@ -147,6 +149,9 @@ func (p *path) lose(by way, now time.Time, interval time.Duration) {
 	if w.failures < unreachableAfter {
 		p.due, p.turn = now, by
 		return
+	}
+	if p.unreachable() {
+		interval *= time.Duration(min(w.failures-unreachableAfter+1, maxSilence))
 	}
 	due := now.Add(jittered(interval))
 	if p.fast && w.failures == unreachableAfter {

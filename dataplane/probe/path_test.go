@@ -234,3 +234,40 @@ func describe(all map[netip.Prefix]Result) (s string) {
 	}
 	return s
 }
+
+func TestPathLosesLessOften(t *testing.T) {
+	now := time.Now()
+	p := newPath(netip.MustParseAddr("10.5.2.0"), 1472, now)
+	const interval = 10 * time.Second
+	for i, intervals := range []time.Duration{0, 0, 1, 2, 3, 3, 3} {
+		p.lose(byWorkers, now, interval)
+		if d := p.due.Sub(now) - intervals*interval; d.Abs() > intervals*interval/10 {
+			t.Errorf("next echo %v after %d lost ones, want %d intervals", p.due.Sub(now), i+1, intervals)
+		}
+	}
+	p.answer(byWorkers, time.Millisecond, now, interval)
+	if d := p.due.Sub(now); (d - interval).Abs() > interval/10 {
+		t.Errorf("next echo %v after an answer", d)
+	}
+}
+
+// Many paths share the echoes per second.
+func TestIntervalOfManyPaths(t *testing.T) {
+	p := New(10 * time.Second)
+	for _, c := range []struct {
+		nodes int
+		want  time.Duration
+	}{{1, 10 * time.Second}, {100, 10 * time.Second}, {150, 15 * time.Second}, {500, 20 * time.Second}} {
+		p.Set(Source{MTU: 1472}, func(yield func(Target) bool) {
+			for i := range c.nodes {
+				a := netip.AddrFrom4([4]byte{10, 5, byte(i), byte(i >> 8)})
+				if !yield(Target{ID: netip.PrefixFrom(a, 32), Addr: a}) {
+					return
+				}
+			}
+		})
+		if got := p.Interval(); got != c.want {
+			t.Errorf("%d nodes: interval %v, want %v", c.nodes, got, c.want)
+		}
+	}
+}

@@ -19,6 +19,9 @@ const (
 	MaxNodes = 200
 	// tick is the resolution of the schedule and the time that a reply may take.
 	tick = time.Second
+	// perPath bounds the CPU time: each echo, with its answer, takes up to 30 µs in the workers and
+	// here. Ten per second are enough for all paths; more paths have a longer interval.
+	perPath = 100 * time.Millisecond
 )
 
 // Target is another node.
@@ -53,13 +56,14 @@ type Stats struct {
 // Prober sends echoes to other nodes and keeps the results. All methods are safe for concurrent
 // use.
 type Prober struct {
-	interval time.Duration
+	shortest time.Duration // interval of few paths
 	nonce    nonce
 	seed     maphash.Seed
 	start    time.Time     // of the ticks
 	changed  chan struct{} // Set was called
 
-	mu       sync.Mutex // guards the following fields
+	mu       sync.Mutex    // guards the following fields
+	interval time.Duration // between two echoes on a path that answers
 	source   Source
 	nodes    map[netip.Prefix]node
 	sockets  map[bool]*socket // by family, true for IPv6
@@ -83,9 +87,11 @@ type echo struct {
 	at   time.Time // when it was sent
 }
 
-// New returns a prober that sends an echo per interval to each node. It is idle before Run and Set.
+// New returns a prober that sends an echo per interval to each node, fewer to each of many nodes. It
+// is idle before Run and Set.
 func New(interval time.Duration) *Prober {
 	return &Prober{
+		shortest: interval,
 		interval: interval,
 		nonce:    nonce(rand.Uint64()),
 		seed:     maphash.MakeSeed(),
@@ -108,6 +114,7 @@ func (p *Prober) Set(source Source, targets iter.Seq[Target]) {
 	p.source = source
 	previous, now := p.nodes, time.Now()
 	p.nodes = make(map[netip.Prefix]node, len(previous))
+	paths := 0
 	for _, t := range sample(targets, MaxNodes, p.seed) {
 		n, known := previous[t.ID]
 		if !known || n.target.Addr != t.Addr || n.target.Addr6 != t.Addr6 || !sameMTU {
@@ -117,7 +124,9 @@ func (p *Prober) Set(source Source, targets iter.Seq[Target]) {
 			path.setFast(t.Fast)
 		}
 		p.nodes[t.ID] = n
+		paths += len(n.paths)
 	}
+	p.interval = max(p.shortest, time.Duration(paths)*perPath)
 	select {
 	case p.changed <- struct{}{}:
 	default:
@@ -372,7 +381,11 @@ func (p *Prober) AvoidsFast(yield func(netip.Prefix) bool) {
 }
 
 // Interval returns the time between two echoes to a node that answers.
-func (p *Prober) Interval() time.Duration { return p.interval }
+func (p *Prober) Interval() time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.interval
+}
 
 // Stats returns the counters.
 func (p *Prober) Stats() Stats {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"maps"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
 
@@ -158,5 +159,25 @@ func BenchmarkWith(b *testing.B) {
 		e := []*element{{key: i % 10_000}}
 		for range Diff(s, s.With(e, e)) {
 		}
+	}
+}
+
+// Both orders agree for prefixes as leases have them.
+func TestComparePrefixes(t *testing.T) {
+	prefixes := []netip.Prefix{{}}
+	for _, s := range []string{"0.0.0.0/0", "10.0.0.0/8", "10.0.0.0/24", "10.0.1.0/24", "192.0.2.1/32",
+		"::/0", "2001:db8::/64", "2001:db8::/65", "fd00::/8"} {
+		prefixes = append(prefixes, netip.MustParsePrefix(s))
+	}
+	for _, a := range prefixes {
+		for _, b := range prefixes {
+			if got, want := ComparePrefixes(a, b), a.Compare(b); got != want {
+				t.Errorf("%v, %v: got %d, want %d", a, b, got, want)
+			}
+		}
+	}
+	a, b := prefixes[0], prefixes[3]
+	if n := testing.AllocsPerRun(100, func() { ComparePrefixes(a, b) }); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }

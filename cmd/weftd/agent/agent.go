@@ -75,39 +75,57 @@ type readiness struct {
 	forwarded bool // kernel and rules have been in place at least once
 }
 
-// pollInterval is the period at which the agent checks whether the kernel has reached the desired
-// state, which no event reports.
-const pollInterval = 200 * time.Millisecond
-
 // loop handles events until ctx is done.
 func (a *agent) loop(ctx context.Context, states <-chan lease.State, ifaces <-chan ifaceEvent) {
-	ticker := time.NewTicker(pollInterval)
-	defer ticker.Stop()
+	var poll pollTimer
+	poll.start()
+	defer poll.stop()
 	defer a.heartbeat.stop()
+	var joining <-chan time.Time // set during the pause after a plan
 	a.publish()
 	for {
+		ready := states
+		if joining != nil {
+			ready = nil
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case s := <-states:
+		case s := <-ready:
+			began := time.Now()
 			a.onLeaseState(s)
+			joining = time.After(planPause(time.Since(began)))
+		case <-joining:
+			joining = nil
+			continue
 		case e := <-ifaces:
 			a.onIfaceEvent(e)
-		case <-ticker.C:
-			a.syncSubnetFile()
-			a.refreshProbe(time.Now())
-			a.syncConflicts()
-			a.followFastPath()
-			now := time.Now()
-			a.reportUnknownSources(now)
-			a.listen(now)
-			a.members.report(a.log, now)
+		case now := <-poll.C:
+			a.poll(now)
+			poll.next(a.readiness.ready)
+			continue
 		}
 		a.publish()
-		a.reportReadiness()
-		a.reportForwarding()
 		a.heartbeat.beat()
+		if !a.readiness.ready {
+			poll.start()
+		}
 	}
+}
+
+// poll does what no event triggers.
+func (a *agent) poll(now time.Time) {
+	a.syncSubnetFile()
+	a.refreshProbe(now)
+	a.syncConflicts()
+	a.followFastPath()
+	a.reportUnknownSources(now)
+	a.listen(now)
+	a.members.report(a.log, now)
+	a.publish()
+	a.reportReadiness()
+	a.reportForwarding()
+	a.heartbeat.beat()
 }
 
 // onLeaseState handles a state of the lease manager. If no lease is held, the last one stays in

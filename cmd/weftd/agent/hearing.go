@@ -19,7 +19,8 @@ import (
 type hearing struct {
 	mu      sync.Mutex
 	sampled time.Time
-	traffic map[string]heard // by node, of the udp backend
+	nodes   int              // number of nodes then
+	traffic map[string]heard // by node, of the udp backend; without those that had none
 	// blocked is why this host has refused all packets to other nodes since blockedSince; empty if
 	// it has not.
 	blocked      string
@@ -44,8 +45,8 @@ type refused struct {
 }
 
 const (
-	// hearingInterval is the precision of the times. A sample costs about a microsecond per node,
-	// so it is longer in large clusters.
+	// hearingInterval is the precision of the times. A sample costs up to a microsecond per node, so
+	// it is longer in large clusters.
 	hearingInterval      = time.Second
 	hearingIntervalLarge = 10 * time.Second
 	largeCluster         = 1000 // nodes
@@ -69,7 +70,7 @@ func (h *hearing) due(now time.Time) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	interval := hearingInterval
-	if len(h.traffic) > largeCluster {
+	if h.nodes > largeCluster {
 		interval = hearingIntervalLarge
 	}
 	return now.Sub(h.sampled) >= interval
@@ -79,10 +80,16 @@ func (h *hearing) due(now time.Time) bool {
 func (h *hearing) sample(nodes []dataplane.NodeTraffic, now time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.sampled = now
+	h.sampled, h.nodes = now, len(nodes)
 	sent, refused := time.Time{}, dataplane.NodeTraffic{}
-	current := make(map[string]heard, len(nodes))
+	current := make(map[string]heard, len(h.traffic))
 	for _, n := range nodes {
+		if n.SendErrorAt.After(refused.SendErrorAt) {
+			refused = n
+		}
+		if n.Sent.Packets+n.Received.Packets == 0 {
+			continue
+		}
 		s := h.traffic[n.Name]
 		if n.Sent.Packets > s.sent {
 			s.sentAt = now
@@ -94,9 +101,6 @@ func (h *hearing) sample(nodes []dataplane.NodeTraffic, now time.Time) {
 		current[n.Name] = s
 		if s.sentAt.After(sent) {
 			sent = s.sentAt
-		}
-		if n.SendErrorAt.After(refused.SendErrorAt) {
-			refused = n
 		}
 	}
 	h.traffic = current

@@ -24,9 +24,12 @@ func (d *daemon) newProber(backendType string) *probe.Prober {
 // known of the addresses of the other two.
 func probed(backendType string) bool { return backendType != "alloc" && backendType != "extension" }
 
-// probeTargetInterval is the shortest time between two lists of targets of the mesh probe, which
-// reads each list as a whole to sample the nodes.
-const probeTargetInterval = time.Second
+// The shortest times between two lists of targets of the mesh probe, which reads each list as a
+// whole to sample the nodes: some milliseconds in a large cluster.
+const (
+	probeTargetInterval      = time.Second
+	probeTargetIntervalLarge = 10 * time.Second
+)
 
 // refreshProbe passes a plan to the mesh probe that setProbe has skipped.
 func (a *agent) refreshProbe(now time.Time) {
@@ -37,7 +40,11 @@ func (a *agent) refreshProbe(now time.Time) {
 
 // setProbe passes the nodes that have a path to the mesh probe, unless it has just got others.
 func (a *agent) setProbe(now time.Time) {
-	if a.prober == nil || now.Sub(a.probeSet) < probeTargetInterval {
+	interval := probeTargetInterval
+	if a.view.leases.Len() > largeCluster {
+		interval = probeTargetIntervalLarge
+	}
+	if a.prober == nil || now.Sub(a.probeSet) < interval {
 		return
 	}
 	a.probeSet, a.probed = now, a.view
