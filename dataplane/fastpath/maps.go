@@ -266,8 +266,8 @@ func (p *Path) traffic(a netip.Addr) (sum Traffic) {
 // batch is the number of entries that are read with one system call.
 const batch = 512
 
-// readEndpoints reads the counts of the outer addresses that had packets, in batches where the kernel can (Linux
-// 5.6). The caller holds p.mu.
+// readEndpoints reads the counts of the outer addresses that had packets, in batches where the
+// kernel can (Linux 5.6). The caller holds p.mu.
 func (p *Path) readEndpoints(counts map[netip.Addr]Traffic) {
 	cpus, err := ebpf.PossibleCPU()
 	if err != nil || !p.readBatches(cpus, counts) {

@@ -87,8 +87,8 @@ type echo struct {
 	at   time.Time // when it was sent
 }
 
-// New returns a prober that sends an echo per interval to each node, fewer to each of many nodes. It
-// is idle before Run and Set.
+// New returns a prober that sends an echo per interval to each node, fewer to each of many nodes.
+// It is idle before Run and Set.
 func New(interval time.Duration) *Prober {
 	return &Prober{
 		shortest: interval,

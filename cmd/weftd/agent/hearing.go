@@ -45,8 +45,8 @@ type refused struct {
 }
 
 const (
-	// hearingInterval is the precision of the times. A sample costs up to a microsecond per node, so
-	// it is longer in large clusters.
+	// hearingInterval is the precision of the times. A sample costs up to a microsecond per node,
+	// so it is longer in large clusters.
 	hearingInterval      = time.Second
 	hearingIntervalLarge = 10 * time.Second
 	largeCluster         = 1000 // nodes
