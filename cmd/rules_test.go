@@ -49,12 +49,15 @@ var mayImport = map[string][]string{
 
 	"ctrl":           {"lease/ordered"},
 	"ctrl/conflict":  {"ctrl"},
-	"ctrl/backend":   {"ctrl", "ctrl/underlay", "encap", "lease", "lease/ordered", "lease/spelling"},
+	"ctrl/backend":   {"ctrl", "ctrl/backend/cloud", "ctrl/underlay", "encap", "lease", "lease/ordered", "lease/spelling"},
 	"ctrl/bundle":    {"ctrl"},
 	"ctrl/doctor":    {"ctrl", "ctrl/netfilter", "encap/checksum", "lease/subnetenv"},
 	"ctrl/conntest":  {"ctrl/doctor"},
 	"ctrl/netfilter": {},
 	"ctrl/underlay":  {"ctrl"},
+
+	"ctrl/backend/cloud":           {},
+	"ctrl/backend/cloud/testcloud": {},
 
 	"metrics": {},
 
@@ -77,7 +80,7 @@ var mayImport = map[string][]string{
 	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl", "ctrl/bundle", "ctrl/conntest", "ctrl/doctor", "dataplane/capture", "lease/subnetenv", "metrics"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",
 		"metrics"},
-	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
+	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/backend/cloud", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",
 		"dataplane", "dataplane/capture", "dataplane/capture/filter", "dataplane/fastpath", "dataplane/feature", "dataplane/fib", "dataplane/probe", "dataplane/refusal",
 		"dataplane/topflows", "dataplane/tun", "lease", "lease/etcd", "lease/file", "lease/kube", "lease/ordered", "lease/subnetenv", "metrics"},
 	"cmd/weftd/cgroup": {},
@@ -103,6 +106,8 @@ var doors = map[string][]string{
 	"github.com/google/nftables":          {"ctrl/netfilter"},
 	"github.com/coreos/go-iptables":       {"ctrl/netfilter"},
 	"golang.zx2c4.com/wireguard":          {"ctrl"},
+	"github.com/aws/aws-sdk-go-v2":        {"ctrl/backend/cloud"},
+	"cloud.google.com/go":                 {"ctrl/backend/cloud"},
 	"sigs.k8s.io/yaml":                    {"lease/file"},
 	"github.com/joho/godotenv":            {"lease/subnetenv"},
 	"github.com/google/renameio":          {"lease/subnetenv"},

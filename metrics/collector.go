@@ -50,7 +50,7 @@ const (
 
 // table returns all metrics: names, help texts, labels and the source of their values.
 func table() []metric {
-	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics(), deviceMetrics())
+	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics(), deviceMetrics(), cloudMetrics())
 }
 
 func stateMetrics() []metric {

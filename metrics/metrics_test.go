@@ -41,7 +41,9 @@ func full() Snapshot {
 				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},
 			},
 		},
-		Kernel:           &KernelTraffic{Devices: []DeviceTraffic{{"flannel.1", Volume{41, 4100}, Volume{42, 4200}, 43, 44}}},
+		Kernel: &KernelTraffic{Devices: []DeviceTraffic{{"flannel.1", Volume{41, 4100}, Volume{42, 4200}, 43, 44}}},
+		Cloud: []CloudCall{{"gce", "routes.list", 51, map[string]uint64{"denied": 52, "throttled": 53}},
+			{"gce", "metadata", 54, nil}},
 		ReconcilerInSync: true,
 		KernelRepairs:    13,
 		RulesInPlace:     true,
@@ -131,6 +133,10 @@ weft_device_bytes_total{device="flannel.1",direction="out"} 4100
 weft_device_bytes_total{device="flannel.1",direction="in"} 4200
 weft_device_dropped_total{device="flannel.1",direction="out"} 43
 weft_device_dropped_total{device="flannel.1",direction="in"} 44
+weft_cloud_calls_total{call="metadata",provider="gce"} 54
+weft_cloud_calls_total{call="routes.list",provider="gce"} 51
+weft_cloud_errors_total{call="routes.list",kind="denied",provider="gce"} 52
+weft_cloud_errors_total{call="routes.list",kind="throttled",provider="gce"} 53
 weft_node_packets_total{direction="in",node="a"} 10
 weft_node_packets_total{direction="in",node="b"} 8
 weft_node_packets_total{direction="out",node="a"} 9

@@ -30,6 +30,9 @@ type Snapshot struct {
 	// Kernel holds the counters of a backend whose packets the kernel moves; nil for others.
 	Kernel *KernelTraffic
 
+	// Cloud counts the calls of a cloud's API; empty for other backends.
+	Cloud []CloudCall
+
 	// ReconcilerInSync reports whether the kernel matched the desired state when last checked.
 	ReconcilerInSync bool
 	// KernelRepairs counts the changes that undid changes by other programs.
@@ -38,6 +41,14 @@ type Snapshot struct {
 	RulesInPlace bool
 	// RuleRepairs counts how often the packet filter rules were restored.
 	RuleRepairs uint64
+}
+
+// CloudCall counts the calls of one name. Its JSON form is part of the daemon's status.
+type CloudCall struct {
+	Provider string            `json:"-"`
+	Call     string            `json:"call"`
+	Count    uint64            `json:"count"`
+	Errors   map[string]uint64 `json:"errors,omitempty"` // by kind
 }
 
 // Condition is one condition of readiness.

@@ -35,6 +35,7 @@ type Status struct {
 	Traffic   *metrics.Traffic `json:"traffic,omitempty"`
 	// KernelTraffic replaces Traffic with a backend whose packets the kernel moves.
 	KernelTraffic *metrics.KernelTraffic `json:"kernel_traffic,omitempty"`
+	Cloud         *Cloud                 `json:"cloud,omitempty"` // of a cloud's backend only
 	Limits        Limits                 `json:"limits"`
 }
 
@@ -116,6 +117,19 @@ type Kernel struct {
 	// UserspaceWireGuard lists WireGuard devices that run in this process, as the kernel has no
 	// WireGuard.
 	UserspaceWireGuard []string `json:"userspace_wireguard,omitempty"`
+}
+
+// Cloud describes the routes to this node's pods in the route tables of a cloud.
+type Cloud struct {
+	Provider    string    `json:"provider"`
+	RouteTables []string  `json:"route_tables,omitempty"`
+	InPlace     bool      `json:"in_place"`
+	Since       time.Time `json:"since,omitzero"`   // of InPlace
+	Checked     time.Time `json:"checked,omitzero"` // last time that the tables could be read
+	Error       string    `json:"error,omitempty"`
+	Notes       []string  `json:"notes,omitempty"`
+
+	Calls []metrics.CloudCall `json:"calls,omitempty"`
 }
 
 // Rules describes the packet filter rules.

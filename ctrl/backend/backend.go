@@ -18,6 +18,7 @@ import (
 	"strings"
 
 	"weft/ctrl"
+	"weft/ctrl/backend/cloud"
 	"weft/lease"
 )
 
@@ -41,6 +42,8 @@ type Advertisement struct {
 	Userspace bool           // the packet engine has to run
 	Listen    netip.AddrPort // UDP address of the packet engine; zero unless Userspace
 	Devices   []string       // overlay devices of this node, in the order of their families
+	// Cloud is the cloud whose route tables lead to the pods of this node; zero for other backends.
+	Cloud cloud.Config
 	// IPv6Off is the reason why a dual-stack network is carried without IPv6; empty if it is not.
 	IPv6Off string
 }
@@ -60,6 +63,11 @@ type driver struct {
 // backends maps the names of the network config to the backends.
 func backends() map[string]driver {
 	return map[string]driver{
+		cloud.Alibaba: {keys: keysOf(keyPairConfig{}), newBackend: newCloudRoutes},
+		cloud.AWS:     {keys: keysOf(awsConfig{}), newBackend: newCloudRoutes},
+		cloud.GCE:     {keys: keysOf(gceConfig{}), newBackend: newCloudRoutes},
+		cloud.Tencent: {keys: keysOf(keyPairConfig{}), newBackend: newCloudRoutes},
+
 		"alloc": {newBackend: newAlloc},
 		"extension": {keys: keysOf(extensionConfig{}), newBackend: newExtension,
 			prepare: prepareExtension},

@@ -25,6 +25,9 @@ func decode(n lease.Network, c any) error {
 			continue
 		}
 		if err := m.Decode(field.Addr().Interface()); err != nil {
+			if isSecret(m) {
+				return fmt.Errorf("config key %s is not a string", m.Key)
+			}
 			return fmt.Errorf("config key %w", err)
 		}
 	}
@@ -39,15 +42,19 @@ func members(n lease.Network) ([]lease.Member, error) {
 	return lease.Members(n.Backend.Raw)
 }
 
-// Settings returns the members of the Backend object for the status, without the WireGuard
-// preshared key.
+// isSecret reports whether a member of the Backend object must not be shown.
+func isSecret(m lease.Member) bool {
+	return m.Is("PSK") || m.Is("AccessKeyID") || m.Is("AccessKeySecret")
+}
+
+// Settings returns the members of the Backend object for the status, without secrets.
 func Settings(n lease.Network) map[string]json.RawMessage {
 	settings := map[string]json.RawMessage{"Type": fmt.Appendf(nil, "%q", n.Backend.Type)}
 	list, _ := members(n) // New has reported an error
 	for _, m := range list {
 		switch {
 		case m.Is("Type"):
-		case m.Is("PSK"):
+		case isSecret(m):
 			settings[m.Key] = json.RawMessage(`"(hidden)"`)
 		default:
 			settings[m.Key] = m.Value

@@ -24,6 +24,9 @@ func TestUnknownKeys(t *testing.T) {
 		`{"Backend":{"Type":"wireguard","PSK":"x","PersistentKeepaliveInterval":1,"Mode":"auto","ListenPort":1,"ListenPortV6":2,"MTU":1}}`: `[]`,
 		`{"Backend":{"Type":"extension","PreStartupCommand":"","PostStartupCommand":"","SubnetAddCommand":"","SubnetRemoveCommand":"",` +
 			`"ShutdownCommand":"","StopCommand":""}}`: `[Backend.StopCommand]`,
+		`{"Backend":{"Type":"aws-vpc","RouteTableID":[],"RouteTable":""}}`:           `[Backend.RouteTable (did you mean Backend.RouteTableID?)]`,
+		`{"Backend":{"Type":"gce","Project":"","Network":"","Zone":"","Region":""}}`: `[Backend.Region]`,
+		`{"Backend":{"Type":"ali-vpc","accessKeyId":"","AccessKeySecret":""}}`:       `[]`,
 		`{"Backend":null}`: `[]`,
 		`{}`:               `[]`,
 	} {
@@ -44,11 +47,21 @@ func TestSettingsHidePSK(t *testing.T) {
 	}
 }
 
+func TestSettingsHideCloudKeys(t *testing.T) {
+	for _, typ := range []string{"ali-vpc", "tencent-vpc"} {
+		n := network(t, `{"Type":"`+typ+`","accesskeyid":"LTAI-id","AccessKeySecret":"the-secret"}`)
+		b, err := json.Marshal(Settings(n))
+		if want := `{"AccessKeySecret":"(hidden)","Type":"` + typ + `","accesskeyid":"(hidden)"}`; err != nil || string(b) != want {
+			t.Errorf("got %s, %v; want %s", b, err, want)
+		}
+	}
+}
+
 // TestDisabledFamilyHasNoEffect sets the range of IPv6, which is not enabled.
 func TestDisabledFamilyHasNoEffect(t *testing.T) {
 	for _, backend := range []string{
 		`{"Type":"vxlan","MTU":1300}`, `{"Type":"udp","Carrier":"kernel"}`, `{"Type":"ipip"}`, `{"Type":"wireguard","MTU":1300}`,
-		`{"Type":"host-gw"}`, `{"Type":"extension"}`, `{"Type":"alloc"}`,
+		`{"Type":"host-gw"}`, `{"Type":"extension"}`, `{"Type":"ali-vpc"}`, `{"Type":"alloc"}`,
 	} {
 		var got [2]Advertisement
 		for i, family := range []string{"", `"IPv6Network":"fd00:10::/104",`} {

@@ -48,6 +48,11 @@ func TestPlan(t *testing.T) {
 			want: ctrl.State{Networks: nets},
 		},
 		{
+			name: "aws-vpc", network: network(t, `{"Type":"aws-vpc"}`),
+			peers: []lease.Lease{node(2, "", "", "")},
+			want:  ctrl.State{Networks: nets, FlannelRoutes: former(node(2, "", "", ""))},
+		},
+		{
 			name: "udp, both families", network: network(t, `{"Type":"udp"}`),
 			peers: []lease.Lease{node(2, "", "", "")},
 			want: ctrl.State{

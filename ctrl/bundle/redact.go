@@ -14,7 +14,7 @@ type secret struct {
 // secrets lists the forms that secrets have in configurations, logs and commands. The first group
 // of a pattern stays.
 func secrets() []secret {
-	const name = `(?i)((?:[a-z0-9_.-]*(?:password|passwd|secret|token|psk|pre-?shared-?key|private-?key)|authorization)`
+	const name = `(?i)((?:[a-z0-9_.-]*(?:password|passwd|secret|secret[-_]access[-_]key|token|psk|pre-?shared-?key|private-?key|access[-_]?key[-_]?id)|authorization)`
 	return []secret{
 		// PEM blocks of keys
 		{`(?s)(-----BEGIN [A-Z ]*PRIVATE KEY-----).*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)`, "${1}" + hidden},

@@ -17,6 +17,12 @@ func TestRedact(t *testing.T) {
 	const key = "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="
 	for _, c := range []struct{ in, want string }{
 		{`{"Backend":{"Type":"wireguard","PSK":"` + secretText + `"}}`, `{"Backend":{"Type":"wireguard","PSK":"(hidden)"}}`},
+		{`{"Backend":{"Type":"ali-vpc","AccessKeyID":"` + secretText + `","AccessKeySecret":"` + secretText + `"}}`,
+			`{"Backend":{"Type":"ali-vpc","AccessKeyID":"(hidden)","AccessKeySecret":"(hidden)"}}`},
+		{`"{\"accesskeyid\":\"` + secretText + `\",\"AccessKeySecret\":\"` + secretText + `\"}"`,
+			`"{\"accesskeyid\":\"(hidden)\",\"AccessKeySecret\":\"(hidden)\"}"`},
+		{"AWS_ACCESS_KEY_ID=" + secretText + " ACCESS_KEY_SECRET=" + secretText, "AWS_ACCESS_KEY_ID=(hidden) ACCESS_KEY_SECRET=(hidden)"},
+		{"AWS_SECRET_ACCESS_KEY=" + secretText + "\nAWS_SESSION_TOKEN=" + secretText, "AWS_SECRET_ACCESS_KEY=(hidden)\nAWS_SESSION_TOKEN=(hidden)"},
 		{`{"etcd-password": "` + secretText + `", "iface": "eth0"}`, `{"etcd-password": "(hidden)", "iface": "eth0"}`},
 		{`"{\"PSK\":\"` + secretText + `\",\"Port\":1}"`, `"{\"PSK\":\"(hidden)\",\"Port\":1}"`},
 		{"WEFTD_ETCD_PASSWORD=" + secretText + "\nB=1", "WEFTD_ETCD_PASSWORD=(hidden)\nB=1"},

@@ -9,6 +9,7 @@ import (
 
 	"weft/ctrl"
 	"weft/ctrl/backend"
+	"weft/ctrl/backend/cloud"
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
@@ -49,7 +50,8 @@ type parts struct {
 	kernel     *ctrl.Kernel
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
-	prober     *probe.Prober // nil if there is none
+	prober     *probe.Prober  // nil if there is none
+	cloud      *cloud.Manager // nil unless the backend is a cloud's
 }
 
 // underlayState is the interface to the other nodes and the state that follows from it.
@@ -285,6 +287,7 @@ func (a *agent) replan() {
 	a.setEngine(before)
 	a.setProbe(time.Now())
 	a.members.update(now)
+	a.setCloud()
 	a.reconciler.SetPlan(plan)
 	a.rules.Set(a.desiredRules(plan.State))
 }
@@ -339,7 +342,8 @@ func (a *agent) desiredRules(plan ctrl.State) netfilter.Desired {
 func (a *agent) syncSubnetFile() {
 	kernel := a.reconciler.Status()
 	if a.acquired.IsZero() || !kernel.Synced || !kernel.Current ||
-		!rulesCondition(a.cfg.Rules, a.rules.Status()).OK {
+		!rulesCondition(a.cfg.Rules, a.rules.Status()).OK ||
+		a.cloud != nil && !a.cloud.Status().InPlace {
 		return
 	}
 	if abandoned := a.file.sync(a.wantedFile(), a.log); abandoned {

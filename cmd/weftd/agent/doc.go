@@ -11,6 +11,7 @@
 //	meshprobe.go   echoes to the other nodes
 //	droplog.go     log of dropped packets
 //	hearing.go     signs of life of other nodes
+//	cloud.go       the routes of a cloud's route tables
 //	membership.go  log of nodes that join and leave
 //	peers.go       other nodes as the engine and the status see them
 //	subnetfile.go  subnet.env

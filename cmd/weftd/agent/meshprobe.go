@@ -50,7 +50,7 @@ func (a *agent) setProbe(now time.Time) {
 	a.probeSet, a.probed = now, a.view
 	adv := a.backend.Advertisement()
 	source := probe.Source{MTU: adv.MTU}
-	if adv.Type != "host-gw" {
+	if !direct(adv) {
 		source.Addr, source.Addr6 = tunnelAddr(a.self.Subnet), tunnelAddr(a.self.Subnet6)
 	}
 	a.prober.Set(source, probeTargets(adv, a.view))
@@ -65,7 +65,7 @@ func probeTargets(
 		for l := range view.peers() {
 			t := probe.Target{ID: probeID(l.Subnet, l.Subnet6), Fast: adv.Attrs.FastPath && l.FastPath}
 			addr, addr6 := tunnelAddr(l.Subnet), tunnelAddr(l.Subnet6)
-			if adv.Type == "host-gw" {
+			if direct(adv) {
 				addr, addr6 = l.PublicIP, l.PublicIPv6
 			}
 			if l.Subnet.IsValid() && view.subnetReason(l.Subnet) == "" {

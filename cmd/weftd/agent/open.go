@@ -137,6 +137,9 @@ func (d *daemon) newAgent(
 	}
 	adv := a.backend.Advertisement()
 	a.prober = d.newProber(adv.Type)
+	if a.cloud, err = d.openCloud(adv); err != nil {
+		return nil, err
+	}
 	d.removeStaleFastPath()
 	if !adv.Userspace {
 		d.fds.discard()
@@ -267,6 +270,9 @@ func (a *agent) run(ctx context.Context) error {
 	group.Go(func() error { return a.reconciler.Run(ctx) })
 	group.Go(func() error { return a.rules.Run(ctx) })
 	group.Go(func() error { return a.conflicts.checker.Run(ctx) })
+	if a.cloud != nil {
+		group.Go(func() error { return a.cloud.Run(ctx) })
+	}
 	if a.prober != nil {
 		group.Go(func() error {
 			a.prober.Run(ctx)

@@ -38,6 +38,9 @@ func (d *daemon) conditions() []control.Condition {
 		s.nodesCondition(),
 		s.fileCondition(),
 	}
+	if s.cloud != nil {
+		all = append(all, cloudCondition(s.cloud.Status()))
+	}
 	if s.engine != nil {
 		all = append(all, d.engineCondition(s))
 	}
@@ -271,6 +274,9 @@ func (a *agent) reportForwarding() {
 	conditions := []control.Condition{
 		s.kernelCondition(), rulesCondition(a.cfg.Rules, rules),
 		forwardCondition(s.forwardingOff(), rules),
+	}
+	if s.cloud != nil {
+		conditions = append(conditions, cloudCondition(s.cloud.Status()))
 	}
 	if s.engine != nil {
 		conditions = append(conditions, a.engineCondition(s))

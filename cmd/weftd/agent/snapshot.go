@@ -8,6 +8,7 @@ import (
 	"weft/cmd/control"
 	"weft/ctrl"
 	"weft/ctrl/backend"
+	"weft/ctrl/backend/cloud"
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
@@ -43,6 +44,7 @@ type snapshot struct {
 	rules      *netfilter.Manager
 	prober     *probe.Prober // nil if there is none
 	kernel     *ctrl.Kernel
+	cloud      *cloud.Manager // nil unless the backend is a cloud's
 }
 
 // publish stores a snapshot for the HTTP server.
@@ -54,6 +56,7 @@ func (a *agent) publish() {
 		taken:    a.conflicts.Taken,
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober, kernel: a.kernel,
+		cloud: a.cloud,
 	})
 }
 
@@ -103,6 +106,9 @@ func (d *daemon) status() control.Status {
 			status.Traffic.UnknownSources = append(status.Traffic.UnknownSources,
 				metrics.UnknownSource{Address: u.Addr, Packets: u.Packets, Last: u.Last})
 		}
+	}
+	if s.cloud != nil {
+		status.Cloud = newCloudStatus(s.cloud.Status())
 	}
 	status.KernelTraffic = s.kernelTraffic(status.Nodes)
 	s.addProbe(&status)

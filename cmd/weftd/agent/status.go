@@ -29,6 +29,9 @@ func metricsSnapshot(s control.Status) metrics.Snapshot {
 		RulesInPlace:     s.Rules.InPlace,
 		RuleRepairs:      s.Rules.Repairs,
 	}
+	if s.Cloud != nil {
+		m.Cloud = s.Cloud.Calls
+	}
 	for _, c := range s.Conditions {
 		m.Conditions = append(m.Conditions, metrics.Condition{Name: c.Name, OK: c.OK})
 	}

@@ -1,0 +1,397 @@
+package cloud
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
+	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
+)
+
+// amazon is the EC2 Query API, version 2016-11-15, and the instance metadata service, version 2.
+type amazon struct {
+	client   *client
+	metadata *imds.Client
+	role     *aws.CredentialsCache
+	signer   *v4.Signer
+
+	configured []string // route tables
+	endpoint   string   // of the API; empty: that of the region
+	self       awsInstance
+}
+
+// awsInstance is this instance.
+type awsInstance struct {
+	id, region, domain string
+	eni, subnet, vpc   string // of the interface to the other nodes
+	interfaces         int
+}
+
+func newAWS(c Config, client *client, e endpoints) (provider, error) {
+	a := &amazon{
+		client: client, signer: v4.NewSigner(), configured: c.RouteTables,
+		// The variable of the AWS SDKs and CLI.
+		endpoint: cmp.Or(e.api, os.Getenv("AWS_ENDPOINT_URL_EC2")),
+		metadata: imds.New(imds.Options{
+			Endpoint: e.metadata, HTTPClient: metadataClient(), Retryer: aws.NopRetryer{},
+			EnableFallback: aws.FalseTernary, // version 1 has no tokens
+		}),
+	}
+	a.role = aws.NewCredentialsCache(ec2rolecreds.New(func(o *ec2rolecreds.Options) {
+		o.Client = a.metadata
+	}))
+	return a, nil
+}
+
+// locate reads the metadata, turns the check of source and destination off and finds the tables.
+func (a *amazon) locate(ctx context.Context, n Node) (place, error) {
+	a.role.Invalidate()
+	if err := a.findSelf(ctx, n); err != nil {
+		return place{}, err
+	}
+	tables, err := a.tables(ctx)
+	if err != nil {
+		return place{}, err
+	}
+	p := place{tables: tables}
+	if err := a.stopChecking(ctx); err != nil {
+		p.notes = append(p.notes, "the check of source and destination cannot be turned off: "+
+			err.Error()+"; unless it is off already, AWS drops packets of pods")
+	}
+	return p, nil
+}
+
+// findSelf reads the metadata of this instance and of the interface with the node's address.
+func (a *amazon) findSelf(ctx context.Context, n Node) error {
+	var self awsInstance
+	var err error
+	read := func(item string) (text string) {
+		if err == nil {
+			text, err = a.item(ctx, item)
+		}
+		return text
+	}
+	self.id = read("instance-id")
+	self.region = os.Getenv("AWS_REGION")
+	if self.region == "" {
+		self.region = read("placement/region")
+	}
+	macs := lines(read("network/interfaces/macs/"))
+	if err != nil {
+		return err
+	}
+	self.interfaces = len(macs)
+	self.domain = "amazonaws.com"
+	if domain, err := a.item(ctx, "services/domain"); err == nil && domain != "" {
+		self.domain = domain
+	}
+	mac, err := interfaceOf(macs, n.Addrs, func(mac string) (string, error) {
+		return a.item(ctx, "network/interfaces/macs/"+mac+"/local-ipv4s")
+	})
+	if err != nil {
+		return err
+	}
+	prefix := "network/interfaces/macs/" + mac + "/"
+	self.eni, self.subnet, self.vpc = read(prefix+"interface-id"), read(prefix+"subnet-id"),
+		read(prefix+"vpc-id")
+	if err == nil {
+		a.self = self
+	}
+	return err
+}
+
+// item reads an item of the metadata.
+func (a *amazon) item(ctx context.Context, path string) (text string, err error) {
+	defer func() { a.client.calls.add("metadata", err) }()
+	out, err := a.metadata.GetMetadata(ctx, &imds.GetMetadataInput{Path: path})
+	if err == nil {
+		defer out.Content.Close()
+		var body []byte
+		body, err = io.ReadAll(io.LimitReader(out.Content, maxMetadata))
+		text = strings.TrimSpace(string(body))
+	}
+	var status interface{ HTTPStatusCode() int }
+	switch {
+	case err == nil && strings.HasPrefix(text, "<"):
+		err = errors.New("answer is HTML: is there a proxy?")
+	case err == nil:
+		return text, nil
+	case errors.As(err, &status) && status.HTTPStatusCode() == http.StatusNotFound:
+		err = errNotThere
+	}
+	return "", &Error{Call: "metadata", Kind: Unavailable,
+		err: fmt.Errorf("%s: %w", path, withoutURL(err)), Hint: awsMetadataHint(err)}
+}
+
+func awsMetadataHint(err error) string {
+	if errors.Is(err, errNotThere) {
+		return ""
+	}
+	return "is this an EC2 instance, may it reach 169.254.169.254, " +
+		"and is the hop limit of its metadata enough?"
+}
+
+// tables returns the configured route tables, or that of the interface's subnet, or the VPC's main
+// one.
+func (a *amazon) tables(ctx context.Context) ([]string, error) {
+	if len(a.configured) > 0 {
+		return a.configured, nil
+	}
+	tables, err := a.describe(ctx, filter("association.subnet-id", a.self.subnet))
+	if err != nil {
+		return nil, err
+	}
+	if len(tables) == 0 {
+		tables, err = a.describe(ctx, filter("vpc-id", a.self.vpc, "association.main", "true"))
+		if err != nil {
+			return nil, err
+		}
+	}
+	if len(tables) == 0 {
+		return nil, &Error{Call: "DescribeRouteTables", Message: fmt.Sprintf(
+			"no route table of subnet %s or VPC %s", a.self.subnet, a.self.vpc),
+			Hint: "set RouteTableID"}
+	}
+	return []string{tables[0].ID}, nil
+}
+
+// filter returns the parameters of filters, by pairs of name and value.
+func filter(pairs ...string) url.Values {
+	v := url.Values{}
+	for i := 0; i < len(pairs); i += 2 {
+		v.Set(fmt.Sprintf("Filter.%d.Name", i/2+1), pairs[i])
+		v.Set(fmt.Sprintf("Filter.%d.Value.1", i/2+1), pairs[i+1])
+	}
+	return v
+}
+
+// awsTable is a route table in an answer.
+type awsTable struct {
+	ID     string     `xml:"routeTableId"`
+	Routes []awsRoute `xml:"routeSet>item"`
+}
+
+// awsRoute is a route in an answer.
+type awsRoute struct {
+	Destination  string `xml:"destinationCidrBlock"`
+	Destination6 string `xml:"destinationIpv6CidrBlock"`
+	State        string `xml:"state"`
+	Interface    string `xml:"networkInterfaceId"`
+	Instance     string `xml:"instanceId"`
+	Gateway      string `xml:"gatewayId"`
+}
+
+// describe lists route tables, all pages.
+func (a *amazon) describe(ctx context.Context, v url.Values) ([]awsTable, error) {
+	var tables []awsTable
+	for {
+		var page struct {
+			Tables []awsTable `xml:"routeTableSet>item"`
+			Next   string     `xml:"nextToken"`
+		}
+		if err := a.call(ctx, "DescribeRouteTables", v, &page); err != nil {
+			return nil, err
+		}
+		tables = append(tables, page.Tables...)
+		if page.Next == "" {
+			return tables, nil
+		}
+		v.Set("NextToken", page.Next)
+	}
+}
+
+func (a *amazon) routes(ctx context.Context, table string) ([]route, error) {
+	tables, err := a.describe(ctx, url.Values{"RouteTableId.1": {table}})
+	if err != nil {
+		return nil, err
+	}
+	var list []route
+	for _, t := range tables {
+		if t.ID != table {
+			continue
+		}
+		for _, r := range t.Routes {
+			// Routes of prefix lists have neither.
+			dst, err := netip.ParsePrefix(cmp.Or(r.Destination, r.Destination6))
+			if err != nil {
+				continue
+			}
+			list = append(list, route{
+				dst: dst, target: cmp.Or(r.Interface, r.Instance, r.Gateway, r.State),
+				local: r.Interface == a.self.eni, usable: r.State == "active",
+			})
+		}
+	}
+	return list, nil
+}
+
+func (a *amazon) put(ctx context.Context, table string, dst netip.Prefix, old *route) error {
+	call := "CreateRoute"
+	switch {
+	case old == nil:
+	case old.usable:
+		call = "ReplaceRoute"
+	default: // a black hole
+		if err := a.remove(ctx, table, *old); err != nil {
+			return err
+		}
+	}
+	v := awsDestination(table, dst)
+	v.Set("NetworkInterfaceId", a.self.eni)
+	return a.call(ctx, call, v, nil)
+}
+
+func (a *amazon) remove(ctx context.Context, table string, r route) error {
+	err := a.call(ctx, "DeleteRoute", awsDestination(table, r.dst), nil)
+	var e *Error
+	if errors.As(err, &e) && e.Code == "InvalidRoute.NotFound" {
+		return nil
+	}
+	return err
+}
+
+func awsDestination(table string, dst netip.Prefix) url.Values {
+	key := "DestinationCidrBlock"
+	if dst.Addr().Is6() {
+		key = "DestinationIpv6CidrBlock"
+	}
+	return url.Values{"RouteTableId": {table}, key: {dst.String()}}
+}
+
+// stopChecking turns the check of source and destination off. For an instance with one interface it
+// uses the call of flannel, for whose permission a policy may have been written.
+func (a *amazon) stopChecking(ctx context.Context) error {
+	if a.self.interfaces == 1 {
+		return a.call(ctx, "ModifyInstanceAttribute",
+			url.Values{"InstanceId": {a.self.id}, "SourceDestCheck.Value": {"false"}}, nil)
+	}
+	return a.call(ctx, "ModifyNetworkInterfaceAttribute",
+		url.Values{"NetworkInterfaceId": {a.self.eni}, "SourceDestCheck.Value": {"false"}}, nil)
+}
+
+// call signs and sends a request and decodes its answer.
+func (a *amazon) call(ctx context.Context, action string, v url.Values, into any) (err error) {
+	defer func() { a.client.calls.add(action, err) }()
+	credentials, err := a.credentials(ctx)
+	if err != nil {
+		return err
+	}
+	v = cloneValues(v)
+	v.Set("Action", action)
+	v.Set("Version", "2016-11-15")
+	body := v.Encode()
+	endpoint := cmp.Or(a.endpoint, "https://ec2."+a.self.region+"."+a.self.domain)
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(endpoint, "/")+"/",
+		strings.NewReader(body))
+	if err != nil {
+		return &Error{Call: action, err: err}
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
+	hash := sha256.Sum256([]byte(body))
+	if err := a.signer.SignHTTP(ctx, credentials, r, hex.EncodeToString(hash[:]), "ec2",
+		a.self.region, time.Now()); err != nil {
+		return &Error{Call: action, Kind: Credentials, err: err}
+	}
+	answer, err := a.client.do(action, r)
+	if err != nil {
+		return err
+	}
+	return answer.decodeAWS(action, into)
+}
+
+// decodeAWS decodes an answer, or its error.
+func (a answer) decodeAWS(action string, into any) error {
+	if !bytes.HasPrefix(bytes.TrimSpace(a.body), []byte("<")) || isHTML(a) {
+		return a.unreadable(action, "XML")
+	}
+	if a.ok() {
+		if into == nil {
+			return nil
+		}
+		if err := xml.Unmarshal(a.body, into); err != nil {
+			return a.unreadable(action, "XML")
+		}
+		return nil
+	}
+	var failed struct {
+		Code    string `xml:"Errors>Error>Code"`
+		Message string `xml:"Errors>Error>Message"`
+	}
+	if err := xml.Unmarshal(a.body, &failed); err != nil || failed.Code == "" {
+		return a.unreadable(action, "XML")
+	}
+	return a.complete(awsError(action, failed.Code, failed.Message))
+}
+
+// awsError classifies an error code of EC2.
+func awsError(action, code, message string) *Error {
+	e := &Error{Call: action, Code: code, Message: message, Kind: firstCode(code, []codeKind{
+		{"RequestLimitExceeded", Throttled}, {"Throttl", Throttled},
+		{"UnauthorizedOperation", Denied}, {"AccessDenied", Denied},
+		{"RouteLimitExceeded", Quota},
+		{"RouteAlreadyExists", Pending}, {"DependencyViolation", Pending},
+		{"AuthFailure", Credentials}, {"RequestExpired", Credentials},
+		{"ExpiredToken", Credentials}, {"InvalidClientTokenId", Credentials},
+		{"SignatureDoesNotMatch", Credentials},
+		{"InternalError", Unavailable}, {"Unavailable", Unavailable},
+		{"ServiceUnavailable", Unavailable}, {"Internal", Unavailable},
+	})}
+	switch {
+	case e.Kind == Denied:
+		e.Hint = missing("ec2:" + action)
+	case e.Kind == Quota:
+		e.Hint = "raise the quota 'Routes per route table' (L-93826ACB) of Amazon VPC"
+	case strings.HasPrefix(code, "InvalidRouteTable"):
+		e.Hint = "see config key RouteTableID"
+	}
+	return e
+}
+
+// credentials returns those of the environment, or else those of the instance's role.
+func (a *amazon) credentials(ctx context.Context) (aws.Credentials, error) {
+	c := aws.Credentials{
+		AccessKeyID:     os.Getenv("AWS_ACCESS_KEY_ID"),
+		SecretAccessKey: os.Getenv("AWS_SECRET_ACCESS_KEY"),
+		SessionToken:    cmp.Or(os.Getenv("AWS_SESSION_TOKEN"), os.Getenv("AWS_SECURITY_TOKEN")),
+	}
+	if c.HasKeys() {
+		return c, nil
+	}
+	c, err := a.role.Retrieve(ctx)
+	if err != nil {
+		return c, &Error{Call: "metadata", Kind: Credentials, Message: "no credentials of a role",
+			Hint: "attach an IAM role to the instance, or set AWS_ACCESS_KEY_ID and " +
+				"AWS_SECRET_ACCESS_KEY"}
+	}
+	return c, nil
+}
+
+func cloneValues(v url.Values) url.Values {
+	c := url.Values{}
+	for k, list := range v {
+		c[k] = list
+	}
+	return c
+}
+
+// isHTML reports whether an answer is HTML.
+func isHTML(a answer) bool {
+	start := strings.ToLower(strings.TrimSpace(string(a.body[:min(len(a.body), 64)])))
+	return strings.HasPrefix(start, "<!doctype html") || strings.HasPrefix(start, "<html") ||
+		strings.HasPrefix(a.header.Get("Content-Type"), "text/html")
+}
