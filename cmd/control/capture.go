@@ -13,6 +13,7 @@ type Capture struct {
 	Node         string // only packets to and from this node; empty means all
 	DropsOnly    bool   // only packets that were dropped
 	SnapLen      int    // bytes recorded per packet; 0 means all
+	Memory       int    // bytes of the ring in the daemon; 0 means its default
 	Count        int    // packets after which the capture ends; 0 means never
 }
 
@@ -29,7 +30,7 @@ func (c Capture) Values() url.Values {
 			v.Set(name, text)
 		}
 	}
-	for name, n := range map[string]int{"snaplen": c.SnapLen, "count": c.Count} {
+	for name, n := range map[string]int{"snaplen": c.SnapLen, "memory": c.Memory, "count": c.Count} {
 		if n != 0 {
 			v.Set(name, strconv.Itoa(n))
 		}
@@ -49,7 +50,7 @@ func ParseCapture(v url.Values) (c Capture, err error) {
 			}
 		}
 	}
-	for name, n := range map[string]*int{"snaplen": &c.SnapLen, "count": &c.Count} {
+	for name, n := range map[string]*int{"snaplen": &c.SnapLen, "memory": &c.Memory, "count": &c.Count} {
 		if text := v.Get(name); text != "" {
 			if *n, err = strconv.Atoi(text); err != nil || *n < 0 {
 				return c, fmt.Errorf("invalid %s %q: want a number", name, text)

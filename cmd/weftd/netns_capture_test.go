@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -101,7 +103,7 @@ func TestNetnsCapture(t *testing.T) {
 				}
 			}
 			checkTshark(t, points[capture.Inner].file.Bytes())
-			ds[0].checkTop(from, to)
+			ds[0].checkTop(from, to, true)
 			for _, d := range ds {
 				d.stop()
 			}
@@ -109,8 +111,9 @@ func TestNetnsCapture(t *testing.T) {
 	}
 }
 
-// checkTop pings until the stream for weft top shows the flow and the traffic of its node.
-func (d *member) checkTop(from, to *lab.Pod) {
+// checkTop pings from a pod of the node until the stream for weft top shows the flow of the echoes,
+// or of the replies, and the traffic of its node.
+func (d *member) checkTop(from, to *lab.Pod, outbound bool) {
 	d.t.Helper()
 	pinger, err := from.StartPing(d.t.Context(), to.Addr, lab.Ping{Count: 1000})
 	if err != nil {
@@ -132,13 +135,71 @@ func (d *member) checkTop(from, to *lab.Pod) {
 			d.t.Fatalf("no sample shows the ping: %v", err)
 		}
 		flow := slices.IndexFunc(top.Flows, func(f control.TopFlow) bool {
-			return f.Outbound && f.Proto == 1 && f.Src.Addr() == from.Addr && f.Dst.Addr() == to.Addr &&
-				f.Node == top.Nodes[0].Name && f.Packets > 20
+			src, dst := from.Addr, to.Addr
+			if !outbound {
+				src, dst = dst, src
+			}
+			return f.Outbound == outbound && f.Proto == 1 && f.Src.Addr() == src && f.Dst.Addr() == dst &&
+				f.Node == top.Nodes[0].Name && f.Packets > 20 && f.Bytes >= 28*f.Packets
 		})
 		if flow >= 0 && top.Nodes[0].Out.Packets > 20 && top.Nodes[0].In.Packets > 20 &&
 			top.Out.Packets >= top.Nodes[0].Out.Packets {
 			return
 		}
+	}
+}
+
+// TestNetnsTopFastPath shows flows that the workers do not see.
+func TestNetnsTopFastPath(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast()
+	carried := func() (n uint64) {
+		f := ds[0].status().Traffic.FastPath
+		return f.Out.Packets
+	}
+	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	await(t, patience, "an echo on the fast path", func() error {
+		// A flow returns from the workers after a silence.
+		_, err := from.Ping(t.Context(), to.Addr, lab.Ping{Count: 2, Interval: 200 * time.Millisecond})
+		if err == nil && carried() == 0 {
+			err = fmt.Errorf("%+v", ds[0].status().Traffic.FastPath)
+		}
+		return err
+	})
+	before := carried()
+	for _, outbound := range []bool{true, false} {
+		ds[0].checkTop(from, to, outbound)
+	}
+	if n := carried() - before; n < 40 {
+		t.Errorf("the fast path carried %d packets meanwhile", n)
+	}
+}
+
+// TestNetnsCaptureFollows captures pings before and after the device is recreated, in one capture.
+func TestNetnsCaptureFollows(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	c.put(clusterPrefix+"/config", `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`)
+	ds := c.up("--probe-interval=0")
+	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+	running := ds[0].capture(control.Capture{Inner: true, Filter: "icmp", Count: 41})
+	if r, err := from.Ping(t.Context(), to.Addr, lab.Ping{Count: 20}); err != nil || r.Received != 20 {
+		t.Fatalf("ping: %+v, %v", r, err)
+	}
+	if err := ds[0].node.DeleteLink("flannel.1"); err != nil {
+		t.Fatal(err)
+	}
+	await(t, patience, "a packet of the new device", func() error {
+		_, err := from.Ping(t.Context(), to.Addr, lab.Ping{Timeout: 100 * time.Millisecond})
+		select {
+		case captured := <-running.done:
+			running.done <- captured
+			return err
+		default:
+			return errors.Join(err, errors.New("none yet"))
+		}
+	})
+	if n := len(running.records()); n != 41 {
+		t.Errorf("%d records", n)
 	}
 }
 

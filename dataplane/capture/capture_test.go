@@ -176,7 +176,7 @@ func TestOptionsSelect(t *testing.T) {
 }
 
 func TestOptionsInvalid(t *testing.T) {
-	for _, o := range []Options{{SnapLen: -1}, {SnapLen: MaxSnapLen + 1}, {Memory: -1}} {
+	for _, o := range []Options{{SnapLen: -1}, {SnapLen: MaxSnapLen + 1}, {Memory: -1}, {Memory: MaxMemory + 1}} {
 		if _, err := NewSession(1, o); err == nil {
 			t.Errorf("%+v accepted", o)
 		}

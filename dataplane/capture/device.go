@@ -20,6 +20,9 @@ type Source struct {
 	Point  Point
 	// Only selects the packets of the overlay among those of the device; nil means all.
 	Only *filter.Filter
+	// FastPath is the UDP port of the overlay, to record the inner packets that the kernel's fast
+	// path sends and receives on an interface to other nodes; 0 means the packets of the device.
+	FastPath uint16
 	// Node returns the name of the node that has an inner address, at the inner point, or an outer
 	// one. At the outer point, only packets of nodes are recorded.
 	Node func(netip.Addr) string
@@ -42,12 +45,14 @@ type Listener struct {
 	fd     int
 	buf    []byte
 	meta   Meta
+	kernel selection
 }
 
-// Listen opens a packet socket on a device in the calling thread's network namespace. Its records
-// are those of the ring, which must have no other writer. The caller runs the listener and closes
-// it.
-func (s *Session) Listen(ring int, source Source) (*Listener, error) {
+// Listen opens a packet socket on a device in the calling thread's network namespace, as the i-th
+// listener of the session. The caller runs the listener and closes it.
+//
+// In a Partial session, the kernel takes the sample and copies no more than the snapshot length.
+func (s *Session) Listen(i int, source Source) (*Listener, error) {
 	fd, err := openPacketSocket(source.Device)
 	if err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", source.Device, err)
@@ -56,11 +61,34 @@ func (s *Session) Listen(ring int, source Source) (*Listener, error) {
 	if only == nil {
 		only = &filter.Filter{}
 	}
-	return &Listener{
-		source: source, ring: s.rings[ring], only: only.Matcher(), fd: fd,
+	l := &Listener{
+		source: source, ring: s.rings[s.workers+i], only: only.Matcher(), fd: fd,
 		buf:  make([]byte, MaxSnapLen),
 		meta: Meta{Worker: -1, Device: source.Device},
-	}, nil
+	}
+	if err := l.choose(); err != nil {
+		return nil, errors.Join(fmt.Errorf("capture on %s: %w", source.Device, err), l.Close())
+	}
+	return l, nil
+}
+
+// choose makes the kernel select packets, if that has changed.
+func (l *Listener) choose() error {
+	session := l.ring.session
+	want := selection{fastPath: l.source.FastPath, sample: 1, snapLen: MaxSnapLen}
+	if session.Partial() {
+		want.sample = int(session.sample.Load())
+		want.snapLen = session.options.SnapLen + maxOuterHeader
+		l.ring.chosen = want.sample
+	}
+	if want == l.kernel || want == (selection{sample: 1, snapLen: MaxSnapLen}) {
+		return nil
+	}
+	if err := want.attach(l.fd); err != nil {
+		return fmt.Errorf("attach a filter: %w", err)
+	}
+	l.kernel = want
+	return nil
 }
 
 // openPacketSocket returns a socket that receives all packets of a device without their link layer.
@@ -106,6 +134,9 @@ func (l *Listener) Run(ctx context.Context) error {
 		if now := time.Now(); err != nil || now.Sub(stated) > deviceTimeout {
 			stated = now
 			l.countMissed()
+			if err := l.choose(); err != nil {
+				return fmt.Errorf("capture on %s: %w", l.source.Device, err)
+			}
 		}
 	}
 	return nil
@@ -115,6 +146,9 @@ func (l *Listener) Run(ctx context.Context) error {
 func (l *Listener) record(n int, from unix.Sockaddr) {
 	link, ok := from.(*unix.SockaddrLinklayer)
 	pkt := l.buf[:min(n, len(l.buf))]
+	if l.source.FastPath != 0 {
+		pkt = inDatagram(pkt)
+	}
 	if !ok || len(pkt) == 0 || !l.only.Match(pkt, link.Pkttype == unix.PACKET_OUTGOING) {
 		return
 	}
@@ -122,12 +156,42 @@ func (l *Listener) record(n int, from unix.Sockaddr) {
 	m.Time, m.Outbound = time.Now(), link.Pkttype == unix.PACKET_OUTGOING
 	far := farAddr(pkt, m.Outbound)
 	m.Node = l.source.Node(far)
+	if l.source.FastPath != 0 && m.Node == "" {
+		return
+	}
 	if m.Outer = (netip.Addr{}); l.source.Point == Outer {
 		if m.Outer = far; m.Node == "" {
 			return
 		}
 	}
-	l.ring.add(l.source.Point, m, pkt)
+	l.ring.add(l.source.Point, m, pkt, max(len(pkt), ipLength(pkt)))
+}
+
+// maxOuterHeader is the length of the longest headers before an inner packet.
+const maxOuterHeader = ipv6HeaderLen + udpHeaderLen
+
+// inDatagram returns the payload of a UDP packet, which may be only its beginning; nil if it has
+// none.
+func inDatagram(pkt []byte) []byte {
+	header := ipv6HeaderLen
+	if len(pkt) > 0 && pkt[0]>>4 == 4 {
+		header = int(pkt[0]&0x0f) * 4
+	}
+	if header += udpHeaderLen; len(pkt) <= header {
+		return nil
+	}
+	return pkt[header:]
+}
+
+// ipLength returns the length of an IP packet by its header; 0 if that is unknown.
+func ipLength(pkt []byte) int {
+	switch {
+	case len(pkt) >= ipv4HeaderLen && pkt[0]>>4 == 4:
+		return int(binary.BigEndian.Uint16(pkt[2:]))
+	case len(pkt) >= ipv6HeaderLen && pkt[0]>>4 == 6:
+		return ipv6HeaderLen + int(binary.BigEndian.Uint16(pkt[4:]))
+	}
+	return 0
 }
 
 // farAddr returns the address of a packet that is not this node's.

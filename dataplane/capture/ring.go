@@ -17,6 +17,7 @@ type Ring struct {
 	options *Options
 	matcher *filter.Matcher
 	sample  int // one packet in so many, as of this packet
+	chosen  int // the same, if the writer passes on only a sample; 0 if the ring chooses
 	skip    int // packets until the next one to record
 
 	slots []slot
@@ -47,10 +48,11 @@ func newRing(s *Session, slots, bytes int) *Ring {
 }
 
 // Packet records an inner packet if it matches. It keeps neither pkt nor m.
-func (r *Ring) Packet(m *Meta, pkt []byte) { r.add(Inner, m, pkt) }
+func (r *Ring) Packet(m *Meta, pkt []byte) { r.add(Inner, m, pkt, len(pkt)) }
 
-// add records a packet of a point if it matches.
-func (r *Ring) add(p Point, m *Meta, pkt []byte) {
+// add records a packet of a point if it matches. length is that of the whole packet, of which pkt
+// may be only the beginning.
+func (r *Ring) add(p Point, m *Meta, pkt []byte, length int) {
 	if !r.options.wants(p, m) || !r.selected() || !r.matcher.Match(pkt, m.Outbound) {
 		return
 	}
@@ -60,7 +62,7 @@ func (r *Ring) add(p Point, m *Meta, pkt []byte) {
 		return
 	}
 	copy(buf, pkt)
-	r.commit(m, Record{Point: p, Length: len(pkt), Bytes: buf}, pos)
+	r.commit(m, Record{Point: p, Length: length, Bytes: buf}, pos)
 }
 
 // Datagram records a datagram with rebuilt outer headers if it matches. It keeps neither payload
@@ -85,6 +87,10 @@ func (r *Ring) Datagram(m *Meta, from, to netip.AddrPort, payload []byte) {
 
 // selected reports whether to look at this packet.
 func (r *Ring) selected() bool {
+	if r.chosen > 0 {
+		r.sample = r.chosen
+		return true
+	}
 	if r.skip > 0 {
 		r.skip--
 		return false

@@ -18,6 +18,7 @@ type Options struct {
 	SnapLen      int            // bytes recorded per packet; 0 means MaxSnapLen
 	Partial      bool           // need not see packets that the kernel's fast path takes
 	Memory       int            // bytes for the rings of all workers; 0 means DefaultMemory
+	Listeners    int            // number of devices to listen on, beside the workers
 }
 
 const (
@@ -26,6 +27,8 @@ const (
 	// DefaultMemory is the memory of a session in bytes. It bridges 4 ms of 10 Gb/s in each
 	// direction, during which the reader may be off its CPU.
 	DefaultMemory = 8 << 20
+	// MaxMemory is the largest memory of a session in bytes.
+	MaxMemory = 1 << 30
 	// minRing is the smallest ring in bytes: several packets of the largest size.
 	minRing = 256 << 10
 	// bytesPerSlot is the number of bytes in a ring per record, enough for small packets.
@@ -58,8 +61,8 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.SnapLen < 0, o.SnapLen > MaxSnapLen:
 		return o, fmt.Errorf("invalid snapshot length %d: want 1 to %d bytes", o.SnapLen, MaxSnapLen)
-	case o.Memory < 0:
-		return o, fmt.Errorf("invalid memory %d", o.Memory)
+	case o.Memory < 0, o.Memory > MaxMemory:
+		return o, fmt.Errorf("invalid memory %d: want at most %d bytes", o.Memory, MaxMemory)
 	}
 	return o, nil
 }
@@ -67,20 +70,22 @@ func (o Options) withDefaults() (Options, error) {
 // Session is one capture.
 type Session struct {
 	options Options
-	rings   []*Ring
+	rings   []*Ring // of the workers, then of the listeners
+	workers int
 	sample  atomic.Int32 // records one packet in so many
 }
 
-// NewSession returns a session with rings for a number of workers.
+// NewSession returns a session with rings for a number of workers, and for the listeners.
 func NewSession(workers int, o Options) (*Session, error) {
 	o, err := o.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("capture: %w", err)
 	}
-	s := &Session{options: o}
+	s := &Session{options: o, workers: workers}
 	s.sample.Store(1)
-	bytes := max(o.Memory/max(workers, 1), minRing)
-	for range workers {
+	rings := workers + o.Listeners
+	bytes := max(o.Memory/max(rings, 1), minRing)
+	for range rings {
 		s.rings = append(s.rings, newRing(s, bytes/bytesPerSlot, bytes))
 	}
 	return s, nil

@@ -22,6 +22,7 @@ type captureOptions struct {
 	control.Capture
 	point    string
 	file     string
+	buffer   int // in MB; 0 means the daemon's default
 	fileSize int // in MB; 0 means any
 	files    int // that are kept; 0 means all
 	duration time.Duration
@@ -71,6 +72,8 @@ func newCapture() *cobra.Command {
 	f.StringVarP(&o.file, "write", "w", "", "write pcapng to a `file`; - is the standard output")
 	f.IntVarP(&o.Count, "count", "c", 0, "end after so many packets")
 	f.IntVarP(&o.SnapLen, "snapshot-length", "s", 0, "record so many bytes per packet; 0 means all")
+	f.IntVarP(&o.buffer, "buffer-size", "B", 0,
+		"`MB` in which packets wait for the reader, at most 1024; 0 means 8")
 	f.IntVarP(&o.fileSize, "file-size", "C", 0, "begin a new file after so many `MB`")
 	f.IntVarP(&o.files, "file-count", "W", 0, "keep so many files, with -C; 0 means all")
 	f.DurationVar(&o.duration, "duration", 0, "end after this time")
@@ -92,6 +95,8 @@ func (o *captureOptions) check() error {
 		return fmt.Errorf("invalid --interface %q: want inner, outer or any", o.point)
 	}
 	switch {
+	case o.buffer < 0 || o.buffer > capture.MaxMemory>>20:
+		return fmt.Errorf("invalid --buffer-size %d: want at most %d", o.buffer, capture.MaxMemory>>20)
 	case o.Count < 0 || o.SnapLen < 0 || o.fileSize < 0 || o.files < 0 || o.duration < 0:
 		return errors.New("numbers must not be negative")
 	case o.SnapLen > capture.MaxSnapLen:
@@ -103,6 +108,7 @@ func (o *captureOptions) check() error {
 	case o.file != "" && o.json:
 		return errors.New("--write and --json exclude each other")
 	}
+	o.Memory = o.buffer << 20
 	return nil
 }
 

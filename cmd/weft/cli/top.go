@@ -21,7 +21,8 @@ import (
 const topHelp = `
 Shows the traffic of this node once per second: in total, per node and per flow,
 with drops by reason, packets per frame, and the round-trip times of the mesh
-probe. Flows are estimated from a sample. Keys:
+probe. Flows are estimated from a random sample of at most 20,000 packets per second,
+of whatever carries them: workers, fast path or kernel. Keys:
 
     s  sort by rate, packets, name or round-trip time
     /  show only nodes and flows that contain a text; Enter ends it, Esc clears it

@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
-
-	"golang.org/x/sync/errgroup"
 
 	"weft/cmd/control"
 	"weft/dataplane/capture"
@@ -32,18 +29,18 @@ func (d *daemon) serveCapture(w http.ResponseWriter, r *http.Request) {
 	}
 	tap, err := d.openTap(capture.Options{
 		Inner: c.Inner, Outer: c.Outer, Filter: f, Node: c.Node,
-		DropsOnly: c.DropsOnly, SnapLen: c.SnapLen,
+		DropsOnly: c.DropsOnly, SnapLen: c.SnapLen, Memory: c.Memory,
 	})
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
-	defer d.closeTap(tap)
 	w.Header().Set("Content-Type", "application/x-pcapng")
-	sink, err := newStream(w, tap.session.File("weftd "+d.build.Version))
+	sink, err := newStream(w, tap.file("weftd "+d.build.Version))
 	if err == nil {
 		err = tap.run(r.Context(), sink, c.Count)
 	}
+	d.closeTap(tap)
 	if err == nil && r.Context().Err() == nil {
 		err = sink.Close()
 	}
@@ -76,75 +73,13 @@ func (s *stream) Flush() error {
 	return s.client.Flush()
 }
 
-// tap is a capture of this node's packets, whichever backend carries them.
-type tap struct {
-	session   *capture.Session
-	listeners []*capture.Listener // without an engine
-	stop      func()
-}
-
-// openTap starts a capture: in the engine if it carries the packets, else on the devices of the
-// backend.
-func (d *daemon) openTap(o capture.Options) (*tap, error) {
-	s := d.snapshot.Load()
-	if s == nil || s.reconciler == nil {
-		return nil, errNotSetUp
-	}
-	if s.engine != nil {
-		session, stop, err := s.engine.Capture(o)
-		return &tap{session: session, stop: stop}, err
-	}
-	sources, err := s.captureSources(o)
-	if err != nil {
-		return nil, err
-	}
-	session, err := capture.NewSession(len(sources), o)
-	if err != nil {
-		return nil, err
-	}
-	t := &tap{session: session, stop: func() {}}
-	for i, source := range sources {
-		l, err := session.Listen(i, source)
-		if err != nil {
-			return nil, errors.Join(err, t.close())
-		}
-		t.listeners = append(t.listeners, l)
-	}
-	return t, nil
-}
-
-func (d *daemon) closeTap(t *tap) {
-	if err := t.close(); err != nil {
-		d.log.Warn("cannot close a packet socket", "err", err)
-	}
-}
-
-func (t *tap) close() error {
-	t.stop()
-	var errs []error
-	for _, l := range t.listeners {
-		errs = append(errs, l.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// run passes records to the sink, as [capture.Session.Run] does.
-func (t *tap) run(ctx context.Context, sink capture.Sink, count int) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range t.listeners {
-		group.Go(func() error { return l.Run(ctx) })
-	}
-	group.Go(func() error {
-		defer cancel()
-		return t.session.Run(ctx, sink, count)
-	})
-	return group.Wait()
-}
-
-// captureSources returns the devices that carry the packets of a backend without an engine.
+// captureSources returns the devices to record on: those that carry the packets of a backend
+// without an engine. With one, only what the fast path carries beside the engine is recorded on a
+// device, and only if the capture does not pause the fast path.
 func (s *snapshot) captureSources(o capture.Options) ([]capture.Source, error) {
+	if s.engine != nil {
+		return s.fastPathSources(o), nil
+	}
 	if o.DropsOnly {
 		return nil, fmt.Errorf("backend %s: the kernel does not tell which packets it drops",
 			s.adv.Type)
@@ -178,6 +113,16 @@ func (s *snapshot) captureSources(o capture.Options) ([]capture.Source, error) {
 			Device: s.iface.Name, Point: capture.Outer, Only: only, Node: nodes.byOuter})
 	}
 	return sources, nil
+}
+
+// fastPathSources returns the interface that the fast path sends on and receives from.
+func (s *snapshot) fastPathSources(o capture.Options) []capture.Source {
+	if !o.Partial || s.port == 0 || !s.engine.FastPath().Active {
+		return nil
+	}
+	return []capture.Source{
+		{Device: s.iface.Name, FastPath: s.port, Node: s.captureNodes().byInner},
+	}
 }
 
 // podFilter returns a filter for the packets of pods.

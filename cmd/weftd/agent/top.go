@@ -34,10 +34,9 @@ func (d *daemon) serveTop(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
-	defer d.closeTap(tap)
 	w.Header().Set("Content-Type", "application/jsonl")
 	sink := &topSink{
-		daemon: d, session: tap.session, client: http.NewResponseController(w),
+		daemon: d, tap: tap, client: http.NewResponseController(w),
 		json: json.NewEncoder(w), sketch: topflows.NewSketch(topSketch),
 		nodes: map[string]*control.TopNode{}, begin: time.Now(), sample: 1,
 	}
@@ -45,6 +44,7 @@ func (d *daemon) serveTop(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		err = tap.run(r.Context(), sink, 0)
 	}
+	d.closeTap(tap)
 	if err != nil && r.Context().Err() == nil {
 		d.log.Info("top ended early", "err", err)
 	}
@@ -53,7 +53,7 @@ func (d *daemon) serveTop(w http.ResponseWriter, r *http.Request) {
 // topSink counts records, and sends the counts once per interval.
 type topSink struct {
 	daemon  *daemon
-	session *capture.Session
+	tap     *tap
 	client  *http.ResponseController
 	json    *json.Encoder
 	sketch  *topflows.Sketch
@@ -107,7 +107,7 @@ func (s *topSink) Flush() error {
 		return err
 	}
 	s.sample = 1 + int(float64(s.packets)/now.Sub(s.begin).Seconds())/topSamples
-	s.session.SetSample(s.sample)
+	s.tap.setSample(s.sample)
 	s.sketch.Reset()
 	s.begin, s.packets = now, 0
 	return nil
@@ -126,7 +126,7 @@ func (s *topSink) top(now time.Time) control.Top {
 	t := control.Top{
 		Time: now, Interval: now.Sub(s.begin).Seconds(), Node: status.Node,
 		Backend: status.Backend, Drops: []metrics.Drop{}, Nodes: []control.TopNode{},
-		Flows: []control.TopFlow{}, Sample: s.sample, Missed: s.session.Missed(capture.Inner),
+		Flows: []control.TopFlow{}, Sample: s.sample, Missed: s.tap.missedAt(capture.Inner),
 	}
 	for _, f := range s.sketch.Top(topFlows) {
 		t.Flows = append(t.Flows, control.TopFlow{
