@@ -124,7 +124,7 @@ func Weftd(name, description, path string, flags ...string) Target {
 // FastPath returns weftd with its fast path as a target. Its leases are in etcd, where the nodes
 // announce the fast path; a lease file does not change.
 func FastPath(name, path string) Target {
-	const description = "weftd with --fast-path=auto: the kernel carries packets that need no decision"
+	const description = "weftd with default flags: the kernel carries packets that need no decision"
 	argv := []string{path, "--fast-path=auto", "--iptables-forward-rules=false"}
 	return newTarget(name, description, func(ctx context.Context, o *overlay) error {
 		return o.startWithEtcd(ctx, "udp", argv)

@@ -77,7 +77,7 @@ var mayImport = map[string][]string{
 	"cmd/control":   {"metrics"},
 	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/scale", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
-	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl", "ctrl/bundle", "ctrl/conntest", "ctrl/doctor", "dataplane/capture", "lease/subnetenv", "metrics"},
+	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl", "ctrl/bundle", "ctrl/conntest", "ctrl/doctor", "dataplane/capture", "dataplane/probe", "lease/subnetenv", "metrics"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",
 		"metrics"},
 	"cmd/weftd/agent": {"cmd/control", "cmd/weftd/cgroup", "cmd/weftd/config", "cmd/weftd/page", "ctrl", "ctrl/backend", "ctrl/backend/cloud", "ctrl/conflict", "ctrl/netfilter", "ctrl/underlay",

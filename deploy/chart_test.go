@@ -76,6 +76,7 @@ func TestChartEqualsOverlays(t *testing.T) {
 	for overlay, values := range map[string][]string{
 		"vxlan":      nil,
 		"udp":        {"flannel.backend=udp"},
+		"fast-path":  {"flannel.backend=udp", "flannel.fastPath=true"},
 		"host-gw":    {"flannel.backend=host-gw"},
 		"ipip":       {"flannel.backend=ipip"},
 		"wireguard":  {"flannel.backend=wireguard"},

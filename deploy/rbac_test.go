@@ -20,7 +20,7 @@ import (
 func TestManifestsValid(t *testing.T) {
 	c := startControlPlane(t, netip.MustParseAddr("127.0.0.1"))
 	sets := map[string][]byte{}
-	for _, overlay := range append(overlays(), "wireguard", "ipip", "dual-stack", "nftables", "k3s", "canal") {
+	for _, overlay := range append(overlays(), "wireguard", "ipip", "dual-stack", "nftables", "k3s", "canal", "fast-path") {
 		sets[overlay] = kustomize(t, "kubernetes/overlays/"+overlay)
 	}
 	if os.Getenv(helmEnv) != "" {

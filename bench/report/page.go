@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// weftTarget is the name of Weft's daemon with default flags among the targets.
+// weftTarget is the name of Weft's daemon without a fast path among the targets.
 const weftTarget = "weftd"
 
 // method describes how the run was measured, in paragraphs.

@@ -181,9 +181,10 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 	}
 	known := append(bench.KernelTargets(), bench.WireGuard(f.weftd),
 		bench.UserspaceWireGuard(f.weftd),
-		bench.Weftd("weftd", "weftd with default flags", f.weftd),
+		bench.Weftd("weftd", "weftd with --fast-path=off", f.weftd, "--fast-path=off"),
 		bench.FastPath("fast", f.weftd),
-		bench.Weftd("portable", "weftd with --engine=portable", f.weftd, "--engine=portable"),
+		bench.Weftd("portable", "weftd with --engine=portable", f.weftd, "--engine=portable",
+			"--fast-path=off"),
 		bench.Bare(self, "bench", "bare"))
 	var list []bench.Target
 	for _, name := range split(f.targets) {

@@ -34,8 +34,12 @@ func otherProgram(t *testing.T, variable, what string) string {
 }
 
 func TestNetnsFlannelFormats(t *testing.T) {
-	c := newCluster(t, lab.Options{}, clusterNetwork)
-	c.checkTwoNodes(c.up())
+	for _, mode := range []string{"auto", "off"} {
+		t.Run("fast path "+mode, func(t *testing.T) {
+			c := newCluster(t, lab.Options{}, clusterNetwork)
+			c.checkTwoNodes(c.up("--fast-path=" + mode))
+		})
+	}
 }
 
 // TestNetnsExternalEtcd runs the same checks with an external server, such as Debian's 3.4.
@@ -74,9 +78,10 @@ func (c *cluster) checkTwoNodes(ds []*member) {
 		if drops := d.drops(); len(drops) > 0 {
 			c.t.Errorf("%s dropped %v", d.node.Name, drops)
 		}
+		fast := d.status().Traffic.FastPath.Active
 		d.stop()
-		if d.node.HasLink("flannel0") {
-			c.t.Errorf("%s: device still exists", d.node.Name)
+		if d.node.HasLink("flannel0") != fast { // it forwards without a daemon
+			c.t.Errorf("%s: device exists %v, want %v", d.node.Name, !fast, fast)
 		}
 	}
 	c.awaitLeases(patience, keys(ds)) // kept for the next start

@@ -23,7 +23,7 @@ type conntestLab struct {
 	daemons []*member
 }
 
-func newConntestLab(t *testing.T, o lab.Options, network string) *conntestLab {
+func newConntestLab(t *testing.T, o lab.Options, network string, flags ...string) *conntestLab {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -34,7 +34,7 @@ func newConntestLab(t *testing.T, o lab.Options, network string) *conntestLab {
 		t.Fatal(err)
 	}
 	for _, n := range c.Nodes {
-		c.daemons = append(c.daemons, c.start(n))
+		c.daemons = append(c.daemons, c.start(n, flags...))
 	}
 	for _, d := range c.daemons {
 		d.awaitReady()
@@ -170,13 +170,22 @@ func conntestNetwork(backend string) string {
 // conntestPassed is the number of checks of another node that has both families.
 const conntestPassed = 2 * 6
 
-// TestNetnsConntestUDP tests a healthy cluster, and one fault after the other.
+// conntestTwoSubnets are nodes of both families in two underlay subnets.
+var conntestTwoSubnets = lab.Options{
+	Nodes:     3,
+	Underlay:  []netip.Prefix{netip.MustParsePrefix("172.31.0.0/24"), netip.MustParsePrefix("172.31.1.0/24")},
+	Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64"), netip.MustParsePrefix("fd31:1::/64")},
+}
+
+// TestNetnsConntestFastPath tests a healthy cluster with a fast path.
+func TestNetnsConntestFastPath(t *testing.T) {
+	newConntestLab(t, conntestTwoSubnets, conntestNetwork("udp")).healthy(2 * conntestPassed)
+}
+
+// TestNetnsConntestUDP tests a healthy cluster, and one fault after the other. They are faults of
+// the tunnel's port, whose filters do not see a fast path.
 func TestNetnsConntestUDP(t *testing.T) {
-	c := newConntestLab(t, lab.Options{
-		Nodes:     3,
-		Underlay:  []netip.Prefix{netip.MustParsePrefix("172.31.0.0/24"), netip.MustParsePrefix("172.31.1.0/24")},
-		Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64"), netip.MustParsePrefix("fd31:1::/64")},
-	}, conntestNetwork("udp"))
+	c := newConntestLab(t, conntestTwoSubnets, conntestNetwork("udp"), "--fast-path=off")
 	c.healthy(2 * conntestPassed)
 	second := c.Nodes[1]
 	rule := func(n *lab.Node, rule string, want map[string]string) {

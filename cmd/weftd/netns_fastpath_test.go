@@ -206,6 +206,36 @@ func TestNetnsFastPathOneWayBlocked(t *testing.T) {
 	c.awaitFastFlow(ds, a.Pods[0], b.Pods[0])
 }
 
+// TestNetnsFastPathCapabilities runs the daemon with the capabilities of the manifests, and with
+// those of the overlay for the fast path.
+func TestNetnsFastPathCapabilities(t *testing.T) {
+	c := newCluster(t, lab.Options{Nodes: 1}, clusterNetwork)
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	const manifest = "-all,+net_admin,+net_raw,+sys_nice"
+	for _, test := range []struct{ capabilities, reason string }{
+		{manifest + ",+bpf,+perfmon", ""},
+		{manifest, "no CAP_BPF"},
+	} {
+		p, err := c.Nodes[0].Start([]string{"setpriv", "--bounding-set=" + test.capabilities,
+			"--inh-caps=-all", "--no-new-privs", self, "--etcd-endpoints=" + c.endpoint(),
+			fmt.Sprintf("--healthz-port=%d", clusterHealth)}, asDaemon+"=1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := &member{Process: p, node: c.Nodes[0], t: t}
+		d.awaitReady()
+		s := d.status().Traffic.FastPath
+		if s.Active != (test.reason == "") || !strings.Contains(s.Reason, test.reason) ||
+			s.Reason != "" && test.reason == "" {
+			t.Errorf("with %s: %+v, want the reason %q", test.capabilities, s, test.reason)
+		}
+		d.stop()
+	}
+}
+
 // startFlannel runs flannel on a node if WEFT_FLANNELD names its program.
 func (c *cluster) startFlannel(n *lab.Node) {
 	c.t.Helper()

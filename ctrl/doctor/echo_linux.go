@@ -32,7 +32,8 @@ type echoRequest struct {
 	tries    int
 	wait     time.Duration // for an answer to each
 	// whole forbids fragmentation, whatever path MTU the kernel knows.
-	whole bool
+	whole    bool
+	priority int // of the socket (SO_PRIORITY)
 }
 
 // ICMP types (RFC 792, RFC 4443) and header sizes in bytes.
@@ -104,6 +105,9 @@ func (r echoRequest) open() (fd int, err error) {
 	err = unix.SetsockoptInt(fd, level, recvErr, 1)
 	if err == nil && r.whole {
 		err = unix.SetsockoptInt(fd, level, discover, probe)
+	}
+	if err == nil && r.priority != 0 {
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, r.priority)
 	}
 	if err == nil && r.src.IsValid() {
 		err = unix.Bind(fd, sockaddr(netip.AddrPortFrom(r.src, 0)))

@@ -100,6 +100,9 @@ type Probes struct {
 	// Small and Large are echoes through the overlay, of 84 bytes and of the pods' MTU without
 	// fragmentation. Direct is an echo on the underlay.
 	Small, Large, Direct Echo
+	// Usual is an echo that takes the way of other small packets, sent if Small has no answer. It
+	// differs from Small's with a fast path only.
+	Usual Echo
 	// TCP and DirectTCP report whether a TCP connection was accepted or refused, which takes an
 	// answer of the node, through the overlay and on the underlay.
 	TCP, DirectTCP bool

@@ -25,6 +25,9 @@ type Options struct {
 	// Probe sends packets to other nodes and to the store: a few echoes, a TCP connection and a
 	// datagram per node.
 	Probe bool
+	// Priority is the socket priority of echoes that the fast path of the udp backend leaves to the
+	// packet engine: what carries few packets by another way must not hide that way's faults.
+	Priority int
 }
 
 // maxProbed is the number of nodes that are probed and whose packets are traced. A fault of this

@@ -42,6 +42,9 @@ func (n Node) silence() string {
 	if e := n.Probes.Small.Err; e != nil {
 		s += "; " + e.Error()
 	}
+	if n.Probes.Usual.Received > 0 {
+		s += "; the fast path's are answered: flows of few packets get through, those in bulk do not"
+	}
 	return s
 }
 

@@ -94,8 +94,9 @@ func (g gathering) source() netip.Addr {
 
 func (g gathering) probeNode(ctx context.Context, n *Node) {
 	p := &n.Probes
-	small := echoRequest{src: g.source(), dst: n.Target, size: echoSize, tries: probeTries, wait: probeWait}
-	direct := small
+	usual := echoRequest{src: g.source(), dst: n.Target, size: echoSize, tries: probeTries, wait: probeWait}
+	small, direct := usual, usual
+	small.priority = g.options.Priority
 	direct.src, direct.dst = netip.Addr{}, n.Public
 	var group sync.WaitGroup
 	if n.Public.IsValid() {
@@ -105,6 +106,7 @@ func (g gathering) probeNode(ctx context.Context, n *Node) {
 	group.Wait()
 	n.Probed = true
 	if p.Small.Received == 0 {
+		p.Usual = echo(ctx, usual)
 		if port := g.tunnelPort(); port != 0 && n.Public.IsValid() {
 			p.Port = pokePort(ctx, netip.AddrPortFrom(n.Public, port), probeWait)
 		}

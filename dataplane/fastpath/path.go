@@ -76,9 +76,35 @@ func (p *Path) load() error {
 		return fmt.Errorf("read programs: %w", err)
 	}
 	if err := spec.LoadAndAssign(&p.objects, nil); err != nil {
-		return fmt.Errorf("%w: load programs: %w", ErrUnsupported, err)
+		return loadError(err)
 	}
 	return nil
+}
+
+// loadError describes why the kernel does not load the programs. Without a capability its own error
+// is that it does not permit them, or, of a verifier that checks unprivileged programs, a long one.
+func loadError(err error) error {
+	for _, c := range []struct {
+		number int
+		name   string
+	}{{unix.CAP_BPF, "CAP_BPF"}, {unix.CAP_PERFMON, "CAP_PERFMON"}} {
+		if has, capErr := hasCapability(c.number); capErr == nil && !has {
+			return fmt.Errorf("%w: no %s: %w", ErrUnsupported, c.name, err)
+		}
+	}
+	return fmt.Errorf("%w: load programs: %w", ErrUnsupported, err)
+}
+
+// hasCapability reports whether the calling thread has a capability, or CAP_SYS_ADMIN, which
+// includes those of BPF.
+func hasCapability(number int) (bool, error) {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData // 64 capabilities, 32 each
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		return false, fmt.Errorf("read capabilities: %w", err)
+	}
+	has := func(n int) bool { return data[n/32].Effective&(1<<(n%32)) != 0 }
+	return has(number) || has(unix.CAP_SYS_ADMIN), nil
 }
 
 // close closes the descriptors. Programs that are attached stay.

@@ -15,6 +15,7 @@ import (
 	"weft/cmd/control"
 	"weft/ctrl/bundle"
 	"weft/ctrl/doctor"
+	"weft/dataplane/probe"
 )
 
 // newBundle returns weft bundle.
@@ -26,7 +27,7 @@ func newBundle(b buildinfo.Info) *cobra.Command {
 		unit string
 		all  bool
 		port uint16
-		o    = doctor.Options{Probe: true}
+		o    = doctor.Options{Probe: true, Priority: probe.WorkerPriority}
 	)
 	cmd := &cobra.Command{
 		Use:   "bundle",

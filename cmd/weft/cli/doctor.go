@@ -9,6 +9,7 @@ import (
 
 	"weft/cmd/control"
 	"weft/ctrl/doctor"
+	"weft/dataplane/probe"
 )
 
 // newDoctor returns weft doctor.
@@ -18,7 +19,7 @@ func newDoctor() *cobra.Command {
 		fix, verbose bool
 		all          bool
 		port         uint16
-		o            = doctor.Options{}
+		o            = doctor.Options{Priority: probe.WorkerPriority}
 	)
 	cmd := &cobra.Command{
 		Use:   "doctor",

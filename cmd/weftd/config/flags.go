@@ -253,7 +253,7 @@ func engineOptions(c *Config) []option {
 		{name: "fast-path", accepts: "auto, off or require",
 			usage: "let the kernel carry packets that need no decision",
 			value: parsed(&e.FastPath, dataplane.ParseFastPathMode,
-				dataplane.FastPathOff.String())},
+				dataplane.FastPathAuto.String())},
 	}
 }
 
