@@ -183,6 +183,13 @@ func runInbound(t testing.TB, p *Path, frame []byte) ([]byte, bool) {
 
 // frame returns a frame with the outer headers of the overlay.
 func frame(from netip.Addr, tos uint8, checksum uint16, inner []byte) []byte {
+	b := outerFrame(from, self, tos, inner)
+	binary.BigEndian.PutUint16(b[ethernet+26:], checksum)
+	return b
+}
+
+// outerFrame returns a frame with outer headers, without a UDP checksum.
+func outerFrame(from, to netip.Addr, tos uint8, inner []byte) []byte {
 	b := make([]byte, ethernet+outer, ethernet+outer+len(inner))
 	binary.BigEndian.PutUint16(b[12:], 0x0800)
 	ip := b[ethernet:]
@@ -190,13 +197,12 @@ func frame(from netip.Addr, tos uint8, checksum uint16, inner []byte) []byte {
 	binary.BigEndian.PutUint16(ip[2:], uint16(outer+len(inner)))
 	a := from.As4()
 	copy(ip[12:], a[:])
-	a = self.As4()
+	a = to.As4()
 	copy(ip[16:], a[:])
 	binary.BigEndian.PutUint16(ip[10:], ^sum(ip[:20]))
 	binary.BigEndian.PutUint16(ip[20:], 8285)
 	binary.BigEndian.PutUint16(ip[22:], 8285)
 	binary.BigEndian.PutUint16(ip[24:], uint16(8+len(inner)))
-	binary.BigEndian.PutUint16(ip[26:], checksum)
 	return append(b, inner...)
 }
 

@@ -1,0 +1,274 @@
+//go:build amd64 || arm64
+
+package fastpath
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os/exec"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"weft/dataplane/fib"
+	"weft/deploy/lab"
+	"weft/encap"
+)
+
+// outboundTwin is the outbound program in Go, apart from the flows that send in bulk.
+type outboundTwin struct {
+	table   *fib.Table[int]
+	mtu     int // of the path to peerA
+	tosMask uint8
+	paused  bool
+	avoided bool // peerA is
+}
+
+// outbound returns the frame that the program sends, or the reason for which it passes the packet.
+func (w outboundTwin) outbound(pkt []byte) ([]byte, Pass) {
+	in, err := encap.ParseInner(pkt)
+	if err != nil || !(twin{}).carries(&in, pkt) {
+		return nil, PassUnusual
+	}
+	i, ok := w.table.Lookup(in.Dst)
+	local := slices.ContainsFunc(localNode.Prefixes, func(p netip.Prefix) bool { return p.Contains(in.Dst) })
+	tos := encap.TOS(pkt)
+	switch {
+	case local, !ok, !others[i].Fast, w.avoided:
+		return nil, PassNoPeer
+	case w.paused:
+		return nil, PassPaused
+	case tos >= 0xfc:
+		return nil, PassProbe
+	case len(pkt)+outer > w.mtu:
+		return nil, PassNoRoute
+	}
+	return outerFrame(self, others[i].Endpoint.Addr(), tos&w.tosMask, pkt), notOurs
+}
+
+// outboundLab is a node with a route and a neighbour entry for peerA, in which outbound runs.
+type outboundLab struct {
+	*Path
+	node *lab.Node
+}
+
+func newOutboundLab(t testing.TB, s settingsValue) *outboundLab {
+	t.Helper()
+	l := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1})
+	o := &outboundLab{node: l.Nodes[0]}
+	if err := o.node.AddAddr("eth0", netip.PrefixFrom(self, 24)); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.node.Do(func() error {
+		eth0, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		s.Underlay = uint32(eth0.Index)
+		return exec.Command("ip", "neigh", "replace", peerA.String(), "lladdr", "02:00:00:00:00:02",
+			"dev", "eth0", "nud", "permanent").Run()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.Device, s.Link = 1, ethernet
+	o.Path = newTestPath(t, s)
+	return o
+}
+
+// run runs the program on a packet, and returns the frame that it sends or the counter that it has
+// increased.
+func (o *outboundLab) run(t testing.TB, pkt []byte, link *ebpf.RunOptions) ([]byte, Pass) {
+	t.Helper()
+	protocol := uint16(0x0800)
+	if len(pkt) > 0 && pkt[0]>>4 == 6 {
+		protocol = 0x86dd
+	}
+	link.Data = append(binary.BigEndian.AppendUint16(make([]byte, 12), protocol), pkt...)
+	link.DataOut = make([]byte, len(link.Data)+256)
+	before := o.Stats().Passed
+	var verdict uint32
+	if err := o.node.Do(func() (err error) {
+		verdict, err = o.objects.Outbound.Run(link)
+		return err
+	}); err != nil {
+		t.Fatalf("%x: %v", pkt, err)
+	}
+	if int32(verdict) == actRedirect {
+		return link.DataOut, notOurs
+	}
+	if int32(verdict) != actPass || !bytes.Equal(link.DataOut, link.Data) {
+		t.Fatalf("%x: verdict %d, changed to %x", pkt, int32(verdict), link.DataOut)
+	}
+	for p, n := range o.Stats().Passed {
+		if n > before[p] {
+			return nil, p
+		}
+	}
+	t.Fatalf("%x: passed without a count", pkt)
+	return nil, notOurs
+}
+
+func (o *outboundLab) compare(t testing.TB, w outboundTwin, pkt []byte) (taken bool) {
+	t.Helper()
+	want, wantPass := w.outbound(pkt)
+	got, pass := o.run(t, pkt, &ebpf.RunOptions{})
+	if pass != wantPass || !bytes.Equal(got, want) {
+		t.Fatalf("%+v\npacket %x\npassed for %v, want %v\n%x, want\n%x", w, pkt, pass, wantPass, got, want)
+	}
+	return got != nil
+}
+
+// outboundSeeds are inner packets from this node.
+func outboundSeeds() [][]byte {
+	all := seeds() // of other nodes, and broken ones
+	for _, dst := range []string{"10.5.2.7", "10.5.3.7", "10.5.1.7", "10.9.9.9"} {
+		for _, tos := range []uint8{0, 1, 0xb8, 0xfb, 0xfc, 0xff} {
+			for _, n := range []int{0, 8, 40, 1300, 1352, 1353, 1452, 1453, 1600} {
+				all = append(all, inner("10.5.1.2", dst, 17, tos, n))
+			}
+		}
+	}
+	for _, dst := range []string{"fd00:2::7", "fd00:3::7", "::ffff:10.5.2.7"} {
+		for _, next := range []uint8{6, 17, 58, 0, 44, 132} {
+			all = append(all, inner("fd00:1::2", dst, next, 2, 40), inner("fd00:1::2", dst, next, 0xff, 1400))
+		}
+	}
+	return all
+}
+
+// TestNetnsOutboundTwin compares the program with its twin.
+func TestNetnsOutboundTwin(t *testing.T) {
+	for _, w := range []outboundTwin{
+		{mtu: 1500}, {mtu: 1400, tosMask: 3}, {mtu: 1500, tosMask: 0xff},
+		{mtu: 1500, paused: true}, {mtu: 1500, avoided: true},
+	} {
+		t.Run(fmt.Sprintf("%+v", w), func(t *testing.T) { compareOutbound(t, w) })
+	}
+}
+
+func compareOutbound(t *testing.T, w outboundTwin) {
+	w.table = fib.New(others)
+	s := settingsValue{TOSMask: w.tosMask}
+	if w.paused {
+		s.Flags = flagPaused
+	}
+	o := newOutboundLab(t, s)
+	if err := o.SetPathMTUs(map[netip.Addr]int{peerA: w.mtu}); err != nil {
+		t.Fatal(err)
+	}
+	if err := o.Avoid(map[netip.Addr]bool{peerA: w.avoided}); err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(3, 4))
+	taken := 0
+	for _, pkt := range outboundSeeds() {
+		if len(pkt) < 20 {
+			continue // the kernel refuses to run a program on it
+		}
+		for range 3 {
+			if o.compare(t, w, pkt) {
+				taken++
+			}
+			pkt = slices.Clone(pkt) // then with a random byte changed
+			pkt[random.IntN(len(pkt))] = byte(random.Uint32())
+		}
+	}
+	if (taken > 0) == (w.paused || w.avoided) {
+		t.Errorf("the program took %d packets", taken)
+	}
+}
+
+// TestNetnsOutboundProbes runs the program on echoes with the priorities of the mesh probe.
+func TestNetnsOutboundProbes(t *testing.T) {
+	o := newOutboundLab(t, settingsValue{})
+	pkt := inner("10.5.1.2", "10.5.2.0", 1, 0, 64)
+	const workers, fast = 0x57454654, 0x57454655 // of package probe
+	check := func(avoided bool, priority uint32, want Pass) {
+		t.Helper()
+		if err := o.Avoid(map[netip.Addr]bool{peerA: avoided}); err != nil {
+			t.Fatal(err)
+		}
+		// struct __sk_buff of linux/bpf.h: the priority is its ninth word.
+		context := make([]byte, 192)
+		binary.NativeEndian.PutUint32(context[32:], priority)
+		if _, got := o.run(t, pkt, &ebpf.RunOptions{Context: context}); got != want {
+			t.Errorf("avoided %v, priority %#x: passed for %v, want %v", avoided, priority, got, want)
+		}
+	}
+	check(false, 0, notOurs)
+	check(false, workers, PassProbe)
+	check(false, fast, notOurs)
+	check(true, 0, PassNoPeer)
+	check(true, workers, PassNoPeer)
+	check(true, fast, notOurs)
+}
+
+// TestNetnsOutboundBulk lets a flow send in bulk: with a daemon, the program gives it to the
+// workers until it is silent.
+func TestNetnsOutboundBulk(t *testing.T) {
+	o := newOutboundLab(t, settingsValue{})
+	pkt := inner("10.5.1.2", "10.5.2.7", 17, 0, 1400)
+	// burst sends more than a sparse flow has in a window, and reports whether all were taken.
+	burst := func() bool {
+		verdict := uint32(actRedirect)
+		err := o.node.Do(func() (err error) {
+			frame := append([]byte{12: 8, 13: 0}, pkt...)
+			for i := 0; i < 400 && err == nil && verdict == actRedirect; i++ {
+				verdict, err = o.objects.Outbound.Run(&ebpf.RunOptions{Data: frame})
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return verdict == actRedirect
+	}
+	if !burst() {
+		t.Errorf("without a daemon: passed for %v", o.Stats().Passed)
+	}
+	if err := o.node.Do(func() error { listen(t); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	deadline := time.Now().Add(20 * time.Second) // on a busy machine a burst may take several windows
+	for taken := true; taken; taken = burst() {
+		if time.Now().After(deadline) {
+			t.Fatal("with a daemon, the program takes a flow in bulk")
+		}
+		if err := o.Beat(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := o.Beat(); err != nil {
+		t.Fatal(err)
+	}
+	if _, p := o.run(t, pkt, &ebpf.RunOptions{}); p != PassBulk {
+		t.Errorf("the next packet: passed for %v", p)
+	}
+	const silence = 100 * time.Millisecond // SILENCE of the program
+	time.Sleep(silence + 20*time.Millisecond)
+	if _, p := o.run(t, pkt, &ebpf.RunOptions{}); p != notOurs {
+		t.Errorf("after a silence: passed for %v", p)
+	}
+}
+
+// FuzzOutbound compares the program with its twin. It needs the right to load programs.
+func FuzzOutbound(f *testing.F) {
+	w := outboundTwin{table: fib.New(others), mtu: 1500, tosMask: encap.MaskECN}
+	o := newOutboundLab(f, settingsValue{TOSMask: w.tosMask})
+	for _, s := range outboundSeeds() {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		const longest = 2000
+		if len(b) < 20 || len(b) > longest {
+			return // the kernel refuses to run a program on shorter ones
+		}
+		o.compare(t, w, b)
+	})
+}
