@@ -64,6 +64,10 @@ func (k *Kernel) applyOne(ctx context.Context, o Op) error {
 		return k.applyFOU(o.Verb, x)
 	case Tunnel:
 		return k.wg.setTunnel(x)
+	case Policy:
+		return k.applyPolicy(o.Verb, x)
+	case Association:
+		return k.deleteAssociations(x)
 	case Command:
 		return k.applyCommand(ctx, o.Verb, x)
 	}

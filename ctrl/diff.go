@@ -66,6 +66,7 @@ func diff(have, want State) changes {
 	d.addrs()
 	d.entries()
 	d.peers()
+	d.policies()
 	d.routes()
 	d.commands()
 	return changes{
@@ -79,7 +80,7 @@ const (
 	stageFree     = iota // free names and ports
 	stageDevices         // create devices, on which the rest depends
 	stageAddrs           // add addresses
-	stageEntries         // add neighbours, forwarding entries and peers
+	stageEntries         // add neighbours, forwarding entries, peers and policies
 	stageRoutes          // switch the routes to them
 	stageClear           // delete entries that no route uses any more
 	stageCommands        // run commands

@@ -21,6 +21,7 @@ type Kernel struct {
 	batch   *nl.NetlinkSocket // for many operations in one message
 	seq     uint32            // of the last message on batch
 	wg      wireGuards
+	xfrm    xfrm
 	fouOnce sync.Once // of hasFOU
 	fou     bool
 	ran     map[string]Command // commands of the extension backend that were run, by ID
@@ -51,7 +52,7 @@ func OpenKernel(log *slog.Logger) (*Kernel, error) {
 		h.Close()
 		return nil, err
 	}
-	return &Kernel{h: h, batch: batch, wg: newWireGuards(log), ran: map[string]Command{},
+	return &Kernel{h: h, batch: batch, wg: newWireGuards(log), xfrm: newXFRM(), ran: map[string]Command{},
 		raFixed: map[string]bool{}}, nil
 }
 

@@ -52,7 +52,7 @@ func (p Plan) Whole() State {
 // clip returns a state whose slices can be appended to without a change of s.
 func (s State) clip() State {
 	c := State{
-		Networks: s.Networks, FreePorts: s.FreePorts, NoTrack: s.NoTrack,
+		Networks: s.Networks, FreePorts: s.FreePorts, NoTrack: s.NoTrack, IKE: s.IKE,
 		FlannelRoutes: append([]FlannelRoute(nil), s.FlannelRoutes...),
 		Unreachable:   append([]Unreachable(nil), s.Unreachable...),
 	}
@@ -75,7 +75,8 @@ func (s State) Objects() iter.Seq[Object] {
 	return func(yield func(Object) bool) {
 		_ = each(s.Links, yield) && each(s.Addrs, yield) && each(s.Routes, yield) &&
 			each(s.Neighbours, yield) && each(s.FDB, yield) && each(s.FOU, yield) &&
-			each(s.Tunnels, yield) && each(s.Peers, yield) && each(s.Commands, yield)
+			each(s.Tunnels, yield) && each(s.Peers, yield) && each(s.Commands, yield) &&
+			each(s.Policies, yield) && each(s.Associations, yield)
 	}
 }
 
@@ -109,6 +110,10 @@ func (s *State) add(o Object) {
 		s.Peers = append(s.Peers, o)
 	case Command:
 		s.Commands = append(s.Commands, o)
+	case Policy:
+		s.Policies = append(s.Policies, o)
+	case Association:
+		s.Associations = append(s.Associations, o)
 	}
 }
 
@@ -126,6 +131,10 @@ func KeyOf(o Object) any {
 		return o.id()
 	case Command:
 		return o.ID
+	case Policy:
+		return o.id()
+	case Association:
+		return o.ends()
 	}
 	return o
 }

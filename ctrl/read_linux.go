@@ -11,8 +11,8 @@ import (
 )
 
 // Read lists the kernel's state: all devices and addresses, the routes of the main table, FOU
-// ports, and for the devices that detail selects their permanent neighbours and forwarding entries,
-// or WireGuard peers. A command that was run counts as kernel state.
+// ports, IPsec policies, and for the devices that detail selects their permanent neighbours and
+// forwarding entries, or WireGuard peers. A command that was run counts as kernel state.
 func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -35,6 +35,9 @@ func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 				return State{}, err
 			}
 		}
+	}
+	if err := k.readPolicies(&s); err != nil {
+		return State{}, err
 	}
 	for _, c := range k.ran {
 		s.Commands = append(s.Commands, c)

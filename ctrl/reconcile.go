@@ -221,6 +221,8 @@ func (r *Reconciler) relevant(e Event) bool {
 		return Contains(networks, e.Dst)
 	case NeighEvent:
 		return e.Permanent && devices[e.Dev]
+	case PolicyEvent:
+		return true
 	}
 	return devices[e.Dev] || OverlayName(e.Dev)
 }

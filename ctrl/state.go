@@ -126,6 +126,7 @@ type State struct {
 	Tunnels    []Tunnel
 	Peers      []Peer
 	Commands   []Command
+	Policies   []Policy
 
 	// The following fields are set in wanted states only.
 
@@ -134,6 +135,9 @@ type State struct {
 	FreePorts     []FOUPort
 	FlannelRoutes []FlannelRoute
 	Unreachable   []Unreachable // leases without a route
+	// Associations are the pairs of nodes that need security associations, with the settings IKE.
+	Associations []Association
+	IKE          IKE
 	// NoTrack lists this node's UDP addresses whose tunnelled packets need no connection tracking.
 	NoTrack []netip.AddrPort
 }

@@ -26,7 +26,8 @@ const (
 	LinkEvent EventKind = iota
 	AddrEvent
 	RouteEvent
-	NeighEvent // a neighbour or forwarding entry
+	NeighEvent  // a neighbour or forwarding entry
+	PolicyEvent // IPsec policies, without details
 )
 
 // minDebounce is the pause after a notification: longer than the burst of one `ip` command or a

@@ -28,6 +28,16 @@ func (k *Kernel) Watch(ctx context.Context, relevant func(Event) bool, notify fu
 			s.Close()
 		}
 	}()
+	ctx, cancel := context.WithCancel(ctx)
+	policies := make(chan struct{})
+	go func() {
+		defer close(policies)
+		k.watchPolicies(ctx, relevant, notify)
+	}()
+	defer func() {
+		cancel()
+		<-policies
+	}()
 	var names map[int]string
 	for {
 		if names == nil {

@@ -18,6 +18,14 @@ const (
 	// (16) and the authentication tag (16) (WireGuard paper, section 5.4.6). It is used for IPv4
 	// too, so that one device can have peers of both families.
 	OverheadWireGuard = OverheadUDP6 + 16 + 16
+	// OverheadESP4 is flannel's: an outer IPv4 header (20), an ESP header (8, RFC 4303 section 2),
+	// an initialization vector (16, AES-CBC), up to 15 bytes of padding, the trailer (2) and an
+	// integrity check value (16, SHA-256). The default proposal, AES-GCM, has 57 to 60 bytes.
+	OverheadESP4 = ipv4HeaderLen + 8 + 16 + 15 + 2 + 16
+	// OverheadESP6 is the same with an outer IPv6 header.
+	OverheadESP6 = ipv6HeaderLen + 8 + 16 + 15 + 2 + 16
+	// OverheadUDPEncap is the UDP header of ESP in UDP (8, RFC 3948 section 2.1).
+	OverheadUDPEncap = udpHeaderLen
 )
 
 // Largest UDP payload in bytes: 65,535 less the headers that the 16-bit length field includes.

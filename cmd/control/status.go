@@ -33,6 +33,7 @@ type Status struct {
 	Kernel    Kernel           `json:"kernel"`
 	Rules     Rules            `json:"rules"`
 	Traffic   *metrics.Traffic `json:"traffic,omitempty"`
+	IPsec     *IPsec           `json:"ipsec,omitempty"` // of the ipsec backend only
 	// KernelTraffic replaces Traffic with a backend whose packets the kernel moves.
 	KernelTraffic *metrics.KernelTraffic `json:"kernel_traffic,omitempty"`
 	Cloud         *Cloud                 `json:"cloud,omitempty"` // of a cloud's backend only
@@ -102,6 +103,32 @@ type Node struct {
 	// not followed by a packet from the node.
 	Error   string    `json:"error,omitempty"`
 	ErrorAt time.Time `json:"error_at,omitzero"`
+
+	// IPsec and IPsec6 are the security associations with the node. Of the ipsec backend only.
+	IPsec  *Association `json:"ipsec,omitempty"`
+	IPsec6 *Association `json:"ipsec6,omitempty"`
+}
+
+// Association is the state of the IPsec security associations with a node, in one family.
+type Association struct {
+	Established time.Time `json:"established,omitzero"` // absent: there is none
+	UDP         bool      `json:"udp_encap,omitempty"`  // ESP in UDP
+	Rekeys      int       `json:"rekeys"`               // replacements of keys
+	Rekeyed     time.Time `json:"rekeyed,omitzero"`     // the last one
+	Error       string    `json:"error,omitempty"`      // why there is none, or no new keys
+	ErrorAt     time.Time `json:"error_at,omitzero"`
+}
+
+// IPsec is the state of strongSwan's charon, which negotiates the keys of the ipsec backend.
+type IPsec struct {
+	Charon      string    `json:"charon,omitempty"`  // path of the program
+	Version     string    `json:"version,omitempty"` // absent: it does not run
+	PID         int       `json:"pid,omitempty"`
+	Since       time.Time `json:"since,omitzero"` // of its start
+	Restarts    uint64    `json:"restarts"`
+	Error       string    `json:"error,omitempty"`
+	Established int       `json:"established"` // associations that are in place
+	Missing     int       `json:"missing"`     // associations that are not
 }
 
 // Kernel describes devices, addresses and routes.

@@ -72,6 +72,7 @@ func backends() map[string]driver {
 		"extension": {keys: keysOf(extensionConfig{}), newBackend: newExtension,
 			prepare: prepareExtension},
 		"host-gw": {newBackend: newHostGW},
+		"ipsec":   {keys: keysOf(ipsecConfig{}), newBackend: newIPsec},
 		"ipip":    {keys: keysOf(ipipConfig{}), newBackend: newIPIP},
 		"udp":     {keys: keysOf(udpConfig{}), newBackend: newUDP, prepare: prepareUDP},
 		"vxlan": {keys: keysOf(vxlanConfig{}), newBackend: newVXLAN, prepare: prepareVXLAN,

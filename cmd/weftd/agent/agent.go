@@ -10,6 +10,7 @@ import (
 	"weft/ctrl"
 	"weft/ctrl/backend"
 	"weft/ctrl/backend/cloud"
+	"weft/ctrl/ike"
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
@@ -52,6 +53,7 @@ type parts struct {
 	rules      *netfilter.Manager
 	prober     *probe.Prober  // nil if there is none
 	cloud      *cloud.Manager // nil unless the backend is a cloud's
+	ike        *ike.Manager   // nil unless the backend is ipsec
 }
 
 // underlayState is the interface to the other nodes and the state that follows from it.
@@ -289,6 +291,9 @@ func (a *agent) replan() {
 	a.members.update(now)
 	a.setCloud()
 	a.reconciler.SetPlan(plan)
+	if a.ike != nil {
+		a.ike.Set(plan.IKE, plan.AllAssociations())
+	}
 	a.rules.Set(a.desiredRules(plan.State))
 }
 

@@ -71,8 +71,8 @@ func newCloudStatus(s cloud.Status) *control.Cloud {
 	return c
 }
 
-// direct reports whether packets to other nodes' pods leave without a tunnel, so that a node has no
-// overlay device to probe.
+// direct reports whether packets to other nodes' pods leave on the underlay's own device, so that a
+// node has no overlay device to probe.
 func direct(adv backend.Advertisement) bool {
-	return adv.Type == "host-gw" || adv.Cloud.Provider != ""
+	return adv.Type == "host-gw" || adv.Type == "ipsec" || adv.Cloud.Provider != ""
 }

@@ -14,6 +14,7 @@ import (
 
 	"weft/ctrl"
 	"weft/ctrl/backend"
+	"weft/ctrl/ike"
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
@@ -139,6 +140,9 @@ func (d *daemon) newAgent(
 	a.prober = d.newProber(adv.Type)
 	if a.cloud, err = d.openCloud(adv); err != nil {
 		return nil, err
+	}
+	if adv.Type == "ipsec" {
+		a.ike = ike.New(d.log)
 	}
 	d.removeStaleFastPath()
 	if !adv.Userspace {
@@ -272,6 +276,9 @@ func (a *agent) run(ctx context.Context) error {
 	group.Go(func() error { return a.conflicts.checker.Run(ctx) })
 	if a.cloud != nil {
 		group.Go(func() error { return a.cloud.Run(ctx) })
+	}
+	if a.ike != nil {
+		group.Go(func() error { return a.ike.Run(ctx) })
 	}
 	if a.prober != nil {
 		group.Go(func() error {

@@ -44,6 +44,9 @@ func (d *daemon) conditions() []control.Condition {
 	if s.engine != nil {
 		all = append(all, d.engineCondition(s))
 	}
+	if s.ike != nil {
+		all = append(all, s.ipsecCondition())
+	}
 	return all
 }
 

@@ -9,6 +9,7 @@ import (
 	"weft/ctrl"
 	"weft/ctrl/backend"
 	"weft/ctrl/backend/cloud"
+	"weft/ctrl/ike"
 	"weft/ctrl/netfilter"
 	"weft/ctrl/underlay"
 	"weft/dataplane"
@@ -43,6 +44,7 @@ type snapshot struct {
 	reconciler *ctrl.Reconciler
 	rules      *netfilter.Manager
 	prober     *probe.Prober // nil if there is none
+	ike        *ike.Manager  // nil unless the backend is ipsec
 	kernel     *ctrl.Kernel
 	cloud      *cloud.Manager // nil unless the backend is a cloud's
 }
@@ -57,6 +59,7 @@ func (a *agent) publish() {
 		filePath: a.file.path, fileCurrent: a.file.written == a.wantedFile(), fileErr: a.file.err,
 		engine: a.engine, reconciler: a.reconciler, rules: a.rules, prober: a.prober, kernel: a.kernel,
 		cloud: a.cloud,
+		ike:   a.ike,
 	})
 }
 
@@ -112,6 +115,7 @@ func (d *daemon) status() control.Status {
 	}
 	status.KernelTraffic = s.kernelTraffic(status.Nodes)
 	s.addProbe(&status)
+	s.addIPsec(&status)
 	d.describeNodes(&status)
 	return status
 }
