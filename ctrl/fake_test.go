@@ -113,6 +113,8 @@ func applied(s State, o Op) State {
 		s.Tunnels = put(s.Tunnels, o.Verb, x, func(t Tunnel) any { return t.Dev })
 	case Peer:
 		s.Peers = put(s.Peers, o.Verb, x, func(p Peer) any { return Peer{Dev: p.Dev, PublicKey: p.PublicKey} })
+	case Policy:
+		s.Policies = put(s.Policies, o.Verb, x, func(p Policy) any { return p.id() })
 	case Command:
 		s.Commands = put(s.Commands, o.Verb, x, func(c Command) any { return c.ID })
 	}

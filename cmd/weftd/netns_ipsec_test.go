@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -20,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"weft/deploy/lab"
+	"weft/lease/subnetenv"
 )
 
 // ipsecConfig returns a network config with a PSK of the character.
@@ -55,12 +57,34 @@ func checkESP() error {
 	return netlink.XfrmStateDel(s)
 }
 
-// upIPsec starts the daemons and waits until all pods reach each other.
-func (c *cluster) upIPsec() []*member {
+// vmPatience bounds waits in an emulated machine, where these tests usually run.
+const vmPatience = 3 * time.Minute
+
+// emulatedLoss is how many pings, one per 5 ms, may be lost when keys are replaced. The node that is
+// asked for new keys sends with them at once, and the other one has them once it has computed them,
+// which takes long in an emulated machine.
+const emulatedLoss = 100
+
+// withoutRules is for a machine without iptables.
+const withoutRules = "--iptables-forward-rules=false"
+
+// upIPsec starts the daemons of nodes, waits until they are ready and attaches the pods.
+func (c *cluster) upIPsec(nodes []*lab.Node) []*member {
 	c.t.Helper()
-	ds := c.up()
+	var ds []*member
+	for _, n := range nodes {
+		ds = append(ds, c.start(n, withoutRules, "-v=1"))
+	}
 	for _, d := range ds {
-		d.awaitReady()
+		d.awaitPage(vmPatience, "/readyz", func(_ []byte, err error) error { return err })
+		d.attach()
+	}
+	for _, a := range nodes {
+		for _, b := range nodes {
+			if a != b {
+				c.awaitAnswer(vmPatience, a.Pods[0], b.Pods[0])
+			}
+		}
 	}
 	return ds
 }
@@ -174,11 +198,18 @@ func (w *wire) count() (esp, udp, clear int) {
 			clear++
 		case ip[0]>>4 == 4 && ip[9] == unix.IPPROTO_ESP, ip[0]>>4 == 6 && ip[6] == unix.IPPROTO_ESP:
 			esp++
-		case ip[0]>>4 == 4 && ip[9] == unix.IPPROTO_UDP && ip[22] == 4500>>8 && ip[23] == 4500&0xff:
+		case ip[0]>>4 == 4 && ip[9] == unix.IPPROTO_UDP && isESPInUDP(ip[20:]), ip[0]>>4 == 6 && ip[6] == unix.IPPROTO_UDP &&
+			isESPInUDP(ip[40:]):
 			udp++
 		}
 	}
 	return esp, udp, clear
+}
+
+// isESPInUDP reports whether a UDP datagram of port 4500 holds ESP rather than IKE, which begins with
+// 4 zero bytes, or a keepalive (RFC 3948, section 2).
+func isESPInUDP(udp []byte) bool {
+	return len(udp) >= 12 && binary.BigEndian.Uint16(udp[2:]) == 4500 && binary.BigEndian.Uint32(udp[8:]) != 0
 }
 
 // checkESPTraffic sends marked packets both ways and checks that the wire has only ESP.
@@ -231,21 +262,296 @@ func sendMarked(t *testing.T, from *lab.Pod, to netip.AddrPort) {
 // TestNetnsIPsec checks the traffic, then disturbs it.
 func TestNetnsIPsec(t *testing.T) {
 	c := newIPsecCluster(t, lab.Options{}, ipsecConfig("k", ""))
-	ds := c.upIPsec()
-	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
-	t.Run("traffic", func(t *testing.T) {
-		c := c.in(t)
-		c.checkESPTraffic(ds, from.Addr, to.Addr, false)
-	})
+	ds := c.upIPsec(c.Nodes)
+	a, b := c.Nodes[0], c.Nodes[1]
+	from, to := a.Pods[0], b.Pods[0]
+	c.checkESPTraffic(ds, from.Addr, to.Addr, false)
+	net0, net1 := ds[0].env().Subnet.Masked(), ds[1].env().Subnet.Masked()
+	tunnel := func(from, to *lab.Node) string { return fmt.Sprintf(" %v %v reqid 11", from.Addr, to.Addr) }
+	want := []string{
+		fmt.Sprintf("dir fwd %v %v", net1, net0) + tunnel(b, a), fmt.Sprintf("dir in %v %v", net1, net0) + tunnel(b, a),
+		fmt.Sprintf("dir out %v %v", net0, net1) + tunnel(a, b),
+	}
+	if got := policies(t, a); !slices.Equal(got, want) {
+		t.Errorf("policies %q, want %q", got, want)
+	}
 	for _, d := range ds {
-		d.t = t
-		if s := d.status(); s.IPsec == nil || s.IPsec.Established != 1 || s.MTU != 1500-77 ||
-			s.Nodes[0].IPsec == nil || s.Nodes[0].IPsec.Established.IsZero() {
+		s := d.status()
+		if s.IPsec == nil || s.IPsec.Established != 1 || s.MTU != 1500-77 || s.Nodes[0].IPsec == nil ||
+			s.Nodes[0].IPsec.Established.IsZero() || s.Nodes[0].Unreachable != "" {
 			t.Errorf("%s: status %+v %+v", d.node.Name, s.IPsec, s.Nodes)
 		}
+		if log := d.Log(); strings.Contains(log, "kkkk") {
+			t.Errorf("%s: the log holds the PSK:\n%s", d.node.Name, log)
+		}
 	}
-	t.Log(policies(t, c.Nodes[0]), spis(t, c.Nodes[0]))
+	t.Run("rekey", func(t *testing.T) { c.in(t).checkRekey(ds) })
+	t.Run("charon killed", func(t *testing.T) { c.in(t).checkCharonKilled(ds) })
+	t.Run("policy deleted", func(t *testing.T) { c.in(t).checkPolicyDeleted(a, want) })
+	t.Run("restart", func(t *testing.T) { ds[0] = c.in(t).checkIPsecRestart(ds, want) })
+	t.Run("cleanup", func(t *testing.T) { c.in(t).checkIPsecCleanup(ds) })
 }
 
-var _ = syscall.SIGKILL
-var _ = vici.NewMessage
+// adopt makes the daemons those of the cluster's test.
+func (c *cluster) adopt(ds []*member) {
+	for _, d := range ds {
+		d.t = c.t
+	}
+}
+
+// checkRekey replaces the keys while pods ping.
+func (c *cluster) checkRekey(ds []*member) {
+	c.t.Helper()
+	c.adopt(ds)
+	before := spis(c.t, c.Nodes[0])
+	_, check := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	session, err := vici.NewSession(vici.WithAddr("unix", c.Nodes[0].Path("charon.vici")))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	defer session.Close()
+	m := vici.NewMessage()
+	if err := m.Set("child", fmt.Sprintf("%v-%v", ds[0].env().Subnet.Masked(), ds[1].env().Subnet.Masked())); err != nil {
+		c.t.Fatal(err)
+	}
+	if _, err := session.Call(c.t.Context(), "rekey", m); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, d := range ds {
+		await(c.t, vmPatience, d.node.Name+" counts the rekeying", func() error {
+			if n := d.status().Nodes[0].IPsec; n.Rekeys == 0 || n.Rekeyed.IsZero() {
+				return fmt.Errorf("%+v", n)
+			}
+			return nil
+		})
+	}
+	check(emulatedLoss)
+	if after := spis(c.t, c.Nodes[0]); slices.Contains(before, after[0]) && len(after) == len(before) {
+		c.t.Errorf("SPIs %x, before %x", after, before)
+	}
+}
+
+// checkCharonKilled kills charon and, so that its keys are of no use, deletes them.
+func (c *cluster) checkCharonKilled(ds []*member) {
+	c.t.Helper()
+	c.adopt(ds)
+	pid := ds[0].status().IPsec.PID
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		c.t.Fatal(err)
+	}
+	if err := c.Nodes[0].Do(func() error { return netlink.XfrmStateFlush(netlink.XFRM_PROTO_ESP) }); err != nil {
+		c.t.Fatal(err)
+	}
+	await(c.t, vmPatience, "charon is back", func() error {
+		if s := ds[0].status().IPsec; s.Restarts != 1 || s.PID == pid || s.Established != 1 || s.Error != "" {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	c.awaitAnswer(vmPatience, c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	c.checkESPTraffic(ds, c.Nodes[0].Pods[0].Addr, c.Nodes[1].Pods[0].Addr, false)
+}
+
+// checkPolicyDeleted deletes a policy, as another program may.
+func (c *cluster) checkPolicyDeleted(n *lab.Node, want []string) {
+	c.t.Helper()
+	err := n.Do(func() error {
+		all, err := netlink.XfrmPolicyList(netlink.FAMILY_V4)
+		for _, p := range all {
+			if p.Dir == netlink.XFRM_DIR_OUT {
+				return netlink.XfrmPolicyDel(&p)
+			}
+		}
+		return err
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	await(c.t, vmPatience, "the policy is back", func() error {
+		if got := policies(c.t, n); !slices.Equal(got, want) {
+			return fmt.Errorf("%q", got)
+		}
+		return nil
+	})
+}
+
+// awaitHealth waits until the daemon answers.
+func (d *member) awaitHealth() {
+	d.t.Helper()
+	d.awaitPage(vmPatience, "/healthz", func(_ []byte, err error) error { return err })
+}
+
+// end stops the daemon without a limit that an emulated machine may not meet.
+func (d *member) end() {
+	d.t.Helper()
+	if code, err := d.Stop(d.t.Context()); code != 0 || err != nil {
+		d.t.Errorf("%s: exit %d, %v", d.node.Name, code, err)
+	}
+}
+
+// checkIPsecRestart stops a daemon and starts it again while pods ping.
+func (c *cluster) checkIPsecRestart(ds []*member, want []string) *member {
+	c.t.Helper()
+	c.adopt(ds)
+	p, check := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	ds[0].end()
+	c.awaitAnswers(vmPatience, p, 100)
+	if got := policies(c.t, c.Nodes[0]); !slices.Equal(got, want) {
+		c.t.Errorf("policies without a daemon %q, want %q", got, want)
+	}
+	d := c.start(c.Nodes[0], withoutRules, "-v=1")
+	d.awaitHealth()
+	await(c.t, vmPatience, "a new association", func() error {
+		if s := d.status().IPsec; s == nil || s.Established != 1 {
+			return fmt.Errorf("%+v", s)
+		}
+		return nil
+	})
+	c.awaitAnswers(vmPatience, p, 100)
+	check(emulatedLoss)
+	if got := policies(c.t, c.Nodes[0]); !slices.Equal(got, want) {
+		c.t.Errorf("policies after a restart %q, want %q", got, want)
+	}
+	return d
+}
+
+// checkIPsecCleanup adds policies of another program, one of them with the same reqid, and removes
+// those of the daemon.
+func (c *cluster) checkIPsecCleanup(ds []*member) {
+	c.t.Helper()
+	c.adopt(ds)
+	n := c.Nodes[0]
+	foreign := netlink.XfrmPolicy{Src: cidr("10.5.200.0/24"), Dst: cidr("10.5.201.0/24"), Dir: netlink.XFRM_DIR_OUT, Priority: 300000,
+		Tmpls: []netlink.XfrmPolicyTmpl{{Src: n.Addr.AsSlice(), Dst: net.IPv4(192, 0, 2, 9), Proto: netlink.XFRM_PROTO_ESP,
+			Mode: netlink.XFRM_MODE_TUNNEL, Reqid: 11}}}
+	other := foreign
+	other.Dst, other.Priority, other.Tmpls = cidr("10.5.202.0/24"), 0, slices.Clone(foreign.Tmpls)
+	other.Tmpls[0].Reqid = 12
+	if err := n.Do(func() error {
+		if err := netlink.XfrmPolicyAdd(&foreign); err != nil {
+			return err
+		}
+		return netlink.XfrmPolicyAdd(&other)
+	}); err != nil {
+		c.t.Fatal(err)
+	}
+	for _, d := range ds {
+		d.end()
+	}
+	if len(spis(c.t, n)) == 0 {
+		c.t.Error("no security association is left to clean up")
+	}
+	code, output := cleanUp(c.t, n)
+	if code != 0 || strings.Count(output, "removed policy") != 3 || !strings.Contains(output, "removed security associations of") {
+		c.t.Errorf("cleanup: exit %d: %s", code, output)
+	}
+	if got := policies(c.t, n); len(got) != 2 || !strings.Contains(strings.Join(got, "\n"), "10.5.201.0/24") {
+		c.t.Errorf("policies %q, want the two of another program", got)
+	}
+	if left := spis(c.t, n); len(left) > 0 {
+		c.t.Errorf("security associations left: %x", left)
+	}
+}
+
+func cidr(s string) *net.IPNet {
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+// TestNetnsIPsecDualStack has both families, with and without ESP in UDP.
+func TestNetnsIPsecDualStack(t *testing.T) {
+	for _, tt := range []struct {
+		keys string
+		udp  bool
+		mtu  int
+	}{{"", false, 1500 - 97}, {`"UDPEncap":true,`, true, 1500 - 105}} {
+		t.Run(fmt.Sprintf("UDPEncap %t", tt.udp), func(t *testing.T) {
+			network := ipsecConfig("k", `"EnableIPv6":true,"IPv6Network":"fd10:5::/48",`)
+			network = strings.Replace(network, `"Type"`, tt.keys+`"Type"`, 1)
+			c := newIPsecCluster(t, lab.Options{Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}}, network)
+			ds := c.upIPsec(c.Nodes)
+			if mtu := ds[0].env().MTU; mtu != tt.mtu {
+				t.Errorf("MTU %d, want %d", mtu, tt.mtu)
+			}
+			from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
+			c.checkESPTraffic(ds, from.Addr, to.Addr, tt.udp)
+			await(t, vmPatience, "IPv6", func() error {
+				r, err := from.Ping(t.Context(), to.Addr6, lab.Ping{})
+				if err == nil && r.Received == 0 {
+					err = fmt.Errorf("%+v", r)
+				}
+				return err
+			})
+			c.checkESPTraffic(ds, from.Addr6, to.Addr6, tt.udp)
+			if s := ds[0].status(); s.IPsec.Established != 2 || s.Nodes[0].IPsec6.UDP != tt.udp {
+				t.Errorf("status %+v %+v", s.IPsec, s.Nodes[0].IPsec6)
+			}
+			if t.Failed() {
+				t.Log(inNode(t, c.Nodes[0], "cat", "/proc/net/xfrm_stat", "/proc/net/snmp6"))
+				t.Log(inNode(t, c.Nodes[1], "cat", "/proc/net/xfrm_stat", "/proc/net/snmp6"))
+			}
+		})
+	}
+}
+
+// TestNetnsIPsecWrongPSK gives the nodes different keys.
+func TestNetnsIPsecWrongPSK(t *testing.T) {
+	c := newIPsecCluster(t, lab.Options{}, clusterNetwork)
+	var ds []*member
+	for i, n := range c.Nodes {
+		leases := fmt.Sprintf(`{"network": %s, "nodes": [`, ipsecConfig(string(rune('k'+i)), ""))
+		for j, m := range c.Nodes {
+			leases += fmt.Sprintf(`{"name": "%s", "subnet": "10.5.%d.0/24", "publicIP": "%s", "backendType": "ipsec"},`, m.Name, j+1, m.Addr)
+		}
+		c.writeFile(n.Path("weft.yml"), strings.TrimSuffix(leases, ",")+"]}")
+		ds = append(ds, c.startWith(n, "--lease-file=/run/weft.yml", "--node-name="+n.Name, withoutRules, "-v=1"))
+	}
+	for _, d := range ds {
+		d.awaitHealth()
+		await(t, vmPatience, d.node.Name+" reports the PSK", func() error {
+			s := d.status()
+			for _, condition := range s.Conditions {
+				if condition.Name == "ipsec" && !condition.OK && strings.Contains(condition.Reason, "the PSK differs") &&
+					strings.Contains(s.Nodes[0].Unreachable, "AUTHENTICATION_FAILED: the PSK differs") {
+					return nil
+				}
+			}
+			return fmt.Errorf("%+v %+v", s.Conditions, s.Nodes)
+		})
+		if log := d.Log(); strings.Contains(log, "kkkk") || strings.Contains(log, "llll") {
+			t.Errorf("%s: the log holds a PSK:\n%s", d.node.Name, log)
+		}
+	}
+}
+
+// TestNetnsIPsecMixedWithFlannel runs flannel on one node and weftd on the other.
+func TestNetnsIPsecMixedWithFlannel(t *testing.T) {
+	flanneld := otherProgram(t, flanneldVariable, "a real flannel daemon on the other node")
+	for _, config := range []string{ipsecConfig("k", ""), strings.Replace(ipsecConfig("k", ""), `"Type"`, `"UDPEncap":true,"Type"`, 1)} {
+		c := newIPsecCluster(t, lab.Options{}, config)
+		theirs, ours := c.Nodes[0], c.Nodes[1]
+		if _, err := theirs.Start([]string{flanneld, "--etcd-endpoints=" + c.endpoint(), "--iptables-forward-rules=false"}); err != nil {
+			t.Fatal(err)
+		}
+		await(t, vmPatience, "flannel's subnet.env", func() error {
+			env, err := subnetenv.Read(theirs.Path("flannel/subnet.env"))
+			if err != nil {
+				return err
+			}
+			return theirs.Attach(env)
+		})
+		ds := c.upIPsec([]*lab.Node{ours})
+		c.awaitAnswer(vmPatience, theirs.Pods[0], ours.Pods[0])
+		c.checkESPTraffic(ds, theirs.Pods[0].Addr, ours.Pods[0].Addr, strings.Contains(config, "UDPEncap"))
+		theirEnv, err := subnetenv.Read(theirs.Path("flannel/subnet.env"))
+		if err != nil || theirEnv.MTU != ds[0].env().MTU {
+			t.Errorf("flannel's MTU is %d, %v; ours %d", theirEnv.MTU, err, ds[0].env().MTU)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}

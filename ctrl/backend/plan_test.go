@@ -395,6 +395,33 @@ func TestPlan(t *testing.T) {
 					Reason: "lease has no public address in this family"}}},
 		},
 		{
+			name: "ipsec", network: network(t, `{"Type":"ipsec","PSK":"`+psk+`"}`),
+			self: func(l *LocalNode) { l.Iface.Public = addr("192.0.2.1") },
+			peers: []lease.Lease{node(2, "ipsec", "", ""), withoutV6(node(3, "ipsec", "", "")), node(4, "vxlan", "", ""),
+				samePublic(node(5, "ipsec", "", ""))},
+			want: ctrl.State{Networks: nets, IKE: ctrl.IKE{PSK: psk, ESPProposal: defaultESPProposal},
+				FlannelRoutes: former(node(2, "ipsec", "", ""), withoutV6(node(3, "ipsec", "", "")), node(4, "vxlan", "", ""),
+					samePublic(node(5, "ipsec", "", ""))),
+				Associations: []ctrl.Association{toNode2, toNode2v6, toNode3},
+				Policies: []ctrl.Policy{
+					esp("out", "10.5.1.0/24", "10.5.2.0/24", "172.31.0.1", "172.31.0.2"),
+					esp("in", "10.5.2.0/24", "10.5.1.0/24", "172.31.0.2", "172.31.0.1"),
+					esp("fwd", "10.5.2.0/24", "10.5.1.0/24", "172.31.0.2", "172.31.0.1"),
+					esp("out", "fd10:5:0:1::/64", "fd10:5:0:2::/64", "fd31::1", "fd31::2"),
+					esp("in", "fd10:5:0:2::/64", "fd10:5:0:1::/64", "fd31::2", "fd31::1"),
+					esp("fwd", "fd10:5:0:2::/64", "fd10:5:0:1::/64", "fd31::2", "fd31::1"),
+					esp("out", "10.5.1.0/24", "10.5.3.0/24", "172.31.0.1", "172.31.0.3"),
+					esp("in", "10.5.3.0/24", "10.5.1.0/24", "172.31.0.3", "172.31.0.1"),
+					esp("fwd", "10.5.3.0/24", "10.5.1.0/24", "172.31.0.3", "172.31.0.1"),
+				},
+				Unreachable: []ctrl.Unreachable{
+					{Node: "n4", Subnet: prefix("10.5.4.0/24"), Reason: "backend is vxlan, this node's is ipsec"},
+					{Node: "n4", Subnet: prefix("fd10:5:0:4::/64"), Reason: "backend is vxlan, this node's is ipsec"},
+					{Node: "n5", Subnet: prefix("10.5.5.0/24"), Reason: "has the public address 172.31.0.2 of node n2"},
+					{Node: "n5", Subnet: prefix("fd10:5:0:5::/64"), Reason: "has the public address fd31::2 of node n2"},
+				}},
+		},
+		{
 			name: "families that only one side has", network: network(t, `{"Type":"host-gw"}`),
 			lease: func(l *lease.Lease) { l.Subnet6 = netip.Prefix{} },
 			peers: []lease.Lease{node(2, "host-gw", "", "")},
@@ -429,6 +456,10 @@ func dumpState(s ctrl.State) string {
 	v := reflect.ValueOf(s)
 	var out strings.Builder
 	for i := range v.NumField() {
+		if v.Field(i).Kind() != reflect.Slice {
+			fmt.Fprintf(&out, "  %s %+v\n", v.Type().Field(i).Name, v.Field(i).Interface())
+			continue
+		}
 		for j := range v.Field(i).Len() {
 			fmt.Fprintf(&out, "  %s %+v\n", v.Type().Field(i).Name, v.Field(i).Index(j).Interface())
 		}

@@ -17,8 +17,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-
-	"github.com/strongswan/govici/vici"
 )
 
 const (
@@ -65,7 +63,10 @@ func startCharon(log *slog.Logger) (*charon, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := removeStalePID(pidPath); err != nil {
+	if err := checkRunning(pidPath); err != nil {
+		return nil, err
+	}
+	if err := removeStale(pidPath, socketPath); err != nil {
 		return nil, err
 	}
 	c := &charon{path: path, ended: make(chan struct{})}
@@ -129,45 +130,54 @@ func (c *charon) endError() error {
 }
 
 // connect opens a VICI session, as soon as charon listens.
-func (c *charon) connect(ctx context.Context) (*vici.Session, error) {
+func (c *charon) connect(ctx context.Context) (client, error) {
 	deadline := time.After(startTime)
 	for {
-		s, err := vici.NewSession(vici.WithAddr("unix", socketPath))
+		s, err := newClient()
 		if err == nil {
 			return s, nil
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return client{}, ctx.Err()
 		case <-c.ended:
-			return nil, c.endError()
+			return client{}, c.endError()
 		case <-deadline:
-			return nil, fmt.Errorf("charon does not listen on %s after %v: %w", socketPath,
+			return client{}, fmt.Errorf("charon does not listen on %s after %v: %w", socketPath,
 				startTime, err)
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }
 
-// removeStalePID removes the files of a charon that was killed, which the next one would take for
-// its own or for those of a running process. It fails if a charon runs that is not a child: two
-// cannot share the ports.
-func removeStalePID(path string) error {
-	text, err := os.ReadFile(path)
-	if err == nil {
-		pid, parseErr := strconv.Atoi(strings.TrimSpace(string(text)))
-		if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); parseErr == nil &&
-			err == nil && strings.HasPrefix(string(name), "charon") {
-			return fmt.Errorf("another charon runs (process %d, %s): stop the strongSwan service "+
-				"of this host", pid, path)
+// checkRunning fails if a charon runs that is not a child: two cannot share the ports.
+func checkRunning(pidPath string) error {
+	text, err := os.ReadFile(pidPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look for another charon: %w", err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return nil // not written yet, or by another program
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err == nil && strings.HasPrefix(string(name), "charon") {
+		return fmt.Errorf("another charon runs (process %d, %s): stop the strongSwan service of this "+
+			"host", pid, pidPath)
+	}
+	return nil
+}
+
+// removeStale removes files of a charon that was killed. The next one would refuse to start if
+// another process has the number in its PID file.
+func removeStale(paths ...string) error {
+	for _, path := range paths {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("file of an earlier charon: %w", err)
 		}
-		err = os.Remove(path)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("file of an earlier charon: %w", err)
-	}
-	if err := os.Remove(socketPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("socket of an earlier charon: %w", err)
 	}
 	return nil
 }

@@ -79,7 +79,27 @@ func connName(a ctrl.Association) string {
 func childName(a ctrl.Association) string { return fmt.Sprintf("%v-%v", a.LocalNet, a.RemoteNet) }
 
 // client sends commands to charon.
-type client struct{ session *vici.Session }
+type client struct {
+	session *vici.Session
+	sas     chan vici.Event // answers of list-sas
+}
+
+// maxAssociations bounds the answers of list-sas that are kept. Two per node and family are usual at
+// most.
+const maxAssociations = 1 << 14
+
+// newClient opens a session.
+func newClient() (client, error) {
+	s, err := vici.NewSession(vici.WithAddr("unix", socketPath))
+	return client{session: s, sas: make(chan vici.Event, maxAssociations)}, err
+}
+
+// listen makes list possible. govici's CallStreaming, for commands that answer with events, would
+// take the end for one of several events that wait, and then the rest for the next answer.
+func (c client) listen() error {
+	c.session.NotifyEvents(c.sas)
+	return c.session.Subscribe("list-sa")
+}
 
 // call sends a command with the fields of the struct message.
 func (c client) call(ctx context.Context, command string, message any) error {
@@ -132,11 +152,6 @@ func (c client) initiate(ctx context.Context, a ctrl.Association) error {
 		initiateMessage{IKE: connName(a), Child: childName(a), Timeout: doNotWait})
 }
 
-// rekey replaces the keys of an association.
-func (c client) rekey(ctx context.Context, a ctrl.Association) error {
-	return c.call(ctx, "rekey", map[string]string{"child": childName(a), "ike": connName(a)})
-}
-
 // Parts of the answers of list-sas.
 type (
 	saMessage struct {
@@ -164,17 +179,20 @@ func (c client) list(ctx context.Context) (map[string]found, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	all := map[string]found{}
-	for m, err := range c.session.CallStreaming(ctx, "list-sas", "list-sa", nil) {
-		if err != nil {
-			return nil, fmt.Errorf("charon: list-sas: %w", err)
+	_, err := c.session.Call(ctx, "list-sas", nil)
+	for len(c.sas) > 0 && err == nil {
+		sas := map[string]saMessage{}
+		e, open := <-c.sas
+		if !open {
+			break // the next command fails
 		}
-		var sas map[string]saMessage
-		if err := vici.UnmarshalMessage(m, &sas); err != nil {
-			return nil, fmt.Errorf("charon: list-sas: %w", err)
-		}
+		err = vici.UnmarshalMessage(e.Message, sas)
 		for name, sa := range sas {
 			all[name] = all[name].with(sa, time.Now())
 		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("charon: list-sas: %w", err)
 	}
 	return all, nil
 }

@@ -115,17 +115,25 @@ func (m *Manager) runOnce(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, process.kill()) }()
-	session, err := process.connect(ctx)
+	c, err := process.connect(ctx)
 	if err != nil {
 		return err
 	}
-	defer session.Close()
-	events := make(chan vici.Event, eventQueue)
-	session.NotifyEvents(events)
-	if err := session.Subscribe("ike-updown", "child-updown", "child-rekey", "log"); err != nil {
+	defer c.session.Close()
+	if err := c.listen(); err != nil {
 		return err
 	}
-	c := client{session}
+	listener, err := process.connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer listener.session.Close()
+	events := make(chan vici.Event, eventQueue)
+	listener.session.NotifyEvents(events)
+	if err := listener.session.Subscribe("ike-updown", "child-updown", "child-rekey",
+		"log"); err != nil {
+		return err
+	}
 	version, err := c.version(ctx)
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ type Status struct {
 	PID      int
 	Since    time.Time // of the start of charon
 	Restarts uint64    // of a charon that had started
-	Err      error // why charon does not run or cannot be configured; nil if it is
+	Err      error     // why charon does not run or cannot be configured; nil if it is
 	Peers    map[ctrl.Association]Peer
 }
 

@@ -133,11 +133,11 @@ func (a *agent) syncConflicts() {
 	a.replan()
 }
 
-// conflictQuery returns the addresses that the plan in place concerns. The alloc and extension
+// conflictQuery returns the addresses that the plan in place concerns. The alloc, extension and ipsec
 // backends have no routes of their own.
 func (a *agent) conflictQuery() conflict.Query {
 	adv := a.backend.Advertisement()
-	if adv.Type == "alloc" || adv.Type == "extension" {
+	if adv.Type == "alloc" || adv.Type == "extension" || adv.Type == "ipsec" {
 		return conflict.Query{}
 	}
 	q := conflict.Query{
