@@ -50,7 +50,8 @@ const (
 
 // table returns all metrics: names, help texts, labels and the source of their values.
 func table() []metric {
-	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics(), deviceMetrics(), cloudMetrics())
+	return slices.Concat(stateMetrics(), probeMetrics(), trafficMetrics(), deviceMetrics(),
+		ipsecMetrics(), cloudMetrics())
 }
 
 func stateMetrics() []metric {

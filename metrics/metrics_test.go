@@ -44,6 +44,7 @@ func full() Snapshot {
 		Kernel: &KernelTraffic{Devices: []DeviceTraffic{{"flannel.1", Volume{41, 4100}, Volume{42, 4200}, 43, 44}}},
 		Cloud: []CloudCall{{"gce", "routes.list", 51, map[string]uint64{"denied": 52, "throttled": 53}},
 			{"gce", "metadata", 54, nil}},
+		IPsec:            &IPsec{51, 52, 53},
 		ReconcilerInSync: true,
 		KernelRepairs:    13,
 		RulesInPlace:     true,
@@ -133,6 +134,9 @@ weft_device_bytes_total{device="flannel.1",direction="out"} 4100
 weft_device_bytes_total{device="flannel.1",direction="in"} 4200
 weft_device_dropped_total{device="flannel.1",direction="out"} 43
 weft_device_dropped_total{device="flannel.1",direction="in"} 44
+weft_ipsec_associations{state="established"} 51
+weft_ipsec_associations{state="missing"} 52
+weft_ipsec_charon_restarts_total 53
 weft_cloud_calls_total{call="metadata",provider="gce"} 54
 weft_cloud_calls_total{call="routes.list",provider="gce"} 51
 weft_cloud_errors_total{call="routes.list",kind="denied",provider="gce"} 52
@@ -200,6 +204,8 @@ func TestAbsentMetrics(t *testing.T) {
 			"weft_engine_feature", "weft_node_packets_total", "weft_node_bytes_total"}},
 		{"no kernel backend", func(s *Snapshot) { s.Kernel = nil }, []string{"weft_device_packets_total",
 			"weft_device_bytes_total", "weft_device_dropped_total"}},
+		{"no ipsec", func(s *Snapshot) { s.IPsec = nil }, []string{"weft_ipsec_associations",
+			"weft_ipsec_charon_restarts_total"}},
 		{"no probe", func(s *Snapshot) { s.Probe = nil }, []string{"weft_probe_nodes", "weft_probe_echoes_total",
 			"weft_probe_loss_ratio", "weft_probe_rtt_seconds", "weft_probe_small_mtu_nodes",
 			"weft_probe_path_mtu_bytes"}},

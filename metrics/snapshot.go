@@ -33,6 +33,9 @@ type Snapshot struct {
 	// Cloud counts the calls of a cloud's API; empty for other backends.
 	Cloud []CloudCall
 
+	// IPsec is nil unless the backend is ipsec.
+	IPsec *IPsec
+
 	// ReconcilerInSync reports whether the kernel matched the desired state when last checked.
 	ReconcilerInSync bool
 	// KernelRepairs counts the changes that undid changes by other programs.
@@ -160,6 +163,12 @@ type KernelTraffic struct {
 	// WireGuard's headers.
 	Nodes []NodeTraffic `json:"nodes,omitempty"`
 	Error string        `json:"error,omitempty"` // why the counters cannot be read; not a metric
+}
+
+// IPsec is the state of the security associations.
+type IPsec struct {
+	Established, Missing int    // associations with other nodes
+	Restarts             uint64 // of charon
 }
 
 // DeviceTraffic is the traffic of an overlay device since its creation.

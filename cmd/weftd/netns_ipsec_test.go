@@ -60,9 +60,9 @@ func checkESP() error {
 // vmPatience bounds waits in an emulated machine, where these tests usually run.
 const vmPatience = 3 * time.Minute
 
-// emulatedLoss is how many pings, one per 5 ms, may be lost when keys are replaced. The node that is
-// asked for new keys sends with them at once, and the other one has them once it has computed them,
-// which takes long in an emulated machine.
+// emulatedLoss is how many pings, one per 5 ms, may be lost when keys are replaced. The node that
+// is asked for new keys sends with them at once, and the other one has them once it has computed
+// them, which takes long in an emulated machine.
 const emulatedLoss = 100
 
 // withoutRules is for a machine without iptables.
@@ -206,8 +206,8 @@ func (w *wire) count() (esp, udp, clear int) {
 	return esp, udp, clear
 }
 
-// isESPInUDP reports whether a UDP datagram of port 4500 holds ESP rather than IKE, which begins with
-// 4 zero bytes, or a keepalive (RFC 3948, section 2).
+// isESPInUDP reports whether a UDP datagram of port 4500 holds ESP rather than IKE, which begins
+// with 4 zero bytes, or a keepalive (RFC 3948, section 2).
 func isESPInUDP(udp []byte) bool {
 	return len(udp) >= 12 && binary.BigEndian.Uint16(udp[2:]) == 4500 && binary.BigEndian.Uint32(udp[8:]) != 0
 }

@@ -29,5 +29,5 @@ type check struct {
 // checks lists all checks, causes before symptoms.
 func checks() []check {
 	return slices.Concat(daemonChecks(), storeChecks(), kernelChecks(), deviceChecks(), routeChecks(),
-		filterChecks(), nodeChecks(), probeChecks())
+		filterChecks(), nodeChecks(), ipsecChecks(), probeChecks())
 }

@@ -62,6 +62,9 @@ type Daemon struct {
 		Error   string `json:"error"`
 		Repairs uint64 `json:"repairs"`
 	} `json:"rules"`
+	IPsec *struct {
+		Error string `json:"error"`
+	} `json:"ipsec"`
 	Traffic *Traffic `json:"traffic"`
 }
 

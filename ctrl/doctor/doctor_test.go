@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"os"
@@ -202,6 +203,17 @@ var faults = []struct {
 	}},
 	{"tunnel-blocked", silence},
 	{"node-down", func(f *Facts) { silence(f); f.Nodes[0].Probes.Direct.Received = 0 }},
+	{"charon-down", func(f *Facts) {
+		if err := json.Unmarshal([]byte(`{"ipsec": {"error": "charon is not in PATH"}}`), &f.Daemon); err != nil {
+			panic(err)
+		}
+	}},
+	{"ipsec-missing", func(f *Facts) {
+		status := `{"ipsec": {}, "nodes": [{"name": "n2", "unreachable": "no IPsec security association: the PSK differs"}]}`
+		if err := json.Unmarshal([]byte(status), &f.Daemon); err != nil {
+			panic(err)
+		}
+	}},
 	{"not-ready", func(f *Facts) { f.Daemon.Conditions = unmet("engine", "no queues") }},
 }
 

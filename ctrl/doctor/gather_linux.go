@@ -131,7 +131,8 @@ func (g gathering) findNodes() {
 			subnet = d.Subnet6
 		}
 		if subnet.IsValid() {
-			unplanned := hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
+			// With ipsec, a node needs neither a route nor an address inside the overlay.
+			unplanned := g.Daemon.Backend == "ipsec" || hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
 			g.Nodes = append(g.Nodes, Node{Name: d.Name, Subnet: subnet, Public: d.Public,
 				Unplanned: unplanned, Path: d.Path})
 		}

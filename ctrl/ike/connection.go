@@ -84,8 +84,8 @@ type client struct {
 	sas     chan vici.Event // answers of list-sas
 }
 
-// maxAssociations bounds the answers of list-sas that are kept. Two per node and family are usual at
-// most.
+// maxAssociations bounds the answers of list-sas that are kept. At most two per node and family are
+// usual.
 const maxAssociations = 1 << 14
 
 // newClient opens a session.

@@ -133,8 +133,8 @@ func (a *agent) syncConflicts() {
 	a.replan()
 }
 
-// conflictQuery returns the addresses that the plan in place concerns. The alloc, extension and ipsec
-// backends have no routes of their own.
+// conflictQuery returns the addresses that the plan in place concerns. The alloc, extension and
+// ipsec backends have no routes of their own.
 func (a *agent) conflictQuery() conflict.Query {
 	adv := a.backend.Advertisement()
 	if adv.Type == "alloc" || adv.Type == "extension" || adv.Type == "ipsec" {

@@ -32,6 +32,9 @@ func metricsSnapshot(s control.Status) metrics.Snapshot {
 	if s.Cloud != nil {
 		m.Cloud = s.Cloud.Calls
 	}
+	if i := s.IPsec; i != nil {
+		m.IPsec = &metrics.IPsec{Established: i.Established, Missing: i.Missing, Restarts: i.Restarts}
+	}
 	for _, c := range s.Conditions {
 		m.Conditions = append(m.Conditions, metrics.Condition{Name: c.Name, OK: c.OK})
 	}
