@@ -17,7 +17,7 @@ func TestNewInvalid(t *testing.T) {
 	}{
 		{"no type", `{}`, nil,
 			`unknown backend type "", want one of ali-vpc, alloc, aws-vpc, extension, gce, host-gw, ipip, ipsec, tencent-vpc, udp, vxlan, wireguard`},
-		{"unknown type", `{"Type":"IPSec"}`, nil, `unknown backend type "tunnel", want one of`},
+		{"unknown type", `{"Type":"Tunnel"}`, nil, `unknown backend type "tunnel", want one of`},
 		{"udp port", `{"Type":"udp","Port":65536}`, nil, "udp backend: config key Port is 65536, want 1 to 65535"},
 		{"wrong form", `{"Type":"udp","Port":"x"}`, nil,
 			"udp backend: config key Port is \"x\", want a whole number"},
