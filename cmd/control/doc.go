@@ -19,6 +19,9 @@ const (
 	// ClusterPath answers with a Cluster: the daemon asks the other nodes. Where the status page is
 	// served, the health server has it, too.
 	ClusterPath = "/v1/cluster"
+	// TracePath takes the values of a Watch and answers with Sightings whenever they change, until
+	// the client goes. The health server has it, for the clients of --metrics.
+	TracePath = "/v1/trace"
 	// RowPath answers with a Row. The health server has it, for the clients of --metrics.
 	RowPath = "/v1/row"
 )

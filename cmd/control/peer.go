@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -32,7 +34,10 @@ const (
 
 // peerClient asks other nodes directly, without a proxy, and follows none of them elsewhere.
 var peerClient = http.Client{
-	Transport: &http.Transport{DisableKeepAlives: true},
+	Transport: &http.Transport{
+		DisableKeepAlives: true, ResponseHeaderTimeout: peerTimeout,
+		DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext,
+	},
 	CheckRedirect: func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse
 	},
@@ -41,16 +46,28 @@ var peerClient = http.Client{
 // AskPeer requests a path of another node's health server and decodes the answer into v. It asks
 // the node's public address first, and then, through the overlay, that of its device.
 func AskPeer(ctx context.Context, n Node, port uint16, path string, v any) error {
-	var first error
-	for _, a := range n.askable() {
-		err := askAddr(ctx, netip.AddrPortFrom(a, port), path, v)
-		if err == nil || ctx.Err() != nil || errors.Is(err, ErrNotPermitted) ||
-			errors.Is(err, ErrNotServed) {
+	ctx, cancel := context.WithTimeout(ctx, 2*peerTimeout)
+	defer cancel()
+	return askPeer(n, func(a netip.Addr) error {
+		body, err := request(ctx, netip.AddrPortFrom(a, port), path, nil)
+		if err != nil {
 			return err
 		}
-		if first == nil {
-			first = err
+		defer body.Close()
+		return json.NewDecoder(io.LimitReader(body, maxPeerAnswer)).Decode(v)
+	})
+}
+
+// askPeer calls ask with the addresses of a node until the node answers, be it with a refusal. The
+// error is that of the first address.
+func askPeer(n Node, ask func(netip.Addr) error) error {
+	var first error
+	for _, a := range n.askable() {
+		err := ask(a)
+		if err == nil || errors.Is(err, ErrNotPermitted) || errors.Is(err, ErrNotServed) {
+			return err
 		}
+		first = cmp.Or(first, err)
 	}
 	if first == nil {
 		return fmt.Errorf("no address of %s is known", n.Name)
@@ -72,14 +89,15 @@ func (n Node) askable() []netip.Addr {
 	return all
 }
 
-func askAddr(ctx context.Context, at netip.AddrPort, path string, v any) error {
-	ctx, cancel := context.WithTimeout(ctx, peerTimeout)
-	defer cancel()
-	u := url.URL{Scheme: "http", Path: path,
+// request requests a path and returns the answer, which the caller must close.
+func request(
+	ctx context.Context, at netip.AddrPort, path string, query url.Values,
+) (io.ReadCloser, error) {
+	u := url.URL{Scheme: "http", Path: path, RawQuery: query.Encode(),
 		Host: net.JoinHostPort(at.Addr().String(), strconv.Itoa(int(at.Port())))}
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	response, err := peerClient.Do(request)
 	if err != nil {
@@ -87,19 +105,22 @@ func askAddr(ctx context.Context, at netip.AddrPort, path string, v any) error {
 		if errors.As(err, &failed) {
 			err = failed.Err
 		}
-		if errors.Is(err, context.DeadlineExceeded) {
+		var timeout net.Error
+		if errors.As(err, &timeout) && timeout.Timeout() {
 			err = fmt.Errorf("no answer from %s within %v", at, peerTimeout)
 		}
-		return err
+		return nil, err
 	}
-	defer response.Body.Close()
 	switch response.StatusCode {
 	case http.StatusOK:
-		return json.NewDecoder(io.LimitReader(response.Body, maxPeerAnswer)).Decode(v)
+		return response.Body, nil
 	case http.StatusForbidden:
-		return ErrNotPermitted
+		err = ErrNotPermitted
 	case http.StatusNotFound:
-		return ErrNotServed
+		err = ErrNotServed
+	default:
+		text, _ := io.ReadAll(io.LimitReader(response.Body, maxErrorText)) // the status is enough
+		err = fmt.Errorf("%s: %s", response.Status, strings.TrimSpace(string(text)))
 	}
-	return errors.New(response.Status)
+	return nil, errors.Join(err, response.Body.Close())
 }

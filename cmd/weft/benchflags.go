@@ -66,6 +66,9 @@ func (f *benchFlags) register(flags *pflag.FlagSet) {
 	flags.BoolVar(&f.quick, "quick", false, "few short measurements, about two minutes; not for publication")
 	flags.BoolVar(&f.full, "full", false, "also fan-out to 100 nodes, mode nic, MTU 9000, ten rounds and --ablation; takes many hours")
 	flags.StringVar(&f.out, "out", "result.json", "`file` for the result; - is the standard output")
+	flags.BoolFunc("json", "print the result, like --out=-", func(string) error {
+		return flags.Set("out", "-")
+	})
 }
 
 // applyPresets applies --quick and --full to the flags that were not given.

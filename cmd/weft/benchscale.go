@@ -20,6 +20,7 @@ import (
 func newBenchScale() *cobra.Command {
 	o := scale.Options{Patience: time.Minute}
 	var daemon, weftd string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "scale",
 		Short: "measure one daemon among thousands of nodes that come and go",
@@ -34,7 +35,7 @@ func newBenchScale() *cobra.Command {
 				}
 				o.Daemon = []string{weftd, "--iptables-forward-rules=false"}
 			}
-			status, err := lab.Run(func() int { return scaleInside(o) })
+			status, err := lab.Run(func() int { return scaleInside(o, asJSON) })
 			return errors.Join(err, cli.ExitStatus(status))
 		},
 	}
@@ -46,15 +47,19 @@ func newBenchScale() *cobra.Command {
 	f.IntSliceVar(&o.Rates, "rates", []int{10, 100, 1000}, "changes per second")
 	f.DurationVar(&o.Duration, "duration", 20*time.Second, "time of each measurement")
 	f.DurationVar(&o.Outage, "outage", 10*time.Second, "outage of the store; 0: none")
+	cli.AddJSON(cmd, &asJSON)
 	return cmd
 }
 
 // scaleInside runs as the lab's first process.
-func scaleInside(o scale.Options) int {
+func scaleInside(o scale.Options, asJSON bool) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	figures, err := scale.Measure(ctx, o, os.Stderr)
-	if figures != nil {
+	switch {
+	case figures != nil && asJSON:
+		err = errors.Join(err, cli.WriteJSON(os.Stdout, figures))
+	case figures != nil:
 		err = errors.Join(err, figures.Write(os.Stdout))
 	}
 	if err != nil {

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +19,7 @@ var update = flag.Bool("update", false, "write docs/commands.md")
 const commandsHead = `# The weft command
 
 ` + "`weft`" + ` is the operator's tool. Each command has ` + "`-h`" + `; ` + "`weft completion`" + ` prints a completion script for
-a shell, ` + "`weft man DIR`" + ` writes manual pages.
+a shell, ` + "`weft man DIR`" + ` writes manual pages. Each command that prints takes ` + "`--json`" + `.
 
 Commands that look at a node ask its daemon through the control socket
 (` + "`--control-socket`" + `, ` + "`/run/weft/weftd.sock`" + `), which is for root. In Kubernetes:
@@ -68,6 +70,33 @@ func writeReference(b *strings.Builder, cmd *cobra.Command) {
 			fmt.Fprintf(b, "\n```\n%s```\n", flags)
 		}
 		writeReference(b, c)
+	}
+}
+
+// TestEveryCommandHasJSON excepts commands that print nothing but a file in the format of another
+// program.
+func TestEveryCommandHasJSON(t *testing.T) {
+	without := []string{"weft test serve", "weft bench report", "weft docker-opts", "weft help", "weft completion"}
+	var check func(cmd *cobra.Command)
+	check = func(cmd *cobra.Command) {
+		for _, c := range cmd.Commands() {
+			if c.Hidden || slices.Contains(without, c.CommandPath()) {
+				continue
+			}
+			if c.Flags().Lookup("json") == nil {
+				t.Errorf("%s has no --json", c.CommandPath())
+			}
+			check(c)
+		}
+	}
+	check(newRoot())
+}
+
+func TestVersionJSON(t *testing.T) {
+	status, out, problems := weft(t, "", "version", "--json")
+	var v map[string]string
+	if err := json.Unmarshal([]byte(out), &v); err != nil || status != 0 || v["go"] == "" || v["arch"] == "" {
+		t.Errorf("exit status %d, %v:\n%s%s", status, err, out, problems)
 	}
 }
 

@@ -51,6 +51,7 @@ type demoFlags struct {
 	weftd string
 	args  string
 	keep  bool
+	json  bool
 }
 
 // newDemo returns weft demo.
@@ -61,6 +62,9 @@ func newDemo() *cobra.Command {
 		Short: "run three nodes with pods on this machine",
 		Args:  cli.Operands(),
 		RunE: func(*cobra.Command, []string) error {
+			if f.keep && f.json {
+				return errors.New("--keep and --json exclude each other")
+			}
 			if err := findDaemon(&f.weftd); err != nil {
 				return err
 			}
@@ -74,6 +78,7 @@ func newDemo() *cobra.Command {
 		"additional `flags` for every daemon, separated by spaces")
 	flags.BoolVar(&f.keep, "keep", false,
 		"keep the lab running until Ctrl-C, and print commands to inspect it")
+	flags.BoolVar(&f.json, "json", false, "print a line of JSON per step")
 	return cmd
 }
 
@@ -96,7 +101,7 @@ func demoInside(f demoFlags, out io.Writer) int {
 	exited := d.exitedDaemons()
 	if cerr := d.close(); err == nil && cerr != nil {
 		err = cerr
-		fmt.Fprintln(out, "FAILED: close the lab:", cerr)
+		d.printFailure(fmt.Errorf("close the lab: %w", cerr))
 	}
 	if err != nil {
 		return 1
@@ -133,8 +138,13 @@ func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
 func (e *stepError) Unwrap() error { return e.err }
 
 func (d *demonstration) log(subject, format string, args ...any) {
-	fmt.Fprintf(d.out, "%5.1fs  %-6s %s\n", time.Since(d.start).Seconds(), subject,
-		fmt.Sprintf(format, args...))
+	e := demoEvent{Seconds: time.Since(d.start).Seconds(), Subject: subject,
+		Text: fmt.Sprintf(format, args...)}
+	if d.flags.json {
+		d.encode(e)
+		return
+	}
+	fmt.Fprintf(d.out, "%5.1fs  %-6s %s\n", e.Seconds, e.Subject, e.Text)
 }
 
 func (d *demonstration) run(ctx context.Context) error {

@@ -31,12 +31,26 @@ type daemonStatus struct {
 // table prints a row per node, from the daemons' metrics and status and from the kernel's counters.
 func (d *demonstration) table(ctx context.Context) error {
 	dropped := map[string]float64{}
-	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nNODE\tADDRESS\tLEASE\tEXPIRES IN\tDEVICE\tMTU\tPACKETS OUT/IN\tMB OUT/IN\tDROPS\tUNDERLAY FRAMES OUT/IN")
+	rows := make([]demoRow, len(d.lab.Nodes))
 	for i, n := range d.lab.Nodes {
-		if err := d.row(ctx, w, i, dropped); err != nil {
+		var err error
+		if rows[i], err = d.row(ctx, i, dropped); err != nil {
 			return &stepError{i, "read the counters of " + n.Name, err}
 		}
+	}
+	if d.flags.json {
+		d.encode(struct {
+			Nodes   []demoRow          `json:"nodes"`
+			Dropped map[string]float64 `json:"dropped"`
+		}{rows, dropped})
+		return nil
+	}
+	w := tabwriter.NewWriter(d.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "\nNODE\tADDRESS\tLEASE\tEXPIRES IN\tDEVICE\tMTU\tPACKETS OUT/IN\tMB OUT/IN\tDROPS\tUNDERLAY FRAMES OUT/IN")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.0f/%.0f\t%.0f/%.0f\t%.0f\t%d/%d\n",
+			r.Node, r.Address, r.Lease, time.Until(r.Expires).Round(time.Minute), r.Device, r.MTU,
+			r.PacketsOut, r.PacketsIn, r.BytesOut/1e6, r.BytesIn/1e6, r.Drops, r.FramesOut, r.FramesIn)
 	}
 	fmt.Fprintln(w)
 	if err := w.Flush(); err != nil {
@@ -54,47 +68,82 @@ var dropRemarks = map[string]string{
 	"neighbour_message": " (harmless: router solicitations of the kernel; a TUN has no neighbours)",
 }
 
-func (d *demonstration) row(ctx context.Context, w *tabwriter.Writer, i int,
-	dropped map[string]float64) error {
+// demoRow is the state of a node at the end.
+type demoRow struct {
+	Node       string       `json:"node"`
+	Address    netip.Addr   `json:"address"`
+	Lease      netip.Prefix `json:"lease"`
+	Expires    time.Time    `json:"expires"`
+	Device     string       `json:"device"`
+	MTU        int          `json:"mtu"`
+	PacketsOut float64      `json:"packets_out"`
+	PacketsIn  float64      `json:"packets_in"`
+	BytesOut   float64      `json:"bytes_out"`
+	BytesIn    float64      `json:"bytes_in"`
+	Drops      float64      `json:"drops"`
+	FramesOut  uint64       `json:"underlay_frames_out"`
+	FramesIn   uint64       `json:"underlay_frames_in"`
+}
+
+// demoEvent is a step of the demo.
+type demoEvent struct {
+	Seconds float64 `json:"seconds"` // since the start
+	Subject string  `json:"subject"`
+	Text    string  `json:"text"`
+}
+
+// encode prints a line of JSON. As with the other output, an error has no other place to go.
+func (d *demonstration) encode(v any) { _ = json.NewEncoder(d.out).Encode(v) }
+
+func (d *demonstration) row(
+	ctx context.Context, i int, dropped map[string]float64,
+) (r demoRow, err error) {
 	node := d.lab.Nodes[i]
 	m, err := bench.Scrape(ctx, d.health(i))
 	if err != nil {
-		return err
+		return r, err
 	}
 	page, err := bench.GetInside(ctx, node.NS, d.health(i), "/status")
 	if err != nil {
-		return err
+		return r, err
 	}
 	var s daemonStatus
 	if err := json.Unmarshal(page, &s); err != nil {
-		return fmt.Errorf("read status: %w", err)
+		return r, fmt.Errorf("read status: %w", err)
 	}
 	device, err := node.Link(s.Device)
 	if err != nil {
-		return err
+		return r, err
 	}
 	underlay, err := node.Link("eth0")
 	if err != nil {
-		return err
+		return r, err
 	}
 	out, in := m[`weft_packets_total{direction="out"}`], m[`weft_packets_total{direction="in"}`]
 	if out == 0 || in == 0 {
-		return errors.New("the daemon counted no packets, although pods reached each other")
+		return r, errors.New("the daemon counted no packets, although pods reached each other")
 	}
 	for reason, n := range m.ByLabel("weft_drops_total", "reason") {
 		if n > 0 {
 			dropped[reason] += n
 		}
 	}
-	fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%.0f/%.0f\t%.0f/%.0f\t%.0f\t%d/%d\n",
-		node.Name, node.Addr, s.Lease.Subnet, time.Until(s.Lease.Expires).Round(time.Minute), s.Device, device.MTU, out, in,
-		m[`weft_bytes_total{direction="out"}`]/1e6, m[`weft_bytes_total{direction="in"}`]/1e6,
-		m.Sum("weft_drops_total"), underlay.Counters.TxPackets, underlay.Counters.RxPackets)
-	return nil
+	return demoRow{
+		Node: node.Name, Address: node.Addr, Lease: s.Lease.Subnet, Expires: s.Lease.Expires,
+		Device: s.Device, MTU: device.MTU, PacketsOut: out, PacketsIn: in,
+		BytesOut:  m[`weft_bytes_total{direction="out"}`],
+		BytesIn:   m[`weft_bytes_total{direction="in"}`],
+		Drops:     m.Sum("weft_drops_total"),
+		FramesOut: uint64(underlay.Counters.TxPackets), FramesIn: uint64(underlay.Counters.RxPackets),
+	}, nil
 }
 
 // printFailure prints the error and the end of the log of the daemons concerned.
 func (d *demonstration) printFailure(err error) {
+	if d.flags.json {
+		d.encode(map[string]string{"error": err.Error()})
+		return
+	}
 	fmt.Fprintln(d.out, "FAILED:", err)
 	for _, i := range failedNodes(err) {
 		p := d.daemons[i]

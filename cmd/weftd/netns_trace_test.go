@@ -11,10 +11,19 @@ import (
 // traceCase is a trace and the step that must fail; an empty one means that the packet arrives.
 type traceCase struct {
 	name       string
-	make, undo string // in the first node
+	make, undo string // in the first node, or in the second one if far is set
+	far        bool
 	args       []string
 	fails      string // name of the step
 	evidence   string // part of that step's, or of the last one's
+}
+
+// place returns the index of the node with the fault.
+func (c traceCase) place() int {
+	if c.far {
+		return 1
+	}
+	return 0
 }
 
 // trace runs weft trace in the first node and compares the result.
@@ -46,6 +55,7 @@ func TestNetnsTrace(t *testing.T) {
 	d := newDoctorLab(t, clusterNetwork)
 	own, peer := d.Nodes[0].Pods[0].Addr.String(), d.Nodes[1].Pods[0].Addr.String()
 	host, absent := d.Nodes[0].Addr.String(), d.daemons[0].env().Subnet.Masked().Addr().Prev().Prev().String()
+	nobody := d.Nodes[1].Pods[0].Addr.Next().Next().Next().String()
 	const link = "ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up; "
 	const table = "nft add table inet fw; nft 'add chain inet fw f { type filter hook "
 	for _, c := range []traceCase{
@@ -53,6 +63,27 @@ func TestNetnsTrace(t *testing.T) {
 		{name: "from a pod of another node", args: []string{peer, own, "icmp"}, evidence: "second half of the way"},
 		{name: "from the host", args: []string{host, peer, "--send"}, evidence: "answers echoes to 10.5."},
 		{name: "sent to a closed port", args: []string{host, peer, "tcp", "--send"}, evidence: "so packets arrive"},
+		{name: "dropped behind the overlay", args: []string{host, peer, "--send"}, far: true, fails: "probe",
+			evidence: "flannel0 in ", undo: "nft delete table inet fw",
+			make: table + "forward priority 0; }'; nft add rule inet fw f ip protocol icmp drop"},
+		{name: "UDP dropped behind the overlay", args: []string{host, peer, "udp/53", "--send"}, far: true, fails: "probe",
+			evidence: "flannel0 in ", undo: "nft delete table inet fw",
+			make: table + "forward priority 0; }'; nft add rule inet fw f udp dport 53 drop"},
+		{name: "TCP dropped behind the overlay", args: []string{host, peer, "tcp/80", "--send"}, far: true, fails: "probe",
+			evidence: "flannel0 in ", undo: "nft delete table inet fw",
+			make: table + "forward priority 0; }'; nft add rule inet fw f tcp dport 80 drop"},
+		{name: "to an address without a pod", args: []string{host, nobody, "--send"}, fails: "probe",
+			evidence: "flannel0 in "},
+		{name: "a pod that does not answer", args: []string{host, peer, "udp/53", "--send"}, far: true,
+			evidence: "cni0 out 1", undo: "nft delete table bridge fw",
+			make: "nft add table bridge fw; nft 'add chain bridge fw f { type filter hook input priority 0; }'; " +
+				"nft add rule bridge fw f icmp type destination-unreachable drop"},
+		{name: "tunnel dropped at the other node", args: []string{host, peer, "--send"}, far: true, fails: "other node",
+			evidence: "node2: eth0 in ", undo: "nft delete table inet fw",
+			make: table + "input priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
+		{name: "answers dropped at the other node", args: []string{host, peer, "--send"}, far: true, fails: "other node",
+			evidence: "cni0 in ", undo: "nft delete table inet fw",
+			make: table + "output priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
 		{name: "to an address of no node", args: []string{own, absent}, fails: "lease", evidence: "no node has"},
 		{name: "forwarding off", args: []string{own, peer}, fails: "forwarding", evidence: "ip_forward is 0",
 			make: "echo 0 >/proc/sys/net/ipv4/ip_forward", undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},
@@ -78,12 +109,12 @@ func TestNetnsTrace(t *testing.T) {
 			d.t = t
 			defer func() {
 				if c.undo != "" {
-					d.shell(0, c.undo)
+					d.shell(c.place(), c.undo)
 				}
 				d.t = outer
 			}()
 			if c.make != "" {
-				d.shell(0, c.make)
+				d.shell(c.place(), c.make)
 			}
 			d.trace(c)
 		})

@@ -33,7 +33,8 @@ type echoRequest struct {
 	wait     time.Duration // for an answer to each
 	// whole forbids fragmentation, whatever path MTU the kernel knows.
 	whole    bool
-	priority int // of the socket (SO_PRIORITY)
+	priority int    // of the socket (SO_PRIORITY)
+	mark     []byte // in the packets and their answers; nil means none
 }
 
 // ICMP types (RFC 792, RFC 4443) and header sizes in bytes.
@@ -132,6 +133,7 @@ func (r echoRequest) packet(id, seq uint16) []byte {
 		header, typ = header6, echoType6
 	}
 	b := make([]byte, max(r.size-header, icmp))
+	copy(b[icmp:], r.mark)
 	b[0] = typ
 	binary.BigEndian.PutUint16(b[4:], id)
 	binary.BigEndian.PutUint16(b[6:], seq)
@@ -221,7 +223,9 @@ func pathMTU(fd int, dst netip.Addr) int {
 
 // pokePort sends a datagram of one byte to a UDP port and returns the error that it causes, nil if
 // there is none for as long as wait. A failure to look counts as none.
-func pokePort(ctx context.Context, to netip.AddrPort, wait time.Duration) (answer error) {
+func pokePort(
+	ctx context.Context, to netip.AddrPort, payload []byte, wait time.Duration,
+) (answer error) {
 	domain, level, option := unix.AF_INET, unix.IPPROTO_IP, unix.IP_RECVERR
 	if to.Addr().Is6() {
 		domain, level, option = unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVERR
@@ -234,7 +238,7 @@ func pokePort(ctx context.Context, to netip.AddrPort, wait time.Duration) (answe
 	if err := unix.Connect(fd, sockaddr(to)); err != nil {
 		return err
 	}
-	if err := unix.Send(fd, []byte{0}, 0); err != nil {
+	if err := unix.Send(fd, payload, 0); err != nil {
 		return err
 	}
 	deadline := time.Now().Add(wait)

@@ -28,6 +28,8 @@ type Options struct {
 	// Priority is the socket priority of echoes that the fast path of the udp backend leaves to the
 	// packet engine: what carries few packets by another way must not hide that way's faults.
 	Priority int
+	// Watch looks for the packets of a trace; nil if there is no daemon to ask.
+	Watch WatchFunc
 }
 
 // maxProbed is the number of nodes that are probed and whose packets are traced. A fault of this

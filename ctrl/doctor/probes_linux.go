@@ -108,7 +108,7 @@ func (g gathering) probeNode(ctx context.Context, n *Node) {
 	if p.Small.Received == 0 {
 		p.Usual = echo(ctx, usual)
 		if port := g.tunnelPort(); port != 0 && n.Public.IsValid() {
-			p.Port = pokePort(ctx, netip.AddrPortFrom(n.Public, port), probeWait)
+			p.Port = pokePort(ctx, netip.AddrPortFrom(n.Public, port), []byte{0}, probeWait)
 		}
 		return
 	}

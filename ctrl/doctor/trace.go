@@ -129,6 +129,8 @@ type sent struct {
 	failed error  // reason that the destination's side gave
 	// counted describes the counters that changed meanwhile.
 	counted []string
+	// watched is what the nodes saw of the packets, this node first; empty if none looked.
+	watched []Watched
 }
 
 // trace judges the observations in the order of the packet's way. Steps after one that fails are
@@ -471,6 +473,8 @@ func (w *way) sendStep() []Step {
 			Remedy:   "no program listens there, or a filter rejects the packet; trace without a port"})
 	case w.sent.failed != nil:
 		steps = append(steps, failed("probe", "", "%v%s", w.sent.failed, counted)...)
+	case len(w.sent.watched) > 0:
+		steps = append(steps, w.seenStep())
 	default:
 		s := Step{Name: "probe", Outcome: Unknown,
 			Evidence: fmt.Sprintf("no answer from %s to packets of this host%s", w.flow.Dst, counted)}

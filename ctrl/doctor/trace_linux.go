@@ -98,19 +98,25 @@ func (g gathering) send(ctx context.Context, w *way) *sent {
 		s.target = echo(ctx, echoRequest{src: g.source(), dst: w.node.Target, size: echoSize,
 			tries: probeTries, wait: probeWait})
 	}
+	probe := newTraceProbe(w.flow, g.source())
+	done := func() []Watched { return nil }
+	if g.options.Watch != nil && !w.local() {
+		done = g.options.Watch(ctx, probe.marked(w.node))
+	}
 	switch w.flow.Protocol {
 	case protocolTCP:
-		s.sendTCP(ctx, w.flow)
+		s.sendTCP(ctx, w.flow, probe)
 	case protocolUDP:
-		s.sendUDP(ctx, w.flow)
+		s.sendUDP(ctx, w.flow, probe)
 	default:
-		e := echo(ctx, echoRequest{src: g.source(), dst: w.flow.Dst, size: echoSize, tries: traceProbes,
-			wait: probeWait})
+		e := echo(ctx, echoRequest{src: g.source(), dst: w.flow.Dst, size: probe.size, tries: traceProbes,
+			wait: probeWait, mark: probe.mark})
 		s.failed = e.Err
 		if e.Received > 0 {
 			s.answer = fmt.Sprintf("%s answers echoes, RTT %v", w.flow.Dst, e.RTT.Round(time.Microsecond))
 		}
 	}
+	s.watched = done()
 	after := g.counters(ctx)
 	for _, c := range after {
 		for _, b := range before {
@@ -122,8 +128,11 @@ func (g gathering) send(ctx context.Context, w *way) *sent {
 	return s
 }
 
-func (s *sent) sendTCP(ctx context.Context, flow Flow) {
+func (s *sent) sendTCP(ctx context.Context, flow Flow, probe traceProbe) {
 	d := net.Dialer{Timeout: tcpWait}
+	if probe.from.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(probe.from)
+	}
 	begin := time.Now()
 	c, err := d.DialContext(ctx, "tcp", netip.AddrPortFrom(flow.Dst, max(flow.Port, probePort)).String())
 	took := time.Since(begin).Round(time.Microsecond)
@@ -140,8 +149,8 @@ func (s *sent) sendTCP(ctx context.Context, flow Flow) {
 	}
 }
 
-func (s *sent) sendUDP(ctx context.Context, flow Flow) {
-	err := pokePort(ctx, netip.AddrPortFrom(flow.Dst, max(flow.Port, probePort)), probeWait)
+func (s *sent) sendUDP(ctx context.Context, flow Flow, probe traceProbe) {
+	err := pokePort(ctx, netip.AddrPortFrom(flow.Dst, max(flow.Port, probePort)), probe.payload(), probeWait)
 	if errors.Is(err, unix.ECONNREFUSED) && flow.Port == 0 {
 		s.answer = fmt.Sprintf("%s refuses port %d, so packets arrive", flow.Dst, probePort)
 		return

@@ -23,6 +23,12 @@ type Source struct {
 	// FastPath is the UDP port of the overlay, to record the inner packets that the kernel's fast
 	// path sends and receives on an interface to other nodes; 0 means the packets of the device.
 	FastPath uint16
+	// Lengths selects packets by their whole length in bytes, at most 200 different ones; nil means
+	// all.
+	Lengths []int
+	// Received selects what the device passes to this host, of the family of Received; the zero
+	// value also what is sent. Other than that, it does not pause the fast path of a TUN device.
+	Received netip.Addr
 	// Node returns the name of the node that has an inner address, at the inner point, or an outer
 	// one. At the outer point, only packets of nodes are recorded.
 	Node func(netip.Addr) string
@@ -46,6 +52,8 @@ type Listener struct {
 	buf    []byte
 	meta   Meta
 	kernel selection
+
+	lengths string // of source, encoded
 }
 
 // Listen opens a packet socket on a device in the calling thread's network namespace, as the i-th
@@ -53,7 +61,7 @@ type Listener struct {
 //
 // In a Partial session, the kernel takes the sample and copies no more than the snapshot length.
 func (s *Session) Listen(i int, source Source) (*Listener, error) {
-	fd, err := openPacketSocket(source.Device)
+	fd, err := openPacketSocket(source.Device, source.protocol())
 	if err != nil {
 		return nil, fmt.Errorf("capture on %s: %w", source.Device, err)
 	}
@@ -64,7 +72,7 @@ func (s *Session) Listen(i int, source Source) (*Listener, error) {
 	l := &Listener{
 		source: source, ring: s.rings[s.workers+i], only: only.Matcher(), fd: fd,
 		buf:  make([]byte, MaxSnapLen),
-		meta: Meta{Worker: -1, Device: source.Device},
+		meta: Meta{Worker: -1, Device: source.Device}, lengths: lengthsOf(source.Lengths),
 	}
 	if err := l.choose(); err != nil {
 		return nil, errors.Join(fmt.Errorf("capture on %s: %w", source.Device, err), l.Close())
@@ -75,7 +83,7 @@ func (s *Session) Listen(i int, source Source) (*Listener, error) {
 // choose makes the kernel select packets, if that has changed.
 func (l *Listener) choose() error {
 	session := l.ring.session
-	want := selection{fastPath: l.source.FastPath, sample: 1, snapLen: MaxSnapLen}
+	want := selection{fastPath: l.source.FastPath, lengths: l.lengths, sample: 1, snapLen: MaxSnapLen}
 	if session.Partial() {
 		want.sample = int(session.sample.Load())
 		want.snapLen = session.options.SnapLen + maxOuterHeader
@@ -91,8 +99,20 @@ func (l *Listener) choose() error {
 	return nil
 }
 
-// openPacketSocket returns a socket that receives all packets of a device without their link layer.
-func openPacketSocket(device string) (int, error) {
+// protocol returns the protocol that a packet socket is to receive.
+func (s Source) protocol() uint16 {
+	switch {
+	case s.Received.Is4():
+		return unix.ETH_P_IP
+	case s.Received.Is6():
+		return unix.ETH_P_IPV6
+	}
+	return unix.ETH_P_ALL
+}
+
+// openPacketSocket returns a socket that receives the packets of a device without their link layer:
+// those of all protocols, sent and received, or those of one protocol that are received.
+func openPacketSocket(device string, protocol uint16) (int, error) {
 	ifi, err := net.InterfaceByName(device)
 	if err != nil {
 		return -1, err
@@ -106,7 +126,7 @@ func openPacketSocket(device string) (int, error) {
 	err = errors.Join(
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, deviceBuffer),
 		unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout),
-		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL), Ifindex: ifi.Index}),
+		unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: htons(protocol), Ifindex: ifi.Index}),
 	)
 	if err != nil {
 		return -1, errors.Join(err, unix.Close(fd))

@@ -12,6 +12,7 @@ import (
 // anything.
 type selection struct {
 	fastPath uint16 // only what the fast path carries, to this UDP port; 0 means all packets
+	lengths  string // only packets of these lengths; see lengthsOf
 	sample   int    // one packet in so many, at random
 	snapLen  int    // bytes to copy
 }
@@ -37,6 +38,9 @@ func (s selection) program() []bpf.Instruction {
 	if s.fastPath != 0 {
 		p = append(p, fastPathProgram(s.fastPath)...)
 	}
+	if len(s.lengths) > 0 {
+		p = append(p, lengthProgram(s.lengths)...)
+	}
 	if s.sample > 1 {
 		limit := uint32(math.MaxUint32 / uint32(s.sample))
 		p = append(p, bpf.LoadExtension{Num: bpf.ExtRand},
@@ -44,6 +48,26 @@ func (s selection) program() []bpf.Instruction {
 			bpf.RetConstant{Val: 0})
 	}
 	return append(p, bpf.RetConstant{Val: uint32(s.snapLen)})
+}
+
+// lengthsOf encodes lengths so that a selection is comparable.
+func lengthsOf(lengths []int) string {
+	var runes []rune
+	for _, n := range lengths {
+		runes = append(runes, rune(n))
+	}
+	return string(runes)
+}
+
+// lengthProgram ends the filter for packets of other lengths, which are those of [lengthsOf].
+func lengthProgram(lengths string) []bpf.Instruction {
+	p := []bpf.Instruction{bpf.LoadExtension{Num: bpf.ExtLen}}
+	left := len([]rune(lengths))
+	for _, n := range lengths {
+		p = append(p, bpf.JumpIf{Cond: bpf.JumpEqual, Val: uint32(n), SkipTrue: uint8(left)})
+		left--
+	}
+	return append(p, bpf.RetConstant{Val: 0})
 }
 
 // fastPathProgram ends the filter for packets that no BPF program of package fastpath has sent: the

@@ -3,6 +3,7 @@ package capture
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 	"testing"
 
 	"golang.org/x/net/bpf"
@@ -83,6 +84,24 @@ func TestSelectionSample(t *testing.T) {
 	}
 	if len((selection{sample: 1, snapLen: 64}).program()) != 1 {
 		t.Error("a sample of all packets is random")
+	}
+}
+
+// TestSelectionLengths runs the filter for packets of some lengths, as many as a trace has.
+func TestSelectionLengths(t *testing.T) {
+	var lengths []int
+	for i := range 28 {
+		lengths = append(lengths, 101+3*i)
+	}
+	vm, err := bpf.NewVM(selection{lengths: lengthsOf(lengths), sample: 1, snapLen: 512}.program())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range 300 {
+		got, err := vm.Run(make([]byte, n))
+		if err != nil || (got > 0) != slices.Contains(lengths, n) {
+			t.Errorf("%d bytes: %d, %v", n, got, err)
+		}
 	}
 }
 

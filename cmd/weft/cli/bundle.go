@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -48,10 +49,10 @@ func newBundle(b buildinfo.Info) *cobra.Command {
 			if all {
 				parts = append(parts, clusterPart(&c, port))
 			}
-			return writeBundle(cmd, file, parts)
+			return writeBundle(cmd, c.json, file, parts)
 		},
 	}
-	c.registerSocket(cmd)
+	c.register(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "add the answers of all nodes of the cluster")
 	cmd.Flags().Uint16Var(&port, "health-port", 0,
 		"`port` of the nodes' health servers for --all (default: this node's)")
@@ -109,13 +110,16 @@ func clusterPart(a *asking, port uint16) bundle.Part {
 			return nil, err
 		}
 		var b bytes.Buffer
-		err = writeJSON(&b, answers)
+		err = WriteJSON(&b, answers)
 		return b.Bytes(), err
 	}}
 }
 
 // writeBundle writes the archive and lists the parts that could not be read.
-func writeBundle(cmd *cobra.Command, file string, parts []bundle.Part) (err error) {
+func writeBundle(cmd *cobra.Command, asJSON bool, file string, parts []bundle.Part) (err error) {
+	if asJSON && file == "-" {
+		return usageError{cmd, errors.New("--json needs the name of a file: set --output")}
+	}
 	host, err := os.Hostname()
 	if err != nil {
 		return err
@@ -138,6 +142,16 @@ func writeBundle(cmd *cobra.Command, file string, parts []bundle.Part) (err erro
 		w = f
 	}
 	unread, err := bundle.Write(cmd.Context(), w, name, parts)
+	if asJSON {
+		result := struct {
+			File   string   `json:"file"`
+			Unread []string `json:"unread"`
+		}{file, []string{}}
+		for _, u := range unread {
+			result.Unread = append(result.Unread, fmt.Sprint(u))
+		}
+		return errors.Join(err, WriteJSON(cmd.OutOrStdout(), result))
+	}
 	for _, u := range unread {
 		fmt.Fprintln(cmd.ErrOrStderr(), "weft: not in the bundle:", u)
 	}

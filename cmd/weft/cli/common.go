@@ -81,7 +81,7 @@ type asking struct {
 // register adds the flags to a command.
 func (a *asking) register(cmd *cobra.Command) {
 	a.registerSocket(cmd)
-	cmd.Flags().BoolVar(&a.json, "json", false, "print JSON")
+	AddJSON(cmd, &a.json)
 }
 
 // registerSocket adds the flag of the control socket alone.
@@ -93,8 +93,13 @@ func (a *asking) registerSocket(cmd *cobra.Command) {
 // client returns a client for the daemon.
 func (a *asking) client() *control.Client { return control.NewClient(a.socket) }
 
-// writeJSON prints v as indented JSON.
-func writeJSON(w io.Writer, v any) error {
+// AddJSON adds the flag --json to a command.
+func AddJSON(cmd *cobra.Command, p *bool) {
+	cmd.Flags().BoolVar(p, "json", false, "print JSON")
+}
+
+// WriteJSON prints v as indented JSON.
+func WriteJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(v)

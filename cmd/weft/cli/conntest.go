@@ -114,7 +114,7 @@ func parseServices(all []string) (services []netip.AddrPort, err error) {
 func (o *testOptions) print(w io.Writer, results []conntest.Result) error {
 	var err error
 	if o.json {
-		err = writeJSON(w, struct {
+		err = WriteJSON(w, struct {
 			OK      bool              `json:"ok"`
 			Results []conntest.Result `json:"results"`
 		}{conntest.OK(results), results})

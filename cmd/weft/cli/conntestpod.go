@@ -61,7 +61,7 @@ func newTestRun() *cobra.Command {
 			} else {
 				source.Pod = conntest.Here{}
 			}
-			return writeJSON(cmd.OutOrStdout(), conntest.Run(cmd.Context(), source, plan.Targets))
+			return WriteJSON(cmd.OutOrStdout(), conntest.Run(cmd.Context(), source, plan.Targets))
 		},
 	}
 }

@@ -46,7 +46,7 @@ func newDoctor() *cobra.Command {
 				return examineCluster(cmd, &a, report, port)
 			}
 			if a.json {
-				err = writeJSON(cmd.OutOrStdout(), report)
+				err = WriteJSON(cmd.OutOrStdout(), report)
 			} else {
 				err = report.Text(cmd.OutOrStdout(), verbose)
 			}

@@ -36,7 +36,7 @@ func examineCluster(cmd *cobra.Command, a *asking, own doctor.Report, port uint1
 	reports := append([]nodeReport{{Name: self.Node, Report: &own}},
 		examineNodes(cmd.Context(), self.Nodes, port)...)
 	if a.json {
-		err = writeJSON(cmd.OutOrStdout(), reports)
+		err = WriteJSON(cmd.OutOrStdout(), reports)
 	} else {
 		err = printReports(cmd, reports)
 	}

@@ -36,7 +36,7 @@ func showKernel(w io.Writer, asJSON bool, subnetFile string, reason error) error
 		return err
 	}
 	if asJSON {
-		return writeJSON(w, k)
+		return WriteJSON(w, k)
 	}
 	var p screen
 	daemon := "not running"

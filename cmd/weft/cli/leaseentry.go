@@ -28,7 +28,7 @@ func newLeaseEntry() *cobra.Command {
 					e.Name)
 			}
 			if a.json {
-				return writeJSON(cmd.OutOrStdout(), e)
+				return WriteJSON(cmd.OutOrStdout(), e)
 			}
 			line, err := json.Marshal(e)
 			if err != nil {

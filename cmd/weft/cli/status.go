@@ -64,7 +64,7 @@ type statusFlags struct {
 func show(w io.Writer, asJSON bool, v any, page *screen) error {
 	var err error
 	if asJSON {
-		err = writeJSON(w, v)
+		err = WriteJSON(w, v)
 	} else {
 		err = page.write(w, wantsColor(w))
 	}

@@ -13,6 +13,7 @@ func newTrace() *cobra.Command {
 	var (
 		a    asking
 		send bool
+		port uint16
 		o    = doctor.Options{}
 	)
 	cmd := &cobra.Command{
@@ -22,6 +23,9 @@ func newTrace() *cobra.Command {
 			"neighbours, routes and policy rules, packet filters, devices, the node that has the destination,\n" +
 			"the underlay and the MTU. SRC is a pod of this node, this host, or, for the second half of the\n" +
 			"way, a pod of another node. PROTOCOL is icmp, tcp or udp.\n\n" +
+			"With --send, it sends marked packets from this host. This node and the other one look for them\n" +
+			"on their bridge, overlay device and interface, and without an answer the last step tells where\n" +
+			"they ended.\n\n" +
 			"The exit status is 1 if the packet does not arrive.",
 		Example: "  weft trace 10.5.1.2 10.5.2.3 tcp/80\n  weft trace 10.5.1.1 10.5.2.3 --send",
 		Args: func(cmd *cobra.Command, args []string) error {
@@ -36,13 +40,13 @@ func newTrace() *cobra.Command {
 			if err != nil {
 				return usageError{cmd, err}
 			}
-			o.Status = a.rawStatus
+			o.Status, o.Watch = a.rawStatus, a.watch(port)
 			trace, err := doctor.TraceFlow(cmd.Context(), flow, o, send)
 			if err != nil {
 				return err
 			}
 			if a.json {
-				err = writeJSON(cmd.OutOrStdout(), trace)
+				err = WriteJSON(cmd.OutOrStdout(), trace)
 			} else {
 				err = trace.Text(cmd.OutOrStdout())
 			}
@@ -54,6 +58,8 @@ func newTrace() *cobra.Command {
 	}
 	a.register(cmd)
 	cmd.Flags().BoolVar(&send, "send", false, "send such packets from this host and show where they end")
+	cmd.Flags().Uint16Var(&port, "health-port", 0,
+		"`port` of the other node's health server for --send (default: this node's)")
 	cmd.Flags().StringVar(&o.SubnetFile, "subnet-file", doctor.DefaultSubnetFile,
 		"`path` of the daemon's subnet file")
 	return cmd

@@ -32,6 +32,7 @@ func (d *daemon) endpoints() []endpoint {
 		{"GET " + control.CapturePath, http.HandlerFunc(d.serveCapture)},
 		{"GET " + control.LeaseEntryPath, withDeadline(http.HandlerFunc(d.serveLeaseEntry))},
 		{"GET " + control.TopPath, http.HandlerFunc(d.serveTop)},
+		{"GET " + control.TracePath, http.HandlerFunc(d.watchPackets)},
 		{"GET " + control.RowPath, withDeadline(rowHandler(d.status))},
 		{"GET " + control.ClusterPath,
 			withDeadline(newMatrix(d.status, requestedPort(d.cfg.Health.Port)))},

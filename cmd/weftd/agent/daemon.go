@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -32,9 +33,10 @@ type daemon struct {
 
 	// inUse is the interface to the other nodes; it outlasts a change of the network config. Nil
 	// before the first.
-	inUse   atomic.Pointer[underlay.Iface]
-	hints   kube.NodeHints // from the cluster; zero without one
-	hearing hearing        // of other nodes
+	inUse    atomic.Pointer[underlay.Iface]
+	hints    kube.NodeHints // from the cluster; zero without one
+	hearing  hearing        // of other nodes
+	watching sync.Mutex     // held while it looks for packets of a trace
 	// configErr is why the last change of the network config was rejected; nil if it is in force.
 	configErr atomic.Pointer[error]
 }

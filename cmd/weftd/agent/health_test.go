@@ -30,6 +30,9 @@ import (
 type fixedSource control.Status
 
 func (s fixedSource) conditions() []control.Condition { return s.Conditions }
+func (s fixedSource) watchPackets(w http.ResponseWriter, _ *http.Request) {
+	answer(w, http.StatusOK, "sightings")
+}
 func (s fixedSource) status() control.Status {
 	s.Ready, _ = allMet(s.Conditions)
 	return control.Status(s)
@@ -100,6 +103,8 @@ func TestHealthPaths(t *testing.T) {
 		{"/v1/row", remoteClient, local, ready, 403, "/v1/row is for clients on this node\n"},
 		{"/v1/row", remoteClient, off, ready, 403, ""},
 		{"/v1/row", localClient, off, ready, 200, "{\n  \"node\""},
+		{"/v1/trace", remoteClient, all, ready, 200, "sightings"},
+		{"/v1/trace", remoteClient, local, ready, 403, ""},
 		{"/v1/cluster", remoteClient, pageAll, ready, 200, "{\n  \"nodes\": 1"},
 		{"/v1/cluster", remoteClient, pageLocal, ready, 403, ""},
 		{"/v1/cluster", localClient, all, ready, 404, ""},

@@ -76,8 +76,12 @@ func (d *daemon) record(o capture.Options) (*recording, error) {
 	if err != nil {
 		return nil, err
 	}
+	return startRecording(p, sources, o)
+}
+
+func startRecording(p place, sources []capture.Source, o capture.Options) (r *recording, err error) {
 	o.Listeners = len(sources)
-	r := &recording{place: p, stop: func() {}}
+	r = &recording{place: p, stop: func() {}}
 	if p.engine != nil {
 		r.session, r.stop, err = p.engine.Capture(o)
 	} else {
