@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -8,9 +9,9 @@ import (
 	"weft/lease/ordered"
 )
 
-// candidates is the number of free subnets that Choose draws from, as in flannel. Nodes that start
-// together then rarely choose the same one.
-const candidates = 100
+// Candidates is the number of free subnets that Choose draws from by default, as in flannel. Nodes
+// that start together then rarely choose the same one.
+const Candidates = 100
 
 // Choice is the result of Choose.
 type Choice struct {
@@ -24,7 +25,7 @@ type Choice struct {
 
 // Choose selects subnets for a node that overlap no existing lease of another node. In order of
 // preference: a lease of the node that fits the config; the remaining family of one that no longer
-// does (a family was enabled or disabled); the previous subnet; one of up to 100 free subnets,
+// does (a family was enabled or disabled); the previous subnet; one of the first free subnets,
 // chosen by random, which returns a number in [0,n). It fails with ErrNoSubnet. An existing lease
 // that cannot be read is passed with its subnets only.
 func Choose(r Request, existing []Lease, random func(n int) int) (Choice, error) {
@@ -35,13 +36,14 @@ func Choose(r Request, existing []Lease, random func(n int) int) (Choice, error)
 			return c, nil
 		}
 	}
+	d := draw{cmp.Or(r.Candidates, Candidates), random}
 	for _, p := range r.Network.pools() {
 		var wanted []netip.Prefix
 		for _, i := range c.Own {
 			wanted = append(wanted, p.family.pick(existing[i].Subnet, existing[i].Subnet6))
 		}
 		wanted = append(wanted, p.family.pick(r.Previous, r.Previous6))
-		got, err := p.choose(wanted, p.taken(existing, c.Own), random)
+		got, err := p.choose(wanted, p.taken(existing, c.Own), d)
 		if err != nil {
 			return Choice{}, err
 		}
@@ -89,19 +91,25 @@ func (p pool) taken(existing []Lease, own []int) []netip.Prefix {
 	return taken
 }
 
+// draw is how to choose from the free subnets: one of the first ones, by random.
+type draw struct {
+	candidates int
+	random     func(n int) int
+}
+
 // choose returns the first free subnet of wanted, else a random free subnet.
-func (p pool) choose(wanted, taken []netip.Prefix, random func(n int) int) (netip.Prefix, error) {
+func (p pool) choose(wanted, taken []netip.Prefix, d draw) (netip.Prefix, error) {
 	for _, w := range wanted {
 		if p.fits(w) && !slices.ContainsFunc(taken, w.Overlaps) {
 			return w, nil
 		}
 	}
-	free := p.free(taken, candidates)
+	free := p.free(taken, d.candidates)
 	if len(free) == 0 {
 		return netip.Prefix{}, fmt.Errorf("%w: all subnets from %s/%d to %s/%d are leased",
 			ErrNoSubnet, p.min, p.length, p.max, p.length)
 	}
-	return free[random(len(free))], nil
+	return free[d.random(len(free))], nil
 }
 
 // free returns up to limit subnets, starting at min, that overlap none of taken, which is ordered

@@ -172,8 +172,8 @@ func TestChooseFullPool(t *testing.T) {
 func TestChooseCandidates(t *testing.T) {
 	r := Request{Network: mustParseNetwork(t, `{"Network":"10.0.0.0/8"}`), Attrs: Attrs{PublicIP: addr("192.0.2.1")}}
 	var limit int
-	if _, err := Choose(r, nil, func(n int) int { limit = n; return 0 }); err != nil || limit != candidates {
-		t.Errorf("random called with %d, want %d; error %v", limit, candidates, err)
+	if _, err := Choose(r, nil, func(n int) int { limit = n; return 0 }); err != nil || limit != Candidates {
+		t.Errorf("random called with %d, want %d; error %v", limit, Candidates, err)
 	}
 }
 
@@ -202,7 +202,7 @@ func TestPoolFreeReference(t *testing.T) {
 	for range 2000 {
 		p := networks[rng.IntN(len(networks))].pools()[0]
 		taken := randomTaken(rng, p)
-		limit := 1 + rng.IntN(2*candidates)
+		limit := 1 + rng.IntN(2*Candidates)
 		if got, want := p.free(taken, limit), slowFree(p, taken, limit); !slices.Equal(got, want) {
 			t.Fatalf("pool %+v taken %v limit %d:\n got %v\nwant %v", p, taken, limit, got, want)
 		}

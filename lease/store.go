@@ -24,6 +24,8 @@ type Request struct {
 	Node    string // host name
 	// Previous and Previous6 are the node's previous subnets (from subnet.env); zero if none.
 	Previous, Previous6 netip.Prefix
+	// Candidates is the number of free subnets that Choose draws from. The default is Candidates.
+	Candidates int
 }
 
 // Store keeps the leases of all nodes. The etcd, file and kube stores implement it and pass

@@ -1,21 +1,29 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"weft/lease"
 )
 
-// claimTries bounds the races that one Claim may lose. Each lost race is a subnet won by another
-// node.
-const claimTries = 50
+const (
+	// claimTries bounds the races that one Claim may lose. Each lost race is a subnet won by
+	// another node.
+	claimTries = 50
+	// maxCandidates bounds the free subnets that a claim draws from after lost races.
+	maxCandidates = 32 * lease.Candidates
+)
 
 // Claim takes a lease; see the package documentation for how.
 func (s *Store) Claim(ctx context.Context, r lease.Request) (lease.Lease, error) {
@@ -53,7 +61,9 @@ func (s *Store) claim(ctx context.Context, k *weftKeys, r lease.Request) (lease.
 			c.refresh(got.Responses)
 			continue
 		}
-		if !c.overlapped(got) {
+		c.written(got)
+		if !c.overlapped() {
+			s.keep(c.ks)
 			return s.finish(ctx, c, got.Header.Revision), nil
 		}
 		if err := s.undo(ctx, c, got.Header.Revision); err != nil {
@@ -80,7 +90,10 @@ type claim struct {
 	entry    entry   // the key as known; the zero entry if it must be created
 	reserved bool    // the key is a reservation: it has no etcd lease and gets none
 	replaced []entry // this node's other keys, which the new one replaces
-	compared []string
+
+	// Set by commit:
+	compared []string // keys, in the order of the responses if the transaction fails
+	current  bool     // the key and the node record need no write; their etcd lease is extended
 
 	// Etcd leases, reused by the next attempt.
 	leaseID, ownerLeaseID clientv3.LeaseID
@@ -167,7 +180,10 @@ func (c *claim) existing() ([]entry, []lease.Lease) {
 }
 
 // refresh updates the state of the compared keys after a failed transaction, from its responses.
+// The next attempt draws from more subnets, as other nodes choose, too.
 func (c *claim) refresh(responses []*etcdserverpb.ResponseOp) {
+	var put []*mvccpb.KeyValue
+	var missing []string
 	for i, key := range c.compared {
 		kvs := responses[i].GetResponseRange().Kvs
 		name, isOwner := c.keys.ownerName(key)
@@ -177,42 +193,78 @@ func (c *claim) refresh(responses []*etcdserverpb.ResponseOp) {
 		case isOwner:
 			c.owners[name] = parseOwner(kvs[0])
 		case len(kvs) == 0:
-			c.ks.remove([]byte(key))
+			missing = append(missing, key)
 		default:
-			c.ks.put(kvs[0])
+			put = append(put, kvs[0])
 		}
 	}
+	c.ks.amend(put, missing)
+	c.request.Candidates = min(max(2*c.request.Candidates, 2*lease.Candidates), maxCandidates)
 }
 
-// overlapped reports whether an older lease of another node overlaps the one just claimed. Such a
-// key was written since the list that decide chose from, so the response has no others. A lease
-// that this node already had is kept in spite of an overlap.
-func (c *claim) overlapped(got *clientv3.TxnResponse) bool {
+// written updates the leases after a successful transaction.
+func (c *claim) written(got *clientv3.TxnResponse) {
+	var missing []string
 	for _, e := range c.replaced {
-		c.ks.remove([]byte(c.ks.subnets + e.key))
+		missing = append(missing, c.ks.subnets+e.key)
 	}
-	overlapped := false
-	for _, kv := range got.Responses[len(got.Responses)-1].GetResponseRange().Kvs {
-		c.ks.put(kv)
-		name, _ := c.ks.name(kv.Key)
-		if name != c.key && c.ks.entries[name].lease.Overlaps(c.lease) {
-			overlapped = true
+	var put []*mvccpb.KeyValue
+	for _, r := range got.Responses {
+		put = append(put, r.GetResponseRange().GetKvs()...)
+	}
+	c.ks.amend(put, missing)
+}
+
+// overlapped reports whether an older lease of another node overlaps the one just claimed. A lease
+// that this node already had is kept in spite of an overlap.
+func (c *claim) overlapped() bool {
+	if c.entry.mod != 0 {
+		return false
+	}
+	for _, e := range c.ks.entries {
+		if e.key != c.key && e.lease.Overlaps(c.lease) {
+			return true
 		}
 	}
-	c.ks.revision = got.Header.Revision
-	return overlapped && c.entry.mod == 0
+	return false
+}
+
+// overlapOps returns reads of all keys whose leases may overlap l and that were written since a
+// revision. Names have the IPv4 subnet first, so IPv4 needs only some of them, while etcd reads all
+// keys for an IPv6 subnet.
+func overlapOps(subnets string, l lease.Lease, network netip.Prefix, since int64) []clientv3.Op {
+	options := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithMinModRev(since + 1)}
+	if l.Subnet6.IsValid() {
+		return []clientv3.Op{clientv3.OpGet(subnets, options...)}
+	}
+	var ops []clientv3.Op
+	for bits := network.Bits(); bits < l.Subnet.Bits(); bits++ {
+		wider := netip.PrefixFrom(l.Subnet.Addr(), bits).Masked()
+		ops = append(ops, clientv3.OpGet(subnets+formatPart(wider), options...))
+	}
+	// The others begin with the octets that all addresses of the subnet share.
+	octets := strings.SplitAfter(l.Subnet.Addr().String(), ".")
+	begin := strings.Join(octets[:min(l.Subnet.Bits()/8, 3)], "")
+	return append(ops, clientv3.OpGet(subnets+begin, options...))
 }
 
 // commit runs the transaction of the claim.
 func (s *Store) commit(ctx context.Context, c *claim) (*clientv3.TxnResponse, error) {
-	if err := s.grantLeases(ctx, c); err != nil {
-		return nil, err
-	}
 	value, err := formatValue(c.lease.Attrs)
 	if err != nil {
 		return nil, err
 	}
-	nodeKeys, err := s.putNodeKeys(c.keys, c.own(0))
+	if err := s.extendCurrent(ctx, c, value); err != nil {
+		return nil, err
+	}
+	if err := s.grantLeases(ctx, c); err != nil {
+		return nil, err
+	}
+	putOwner, err := s.putOwner(c.keys, c.own(0))
+	if err != nil {
+		return nil, err
+	}
+	putRecord, err := s.putRecord(c.keys, c.own(0))
 	if err != nil {
 		return nil, err
 	}
@@ -232,10 +284,13 @@ func (s *Store) commit(ctx context.Context, c *claim) (*clientv3.TxnResponse, er
 	for _, key := range c.compared {
 		t.otherwise = append(t.otherwise, clientv3.OpGet(key))
 	}
-	t.then = append(t.then, c.put(key, string(value)))
-	t.then = append(t.then, nodeKeys...)
-	t.then = append(t.then, clientv3.OpGet(s.subnets(), clientv3.WithPrefix(),
-		clientv3.WithMinModRev(c.ks.revision+1)))
+	if !c.current {
+		t.then = append(append(t.then, c.put(key, string(value))), putRecord...)
+		t.then = append(t.then, overlapOps(s.subnets(), c.lease, c.request.Network.Network,
+			c.ks.revision)...)
+	}
+	t.then = append(t.then, putOwner...)
+	t.then = append(t.then, c.keys.getNode(c.key)...)
 	// A failed request may have been executed, so its etcd leases are not revoked: the next Claim
 	// finds the key by its node record.
 	return s.txn(ctx, "claim "+key, t)
@@ -247,10 +302,30 @@ func (c *claim) own(revision int64) ownLease {
 		key: c.key, attrs: c.lease.Attrs, node: c.request.Node,
 		ownerLeaseID: c.ownerLeaseID, mod: revision,
 	}
-	if !c.reserved {
+	switch {
+	case c.current:
+		own.leaseID, own.mod = c.entry.leaseID, c.entry.mod
+	case !c.reserved:
 		own.leaseID = c.leaseID
 	}
 	return own
+}
+
+// extendCurrent extends the etcd lease of the key if the key and the node record are as the claim
+// would write them: then the start of a daemon changes nothing for other nodes.
+func (s *Store) extendCurrent(ctx context.Context, c *claim, value []byte) (err error) {
+	c.current = false
+	e, want := c.entry, s.recordOf(c.own(0))
+	want.leaseID = e.leaseID
+	if c.reserved || len(c.replaced) > 0 || !bytes.Equal(e.value, value) ||
+		c.keys != nil && c.ks.record(e) != want {
+		return nil
+	}
+	expires := time.Now().Add(leaseTTL)
+	if c.current, err = s.extend(ctx, e.leaseID); c.current {
+		c.expires = expires
+	}
+	return err
 }
 
 // put returns the write of the lease's key, attached to an etcd lease unless it is a reservation.
@@ -264,7 +339,7 @@ func (c *claim) put(key, value string) clientv3.Op {
 // grantLeases creates the etcd leases that the claim still lacks.
 func (s *Store) grantLeases(ctx context.Context, c *claim) error {
 	var err error
-	if c.leaseID == clientv3.NoLease && !c.reserved {
+	if c.leaseID == clientv3.NoLease && !c.reserved && !c.current {
 		c.expires = time.Now().Add(leaseTTL)
 		if c.leaseID, err = s.grant(ctx, leaseTTL); err != nil {
 			return err
@@ -287,7 +362,7 @@ func (s *Store) undo(ctx context.Context, c *claim, revision int64) error {
 		then: append(c.keys.delete(c.key), clientv3.OpDelete(key)),
 	})
 	if err == nil && got.Succeeded {
-		c.ks.remove([]byte(key))
+		c.ks.amend(nil, []string{key})
 		delete(c.owners, c.key)
 	}
 	return err
@@ -304,7 +379,9 @@ func (s *Store) finish(ctx context.Context, c *claim, revision int64) lease.Leas
 		c.lease.Expires = c.expires
 	}
 	for _, e := range append(slices.Clone(c.replaced), c.entry) {
-		s.revokeEmpty(ctx, e.leaseID)
+		if e.leaseID != own.leaseID {
+			s.revokeEmpty(ctx, e.leaseID)
+		}
 	}
 	return c.lease
 }

@@ -233,6 +233,9 @@ func TestClaimLostRace(t *testing.T) {
 	}{
 		{"the same key", onlyV4, lease.Lease{Subnet: prefix("10.5.1.0/24")}, "10.5.2.0/24", "", ""},
 		{"a wider key", onlyV4, lease.Lease{Subnet: prefix("10.5.0.0/22")}, "10.5.4.0/24", "", ""},
+		{"a narrower key", onlyV4, lease.Lease{Subnet: prefix("10.5.1.128/25")}, "10.5.2.0/24", "", ""},
+		{"a narrower key in a subnet of 16", `{"Network":"10.0.0.0/8","SubnetLen":20}`,
+			lease.Lease{Subnet: prefix("10.0.31.0/24")}, "10.0.32.0/20", "", ""},
 		{"IPv4 in a key of both families", onlyV4,
 			lease.Lease{Subnet: prefix("10.5.1.0/24"), Subnet6: prefix("fd10:5:0:1::/64")}, "10.5.2.0/24", "", ""},
 		{"IPv6 beside another IPv4", dual,

@@ -29,9 +29,14 @@
 // suffices for flannel only, the daemon works without keys of its own, as flannel does.
 //
 // A claim is one transaction: if the subnet's key and its owner key have not changed since they
-// were read, put them and the node record. The response has the leases written since the list: one
-// of them may overlap the new one, as a dual-stack lease has one key, so two different keys can
-// share a subnet. A daemon that finds such a key deletes its own and tries another subnet.
+// were read, put them and the node record. The response has the keys written since the list that
+// may overlap the new one: a dual-stack lease has one key, so two different keys can share a
+// subnet. A daemon that finds such a key deletes its own and tries another subnet. The claim of a
+// lease that is stored already, after a restart, writes the owner key only, and a renewal nothing:
+// they extend the etcd lease of the lease, so other nodes have no change to handle.
+//
+// A daemon lists all leases once, when it claims. Watch continues that list, and its own after an
+// outage, from the changes since, unless the own key shows that etcd has other data.
 //
 // Watch does not rely on the stream alone: it also compares a fingerprint of the server's data with
 // its list. In an etcd that only Weft writes to, the fingerprint is a count (1 ms of etcd's CPU

@@ -62,6 +62,36 @@ func (k *weftKeys) getOwners(names ...string) []clientv3.Op {
 	return ops
 }
 
+// getNode reads the node record of a lease.
+func (k *weftKeys) getNode(name string) []clientv3.Op {
+	if k == nil {
+		return nil
+	}
+	return []clientv3.Op{clientv3.OpGet(k.nodes + name)}
+}
+
+// getPair reads the owner key and the node record of a lease.
+func (k *weftKeys) getPair(name string) []clientv3.Op {
+	if k == nil {
+		return nil
+	}
+	return append(k.getOwners(name), k.getNode(name)...)
+}
+
+// parsePair parses the responses to getPair.
+func (k *weftKeys) parsePair(responses []*etcdserverpb.ResponseOp) (o owner, r record) {
+	if k == nil {
+		return owner{}, record{}
+	}
+	if kvs := responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
+		o = parseOwner(kvs[0])
+	}
+	if kvs := responses[1].GetResponseRange().Kvs; len(kvs) > 0 {
+		r = parseRecord(kvs[0])
+	}
+	return o, r
+}
+
 // parseOwners parses the responses to getOwners. The result has keys without the prefix.
 func (k *weftKeys) parseOwners(responses []*etcdserverpb.ResponseOp) map[string]owner {
 	owners := make(map[string]owner)

@@ -156,6 +156,30 @@ func (ks *keyspace) apply(r clientv3.WatchResponse) bool {
 	return ks.updateReadable(before)
 }
 
+// amend records keys that are known to be written or missing, although ks has not yet seen the
+// changes up to them: its revision remains, and the stream brings them again.
+func (ks *keyspace) amend(put []*mvccpb.KeyValue, missing []string) {
+	before := make(map[string]entry)
+	for _, kv := range put {
+		name, _ := ks.name(kv.Key)
+		before[name] = ks.entries[name]
+	}
+	for _, key := range missing {
+		name, _ := ks.name([]byte(key))
+		before[name] = ks.entries[name]
+	}
+	for _, kv := range put {
+		ks.put(kv)
+	}
+	for _, key := range missing {
+		ks.remove([]byte(key))
+	}
+	for name := range before {
+		ks.describe(name)
+	}
+	ks.updateReadable(before)
+}
+
 // updateReadable updates the set of readable leases from the entries that may have changed, given
 // as they were before. It reports whether a lease has changed.
 func (ks *keyspace) updateReadable(before map[string]entry) bool {

@@ -65,7 +65,7 @@ func (s *Store) keepAlive(ctx context.Context) error {
 		return nil
 	}
 	err := s.call(ctx, "keep owner key alive", func(ctx context.Context, c *clientv3.Client) error {
-		_, err := c.KeepAliveOnce(ctx, own.ownerLeaseID)
+		_, err := s.keepAlives.send(ctx, c, own.ownerLeaseID)
 		return err
 	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
@@ -98,9 +98,16 @@ func (s *Store) ensureOwnerKey(
 	}
 	now := *own
 	now.ownerLeaseID, now.leaseID = id, e.leaseID
-	puts, err := s.putNodeKeys(k, now)
+	puts, err := s.putOwner(k, now)
 	if err != nil {
 		return err
+	}
+	if now.leaseID == clientv3.NoLease { // the record of a reservation expires with the owner key
+		record, err := s.putRecord(k, now)
+		if err != nil {
+			return err
+		}
+		puts = append(puts, record...)
 	}
 	got, err := s.txn(ctx, "put owner key of "+own.key, transaction{
 		when: append(k.ownerUnchanged(own.key, o.mod), unchanged(s.subnetKey(own.key), e.mod)),
@@ -117,23 +124,19 @@ func (s *Store) ensureOwnerKey(
 	return nil
 }
 
-// putNodeKeys returns the writes of the owner key and the node record of a lease.
-func (s *Store) putNodeKeys(k *weftKeys, own ownLease) ([]clientv3.Op, error) {
+// putOwner returns the write of the owner key of a lease.
+func (s *Store) putOwner(k *weftKeys, own ownLease) ([]clientv3.Op, error) {
 	value, err := s.ownerValue(own.node)
 	if err != nil {
 		return nil, err
 	}
-	record, err := s.putRecord(k, own)
-	if err != nil {
-		return nil, err
-	}
-	return append(k.putOwner(own.key, value, own.ownerLeaseID), record...), nil
+	return k.putOwner(own.key, value, own.ownerLeaseID), nil
 }
 
 // putRecord returns the write of the node record of a lease. It lasts as long as the lease; that of
 // a reservation, which never expires, as long as the owner key.
 func (s *Store) putRecord(k *weftKeys, own ownLease) ([]clientv3.Op, error) {
-	value, err := s.recordValue(own)
+	value, err := s.recordOf(own).format()
 	if err != nil {
 		return nil, err
 	}

@@ -38,9 +38,14 @@ func (r record) describes(e entry) bool {
 	return e.leaseID == clientv3.NoLease || e.leaseID == r.leaseID
 }
 
-// recordValue returns the value of the node record of a lease of this daemon.
-func (s *Store) recordValue(own ownLease) (string, error) {
-	b, err := json.Marshal(record{ID: s.id, Node: own.node, FastPath: own.attrs.FastPath})
+// recordOf returns the node record of a lease of this daemon.
+func (s *Store) recordOf(own ownLease) record {
+	return record{ID: s.id, Node: own.node, FastPath: own.attrs.FastPath}
+}
+
+// format returns the value of a node record.
+func (r record) format() (string, error) {
+	b, err := json.Marshal(r)
 	if err != nil {
 		return "", fmt.Errorf("encode node record: %w", err)
 	}

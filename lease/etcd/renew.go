@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"time"
@@ -13,8 +14,9 @@ import (
 // renewTries bounds the attempts of Renew, which fail if the key changes between read and write.
 const renewTries = 5
 
-// Renew checks the owner of the key and writes the attributes with a new etcd lease of 24 h. A
-// reservation remains one.
+// Renew checks the owner of the key. If the attributes are stored already, it extends the etcd
+// lease, which writes nothing; else it writes them with a new etcd lease of 24 h. A reservation
+// remains one.
 func (s *Store) Renew(ctx context.Context, l lease.Lease) (lease.Lease, error) {
 	return withWeftKeys(ctx, s, func(k *weftKeys) (lease.Lease, error) {
 		return s.renew(ctx, k, l)
@@ -30,17 +32,26 @@ func (s *Store) renew(ctx context.Context, k *weftKeys, l lease.Lease) (lease.Le
 		return lease.Lease{}, err
 	}
 	for range renewTries {
-		ops := append([]clientv3.Op{clientv3.OpGet(key)}, k.getOwners(name)...)
+		ops := append([]clientv3.Op{clientv3.OpGet(key)}, k.getPair(name)...)
 		got, err := s.txn(ctx, "read "+key, transaction{then: ops})
 		if err != nil {
 			return lease.Lease{}, err
 		}
-		e, o := entry{}, k.parseOwners(got.Responses[1:])[name]
+		e := entry{}
+		o, r := k.parsePair(got.Responses[1:])
 		if kvs := got.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 {
 			e = decodeEntry(name, kvs[0])
 		}
 		if err := s.checkOwner(l, e, o); err != nil {
 			return lease.Lease{}, err
+		}
+		described := k == nil || r.leaseID == e.leaseID && r.FastPath == l.FastPath
+		if described && s.isStored(e, value) {
+			expires := time.Now().Add(leaseTTL)
+			if ok, err := s.extend(ctx, e.leaseID); ok || err != nil {
+				l.Node, l.Expires = l.Public().String(), expires
+				return l, err
+			}
 		}
 		renewed, done, err := s.write(ctx, k, l, renewal{e, o, string(value)})
 		if err != nil || done {
@@ -71,6 +82,13 @@ func (s *Store) checkOwner(l lease.Lease, e entry, o owner) error {
 		return fmt.Errorf("%w: %w", lease.ErrLost, e.err)
 	}
 	return fmt.Errorf("%w: %s now belongs to %s", lease.ErrLost, key, e.lease.Public())
+}
+
+// isStored reports whether this daemon wrote the key with this value and an etcd lease of its own.
+func (s *Store) isStored(e entry, value []byte) bool {
+	own := s.getOwn()
+	return own != nil && own.key == e.key && own.leaseID == e.leaseID &&
+		e.leaseID != clientv3.NoLease && bytes.Equal(e.value, value)
 }
 
 // renewal is a key as it was read, and its new value.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
@@ -15,11 +16,51 @@ import (
 	"weft/lease"
 )
 
+// TestRenewUnchanged extends the etcd lease of a key that needs no write.
+func TestRenewUnchanged(t *testing.T) {
+	c := newCluster(t, onlyV4)
+	s := open(t, c.config(0))
+	l := mustClaim(t, s, request(c.network, 0))
+	id := c.leaseIDOf(t, "/subnets/"+formatKey(l))
+	left := func() int64 {
+		got, err := c.TimeToLive(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got.TTL
+	}
+	const granted = 86400
+	await(t, "time to pass", func() error {
+		if got := left(); got > granted-3 {
+			return fmt.Errorf("%d s left", got)
+		}
+		return nil
+	})
+	before := c.all(t, "")
+	again, err := s.Renew(t.Context(), l)
+	if err != nil || again.Expires.Before(l.Expires.Add(time.Second)) {
+		t.Errorf("renewed from %s until %s, %v", l.Expires, again.Expires, err)
+	}
+	if got := left(); got < granted-2 {
+		t.Errorf("%d s left", got)
+	}
+	if got, err := c.Get(t.Context(), c.prefix+"/subnets/"+formatKey(l)); err != nil || got.Header.Revision !=
+		got.Kvs[0].ModRevision || !maps.Equal(c.all(t, ""), before) {
+		t.Errorf("renewal wrote: %v, %v", got, err)
+	}
+	// A lost record is written again, and so is a key whose etcd lease is gone.
+	c.delete(t, "/weft/nodes/"+formatKey(l))
+	if _, err := s.Renew(t.Context(), l); err != nil || !maps.Equal(c.all(t, ""), before) {
+		t.Errorf("after the loss of the record: %v, %v", c.all(t, ""), err)
+	}
+}
+
 func TestRenewNewEtcdLease(t *testing.T) {
 	c := newCluster(t, onlyV4)
 	s := open(t, c.config(0))
 	l := mustClaim(t, s, request(c.network, 0))
 	old := c.leaseIDOf(t, "/subnets/"+formatKey(l))
+	l.BackendType = "host-gw"
 	if _, err := s.Renew(t.Context(), l); err != nil {
 		t.Fatal(err)
 	}

@@ -50,6 +50,8 @@ type Store struct {
 	client *clientv3.Client
 	id     string // of this daemon, in owner keys
 
+	keepAlives keepAlives
+
 	// Fixed outside tests.
 	ownerTTL, callTimeout time.Duration
 	random                func(n int) int
@@ -59,6 +61,7 @@ type Store struct {
 	ownersExpire map[clientv3.LeaseID]time.Time
 
 	mu   sync.Mutex // guards the fields below
+	kept *keyspace  // the last list, for the next Watch; nil: none
 	keys *weftKeys  // nil: not permitted by etcd
 	own  *ownLease  // nil: none
 	// pendingLease is the etcd lease that the own key is, or is about to be, attached to.
@@ -146,6 +149,7 @@ func (s *Store) Close() error {
 				"err", err)
 		}
 	}
+	s.keepAlives.end()
 	if err := s.client.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("etcd: close: %w", err)
 	}

@@ -28,13 +28,17 @@ func (s *Store) Watch(ctx context.Context, deliver func(lease.Snapshot)) error {
 }
 
 func (s *Store) watch(ctx context.Context, deliver func(lease.Snapshot)) error {
-	ks, err := s.list(ctx)
+	ks, err := s.resume(ctx)
+	if ks == nil && err == nil {
+		ks, err = s.list(ctx)
+	}
 	if err != nil {
 		return err
 	}
 	deliver(s.snapshot(ks))
 	stream, cancel, err := s.openStream(ctx, ks)
 	if err != nil {
+		s.keep(ks)
 		return err
 	}
 	defer cancel()
@@ -77,7 +81,11 @@ func (s *Store) follow(
 			continue
 		}
 		failures++
-		if failures >= maxFailures || errors.Is(err, errOwnerGone) || errors.Is(err, errStale) {
+		switch {
+		case errors.Is(err, errStale):
+			return err
+		case failures >= maxFailures || errors.Is(err, errOwnerGone):
+			s.keep(ks)
 			return err
 		}
 		keepAlive.Reset(min(retryInterval, s.ownerTTL/3))
@@ -109,6 +117,49 @@ func streamError(r clientv3.WatchResponse, ok bool) error {
 		return fmt.Errorf("etcd: watch: %w", err)
 	}
 	return nil
+}
+
+// keep keeps ks for the next Watch.
+func (s *Store) keep(ks *keyspace) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.kept = ks
+}
+
+// takeKept returns the kept list, which is not kept any longer.
+func (s *Store) takeKept() *keyspace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	ks := s.kept
+	s.kept = nil
+	return ks
+}
+
+// resume returns the list of the last Claim or Watch if the stream can continue it, so that the
+// return of etcd does not make all nodes list all leases; nil otherwise. Like list, it ensures that
+// the owner key of the own lease exists.
+//
+// The own key shows that etcd still has the data that ks is from: no other data has it with the
+// same etcd lease at the same revision. Whatever that misses, the checks of the watch find.
+func (s *Store) resume(ctx context.Context) (*keyspace, error) {
+	ks, own, k := s.takeKept(), s.getOwn(), s.weftKeys()
+	if ks == nil || own == nil || ks.nodes != k.nodesPrefix() {
+		return nil, nil
+	}
+	ops := append([]clientv3.Op{clientv3.OpGet(s.subnetKey(own.key))}, k.getPair(own.key)...)
+	got, err := s.txn(ctx, "read own lease "+s.subnetKey(own.key), transaction{then: ops})
+	if err != nil {
+		s.keep(ks)
+		return nil, err
+	}
+	kvs := got.Responses[0].GetResponseRange().Kvs
+	if got.Header.ClusterId != ks.cluster || got.Header.Revision < ks.revision ||
+		len(kvs) == 0 || kvs[0].ModRevision != own.mod ||
+		clientv3.LeaseID(kvs[0].Lease) != own.leaseID {
+		return nil, nil
+	}
+	o, _ := k.parsePair(got.Responses[1:])
+	return ks, s.ensureOwnerKey(ctx, k, own, decodeEntry(own.key, kvs[0]), o)
 }
 
 // list reads all leases and ensures that the owner key of the own lease exists.

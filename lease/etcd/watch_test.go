@@ -177,7 +177,8 @@ func TestWatchWipedData(t *testing.T) {
 	}
 	s := open(t, testConfig(server, prefix, 0))
 	l := mustClaim(t, s, request(network, 0))
-	for range 5 { // so that the new data has a smaller revision
+	for i := range 5 { // so that the new data has a smaller revision
+		l.BackendType = fmt.Sprint("b", i)
 		if _, err := s.Renew(t.Context(), l); err != nil {
 			t.Fatal(err)
 		}
