@@ -63,6 +63,7 @@ var mayImport = map[string][]string{
 	"metrics": {},
 
 	"bench":               {"bench/report", "bench/traffic", "deploy/lab", "lease/etcd/testetcd", "lease/subnetenv"},
+	"bench/clients":       {"bench", "lease", "lease/etcd", "lease/etcd/testetcd"},
 	"bench/report":        {},
 	"bench/scale":         {"deploy/lab", "lease/etcd/testetcd"},
 	"bench/traffic":       {"deploy/lab"},
@@ -76,7 +77,7 @@ var mayImport = map[string][]string{
 
 	"cmd/buildinfo": {},
 	"cmd/control":   {"metrics"},
-	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/report", "bench/scale", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
+	"cmd/weft": {"cmd/buildinfo", "cmd/weft/cli", "bench", "bench/clients", "bench/report", "bench/scale", "bench/traffic", "deploy/lab", "lease/etcd/testetcd",
 		"lease/subnetenv"},
 	"cmd/weft/cli": {"cmd/buildinfo", "cmd/control", "ctrl", "ctrl/bundle", "ctrl/conntest", "ctrl/doctor", "dataplane/capture", "dataplane/probe", "lease/subnetenv", "metrics"},
 	"cmd/weftd": {"cmd/buildinfo", "cmd/weft/cli", "cmd/weftd/agent", "cmd/weftd/config", "ctrl", "ctrl/netfilter", "dataplane/fastpath",

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/bench"
+	"weft/bench/clients"
 	"weft/bench/report"
 	"weft/bench/traffic"
 	"weft/cmd/buildinfo"
@@ -43,9 +44,12 @@ func newBench() *cobra.Command {
 		},
 	}
 	f.register(cmd.Flags())
-	cmd.AddCommand(newBenchReport(), newBenchCompare(), newBenchScale(), &cobra.Command{
+	cmd.AddCommand(newBenchReport(), newBenchCompare(), newBenchScale(), newBenchClients(), &cobra.Command{
 		Use: "bare", Hidden: true, DisableFlagParsing: true, // started by the target of that name
 		RunE: func(_ *cobra.Command, args []string) error { return bench.RunBare(args) },
+	}, &cobra.Command{
+		Use: "etcd", Hidden: true, DisableFlagParsing: true, // started by weft bench clients
+		RunE: func(_ *cobra.Command, args []string) error { return clients.Serve(args) },
 	})
 	return cmd
 }
