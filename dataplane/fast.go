@@ -160,13 +160,10 @@ func (e *Engine) setFastNodes() error {
 // keepFastCounts adds the counts of outer addresses that the path has dropped to their nodes. The
 // caller holds e.mu.
 func (e *Engine) keepFastCounts(gone map[netip.Addr]fastpath.Traffic) {
-	if len(gone) == 0 {
-		return
-	}
-	for _, p := range e.snapshot.Load().peers {
-		if t, ok := gone[p.dest.Addr.Addr()]; ok {
+	table := e.snapshot.Load().table
+	for a, t := range gone {
+		if p, ok := table.ByEndpoint(a); ok {
 			p.addFast(t)
-			delete(gone, p.dest.Addr.Addr())
 		}
 	}
 }
@@ -209,7 +206,7 @@ func (e *Engine) closeFastPath() error {
 	}
 	s := e.fast.path.Stats()
 	e.fast.past.Add(s.Total)
-	for _, p := range e.snapshot.Load().peers {
+	for _, p := range e.nodes.list {
 		p.addFast(s.Nodes[p.dest.Addr.Addr()])
 		delete(s.Nodes, p.dest.Addr.Addr())
 	}
@@ -261,7 +258,7 @@ const pathsPerWatch = 256
 // updatePathMTUs passes the MTUs of some paths to the programs. Workers learn it when a packet is
 // rejected, which does not happen to packets that the kernel carries. The caller holds e.mu.
 func (e *Engine) updatePathMTUs() {
-	peers := e.snapshot.Load().peers
+	peers := e.nodes.list
 	mtus := make(map[netip.Addr]int, pathsPerWatch)
 	for range min(pathsPerWatch, len(peers)) {
 		e.fast.nextMTU = (e.fast.nextMTU + 1) % len(peers)

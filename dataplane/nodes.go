@@ -2,7 +2,6 @@ package dataplane
 
 import (
 	"net/netip"
-	"slices"
 
 	"weft/dataplane/fib"
 )
@@ -11,7 +10,7 @@ import (
 type nodes struct {
 	builder fib.Builder[*peer]
 	peers   map[peerID]*listedPeer
-	list    []*peer // of peers; replaced, never modified
+	list    []*peer // of peers, in any order
 }
 
 // peerID identifies a peer. Leases of one node have the same name and usually the same endpoint.
@@ -58,7 +57,7 @@ func (e *Engine) ChangeNodes(remove, add []fib.Node) {
 
 // store makes the snapshot that the workers use from now on. The caller holds e.mu.
 func (e *Engine) store(local fib.Node, table *fib.Table[*peer]) {
-	s := &snapshot{table: table, peers: e.nodes.list}
+	s := &snapshot{table: table}
 	for _, prefix := range local.Prefixes {
 		s.local = append(s.local, prefix.Masked())
 	}
@@ -71,7 +70,6 @@ func (n *nodes) change(remove, add []fib.Node, known map[string]*peer) fib.Resul
 	if n.peers == nil {
 		n.peers = make(map[peerID]*listedPeer, len(add))
 	}
-	n.list = slices.Clone(n.list)
 	for _, r := range remove {
 		if p := n.release(r); p != nil {
 			known[r.Name] = p
@@ -98,6 +96,7 @@ func (n *nodes) release(node fib.Node) *peer {
 	last := n.list[len(n.list)-1]
 	n.list[p.at] = last
 	n.peers[peerID{last.name, last.dest.Addr}].move(p.at)
+	n.list[len(n.list)-1] = nil
 	n.list = n.list[:len(n.list)-1]
 	return p.peer
 }

@@ -75,8 +75,8 @@ func TestChangeNodesEqualsSetNodes(t *testing.T) {
 		changed.ChangeNodes(remove, add)
 		set.SetNodes(selfNode, c.all())
 		a, b := changed.snapshot.Load(), set.snapshot.Load()
-		if len(a.peers) != len(b.peers) || !slices.Equal(a.local, b.local) {
-			t.Fatalf("step %d: %d peers, want %d", step, len(a.peers), len(b.peers))
+		if len(changed.nodes.list) != len(set.nodes.list) || !slices.Equal(a.local, b.local) {
+			t.Fatalf("step %d: %d peers, want %d", step, len(changed.nodes.list), len(set.nodes.list))
 		}
 		for range 200 {
 			inner := c.subnet().Addr()
@@ -89,8 +89,8 @@ func TestChangeNodesEqualsSetNodes(t *testing.T) {
 		if got, want := sortedTraffic(changed), sortedTraffic(set); !reflect.DeepEqual(got, want) {
 			t.Fatalf("step %d: traffic\n%v, want\n%v", step, got, want)
 		}
-		for _, s := range []*snapshot{a, b} { // the same traffic in both
-			for _, p := range s.peers {
+		for _, e := range []*Engine{changed, set} { // the same traffic in both
+			for _, p := range e.nodes.list {
 				p.received.Add(uint64(len(p.name) + step))
 				p.dest.Packets.Add(uint64(p.dest.Addr.Addr().As4()[3]))
 			}

@@ -118,8 +118,7 @@ func TestSocketFullMidFrame(t *testing.T) {
 	for name, known := range map[string]int{"unknown path MTU": 0, "small path MTU": 1000} {
 		h := newHarness(t)
 		if known > 0 {
-			h.snapshot = h.engine.snapshot.Load()
-			h.snapshot.peers[0].setPathMTU(known, h.clock)
+			h.engine.nodes.list[0].setPathMTU(known, h.clock)
 		}
 		h.socket.room, h.socket.full = 2, 6
 		h.queue.in = []tun.Frame{

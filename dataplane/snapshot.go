@@ -13,7 +13,6 @@ import (
 // counters and path MTUs in peers, which are carried over from snapshot to snapshot.
 type snapshot struct {
 	table *fib.Table[*peer]
-	peers []*peer        // of the nodes in table; a node with several leases has one peer
 	local []netip.Prefix // subnets of this node
 }
 

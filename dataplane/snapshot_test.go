@@ -11,12 +11,12 @@ func TestNodeCountersKept(t *testing.T) {
 	h := newHarness(t)
 	h.fromTUN(packetBetween("10.5.1.2", "10.5.2.2"))
 	h.fromUDP("192.0.2.2", packetBetween("10.5.2.2", "10.5.1.2"))
-	p := h.snapshot.peers[0]
+	p := h.engine.nodes.list[0]
 	p.dest.Packets.Add(5) // the fake socket does not count
 	p.setPathMTU(900, h.clock)
 
 	h.engine.SetNodes(selfNode, []fib.Node{node3, node2})
-	if got := h.engine.snapshot.Load().peers[1]; got != p {
+	if got := h.engine.nodes.list[1]; got != p {
 		t.Error("an unchanged node has a new peer")
 	}
 	moved := node2
@@ -26,7 +26,7 @@ func TestNodeCountersKept(t *testing.T) {
 	if got.Sent.Packets != 5 || got.Received.Packets != 1 {
 		t.Errorf("traffic of a node with a new endpoint: %+v", got)
 	}
-	if h.engine.snapshot.Load().peers[0].cachedPathMTU(h.now) != 0 {
+	if h.engine.nodes.list[0].cachedPathMTU(h.now) != 0 {
 		t.Error("a node with a new endpoint keeps the old path MTU")
 	}
 	h.engine.SetNodes(selfNode, nil)

@@ -117,9 +117,9 @@ func (e *Engine) Stats() Stats {
 }
 
 // addNodes adds the traffic with each node. fast are the counts of the fast path by outer address;
-// those of an address belong to the first node that has it.
+// those of an address belong to the first node that has it. The caller holds e.mu.
 func (e *Engine) addNodes(s *Stats, fast map[netip.Addr]fastpath.Traffic) {
-	peers := e.snapshot.Load().peers
+	peers := e.nodes.list
 	s.Nodes = make([]NodeTraffic, len(peers))
 	for i, p := range peers {
 		n := &s.Nodes[i]

@@ -158,9 +158,6 @@ func (w *worker) dropRefused(to *udp.Destination, pkt []byte) {
 	if w.taps == nil {
 		return
 	}
-	var p *peer
-	if i := slices.IndexFunc(w.snapshot.peers, func(p *peer) bool { return p.dest == to }); i >= 0 {
-		p = w.snapshot.peers[i]
-	}
+	p, _ := w.snapshot.table.ByEndpoint(to.Addr.Addr().Unmap())
 	w.tapOut(p, pkt, DropSendError)
 }

@@ -8,8 +8,9 @@ import (
 const (
 	// joinInterval is the shortest time between two lists that Run handles. The first list of a
 	// burst is handled at once, the last one at the end of an interval; those between them are
-	// skipped, as each list is complete.
-	joinInterval = 5 * time.Millisecond
+	// skipped, as each list is complete. Forty plans per second cost little, and delay a new node
+	// by little.
+	joinInterval = 25 * time.Millisecond
 	// The interval is longer if a list takes long to handle, as it does after the store lost data:
 	// all lists together take at most one part in joinShare of the time.
 	joinShare       = 40

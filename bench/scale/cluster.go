@@ -143,6 +143,31 @@ func (c *cluster) change(move, remove []int) error {
 	return c.etcd.Change(put, gone)
 }
 
+// rewrite writes leases again as they are.
+func (c *cluster) rewrite(leases []int) error {
+	put := map[string]string{}
+	c.mu.Lock()
+	for _, i := range leases {
+		if r := c.leases[i]; r.public.IsValid() {
+			put[key(i)] = c.value(i, r.version)
+		}
+	}
+	c.mu.Unlock()
+	return c.etcd.Change(put, nil)
+}
+
+// bytes returns the size of all keys and values: about that of a list.
+func (c *cluster) bytes() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i, r := range c.leases {
+		if r.public.IsValid() {
+			n += len(key(i)) + len(c.value(i, r.version))
+		}
+	}
+	return n
+}
+
 // churn makes n random changes: most move a lease to another node, others remove it or bring it
 // back, so that about a tenth of the leases is missing.
 func (c *cluster) churn(n, leases int) error {

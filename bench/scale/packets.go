@@ -2,11 +2,14 @@ package scale
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +22,7 @@ type sink struct {
 	conn    *net.UDPConn
 	cluster *cluster
 	inner   int // offset of the inner IPv4 header in a datagram
+	bytes   atomic.Int64
 
 	mu       sync.Mutex
 	arrivals map[int]arrival // last packet to each lease
@@ -60,15 +64,20 @@ func newSink(root *lab.Node, c *cluster) (*sink, error) {
 		return nil, errors.Join(err, s.conn.Close())
 	}
 	var optErr error
-	err = raw.Control(func(fd uintptr) {
-		optErr = errors.Join(unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
-			unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer))
-	})
+	err = raw.Control(func(fd uintptr) { optErr = setOptions(int(fd)) })
 	if err := errors.Join(err, optErr); err != nil {
 		return nil, errors.Join(err, s.conn.Close())
 	}
 	go s.receive()
 	return s, nil
+}
+
+// setOptions sets the options of the sink's socket.
+func setOptions(fd int) error {
+	// Without UDP_GRO, each packet arrives alone.
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_GRO, 1)
+	return errors.Join(unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, socketBuffer))
 }
 
 func (s *sink) close() error { return s.conn.Close() }
@@ -81,28 +90,38 @@ func (s *sink) receive() {
 		if err != nil {
 			return
 		}
-		ip := buf[min(s.inner, n):n]
-		outer, ok := destination(oob[:oobn])
-		if len(ip) < 20 || !ok || ip[9] != unix.IPPROTO_UDP {
-			continue
+		s.bytes.Add(int64(n))
+		outer, size := describe(oob[:oobn])
+		if size == 0 {
+			size = max(n, 1)
 		}
-		s.record(netip.AddrFrom4([4]byte(ip[16:20])), outer, time.Now())
+		now := time.Now()
+		for datagram := range slices.Chunk(buf[:n], size) {
+			ip := datagram[min(s.inner, len(datagram)):]
+			if len(ip) >= 20 && outer.IsValid() && ip[9] == unix.IPPROTO_UDP {
+				s.record(netip.AddrFrom4([4]byte(ip[16:20])), outer, now)
+			}
+		}
 	}
 }
 
-// destination returns the destination address in the control messages of a datagram.
-func destination(oob []byte) (netip.Addr, bool) {
+// describe returns the destination address in the control messages of a train of datagrams, and the
+// size of each; 0 for a single one.
+func describe(oob []byte) (outer netip.Addr, size int) {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
-		return netip.Addr{}, false
+		return netip.Addr{}, 0
 	}
 	for _, m := range messages {
+		switch h := m.Header; {
 		// struct in_pktinfo: the interface index, the local address, the destination.
-		if m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= 12 {
-			return netip.AddrFrom4([4]byte(m.Data[8:12])), true
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_PKTINFO && len(m.Data) >= 12:
+			outer = netip.AddrFrom4([4]byte(m.Data[8:12]))
+		case h.Level == unix.IPPROTO_UDP && h.Type == unix.UDP_GRO && len(m.Data) >= 4:
+			size = int(binary.NativeEndian.Uint32(m.Data))
 		}
 	}
-	return netip.Addr{}, false
+	return outer, size
 }
 
 func (s *sink) record(dst, outer netip.Addr, at time.Time) {
@@ -136,6 +155,12 @@ func newSender(n *lab.Node) (sender, error) {
 // route yet.
 func (s sender) send(i int) {
 	_, _ = s.conn.WriteToUDPAddrPort([]byte("scale"), netip.AddrPortFrom(pod(i), 9))
+}
+
+// sendTrain sends packets to a pod of lease i with one system call.
+func (s sender) sendTrain(i int, train []byte) error {
+	_, err := s.conn.WriteToUDPAddrPort(train, netip.AddrPortFrom(pod(i), 9))
+	return err
 }
 
 // probeInterval is the time between two packets to a lease that is awaited.

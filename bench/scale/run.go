@@ -35,7 +35,11 @@ type Figures struct {
 	RSS      int64         // bytes, before any change
 	Idle     float64       // CPU time per time without changes
 	New      []time.Duration
+	List     int // bytes of keys and values of all leases
+	Pages    []Page
 	Churn    []Churn
+	Flood    Flood
+	Restart  Restart
 	// Store outage: the CPU time per time during it, and the time from its end until a lease that
 	// changed meanwhile is routed.
 	OutageCPU float64
@@ -46,7 +50,7 @@ type Figures struct {
 type Churn struct {
 	Rate   int     // changes per second
 	Made   float64 // changes per second that etcd took
-	CPU    float64 // of the daemon, per time
+	CPU    float64 // of the daemon, per time, without packets of this measurement
 	RSS    int64   // bytes at the end
 	New    []time.Duration
 	Settle time.Duration // until all leases are as in the store
@@ -86,8 +90,8 @@ func Measure(ctx context.Context, o Options, progress io.Writer) (f *Figures, er
 	steps := []struct {
 		name string
 		do   func(context.Context, *Figures) error
-	}{{"start", r.start}, {"idle", r.idle}, {"new leases", r.newLeases}, {"churn", r.churn},
-		{"outage", r.outage}}
+	}{{"start", r.start}, {"idle", r.idle}, {"new leases", r.newLeases}, {"pages", r.pages},
+		{"churn", r.churn}, {"flood", r.flood}, {"restart", r.restart}, {"outage", r.outage}}
 	for _, s := range steps {
 		fmt.Fprintf(progress, "%s %d leases: %s\n", o.Backend, o.Leases, s.name)
 		if err := s.do(ctx, f); err != nil {
@@ -185,12 +189,17 @@ func (r *run) idle(ctx context.Context, f *Figures) (err error) {
 	if f.Idle, err = r.cpuDuring(ctx, r.Duration); err != nil {
 		return err
 	}
+	f.List = r.cluster.bytes()
 	f.RSS, err = r.daemon.RSS()
 	return err
 }
 
 // newLeaseSamples is the number of new leases per measurement.
 const newLeaseSamples = 20
+
+// quietTime is the time between two new leases: changes that follow one another faster may be
+// joined.
+const quietTime = 200 * time.Millisecond
 
 // newLeases measures the time from a new lease to the first packet.
 func (r *run) newLeases(ctx context.Context, f *Figures) error {
@@ -200,7 +209,7 @@ func (r *run) newLeases(ctx context.Context, f *Figures) error {
 			return err
 		}
 		f.New = append(f.New, d)
-		if err := sleep(ctx, 300*time.Millisecond); err != nil {
+		if err := sleep(ctx, quietTime); err != nil {
 			return err
 		}
 	}
@@ -229,36 +238,50 @@ func (r *run) churn(ctx context.Context, f *Figures) error {
 	return nil
 }
 
-// churnAt changes leases at a rate while packets are sent and new leases are added.
+// churnAt changes leases at a rate: for the first half of the time alone, to measure the CPU time,
+// and then while packets are sent and new leases are added.
 func (r *run) churnAt(ctx context.Context, rate int) (c Churn, err error) {
 	c.Rate = rate
-	r.sink.reset()
-	ctx, cancel := context.WithTimeout(ctx, r.Duration)
-	defer cancel()
-	var work sync.WaitGroup
-	var made int
-	var changeErr, newErr error
-	before, err := r.daemon.CPUTime()
-	if err != nil {
+	if err := r.churnAlone(ctx, &c); err != nil {
 		return c, err
 	}
-	began := time.Now()
-	work.Go(func() { made, changeErr = r.makeChanges(ctx, rate) })
+	r.sink.reset()
+	ctx, cancel := context.WithTimeout(ctx, r.Duration/2)
+	defer cancel()
+	var work sync.WaitGroup
+	var changeErr, newErr error
+	work.Go(func() { _, changeErr = r.makeChanges(ctx, rate) })
 	work.Go(func() { c.Sent, c.Lost = r.sample(ctx) })
 	work.Go(func() { c.New, newErr = r.addLeases(ctx) })
 	work.Wait()
-	took := time.Since(began)
-	after, err := r.daemon.CPUTime()
-	if err := errors.Join(err, changeErr, newErr); err != nil {
+	if err := errors.Join(changeErr, newErr); err != nil {
 		return c, err
 	}
-	c.Made, c.CPU = float64(made)/took.Seconds(), float64(after-before)/float64(took)
 	if c.RSS, err = r.daemon.RSS(); err != nil {
 		return c, err
 	}
 	c.Settle, c.Differing = r.settle()
 	c.Right, c.Late, c.Wrong, c.FirstWrong = r.sink.totals()
 	return c, nil
+}
+
+// churnAlone changes leases at a rate, without packets, and measures the CPU time.
+func (r *run) churnAlone(ctx context.Context, c *Churn) error {
+	ctx, cancel := context.WithTimeout(ctx, r.Duration/2)
+	defer cancel()
+	before, err := r.daemon.CPUTime()
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	made, err := r.makeChanges(ctx, c.Rate)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	after, err := r.daemon.CPUTime()
+	c.Made, c.CPU = float64(made)/took.Seconds(), float64(after-before)/float64(took)
+	return err
 }
 
 // changeInterval is the time between two transactions at high rates.
