@@ -101,11 +101,7 @@ func (k *Kernel) exchange(
 		return fmt.Errorf("send to netlink: %w", err)
 	}
 	for {
-		var msgs []syscall.NetlinkMessage
-		err := retryInterrupted(func() (err error) {
-			msgs, _, err = k.batch.Receive()
-			return err
-		})
+		msgs, err := k.receive()
 		if err != nil {
 			return fmt.Errorf("receive from netlink: %w", err)
 		}
@@ -129,6 +125,25 @@ func setMissing(errs []error, err error) {
 			errs[i] = err
 		}
 	}
+}
+
+// receive returns the messages of one datagram, which are valid until the next call. The kernel has
+// queued the replies when the request has been sent, so it rarely has to wait.
+func (k *Kernel) receive() (msgs []syscall.NetlinkMessage, err error) {
+	if k.replies == nil {
+		k.replies = make([]byte, nl.RECEIVE_BUFFER_SIZE)
+	}
+	err = retryInterrupted(func() error {
+		n, _, err := unix.Recvfrom(k.batch.GetFd(), k.replies, unix.MSG_DONTWAIT)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			msgs, _, err = k.batch.Receive()
+		case err == nil:
+			msgs, err = syscall.ParseNetlinkMessage(k.replies[:n])
+		}
+		return err
+	})
+	return msgs, err
 }
 
 // isNotFound reports whether a deletion failed because the object does not exist.

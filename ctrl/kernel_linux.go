@@ -20,6 +20,7 @@ type Kernel struct {
 	mu      sync.Mutex        // one read or apply at a time; guards the following fields
 	batch   *nl.NetlinkSocket // for many operations in one message
 	seq     uint32            // of the last message on batch
+	replies []byte            // buffer for messages received on batch
 	wg      wireGuards
 	xfrm    xfrm
 	fouOnce sync.Once // of hasFOU

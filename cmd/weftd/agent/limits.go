@@ -20,6 +20,10 @@ import (
 type limits control.Limits
 
 const (
+	// gcPercent is the growth of the heap between two garbage collections. The daemon lives long and
+	// allocates little: a few MB per second while 10,000 nodes change a hundred times per second,
+	// for which half the default costs less than one per cent of a CPU.
+	gcPercent = 50
 	// goShare is the share of the memory limit for Go's heap and stacks, in percent. Of flannel's
 	// 50 MiB that leaves 10 for the sockets, the pages of the binary and the kernel's own needs.
 	goShare = 80
@@ -94,9 +98,12 @@ func (l limits) maxWorkers(cpus int) int {
 	return max(1, min(n, free/dataplane.WorkerDescriptors))
 }
 
-// apply sets the memory limit of Go's runtime, unless the environment has done so, and logs the
-// limits that change the daemon's behaviour.
+// apply sets the parameters of Go's garbage collector, unless the environment has done so, and logs
+// the limits that change the daemon's behaviour.
 func (l limits) apply(log *slog.Logger) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
 	if l.GoMemory > 0 && os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(l.GoMemory)
 	}

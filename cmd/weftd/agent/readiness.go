@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -260,6 +261,8 @@ func (a *agent) reportReadiness() {
 		return
 	}
 	a.log.Info("ready")
+	// A start allocates several times the memory that the daemon then keeps.
+	go debug.FreeOSMemory()
 	if !a.readiness.notified {
 		a.readiness.notified = true
 		notifySystemd(a.log, systemd.SdNotifyReady)
