@@ -242,7 +242,9 @@ func answerJSON(w http.ResponseWriter, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	answer(w, http.StatusOK, string(body)+"\n")
+	// The body has megabytes in a large cluster, so it is not copied. An error means that the client
+	// is gone, which does not concern the daemon.
+	_, _ = w.Write(append(body, '\n'))
 }
 
 func answer(w http.ResponseWriter, code int, body string) {
