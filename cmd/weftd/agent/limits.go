@@ -20,9 +20,9 @@ import (
 type limits control.Limits
 
 const (
-	// gcPercent is the growth of the heap between two garbage collections. The daemon lives long and
-	// allocates little: a few MB per second while 10,000 nodes change a hundred times per second,
-	// for which half the default costs less than one per cent of a CPU.
+	// gcPercent is the growth of the heap between two garbage collections after the start. From then
+	// on the daemon allocates little: a few MB per second while 10,000 nodes change a hundred times
+	// per second, for which half the default costs less than one per cent of a CPU.
 	gcPercent = 50
 	// goShare is the share of the memory limit for Go's heap and stacks, in percent. Of flannel's
 	// 50 MiB that leaves 10 for the sockets, the pages of the binary and the kernel's own needs.
@@ -98,12 +98,9 @@ func (l limits) maxWorkers(cpus int) int {
 	return max(1, min(n, free/dataplane.WorkerDescriptors))
 }
 
-// apply sets the parameters of Go's garbage collector, unless the environment has done so, and logs
-// the limits that change the daemon's behaviour.
+// apply sets the memory limit of Go's runtime, unless the environment has done so, and logs the
+// limits that change the daemon's behaviour.
 func (l limits) apply(log *slog.Logger) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
 	if l.GoMemory > 0 && os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(l.GoMemory)
 	}
@@ -115,4 +112,13 @@ func (l limits) apply(log *slog.Logger) {
 	if l.Memory > 0 && l.Memory < need {
 		log.Warn("memory limit is low, the daemon may be killed", "limit", l.Memory, "want", need)
 	}
+}
+
+// shrink returns the memory of the start, several times what the daemon then keeps, and lets the
+// heap grow less from now on, unless the environment says how much.
+func shrink() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	debug.FreeOSMemory()
 }

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -261,10 +260,9 @@ func (a *agent) reportReadiness() {
 		return
 	}
 	a.log.Info("ready")
-	// A start allocates several times the memory that the daemon then keeps.
-	go debug.FreeOSMemory()
 	if !a.readiness.notified {
 		a.readiness.notified = true
+		go shrink()
 		notifySystemd(a.log, systemd.SdNotifyReady)
 	}
 }
