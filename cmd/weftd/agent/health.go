@@ -242,8 +242,8 @@ func answerJSON(w http.ResponseWriter, v any) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	// The body has megabytes in a large cluster, so it is not copied. An error means that the client
-	// is gone, which does not concern the daemon.
+	// The body has megabytes in a large cluster, so it is not copied. An error means that the
+	// client is gone, which does not concern the daemon.
 	_, _ = w.Write(append(body, '\n'))
 }
 

@@ -20,9 +20,9 @@ import (
 type limits control.Limits
 
 const (
-	// gcPercent is the growth of the heap between two garbage collections after the start. From then
-	// on the daemon allocates little: a few MB per second while 10,000 nodes change a hundred times
-	// per second, for which half the default costs less than one per cent of a CPU.
+	// gcPercent is the growth of the heap between two garbage collections after the start. From
+	// then on the daemon allocates little: a few MB per second while 10,000 nodes change a hundred
+	// times per second, for which half the default costs less than one per cent of a CPU.
 	gcPercent = 50
 	// goShare is the share of the memory limit for Go's heap and stacks, in percent. Of flannel's
 	// 50 MiB that leaves 10 for the sockets, the pages of the binary and the kernel's own needs.
