@@ -244,8 +244,8 @@ func (g *google) put(ctx context.Context, network string, dst netip.Prefix, old 
 
 // gceName returns the name of the route to a subnet: flannel-10-5-77-0-24.
 func gceName(dst netip.Prefix) string {
-	return "flannel-" + strings.Trim(strings.NewReplacer(".", "-", ":", "-", "/", "-").
-		Replace(strings.ReplaceAll(dst.String(), "::", ":")), "-")
+	parts := strings.FieldsFunc(dst.String(), func(r rune) bool { return strings.ContainsRune(".:/", r) })
+	return "flannel-" + strings.Join(parts, "-")
 }
 
 func (g *google) remove(ctx context.Context, _ string, r route) error {

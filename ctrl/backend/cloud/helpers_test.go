@@ -118,7 +118,9 @@ func (r *rig) await(t *testing.T, what string, met func(Status) bool) Status {
 			return s
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("no %s: %+v\n%s\n%s", what, s, strings.Join(r.cloud.Requests(), "\n"), r.log)
+			requests := r.cloud.Requests()
+			t.Fatalf("no %s: %+v\n%s\n%s", what, s,
+				strings.Join(requests[max(0, len(requests)-10):], "\n"), r.log)
 		}
 	}
 }

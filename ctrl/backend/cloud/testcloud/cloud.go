@@ -32,6 +32,7 @@ type Failure struct {
 	Message    string
 	HTML       bool          // a page of a proxy
 	Hang       bool          // no answer
+	Drop       bool          // the connection ends without an answer
 	Skew       time.Duration // of the cloud's clock
 	RetryAfter string
 }
@@ -191,7 +192,7 @@ func (c *Cloud) Count(prefix string) int {
 	return n
 }
 
-// Problems returns the violations of the protocol so far.
+// Problems returns the different violations of the protocol so far.
 func (c *Cloud) Problems() []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -200,7 +201,9 @@ func (c *Cloud) Problems() []string {
 
 // problem records a violation of the protocol. The caller holds the lock.
 func (c *Cloud) problem(format string, args ...any) {
-	c.problems = append(c.problems, fmt.Sprintf(format, args...))
+	if p := fmt.Sprintf(format, args...); !slices.Contains(c.problems, p) {
+		c.problems = append(c.problems, p)
+	}
 }
 
 // record records a request and returns its failure. The caller holds the lock.
@@ -226,6 +229,9 @@ func (c *Cloud) fail(w http.ResponseWriter, r *http.Request, f Failure) bool {
 		case <-c.done:
 		}
 		return true
+	}
+	if f.Drop {
+		panic(http.ErrAbortHandler)
 	}
 	if f.RetryAfter != "" {
 		w.Header().Set("Retry-After", f.RetryAfter)
