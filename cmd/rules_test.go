@@ -110,7 +110,6 @@ var doors = map[string][]string{
 	"github.com/coreos/go-iptables":       {"ctrl/netfilter"},
 	"golang.zx2c4.com/wireguard":          {"ctrl"},
 	"github.com/aws/aws-sdk-go-v2":        {"ctrl/backend/cloud"},
-	"cloud.google.com/go":                 {"ctrl/backend/cloud"},
 	"sigs.k8s.io/yaml":                    {"lease/file"},
 	"github.com/joho/godotenv":            {"lease/subnetenv"},
 	"github.com/google/renameio":          {"lease/subnetenv"},

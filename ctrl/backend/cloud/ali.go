@@ -33,10 +33,14 @@ type aliInstance struct {
 	hopType, hop             string // next hop of routes to this instance
 }
 
+const aliMetadata = "http://100.100.100.200"
+
 func newAlibaba(c Config, client *client, e endpoints) (provider, error) {
 	a := &alibaba{client: client, endpoint: e.api, metadata: &metadataService{
-		base: cmp.Or(e.metadata, "http://100.100.100.200") + "/latest",
-		http: metadataClient(), calls: client.calls, tokenHeader: "X-aliyun-ecs-metadata-token",
+		items: cmp.Or(e.metadata, aliMetadata) + "/latest/meta-data/", calls: client.calls,
+		http: metadataClient(), hint: "is this an ECS instance, and may it reach " + aliMetadata + "?",
+		tokens:      cmp.Or(e.metadata, aliMetadata) + "/latest/api/token",
+		tokenHeader: "X-aliyun-ecs-metadata-token",
 	}}
 	a.keys = keySource{configured: configured(c), fetch: a.roleKeys}
 	return a, nil
@@ -50,7 +54,7 @@ func (a *alibaba) roleKeys(ctx context.Context) (keyPair, error) {
 		SecurityToken   string
 		Expiration      string
 	}
-	err := a.metadata.role(ctx, "ram/security-credentials/", &r)
+	err := a.metadata.role(ctx, "ram/security-credentials/", noRole, &r)
 	return keyPair{r.AccessKeyID, r.AccessKeySecret, r.SecurityToken, timeOf(r.Expiration)}, err
 }
 

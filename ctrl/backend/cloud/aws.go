@@ -9,7 +9,6 @@ import (
 	"encoding/xml"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -19,15 +18,13 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
-	"github.com/aws/aws-sdk-go-v2/credentials/ec2rolecreds"
-	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 )
 
 // amazon is the EC2 Query API, version 2016-11-15, and the instance metadata service, version 2.
 type amazon struct {
 	client   *client
-	metadata *imds.Client
-	role     *aws.CredentialsCache
+	metadata *metadataService
+	keys     keySource
 	signer   *v4.Signer
 
 	configured []string // route tables
@@ -43,24 +40,48 @@ type awsInstance struct {
 }
 
 func newAWS(c Config, client *client, e endpoints) (provider, error) {
+	host := cmp.Or(e.metadata, os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT"), "http://169.254.169.254")
+	host = strings.TrimSuffix(host, "/")
 	a := &amazon{
 		client: client, signer: v4.NewSigner(), configured: c.RouteTables,
-		// The variable of the AWS SDKs and CLI.
 		endpoint: cmp.Or(e.api, os.Getenv("AWS_ENDPOINT_URL_EC2")),
-		metadata: imds.New(imds.Options{
-			Endpoint: e.metadata, HTTPClient: metadataClient(), Retryer: aws.NopRetryer{},
-			EnableFallback: aws.FalseTernary, // version 1 has no tokens
-		}),
+		metadata: &metadataService{
+			items: host + "/latest/meta-data/", tokens: host + "/latest/api/token",
+			tokenHeader: "X-aws-ec2-metadata-token", http: metadataClient(), calls: client.calls,
+			hint: "is this an EC2 instance, may it reach " + host +
+				", and is the hop limit of its metadata enough?",
+		},
 	}
-	a.role = aws.NewCredentialsCache(ec2rolecreds.New(func(o *ec2rolecreds.Options) {
-		o.Client = a.metadata
-	}))
+	a.keys.fetch = a.roleKeys
 	return a, nil
+}
+
+// environmentKeys returns the keys of the environment, under the names of the AWS SDKs, and the
+// token also under flannel's.
+func environmentKeys() keyPair {
+	return keyPair{
+		id: os.Getenv("AWS_ACCESS_KEY_ID"), secret: os.Getenv("AWS_SECRET_ACCESS_KEY"),
+		token: cmp.Or(os.Getenv("AWS_SESSION_TOKEN"), os.Getenv("AWS_SECURITY_TOKEN")),
+	}
+}
+
+// roleKeys returns the keys of the IAM role of this instance.
+func (a *amazon) roleKeys(ctx context.Context) (keyPair, error) {
+	var r struct {
+		AccessKeyID     string `json:"AccessKeyId"`
+		SecretAccessKey string
+		Token           string
+		Expiration      string
+	}
+	err := a.metadata.role(ctx, "iam/security-credentials/",
+		"attach an IAM role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", &r)
+	return keyPair{r.AccessKeyID, r.SecretAccessKey, r.Token, timeOf(r.Expiration)}, err
 }
 
 // locate reads the metadata, turns the check of source and destination off and finds the tables.
 func (a *amazon) locate(ctx context.Context, n Node) (place, error) {
-	a.role.Invalidate()
+	a.keys.forget()
+	a.keys.configured = environmentKeys()
 	if err := a.findSelf(ctx, n); err != nil {
 		return place{}, err
 	}
@@ -82,7 +103,7 @@ func (a *amazon) findSelf(ctx context.Context, n Node) error {
 	var err error
 	read := func(item string) (text string) {
 		if err == nil {
-			text, err = a.item(ctx, item)
+			text, err = a.metadata.get(ctx, item)
 		}
 		return text
 	}
@@ -97,11 +118,11 @@ func (a *amazon) findSelf(ctx context.Context, n Node) error {
 	}
 	self.interfaces = len(macs)
 	self.domain = "amazonaws.com"
-	if domain, err := a.item(ctx, "services/domain"); err == nil && domain != "" {
+	if domain, err := a.metadata.get(ctx, "services/domain"); err == nil && domain != "" {
 		self.domain = domain
 	}
 	mac, err := interfaceOf(macs, n.Addrs, func(mac string) (string, error) {
-		return a.item(ctx, "network/interfaces/macs/"+mac+"/local-ipv4s")
+		return a.metadata.get(ctx, "network/interfaces/macs/"+mac+"/local-ipv4s")
 	})
 	if err != nil {
 		return err
@@ -113,37 +134,6 @@ func (a *amazon) findSelf(ctx context.Context, n Node) error {
 		a.self = self
 	}
 	return err
-}
-
-// item reads an item of the metadata.
-func (a *amazon) item(ctx context.Context, path string) (text string, err error) {
-	defer func() { a.client.calls.add("metadata", err) }()
-	out, err := a.metadata.GetMetadata(ctx, &imds.GetMetadataInput{Path: path})
-	if err == nil {
-		defer out.Content.Close()
-		var body []byte
-		body, err = io.ReadAll(io.LimitReader(out.Content, maxMetadata))
-		text = strings.TrimSpace(string(body))
-	}
-	var status interface{ HTTPStatusCode() int }
-	switch {
-	case err == nil && strings.HasPrefix(text, "<"):
-		err = errors.New("answer is HTML: is there a proxy?")
-	case err == nil:
-		return text, nil
-	case errors.As(err, &status) && status.HTTPStatusCode() == http.StatusNotFound:
-		err = errNotThere
-	}
-	return "", &Error{Call: "metadata", Kind: Unavailable,
-		err: fmt.Errorf("%s: %w", path, withoutURL(err)), Hint: awsMetadataHint(err)}
-}
-
-func awsMetadataHint(err error) string {
-	if errors.Is(err, errNotThere) {
-		return ""
-	}
-	return "is this an EC2 instance, may it reach 169.254.169.254, " +
-		"and is the hop limit of its metadata enough?"
 }
 
 // tables returns the configured route tables, or that of the interface's subnet, or the VPC's main
@@ -287,7 +277,7 @@ func (a *amazon) stopChecking(ctx context.Context) error {
 // call signs and sends a request and decodes its answer.
 func (a *amazon) call(ctx context.Context, action string, v url.Values, into any) (err error) {
 	defer func() { a.client.calls.add(action, err) }()
-	credentials, err := a.credentials(ctx)
+	keys, err := a.keys.get(ctx)
 	if err != nil {
 		return err
 	}
@@ -303,7 +293,7 @@ func (a *amazon) call(ctx context.Context, action string, v url.Values, into any
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
 	hash := sha256.Sum256([]byte(body))
-	if err := a.signer.SignHTTP(ctx, credentials, r, hex.EncodeToString(hash[:]), "ec2",
+	if err := a.signer.SignHTTP(ctx, keys.aws(), r, hex.EncodeToString(hash[:]), "ec2",
 		a.self.region, time.Now()); err != nil {
 		return &Error{Call: action, Kind: Credentials, err: err}
 	}
@@ -362,23 +352,9 @@ func awsError(action, code, message string) *Error {
 	return e
 }
 
-// credentials returns those of the environment, or else those of the instance's role.
-func (a *amazon) credentials(ctx context.Context) (aws.Credentials, error) {
-	c := aws.Credentials{
-		AccessKeyID:     os.Getenv("AWS_ACCESS_KEY_ID"),
-		SecretAccessKey: os.Getenv("AWS_SECRET_ACCESS_KEY"),
-		SessionToken:    cmp.Or(os.Getenv("AWS_SESSION_TOKEN"), os.Getenv("AWS_SECURITY_TOKEN")),
-	}
-	if c.HasKeys() {
-		return c, nil
-	}
-	c, err := a.role.Retrieve(ctx)
-	if err != nil {
-		return c, &Error{Call: "metadata", Kind: Credentials, Message: "no credentials of a role",
-			Hint: "attach an IAM role to the instance, or set AWS_ACCESS_KEY_ID and " +
-				"AWS_SECRET_ACCESS_KEY"}
-	}
-	return c, nil
+// aws returns the keys for the signer.
+func (k keyPair) aws() aws.Credentials {
+	return aws.Credentials{AccessKeyID: k.id, SecretAccessKey: k.secret, SessionToken: k.token}
 }
 
 func cloneValues(v url.Values) url.Values {

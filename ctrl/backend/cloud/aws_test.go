@@ -242,7 +242,7 @@ func TestAWSCredentialsOfEnvironment(t *testing.T) {
 	r := prepare(t, Config{Provider: AWS}, c)
 	r.run(t)
 	r.Set(me())
-	wantText(t, r.awaitError(t, Credentials), "no credentials of a role: attach an IAM role to the instance, or set AWS_ACCESS_KEY_ID")
+	wantText(t, r.awaitError(t, Credentials), "this instance has no role: attach an IAM role, or set AWS_ACCESS_KEY_ID")
 	r.stop()
 	t.Setenv("AWS_ACCESS_KEY_ID", "AKIDENV")
 	t.Setenv("AWS_SECRET_ACCESS_KEY", "env-secret")

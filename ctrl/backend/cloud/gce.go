@@ -10,19 +10,18 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path"
 	"regexp"
 	"strings"
 	"time"
-
-	"cloud.google.com/go/compute/metadata"
 )
 
 // google is the Compute Engine API, version 1, and the metadata server. Its one route table is the
 // VPC network.
 type google struct {
 	client   *client
-	metadata *metadata.Client
+	metadata *metadataService
 
 	configured Config
 	endpoint   string
@@ -47,9 +46,18 @@ const gcePriority = 1000
 
 func newGCE(c Config, client *client, e endpoints) (provider, error) {
 	client.http.Timeout = operationTimeout + callTimeout
+	host := cmp.Or(e.metadata, "http://169.254.169.254")
+	if h := os.Getenv("GCE_METADATA_HOST"); h != "" { // the variable of Google's libraries
+		host = "http://" + h
+	}
 	return &google{
-		client: client, configured: c, metadata: metadata.NewClient(metadataClient()),
+		client: client, configured: c,
 		endpoint: cmp.Or(e.api, "https://compute.googleapis.com/compute/v1/"),
+		metadata: &metadataService{
+			items: host + "/computeMetadata/v1/", header: "Metadata-Flavor", value: "Google",
+			http: metadataClient(), calls: client.calls,
+			hint: "is this a GCE instance, and may it reach " + host + "?",
+		},
 	}, nil
 }
 
@@ -81,7 +89,7 @@ func (g *google) findSelf(ctx context.Context, n Node) error {
 	var err error
 	read := func(item string) (text string) {
 		if err == nil {
-			text, err = g.item(ctx, item)
+			text, err = g.metadata.get(ctx, item)
 		}
 		return text
 	}
@@ -101,7 +109,7 @@ func (g *google) findSelf(ctx context.Context, n Node) error {
 		}
 		var i string
 		i, err = interfaceOf(interfaces, n.Addrs, func(i string) (string, error) {
-			return g.item(ctx, "instance/network-interfaces/"+i+"/ip")
+			return g.metadata.get(ctx, "instance/network-interfaces/"+i+"/ip")
 		})
 		if err == nil {
 			// projects/NUMBER/networks/NAME, of this project or the host of a shared VPC
@@ -123,33 +131,12 @@ func networkLink(project, network string) string {
 	return "projects/" + project + "/global/networks/" + path.Base(network)
 }
 
-// item reads an item of the metadata.
-func (g *google) item(ctx context.Context, suffix string) (text string, err error) {
-	defer func() { g.client.calls.add("metadata", err) }()
-	text, err = g.metadata.GetWithContext(ctx, suffix)
-	text = strings.TrimSpace(text)
-	if err == nil && strings.HasPrefix(text, "<") {
-		err = errors.New("answer is HTML: is there a proxy?")
-	}
-	if err == nil {
-		return text, nil
-	}
-	e := &Error{Call: "metadata", Kind: Unavailable, err: fmt.Errorf("%s: %w", suffix, withoutURL(err))}
-	var absent metadata.NotDefinedError
-	if errors.As(err, &absent) {
-		e.err = fmt.Errorf("%s: %w", suffix, errNotThere)
-	} else {
-		e.Hint = "is this a GCE instance, and may it reach 169.254.169.254?"
-	}
-	return "", e
-}
-
 // authorization returns the token of the instance's service account.
 func (g *google) authorization(ctx context.Context) (string, error) {
 	if g.token != "" && time.Now().Before(g.expires) {
 		return g.token, nil
 	}
-	text, err := g.item(ctx, "instance/service-accounts/default/token")
+	text, err := g.metadata.get(ctx, "instance/service-accounts/default/token")
 	if errors.Is(err, errNotThere) {
 		return "", &Error{Call: "metadata", Kind: Credentials,
 			Message: "this instance has no service account",

@@ -73,11 +73,11 @@ func prepare(t *testing.T, config Config, c *testcloud.Cloud) *rig {
 	t.Cleanup(c.Close)
 	for _, name := range []string{
 		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
-		"AWS_REGION", "AWS_ENDPOINT_URL_EC2", "ACCESS_KEY_ID", "ACCESS_KEY_SECRET",
+		"AWS_REGION", "AWS_ENDPOINT_URL_EC2", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "GCE_METADATA_HOST",
+		"ACCESS_KEY_ID", "ACCESS_KEY_SECRET",
 	} {
 		t.Setenv(name, "")
 	}
-	t.Setenv("GCE_METADATA_HOST", strings.TrimPrefix(c.Metadata.URL, "http://"))
 	log := &logged{}
 	m, err := newManager(config, slog.New(slog.NewTextHandler(log, nil)),
 		endpoints{api: c.API.URL, metadata: c.Metadata.URL})

@@ -10,56 +10,73 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 )
 
-// metadataService reads a metadata service of plain texts under one URL, as Alibaba and Tencent
-// have it.
+// metadataService reads the metadata service of a cloud, which has plain texts under one URL.
 type metadataService struct {
-	base  string // "http://100.100.100.200/latest"
+	items string // URL: "http://100.100.100.200/latest/meta-data/"
+	hint  string // if there is no answer
 	http  *http.Client
 	calls *calls
-	// tokenHeader names the header of the token that Alibaba demands in its hardened mode; empty if
-	// there is none.
-	tokenHeader string
+
+	header, value string // of each request; may be empty
+	// tokens is the URL of tokens for the header tokenHeader, as AWS and, in its hardened mode,
+	// Alibaba demand; empty if the service knows none.
+	tokens, tokenHeader string
+	token               string
+	tokenEnd            time.Time
 }
 
 // errNotThere is the error for an item that the service does not have.
 var errNotThere = errors.New("not there")
 
-// metadataLifetime is the lifetime of a token of the metadata service, in seconds.
-const metadataLifetime = "60"
+// tokenLifetime is the lifetime of a token of the metadata service.
+const tokenLifetime = time.Minute
 
 // get returns an item.
 func (m *metadataService) get(ctx context.Context, item string) (text string, err error) {
 	defer func() { m.calls.add("metadata", err) }()
-	token := ""
-	if m.tokenHeader != "" {
-		// A service without tokens answers with an error, and needs none.
-		token, _ = m.request(ctx, http.MethodPut, "/api/token", m.tokenHeader+"-ttl-seconds",
-			metadataLifetime)
+	if err = m.renewToken(ctx); err == nil {
+		header, value := m.header, m.value
+		if m.token != "" {
+			header, value = m.tokenHeader, m.token
+		}
+		text, err = m.request(ctx, http.MethodGet, m.items+item, header, value)
 	}
-	text, err = m.request(ctx, http.MethodGet, "/meta-data/"+item, m.tokenHeader, token)
-	if err != nil {
-		return "", &Error{Call: "metadata", Kind: Unavailable,
-			err: fmt.Errorf("%s: %w", item, err), Hint: metadataHint(err)}
+	if err == nil {
+		return text, nil
 	}
-	return text, nil
+	e := &Error{Call: "metadata", Kind: Unavailable, err: fmt.Errorf("%s: %w", item, err)}
+	if !errors.Is(err, errNotThere) {
+		m.token = ""
+		e.Hint = m.hint
+	}
+	return "", e
 }
 
-func metadataHint(err error) string {
-	if errors.Is(err, errNotThere) {
-		return ""
+// renewToken gets a token if the service has them and the last one is about to end.
+func (m *metadataService) renewToken(ctx context.Context) error {
+	if m.tokens == "" || m.token != "" && time.Until(m.tokenEnd) > tokenLifetime/2 {
+		return nil
 	}
-	return "is this an instance of the cloud, and may it reach the metadata service?"
+	token, err := m.request(ctx, http.MethodPut, m.tokens, m.tokenHeader+"-ttl-seconds",
+		strconv.Itoa(int(tokenLifetime.Seconds())))
+	if errors.Is(err, errNotThere) { // needs none
+		return nil
+	}
+	m.token, m.tokenEnd = token, time.Now().Add(tokenLifetime)
+	return err
 }
 
-func (m *metadataService) request(ctx context.Context, method, path, header, value string) (string, error) {
-	r, err := http.NewRequestWithContext(ctx, method, m.base+path, nil)
+func (m *metadataService) request(ctx context.Context, method, url, header, value string) (string, error) {
+	r, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return "", err
 	}
-	if header != "" && value != "" {
+	if header != "" {
 		r.Header.Set(header, value)
 	}
 	response, err := m.http.Do(r)
@@ -96,13 +113,14 @@ func (m *metadataService) all(ctx context.Context, items map[string]*string) err
 	return nil
 }
 
-// role returns the credentials of the role of this instance, from the list of roles at a path.
-func (m *metadataService) role(ctx context.Context, path string, into any) error {
+// role reads the credentials of the role of this instance, from the list of roles at a path. hint
+// tells what helps if there is none.
+func (m *metadataService) role(ctx context.Context, path, hint string, into any) error {
 	roles, err := m.get(ctx, path)
 	role, _, _ := strings.Cut(roles, "\n")
 	if errors.Is(err, errNotThere) || err == nil && role == "" {
 		return &Error{Call: "metadata", Kind: Credentials, Message: "this instance has no role",
-			Hint: "attach one, or set AccessKeyID and AccessKeySecret"}
+			Hint: hint}
 	}
 	if err != nil {
 		return err
@@ -139,6 +157,9 @@ func interfaceOf(macs []string, addrs []netip.Addr, get func(mac string) (string
 	return "", &Error{Call: "metadata", Message: fmt.Sprintf(
 		"none of the instance's %d interfaces has the address %v of this node", len(macs), addrs)}
 }
+
+// noRole is the hint for an instance without a role.
+const noRole = "attach one, or set AccessKeyID and AccessKeySecret"
 
 // lines returns the entries of a list in a metadata service.
 func lines(text string) []string {

@@ -29,12 +29,15 @@ type tencent struct {
 	hop      string // address of this node, which is the next hop
 }
 
-const tencentAPI = "https://vpc.tencentcloudapi.com"
+const (
+	tencentAPI      = "https://vpc.tencentcloudapi.com"
+	tencentMetadata = "http://metadata.tencentyun.com"
+)
 
 func newTencent(c Config, client *client, e endpoints) (provider, error) {
 	t := &tencent{client: client, endpoint: cmp.Or(e.api, tencentAPI), metadata: &metadataService{
-		base: cmp.Or(e.metadata, "http://metadata.tencentyun.com") + "/latest",
-		http: metadataClient(), calls: client.calls,
+		items: cmp.Or(e.metadata, tencentMetadata) + "/latest/meta-data/", calls: client.calls,
+		http: metadataClient(), hint: "is this a CVM instance, and may it reach " + tencentMetadata + "?",
 	}}
 	t.keys = keySource{configured: configured(c), fetch: t.roleKeys}
 	return t, nil
@@ -48,7 +51,7 @@ func (t *tencent) roleKeys(ctx context.Context) (keyPair, error) {
 		Token        string
 		Expiration   string
 	}
-	err := t.metadata.role(ctx, "cam/security-credentials/", &r)
+	err := t.metadata.role(ctx, "cam/security-credentials/", noRole, &r)
 	return keyPair{r.TmpSecretID, r.TmpSecretKey, r.Token, timeOf(r.Expiration)}, err
 }
 
