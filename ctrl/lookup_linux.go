@@ -176,3 +176,22 @@ func (k *Kernel) NeighbourStates() ([]NeighbourState, error) {
 	}
 	return out, nil
 }
+
+// NetemDevices lists the devices whose queueing discipline emulates a bad network (tc-netem(8)).
+func (k *Kernel) NetemDevices() ([]string, error) {
+	names, err := k.linkNames()
+	if err != nil {
+		return nil, err
+	}
+	qdiscs, err := dump("queueing disciplines", func() ([]netlink.Qdisc, error) { return k.h.QdiscList(nil) })
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, q := range qdiscs {
+		if name := names[q.Attrs().LinkIndex]; q.Type() == "netem" && !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}

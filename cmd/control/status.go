@@ -88,6 +88,7 @@ type Node struct {
 	Subnet  netip.Prefix `json:"subnet,omitzero"`
 	Subnet6 netip.Prefix `json:"subnet6,omitzero"`
 	Public  netip.Addr   `json:"public,omitzero"`
+	Public6 netip.Addr   `json:"public6,omitzero"` // absent if it is Public
 	// Unreachable is the reason why one of its subnets is unreachable; empty if all are reachable.
 	Unreachable string `json:"unreachable,omitempty"`
 	// Path and Path6 are measured by the mesh probe; absent for a node that is not probed.

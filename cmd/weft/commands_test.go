@@ -32,6 +32,7 @@ Commands that look at a node ask its daemon through the control socket
 | 1 | the command failed, or found a problem |
 | 2 | wrong flag or argument |
 | 3 | no daemon on this node, or no permission to ask it |
+| 4 | no certain answer (weft trace) |
 
 This page is generated from the program: ` + "`go test ./cmd/weft -run TestCommandsPage -update`" + `.
 `

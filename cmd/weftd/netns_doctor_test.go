@@ -30,11 +30,25 @@ const (
 type doctorLab struct {
 	*cluster
 	daemons []*member
+	flags   []string // of each weft doctor
+	env     []string // of all programs
 }
 
 func newDoctorLab(t *testing.T, network string, flags ...string) *doctorLab {
 	t.Helper()
-	d := &doctorLab{cluster: newCluster(t, lab.Options{}, network)}
+	return newDoctorLabOf(t, lab.Options{}, network, flags...)
+}
+
+func newDoctorLabOf(t *testing.T, o lab.Options, network string, flags ...string) *doctorLab {
+	t.Helper()
+	d := &doctorLab{cluster: newCluster(t, o, network)}
+	d.startAll(flags...)
+	return d
+}
+
+// startAll starts a daemon on every node and attaches the pods.
+func (d *doctorLab) startAll(flags ...string) {
+	d.t.Helper()
 	for _, n := range d.Nodes {
 		d.daemons = append(d.daemons, d.startNamed(n, flags...))
 	}
@@ -43,7 +57,6 @@ func newDoctorLab(t *testing.T, network string, flags ...string) *doctorLab {
 		m.attach()
 	}
 	d.awaitMesh()
-	return d
 }
 
 // program returns the path of this test binary under the name of a program, which it then is.
@@ -64,7 +77,7 @@ func program(t *testing.T, name string) string {
 func (d *doctorLab) startNamed(n *lab.Node, flags ...string) *member {
 	d.t.Helper()
 	p, err := n.Start(append([]string{program(d.t, "weftd"), fmt.Sprintf("--healthz-port=%d", clusterHealth),
-		"--etcd-endpoints=" + d.endpoint()}, flags...), asDaemon+"=1")
+		"--etcd-endpoints=" + d.endpoint()}, flags...), append(d.env, asDaemon+"=1")...)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -75,7 +88,7 @@ func (d *doctorLab) startNamed(n *lab.Node, flags ...string) *member {
 func (d *doctorLab) weft(n *lab.Node, v any, args ...string) error {
 	file := filepath.Join(d.t.TempDir(), "output")
 	p, err := n.Start(append([]string{"sh", "-c", `out=$1; shift; exec "$0" "$@" >$out`,
-		program(d.t, "weft"), file}, args...), asDaemon+"=1")
+		program(d.t, "weft"), file}, args...), append(d.env, asDaemon+"=1")...)
 	if err != nil {
 		return err
 	}
@@ -99,7 +112,8 @@ func (d *doctorLab) expect(socket string, want ...string) {
 	d.t.Helper()
 	await(d.t, doctorPatience, "findings "+strings.Join(want, ", "), func() error {
 		var r doctor.Report
-		if err := d.weft(d.Nodes[0], &r, "doctor", "--json", "--control-socket="+socket); err != nil {
+		args := append([]string{"doctor", "--json", "--control-socket=" + socket}, d.flags...)
+		if err := d.weft(d.Nodes[0], &r, args...); err != nil {
 			return err
 		}
 		var have []string
@@ -117,38 +131,70 @@ func (d *doctorLab) expect(socket string, want ...string) {
 	})
 }
 
-// fault is a fault and how to undo it: lines for sh, or a key in etcd.
+// expectSkipped expects that without a subnet file exactly these checks cannot be made for want of it.
+func (d *doctorLab) expectSkipped(socket string, want ...string) {
+	d.t.Helper()
+	var r doctor.Report
+	args := append([]string{"doctor", "--json", "--control-socket=" + socket}, d.flags...)
+	if err := d.weft(d.Nodes[0], &r, args...); err != nil {
+		d.t.Fatal(err)
+	}
+	var have []string
+	for _, n := range r.NotChecked {
+		if strings.HasPrefix(n.Reason, "subnet.env") || strings.HasPrefix(n.Reason, "pod subnet") {
+			have = append(have, n.Name)
+		}
+	}
+	if !slices.Equal(have, want) {
+		d.t.Errorf("%s: not checked for want of the subnet file: %q, want %q", socket, have, want)
+	}
+}
+
+// fault is a fault and how to undo it: lines for sh, a key in etcd, or a function that returns the
+// one that undoes it.
 type fault struct {
 	name       string // of the finding
 	node       int    // index of the node in which the lines run
 	make, undo string
 	key, value string // below the prefix
+	produce    func(t *testing.T) (undo func())
 }
 
-func (d *doctorLab) produce(f fault) {
+// repeat returns a fault that runs a line over and over, against a daemon that repairs it.
+func repeat(name, line, undo string) fault {
+	return fault{name: name,
+		make: "(while :; do " + line + "; sleep 0.02; done) >/dev/null 2>&1 & echo $! >/run/loop",
+		undo: "kill $(cat /run/loop); " + undo}
+}
+
+// produce makes a fault. It returns the function that undoes it.
+func (d *doctorLab) produce(f fault) (undo func()) {
 	d.t.Helper()
+	undone := func() {}
+	if f.produce != nil {
+		undone = f.produce(d.t)
+	}
 	if f.key != "" {
 		d.put(clusterPrefix+f.key, f.value)
 	}
 	if f.make != "" {
 		d.shell(f.node, f.make)
 	}
-}
-
-func (d *doctorLab) undo(f fault) {
-	d.t.Helper()
-	if f.key != "" {
-		d.delete(clusterPrefix + f.key)
-	}
-	if f.undo != "" {
-		d.shell(f.node, f.undo)
+	return func() {
+		if f.key != "" {
+			d.delete(clusterPrefix + f.key)
+		}
+		if f.undo != "" {
+			d.shell(f.node, f.undo)
+		}
+		undone()
 	}
 }
 
 // shell runs a command line in a node.
 func (d *doctorLab) shell(node int, line string) {
 	d.t.Helper()
-	p, err := d.Nodes[node].Start([]string{"sh", "-ec", line}, asDaemon+"=1")
+	p, err := d.Nodes[node].Start([]string{"sh", "-ec", line}, append(d.env, asDaemon+"=1")...)
 	if err != nil {
 		d.t.Fatal(err)
 	}
@@ -161,20 +207,24 @@ func (d *doctorLab) shell(node int, line string) {
 
 // check produces each fault in turn and expects the finding of its name, and none before and after.
 func (d *doctorLab) check(socket string, faults []fault) {
-	t, outer := d.t, d.t
 	d.expect(socket)
 	for _, f := range faults {
-		t.Run(f.name, func(t *testing.T) {
-			d.t = t
-			defer func() {
-				d.undo(f)
-				d.t = outer
-			}()
-			d.produce(f)
+		d.run(f.name, func() {
+			defer d.produce(f)()
 			d.expect(socket, f.name)
 		})
 	}
 	d.expect(socket)
+}
+
+// run runs a subtest, to which the methods of d report.
+func (d *doctorLab) run(name string, body func()) {
+	outer := d.t
+	outer.Run(name, func(t *testing.T) {
+		d.t = t
+		defer func() { d.t = outer }()
+		body()
+	})
 }
 
 // TestNetnsDoctorUDP produces faults of a node with the udp backend.
@@ -212,6 +262,7 @@ func TestNetnsDoctorUDP(t *testing.T) {
 			make: link + "ip route add 10.5.0.0/16 dev d0 table 52; ip rule add pref 5270 lookup 52",
 			undo: "ip rule del pref 5270; ip link del d0"},
 		{name: "pod-mtu", make: "ip link set cni0 mtu 1500", undo: "ip link set cni0 mtu 1472"},
+		{name: "bridge-down", make: "ip link set cni0 down", undo: "ip link set cni0 up"},
 		{name: "bridge-subnet",
 			make: "ip link add docker0 type bridge; ip addr add 10.5.255.1/24 dev docker0; ip link set docker0 up",
 			undo: "ip link del docker0"},
@@ -287,7 +338,8 @@ func TestNetnsDoctorAll(t *testing.T) {
 // TestNetnsDoctorVXLAN produces faults that a running daemon repairs or whose check needs none: the
 // first node's daemon is stopped with SIGSTOP, so the kernel's state alone is examined.
 func TestNetnsDoctorVXLAN(t *testing.T) {
-	d := newDoctorLab(t, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`, "--ip-masq")
+	d := newDoctorLabOf(t, lab.Options{Mode: lab.ModeNIC}, `{"Network":"10.5.0.0/16","Backend":{"Type":"vxlan"}}`,
+		"--ip-masq")
 	peerSubnet := d.daemons[1].env().Subnet.Masked().String()
 	tunnel := d.daemons[1].env().Subnet.Masked().Addr().String()
 	d.check(socketPath, []fault{
@@ -297,10 +349,22 @@ func TestNetnsDoctorVXLAN(t *testing.T) {
 			undo: "iptables -D INPUT -p udp --dport 8472 -j DROP"},
 		{name: "checksum-offload", node: 1, make: "iptables -I INPUT -i flannel.1 -p tcp -j DROP",
 			undo: "iptables -D INPUT -i flannel.1 -p tcp -j DROP"},
+		// The TCP checksum of the inner packet is set to a constant behind the tunnel device, as by a
+		// card that computes it wrongly: 39 and 66 bytes of UDP, VXLAN, Ethernet and IPv4 headers.
+		{name: "checksum-offload", make: "nft add table ip nic; " +
+			"nft 'add chain ip nic out { type filter hook output priority 300; }'; " +
+			"nft add rule ip nic out udp dport 8472 @th,312,8 6 @th,528,16 set 0xbeef",
+			undo: "nft delete table ip nic"},
+		repeat("state-contested", "ip link set flannel.1 down", "true"),
+		{name: "device-missing", produce: d.replaceDevice},
+		repeat("entries-stale", "ip neigh replace 10.5.250.0 lladdr 2:0:0:0:0:9 dev flannel.1 nud permanent",
+			"ip neigh del 10.5.250.0 dev flannel.1 || true"),
+		{name: "vxlan-port-taken", produce: d.takePort},
 	})
 	if err := d.daemons[0].Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	d.expect(socketPath, "daemon-hung")
 	d.check(noDaemon, []fault{
 		{name: "route-missing", make: "ip route del " + peerSubnet,
 			undo: "ip route add " + peerSubnet + " via " + tunnel + " dev flannel.1 onlink proto 157"},
@@ -336,10 +400,19 @@ func TestNetnsDoctorHostGW(t *testing.T) {
 	d.check(socketPath, []fault{
 		{name: "anti-spoofing", node: 1, make: "iptables -t raw -I PREROUTING -s 10.5.0.0/16 -j DROP",
 			undo: "iptables -t raw -D PREROUTING -s 10.5.0.0/16 -j DROP"},
+		{name: "host-gw-router", key: "/subnets/10.5.254.0-24",
+			value: `{"PublicIP":"192.0.2.9","BackendType":"host-gw"}`},
 		{name: "subnet-env-missing", make: "mv /run/flannel/subnet.env /run/env; mkdir /run/flannel/subnet.env",
 			undo: "rmdir /run/flannel/subnet.env; mv /run/env /run/flannel/subnet.env"},
 	})
 	d.expect(noDaemon)
+	d.run("without a subnet file", func() {
+		d.flags = []string{"--subnet-file=/run/none"}
+		defer func() { d.flags = nil }()
+		d.expect(socketPath, "subnet-env-missing")
+		d.expectSkipped(socketPath)
+		d.expectSkipped(noDaemon, "pod-mtu", "rules-missing")
+	})
 	d.etcd.Close()
 	d.expect(socketPath, "store-down")
 }

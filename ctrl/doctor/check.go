@@ -7,11 +7,13 @@ type source string
 
 const (
 	fromDaemon  source = "daemon"
-	fromEnv     source = "subnet.env"
+	fromEnv     source = "subnet.env" // or the daemon's own values, which are as exact
+	fromSubnet  source = "pod subnet" // at least as far as the kernel's state shows it
 	fromKernel  source = "kernel"
 	fromFilter  source = "packet filter"
 	fromProbes  source = "probes"
 	fromTraffic source = "traffic counters"
+	fromPods    source = "pods"
 	fromCNI     source = "CNI configuration"
 	fromStore   source = "store"
 	fromHost    source = "host" // files and processes
@@ -28,6 +30,11 @@ type check struct {
 
 // checks lists all checks, causes before symptoms.
 func checks() []check {
-	return slices.Concat(daemonChecks(), storeChecks(), kernelChecks(), deviceChecks(), routeChecks(),
-		filterChecks(), nodeChecks(), ipsecChecks(), probeChecks())
+	return slices.Concat(daemonChecks(), storeChecks(), nodeChecks(), ipsecChecks(),
+		familyChecks())
+}
+
+// familyChecks lists the checks that are made for each address family of the node.
+func familyChecks() []check {
+	return slices.Concat(kernelChecks(), deviceChecks(), routeChecks(), filterChecks(), podChecks(), probeChecks())
 }

@@ -23,7 +23,9 @@ type Daemon struct {
 	MTU        int               `json:"mtu"`
 	Device     string            `json:"device"` // two if each family has one, separated by a space
 	Network    struct {
-		Backend map[string]json.RawMessage `json:"backend"`
+		Network  netip.Prefix               `json:"network"`
+		Network6 netip.Prefix               `json:"network6"`
+		Backend  map[string]json.RawMessage `json:"backend"`
 	} `json:"network"`
 	Interface *struct {
 		Name    string     `json:"name"`
@@ -35,6 +37,7 @@ type Daemon struct {
 	Lease *struct {
 		Held    bool         `json:"held"`
 		Subnet  netip.Prefix `json:"subnet"`
+		Subnet6 netip.Prefix `json:"subnet6"`
 		Expires time.Time    `json:"expires"`
 	} `json:"lease"`
 	Store struct {
@@ -49,8 +52,10 @@ type Daemon struct {
 		Subnet      netip.Prefix `json:"subnet"`
 		Subnet6     netip.Prefix `json:"subnet6"`
 		Public      netip.Addr   `json:"public"`
+		Public6     netip.Addr   `json:"public6"`
 		Unreachable string       `json:"unreachable"`
 		Path        *Path        `json:"path"`
+		Path6       *Path        `json:"path6"`
 	} `json:"nodes"`
 	Kernel struct {
 		Synced  bool   `json:"synced"`
@@ -170,6 +175,20 @@ func (p Process) flag(name string) string {
 	return ""
 }
 
+// flag returns the value of a flag of the daemon, as it says, else by its arguments; empty if the flag
+// is not set.
+func (f *Facts) flag(name string) string {
+	if value, ok := f.Daemon.Flags[name]; ok || f.Missing[fromDaemon] == nil {
+		return value
+	}
+	for _, p := range f.here() {
+		if value := p.flag(name); value != "" {
+			return value
+		}
+	}
+	return ""
+}
+
 // here returns the daemons in this network namespace.
 func (f *Facts) here() []Process {
 	return slices.DeleteFunc(slices.Clone(f.Processes), func(p Process) bool { return !p.Same })
@@ -225,9 +244,12 @@ func findTwoDaemons(f *Facts) []Finding {
 }
 
 func findNoEnv(f *Facts) []Finding {
-	err := f.Missing[fromEnv]
+	err := f.EnvErr
 	if err == nil || f.Missing[fromDaemon] != nil && len(f.here()) == 0 {
 		return nil // without a daemon, the missing daemon is the cause
+	}
+	if len(findPodCIDR(f)) > 0 {
+		return nil
 	}
 	cause := "the daemon is not ready yet, or writes another file (--subnet-file)"
 	if reason := f.Daemon.firstReason(); reason != "" {
@@ -254,9 +276,9 @@ func findNoCNI(f *Facts) []Finding {
 		return nil
 	}
 	return []Finding{{
-		Evidence: "no file *.conflist or *.conf in " + cniDir,
+		Evidence: "no file *.conflist or *.conf in " + f.cniDir(),
 		Cause:    "the CNI plugin of the overlay is not installed, so new pods do not start",
-		Remedy:   "kubectl apply the manifest again, or copy 10-flannel.conflist to " + cniDir,
+		Remedy:   "kubectl apply the manifest again, or copy 10-flannel.conflist to " + f.cniDir(),
 	}}
 }
 
@@ -268,10 +290,10 @@ func findForeignCNI(f *Facts) []Finding {
 	}
 	first := f.CNI[0]
 	return []Finding{{
-		Evidence: fmt.Sprintf("%s/%s comes first and has the plugins %s", cniDir, first.File,
+		Evidence: fmt.Sprintf("%s/%s comes first and has the plugins %s", f.cniDir(), first.File,
 			strings.Join(first.Types, ", ")),
 		Cause:  "new pods are set up by another plugin than flannel's and get addresses outside the overlay",
-		Remedy: fmt.Sprintf("mv %s/%s /tmp/ and restart the pods that it has set up", cniDir, first.File),
+		Remedy: fmt.Sprintf("mv %s/%s /tmp/ and restart the pods that it has set up", f.cniDir(), first.File),
 	}}
 }
 
@@ -320,17 +342,24 @@ func findPodCIDR(f *Facts) []Finding {
 	}}
 }
 
-// devices returns the names of the overlay's devices: those of the daemon's status, else those with
-// one of flannel's names.
+// devices returns the names of the overlay's devices of the family: those of the daemon's status,
+// else those with one of flannel's names.
 func (f *Facts) devices() []string {
-	if names := strings.Fields(f.Daemon.Device); len(names) > 0 && f.Daemon.Backend != "host-gw" {
-		return names
+	names := strings.Fields(f.Daemon.Device)
+	if f.Daemon.Backend == "host-gw" {
+		names = nil
 	}
-	var names []string
-	for _, l := range f.Kernel.Links {
-		if ctrl.OverlayName(l.Name) {
-			names = append(names, l.Name)
+	if len(names) == 0 {
+		for _, l := range f.Kernel.Links {
+			if ctrl.OverlayName(l.Name) {
+				names = append(names, l.Name)
+			}
 		}
+	}
+	// With one device, both families use it.
+	other := func(name string) bool { return strings.Contains(name, "-v6") != f.V6 }
+	if own := slices.DeleteFunc(slices.Clone(names), other); len(own) > 0 {
+		return own
 	}
 	return names
 }

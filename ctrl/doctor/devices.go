@@ -4,24 +4,32 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"weft/ctrl"
 )
 
 func deviceChecks() []check {
 	return []check{
-		{name: "device-missing", needs: []source{fromDaemon, fromEnv, fromKernel}, find: findNoDevice},
-		{name: "tunnel-mtu", needs: []source{fromEnv, fromKernel}, find: findTunnelMTU},
+		{name: "device-missing", needs: []source{fromKernel}, find: findNoDevice},
+		{name: "state-contested", needs: []source{fromDaemon, fromProbes}, find: findContested},
+		{name: "tunnel-mtu", needs: []source{fromSubnet, fromKernel}, find: findTunnelMTU},
 		{name: "pod-mtu", needs: []source{fromEnv, fromKernel}, find: findPodMTU},
-		{name: "bridge-subnet", needs: []source{fromEnv, fromKernel}, find: findBridgeSubnet},
-		{name: "bridge-down", needs: []source{fromEnv, fromKernel}, find: findBridgeDown},
-		{name: "former-backend", needs: []source{fromDaemon, fromEnv, fromKernel}, find: findFormerBackend},
+		{name: "bridge-subnet", needs: []source{fromSubnet, fromKernel}, find: findBridgeSubnet},
+		{name: "bridge-down", needs: []source{fromSubnet, fromKernel}, find: findBridgeDown},
+		{name: "arp-off", needs: []source{fromSubnet, fromKernel}, find: findNoARP},
+		{name: "netem", needs: []source{fromSubnet, fromKernel}, find: findNetem},
+		{name: "former-backend", needs: []source{fromDaemon, fromSubnet, fromKernel}, find: findFormerBackend},
 		{name: "vxlan-port-taken", needs: []source{fromKernel}, find: findPortTaken},
-		{name: "network-overlaps-underlay", needs: []source{fromEnv, fromKernel}, find: findOverlap},
+		{name: "network-overlaps-underlay", needs: []source{fromSubnet, fromKernel}, find: findOverlap},
 	}
 }
 
 func findNoDevice(f *Facts) []Finding {
+	noLease := f.Missing[fromDaemon] == nil && f.Daemon.Lease == nil // and so no device yet
+	if noLease || len(findPortTaken(f)) > 0 {
+		return nil
+	}
 	var out []Finding
 	for _, name := range f.devices() {
 		l, exists := f.link(name)
@@ -42,6 +50,23 @@ func findNoDevice(f *Facts) []Finding {
 		})
 	}
 	return out
+}
+
+// maxRepairs is the number of repairs during an examination that one change of another program may
+// take. It removes a device with its addresses and routes, of which there is one per node.
+func (f *Facts) maxRepairs() uint64 { return 10 + 5*uint64(len(f.Nodes)) }
+
+// findContested reports a daemon that repairs the same things over and over.
+func findContested(f *Facts) []Finding {
+	if f.Repairs <= f.maxRepairs() || len(findNoDevice(f))+len(findStaleEntries(f))+len(findFormerBackend(f)) > 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: fmt.Sprintf("the daemon repaired devices, routes or rules %d times within %v", f.Repairs,
+			f.Took.Round(100*time.Millisecond)),
+		Cause:  "another program (NetworkManager, systemd-networkd, a second daemon) undoes the daemon's work",
+		Remedy: "ip monitor link address route neigh shows it; exclude the overlay's devices in that program",
+	}}
 }
 
 func findBridgeDown(f *Facts) []Finding {
@@ -123,6 +148,11 @@ func findPodMTU(f *Facts) []Finding {
 				large = append(large, fmt.Sprintf("%s (%d)", name, l.MTU))
 			}
 		}
+		for _, p := range f.Pods {
+			if p.MTU > f.Env.MTU {
+				large = append(large, fmt.Sprintf("pod %s (%d)", p, p.MTU))
+			}
+		}
 		if len(large) == 0 {
 			continue
 		}
@@ -141,8 +171,20 @@ func findBridgeSubnet(f *Facts) []Finding {
 	var out []Finding
 	for _, a := range f.Kernel.Addrs {
 		_, isBridge := f.Ports[a.Dev]
-		if !isBridge || !f.network().Contains(a.Prefix.Addr()) ||
-			f.subnet().Masked().Contains(a.Prefix.Addr()) {
+		if !isBridge || !f.network().Contains(a.Prefix.Addr()) {
+			continue
+		}
+		if f.subnet().Masked().Contains(a.Prefix.Addr()) {
+			if !a.Prefix.IsSingleIP() && a.Prefix.Bits() != f.subnet().Bits() {
+				out = append(out, Finding{
+					Evidence: fmt.Sprintf("%s has %s, but the prefix of this node's subnet is /%d", a.Dev, a.Prefix,
+						f.subnet().Bits()),
+					Cause: "the address was set with a wrong netmask, so this host looks for pods of other nodes on " +
+						"the bridge, or does not find its own there",
+					Remedy: fmt.Sprintf("ip addr add %s dev %s; ip addr del %s dev %s",
+						netip.PrefixFrom(a.Prefix.Addr(), f.subnet().Bits()), a.Dev, a.Prefix, a.Dev),
+				})
+			}
 			continue
 		}
 		cause := "the bridge has the address of a former lease: pods on it are unreachable from other nodes"
@@ -159,6 +201,52 @@ func findBridgeSubnet(f *Facts) []Finding {
 		})
 	}
 	return out
+}
+
+// passed returns the devices that packets between pods and other nodes pass.
+func (f *Facts) passed() []string {
+	devices := slices.Concat(f.devices(), f.bridges())
+	for _, bridge := range f.bridges() {
+		devices = append(devices, f.Ports[bridge]...)
+	}
+	if u := f.underlay(); u != "" {
+		devices = append(devices, u)
+	}
+	return devices
+}
+
+// findNoARP looks for Ethernet devices that do not resolve addresses. Overlay devices never do.
+func findNoARP(f *Facts) []Finding {
+	var out []Finding
+	for _, dev := range f.passed() {
+		if !slices.Contains(f.NoARP, dev) || ctrl.OverlayName(dev) {
+			continue
+		}
+		out = append(out, Finding{
+			Evidence: dev + " has the flag NOARP",
+			Cause: "another program has turned the resolution of addresses off there, so neighbours are not " +
+				"found once their entries expire",
+			Remedy: "ip link set " + dev + " arp on",
+		})
+	}
+	return out
+}
+
+func findNetem(f *Facts) []Finding {
+	var bad []string
+	for _, dev := range f.passed() {
+		if slices.Contains(f.Netem, dev) {
+			bad = append(bad, dev)
+		}
+	}
+	if len(bad) == 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: "queueing discipline netem on " + listed(bad),
+		Cause:    "an experiment or a test delays, loses or reorders packets on purpose (tc netem, chaos tools)",
+		Remedy:   "tc qdisc show dev " + bad[0] + "; tc qdisc del dev " + bad[0] + " root",
+	}}
 }
 
 // findFormerBackend looks for overlay devices that the daemon does not use, with an address or a

@@ -3,6 +3,7 @@ package doctor
 import (
 	"encoding/json"
 	"errors"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -57,6 +58,8 @@ func healthy(t *testing.T) *Facts {
 			Neighbours: []ctrl.Neighbour{{Dev: "flannel.1", IP: peerNet.Addr(), MAC: peerMAC}},
 			FDB:        []ctrl.FDBEntry{{Dev: "flannel.1", MAC: peerMAC, Dst: peerAddr}},
 		},
+		Pods: []Pod{{Name: "pause, PID 7", Dev: "eth0", Addr: netip.MustParsePrefix("10.5.1.2/24"), MTU: 1450,
+			Route: Lookup{LookupResult: ctrl.LookupResult{Dev: "eth0", Via: own.Addr()}}}},
 		Ports:     map[string][]string{"cni0": nil},
 		Sysctl:    map[string]string{"net/ipv4/ip_forward": "1"},
 		Processes: []Process{{PID: 1, Program: "weftd", Same: true}},
@@ -98,7 +101,7 @@ var faults = []struct {
 	{"two-daemons", func(f *Facts) {
 		f.Processes = append(f.Processes, Process{PID: 2, Program: "flanneld", Same: true})
 	}},
-	{"subnet-env-missing", func(f *Facts) { f.Missing[fromEnv] = errors.New("no such file") }},
+	{"subnet-env-missing", func(f *Facts) { f.EnvErr = errors.New("no such file") }},
 	{"cni-config-missing", func(f *Facts) { f.CNI, f.Daemon.Store.Kind = nil, "kubernetes" }},
 	{"cni-config-foreign", func(f *Facts) {
 		f.Daemon.Store.Kind = "kubernetes"
@@ -124,6 +127,14 @@ var faults = []struct {
 	{"lease-expiring", func(f *Facts) { f.Daemon.Lease.Expires = f.Now.Add(10 * time.Minute) }},
 	{"ip-forward-off", func(f *Facts) { f.Sysctl["net/ipv4/ip_forward"] = "0" }},
 	{"device-forwarding-off", func(f *Facts) { f.Sysctl["net/ipv4/conf/flannel.1/forwarding"] = "0" }},
+	{"ipv6-disabled", func(f *Facts) {
+		sixth := *f
+		sixth.V6, sixth.Nodes, sixth.Kernel.FDB, sixth.Kernel.Neighbours = true, nil, nil, nil
+		sixth.Env.Network6, sixth.Env.Subnet6 = netip.MustParsePrefix("fd00:5::/56"), netip.MustParsePrefix("fd00:5::1/64")
+		sixth.Sysctl = maps.Clone(f.Sysctl)
+		sixth.Sysctl["net/ipv6/conf/cni0/disable_ipv6"] = "1"
+		f.Second = &sixth
+	}},
 	{"rp-filter-strict", func(f *Facts) {
 		// Most nodes are on eth0; one is reached by eth1.
 		f.Sysctl["net/ipv4/conf/eth0/rp_filter"] = "1"
@@ -137,13 +148,23 @@ var faults = []struct {
 	}},
 	{"neighbour-table-full", func(f *Facts) {
 		f.Sysctl["net/ipv4/neigh/default/gc_thresh3"] = "1024"
-		f.Neighbours = make([]ctrl.NeighbourState, 1000)
+		f.Neighbours = slices.Repeat([]ctrl.NeighbourState{{Dev: "eth0", IP: peerAddr}}, 1000)
 	}},
 	{"device-missing", func(f *Facts) { f.Kernel.Links[2].Up = false }},
+	{"state-contested", func(f *Facts) { f.Repairs, f.Took = 40, time.Second }},
 	{"tunnel-mtu", func(f *Facts) { f.Kernel.Links[0].MTU = 1400 }},
 	{"pod-mtu", func(f *Facts) { f.Kernel.Links[1].MTU = 1500 }},
 	{"bridge-down", func(f *Facts) { f.Kernel.Links[1].Up, f.Ports["cni0"] = false, []string{"veth0"} }},
 	{"bridge-subnet", func(f *Facts) { f.Kernel.Addrs[1].Prefix = netip.MustParsePrefix("10.5.9.1/24") }},
+	{"bridge-subnet", func(f *Facts) { f.Kernel.Addrs[1].Prefix = netip.PrefixFrom(own.Addr(), 16) }},
+	{"arp-off", func(f *Facts) { f.NoARP = []string{"cni0", "flannel.1"} }},
+	{"netem", func(f *Facts) { f.Netem = []string{"eth0", "eth9"} }},
+	{"pod-route", func(f *Facts) { f.Pods[0].Route.Via = netip.MustParseAddr("10.5.1.254") }},
+	{"pod-route", func(f *Facts) {
+		f.Pods[0].Addr, f.Pods[0].Route.Via = netip.MustParsePrefix("10.5.1.2/16"), netip.Addr{}
+	}},
+	{"pod-address", func(f *Facts) { f.Pods = append(f.Pods, f.Pods[0]) }},
+	{"path-lossy", func(f *Facts) { f.Nodes[0].Probes.Loss = Echo{Sent: 20, Received: 15} }},
 	{"former-backend", func(f *Facts) {
 		f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "flannel0", Kind: ctrl.KindTUN, Up: true})
 		f.Kernel.Addrs = append(f.Kernel.Addrs, ctrl.Addr{Dev: "flannel0", Prefix: netip.MustParsePrefix("10.5.1.0/32")})
@@ -177,6 +198,9 @@ var faults = []struct {
 		f.Daemon.Nodes[0].Unreachable = "192.0.2.2 is not on the link of eth0 (192.0.2.0/26): use vxlan with DirectRouting"
 	}},
 	{"forward-drop", func(f *Facts) { f.Filter.Blocked = []string{"chain FORWARD drops packets; remedy: iptables ..."} }},
+	{"prerouting-drop", func(f *Facts) {
+		f.Nodes[0].Pods = []netfilter.Verdict{{Chain: "fw", Dropped: true, Certain: true, Rule: "rule 1", Remedy: "nft insert ..."}}
+	}},
 	{"docker-isolation", func(f *Facts) {
 		f.Docker = []netfilter.Verdict{{Chain: "raw", Dropped: true, Certain: true, Rule: "rule 1"}}
 	}},
@@ -245,12 +269,12 @@ func TestChecks(t *testing.T) {
 
 // TestMissingFacts expects that checks without facts are listed with the reason, and find nothing.
 func TestMissingFacts(t *testing.T) {
-	all := []source{fromDaemon, fromEnv, fromKernel, fromFilter, fromProbes, fromTraffic, fromCNI, fromStore}
+	all := []source{fromDaemon, fromEnv, fromSubnet, fromKernel, fromFilter, fromProbes, fromTraffic,
+		fromPods, fromCNI, fromStore}
 	f := &Facts{Missing: map[source]error{}, Processes: []Process{{Program: "weftd", Same: true}}}
 	for _, s := range all {
 		f.Missing[s] = errNotAsked
 	}
-	f.Missing[fromEnv] = nil
 	r := Examine(f)
 	if len(r.Findings) > 0 {
 		t.Errorf("found %+v", r.Findings)

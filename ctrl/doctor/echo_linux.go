@@ -33,6 +33,7 @@ type echoRequest struct {
 	wait     time.Duration // for an answer to each
 	// whole forbids fragmentation, whatever path MTU the kernel knows.
 	whole    bool
+	row      bool   // do not end with the first answer
 	priority int    // of the socket (SO_PRIORITY)
 	mark     []byte // in the packets and their answers; nil means none
 }
@@ -68,9 +69,12 @@ func echo(ctx context.Context, r echoRequest) Echo {
 			pause(ctx, r.wait/4)
 			continue
 		}
-		if e.await(ctx, fd, id, begin.Add(r.wait), r.dst.Is6()); e.Received > 0 {
+		answered := e.Received
+		if e.await(ctx, fd, id, begin.Add(r.wait), r.dst.Is6()); e.Received > answered {
 			e.RTT, e.Err = time.Since(begin), nil
-			return e
+			if !r.row {
+				return e
+			}
 		}
 	}
 	return e

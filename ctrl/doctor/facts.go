@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -16,21 +17,31 @@ import (
 
 // Paths of the files that the checks name.
 const (
-	cniDir = "/etc/cni/net.d"
+	// DefaultCNIDir is the directory in which most container runtimes look for CNI configurations.
+	DefaultCNIDir = "/etc/cni/net.d"
 	// DefaultSubnetFile is flannel's path of the subnet file.
 	DefaultSubnetFile = "/run/flannel/subnet.env"
 )
 
 // Facts are the observations that the checks judge. The zero value of a field means that it was not
-// observed; Missing then has the reason. All observations are of one address family, IPv4 if the
-// node has an IPv4 subnet.
+// observed; Missing then has the reason. The observations of routes, filters and nodes are of one
+// address family.
 type Facts struct {
 	Now time.Time
+	V6  bool // the family is IPv6
+	// Second holds the facts about the other family; nil unless the node has both.
+	Second *Facts
 	// Missing holds the reason why a kind of facts is missing.
 	Missing map[source]error
 
+	// Env is the subnet file, or what takes its place if it cannot be read: then EnvErr is set.
 	Env    subnetenv.File
+	EnvErr error
 	Daemon Daemon
+	// Repairs is the number of the daemon's repairs of the kernel's state and of its rules during
+	// the examination, which took Took.
+	Repairs uint64
+	Took    time.Duration
 
 	Kernel      ctrl.State
 	PolicyRules []string
@@ -47,6 +58,7 @@ type Facts struct {
 	UDPPorts  []uint16
 	Processes []Process
 	CNI       []CNIConfig
+	CNIDir    string // DefaultCNIDir if empty
 
 	Filter netfilter.Conflicts
 	// RuleChanges are the differences from the wanted rules for masquerading and forwarding, if
@@ -57,8 +69,17 @@ type Facts struct {
 	Docker []netfilter.Verdict
 
 	Nodes []Node
+	Pods  []Pod
 	Store []Endpoint
+	// NoARP lists the devices that do not resolve addresses, and Netem those with an emulation of a
+	// bad network.
+	NoARP, Netem []string
+	// BelowIP lists the tables of packet filters that are not examined.
+	BelowIP []string
 }
+
+// cniDir returns the directory of the CNI configuration.
+func (f *Facts) cniDir() string { return cmp.Or(f.CNIDir, DefaultCNIDir) }
 
 // CNIConfig is one file of the CNI configuration.
 type CNIConfig struct {
@@ -84,6 +105,8 @@ type Node struct {
 	// In and Out are the verdicts of this host's packet filters on tunnel packets from and to the
 	// node. They are nil without a tunnel over UDP.
 	In, Out []netfilter.Verdict
+	// Pods are the verdicts on packets of pods from and to the node before they are routed.
+	Pods []netfilter.Verdict
 
 	Probed bool
 	Probes Probes
@@ -97,6 +120,8 @@ type Lookup struct {
 
 // Probes are the results of the packets sent to a node.
 type Probes struct {
+	// Loss is a row of echoes through the overlay.
+	Loss Echo
 	// Small and Large are echoes through the overlay, of 84 bytes and of the pods' MTU without
 	// fragmentation. Direct is an echo on the underlay.
 	Small, Large, Direct Echo
@@ -134,18 +159,18 @@ func (f *Facts) missing(needs []source) string {
 
 // subnet returns the node's subnet of the family that is examined.
 func (f *Facts) subnet() netip.Prefix {
-	if f.Env.Subnet.IsValid() {
-		return f.Env.Subnet
+	if f.V6 {
+		return f.Env.Subnet6
 	}
-	return f.Env.Subnet6
+	return f.Env.Subnet
 }
 
 // network returns the pod network of the family that is examined.
 func (f *Facts) network() netip.Prefix {
-	if f.Env.Subnet.IsValid() {
-		return f.Env.Network
+	if f.V6 {
+		return f.Env.Network6
 	}
-	return f.Env.Network6
+	return f.Env.Network
 }
 
 // sysctl returns a value by its name in the form of sysctl(8). ok is false if it does not exist.
@@ -194,6 +219,11 @@ func (f *Facts) bridges() []string {
 	return names
 }
 
+// podBridge reports whether CNI plugins give this name to the bridge of pods.
+func podBridge(name string) bool {
+	return strings.HasPrefix(name, "cni") || name == "cbr0" || name == "kube-bridge"
+}
+
 // backend returns the backend type: the daemon's, else that of the overlay device.
 func (f *Facts) backend() string {
 	if f.Daemon.Backend != "" {
@@ -214,6 +244,14 @@ func (f *Facts) backend() string {
 		return "host-gw"
 	}
 	return ""
+}
+
+// outerPerFamily reports whether the tunnel packets of a family have outer headers of the same
+// family: with one device for both, nodes that have IPv4 are reached by IPv4.
+func (f *Facts) outerPerFamily() bool {
+	return f.backend() == "host-gw" || slices.ContainsFunc(f.devices(), func(name string) bool {
+		return strings.Contains(name, "-v6")
+	})
 }
 
 // tunnelPort returns the UDP port of the tunnel, 0 if the backend has none.
@@ -260,7 +298,7 @@ func StatusFacts(status []byte, now time.Time) (*Facts, error) {
 	}
 	f := &Facts{Now: now, Daemon: d, Missing: map[source]error{}}
 	for _, s := range []source{
-		fromEnv, fromKernel, fromFilter, fromProbes, fromCNI, fromStore, fromHost,
+		fromEnv, fromSubnet, fromKernel, fromFilter, fromProbes, fromPods, fromCNI, fromStore, fromHost,
 	} {
 		f.Missing[s] = errElsewhere
 	}

@@ -9,12 +9,15 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // readFiles reads the facts that the kernel and other programs hold in files.
 func (g gathering) readFiles() {
 	g.readSysctls("/proc/sys")
 	g.Ports = readPorts("/sys/class/net")
+	g.NoARP = readNoARP("/sys/class/net")
 	// A kernel without connection tracking has no such file.
 	if text, err := os.ReadFile("/proc/net/stat/nf_conntrack"); err == nil {
 		g.Drops = map[string]uint64{"nf_conntrack": statColumn(string(text), "drop")}
@@ -40,7 +43,8 @@ func (g gathering) readSysctls(dir string) {
 	}
 	for _, l := range g.Kernel.Links {
 		names = append(names, sysctlName("net.ipv4.conf.%s.forwarding", l.Name),
-			sysctlName("net.ipv4.conf.%s.rp_filter", l.Name))
+			sysctlName("net.ipv4.conf.%s.rp_filter", l.Name),
+			sysctlName("net.ipv6.conf.%s.disable_ipv6", l.Name))
 	}
 	g.Sysctl = map[string]string{}
 	for _, name := range names {
@@ -65,6 +69,22 @@ func readPorts(dir string) map[string][]string {
 		}
 	}
 	return ports
+}
+
+// readNoARP returns the devices with the flag IFF_NOARP (linux/if.h).
+func readNoARP(dir string) (devices []string) {
+	files, _ := filepath.Glob(filepath.Join(dir, "*", "flags")) // the pattern is well formed
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		flags, err := strconv.ParseUint(strings.TrimSpace(string(text)), 0, 32)
+		if err == nil && flags&unix.IFF_NOARP != 0 {
+			devices = append(devices, filepath.Base(filepath.Dir(file)))
+		}
+	}
+	return devices
 }
 
 // statColumn returns the sum of a column over all CPUs. The files of /proc/net/stat have a line of

@@ -10,11 +10,12 @@ import (
 
 func filterChecks() []check {
 	return []check{
-		{name: "forward-drop", needs: []source{fromEnv, fromFilter}, find: findForwardDrop},
-		{name: "docker-isolation", needs: []source{fromEnv, fromFilter}, find: findDockerIsolation},
+		{name: "forward-drop", needs: []source{fromSubnet, fromFilter}, find: findForwardDrop},
+		{name: "prerouting-drop", needs: []source{fromSubnet, fromFilter}, find: findPreroutingDrop},
+		{name: "docker-isolation", needs: []source{fromSubnet, fromFilter}, find: findDockerIsolation},
 		{name: "tunnel-port-dropped", needs: []source{fromKernel, fromFilter}, find: findPortDropped},
 		{name: "rules-missing", needs: []source{fromEnv, fromFilter}, find: findRulesMissing},
-		{name: "masquerade-foreign", needs: []source{fromEnv, fromFilter}, find: findMasquerade},
+		{name: "masquerade-foreign", needs: []source{fromSubnet, fromFilter}, find: findMasquerade},
 		{name: "icmp-errors-dropped", needs: []source{fromFilter}, find: findICMPErrorsDropped},
 	}
 }
@@ -38,6 +39,29 @@ func findForwardDrop(f *Facts) []Finding {
 			cause = "ufw sets this policy, and nothing accepts the pods' packets before it"
 		}
 		out = append(out, Finding{Evidence: evidence, Cause: cause, Remedy: remedy})
+	}
+	return out
+}
+
+// findPreroutingDrop looks at chains that see packets of pods before they are routed. Doubtful
+// verdicts do not count.
+func findPreroutingDrop(f *Facts) []Finding {
+	if len(findDockerIsolation(f)) > 0 {
+		return nil
+	}
+	var out []Finding
+	for _, n := range f.Nodes {
+		for _, v := range n.Pods {
+			same := func(o Finding) bool { return strings.HasPrefix(o.Evidence, v.String()) }
+			if !v.Dropped || !v.Certain || slices.ContainsFunc(out, same) {
+				continue
+			}
+			out = append(out, Finding{
+				Evidence: v.String() + ": packets between pods of this node and of " + n.Name,
+				Cause:    "a firewall drops packets of pods as they arrive, before they are forwarded",
+				Remedy:   v.Remedy,
+			})
+		}
 	}
 	return out
 }

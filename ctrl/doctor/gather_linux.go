@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,7 +14,6 @@ import (
 
 	"weft/ctrl"
 	"weft/ctrl/netfilter"
-	"weft/lease/subnetenv"
 )
 
 // Options select the facts.
@@ -48,22 +48,36 @@ type gathering struct {
 func Gather(ctx context.Context, o Options) *Facts {
 	g := gather(ctx, o)
 	if g.kernel != nil {
-		g.kernel.Close()
+		defer g.kernel.Close()
 	}
+	both := g.Env.Subnet.IsValid() && g.Env.Subnet6.IsValid()
+	g.V6 = g.Env.Subnet6.IsValid() && !both
+	var second gathering
+	if both {
+		second = g.forFamily(true)
+		g.Second = second.Facts
+	}
+	g.observeNodes()
+	g.probe(ctx)
+	if both {
+		second.observeNodes()
+		second.probe(ctx)
+	}
+	g.countRepairs(ctx)
 	return g.Facts
 }
 
-// gather is Gather that leaves the connection to the kernel open, if there is one.
+// gather collects the facts that are the same for both families, and leaves the connection to the
+// kernel open, if there is one.
 func gather(ctx context.Context, o Options) gathering {
 	if o.SubnetFile == "" {
 		o.SubnetFile = DefaultSubnetFile
 	}
 	if o.CNIDir == "" {
-		o.CNIDir = cniDir
+		o.CNIDir = DefaultCNIDir
 	}
-	g := gathering{Facts: &Facts{Now: time.Now(), Missing: map[source]error{}}, options: o}
+	g := gathering{Facts: &Facts{Now: time.Now(), Missing: map[source]error{}, CNIDir: o.CNIDir}, options: o}
 	g.readDaemon(ctx)
-	g.miss(fromEnv, g.readEnv())
 	kernel, err := ctrl.OpenKernel(nil)
 	if err == nil {
 		g.kernel = kernel
@@ -71,13 +85,39 @@ func gather(ctx context.Context, o Options) gathering {
 	}
 	g.miss(fromKernel, err)
 	g.readFiles()
+	g.readEnv()
+	g.readStore(ctx)
+	return g
+}
+
+// forFamily returns a copy of the facts, to which those about a family can be added.
+func (g gathering) forFamily(v6 bool) gathering {
+	f := *g.Facts
+	f.V6, f.Missing = v6, maps.Clone(g.Missing)
+	g.Facts = &f
+	return g
+}
+
+// observeNodes collects the facts of one family except for the probes.
+func (g gathering) observeNodes() {
 	if g.Missing[fromKernel] == nil {
 		g.findNodes()
 	}
 	g.miss(fromFilter, g.readFilter())
-	g.readStore(ctx)
-	g.probe(ctx)
-	return g
+	if err := errors.Join(g.Missing[fromSubnet], g.Missing[fromKernel]); err != nil {
+		g.miss(fromPods, err)
+		return
+	}
+	g.miss(fromPods, g.readPods())
+}
+
+// countRepairs compares the daemon's counters with those at the start.
+func (g gathering) countRepairs(ctx context.Context) {
+	g.Took = time.Since(g.Now)
+	if d, err := g.status(ctx); err == nil && g.Missing[fromDaemon] == nil {
+		before := g.Daemon.Kernel.Repairs + g.Daemon.Rules.Repairs
+		g.Repairs = d.Kernel.Repairs + d.Rules.Repairs - min(before, d.Kernel.Repairs+d.Rules.Repairs)
+	}
 }
 
 func (g gathering) miss(s source, err error) {
@@ -109,11 +149,6 @@ func (g gathering) status(ctx context.Context) (Daemon, error) {
 	return ParseStatus(text)
 }
 
-func (g gathering) readEnv() (err error) {
-	g.Env, err = subnetenv.Read(g.options.SubnetFile)
-	return err
-}
-
 func (g gathering) readKernel() (err error) {
 	if g.Kernel, err = g.kernel.Read(ctrl.OverlayName); err != nil {
 		return err
@@ -121,22 +156,28 @@ func (g gathering) readKernel() (err error) {
 	if g.PolicyRules, err = g.kernel.PolicyRules(); err != nil {
 		return err
 	}
-	g.Neighbours, err = g.kernel.NeighbourStates()
+	if g.Neighbours, err = g.kernel.NeighbourStates(); err != nil {
+		return err
+	}
+	g.Netem, err = g.kernel.NetemDevices()
 	return err
 }
 
 // findNodes lists the other nodes and their routes.
 func (g gathering) findNodes() {
 	for _, d := range g.Daemon.Nodes {
-		subnet := d.Subnet
-		if !subnet.IsValid() || g.Missing[fromEnv] == nil && !g.subnet().Addr().Is4() {
-			subnet = d.Subnet6
+		n := Node{Name: d.Name, Subnet: d.Subnet, Public: d.Public, Path: d.Path}
+		if g.V6 {
+			n.Subnet, n.Path = d.Subnet6, d.Path6
+			if d.Public6.IsValid() && g.outerPerFamily() {
+				n.Public = d.Public6
+			}
 		}
-		if subnet.IsValid() {
+		if n.Subnet.IsValid() {
 			// With ipsec, a node needs neither a route nor an address inside the overlay.
-			unplanned := g.Daemon.Backend == "ipsec" || hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
-			g.Nodes = append(g.Nodes, Node{Name: d.Name, Subnet: subnet, Public: d.Public,
-				Unplanned: unplanned, Path: d.Path})
+			n.Unplanned = g.Daemon.Backend == "ipsec" ||
+				hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
+			g.Nodes = append(g.Nodes, n)
 		}
 	}
 	if g.Missing[fromDaemon] != nil {
@@ -206,7 +247,7 @@ func (g gathering) lookUp(n *Node) {
 		n.Underlay = get(ctrl.Lookup{Dst: n.Public})
 	}
 	bridges := g.bridges()
-	if len(bridges) > 0 && g.subnet().Addr().Is4() && g.forwards(bridges[0]) {
+	if len(bridges) > 0 && g.forwards(bridges[0]) {
 		// A pod's address: the bridge's own one would not be accepted as the source of a
 		// forwarded packet.
 		pod := g.subnet().Masked().Addr().Next().Next()
@@ -220,14 +261,14 @@ func (g gathering) lookUp(n *Node) {
 // forwards reports whether the kernel forwards packets that arrive by a device. Otherwise it has no
 // routes for them.
 func (g gathering) forwards(dev string) bool {
-	all, _ := g.sysctl("net.ipv4.ip_forward")
+	all, _ := g.sysctl(g.forwardSysctl())
 	own, _ := g.sysctl(sysctlName("net.ipv4.conf.%s.forwarding", dev))
-	return all != "0" && own != "0"
+	return all != "0" && (g.V6 || own != "0")
 }
 
 // readFilter reads the packet filters and traces the tunnel packets of each node.
 func (g gathering) readFilter() error {
-	if err := errors.Join(g.Missing[fromEnv], g.Missing[fromKernel]); err != nil {
+	if err := errors.Join(g.Missing[fromSubnet], g.Missing[fromKernel]); err != nil {
 		return err
 	}
 	net := netfilter.Net{Network: g.network(), Subnet: g.subnet()}
@@ -235,19 +276,25 @@ func (g gathering) readFilter() error {
 	if g.Filter, err = netfilter.Inspect(net); err != nil {
 		return err
 	}
-	g.RuleChanges, g.RulesFound, err = netfilter.Differences(netfilter.Desired{
-		Nets:       []netfilter.Net{net},
-		Masquerade: g.Env.IPMasq,
-		Forward:    g.Daemon.Flags["iptables-forward-rules"] != "false",
-		KeepSource: g.guarded(), // without it, masquerade-foreign judges
-	})
+	if g.Missing[fromEnv] == nil {
+		g.RuleChanges, g.RulesFound, err = netfilter.Differences(netfilter.Desired{
+			Nets:       []netfilter.Net{net},
+			Masquerade: g.Env.IPMasq,
+			Forward:    g.flag("iptables-forward-rules") != "false",
+			KeepSource: g.guarded(), // without it, masquerade-foreign judges
+		})
+	}
 	if err != nil {
 		return err
 	}
 	for i := range g.Nodes[:min(len(g.Nodes), maxProbed)] {
-		if err := g.traceTunnel(&g.Nodes[i]); err != nil {
+		n := &g.Nodes[i]
+		if err := errors.Join(g.traceTunnel(n), g.tracePods(n)); err != nil {
 			return err
 		}
+	}
+	if g.BelowIP, err = netfilter.TablesBelowIP(); err != nil {
+		return err
 	}
 	return g.traceDocker()
 }
@@ -271,6 +318,25 @@ func (g gathering) traceTunnel(n *Node) error {
 	n.Out, err = netfilter.Trace(netfilter.HookOutput, netfilter.Packet{Src: self, Dst: n.Public,
 		Protocol: unix.IPPROTO_UDP, Port: port, Out: n.Underlay.Dev})
 	return err
+}
+
+// tracePods traces packets between a pod of this node and one of another where they arrive.
+func (g gathering) tracePods(n *Node) error {
+	bridges := g.bridges()
+	if len(bridges) == 0 || n.Route.Err != nil {
+		return nil
+	}
+	pod, far := g.subnet().Masked().Addr().Next().Next(), n.Subnet.Masked().Addr().Next().Next()
+	for _, p := range []netfilter.Packet{
+		{Src: pod, Dst: far, In: bridges[0]}, {Src: far, Dst: pod, In: n.Route.Dev},
+	} {
+		verdicts, err := netfilter.Trace(netfilter.HookPrerouting, p)
+		if err != nil {
+			return err
+		}
+		n.Pods = append(n.Pods, verdicts...)
+	}
+	return nil
 }
 
 // traceDocker traces packets of other nodes to docker0.

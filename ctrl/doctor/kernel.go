@@ -8,9 +8,10 @@ import (
 
 func kernelChecks() []check {
 	return []check{
-		{name: "ip-forward-off", needs: []source{fromEnv}, find: findForwardOff},
-		{name: "device-forwarding-off", needs: []source{fromEnv, fromKernel}, find: findDeviceForwardOff},
-		{name: "rp-filter-strict", needs: []source{fromEnv, fromKernel}, find: findStrictRPFilter},
+		{name: "ip-forward-off", needs: []source{fromSubnet}, find: findForwardOff},
+		{name: "device-forwarding-off", needs: []source{fromSubnet, fromKernel}, find: findDeviceForwardOff},
+		{name: "ipv6-disabled", needs: []source{fromSubnet, fromKernel}, find: findIPv6Disabled},
+		{name: "rp-filter-strict", needs: []source{fromSubnet, fromKernel}, find: findStrictRPFilter},
 		{name: "br-netfilter-missing", needs: []source{fromFilter}, find: findNoBridgeFilter},
 		{name: "conntrack-full", needs: []source{fromHost}, find: findConntrackFull},
 		{name: "neighbour-table-full", needs: []source{fromKernel}, find: findNeighboursFull},
@@ -66,6 +67,37 @@ func findDeviceForwardOff(f *Facts) []Finding {
 			Evidence: name + " is 0",
 			Cause:    "another program has turned forwarding off on " + dev + ", so packets that arrive there are dropped",
 			Remedy:   remedy, Fix: fix,
+		})
+	}
+	return out
+}
+
+// findIPv6Disabled looks at the devices that IPv6 packets of pods pass. Turning IPv6 off removes a
+// device's addresses, so the bridge is found by its name.
+func findIPv6Disabled(f *Facts) []Finding {
+	if !f.V6 {
+		return nil
+	}
+	devices := slices.Concat(f.devices(), f.bridges())
+	if f.outer6() {
+		devices = append(devices, f.underlay())
+	}
+	for name := range f.Ports {
+		if podBridge(name) && !slices.Contains(devices, name) {
+			devices = append(devices, name)
+		}
+	}
+	var out []Finding
+	for _, dev := range devices {
+		name := sysctlName("net.ipv6.conf.%s.disable_ipv6", dev)
+		if value, ok := f.sysctl(name); !ok || value != "1" {
+			continue
+		}
+		remedy, fix := setSysctl(name, "0")
+		out = append(out, Finding{
+			Evidence: name + " is 1",
+			Cause:    "another program has turned IPv6 off on " + dev + ", which removes its IPv6 addresses and routes",
+			Remedy:   remedy + "; then restart the daemon, and for the bridge recreate the pods", Fix: fix,
 		})
 	}
 	return out
@@ -152,7 +184,13 @@ func findNeighboursFull(f *Facts) []Finding {
 	}
 	limitName := "net." + family + ".neigh.default.gc_thresh3"
 	limit, ok := f.number(limitName)
-	count := len(f.Neighbours)
+	count := 0
+	for _, n := range f.Neighbours {
+		// The kernel does not count permanent entries, such as those of a VXLAN device.
+		if !n.Permanent && n.IP.Is6() == f.subnet().Addr().Is6() {
+			count++
+		}
+	}
 	if !ok || limit == 0 || float64(count) < fullShare*float64(limit) {
 		return nil
 	}

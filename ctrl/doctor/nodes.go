@@ -13,6 +13,7 @@ func nodeChecks() []check {
 		{name: "backend-mismatch", needs: []source{fromDaemon}, find: findMismatch},
 		{name: "wrong-interface", needs: []source{fromDaemon, fromKernel}, find: findWrongInterface},
 		{name: "unknown-source", needs: []source{fromTraffic}, find: findUnknownSource},
+		{name: "not-ready", needs: []source{fromDaemon}, symptom: true, find: findNotReady},
 	}
 }
 

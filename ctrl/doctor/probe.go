@@ -10,16 +10,19 @@ import (
 	"weft/ctrl"
 )
 
+// lossTries is the number of echoes that measure the loss.
+const lossTries = 20
+
 func probeChecks() []check {
-	needs := []source{fromEnv, fromKernel, fromProbes}
+	needs := []source{fromSubnet, fromKernel, fromProbes}
 	return []check{
 		{name: "tunnel-port-refused", needs: needs, find: findRefused},
 		{name: "path-mtu-blackhole", needs: needs, symptom: true, find: findBlackHole},
+		{name: "path-lossy", needs: needs, symptom: true, find: findLossy},
 		{name: "checksum-offload", needs: needs, find: findChecksum},
 		{name: "anti-spoofing", needs: needs, symptom: true, find: findSpoofing},
 		{name: "tunnel-blocked", needs: needs, symptom: true, find: findBlocked},
 		{name: "node-down", needs: needs, symptom: true, find: findDown},
-		{name: "not-ready", needs: []source{fromDaemon}, symptom: true, find: findNotReady},
 	}
 }
 
@@ -109,6 +112,9 @@ func findBlocked(f *Facts) []Finding {
 func (f *Facts) blockedCause(direction string) string {
 	port := f.tunnelPort()
 	switch {
+	case f.backend() == "wireguard":
+		return "a firewall drops UDP port 51820 or 51821 " + direction + ", or that node has another key than " +
+			"it publishes, so that there is no handshake"
 	case port == 0:
 		return "a firewall drops the tunnel's packets " + direction
 	case f.backend() == "vxlan" && (port == 8472 || port == 4789):
@@ -147,7 +153,7 @@ func findBlackHole(f *Facts) []Finding {
 	var out []Finding
 	for _, n := range f.reachable() {
 		p := n.Probes
-		if !n.Probed || p.Small.Received == 0 || p.Large.Sent == 0 || p.Large.Received > 0 {
+		if !n.Probed || p.Small.Received == 0 || p.Large.Sent == 0 || p.Large.Received > 0 || n.lossy() {
 			continue
 		}
 		evidence := fmt.Sprintf("%s: echoes of %d bytes are answered, those of %d bytes are not", n.Name,
@@ -164,12 +170,39 @@ func findBlackHole(f *Facts) []Finding {
 	return out
 }
 
+// maxLoss is the share of echoes that may be lost: one may be by chance.
+const maxLoss = 0.1
+
+func (n Node) lossy() bool {
+	e := n.Probes.Loss
+	return e.Sent >= lossTries && float64(e.Sent-e.Received) > maxLoss*float64(e.Sent)
+}
+
+func findLossy(f *Facts) []Finding {
+	var out []Finding
+	for _, n := range f.reachable() {
+		if !n.Probed || !n.lossy() {
+			continue
+		}
+		e := n.Probes.Loss
+		lost := e.Sent - e.Received
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("%s: %d of %d echoes through the overlay were lost", n.Name, lost, e.Sent),
+			Cause: "packets are lost on the way: a saturated or faulty link, a limit of the rate (policer), or " +
+				"tc netem on one of the nodes",
+			Remedy: "weft doctor on " + n.Name + "; ping " + n.Public.String() + " shows whether the underlay " +
+				"loses them, ip -s link and tc -s qdisc where",
+		})
+	}
+	return out
+}
+
 func findChecksum(f *Facts) []Finding {
 	var out []Finding
 	for _, n := range f.reachable() {
 		p := n.Probes
-		if !n.Probed || p.Small.Received == 0 || p.TCP || !p.DirectTCP {
-			continue
+		if !n.Probed || p.Small.Received == 0 || p.TCP || !p.DirectTCP || n.lossy() {
+			continue // what is lost by chance proves nothing
 		}
 		remedy := "compare tcpdump -vvni any on both nodes; weft doctor on " + n.Name
 		if f.backend() == "vxlan" {

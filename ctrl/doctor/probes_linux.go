@@ -21,6 +21,7 @@ const (
 	probeTries = 3
 	probeWait  = 300 * time.Millisecond
 	tcpWait    = time.Second
+	lossWait   = 100 * time.Millisecond
 	storeWait  = 3 * time.Second
 	// probePort is a TCP port on which nothing listens as a rule (discard, RFC 863): the refusal
 	// is the answer.
@@ -33,7 +34,7 @@ func (g gathering) probe(ctx context.Context) {
 		g.miss(fromProbes, errNotAsked)
 		return
 	}
-	if err := errors.Join(g.Missing[fromEnv], g.Missing[fromKernel]); err != nil {
+	if err := errors.Join(g.Missing[fromSubnet], g.Missing[fromKernel]); err != nil {
 		g.miss(fromProbes, err)
 		return
 	}
@@ -113,11 +114,26 @@ func (g gathering) probeNode(ctx context.Context, n *Node) {
 		return
 	}
 	large := small
-	large.size, large.whole = g.Env.MTU, true
+	large.size, large.whole = g.fullSize(n), true
+	if large.size == 0 { // not known
+		large.tries = 0
+	}
 	group.Go(func() { p.TCP = answersTCP(ctx, small.src, n.Target) })
 	group.Go(func() { p.DirectTCP = n.Public.IsValid() && answersTCP(ctx, netip.Addr{}, n.Public) })
 	p.Large = echo(ctx, large)
+	row := small
+	row.tries, row.wait, row.row = lossTries, lossWait, true
+	p.Loss = echo(ctx, row)
 	group.Wait()
+}
+
+// fullSize returns the size of the largest packet of pods to a node, 0 if it is not known. The device
+// of a family may take less than pods have as MTU: then this host tells them so.
+func (g gathering) fullSize(n *Node) int {
+	if l, ok := g.link(n.Route.Dev); ok && l.MTU > 0 && l.MTU < g.Env.MTU {
+		return l.MTU
+	}
+	return g.Env.MTU
 }
 
 // answersTCP reports whether a host accepts or refuses a TCP connection.

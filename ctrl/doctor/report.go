@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
+	"slices"
 )
 
 // Finding is a fault.
@@ -42,9 +42,51 @@ type Report struct {
 
 // Examine applies all checks to the facts.
 func Examine(f *Facts) Report {
+	r := examine(f, checks())
+	if len(f.BelowIP) > 0 {
+		r.NotChecked = append(r.NotChecked, NotChecked{"filters below IP",
+			"these tables are not understood: nft list table " + listed(f.BelowIP)})
+	}
+	if f.Second != nil {
+		r.add(examine(f.Second, familyChecks()))
+	}
+	if len(r.Findings) == 0 {
+		r.Findings, r.Symptoms = r.Symptoms, []Finding{}
+	}
+	return r
+}
+
+// add adds the report on the other family. A check counts as passed if it found nothing in both.
+func (r *Report) add(other Report) {
+	for _, f := range other.Findings {
+		if !slices.ContainsFunc(r.Findings, f.same) {
+			r.Findings = append(r.Findings, f)
+		}
+	}
+	for _, f := range other.Symptoms {
+		if !slices.ContainsFunc(r.Symptoms, f.same) {
+			r.Symptoms = append(r.Symptoms, f)
+		}
+	}
+	for _, n := range other.NotChecked {
+		if !slices.Contains(r.NotChecked, n) {
+			r.NotChecked = append(r.NotChecked, n)
+		}
+	}
+	r.Passed = slices.DeleteFunc(r.Passed, func(name string) bool {
+		return slices.ContainsFunc(familyChecks(), func(c check) bool { return c.name == name }) &&
+			!slices.Contains(other.Passed, name)
+	})
+}
+
+// same reports whether two findings have one name and one evidence.
+func (f Finding) same(g Finding) bool { return f.Name == g.Name && f.Evidence == g.Evidence }
+
+// examine applies checks to the facts.
+func examine(f *Facts, list []check) Report {
 	r := Report{Findings: []Finding{}, Symptoms: []Finding{}, NotChecked: []NotChecked{},
 		Passed: []string{}}
-	for _, c := range checks() {
+	for _, c := range list {
 		if reason := f.missing(c.needs); reason != "" {
 			r.NotChecked = append(r.NotChecked, NotChecked{c.name, reason})
 			continue
@@ -61,9 +103,6 @@ func Examine(f *Facts) Report {
 		default:
 			r.Findings = append(r.Findings, found...)
 		}
-	}
-	if len(r.Findings) == 0 {
-		r.Findings, r.Symptoms = r.Symptoms, []Finding{}
 	}
 	return r
 }
@@ -95,28 +134,30 @@ func (r Report) Fix(w io.Writer) (fixed int, err error) {
 	return fixed, err
 }
 
-// Text writes the report for a human. verbose lists the checks that found nothing, too.
-func (r Report) Text(w io.Writer, verbose bool) error {
-	var b strings.Builder
+// Text writes the report for a human, in lines of at most width characters. verbose lists the checks
+// that found nothing, too.
+func (r Report) Text(w io.Writer, width int, verbose bool) error {
+	t := wrapper{width: width}
 	for _, f := range r.Findings {
-		f.text(&b, "✗ ")
+		f.text(&t, "✗ ")
 	}
 	if len(r.Symptoms) > 0 {
-		b.WriteString("Probably consequences of the above:\n\n")
+		t.line("", "Probably consequences of the above:")
+		t.line("", "")
 	}
 	for _, f := range r.Symptoms {
-		f.text(&b, "! ")
+		f.text(&t, "! ")
 	}
 	switch {
 	case len(r.Findings) > 0:
-		fmt.Fprintf(&b, "%d found; docs/troubleshooting.md has a section for each name.\n",
-			len(r.Findings))
+		t.line("", fmt.Sprintf("%d found; docs/troubleshooting.md has a section for each name.",
+			len(r.Findings)))
 	case len(r.NotChecked) > 0:
-		b.WriteString("✓ nothing found by the checks that could look\n")
+		t.line("", "✓ nothing found by the checks that could look")
 	default:
-		b.WriteString("✓ nothing found\n")
+		t.line("", "✓ nothing found")
 	}
-	fmt.Fprintf(&b, "%d checks passed, %d not made\n", len(r.Passed), len(r.NotChecked))
+	t.line("", fmt.Sprintf("%d checks passed, %d not made", len(r.Passed), len(r.NotChecked)))
 	reasons := map[string][]string{}
 	var order []string
 	for _, n := range r.NotChecked {
@@ -126,16 +167,19 @@ func (r Report) Text(w io.Writer, verbose bool) error {
 		reasons[n.Reason] = append(reasons[n.Reason], n.Name)
 	}
 	for _, reason := range order {
-		fmt.Fprintf(&b, "? not checked, %s: %s\n", reason, strings.Join(reasons[reason], ", "))
+		t.line("? ", fmt.Sprintf("not checked, %s: %s", reason, listed(reasons[reason])))
 	}
 	if verbose {
-		fmt.Fprintf(&b, "passed: %s\n", strings.Join(r.Passed, ", "))
+		t.line("", "passed: "+listed(r.Passed))
 	}
-	_, err := io.WriteString(w, b.String())
+	_, err := io.WriteString(w, t.String())
 	return err
 }
 
-func (f Finding) text(b *strings.Builder, mark string) {
-	fmt.Fprintf(b, "%s%s\n    seen:   %s\n    cause:  %s\n    remedy: %s\n\n", mark, f.Name, f.Evidence,
-		f.Cause, f.Remedy)
+func (f Finding) text(t *wrapper, mark string) {
+	t.line(mark, f.Name)
+	t.line("    seen:   ", f.Evidence)
+	t.line("    cause:  ", f.Cause)
+	t.line("    remedy: ", f.Remedy)
+	t.line("", "")
 }

@@ -13,10 +13,10 @@ import (
 
 func routeChecks() []check {
 	return []check{
-		{name: "route-missing", needs: []source{fromEnv, fromKernel}, find: findNoRoute},
-		{name: "route-foreign", needs: []source{fromEnv, fromKernel}, find: findForeignRoute},
-		{name: "policy-routing", needs: []source{fromEnv, fromKernel}, find: findPolicyRouting},
-		{name: "entries-stale", needs: []source{fromDaemon, fromEnv, fromKernel}, find: findStaleEntries},
+		{name: "route-missing", needs: []source{fromSubnet, fromKernel}, find: findNoRoute},
+		{name: "route-foreign", needs: []source{fromSubnet, fromKernel}, find: findForeignRoute},
+		{name: "policy-routing", needs: []source{fromSubnet, fromKernel}, find: findPolicyRouting},
+		{name: "entries-stale", needs: []source{fromDaemon, fromSubnet, fromKernel}, find: findStaleEntries},
 		{name: "host-gw-router", needs: []source{fromDaemon}, find: findRouter},
 	}
 }
@@ -48,6 +48,9 @@ func sameWay(a, b Lookup) bool {
 }
 
 func findNoRoute(f *Facts) []Finding {
+	if f.devicesDown() {
+		return nil // with its routes
+	}
 	var lost []string
 	rejected := ""
 	for _, n := range f.reachable() {
@@ -78,6 +81,12 @@ func findNoRoute(f *Facts) []Finding {
 		Evidence: "no route into the overlay to " + listed(unique(lost)), Cause: cause,
 		Remedy: remedy,
 	}}
+}
+
+// devicesDown reports whether an overlay device is missing or down, for which there is a finding of
+// its own.
+func (f *Facts) devicesDown() bool {
+	return len(findNoDevice(f))+len(findPortTaken(f)) > 0
 }
 
 func unique(names []string) []string {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -16,7 +17,7 @@ func storeChecks() []check {
 		{name: "store-down", needs: []source{fromDaemon, fromStore}, find: findStoreDown},
 		{name: "store-slow", needs: []source{fromStore}, find: findStoreSlow},
 		{name: "clock-skew", needs: []source{fromStore}, find: findClockSkew},
-		{name: "lease-expiring", needs: []source{fromDaemon}, find: findLeaseExpiring},
+		{name: "lease-expiring", needs: []source{fromDaemon}, symptom: true, find: findLeaseExpiring},
 	}
 }
 
@@ -75,14 +76,26 @@ func findStoreProxied(f *Facts) []Finding {
 			answers = append(answers, e.URL+": "+e.Err.Error())
 		}
 	}
+	cause := "a proxy or another server answers in place of the lease store"
+	if len(answers) == 0 && f.halfProxied() {
+		answers = []string{f.Store[0].URL + " answers the doctor's request, but the daemon has: " + f.storeError()}
+		cause = "a proxy on the way passes HTTP/1.1 only, and the daemon's requests are HTTP/2 (gRPC)"
+	}
 	if len(answers) == 0 {
 		return nil
 	}
 	return []Finding{{
 		Evidence: listed(answers),
-		Cause:    "a proxy or another server answers in place of the lease store",
+		Cause:    cause,
 		Remedy:   "correct --etcd-endpoints, or exempt the servers from the proxy on the way",
 	}}
+}
+
+// halfProxied reports whether etcd answers a plain request, but breaks the daemon's as no etcd does.
+func (f *Facts) halfProxied() bool {
+	broken := f.storeErrorWith("received http status", "unexpected http status", "error reading server preface",
+		"http/1.", "malformed http", "content-type")
+	return broken != "" && slices.ContainsFunc(f.Store, func(e Endpoint) bool { return e.Err == nil })
 }
 
 // proxyError reports an answer that no store gives.
@@ -156,13 +169,19 @@ func findClockSkew(f *Facts) []Finding {
 	return nil
 }
 
-// leaseMargin is the time before the end of a lease at which it must have been renewed: half of the
-// daemon's default margin of an hour.
-const leaseMargin = 30 * time.Minute
+// leaseMargin returns the time before the end of a lease at which it must have been renewed: half of
+// the daemon's margin, which is an hour by default.
+func (f *Facts) leaseMargin() time.Duration {
+	minutes, err := strconv.Atoi(f.Daemon.Flags["subnet-lease-renew-margin"])
+	if err != nil || minutes <= 0 {
+		minutes = 60
+	}
+	return time.Duration(minutes) * time.Minute / 2
+}
 
 func findLeaseExpiring(f *Facts) []Finding {
 	l := f.Daemon.Lease
-	if l == nil || l.Expires.IsZero() || l.Expires.Sub(f.Now) > leaseMargin {
+	if l == nil || l.Expires.IsZero() || l.Expires.Sub(f.Now) > f.leaseMargin() {
 		return nil
 	}
 	evidence := fmt.Sprintf("the lease of %s ends in %v", l.Subnet, l.Expires.Sub(f.Now).Round(time.Second))

@@ -85,14 +85,14 @@ type Trace struct {
 	Arrives Outcome `json:"arrives"`
 }
 
-// Text writes the trace for a human.
-func (t Trace) Text(w io.Writer) error {
-	var b strings.Builder
+// Text writes the trace for a human, in lines of at most width characters.
+func (t Trace) Text(w io.Writer, width int) error {
+	b := wrapper{width: width}
 	marks := map[Outcome]string{Passes: "✓", Fails: "✗", Unknown: "?"}
 	for _, s := range t.Steps {
-		fmt.Fprintf(&b, "%s %-14s %s\n", marks[s.Outcome], s.Name, s.Evidence)
+		b.line(fmt.Sprintf("%s %-14s ", marks[s.Outcome], s.Name), s.Evidence)
 		if s.Remedy != "" {
-			fmt.Fprintf(&b, "  %-14s %s\n", "", s.Remedy)
+			b.line(fmt.Sprintf("  %-14s ", ""), s.Remedy)
 		}
 	}
 	last := map[Outcome]string{
@@ -100,7 +100,7 @@ func (t Trace) Text(w io.Writer) error {
 		Fails:   "✗ the packet does not arrive",
 		Unknown: "? nothing certain keeps the packet from arriving; the steps with ? could not be judged",
 	}[t.Arrives]
-	fmt.Fprintln(&b, last)
+	b.line("", last)
 	_, err := io.WriteString(w, b.String())
 	return err
 }
@@ -180,7 +180,16 @@ func (w *way) sourceStep() []Step {
 		return one("source", Unknown, "%s is neither in this node's subnet %s nor another node's; its "+
 			"packets would come by %s", w.flow.Src, w.subnet().Masked(), w.in)
 	}
-	return w.neighbour("source", w.flow.Src, w.in, "a pod of this node on %s (its own routes and filters are not examined)")
+	p, visible := w.pod(w.flow.Src)
+	if !visible {
+		return w.neighbour("source", w.flow.Src, w.in, "a pod of this node on %s (its own routes and filters are not examined)")
+	}
+	steps := w.neighbour("source", w.flow.Src, w.in, "a pod of this node on %s")
+	if problem := w.wrongRoute(p); problem != "" {
+		return append(steps, failed("pod", "weft doctor", "%s %s", p, problem)...)
+	}
+	return append(steps, one("pod", Passes, "%s: route to other nodes by %s dev %s, MTU %d (its own filters are "+
+		"not examined)", p, p.Route.Via, p.Dev, p.MTU)...)
 }
 
 // neighbour judges the neighbour entry of an address on a link.

@@ -23,9 +23,13 @@ func TraceFlow(ctx context.Context, flow Flow, o Options, send bool) (Trace, err
 	if g.kernel != nil {
 		defer g.kernel.Close()
 	}
-	if err := errors.Join(g.Missing[fromEnv], g.Missing[fromKernel]); err != nil {
+	if err := errors.Join(g.Missing[fromSubnet], g.Missing[fromKernel]); err != nil {
 		return Trace{}, err
 	}
+	if g.V6 = flow.Src.Is6(); !g.subnet().IsValid() {
+		return Trace{}, fmt.Errorf("this node has no pod subnet of the family of %s", flow.Src)
+	}
+	g.observeNodes()
 	w := &way{Facts: g.Facts, flow: flow}
 	g.observe(w)
 	if send {

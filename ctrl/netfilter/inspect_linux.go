@@ -1,6 +1,7 @@
 package netfilter
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -179,7 +180,7 @@ type Conflicts struct {
 	// Masquerades lists nat chains that rewrite the sources of packets between pods of two nodes.
 	// Weft's guard undoes them while it is in place.
 	Masquerades []string
-	// Chains holds the names of all chains of iptables-nft and nftables.
+	// Chains holds the names of all chains.
 	Chains []string
 	// NoTrack is set if tunnel packets of the network bypass connection tracking.
 	NoTrack bool
@@ -187,14 +188,14 @@ type Conflicts struct {
 
 // Inspect reads the packet filter rules of this host, which it does not change, and returns their
 // effects on the pods of a network. Rules of Weft and flannel do not count as another program's.
-// Masquerades, Chains and NoTrack are those of nftables, which include iptables-nft.
+// Masquerades, Chains and NoTrack of legacy iptables take its programs.
 func Inspect(n Net) (Conflicts, error) {
 	f := familyOf(n.Network.Addr())
 	found, err := findForwardDrops(f, []Net{n})
 	c := Conflicts{Blocked: found.certain, Doubtful: found.likely}
 	var more error
 	c.ICMPErrors, more = findErrorDrop(f)
-	return c, errors.Join(err, more, c.readNFT(f, n))
+	return c, errors.Join(err, more, c.readNFT(f, n), c.readLegacy(context.Background(), f, n))
 }
 
 // readNFT adds the results that need the rules of nftables.
@@ -241,29 +242,40 @@ func hasNoTrack(conn *nftables.Conn, chain *nftables.Chain) (bool, error) {
 	}), err
 }
 
-// Differences compares the rules for masquerading and forwarding in the tables of iptables-nft with
-// the wanted ones: those that are missing, duplicate, out of order or behind a rule that bypasses
-// them. It changes nothing. found is false if these tables hold no rules of Weft or flannel, as
-// nftables, legacy iptables or nothing carries them.
+// Differences compares the rules for masquerading and forwarding in the tables of iptables with the
+// wanted ones: those that are missing, duplicate, out of order or behind a rule that bypasses them.
+// It changes nothing. found is false if these tables hold no rules of Weft or flannel, as nftables
+// or nothing carries them. Of the two variants of iptables, the one that holds such rules counts.
 func Differences(d Desired) (changes []string, found bool, err error) {
 	for _, f := range families() {
 		if len(netsOf(f, d.Nets)) == 0 {
 			continue
 		}
-		t := netlinkTables{f}
-		for _, l := range layouts() {
-			if l.table != tableNAT && l.table != tableFilter || !t.has(l.table) {
-				continue
+		more, foundHere, nftErr := variantDifferences(netlinkTables{f}, d, f)
+		if p := legacyPrograms(context.Background(), f); p != nil && !foundHere {
+			legacy, foundLegacy, legacyErr := variantDifferences(p, d, f)
+			if nftErr = errors.Join(nftErr, legacyErr); foundLegacy {
+				more, foundHere = legacy, true
 			}
-			have, listErr := listChains(t, l)
-			if listErr != nil {
-				err = errors.Join(err, fmt.Errorf("table %s: %w", l.table, listErr))
-				continue
-			}
-			more := differencesOf(l, d, f, have)
-			changes = append(changes, more...)
-			found = found || have.managed(l)
 		}
+		changes, found, err = append(changes, more...), found || foundHere, errors.Join(err, nftErr)
+	}
+	return changes, found, err
+}
+
+// variantDifferences is Differences for the tables of one variant of iptables in one family.
+func variantDifferences(t tables, d Desired, f family) (changes []string, found bool, err error) {
+	for _, l := range layouts() {
+		if l.table != tableNAT && l.table != tableFilter || !t.has(l.table) {
+			continue
+		}
+		have, listErr := listChains(t, l)
+		if listErr != nil {
+			err = errors.Join(err, fmt.Errorf("table %s: %w", l.table, listErr))
+			continue
+		}
+		changes = append(changes, differencesOf(l, d, f, have)...)
+		found = found || have.managed(l)
 	}
 	return changes, found, err
 }

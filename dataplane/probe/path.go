@@ -239,7 +239,7 @@ func (p *path) reason() string {
 // since describes how long there has been no answer.
 func since(answered time.Time) string {
 	if answered.IsZero() {
-		return "since weftd started"
+		return "since the probes of it began"
 	}
 	return "since " + answered.UTC().Format(time.RFC3339)
 }

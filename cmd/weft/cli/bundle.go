@@ -84,7 +84,7 @@ func nodeParts(a *asking, b buildinfo.Info, o doctor.Options) []bundle.Part {
 		{Name: "metrics.txt", Read: ask(control.MetricsPath)},
 		{Name: "doctor.txt", Read: func(ctx context.Context) ([]byte, error) {
 			var text bytes.Buffer
-			err := doctor.Examine(doctor.Gather(ctx, o)).Text(&text, true)
+			err := doctor.Examine(doctor.Gather(ctx, o)).Text(&text, defaultWidth, true)
 			return text.Bytes(), err
 		}},
 		bundle.File(o.SubnetFile),

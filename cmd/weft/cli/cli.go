@@ -27,6 +27,7 @@ const (
 	statusProblem  = 1 // the command failed or found a problem
 	statusUsage    = 2 // wrong flag or argument
 	statusNoDaemon = 3 // the daemon on this node cannot be asked
+	statusUnknown  = 4 // the question has no certain answer
 )
 
 // Error returns the status.

@@ -48,7 +48,7 @@ func newDoctor() *cobra.Command {
 			if a.json {
 				err = WriteJSON(cmd.OutOrStdout(), report)
 			} else {
-				err = report.Text(cmd.OutOrStdout(), verbose)
+				err = report.Text(cmd.OutOrStdout(), lineWidth(cmd.OutOrStdout()), verbose)
 			}
 			if err == nil && len(report.Findings) > 0 {
 				return statusError(statusProblem)
@@ -63,6 +63,8 @@ func newDoctor() *cobra.Command {
 		"`port` of the nodes' health servers for --all (default: this node's)")
 	cmd.Flags().BoolVar(&o.Probe, "probe", true, "send a few packets to other nodes and to the store")
 	cmd.Flags().BoolVarP(&verbose, "verbose", "v", false, "list the checks that found nothing, too")
+	cmd.Flags().StringVar(&o.CNIDir, "cni-dir", doctor.DefaultCNIDir,
+		"`directory` of the container runtime's CNI configuration")
 	cmd.Flags().StringVar(&o.SubnetFile, "subnet-file", doctor.DefaultSubnetFile,
 		"`path` of the daemon's subnet file")
 	return cmd

@@ -92,7 +92,7 @@ func printReports(cmd *cobra.Command, reports []nodeReport) error {
 		case i > 0 && len(r.Report.Findings) == 0:
 			fmt.Fprintf(w, "✓ nothing found in its answer\n\n")
 		default:
-			if err := r.Report.Text(w, false); err != nil {
+			if err := r.Report.Text(w, lineWidth(w), false); err != nil {
 				return err
 			}
 			fmt.Fprintln(w)

@@ -26,7 +26,8 @@ func newTrace() *cobra.Command {
 			"With --send, it sends marked packets from this host. This node and the other one look for them\n" +
 			"on their bridge, overlay device and interface, and without an answer the last step tells where\n" +
 			"they ended.\n\n" +
-			"The exit status is 1 if the packet does not arrive.",
+			"The exit status is 1 if the packet does not arrive, and 4 if nothing certain keeps it but a step\n" +
+			"could not be judged.",
 		Example: "  weft trace 10.5.1.2 10.5.2.3 tcp/80\n  weft trace 10.5.1.1 10.5.2.3 --send",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 && len(args) != 3 {
@@ -48,12 +49,13 @@ func newTrace() *cobra.Command {
 			if a.json {
 				err = WriteJSON(cmd.OutOrStdout(), trace)
 			} else {
-				err = trace.Text(cmd.OutOrStdout())
+				err = trace.Text(cmd.OutOrStdout(), lineWidth(cmd.OutOrStdout()))
 			}
-			if err == nil && trace.Arrives == doctor.Fails {
-				return statusError(statusProblem)
+			if err != nil {
+				return err
 			}
-			return err
+			return ExitStatus(map[doctor.Outcome]int{doctor.Passes: 0, doctor.Fails: statusProblem,
+				doctor.Unknown: statusUnknown}[trace.Arrives])
 		},
 	}
 	a.register(cmd)

@@ -111,6 +111,9 @@ func (v *peerView) statuses() []control.Node {
 			Name: l.Node, Host: l.Host, Subnet: l.Subnet, Subnet6: l.Subnet6, Public: l.Public(),
 			Unreachable: v.reason(l),
 		})
+		if n := &nodes[len(nodes)-1]; l.PublicIPv6 != n.Public {
+			n.Public6 = l.PublicIPv6
+		}
 	}
 	return nodes
 }

@@ -1,0 +1,109 @@
+package doctor
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"weft/ctrl"
+)
+
+// Pod is a network namespace of this host with an address of the node's subnet.
+type Pod struct {
+	Name string // the process or the file that holds the namespace
+	Dev  string
+	Addr netip.Prefix
+	MTU  int
+	// Route is the pod's own route to a pod of another node, or to the network without one.
+	Route Lookup
+}
+
+// String returns the address and the name.
+func (p Pod) String() string { return fmt.Sprintf("%s (%s)", p.Addr.Addr(), p.Name) }
+
+func podChecks() []check {
+	needs := []source{fromSubnet, fromKernel, fromPods}
+	return []check{
+		{name: "pod-route", needs: needs, find: findPodRoute},
+		{name: "pod-address", needs: needs, find: findPodAddress},
+	}
+}
+
+// gateways returns this host's addresses that pods may have as their gateway: those in the subnet.
+func (f *Facts) gateways() []netip.Addr {
+	var all []netip.Addr
+	for _, a := range f.Kernel.Addrs {
+		if f.subnet().Masked().Contains(a.Prefix.Addr()) && !ctrl.OverlayName(a.Dev) {
+			all = append(all, a.Prefix.Addr())
+		}
+	}
+	return all
+}
+
+// wrongRoute describes what is wrong with a pod's route to other nodes; empty if nothing is.
+func (f *Facts) wrongRoute(p Pod) string {
+	r := p.Route
+	switch {
+	case r.Err != nil:
+		return fmt.Sprintf("has no route to other nodes: %v", r.Err)
+	case r.Dev != p.Dev:
+		return "" // a second network of its own
+	case !r.Via.IsValid() && p.Addr.Bits() < f.subnet().Bits():
+		return fmt.Sprintf("has the prefix %s, wider than this node's subnet: it takes other nodes for its "+
+			"neighbours", p.Addr)
+	case r.Via.IsValid() && !slices.Contains(f.gateways(), r.Via) && !r.Via.IsLinkLocalUnicast():
+		return fmt.Sprintf("has the gateway %s, which is no address of this host in the subnet", r.Via)
+	}
+	return ""
+}
+
+func findPodRoute(f *Facts) []Finding {
+	var wrong []string
+	for _, p := range f.Pods {
+		if problem := f.wrongRoute(p); problem != "" {
+			wrong = append(wrong, p.String()+" "+problem)
+		}
+	}
+	if len(wrong) == 0 || len(f.gateways()) == 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: listed(wrong),
+		Cause: "the pod was set up by another plugin or for another subnet, or a program in it changed its " +
+			"routes: its packets do not reach this host",
+		Remedy: fmt.Sprintf("recreate the pod, or in its namespace: ip route replace default via %s", f.gateways()[0]),
+	}}
+}
+
+// findPodAddress looks for addresses that two pods have, or a pod and this host.
+func findPodAddress(f *Facts) []Finding {
+	owners := map[netip.Addr]string{}
+	for _, a := range f.gateways() {
+		owners[a] = "this host"
+	}
+	var twice []string
+	for _, p := range f.Pods {
+		if other, taken := owners[p.Addr.Addr()]; taken {
+			twice = append(twice, fmt.Sprintf("%s belongs to %s and to %s", p.Addr.Addr(), other, p.Name))
+		}
+		owners[p.Addr.Addr()] = p.Name
+	}
+	if len(twice) == 0 {
+		return nil
+	}
+	return []Finding{{
+		Evidence: listed(twice),
+		Cause: "an address was given twice: the state of host-local (/var/lib/cni/networks) was lost, or an " +
+			"address was set by hand. Packets reach one of them, now this and now that",
+		Remedy: "recreate one of the pods",
+	}}
+}
+
+// pod returns the pod with an address.
+func (f *Facts) pod(a netip.Addr) (Pod, bool) {
+	i := slices.IndexFunc(f.Pods, func(p Pod) bool { return p.Addr.Addr() == a })
+	if i < 0 {
+		return Pod{}, false
+	}
+	return f.Pods[i], true
+}
