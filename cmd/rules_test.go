@@ -51,7 +51,7 @@ var mayImport = map[string][]string{
 	"ctrl/conflict":  {"ctrl"},
 	"ctrl/backend":   {"ctrl", "ctrl/backend/cloud", "ctrl/underlay", "encap", "lease", "lease/ordered", "lease/spelling"},
 	"ctrl/bundle":    {"ctrl"},
-	"ctrl/doctor":    {"ctrl", "ctrl/netfilter", "encap/checksum", "lease/subnetenv"},
+	"ctrl/doctor":    {"ctrl", "ctrl/conflict", "ctrl/netfilter", "encap/checksum", "lease/subnetenv"},
 	"ctrl/conntest":  {"ctrl/doctor"},
 	"ctrl/ike":       {"ctrl"},
 	"ctrl/netfilter": {},

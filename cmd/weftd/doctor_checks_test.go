@@ -25,8 +25,8 @@ var notInLab = map[string]string{
 	"lease-expiring": "a lease in etcd lasts a day, and no namespace has a clock of its own",
 }
 
-// TestEveryCheckIsProduced holds that each check of the doctor finds a fault in a lab: its name is in
-// the namespace tests, which await it and nothing beside it.
+// TestEveryCheckIsProduced holds that each check of the doctor finds a fault in a lab: its name is
+// in the namespace tests, which await it and nothing beside it.
 func TestEveryCheckIsProduced(t *testing.T) {
 	files, err := filepath.Glob("netns_*_test.go")
 	if err != nil {

@@ -10,8 +10,8 @@ import (
 	"weft/deploy/lab"
 )
 
-// replaceDevice puts a device of another kind, which the daemon must not delete, in the place of the
-// overlay's.
+// replaceDevice puts a device of another kind, which the daemon must not delete, in the place of
+// the overlay's.
 func (d *doctorLab) replaceDevice(t *testing.T) (undo func()) {
 	t.Helper()
 	if err := d.daemons[0].Signal(syscall.SIGSTOP); err != nil {
@@ -79,7 +79,8 @@ func TestNetnsDoctorHosts(t *testing.T) {
 	})
 }
 
-// overflow sends more packets to the tunnel device than its queue holds while nobody reads them.
+// overflow sends more packets to the tunnel device than its queue holds,
+// which has no reader meanwhile.
 func (d *doctorLab) overflow() {
 	d.t.Helper()
 	m := d.daemons[0]

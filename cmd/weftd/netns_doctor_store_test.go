@@ -153,8 +153,8 @@ func hourAgo(b []byte) []byte {
 	return slices.Concat(b[:begin], []byte(time.Now().UTC().Add(-time.Hour).Format(http.TimeFormat)), b[end:])
 }
 
-// TestNetnsDoctorStore produces faults of etcd, which the first node's daemon reaches by a proxy that
-// is transparent otherwise.
+// TestNetnsDoctorStore produces faults of etcd, which the first node's daemon reaches by a proxy
+// that is transparent otherwise.
 func TestNetnsDoctorStore(t *testing.T) {
 	const proxyPort, httpPort = 2380, 2381
 	d := &doctorLab{cluster: newCluster(t, lab.Options{}, clusterNetwork)}

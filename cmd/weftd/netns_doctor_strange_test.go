@@ -10,7 +10,8 @@ import (
 	"weft/deploy/lab"
 )
 
-// occupy runs a process in a pod, as a real pod has one: by it the doctor finds the pod's namespace.
+// occupy runs a process in a pod, as a real pod has one: by it the doctor finds the pod's
+// namespace.
 func occupy(t *testing.T, pod *lab.Pod) {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")

@@ -131,7 +131,8 @@ func (d *doctorLab) expect(socket string, want ...string) {
 	})
 }
 
-// expectSkipped expects that without a subnet file exactly these checks cannot be made for want of it.
+// expectSkipped expects that without a subnet file exactly these checks cannot be made for want of
+// it.
 func (d *doctorLab) expectSkipped(socket string, want ...string) {
 	d.t.Helper()
 	var r doctor.Report
@@ -349,8 +350,9 @@ func TestNetnsDoctorVXLAN(t *testing.T) {
 			undo: "iptables -D INPUT -p udp --dport 8472 -j DROP"},
 		{name: "checksum-offload", node: 1, make: "iptables -I INPUT -i flannel.1 -p tcp -j DROP",
 			undo: "iptables -D INPUT -i flannel.1 -p tcp -j DROP"},
-		// The TCP checksum of the inner packet is set to a constant behind the tunnel device, as by a
-		// card that computes it wrongly: 39 and 66 bytes of UDP, VXLAN, Ethernet and IPv4 headers.
+		// The TCP checksum of the inner packet is set to a constant behind the tunnel device, as by
+		// a card that computes it wrongly: 39 and 66 bytes of UDP, VXLAN, Ethernet and IPv4
+		// headers.
 		{name: "checksum-offload", make: "nft add table ip nic; " +
 			"nft 'add chain ip nic out { type filter hook output priority 300; }'; " +
 			"nft add rule ip nic out udp dport 8472 @th,312,8 6 @th,528,16 set 0xbeef",

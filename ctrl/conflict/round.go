@@ -121,11 +121,19 @@ func (r *round) diverted(p Peer, m ctrl.RouteMatch) string {
 		return "no route to its pods: " + m.Err.Error()
 	case m.Local:
 		return fmt.Sprintf("%s on this node has its address %s: delete the address", m.Dev, pod)
-	case m.Protocol == ctrl.RouteProtocol, slices.Contains(r.q.Devices, m.Dev), m.Via == p.Public:
+	case IntoOverlay(m, p.Public, r.q.Devices):
 		return ""
 	}
 	return fmt.Sprintf("packets to its pods leave by another program's %s%s", routeText(m),
 		r.rulesText(pod, m.Table))
+}
+
+// IntoOverlay reports whether a route leads packets for a node's pods into the overlay: one of
+// Weft's, one by an overlay device, or one via the node itself. public is invalid if the backend
+// does not route that way.
+func IntoOverlay(m ctrl.RouteMatch, public netip.Addr, devices []string) bool {
+	ours := m.Protocol == ctrl.RouteProtocol && (m.Table == 0 || m.Table == mainTable)
+	return ours || slices.Contains(devices, m.Dev) || m.Via.IsValid() && m.Via == public
 }
 
 // rulesText names the policy rules that select a table other than the main one.

@@ -175,8 +175,8 @@ func (p Process) flag(name string) string {
 	return ""
 }
 
-// flag returns the value of a flag of the daemon, as it says, else by its arguments; empty if the flag
-// is not set.
+// flag returns the value of a flag of the daemon, as it says, else by its arguments; empty if the
+// flag is not set.
 func (f *Facts) flag(name string) string {
 	if value, ok := f.Daemon.Flags[name]; ok || f.Missing[fromDaemon] == nil {
 		return value

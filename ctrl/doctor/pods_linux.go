@@ -14,8 +14,8 @@ import (
 	"weft/ctrl"
 )
 
-// maxNamespaces is the number of network namespaces that are looked into: a node has about a hundred
-// pods, and each takes a millisecond.
+// maxNamespaces is the number of network namespaces that are looked into: a node has about a
+// hundred pods, and each takes a millisecond.
 const maxNamespaces = 500
 
 // readPods looks into the other network namespaces of this host.

@@ -127,8 +127,8 @@ func (g gathering) probeNode(ctx context.Context, n *Node) {
 	group.Wait()
 }
 
-// fullSize returns the size of the largest packet of pods to a node, 0 if it is not known. The device
-// of a family may take less than pods have as MTU: then this host tells them so.
+// fullSize returns the size of the largest packet of pods to a node, 0 if it is not known. The
+// device of a family may take less than pods have as MTU: then this host tells them so.
 func (g gathering) fullSize(n *Node) int {
 	if l, ok := g.link(n.Route.Dev); ok && l.MTU > 0 && l.MTU < g.Env.MTU {
 		return l.MTU

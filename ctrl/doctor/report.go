@@ -134,8 +134,8 @@ func (r Report) Fix(w io.Writer) (fixed int, err error) {
 	return fixed, err
 }
 
-// Text writes the report for a human, in lines of at most width characters. verbose lists the checks
-// that found nothing, too.
+// Text writes the report for a human, in lines of at most width characters. verbose lists the
+// checks that found nothing, too.
 func (r Report) Text(w io.Writer, width int, verbose bool) error {
 	t := wrapper{width: width}
 	for _, f := range r.Findings {

@@ -9,6 +9,7 @@ import (
 	"syscall"
 
 	"weft/ctrl"
+	"weft/ctrl/conflict"
 )
 
 func routeChecks() []check {
@@ -29,9 +30,12 @@ func (f *Facts) reachable() []Node {
 // rightRoute reports whether a route is one of Weft's or flannel's: by the overlay device, or with
 // host-gw and DirectRouting via the node itself.
 func (f *Facts) rightRoute(n Node, l Lookup) bool {
-	direct := f.backend() != "udp" && f.backend() != "wireguard"
-	return slices.Contains(f.devices(), l.Dev) || direct && l.Via.IsValid() && l.Via == n.Public ||
-		l.Protocol == ctrl.RouteProtocol && l.Table == ctrl.TableMain
+	public := n.Public
+	if f.backend() == "udp" || f.backend() == "wireguard" {
+		public = netip.Addr{}
+	}
+	return conflict.IntoOverlay(ctrl.RouteMatch{Dev: l.Dev, Via: l.Via, Protocol: l.Protocol, Table: l.Table},
+		public, f.devices())
 }
 
 // lookups returns the routes that packets of this host and of its pods take to a node, once if they

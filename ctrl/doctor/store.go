@@ -91,7 +91,8 @@ func findStoreProxied(f *Facts) []Finding {
 	}}
 }
 
-// halfProxied reports whether etcd answers a plain request, but breaks the daemon's as no etcd does.
+// halfProxied reports whether etcd answers a plain request, but breaks the daemon's as no etcd
+// does.
 func (f *Facts) halfProxied() bool {
 	broken := f.storeErrorWith("received http status", "unexpected http status", "error reading server preface",
 		"http/1.", "malformed http", "content-type")
@@ -169,8 +170,8 @@ func findClockSkew(f *Facts) []Finding {
 	return nil
 }
 
-// leaseMargin returns the time before the end of a lease at which it must have been renewed: half of
-// the daemon's margin, which is an hour by default.
+// leaseMargin returns the time before the end of a lease at which it must have been renewed: half
+// of the daemon's margin, which is an hour by default.
 func (f *Facts) leaseMargin() time.Duration {
 	minutes, err := strconv.Atoi(f.Daemon.Flags["subnet-lease-renew-margin"])
 	if err != nil || minutes <= 0 {
