@@ -140,12 +140,30 @@ func (d *differ) link(w Link) {
 		if c, differs := linkChange(h, w); differs {
 			d.add(stageDevices, Change, c)
 		}
+	case d.rename(w):
 	case w.External:
 		d.wait(w.Name)
 	default:
 		d.add(stageDevices, Create, w)
 		d.present[w.Name] = w
 	}
+}
+
+// rename gives a device its name back if another program has changed it: a device of the same kind
+// with an address that belongs to the missing one. Everything on it waits for the next diff.
+func (d *differ) rename(w Link) bool {
+	for _, h := range d.have.Links {
+		if h.Kind != w.Kind || OverlayName(h.Name) || d.owned.wanted[h.Name] ||
+			!slices.ContainsFunc(d.want.Addrs, func(a Addr) bool {
+				return a.Dev == w.Name && slices.Contains(d.have.Addrs, Addr{h.Name, a.Prefix})
+			}) {
+			continue
+		}
+		d.add(stageFree, Change, Link{Name: w.Name, Kind: w.Kind, FormerName: h.Name})
+		d.wait(w.Name)
+		return true
+	}
+	return false
 }
 
 // deleteLink deletes a device, and with it everything that the kernel has on it.

@@ -408,6 +408,41 @@ func isOnNone(o Op) bool {
 	return false
 }
 
+// TestDiffRenamed renames the device: it gets its name back, and the rest waits. Devices of other
+// kinds or addresses keep theirs.
+func TestDiffRenamed(t *testing.T) {
+	renamed := func(change func(*Link)) State {
+		s := vxlanHave()
+		s.Links, s.Addrs = slices.Clone(s.Links), slices.Clone(s.Addrs)
+		s.Links[0] = vx(func(l *Link) { l.Name = "foo0" })
+		s.Addrs[0].Dev = "foo0"
+		s.Routes = notOn(s.Routes, "flannel.1")
+		if change != nil {
+			change(&s.Links[0])
+		}
+		return s
+	}
+	got := diff(renamed(nil), vxlanWant())
+	if ops := texts(got.ops); len(ops) != 1 || !strings.Contains(ops[0], "flannel.1 type vxlan renamed from foo0") ||
+		!slices.Equal(got.waiting, []string{"flannel.1"}) {
+		t.Errorf("operations %q, waiting for %q", ops, got.waiting)
+	}
+	for name, have := range map[string]State{
+		"another kind": renamed(func(l *Link) { l.Kind = KindTUN }),
+		"another address": func() State {
+			s := renamed(nil)
+			s.Addrs[0].Prefix = prefix("10.6.1.0/32")
+			return s
+		}(),
+	} {
+		for _, op := range texts(diff(have, vxlanWant()).ops) {
+			if strings.Contains(op, "renamed") {
+				t.Errorf("%s: %s", name, op)
+			}
+		}
+	}
+}
+
 func TestConflictError(t *testing.T) {
 	err := conflictError([]string{"d", "c", "b", "a"})
 	if want := "not owned by this daemon: a; b; c (and 1 more)"; err.Error() != want {

@@ -37,6 +37,9 @@ type Link struct {
 	// descriptors keep a TUN alive). Reconciling never does; while the device is missing,
 	// everything that depends on it waits.
 	External bool
+	// FormerName is the name that another program gave the device, which Name replaces. Only in
+	// operations.
+	FormerName string
 	// Userspace means that this process runs the WireGuard device. Only in the kernel's state.
 	Userspace bool
 	VXLAN     VXLAN // of KindVXLAN

@@ -169,6 +169,9 @@ func (k *Kernel) applyLink(v Verb, x Link) error {
 	if v == Delete {
 		return k.deleteLink(x)
 	}
+	if x.FormerName != "" {
+		return k.renameLink(x)
+	}
 	if v == Create {
 		if err := k.createLink(x); err != nil {
 			return err
@@ -179,6 +182,23 @@ func (k *Kernel) applyLink(v Verb, x Link) error {
 		return err
 	}
 	return k.changeLink(l, x)
+}
+
+// renameLink gives a device its name back. Before Linux 6.2 it has to be down for that; then the next
+// diff sets it up again.
+func (k *Kernel) renameLink(x Link) error {
+	l, err := k.h.LinkByName(x.FormerName)
+	if err != nil {
+		return err
+	}
+	err = k.h.LinkSetName(l, x.Name)
+	if !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	if err := k.h.LinkSetDown(l); err != nil {
+		return err
+	}
+	return k.h.LinkSetName(l, x.Name)
 }
 
 func (k *Kernel) createLink(x Link) error {

@@ -52,6 +52,9 @@ func (l Link) String() string {
 	if l.Kind != "" {
 		s += " type " + string(l.Kind)
 	}
+	if l.FormerName != "" {
+		s += " renamed from " + l.FormerName
+	}
 	if l.MTU != 0 {
 		s += fmt.Sprintf(" mtu %d", l.MTU)
 	}

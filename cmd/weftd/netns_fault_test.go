@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +24,11 @@ func TestNetnsDeviceFaults(t *testing.T) {
 		{"deleted", func() error { return node.DeleteLink("flannel0") }},
 		{"down", func() error { return node.SetUp("flannel0", false) }},
 		{"deleted again", func() error { return node.DeleteLink("flannel0") }},
+		{"renamed", func() error {
+			return node.Do(func() error {
+				return exec.Command("ip", "link", "set", "flannel0", "name", "foo0").Run()
+			})
+		}},
 		{"route removed", func() error { return node.DeleteRoute(netip.MustParsePrefix("10.5.0.0/16")) }},
 		{"MTU changed", func() error { return node.SetMTU("flannel0", 1300) }},
 		{"address removed", func() error {
