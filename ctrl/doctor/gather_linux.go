@@ -114,7 +114,10 @@ func (g gathering) observeNodes() {
 // countRepairs compares the daemon's counters with those at the start.
 func (g gathering) countRepairs(ctx context.Context) {
 	g.Took = time.Since(g.Now)
-	if d, err := g.status(ctx); err == nil && g.Missing[fromDaemon] == nil {
+	if g.Missing[fromDaemon] != nil {
+		return
+	}
+	if d, err := g.status(ctx); err == nil {
 		before := g.Daemon.Kernel.Repairs + g.Daemon.Rules.Repairs
 		g.Repairs = d.Kernel.Repairs + d.Rules.Repairs - min(before, d.Kernel.Repairs+d.Rules.Repairs)
 	}
