@@ -184,8 +184,8 @@ func (k *Kernel) applyLink(v Verb, x Link) error {
 	return k.changeLink(l, x)
 }
 
-// renameLink gives a device its name back. Before Linux 6.2 it has to be down for that; then the next
-// diff sets it up again.
+// renameLink gives a device its name back. Before Linux 6.2 it has to be down for that; then the
+// next diff sets it up again.
 func (k *Kernel) renameLink(x Link) error {
 	l, err := k.h.LinkByName(x.FormerName)
 	if err != nil {
