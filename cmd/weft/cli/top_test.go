@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"weft/cmd/control"
 	"weft/metrics"
@@ -58,6 +59,40 @@ func TestTopScreen(t *testing.T) {
 	wantLine(t, m, 6, "tcp 10.5.2.2:80 > 10.5.1.2:6", " in ", "two", "800 k", "100")
 	wantLine(t, m, 8, ":7", "out", "drop no_node 1 /s")
 	wantLine(t, m, 9, "q quit", "sort: rate")
+}
+
+// TestTopLayout checks that columns stay below their headers and on the screen, whatever the names.
+func TestTopLayout(t *testing.T) {
+	sample := topAt(2)
+	sample.Nodes[0].Name = "ip-10-0-0-7.eu-central-1.compute.internal"
+	sample.Flows[0].Src = netip.MustParseAddrPort("[fd00:10:244:1:aaaa:bbbb:cccc:dddd]:54321")
+	sample.Flows[0].Dst = netip.MustParseAddrPort("[fd00:10:244:2:aaaa:bbbb:cccc:dddd]:54321")
+	for _, width := range []int{70, 80, 110, 200} {
+		m := topModel{width: width, height: 30}.add(topAt(1)).add(sample)
+		column, ends := "LOSS", 0
+		for i, l := range m.lines()[2:] {
+			r := []rune(l)
+			switch {
+			case strings.HasPrefix(l, nodeHeader):
+				ends = strings.Index(l, column) + len(column)
+			case strings.HasPrefix(l, flowHeader):
+				column = "pkt/s"
+				ends = utf8.RuneCountInString(l[:strings.Index(l, column)+len(column)])
+			case strings.HasPrefix(l, "q quit"):
+			case ends == 0 || ends > width || len(r) < ends || len(r) > ends && r[ends] != ' ' || r[ends-1] == ' ' && r[ends-2] == ' ':
+				t.Errorf("width %d, line %d: no %s that ends at %d:\n%s", width, i, column, ends, l)
+			}
+		}
+	}
+	for _, c := range []struct {
+		text  string
+		width int
+		want  string
+	}{{"abcdef", 6, "abcdef"}, {"abcdef", 5, "ab…ef"}, {"abcdef", 4, "ab…f"}, {"abcdef", 1, "a"}, {"abc", 0, ""}} {
+		if got := fit(c.text, c.width); got != c.want {
+			t.Errorf("%q in %d: %q, want %q", c.text, c.width, got, c.want)
+		}
+	}
 }
 
 // TestTopOneSample shows no rates before there are two samples, and none after a restart.

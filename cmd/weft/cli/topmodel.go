@@ -216,18 +216,21 @@ func (m topModel) lines() []string {
 	// Half of the room for each, unless one does not need it.
 	forNodes := min(len(nodes), max(room/2, room-len(flows)))
 	forFlows := min(len(flows), room-forNodes)
-	lines = append(lines, fmt.Sprintf("%-24s %9s %8s %9s %8s %9s %6s  %s", nodeHeader,
+	name := nodeWidth(m.width)
+	lines = append(lines, fmt.Sprintf("%-*s %9s %8s %9s %8s %9s %6s  %s", name, nodeHeader,
 		"OUT bit/s", "pkt/s", "IN bit/s", "pkt/s", "RTT", "LOSS", "LAST 20 s"))
 	for _, n := range nodes[:forNodes] {
-		lines = append(lines, fmt.Sprintf("%-24s %9s %8s %9s %8s %9s %6s  %s", n.Name,
+		lines = append(lines, fmt.Sprintf("%-*s %9s %8s %9s %8s %9s %6s  %s", name, fit(n.Name, name),
 			si(n.out.bits), si(n.out.packets), si(n.in.bits), si(n.in.packets), rtt(n.RTT), loss(n),
 			sparkline(m.history[n.Name])))
 	}
-	lines = append(lines, fmt.Sprintf("%-55s %-3s %-20s %9s %8s  %s",
+	flows = flows[:forFlows]
+	columns := flowColumns(m.width, flows)
+	lines = append(lines, columns.line(
 		fmt.Sprintf("%s (1 of %d packets sampled)", flowHeader, max(1, m.last.Sample)),
 		"DIR", "NODE", "bit/s", "pkt/s", ""))
-	for _, f := range flows[:forFlows] {
-		lines = append(lines, m.flow(f))
+	for _, f := range flows {
+		lines = append(lines, m.flow(f, columns))
 	}
 	lines = append(lines, m.foot())
 	for i := range lines {
@@ -281,7 +284,7 @@ func (m topModel) drops() []string {
 	return active
 }
 
-func (m topModel) flow(f control.TopFlow) string {
+func (m topModel) flow(f control.TopFlow, columns columns) string {
 	direction, note := "in", ""
 	if f.Outbound {
 		direction = "out"
@@ -293,7 +296,7 @@ func (m topModel) flow(f control.TopFlow) string {
 	if f.Dropped > 0 {
 		note = fmt.Sprintf("%s%s %s/s", dropMark, f.Drop, si(float64(f.Dropped)/seconds))
 	}
-	return fmt.Sprintf("%-55s %-3s %-20s %9s %8s  %s", flowName(f), direction, cmp.Or(f.Node, "-"),
+	return columns.line(flowName(f), direction, cmp.Or(f.Node, "-"),
 		si(float64(f.Bytes)*8/seconds), si(float64(f.Packets)/seconds), note)
 }
 
@@ -355,17 +358,4 @@ func sparkline(values []float64) string {
 		b.WriteRune(levels[min(int(v/top*float64(len(levels))), len(levels)-1)])
 	}
 	return b.String()
-}
-
-// cut shortens a line to a width in characters.
-func cut(line string, width int) string {
-	if r := []rune(line); len(r) > width {
-		return string(r[:max(width, 0)])
-	}
-	return line
-}
-
-// pad lengthens a line to a width in characters.
-func pad(line string, width int) string {
-	return line + strings.Repeat(" ", max(0, width-len([]rune(line))))
 }
