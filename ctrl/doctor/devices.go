@@ -27,7 +27,7 @@ func deviceChecks() []check {
 
 func findNoDevice(f *Facts) []Finding {
 	noLease := f.Missing[fromDaemon] == nil && f.Daemon.Lease == nil // and so no device yet
-	if noLease || len(findPortTaken(f)) > 0 {
+	if noLease || f.contested() || len(findPortTaken(f)) > 0 {
 		return nil
 	}
 	var out []Finding
@@ -56,9 +56,12 @@ func findNoDevice(f *Facts) []Finding {
 // take. It removes a device with its addresses and routes, of which there is one per node.
 func (f *Facts) maxRepairs() uint64 { return 10 + 5*uint64(len(f.Nodes)) }
 
+// contested reports whether the daemon repaired more than one change.
+func (f *Facts) contested() bool { return f.Repairs > f.maxRepairs() }
+
 // findContested reports a daemon that repairs the same things over and over.
 func findContested(f *Facts) []Finding {
-	if f.Repairs <= f.maxRepairs() || len(findNoDevice(f))+len(findStaleEntries(f))+len(findFormerBackend(f)) > 0 {
+	if !f.contested() || len(findStaleEntries(f))+len(findFormerBackend(f)) > 0 {
 		return nil
 	}
 	return []Finding{{

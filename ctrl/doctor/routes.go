@@ -90,7 +90,7 @@ func findNoRoute(f *Facts) []Finding {
 // devicesDown reports whether an overlay device is missing or down, for which there is a finding of
 // its own.
 func (f *Facts) devicesDown() bool {
-	return len(findNoDevice(f))+len(findPortTaken(f)) > 0
+	return f.contested() || len(findNoDevice(f))+len(findPortTaken(f)) > 0
 }
 
 func unique(names []string) []string {
@@ -186,6 +186,9 @@ func findStaleEntries(f *Facts) []Finding {
 		return l.Kind == ctrl.KindVXLAN && slices.Contains(f.devices(), dev)
 	}
 	macs := map[ctrl.MAC]bool{}
+	if f.anyDown() {
+		vxlan = func(string) bool { return false } // its entries come and go with it
+	}
 	for _, n := range f.Kernel.Neighbours {
 		if !vxlan(n.Dev) {
 			continue
@@ -208,6 +211,14 @@ func findStaleEntries(f *Facts) []Finding {
 		Cause:    "a node has left or changed while the daemon did not run, or another program made the entry",
 		Remedy:   command + "; a running daemon removes it within 10 s, so see its log",
 	}}
+}
+
+// anyDown reports whether an overlay device is down at the moment.
+func (f *Facts) anyDown() bool {
+	return slices.ContainsFunc(f.devices(), func(name string) bool {
+		l, _ := f.link(name)
+		return !l.Up
+	})
 }
 
 func (f *Facts) ofNode(ok func(Node) bool) bool { return slices.ContainsFunc(f.Nodes, ok) }
