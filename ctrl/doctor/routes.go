@@ -186,9 +186,6 @@ func findStaleEntries(f *Facts) []Finding {
 		return l.Kind == ctrl.KindVXLAN && slices.Contains(f.devices(), dev)
 	}
 	macs := map[ctrl.MAC]bool{}
-	if f.anyDown() {
-		vxlan = func(string) bool { return false } // its entries come and go with it
-	}
 	for _, n := range f.Kernel.Neighbours {
 		if !vxlan(n.Dev) {
 			continue
@@ -199,7 +196,9 @@ func findStaleEntries(f *Facts) []Finding {
 		}
 	}
 	for _, e := range f.Kernel.FDB {
-		if vxlan(e.Dev) && (!macs[e.MAC] || !f.ofNode(func(n Node) bool { return n.Public == e.Dst })) {
+		// While a device goes down and up again, its entries come one by one.
+		lone := !macs[e.MAC] && !f.contested() && !f.anyDown()
+		if vxlan(e.Dev) && (lone || !f.ofNode(func(n Node) bool { return n.Public == e.Dst })) {
 			add(e, fmt.Sprintf("bridge fdb del %s dev %s dst %s", e.MAC, e.Dev, e.Dst))
 		}
 	}
