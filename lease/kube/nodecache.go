@@ -14,8 +14,8 @@ import (
 )
 
 // nodeCache holds the lease of every node. It is a cache.ReflectorStore that retains only the
-// fields that a lease needs, so that other changes of a Node (a kubelet updates its Node every few
-// minutes) cause no new list.
+// fields that a lease needs, about 900 bytes per node, so that other changes of a Node (a kubelet
+// updates its Node every few minutes) cause no new list.
 type nodeCache struct {
 	names     annotations
 	log       *slog.Logger
@@ -32,12 +32,48 @@ type nodeCache struct {
 	changed  chan struct{} // closed and replaced at every change that Watch must see
 }
 
-// cacheEntry is one node. It retains the fields needed to evaluate the Node again with another
-// network.
+// cacheEntry is one node.
 type cacheEntry struct {
-	node       *corev1.Node // trimmed
+	fields     nodeFields
 	lease      *lease.Lease // nil: none
 	lastLogged string       // last logged error of the annotations
+}
+
+// nodeFields are the fields of a Node that are used here, to evaluate it again with another network.
+// Even an empty Node takes about 1 KB.
+type nodeFields struct {
+	name, podCIDR string
+	podCIDRs      []string
+	annotations   []annotation
+}
+
+type annotation struct{ name, value string }
+
+func (c *nodeCache) fieldsOf(n *corev1.Node) nodeFields {
+	f := nodeFields{name: n.Name, podCIDR: n.Spec.PodCIDR, podCIDRs: n.Spec.PodCIDRs}
+	for _, name := range c.names.all() {
+		if value, ok := n.Annotations[name]; ok {
+			f.annotations = append(f.annotations, annotation{name, value})
+		}
+	}
+	f.annotations = slices.Clip(f.annotations)
+	return f
+}
+
+func (f nodeFields) equal(o nodeFields) bool {
+	return f.name == o.name && f.podCIDR == o.podCIDR && slices.Equal(f.podCIDRs, o.podCIDRs) &&
+		slices.Equal(f.annotations, o.annotations)
+}
+
+// node returns a Node with these fields only.
+func (f nodeFields) node() *corev1.Node {
+	n := &corev1.Node{}
+	n.Name, n.Spec.PodCIDR, n.Spec.PodCIDRs = f.name, f.podCIDR, f.podCIDRs
+	n.Annotations = make(map[string]string, len(f.annotations))
+	for _, a := range f.annotations {
+		n.Annotations[a.name] = a.value
+	}
+	return n
 }
 
 // ownNode is this daemon's Node as last written, to detect changes by others.
@@ -73,7 +109,7 @@ func (c *nodeCache) setNetwork(n lease.Network) {
 	}
 	var edit leaseEdit
 	for _, e := range c.nodes {
-		c.setNode(e.node, &edit)
+		c.setNode(e.fields.node(), &edit)
 	}
 	c.commit(edit)
 	c.notify()
@@ -127,7 +163,7 @@ func (c *nodeCache) commit(e leaseEdit) bool {
 func (c *nodeCache) setNode(n *corev1.Node, edit *leaseEdit) {
 	before := c.nodes[n.Name]
 	l, ok, err := leaseOf(n, c.names, c.network)
-	now := cacheEntry{node: c.trimmed(n)}
+	now := cacheEntry{fields: c.fieldsOf(n)}
 	if ok {
 		now.lease = &l
 	}
@@ -152,32 +188,14 @@ func (c *nodeCache) setNode(n *corev1.Node, edit *leaseEdit) {
 // isCurrent reports whether the stored Node has the same relevant fields as n, as after a
 // heartbeat of a kubelet: then its lease cannot have changed. The caller holds mu.
 func (c *nodeCache) isCurrent(n *corev1.Node) bool {
-	e, known := c.nodes[n.Name]
-	if !known || e.node.Spec.PodCIDR != n.Spec.PodCIDR ||
-		!slices.Equal(e.node.Spec.PodCIDRs, n.Spec.PodCIDRs) {
-		return false
-	}
-	for _, name := range c.names.all() {
-		old, had := e.node.Annotations[name]
-		if now, has := n.Annotations[name]; had != has || old != now {
-			return false
-		}
-	}
-	return true
+	return c.nodes[n.Name].fields.equal(c.fieldsOf(n))
 }
 
 // trimmed returns a copy of n with only the fields that are used here: about a twentieth of a
 // kubelet's Node.
 func (c *nodeCache) trimmed(n *corev1.Node) *corev1.Node {
-	p := &corev1.Node{}
-	p.Name, p.ResourceVersion = n.Name, n.ResourceVersion
-	p.Annotations = map[string]string{}
-	for _, name := range c.names.all() {
-		if text, ok := n.Annotations[name]; ok {
-			p.Annotations[name] = text
-		}
-	}
-	p.Spec.PodCIDR, p.Spec.PodCIDRs = n.Spec.PodCIDR, n.Spec.PodCIDRs
+	p := c.fieldsOf(n).node()
+	p.ResourceVersion = n.ResourceVersion
 	for _, condition := range n.Status.Conditions {
 		if condition.Type == corev1.NodeNetworkUnavailable {
 			p.Status.Conditions = []corev1.NodeCondition{condition}
@@ -279,7 +297,7 @@ func (c *nodeCache) checkNetwork(n lease.Network) error {
 	if !ok {
 		return nil
 	}
-	_, err := subnetsOf(e.node, n)
+	_, err := subnetsOf(e.fields.node(), n)
 	return err
 }
 
