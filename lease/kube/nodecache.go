@@ -39,8 +39,8 @@ type cacheEntry struct {
 	lastLogged string       // last logged error of the annotations
 }
 
-// nodeFields are the fields of a Node that are used here, to evaluate it again with another network.
-// Even an empty Node takes about 1 KB.
+// nodeFields are the fields of a Node that are used here, to evaluate it again with another
+// network. Even an empty Node takes about 1 KB.
 type nodeFields struct {
 	name, podCIDR string
 	podCIDRs      []string
