@@ -106,6 +106,20 @@ func (k *Kernel) applyCommand(ctx context.Context, v Verb, c Command) error {
 	return nil
 }
 
+// RemoveCommands runs the removal of the extension backend's commands that were run, as if no plan
+// wanted them any more: the plans of another network config do not know them.
+func (k *Kernel) RemoveCommands(ctx context.Context) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var errs []error
+	for _, c := range k.ran {
+		if _, err := RunCommand(ctx, c.Remove, c.Env, c.Stdin); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", c, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Shutdown runs the shutdown commands of the extension backend whose commands were run, within ten
 // seconds. Call it when the daemon ends, not only its connection to the kernel.
 func (k *Kernel) Shutdown(ctx context.Context) error {

@@ -64,6 +64,11 @@ func (d *daemon) runAgent(ctx context.Context) (err error) {
 	a.connect(store)
 	a.logStart()
 	err = a.run(ctx)
+	if errors.Is(err, errNetworkChanged) {
+		if err := kernel.RemoveCommands(ctx); err != nil {
+			d.log.Error("extension backend", "err", err)
+		}
+	}
 	if err := kernel.Shutdown(context.WithoutCancel(ctx)); err != nil {
 		d.log.Error("extension backend", "err", err)
 	}
