@@ -130,3 +130,26 @@ func TestNetnsFastPathPausesForCapture(t *testing.T) {
 	}
 	awaitFast("after the capture")
 }
+
+// TestNetnsFastPathJoins sends TCP in bulk over an underlay that cuts frames: the kernel carries it
+// on both nodes, and joins the packets before they reach the pod.
+func TestNetnsFastPathJoins(t *testing.T) {
+	ov := startFast(t, lab.Options{Mode: lab.ModeWire}, fast, fast)
+	ov.expectPing(t, 0, 1)
+	arrived := func() uint64 {
+		l, err := ov.pod(1).Link("eth0")
+		must(t, err)
+		return l.Counters.RxPackets
+	}
+	frames, before := arrived(), ov.engines[1].Stats()
+	must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 32<<20))
+	after := ov.engines[1].Stats()
+	all := after.Received.Packets - before.Received.Packets
+	taken := after.FastPath.Received.Packets - before.FastPath.Received.Packets
+	if taken < all*9/10 {
+		t.Errorf("the kernel carried %d of %d packets", taken, all)
+	}
+	if got := arrived() - frames; got > taken/4 {
+		t.Errorf("%d packets arrived as %d frames", taken, got)
+	}
+}

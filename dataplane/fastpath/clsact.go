@@ -141,8 +141,8 @@ func listFilters() (ours []*netlink.BpfFilter, err error) {
 		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
 	for _, i := range all {
-		for kind := range numHooks {
-			list, err := netlink.FilterList(linkOf(i.Index), kind.parent())
+		for _, parent := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+			list, err := netlink.FilterList(linkOf(i.Index), parent)
 			if err != nil {
 				return ours, fmt.Errorf("list filters of %s: %w", i.Name, err)
 			}

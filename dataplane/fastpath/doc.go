@@ -9,11 +9,12 @@
 //
 //	wire -> underlay interface
 //	          | inbound, at its ingress: - outer headers, as received on the TUN device
+//	          |                            or, TCP in bulk: veth pair (GRO) -> joined -> TUN device
 //	          | the rest
 //	          v
 //	        UDP socket -> worker
 //
-// The two programs are in bpf/fastpath.c. They take a packet or pass it, but never answer and never
+// The programs are in bpf/fastpath.c. They take a packet or pass it, but never answer and never
 // drop (except that the kernel may have no memory for the headers). Each decision that drops,
 // fragments or answers is the worker's. Bytes on the wire are the same, apart from the outer UDP
 // checksum, which is 0.
@@ -22,7 +23,8 @@
 //
 // Outbound takes a packet if its node takes such packets, too, which its lease says: a packet of
 // the kernel may have an unfinished inner checksum, which only a kernel can finish. It passes the
-// packets of flows that send in bulk, since workers send and receive trains. Inbound takes packets
+// packets of flows that send in bulk, since workers send and receive trains, but takes TCP in bulk
+// where the underlay cuts frames: there the kernel's GSO and GRO cost less. Inbound takes packets
 // with UDP checksum 0, which only outbound sends, if the worker would accept them. So the sender
 // alone decides which way a packet takes on both nodes.
 //

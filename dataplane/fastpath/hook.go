@@ -17,11 +17,12 @@ type hookKind int
 
 const (
 	hookOutbound hookKind = iota // egress of the TUN device
+	hookJoined                   // ingress of the stage's far end
 	hookInbound                  // ingress of the underlay interface
 	numHooks
 )
 
-func (k hookKind) String() string { return [numHooks]string{"outbound", "inbound"}[k] }
+func (k hookKind) String() string { return [numHooks]string{"outbound", "joined", "inbound"}[k] }
 
 func (k hookKind) attachType() ebpf.AttachType {
 	if k == hookOutbound {

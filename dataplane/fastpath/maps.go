@@ -15,8 +15,11 @@ import (
 	"weft/dataplane/fib"
 )
 
-// flagPaused is the bit PAUSED of settingsValue.Flags.
-const flagPaused = 1
+// Bits of settingsValue.Flags.
+const (
+	flagPaused = 1 << iota
+	flagCarryTCP
+)
 
 // settingsValue is struct settings of bpf/fastpath.c.
 type settingsValue struct {
@@ -24,6 +27,7 @@ type settingsValue struct {
 	Device, Underlay            uint32
 	Port, Source                [2]byte
 	Check, TOSMask, Flags, Link uint8
+	Stage                       uint32
 }
 
 func bigEndian(port uint16) (b [2]byte) {

@@ -20,7 +20,7 @@ import (
 //go:embed bpf/fastpath.o
 var object []byte
 
-// Path is the two programs on one TUN device and one underlay interface. Its methods may be called
+// Path is the programs on one TUN device and one underlay interface. Its methods may be called
 // concurrently.
 type Path struct {
 	config Config
@@ -36,6 +36,7 @@ type Path struct {
 	avoided map[netip.Addr]bool     // outer addresses that Avoid has set
 	past    Traffic                 // of endpoints that were removed
 	device  int                     // index of the TUN device
+	stage   int                     // index of the stage's near end
 	targets [numHooks]int           // indices of the interfaces of the hooks
 	// waiting means that the programs of an earlier process still carry the packets, until this one
 	// knows the nodes.
@@ -46,6 +47,7 @@ type Path struct {
 type objects struct {
 	Outbound  *ebpf.Program `ebpf:"outbound"`
 	Inbound   *ebpf.Program `ebpf:"inbound"`
+	Joined    *ebpf.Program `ebpf:"joined"`
 	Settings  *ebpf.Map     `ebpf:"settings"`
 	Heartbeat *ebpf.Map     `ebpf:"heartbeat"`
 	Nodes     *ebpf.Map     `ebpf:"nodes"`
@@ -109,9 +111,9 @@ func hasCapability(number int) (bool, error) {
 
 // close closes the descriptors. Programs that are attached stay.
 func (o *objects) close() error {
-	return errors.Join(o.Outbound.Close(), o.Inbound.Close(), o.Settings.Close(),
-		o.Heartbeat.Close(), o.Nodes.Close(), o.Endpoints.Close(), o.Flows.Close(),
-		o.Load.Close(), o.Verdicts.Close())
+	return errors.Join(o.Outbound.Close(), o.Inbound.Close(), o.Joined.Close(),
+		o.Settings.Close(), o.Heartbeat.Close(), o.Nodes.Close(), o.Endpoints.Close(),
+		o.Flows.Close(), o.Load.Close(), o.Verdicts.Close())
 }
 
 // Attach moves the programs to other interfaces or another address. Where they are already, they
@@ -130,11 +132,25 @@ func (p *Path) Attach(at Place) error {
 	if err := checkUnderlay(underlay, at.Local.Addr()); err != nil {
 		return err
 	}
-	p.place, p.device = at, device.Index
+	near, far, err := openStage(at.Device)
+	if err != nil {
+		return err
+	}
+	whole, err := passesWhole(underlay)
+	if err != nil {
+		return err
+	}
+	p.flags &^= flagCarryTCP
+	if !whole {
+		p.flags |= flagCarryTCP
+	}
+	p.place, p.device, p.stage = at, device.Index, near
 	if err := p.writeSettings(device.Index, underlay); err != nil {
 		return err
 	}
-	p.targets = [numHooks]int{hookOutbound: device.Index, hookInbound: underlay.Index}
+	p.targets = [numHooks]int{
+		hookOutbound: device.Index, hookJoined: far, hookInbound: underlay.Index,
+	}
 	for kind, target := range p.targets {
 		if h := p.hooks[kind]; h != nil && h.isOn(target) {
 			continue
@@ -172,10 +188,9 @@ func (p *Path) attach(kind hookKind) error {
 }
 
 func (p *Path) program(kind hookKind) *ebpf.Program {
-	if kind == hookOutbound {
-		return p.objects.Outbound
-	}
-	return p.objects.Inbound
+	return [numHooks]*ebpf.Program{
+		p.objects.Outbound, p.objects.Joined, p.objects.Inbound,
+	}[kind]
 }
 
 // checkUnderlay returns an error if the programs cannot use the interface.
@@ -201,6 +216,7 @@ func (p *Path) writeSettings(device int, underlay *net.Interface) error {
 		Local: p.place.Local.Addr().As4(), Device: uint32(device), Underlay: uint32(underlay.Index),
 		Port: bigEndian(port), Source: bigEndian(source),
 		Check: uint8(p.config.Check), TOSMask: p.config.TOSMask, Flags: p.flags,
+		Stage: uint32(p.stage),
 	}
 	if err := p.objects.Settings.Put(uint32(0), s); err != nil {
 		return fmt.Errorf("write settings: %w", err)
@@ -339,10 +355,14 @@ func (p *Path) Close() error {
 	defer p.mu.Unlock()
 	var errs []error
 	for i, h := range p.hooks {
-		if h != nil {
-			errs = append(errs, h.close())
-			p.hooks[i] = nil
+		if h == nil {
+			continue
 		}
+		if hookKind(i) == hookJoined && !h.lasts() {
+			errs = append(errs, removeStage(p.place.Device))
+		}
+		errs = append(errs, h.close())
+		p.hooks[i] = nil
 	}
 	return errors.Join(append(errs, p.objects.close())...)
 }

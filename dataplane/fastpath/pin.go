@@ -69,10 +69,12 @@ func Remove(keep string) (removed []string, err error) {
 		remove = removePins
 	}
 	devices, err := remove(func(device string) bool { return device != keep })
+	errs := []error{err}
 	for _, device := range devices {
+		errs = append(errs, removeStage(device))
 		removed = append(removed, "fast path of "+device)
 	}
-	return removed, err
+	return removed, errors.Join(errs...)
 }
 
 // RemoveStale detaches the programs of devices that no longer exist, in the calling thread's
@@ -82,8 +84,12 @@ func RemoveStale() error {
 	if haveTCX() {
 		remove, stale = removePins, lacksOutbound
 	}
-	_, err := remove(stale)
-	return err
+	devices, err := remove(stale)
+	errs := []error{err}
+	for _, device := range devices {
+		errs = append(errs, removeStage(device))
+	}
+	return errors.Join(errs...)
 }
 
 // isDeleted reports whether the device does not exist.

@@ -296,7 +296,7 @@ func TestNetnsInboundTwin(t *testing.T) {
 		{check: checkKnown, ecn: true, alive: true}, {check: checkKnown},
 	} {
 		w.table = fib.New(others)
-		s := settingsValue{Device: 1, Underlay: 1, Check: w.check}
+		s := settingsValue{Device: 1, Underlay: 1, Check: w.check, Stage: 1}
 		if w.ecn {
 			s.TOSMask = encap.MaskECN
 		}

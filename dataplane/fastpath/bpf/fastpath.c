@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
-// The kernel's part of the udp backend. Two programs carry packets that need no decision; all
+// The kernel's part of the udp backend. The programs carry packets that need no decision; all
 // others pass to the workers, which own every decision, drop and ICMP error. Package fastpath
 // describes the paths, the order of a flow's packets and the rules that the programs follow.
 //
@@ -18,6 +18,7 @@
 #define SEC(name) __attribute__((section(name), used))
 #define inlined static inline __attribute__((always_inline))
 #define AF_INET 2
+#define PACKET_HOST 0
 #define IP_DF 0x4000
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1fff
@@ -47,6 +48,7 @@ static long (*csum_diff)(__be32 *, __u32, __be32 *, __u32, __u32) =
 	(void *)BPF_FUNC_csum_diff;
 static long (*change_head)(void *, __u32, __u64) = (void *)BPF_FUNC_skb_change_head;
 static long (*adjust_room)(void *, __s32, __u32, __u64) = (void *)BPF_FUNC_skb_adjust_room;
+static long (*change_type)(void *, __u32) = (void *)BPF_FUNC_skb_change_type;
 static long (*change_proto)(void *, __be16, __u64) = (void *)BPF_FUNC_skb_change_proto;
 static long (*fib_lookup)(void *, struct bpf_fib_lookup *, int, __u32) =
 	(void *)BPF_FUNC_fib_lookup;
@@ -63,7 +65,8 @@ enum { CHECK_KNOWN, CHECK_STRICT, CHECK_OFF };
 
 // Bits of settings.flags.
 enum {
-	PAUSED = 1, // outbound passes everything
+	PAUSED = 1,    // outbound passes everything
+	CARRY_TCP = 2, // outbound takes TCP in bulk
 };
 
 struct settings {
@@ -77,6 +80,7 @@ struct settings {
 	__u8 flags;
 	__u8 link;       // length of the link header before packets of the TUN device: none, but in
 	                 // test runs Ethernet's
+	__u32 stage;     // index of the near end of the stage that joins packets; 0 if there is none
 };
 
 // Bits of node.flags.
@@ -108,6 +112,10 @@ struct flow {
 	__u64 start;  // of the current window
 	__u32 packets; // in the window since the last packet of the other direction
 	__u32 bytes;   // in the window
+	// Of packets from other nodes:
+	__u64 joined;  // time of the last packet that went through the stage
+	__u64 arrival; // start of the current window
+	__u64 arrived; // bytes in the window
 };
 
 // load is the load of a CPU in a window.
@@ -212,12 +220,16 @@ struct {
 #define FLOOD_FLOWS 8
 #define YOUNG 50000000ull // ns
 
+// A TCP flow from another node that brings more bytes than this in a window goes through the stage
+// until it is silent, since a packet in the stage must not be overtaken.
+#define JOIN_BYTES 65536
+
 struct inner {
 	struct prefix src, dst;
 	__u32 from, to; // hashes of the ends of the flow
 	__u32 len;     // of the whole packet, from its header
 	__u32 headers; // of its IP and transport headers; 0 if unknown
-	__u8 version, tos;
+	__u8 version, tos, proto;
 };
 
 inlined int pass(enum verdict v)
@@ -275,6 +287,7 @@ inlined int parse4(struct __sk_buff *skb, __u32 off, struct inner *in)
 	in->len = ntohs(h.tot_len);
 	in->tos = h.tos;
 	in->headers = h.ihl * 4;
+	in->proto = h.protocol;
 	in->from = mix(h.protocol, h.saddr);
 	in->to = mix(h.protocol, h.daddr);
 	if (!(h.frag_off & htons(IP_MF | IP_OFFSET)))
@@ -318,6 +331,7 @@ inlined int parse6(struct __sk_buff *skb, __u32 off, struct inner *in)
 	in->len = ntohs(h.payload_len) + sizeof(h);
 	in->tos = h.priority << 4 | h.flow_lbl[0] >> 4;
 	in->headers = sizeof(h);
+	in->proto = h.nexthdr;
 	in->from = mix(mix(h.nexthdr, in->src.addr[2]), in->src.addr[3]);
 	in->to = mix(mix(h.nexthdr, in->dst.addr[2]), in->dst.addr[3]);
 	read_ports(skb, off + sizeof(h), h.nexthdr, in);
@@ -396,10 +410,12 @@ inlined int is_flood(struct flow *f, __u64 now, __u32 packets)
 }
 
 // is_bulk reports whether a packet of the flow belongs to the workers.
-inlined int is_bulk(struct flow *f, __u64 now, __u32 packets, __u32 bytes)
+inlined int is_bulk(struct settings *s, struct inner *in, struct flow *f, __u64 now, __u32 packets)
 {
 	if (now - f->passed < SILENCE)
 		return 1;
+	if (in->proto == IPPROTO_TCP && (s->flags & CARRY_TCP))
+		return 0;
 	if (now - f->start > WINDOW) {
 		if (now - f->start > SILENCE)
 			f->since = now;
@@ -407,7 +423,7 @@ inlined int is_bulk(struct flow *f, __u64 now, __u32 packets, __u32 bytes)
 		f->packets = f->bytes = 0;
 	}
 	f->packets += packets;
-	f->bytes += bytes;
+	f->bytes += in->len;
 	return is_flood(f, now, packets) || f->packets > MAX_PACKETS ||
 	       f->bytes > MAX_BYTES;
 }
@@ -530,7 +546,7 @@ int outbound(struct __sk_buff *skb)
 		longest = skb->gso_size + in.headers;
 		bytes += (packets - 1) * in.headers;
 	}
-	if (is_bulk(f, now, packets, in.len) && alive(skb, s, n->endpoint, now)) {
+	if (is_bulk(s, &in, f, now, packets) && alive(skb, s, n->endpoint, now)) {
 		stamp(f, now);
 		return pass(BULK);
 	}
@@ -607,15 +623,45 @@ inlined long remove_outer(struct __sk_buff *skb, struct inner *in)
 	return store_bytes(skb, ETH_HLEN, &h, sizeof(h), BPF_F_RECOMPUTE_CSUM);
 }
 
-// decapsulate removes the outer headers and hands the packet to the TUN device as received.
-inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner *in)
+// is_joined reports whether a packet goes through the stage, where the kernel joins packets of the
+// same flow (GRO), as it does for its own tunnels.
+inlined int is_joined(struct __sk_buff *skb, struct settings *s, struct inner *in, struct flow *f,
+		      __u64 now)
 {
+	if (!s->stage || !f || in->proto != IPPROTO_TCP)
+		return 0;
+	if (now - f->joined >= SILENCE) {
+		if (now - f->arrival > WINDOW) {
+			f->arrival = now;
+			f->arrived = 0;
+		}
+		f->arrived += in->len;
+		if (f->arrived <= JOIN_BYTES || skb->gso_size)
+			return 0;
+	}
+	f->joined = now;
+	return 1;
+}
+
+// decapsulate removes the outer headers and hands the packet to the TUN device as received, or to
+// the stage if join is set.
+inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner *in, int join)
+{
+	__be16 type = htons(ETH_P_IPV6);
+
 	if (remove_outer(skb, in)) {
 		pass(FAILED);
 		return TC_ACT_SHOT;
 	}
 	set_hash_invalid(skb); // it is that of the outer headers
-	return redirect(s->device, BPF_F_INGRESS);
+	if (!join)
+		return redirect(s->device, BPF_F_INGRESS);
+	// The far end of the stage reads the type from the link header.
+	if (in->version == 6 && store_bytes(skb, offsetof(struct ethhdr, h_proto), &type, 2, 0)) {
+		pass(FAILED);
+		return TC_ACT_SHOT;
+	}
+	return redirect(s->stage, 0);
 }
 
 struct outer {
@@ -660,6 +706,7 @@ int inbound(struct __sk_buff *skb)
 	struct traffic *t;
 	struct outer o;
 	struct flow *f;
+	__u64 now;
 
 	if (!s || !s->device || !is_ours(skb, s, &o))
 		return TC_ACT_UNSPEC;
@@ -668,7 +715,8 @@ int inbound(struct __sk_buff *skb)
 	f = flow_of(&in);
 	if (f)
 		f->packets = 0;
-	if (o.udp.check && alive(skb, s, o.ip.saddr, ktime_ns()))
+	now = ktime_ns();
+	if (o.udp.check && alive(skb, s, o.ip.saddr, now))
 		return TC_ACT_UNSPEC;
 	// A train of datagrams is longer than its first one.
 	if (in.len + OUTER != ntohs(o.ip.tot_len))
@@ -687,7 +735,21 @@ int inbound(struct __sk_buff *skb)
 		t->received += packets;
 		t->received_bytes += bytes;
 	}
-	return decapsulate(skb, s, &in);
+	return decapsulate(skb, s, &in, is_joined(skb, s, &in, f, now));
+}
+
+// joined hands the packets that the stage has joined to the TUN device as received. It is attached
+// to the ingress of the stage's far end.
+SEC("tc")
+int joined(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct settings *s = map_lookup(&settings, &zero);
+
+	if (!s || !s->device)
+		return TC_ACT_SHOT;
+	change_type(skb, PACKET_HOST); // the link address is that of the underlay interface
+	return redirect(s->device, BPF_F_INGRESS);
 }
 
 char programs_license[] SEC("license") = "Dual BSD/GPL";
