@@ -49,7 +49,7 @@ func watchPeer(
 	case errors.Is(err, control.ErrNotServed):
 		err = errors.New("it runs flannel, or an older Weft")
 	case errors.Is(err, control.ErrNotPermitted):
-		err = errors.New("its --metrics is local or off")
+		err = errors.New("its --metrics is local or off, or it does not know this node's address")
 	}
 	return r, err
 }

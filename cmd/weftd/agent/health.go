@@ -51,8 +51,8 @@ type healthSource interface {
 	// are.
 	conditions() []control.Condition
 	status() control.Status
-	// watchPackets answers a request for [control.TracePath].
-	watchPackets(http.ResponseWriter, *http.Request)
+	// watchForNodes answers a request for [control.TracePath].
+	watchForNodes(http.ResponseWriter, *http.Request)
 }
 
 // listenHealth listens on the address of --healthz-ip and --healthz-port and keeps at most
@@ -142,7 +142,7 @@ func healthHandler(c config.Health, s healthSource, log *slog.Logger) http.Handl
 	// A row tells no more than the metrics, so it is for the same clients. Without it, the answer
 	// is another than that of a daemon that does not know the path.
 	var row http.Handler = newOneByOne(rowHandler(s.status))
-	var traces http.Handler = http.HandlerFunc(s.watchPackets)
+	var traces http.Handler = http.HandlerFunc(s.watchForNodes)
 	if c.Metrics != config.ClientsAll {
 		row, traces = localOnly(row), localOnly(traces)
 	}

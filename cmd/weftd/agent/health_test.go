@@ -30,7 +30,7 @@ import (
 type fixedSource control.Status
 
 func (s fixedSource) conditions() []control.Condition { return s.Conditions }
-func (s fixedSource) watchPackets(w http.ResponseWriter, _ *http.Request) {
+func (s fixedSource) watchForNodes(w http.ResponseWriter, _ *http.Request) {
 	answer(w, http.StatusOK, "sightings")
 }
 func (s fixedSource) status() control.Status {

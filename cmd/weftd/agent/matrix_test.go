@@ -115,6 +115,17 @@ func TestMatrixAnswers(t *testing.T) {
 	}
 }
 
+func TestIsNode(t *testing.T) {
+	n := netip.MustParseAddr("192.0.2.7")
+	s := control.Status{Nodes: []control.Node{{Public: n, Subnet: subnetOf(5, 1), Subnet6: netip.MustParsePrefix("fd00:1::/64")}, {}}}
+	for a, want := range map[string]bool{"192.0.2.7": true, "10.5.1.0": true, "fd00:1::": true,
+		"10.5.1.2": false, "192.0.2.8": false, "0.0.0.0": false, "::": false} {
+		if got := isNode(s, netip.MustParseAddr(a)); got != want {
+			t.Errorf("%s: %v", a, got)
+		}
+	}
+}
+
 func TestMatrixParameters(t *testing.T) {
 	status := func() control.Status { return control.Status{Node: "self"} }
 	many := url.Values{}

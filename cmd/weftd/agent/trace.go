@@ -28,6 +28,24 @@ const (
 // VXLAN, each over IPv4 and IPv6.
 var outerHeaders = []int{0, 20, 40, 28, 48, 50, 70}
 
+// watchForNodes is watchPackets for clients on this node and for other nodes. Pods of this node and
+// other hosts have no use for it, and it costs the workers a look at each packet.
+func (d *daemon) watchForNodes(w http.ResponseWriter, r *http.Request) {
+	remote, err := netip.ParseAddrPort(r.RemoteAddr)
+	if !isLocal(r) && (err != nil || !isNode(d.status(), remote.Addr().Unmap())) {
+		answer(w, http.StatusForbidden, r.URL.Path+" is for nodes of the cluster\n")
+		return
+	}
+	d.watchPackets(w, r)
+}
+
+// isNode reports whether an address is that of another node, or of its device in the overlay.
+func isNode(s control.Status, a netip.Addr) bool {
+	return slices.ContainsFunc(s.Nodes, func(n control.Node) bool {
+		return a == n.Public || a == tunnelAddr(n.Subnet) || a == tunnelAddr(n.Subnet6)
+	})
+}
+
 // watchPackets looks for the packets of a trace until the client has gone or watchTime has passed.
 // It serves one request at a time, as each costs a few filters on the node's devices.
 func (d *daemon) watchPackets(w http.ResponseWriter, r *http.Request) {
