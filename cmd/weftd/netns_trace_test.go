@@ -58,8 +58,8 @@ func TestNetnsTrace(t *testing.T) {
 	host, absent := d.Nodes[0].Addr.String(), d.daemons[0].env().Subnet.Masked().Addr().Prev().Prev().String()
 	nobody := d.Nodes[1].Pods[0].Addr.Next().Next().Next().String()
 	const link = "ip link add d0 type veth peer name d1; ip link set d1 up; ip link set d0 up; "
-	const table = "nft add table inet fw; nft 'add chain inet fw f { type filter hook "
-	for _, c := range []traceCase{
+	const table = traceTable
+	d.traceAll(t, []traceCase{
 		{name: "from pod to pod", args: []string{own, peer, "tcp/80"}, evidence: "dev flannel0"},
 		{name: "from a pod of another node", args: []string{peer, own, "icmp"}, evidence: "second half of the way"},
 		{name: "from the host", args: []string{host, peer, "--send"}, evidence: "answers echoes to 10.5."},
@@ -79,12 +79,6 @@ func TestNetnsTrace(t *testing.T) {
 			evidence: "cni0 out 1", undo: "nft delete table bridge fw",
 			make: "nft add table bridge fw; nft 'add chain bridge fw f { type filter hook input priority 0; }'; " +
 				"nft add rule bridge fw f icmp type destination-unreachable drop"},
-		{name: "tunnel dropped at the other node", args: []string{host, peer, "--send"}, far: true, fails: "other node",
-			evidence: "node2: eth0 in ", undo: "nft delete table inet fw",
-			make: table + "input priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
-		{name: "answers dropped at the other node", args: []string{host, peer, "--send"}, far: true, fails: "other node",
-			evidence: "cni0 in ", undo: "nft delete table inet fw",
-			make: table + "output priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
 		{name: "to an address of no node", args: []string{own, absent}, fails: "lease", evidence: "no node has"},
 		{name: "forwarding off", args: []string{own, peer}, fails: "forwarding", evidence: "ip_forward is 0",
 			make: "echo 0 >/proc/sys/net/ipv4/ip_forward", undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},
@@ -104,7 +98,31 @@ func TestNetnsTrace(t *testing.T) {
 			undo: "ip rule del pref 5270; ip link del d0"},
 		{name: "forwarding of the bridge off", args: []string{own, peer}, fails: "forwarding",
 			make: "echo 0 >/proc/sys/net/ipv4/conf/cni0/forwarding", undo: "echo 1 >/proc/sys/net/ipv4/conf/cni0/forwarding"},
-	} {
+	})
+}
+
+// TestNetnsTraceWorkers traces packets that the workers carry, and that packet filters for the
+// tunnel's port see, unlike those of the fast path.
+func TestNetnsTraceWorkers(t *testing.T) {
+	d := newDoctorLab(t, clusterNetwork, "--fast-path=off")
+	peer, host := d.Nodes[1].Pods[0].Addr.String(), d.Nodes[0].Addr.String()
+	const table = traceTable
+	d.traceAll(t, []traceCase{
+		{name: "tunnel dropped at the other node", args: []string{host, peer, "--send"}, far: true, fails: "other node",
+			evidence: "node2: eth0 in ", undo: "nft delete table inet fw",
+			make: table + "input priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
+		{name: "answers dropped at the other node", args: []string{host, peer, "--send"}, far: true, fails: "other node",
+			evidence: "cni0 in ", undo: "nft delete table inet fw",
+			make: table + "output priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
+	})
+}
+
+// traceTable begins the command that adds a chain of a packet filter.
+const traceTable = "nft add table inet fw; nft 'add chain inet fw f { type filter hook "
+
+// traceAll traces each case in a subtest.
+func (d *doctorLab) traceAll(t *testing.T, cases []traceCase) {
+	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			outer := d.t
 			d.t = t
