@@ -92,3 +92,11 @@ func TestSecretHidesItself(t *testing.T) {
 		t.Error(text)
 	}
 }
+
+// TestReconcilerHearsPolicies expects that a change of policies is looked at, as a missing policy
+// lets packets out in clear text.
+func TestReconcilerHearsPolicies(t *testing.T) {
+	if r := NewReconciler(&fakeKernel{}, ReconcilerOptions{}); !r.contradicts(Event{Kind: PolicyEvent}) {
+		t.Error("ignored")
+	}
+}
