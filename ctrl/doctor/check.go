@@ -31,7 +31,7 @@ type check struct {
 // checks lists all checks, causes before symptoms.
 func checks() []check {
 	return slices.Concat(daemonChecks(), storeChecks(), nodeChecks(), ipsecChecks(),
-		familyChecks())
+		cloudChecks(), familyChecks())
 }
 
 // familyChecks lists the checks that are made for each address family of the node.

@@ -67,6 +67,11 @@ type Daemon struct {
 		Error   string `json:"error"`
 		Repairs uint64 `json:"repairs"`
 	} `json:"rules"`
+	Cloud *struct {
+		Provider string `json:"provider"`
+		InPlace  bool   `json:"in_place"`
+		Error    string `json:"error"`
+	} `json:"cloud"`
 	IPsec *struct {
 		Error string `json:"error"`
 	} `json:"ipsec"`

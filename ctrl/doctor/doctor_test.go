@@ -238,6 +238,13 @@ var faults = []struct {
 			panic(err)
 		}
 	}},
+	{"cloud-route-missing", func(f *Facts) {
+		status := `{"cloud": {"provider": "aws-vpc", "error": "the permission ec2:CreateRoute is missing"},
+			"conditions": [{"name": "cloud", "reason": "the permission ec2:CreateRoute is missing"}]}`
+		if err := json.Unmarshal([]byte(status), &f.Daemon); err != nil {
+			panic(err)
+		}
+	}},
 	{"not-ready", func(f *Facts) { f.Daemon.Conditions = unmet("engine", "no queues") }},
 }
 
