@@ -32,7 +32,7 @@ type keyPairConfig struct{ AccessKeyID, AccessKeySecret string }
 // newCloudRoutes reads the keys of the provider that the network config names.
 func newCloudRoutes(n lease.Network, l LocalNode) (Backend, error) {
 	c := cloud.Config{Provider: n.Backend.Type}
-	err := error(nil)
+	var err error
 	switch c.Provider {
 	case cloud.AWS:
 		var keys awsConfig

@@ -153,7 +153,7 @@ func (a *alibaba) tables(ctx context.Context) ([]aliTable, error) {
 type aliRoute struct {
 	ID          string `json:"RouteEntryId"`
 	Destination string `json:"DestinationCidrBlock"`
-	Status      string
+	Status      string // "Pending", "Available" or "Modifying"
 	NextHops    struct {
 		List []struct {
 			Type string `json:"NextHopType"`
@@ -180,16 +180,12 @@ func (a *alibaba) routes(ctx context.Context, table string) ([]route, error) {
 			if err != nil || len(r.NextHops.List) == 0 {
 				continue
 			}
-			hop := r.NextHops.List[0]
-			list = append(list, route{
-				dst: dst, id: r.ID, target: hop.ID, usable: true,
-				local: len(r.NextHops.List) == 1 && hop.ID == a.self.hop,
-			})
-			if r.Status != "" && r.Status != "Available" && list[len(list)-1].local &&
-				r.Status != "Modifying" {
-				return nil, &Error{Call: "DescribeRouteEntryList", Kind: Pending,
-					Message: fmt.Sprintf("the route to %v is %s", dst, r.Status)}
+			hop := r.NextHops.List[0].ID
+			local := len(r.NextHops.List) == 1 && hop == a.self.hop
+			if local && r.Status != "Available" {
+				return nil, pending("the route to %v is %s", dst, r.Status)
 			}
+			list = append(list, route{dst: dst, id: r.ID, target: hop, local: local, usable: true})
 		}
 		if page.NextToken == "" {
 			return list, nil
