@@ -177,7 +177,8 @@ func (g gathering) findNodes() {
 			}
 		}
 		if n.Subnet.IsValid() {
-			// With ipsec and in a cloud, a node needs neither a route nor an address inside the overlay.
+			// With ipsec and in a cloud, a node needs neither a route nor an address inside the
+			// overlay.
 			n.Unplanned = g.Daemon.Backend == "ipsec" || g.Daemon.Cloud != nil ||
 				hasReason(d.Unreachable, mismatchReasons+"|"+duplicateReasons+"|"+routerReasons)
 			g.Nodes = append(g.Nodes, n)
