@@ -79,6 +79,9 @@ func TestNetnsTrace(t *testing.T) {
 			evidence: "cni0 out 1", undo: "nft delete table bridge fw",
 			make: "nft add table bridge fw; nft 'add chain bridge fw f { type filter hook input priority 0; }'; " +
 				"nft add rule bridge fw f icmp type destination-unreachable drop"},
+		{name: "tunnel dropped where the fast path passes", args: []string{host, peer, "--send"}, far: true,
+			fails: "other node", evidence: "does not answer echoes", undo: "nft delete table inet fw",
+			make: table + "input priority 0; }'; nft add rule inet fw f udp dport 8285 drop"},
 		{name: "to an address of no node", args: []string{own, absent}, fails: "lease", evidence: "no node has"},
 		{name: "forwarding off", args: []string{own, peer}, fails: "forwarding", evidence: "ip_forward is 0",
 			make: "echo 0 >/proc/sys/net/ipv4/ip_forward", undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},

@@ -465,8 +465,12 @@ func (w *way) sendStep() []Step {
 			steps = append(steps, one("other node", Passes, "%s answers echoes to %s through the overlay, RTT %v", w.node.Name,
 				w.node.Target, e.RTT.Round(time.Microsecond))...)
 		} else {
+			how := ""
+			if w.sent.answer != "" { // the fast path carried those of the flow
+				how = " that the workers carry, as they do bulk flows"
+			}
 			steps = append(steps, failed("other node", "weft doctor here and on "+w.node.Name,
-				"%s does not answer echoes to %s through the overlay", w.node.Name, w.node.Target)...)
+				"%s does not answer echoes to %s through the overlay%s", w.node.Name, w.node.Target, how)...)
 		}
 	}
 	counted := ""

@@ -100,7 +100,7 @@ func (g gathering) send(ctx context.Context, w *way) *sent {
 	}
 	if w.node != nil {
 		s.target = echo(ctx, echoRequest{src: g.source(), dst: w.node.Target, size: echoSize,
-			tries: probeTries, wait: probeWait})
+			tries: probeTries, wait: probeWait, priority: g.options.Priority})
 	}
 	probe := newTraceProbe(w.flow, g.source())
 	done := func() []Watched { return nil }

@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/ctrl/doctor"
+	"weft/dataplane/probe"
 )
 
 // newTrace returns weft trace.
@@ -14,7 +15,7 @@ func newTrace() *cobra.Command {
 		a    asking
 		send bool
 		port uint16
-		o    = doctor.Options{}
+		o    = doctor.Options{Priority: probe.WorkerPriority}
 	)
 	cmd := &cobra.Command{
 		Use:   "trace SRC DST [PROTOCOL[/PORT]]",
