@@ -19,6 +19,10 @@ func renewAt(l Lease, now time.Time, margin time.Duration) time.Time {
 	return now.Add(left / 2)
 }
 
+// lengthened returns the margin plus up to an eighth at random, so that nodes that started together
+// do not renew together.
+func lengthened(margin time.Duration) time.Duration { return margin + rand.N(margin/8+1) }
+
 // passed reports whether t has passed on either the monotonic or the wall clock: the wall clock may
 // be set back, and the monotonic clock stops while the machine sleeps. Renewing early costs one
 // request; renewing late costs the lease.

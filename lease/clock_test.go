@@ -119,3 +119,14 @@ func TestBackoff(t *testing.T) {
 		}
 	}
 }
+
+func TestLengthenedMargin(t *testing.T) {
+	low, high := 2*time.Hour, time.Duration(0)
+	for range 1000 {
+		d := lengthened(time.Hour)
+		low, high = min(low, d), max(high, d)
+	}
+	if low < time.Hour || low > 61*time.Minute || high > 67*time.Minute+30*time.Second || high < 66*time.Minute {
+		t.Errorf("from %s to %s", low, high)
+	}
+}

@@ -176,7 +176,7 @@ func (h *holder) setLease(l Lease) {
 	now := time.Now()
 	l.Expires = l.Expires.Round(0)
 	h.state.Self = l
-	h.due = renewAt(l, now, h.m.options.RenewMargin)
+	h.due = renewAt(l, now, lengthened(h.m.options.RenewMargin))
 	h.lagUntil = now.Add(watchLag)
 }
 
