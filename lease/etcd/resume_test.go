@@ -79,8 +79,12 @@ func TestResumeAfterOutage(t *testing.T) {
 	s.callTimeout = 500 * time.Millisecond
 	w := startWatch(t, s)
 	w.next(t)
+	node := 7
 	again := func(change func()) lease.Snapshot {
 		t.Helper()
+		op.putLease(t, lease.Lease{Subnet: prefix("10.5.10.0/24"), Attrs: request(network, node).Attrs})
+		node++
+		w.next(t) // the stream is open
 		server.Close()
 		t.Logf("watch: %v", w.end(t))
 		change()
@@ -99,11 +103,11 @@ func TestResumeAfterOutage(t *testing.T) {
 			}
 		}
 	}
-	if got := again(func() {}); got.Leases.Len() != 1 || lists() != 0 {
+	if got := again(func() {}); got.Leases.Len() != 2 || lists() != 0 {
 		t.Errorf("after an outage: %+v and a list", got)
 	}
 	op.putLease(t, lease.Lease{Subnet: prefix("10.5.9.0/24"), Attrs: request(network, 6).Attrs})
-	if got := w.next(t); got.Leases.Len() != 2 {
+	if got := w.next(t); got.Leases.Len() != 3 {
 		t.Errorf("missed a change after an outage: %+v", got)
 	}
 	if _, err := s.Renew(t.Context(), l); err != nil {
