@@ -80,6 +80,17 @@ func TestOverflowFew(t *testing.T) {
 	}
 }
 
+// TestPermanentNeighbours fills the table with entries that the kernel does not count, as a VXLAN
+// device in a large cluster does.
+func TestPermanentNeighbours(t *testing.T) {
+	f := healthy(t)
+	f.Sysctl["net/ipv4/neigh/default/gc_thresh3"] = "1024"
+	f.Neighbours = slices.Repeat([]ctrl.NeighbourState{{Dev: "flannel.1", IP: peerAddr, Permanent: true}}, 5000)
+	if found := findNeighboursFull(f); len(found) > 0 {
+		t.Errorf("found %+v", found)
+	}
+}
+
 // silence makes the other node answer on the underlay only.
 func silence(f *Facts) { f.Nodes[0].Probes.Small.Received, f.Nodes[0].Probes.TCP = 0, false }
 
