@@ -222,8 +222,8 @@ func isESPInUDP(udp []byte) bool {
 func (c *cluster) checkESPTraffic(ds []*member, a, b netip.Addr, encap bool) {
 	c.t.Helper()
 	bytes := int64(1 << 20)
-	if encap && a.Is6() {
-		bytes = 1 << 16 // slow in an emulated machine
+	if encap {
+		bytes = 1 << 16 // in an emulated machine, more does not always arrive within the limit
 	}
 	from, to := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
 	w := c.record()
