@@ -142,7 +142,7 @@ func TestNetnsFastPathJoins(t *testing.T) {
 		return l.Counters.RxPackets
 	}
 	frames, before := arrived(), ov.engines[1].Stats()
-	must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 32<<20))
+	must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 8<<20))
 	after := ov.engines[1].Stats()
 	all := after.Received.Packets - before.Received.Packets
 	taken := after.FastPath.Received.Packets - before.FastPath.Received.Packets
