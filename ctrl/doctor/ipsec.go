@@ -22,7 +22,7 @@ func findCharonDown(f *Facts) []Finding {
 		Cause: "strongSwan's charon, which negotiates the keys, is missing, ends, or rejects its " +
 			"settings: no new node is reached, and none within an hour",
 		Remedy: "install charon with its plugins openssl and vici (Debian: strongswan-charon " +
-			"libstrongswan-standard-plugins); stop the host's own strongSwan service; correct ESPProposal",
+			"strongswan-swanctl libstrongswan-standard-plugins); stop the host's own strongSwan service; correct ESPProposal",
 	}}
 }
 
