@@ -36,27 +36,27 @@ type run struct {
 	Options
 	server server
 	crowd  crowd
-	out    io.Writer
+	rows   []Row
 	log    io.Writer
 }
 
 // Measure starts the clients, leaves them alone, stops etcd for a while, and restarts all of them.
-// It writes a table to out.
-func Measure(ctx context.Context, o Options, out, progress io.Writer) (err error) {
+// It returns a row for each step, and after an error those of the steps before.
+func Measure(ctx context.Context, o Options, progress io.Writer) (rows []Row, err error) {
 	dir, err := os.MkdirTemp("", "weft-clients")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	listen, err := freePort()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	r := &run{Options: o, out: out, log: progress, server: server{argv: o.Etcd,
+	r := &run{Options: o, log: progress, server: server{argv: o.Etcd,
 		dir: filepath.Join(dir, "etcd"), listen: listen, leases: o.Leases}}
 	network, err := lease.ParseNetwork([]byte(config))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	r.crowd = crowd{endpoint: "http://" + listen.String(), network: network,
 		quiet: slog.New(slog.DiscardHandler)}
@@ -64,13 +64,14 @@ func Measure(ctx context.Context, o Options, out, progress io.Writer) (err error
 		r.crowd.clients = append(r.crowd.clients, &client{n: n})
 	}
 	if err := r.server.start(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, r.server.kill()) }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer r.crowd.ended.Wait()
 	defer cancel()
-	return r.measure(ctx)
+	err = r.measure(ctx)
+	return r.rows, err
 }
 
 // freePort returns a local address that is free.
@@ -84,9 +85,6 @@ func freePort() (netip.AddrPort, error) {
 }
 
 func (r *run) measure(ctx context.Context) error {
-	fmt.Fprintf(r.out, "| %d clients, %d other leases | time | requests | responses | KiB in | "+
-		"KiB out | etcd CPU ms | etcd RSS MiB |\n|---|---|---|---|---|---|---|---|\n",
-		r.Clients, r.Leases)
 	steps := []struct {
 		name string
 		do   func(context.Context) error
@@ -111,8 +109,7 @@ func (r *run) measure(ctx context.Context) error {
 	return nil
 }
 
-// step measures one step and writes its row. Requests, responses, bytes and CPU time are per
-// client.
+// step measures one step and adds its row.
 func (r *run) step(ctx context.Context, name string, do func(context.Context) error) error {
 	before, err := r.server.usage(ctx)
 	if err != nil {
@@ -131,12 +128,9 @@ func (r *run) step(ctx context.Context, name string, do func(context.Context) er
 		before = usage{} // the process is another one
 	}
 	u := after.since(before)
-	n := float64(r.Clients)
-	_, err = fmt.Fprintf(r.out, "| %s | %.1f s | %.1f | %.1f | %.1f | %.1f | %.2f | %.0f |\n",
-		name, took.Seconds(), u.requests/n, u.responses/n, u.in/n/1024, u.out/n/1024,
-		float64(u.cpu.Microseconds())/1000/n, u.rss/(1<<20))
+	r.rows = append(r.rows, u.row(name, took, r.Clients))
 	fmt.Fprintf(r.log, "requests by method: %v\n", u.byMethod)
-	return err
+	return nil
 }
 
 // start starts all clients and waits until each sees all leases.

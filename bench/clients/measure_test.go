@@ -1,6 +1,7 @@
 package clients
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -24,7 +25,8 @@ func TestMeasure(t *testing.T) {
 	var out strings.Builder
 	o := Options{Etcd: []string{os.Args[0], "serve"}, Clients: 3, Leases: 150, Spread: 100 * time.Millisecond,
 		Duration: 100 * time.Millisecond, Outage: 100 * time.Millisecond, Patience: time.Minute}
-	if err := Measure(t.Context(), o, &out, io.Discard); err != nil {
+	rows, err := Measure(t.Context(), o, io.Discard)
+	if err := errors.Join(err, WriteTable(&out, o, rows)); err != nil {
 		t.Fatal(err)
 	}
 	for _, row := range []string{"start", "without changes", "outage and return", "restart of all"} {
@@ -33,7 +35,7 @@ func TestMeasure(t *testing.T) {
 		}
 	}
 	o.Etcd = []string{"/nonexistent"}
-	if err := Measure(t.Context(), o, io.Discard, io.Discard); err == nil {
+	if _, err := Measure(t.Context(), o, io.Discard); err == nil {
 		t.Error("measured without etcd")
 	}
 }

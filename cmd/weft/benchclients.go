@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 // newBenchClients returns weft bench clients.
 func newBenchClients() *cobra.Command {
 	o := clients.Options{Patience: 2 * time.Minute}
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "clients",
 		Short: "measure one etcd with the store clients of many daemons",
@@ -31,9 +33,14 @@ func newBenchClients() *cobra.Command {
 			o.Etcd = []string{weft, "bench", "etcd"}
 			ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
-			return clients.Measure(ctx, o, os.Stdout, os.Stderr)
+			rows, err := clients.Measure(ctx, o, os.Stderr)
+			if asJSON {
+				return errors.Join(err, cli.WriteJSON(os.Stdout, rows))
+			}
+			return errors.Join(err, clients.WriteTable(os.Stdout, o, rows))
 		},
 	}
+	cli.AddJSON(cmd, &asJSON)
 	f := cmd.Flags()
 	f.IntVar(&o.Clients, "clients", 1000, "number of clients")
 	f.IntVar(&o.Leases, "leases", 0, "leases of other nodes")

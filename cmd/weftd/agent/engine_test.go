@@ -24,7 +24,7 @@ func TestEngineConfig(t *testing.T) {
 	want := dataplane.Config{
 		Device: "flannel%d", Bind: netip.MustParseAddrPort("192.0.2.1:8285"), MTU: 1472, Workers: 3, SourcePort: 9000,
 		Spin: true, FastPath: dataplane.FastPathRequire, Underlay: "eth0", ECN: true, DSCP: true, SourceCheck: dataplane.CheckStrict, Mode: dataplane.ModePortable,
-		DisabledFeatures: []feature.Name{feature.GSO},
+		DisabledFeatures: []feature.Name{feature.GSO}, AwaitNodes: nodesTimeout,
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
