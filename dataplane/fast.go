@@ -81,7 +81,9 @@ type fastPath struct {
 	local   fib.Node
 	nodes   bool // SetNodes was called
 	partial bool // the path does not have all nodes
+	device  *tun.Device
 	watched time.Time
+	tried   time.Time           // when another owner of a place was last looked for
 	pause   string              // why outbound passes every packet; empty if it need not
 	avoid   map[netip.Addr]bool // outer addresses that AvoidFastPath has set
 	nextMTU int                 // index of the peer whose path MTU is read next
@@ -95,6 +97,7 @@ func (e *Engine) openFastPath(d *tun.Device) error {
 		_, err := fastpath.Remove("")
 		return errors.Join(err, d.SetPersistent(false))
 	}
+	e.fast.device, e.fast.tried = d, time.Now()
 	e.fast.err = e.startFastPath()
 	if e.fast.err == nil {
 		return d.SetPersistent(e.fast.path.Persistent())
@@ -239,17 +242,51 @@ func (e *Engine) superviseFastPath(now time.Time) {
 	}
 	e.fast.watched = now
 	if e.fast.path == nil {
+		e.retryFastPath(now)
 		return
 	}
 	if err := e.fast.path.Watch(e.fast.pause != ""); err != nil {
-		e.log.Warn("fast path lost, reopening", "err", err)
-		if err := e.closeFastPath(); err != nil {
-			e.log.Warn("close of the lost fast path failed", "err", err)
-		}
-		e.fast.err = e.startFastPath()
+		e.loseFastPath(err)
 		return
 	}
 	e.updatePathMTUs()
+}
+
+// loseFastPath reopens a path that the watch cannot use, or leaves its places to another owner. The
+// caller holds e.mu.
+func (e *Engine) loseFastPath(reason error) {
+	e.log.Warn("fast path lost", "reason", reason)
+	err := e.closeFastPath()
+	if errors.Is(reason, fastpath.ErrOtherOwner) {
+		_, removeErr := fastpath.Remove("")
+		err = errors.Join(err, removeErr)
+		e.fast.err, e.fast.tried = reason, time.Now()
+	} else {
+		e.fast.err = e.startFastPath()
+	}
+	if err != nil {
+		e.log.Warn("close of the lost fast path failed", "err", err)
+	}
+}
+
+// retryInterval is the time between two attempts to get a place that has another owner. Each loads
+// the programs.
+const retryInterval = 10 * time.Second
+
+// retryFastPath opens the path if its places had another owner, who may have left. The caller holds
+// e.mu.
+func (e *Engine) retryFastPath(now time.Time) {
+	if !errors.Is(e.fast.err, fastpath.ErrOtherOwner) || now.Sub(e.fast.tried) < retryInterval {
+		return
+	}
+	e.fast.tried = now
+	if e.fast.err = e.startFastPath(); e.fast.err != nil {
+		return
+	}
+	e.log.Info("fast path used again: no other program is attached")
+	if err := e.fast.device.SetPersistent(e.fast.path.Persistent()); err != nil {
+		e.log.Warn("device will not outlast the process", "err", err)
+	}
 }
 
 // pathsPerWatch bounds the paths whose MTU is read per watchInterval: some microseconds each.
@@ -336,8 +373,8 @@ func (e *Engine) fastPathStatus() FastPathStatus {
 		return FastPathStatus{Reason: "paused for weft capture"}
 	case e.fast.pause != "":
 		return FastPathStatus{Active: true, Reason: "only inbound: " + e.fast.pause}
-	case e.fast.path.Paused():
-		return FastPathStatus{Active: true, Reason: "paused for a capture on " + e.device}
+	case e.fast.path.Paused() != "":
+		return FastPathStatus{Active: true, Reason: "paused for " + e.fast.path.Paused()}
 	case len(e.fast.avoid) > 0:
 		return FastPathStatus{Active: true, Reason: fmt.Sprintf("not to %s: its packets do not arrive "+
 			"there; a network may drop UDP without a checksum", someAddrs(e.fast.avoid))}

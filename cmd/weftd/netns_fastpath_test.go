@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -23,7 +24,7 @@ func (c *cluster) upFast(flags ...string) []*member {
 		d.awaitFastPath()
 	}
 	await(c.t, patience, "announcements of the fast path", func() error {
-		r, err := c.client.Get(c.t.Context(), clusterPrefix+"/weft/owners/", clientv3.WithPrefix())
+		r, err := c.client.Get(c.t.Context(), clusterPrefix+"/weft/nodes/", clientv3.WithPrefix())
 		if err != nil {
 			return err
 		}
@@ -204,6 +205,57 @@ func TestNetnsFastPathOneWayBlocked(t *testing.T) {
 		return nil
 	})
 	c.awaitFastFlow(ds, a.Pods[0], b.Pods[0])
+}
+
+// TestNetnsFastPathOtherOwners gives the places of the programs other owners, and flannel0 a
+// shaper: the engine carries the packets until they leave.
+func TestNetnsFastPathOtherOwners(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast()
+	a, b := c.Nodes[0], c.Nodes[1]
+	out := func() uint64 { return ds[0].status().Traffic.FastPath.Out.Packets }
+	for _, other := range []struct{ come, leave, reason string }{
+		{"tc qdisc add dev flannel0 root tbf rate 1gbit burst 1mb latency 50ms",
+			"tc qdisc del dev flannel0 root", "paused for the qdisc tbf on flannel0"},
+		{"tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress bpf bytecode 1,6 0 0 0",
+			"tc qdisc del dev eth0 clsact", "another BPF program is attached: bpf filter, TCXIngress"},
+		{"tc qdisc add dev flannel0 clsact; tc filter add dev flannel0 egress bpf bytecode 1,6 0 0 0",
+			"tc qdisc del dev flannel0 clsact", "another BPF program is attached: bpf filter, TCXEgress"},
+	} {
+		t.Run(other.reason, func(t *testing.T) {
+			inNode(t, a, "sh", "-ec", strings.Replace(other.come, "1,6 0 0 0", "'1,6 0 0 0'", 1))
+			await(t, patience, "reason", func() error {
+				if s := ds[0].status().Traffic.FastPath; !strings.HasPrefix(s.Reason, other.reason) {
+					return fmt.Errorf("%+v", s)
+				}
+				return nil
+			})
+			await(t, patience, "packets in the engine alone", func() error {
+				before := out()
+				err := lab.CheckTCP(t.Context(), a.Pods[0].NS, b.Pods[0].NS, b.Pods[0].Addr, 50_000)
+				if err == nil && out() != before {
+					err = errors.New("the programs take packets")
+				}
+				return err
+			})
+			c.checkTraffic(a.Pods[0], b.Pods[0])
+			c.checkTraffic(b.Pods[0], a.Pods[0])
+			inNode(t, a, "sh", "-ec", other.leave)
+			c.awaitFastFlow(ds, a.Pods[0], b.Pods[0])
+			ds[0].awaitFastPath()
+		})
+	}
+	key := ds[0].key()
+	ds[0].Kill()
+	<-ds[0].Done()
+	if !a.HasLink("flannel0") {
+		t.Error("the device did not outlast the process")
+	}
+	ds[0] = c.start(a)
+	ds[0].awaitReady()
+	if again := ds[0].key(); again != key {
+		t.Errorf("key %s after the restart, %s before", again, key)
+	}
 }
 
 // TestNetnsFastPathCapabilities runs the daemon with the capabilities of the manifests, and with

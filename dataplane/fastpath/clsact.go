@@ -95,13 +95,8 @@ func (f filter) add(p *ebpf.Program) error {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("%w: no TCX (Linux 6.6); add clsact: %w", ErrUnsupported, err)
 	}
-	others, err := f.routes.FilterList(linkOf(f.target), f.kind.parent())
-	if err != nil {
-		return fmt.Errorf("list filters: %w", err)
-	}
-	if len(others) > 0 {
-		return fmt.Errorf("%w: %s filter, %s of interface %d", ErrOtherOwner, others[0].Type(),
-			f.kind.attachType(), f.target)
+	if err := f.findOther(0); err != nil {
+		return err
 	}
 	if err := f.update(p); err != nil {
 		return fmt.Errorf("%w: no TCX (Linux 6.6); attach %s program: %w", ErrUnsupported, f.kind, err)

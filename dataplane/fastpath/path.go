@@ -30,6 +30,7 @@ type Path struct {
 	hooks   [numHooks]hook
 	flags   uint8
 	place   Place
+	paused  string                  // see Paused
 	nodes   map[prefixKey]nodeValue // as in the kernel's map
 	counted map[netip.Addr]bool     // keys of the kernel's map of endpoints
 	mtus    map[netip.Addr]uint16   // of the paths to outer addresses; absent if unknown
@@ -301,22 +302,28 @@ func (p *Path) writeHeartbeat(ns uint64) error {
 	return nil
 }
 
-// Watch pauses outbound if pause is true, or while a program captures on the TUN device, which sees
-// no packet that outbound takes. It returns an error if a program is no longer attached.
+// Watch pauses outbound if pause is true, or while a capture or a shaper is on the TUN device: the
+// packets that outbound takes pass neither. It returns an error if a program is no longer attached,
+// or ErrOtherOwner if another one is beside it, whose packets ours would take.
 func (p *Path) Watch(pause bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for kind, h := range p.hooks {
-		if err := p.placeOf(hookKind(kind)).check(h); err != nil {
+		at := p.placeOf(hookKind(kind))
+		if err := at.check(h); err != nil {
+			return err
+		}
+		if err := p.findOther(at); err != nil {
 			return err
 		}
 	}
-	paused, err := captured(p.device)
+	paused, err := pauseReason(p.place.Device, p.device)
 	if err != nil {
 		return err
 	}
+	p.paused = paused
 	flags := p.flags &^ flagPaused
-	if paused || pause {
+	if paused != "" || pause {
 		flags |= flagPaused
 	}
 	if flags == p.flags {
@@ -330,11 +337,26 @@ func (p *Path) Watch(pause bool) error {
 	return p.writeSettings(p.device, underlay)
 }
 
-// Paused reports whether outbound passes every packet because of a capture.
-func (p *Path) Paused() bool {
+// findOther is place.findOther for a place of a program of this path, or of an earlier process that
+// still carries the packets. The caller holds p.mu.
+func (p *Path) findOther(at place) error {
+	if p.waiting {
+		return nil
+	}
+	info, err := p.program(at.kind).Info()
+	if err != nil {
+		return fmt.Errorf("identify %s program: %w", at.kind, err)
+	}
+	id, _ := info.ID()
+	return at.findOther(id)
+}
+
+// Paused returns why outbound passes every packet: a capture or a shaper on the TUN device; empty
+// if there is none.
+func (p *Path) Paused() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.flags&flagPaused != 0
+	return p.paused
 }
 
 // Persistent reports whether the programs outlast the process.

@@ -54,13 +54,8 @@ func (at place) adoptTCX() (hook, error) {
 // attachTCX is attach for TCX.
 func (at place) attachTCX(p *ebpf.Program) (hook, error) {
 	attachType := at.kind.attachType()
-	others, err := link.QueryPrograms(link.QueryOptions{Target: at.target, Attach: attachType})
-	if err != nil {
-		return nil, fmt.Errorf("%w: list %s programs: %w", ErrUnsupported, attachType, err)
-	}
-	if n := len(others.Programs); n > 0 {
-		return nil, fmt.Errorf("%w: program %d, %s of interface %d", ErrOtherOwner,
-			others.Programs[0].ID, attachType, at.target)
+	if err := at.findOther(0); err != nil {
+		return nil, err
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: at.target, Program: p, Attach: attachType, Anchor: link.Head(),

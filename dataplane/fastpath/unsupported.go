@@ -44,8 +44,8 @@ func (*Path) Leave() error { return nil }
 // Watch does nothing.
 func (*Path) Watch(bool) error { return nil }
 
-// Paused returns false.
-func (*Path) Paused() bool { return false }
+// Paused returns no reason.
+func (*Path) Paused() string { return "" }
 
 // Persistent returns false.
 func (*Path) Persistent() bool { return false }
