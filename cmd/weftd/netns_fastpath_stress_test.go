@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -111,7 +112,7 @@ func TestNetnsFastPathIPv6(t *testing.T) {
 // TestNetnsFastPathKills kills daemons again and again, at any moment of their start, beside bulk
 // flows: pings lose nothing.
 func TestNetnsFastPathKills(t *testing.T) {
-	const kills = 20
+	const kills = 100
 	c := newCluster(t, lab.Options{}, clusterNetwork)
 	ds := c.upFast()
 	a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
@@ -261,5 +262,69 @@ func TestNetnsFastPathTurnedOff(t *testing.T) {
 	c.checkTraffic(b.Pods[0], a.Pods[0])
 	if now := ds[0].status().Traffic.FastPath.Out.Packets; now != before {
 		t.Errorf("the fast path has sent %d packets to a node without one", now-before)
+	}
+}
+
+// TestNetnsFastPathTCPOverModes keeps a TCP connection busy while a node restarts without its fast
+// path and with it again: the connection goes on.
+func TestNetnsFastPathTCPOverModes(t *testing.T) {
+	c := newCluster(t, lab.Options{}, clusterNetwork)
+	ds := c.upFast()
+	exchange := c.dialEcho(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	exchange(200)
+	for i, mode := range []string{"off", "auto", "off", "auto"} {
+		n := i / 2 // each node
+		ds[n].stop()
+		if mode == "off" { // the daemon that stopped had a fast path, which goes on
+			exchange(100)
+		}
+		ds[n] = c.start(c.Nodes[n], "--fast-path="+mode)
+		exchange(100)
+		ds[n].awaitReady()
+		exchange(200)
+	}
+}
+
+// dialEcho opens a TCP connection between two pods and returns a function that sends messages, one
+// when the last has come back, and fails the test if one takes too long.
+func (c *cluster) dialEcho(from, to *lab.Pod) (exchange func(messages int)) {
+	c.t.Helper()
+	const port = 7007
+	l, err := to.Listen(to.Addr, port)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { l.Close() })
+	go func() {
+		if conn, err := l.Accept(); err == nil {
+			_, _ = io.Copy(conn, conn) // the client reports what it misses
+			_ = conn.Close()           // the client has ended
+		}
+	}()
+	conn, err := from.Dial("tcp", netip.AddrPortFrom(to.Addr, port))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { conn.Close() })
+	return func(messages int) {
+		c.t.Helper()
+		sent, got, slowest := make([]byte, 4000), make([]byte, 4000), time.Duration(0)
+		for i := range messages {
+			begin := time.Now()
+			sent[0] = byte(i)
+			err := conn.SetDeadline(begin.Add(patience))
+			if err == nil {
+				_, err = conn.Write(sent)
+			}
+			if err == nil {
+				_, err = io.ReadFull(conn, got)
+			}
+			if err != nil || got[0] != sent[0] {
+				c.t.Fatalf("message %d: %v", i, err)
+			}
+			slowest = max(slowest, time.Since(begin))
+			time.Sleep(time.Millisecond)
+		}
+		c.t.Logf("%d messages, the slowest %v", messages, slowest)
 	}
 }
