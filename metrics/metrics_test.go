@@ -35,7 +35,8 @@ func full() Snapshot {
 			Overflows:   []Overflow{{"socket", 4}, {"tun", 5}},
 			Recreations: []Recreation{{"device", 6}, {"socket", 0}},
 			ICMPSent:    21, ICMPSuppressed: 22,
-			FastPath: FastPath{true, "", Volume{31, 32}, Volume{33, 34}, []Drop{{Reason: "bulk", Packets: 35}}},
+			FastPath: FastPath{Active: true, Out: Volume{31, 32}, In: Volume{33, 34},
+				Passed: []Drop{{Reason: "bulk", Packets: 35}}},
 			Nodes: []NodeTraffic{
 				{Node: "b", Out: Volume{7, 700}, In: Volume{8, 800}},
 				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},

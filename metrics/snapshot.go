@@ -98,6 +98,8 @@ type FastPath struct {
 	Out    Volume `json:"out"`
 	In     Volume `json:"in"`
 	Passed []Drop `json:"passed,omitempty"` // packets left to the engine, by reason
+	// BulkTCP describes the carrier of TCP in bulk; not a metric.
+	BulkTCP string `json:"bulk_tcp,omitempty"`
 }
 
 // Volume is an amount of traffic. Bytes are those of the inner packets.

@@ -8,6 +8,9 @@ import (
 // ErrUnsupported means that the kernel or the process cannot run the programs.
 var ErrUnsupported = errors.New("kernel fast path not available")
 
+// ErrOtherOwner means that another program is attached where this package would attach its own.
+var ErrOtherOwner = errors.New("another BPF program is attached")
+
 // Check selects the checks of inbound packets. The values are those of dataplane.SourceCheck.
 type Check uint8
 

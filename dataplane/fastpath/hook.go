@@ -9,9 +9,6 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// ErrOtherOwner means that another program is attached where this package would attach its own.
-var ErrOtherOwner = errors.New("another BPF program is attached")
-
 // hookKind is a place of a program.
 type hookKind int
 

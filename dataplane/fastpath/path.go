@@ -359,6 +359,16 @@ func (p *Path) Paused() string {
 	return p.paused
 }
 
+// BulkTCP describes the carrier of TCP in bulk, and why.
+func (p *Path) BulkTCP() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.flags&flagCarryTCP == 0 {
+		return fmt.Sprintf("workers, as %s passes frames above its MTU whole", p.place.Underlay)
+	}
+	return "kernel, joined on " + stageFar(p.place.Device)
+}
+
 // Persistent reports whether the programs outlast the process.
 func (p *Path) Persistent() bool {
 	p.mu.Lock()

@@ -47,6 +47,9 @@ func (*Path) Watch(bool) error { return nil }
 // Paused returns no reason.
 func (*Path) Paused() string { return "" }
 
+// BulkTCP returns nothing.
+func (*Path) BulkTCP() string { return "" }
+
 // Persistent returns false.
 func (*Path) Persistent() bool { return false }
 

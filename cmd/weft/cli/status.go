@@ -170,6 +170,16 @@ func addBackend(p *screen, s control.Status) {
 			p.add(false, "", fmt.Sprintf("without %s: %s", f.Name, f.Reason))
 		}
 	}
+	addFastPath(p, t.FastPath)
+}
+
+// addFastPath adds whether the kernel carries packets by itself, and why not.
+func addFastPath(p *screen, f metrics.FastPath) {
+	if !f.Active {
+		p.add(false, "fast path", "not used: "+f.Reason)
+		return
+	}
+	p.add(false, "fast path", fmt.Sprintf("used%s; TCP in bulk by %s", suffix(", ", f.Reason), f.BulkTCP))
 }
 
 // addConditions adds the conditions that are not met, or have a note, and the differences between
@@ -210,8 +220,8 @@ func addTraffic(p *screen, t *metrics.Traffic) {
 		return
 	}
 	p.gap()
-	p.add(false, "sent", volume(t.Out))
-	p.add(false, "received", volume(t.In))
+	p.add(false, "sent", volume(t.Out)+fastShare(t.FastPath.Out))
+	p.add(false, "received", volume(t.In)+fastShare(t.FastPath.In))
 	for _, d := range t.Drops {
 		if d.Packets > 0 {
 			p.add(false, "dropped", fmt.Sprintf("%d %s%s%s", d.Packets, d.Reason,
@@ -226,6 +236,14 @@ func addTraffic(p *screen, t *metrics.Traffic) {
 	for _, u := range t.UnknownSources {
 		p.add(false, "unknown", fmt.Sprintf("%d packets from %s, which is not a node", u.Packets, u.Address))
 	}
+}
+
+// fastShare returns the part of a volume that the fast path carried, if there is one.
+func fastShare(v metrics.Volume) string {
+	if v.Packets == 0 {
+		return ""
+	}
+	return ", by the fast path " + volume(v)
 }
 
 // addNodes adds the table of the other nodes.

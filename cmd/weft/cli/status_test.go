@@ -51,6 +51,8 @@ func healthy(now time.Time) control.Status {
 			Path:  &control.Path{Sent: 9, Lost: 1, RTTMedian: 0.00025, MTU: 1472},
 			Heard: now.Add(-time.Second), Sent: now.Add(-2 * time.Second)}},
 		Traffic: &metrics.Traffic{Engine: "offload",
+			FastPath: metrics.FastPath{Active: true, BulkTCP: "workers, as eth0 passes frames above its MTU whole",
+				In: metrics.Volume{Packets: 2, Bytes: 1e6}},
 			Features: []metrics.Feature{{Name: "udp-gso", Reason: "too old"}, {Name: "udp-gro", Used: true}},
 			Drops:    []metrics.Drop{{Reason: "no_node", Packets: 3, Meaning: "gone"}, {Reason: "no_room"}}},
 	}
@@ -70,13 +72,14 @@ func TestStatusScreen(t *testing.T) {
   lease      10.5.1.0/24, expires in 1h30m
   backend    udp, device flannel0, port 8285, engine offload, 0 workers
              without udp-gso: too old
+  fast path  used; TCP in bulk by workers, as eth0 passes frames above its MTU whole
   interface  eth0 192.0.2.1, default route
   MTU        pods 1472, bridge cni0 1500, flannel0 1472, eth0 1500
 
   met  lease, rules
 
   sent      0 packets, 0.0 MB
-  received  0 packets, 0.0 MB
+  received  0 packets, 0.0 MB, by the fast path 2 packets, 1.0 MB
   dropped   3 no_node: gone
 
   NODE  SUBNET       ADDRESS    RTT      LOSS  PATH MTU  HEARD   SENT    STATE

@@ -34,7 +34,8 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 		}
 	}
 	t.FastPath = metrics.FastPath{Active: s.FastPath.Active, Reason: s.FastPath.Reason,
-		Out: metrics.Volume(s.FastPath.Sent), In: metrics.Volume(s.FastPath.Received)}
+		BulkTCP: s.FastPath.BulkTCP,
+		Out:     metrics.Volume(s.FastPath.Sent), In: metrics.Volume(s.FastPath.Received)}
 	for _, p := range fastpath.Passes() {
 		t.FastPath.Passed = append(t.FastPath.Passed,
 			metrics.Drop{Reason: p.String(), Packets: s.FastPath.Passed[p]})
