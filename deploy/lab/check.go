@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// checkTimeout bounds one check of [CheckTCP] or one exchange of [CheckUDP].
+// checkTimeout bounds a dial, and a check of [CheckTCP] whose context has no deadline.
 const checkTimeout = 10 * time.Second
 
 // Listen opens a TCP listener inside the namespace, on a free port if port is 0.
@@ -44,8 +44,14 @@ func (ns *NS) Dial(network string, to netip.AddrPort) (c net.Conn, err error) {
 	return c, err
 }
 
-// CheckTCP sends size random bytes over one TCP connection and checks that exactly they arrive.
+// CheckTCP sends size random bytes over one TCP connection and checks that exactly they arrive,
+// before the deadline of the context or, without one, within 10 seconds.
 func CheckTCP(ctx context.Context, from *NS, to *NS, at netip.Addr, size int64) error {
+	if _, ok := ctx.Deadline(); !ok {
+		limited, cancel := context.WithTimeout(ctx, checkTimeout)
+		defer cancel()
+		ctx = limited
+	}
 	listener, err := to.Listen(at, 0)
 	if err != nil {
 		return fmt.Errorf("check TCP %s to %s: %w", from.Name, to.Name, err)
@@ -53,7 +59,8 @@ func CheckTCP(ctx context.Context, from *NS, to *NS, at netip.Addr, size int64) 
 	defer listener.Close()
 	received := make(chan error, 1)
 	var sum [sha256.Size]byte
-	go func() { received <- receiveSum(listener, &sum) }()
+	deadline, _ := ctx.Deadline()
+	go func() { received <- receiveSum(listener, deadline, &sum) }()
 	sent, err := sendSum(ctx, from, listener.Addr().(*net.TCPAddr).AddrPort(), size)
 	if err != nil {
 		return fmt.Errorf("check TCP %s to %s: send: %w", from.Name, to.Name, err)
@@ -68,7 +75,8 @@ func CheckTCP(ctx context.Context, from *NS, to *NS, at netip.Addr, size int64) 
 	return nil
 }
 
-// sendSum sends size random bytes to an address and returns their hash.
+// sendSum sends size random bytes to an address, before the deadline of the context, and returns
+// their hash.
 func sendSum(
 	ctx context.Context, from *NS, to netip.AddrPort, size int64,
 ) (sum [sha256.Size]byte, err error) {
@@ -79,7 +87,8 @@ func sendSum(
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
-	if err := conn.SetDeadline(time.Now().Add(checkTimeout)); err != nil {
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
 		return sum, err
 	}
 	hash := sha256.New()
@@ -91,8 +100,8 @@ func sendSum(
 }
 
 // receiveSum accepts one connection and stores the hash of everything it receives.
-func receiveSum(l net.Listener, sum *[sha256.Size]byte) error {
-	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(checkTimeout)); err != nil {
+func receiveSum(l net.Listener, deadline time.Time, sum *[sha256.Size]byte) error {
+	if err := l.(*net.TCPListener).SetDeadline(deadline); err != nil {
 		return err
 	}
 	conn, err := l.Accept()
@@ -100,7 +109,7 @@ func receiveSum(l net.Listener, sum *[sha256.Size]byte) error {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(checkTimeout)); err != nil {
+	if err := conn.SetDeadline(deadline); err != nil {
 		return err
 	}
 	hash := sha256.New()
