@@ -15,6 +15,10 @@ import (
 const (
 	ikeProposal = "aes256-sha256-modp4096"
 	rekeyTime   = "1h"
+	// replayWindow is how many packets late one may arrive. The kernel encrypts, decrypts and
+	// forwards on several CPUs, which reorders more than the 32 packets of charon's default,
+	// flannel's; the rest would be dropped. A node sets its own.
+	replayWindow = "1024"
 	// dpdDelay is the silence after which charon asks whether the other node is still there.
 	// flannel never asks.
 	dpdDelay = "30s"
@@ -37,6 +41,7 @@ type (
 		Mode         string   `vici:"mode"`
 		ReqID        string   `vici:"reqid"`
 		RekeyTime    string   `vici:"rekey_time"`
+		ReplayWindow string   `vici:"replay_window"`
 		Policies     bool     `vici:"policies"`
 		DPDAction    string   `vici:"dpd_action"`
 	}
@@ -130,7 +135,8 @@ func (c client) load(ctx context.Context, a ctrl.Association, s ctrl.IKE) error 
 		Children: map[string]childMessage{childName(a): {
 			LocalTS: []string{a.LocalNet.String()}, RemoteTS: []string{a.RemoteNet.String()},
 			ESPProposals: []string{s.ESPProposal}, Mode: "tunnel",
-			ReqID: strconv.Itoa(ctrl.PolicyReqID), RekeyTime: rekeyTime, DPDAction: "restart",
+			ReqID: strconv.Itoa(ctrl.PolicyReqID), RekeyTime: rekeyTime,
+			ReplayWindow: replayWindow, DPDAction: "restart",
 		}},
 	}})
 }
