@@ -71,3 +71,18 @@ func TestNetnsDoctorWireGuard(t *testing.T) {
 			undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},
 	})
 }
+
+func TestNetnsDoctorIPIP(t *testing.T) {
+	const network = `{"Network":"10.5.0.0/16","Backend":{"Type":"ipip"}}`
+	d := &doctorLab{cluster: newCluster(t, lab.Options{}, network)}
+	if !d.Nodes[0].HasDriver("ipip") {
+		t.Skip("NOT TESTED: this kernel has no ipip")
+	}
+	d.startAll()
+	d.check(socketPath, []fault{
+		{name: "tunnel-blocked", node: 1, make: "iptables -I INPUT -p 4 -j DROP",
+			undo: "iptables -D INPUT -p 4 -j DROP"},
+		{name: "ip-forward-off", make: "echo 0 >/proc/sys/net/ipv4/ip_forward",
+			undo: "echo 1 >/proc/sys/net/ipv4/ip_forward"},
+	})
+}
