@@ -42,8 +42,10 @@ type Link struct {
 	FormerName string
 	// Userspace means that this process runs the WireGuard device. Only in the kernel's state.
 	Userspace bool
-	VXLAN     VXLAN // of KindVXLAN
-	IPIP      IPIP  // of KindIPIP
+	// Idle means that no process holds the TUN device. Only in the kernel's state.
+	Idle  bool
+	VXLAN VXLAN // of KindVXLAN
+	IPIP  IPIP  // of KindIPIP
 }
 
 // VXLAN holds the settings that are fixed when a VXLAN device is created.
@@ -71,7 +73,7 @@ type IPIP struct {
 // linkKind describes a link kind that plans may ask for. linkDrivers is the Linux part of the
 // table.
 type linkKind struct {
-	// deletable is false for devices that end with the process that holds them.
+	// deletable is false for devices of which a process may hold descriptors.
 	deletable bool
 	// overlayName reports whether flannel gives such names, without the leading "flannel", to
 	// devices of this kind.
@@ -132,8 +134,10 @@ func OverlayName(dev string) bool {
 }
 
 // deletable reports whether Weft may delete the device: one with an overlay name and of a kind that
-// only Weft or flannel creates under such a name.
-func (l Link) deletable() bool { return linkKinds()[l.Kind].deletable && OverlayName(l.Name) }
+// only Weft or flannel creates under such a name. A TUN device that a process holds ends with it.
+func (l Link) deletable() bool {
+	return (l.Idle || linkKinds()[l.Kind].deletable) && OverlayName(l.Name)
+}
 
 // sameSettings reports whether h has the kind and the fixed settings of w, so that it need not be
 // recreated.

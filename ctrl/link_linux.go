@@ -102,6 +102,8 @@ func linkValue(l netlink.Link) Link {
 		v.Kind = ""
 	case *netlink.Tuntap:
 		v.Kind = KindTUN
+		// Without a queue, a TUN device has no carrier (drivers/net/tun.c).
+		v.Idle = v.Up && a.RawFlags&unix.IFF_LOWER_UP == 0
 	}
 	return v
 }

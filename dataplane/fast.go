@@ -96,7 +96,7 @@ type fastPath struct {
 func (e *Engine) openFastPath(d *tun.Device) error {
 	if e.config.FastPath == FastPathOff {
 		e.fast.err = errFastPathOff
-		_, err := fastpath.Remove("")
+		err := fastpath.Remove(e.device)
 		return errors.Join(err, d.SetPersistent(false))
 	}
 	e.fast.device, e.fast.tried = d, time.Now()
@@ -260,8 +260,7 @@ func (e *Engine) loseFastPath(reason error) {
 	e.log.Warn("fast path lost", "reason", reason)
 	err := e.closeFastPath()
 	if errors.Is(reason, fastpath.ErrOtherOwner) {
-		_, removeErr := fastpath.Remove("")
-		err = errors.Join(err, removeErr)
+		err = errors.Join(err, fastpath.Remove(e.device))
 		e.fast.err, e.fast.tried = reason, time.Now()
 	} else {
 		e.fast.err = e.startFastPath()

@@ -69,8 +69,8 @@ func removeAll(ctx context.Context) (removed []string, err error) {
 		return nil, err
 	}
 	defer kernel.Close()
+	programs, programsErr := fastpath.RemoveAll()
 	removed, err = ctrl.Cleanup(kernel)
-	programs, programsErr := fastpath.Remove("")
 	rules, rulesErr := netfilter.Cleanup(ctx)
 	return slices.Concat(removed, programs, rules), errors.Join(err, programsErr, rulesErr)
 }

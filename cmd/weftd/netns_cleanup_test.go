@@ -161,6 +161,33 @@ func TestNetnsCleanup(t *testing.T) {
 	}
 }
 
+// TestNetnsCleanupFastPath removes a fast path and its devices, which outlast the daemon. Those of
+// a running daemon keep their device.
+func TestNetnsCleanupFastPath(t *testing.T) {
+	c := newCluster(t, lab.Options{PodsPerNode: -1}, clusterNetwork)
+	n := c.Nodes[0]
+	f := filters()[0]
+	f.need(t)
+	before := traces(t, n, f.shows...)
+	ds := []*member{c.start(n), c.start(c.Nodes[1])}
+	for _, d := range ds {
+		d.awaitReady()
+	}
+	ds[0].awaitFastPath()
+	ds[0].stop()
+	code, output := cleanUp(t, n)
+	if code != 0 || !strings.Contains(output, "removed device flannel0") ||
+		!strings.Contains(output, "removed fast path of flannel0") {
+		t.Errorf("exit %d, output\n%s", code, output)
+	}
+	if after := traces(t, n, f.shows...); !slices.Equal(after, before) {
+		t.Errorf("left:\n%s\nat first:\n%s", strings.Join(after, "\n"), strings.Join(before, "\n"))
+	}
+	if code, output := cleanUp(t, c.Nodes[1]); code != 0 || strings.Contains(output, "removed device flannel0") {
+		t.Errorf("with a running daemon: exit %d, output\n%s", code, output)
+	}
+}
+
 // TestNetnsAbandonedNetworkRules changes the network while the daemon is down: the old network in
 // subnet.env is enough to find its rules.
 func TestNetnsAbandonedNetworkRules(t *testing.T) {

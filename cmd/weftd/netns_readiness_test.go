@@ -16,7 +16,7 @@ func TestNetnsCutOff(t *testing.T) {
 		t.Skip("NOT TESTED: packet filters of other programs: ", err)
 	}
 	c := newCluster(t, lab.Options{}, clusterNetwork)
-	ds := c.up()
+	ds := c.up("--fast-path=off") // its packets do not pass OUTPUT
 	node := c.Nodes[0]
 	pings, _ := c.steadyPing(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
 	defer pings.Stop()

@@ -43,7 +43,7 @@ func TestNetnsOpen(t *testing.T) {
 		if err == nil && !p.Persistent() {
 			err = errors.New("the programs would end with the process")
 		}
-		removed, removeErr := Remove("")
+		removed, removeErr := RemoveAll()
 		if err == nil && len(removed) != 1 {
 			t.Errorf("removed %q, want the programs of one device", removed)
 		}

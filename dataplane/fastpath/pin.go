@@ -60,15 +60,25 @@ func netnsID() (string, error) {
 	return fmt.Sprint(s.Ino), nil
 }
 
-// Remove detaches the programs of earlier processes in the calling thread's network namespace,
-// except those of the device keep, and returns a description of each. Programs whose device is
-// deleted are removed as well.
-func Remove(keep string) (removed []string, err error) {
-	remove := removeFilters
+// RemoveAll detaches all programs of earlier processes in the calling thread's network namespace,
+// and returns a description of each.
+func RemoveAll() (removed []string, err error) {
+	return remove(func(string) bool { return true })
+}
+
+// Remove detaches the programs of earlier processes on a TUN device.
+func Remove(device string) error {
+	_, err := remove(func(d string) bool { return d == device })
+	return err
+}
+
+// remove detaches the programs of the devices that selected reports.
+func remove(selected func(device string) bool) (removed []string, err error) {
+	detach := removeFilters
 	if haveTCX() {
-		remove = removePins
+		detach = removePins
 	}
-	devices, err := remove(func(device string) bool { return device != keep })
+	devices, err := detach(selected)
 	errs := []error{err}
 	for _, device := range devices {
 		errs = append(errs, removeStage(device))
@@ -80,16 +90,12 @@ func Remove(keep string) (removed []string, err error) {
 // RemoveStale detaches the programs of devices that no longer exist, in the calling thread's
 // network namespace.
 func RemoveStale() error {
-	remove, stale := removeFilters, isDeleted
+	stale := isDeleted
 	if haveTCX() {
-		remove, stale = removePins, lacksOutbound
+		stale = lacksOutbound
 	}
-	devices, err := remove(stale)
-	errs := []error{err}
-	for _, device := range devices {
-		errs = append(errs, removeStage(device))
-	}
-	return errors.Join(errs...)
+	_, err := remove(stale)
+	return err
 }
 
 // isDeleted reports whether the device does not exist.

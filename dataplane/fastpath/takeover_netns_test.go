@@ -94,7 +94,7 @@ func (o *takeover) close() {
 			continue
 		}
 		if err := n.Do(func() error {
-			_, err := Remove("")
+			_, err := RemoveAll()
 			return errors.Join(err, o.paths[i].Close())
 		}); err != nil {
 			o.t.Error(err)

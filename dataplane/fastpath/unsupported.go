@@ -59,8 +59,11 @@ func (*Path) Stats() Stats { return Stats{} }
 // Close does nothing.
 func (*Path) Close() error { return nil }
 
+// RemoveAll removes nothing.
+func RemoveAll() ([]string, error) { return nil, nil }
+
 // Remove removes nothing.
-func Remove(string) ([]string, error) { return nil, nil }
+func Remove(string) error { return nil }
 
 // RemoveStale removes nothing.
 func RemoveStale() error { return nil }

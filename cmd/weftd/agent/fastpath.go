@@ -70,7 +70,7 @@ func (s *snapshot) unannounced(store control.Store) string {
 	case store.File != "":
 		return "only outbound: " + store.File + " lacks fastPath: true in the entry of this node"
 	case store.Kind == "etcd":
-		return "only outbound: the etcd role has no permission for owner keys, which announce it"
+		return "only outbound: not announced yet, or the etcd role does not cover the keys that announce it"
 	}
 	return "only outbound: not announced yet"
 }
@@ -80,6 +80,13 @@ func (a *agent) publishAttrs() {
 	if attrs := a.backend.Advertisement().Attrs; !attrs.Equal(a.published) {
 		a.published = attrs
 		a.manager.SetAttrs(attrs)
+	}
+}
+
+// removeFastPath detaches the programs that an earlier process left on a device; "" is none.
+func (d *daemon) removeFastPath(device string) {
+	if err := fastpath.Remove(device); err != nil {
+		d.log.Warn("cannot detach the fast path of the previous backend", "err", err)
 	}
 }
 

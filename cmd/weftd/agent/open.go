@@ -152,6 +152,8 @@ func (d *daemon) newAgent(
 	d.removeStaleFastPath()
 	if !adv.Userspace {
 		d.fds.discard()
+		d.removeFastPath(a.host.Device)
+		a.host.Device = ""
 		return a, nil
 	}
 	// The previous backend may have left a device with this name or a socket on this port. A device
