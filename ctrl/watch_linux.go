@@ -28,11 +28,11 @@ func (k *Kernel) Watch(ctx context.Context, relevant func(Event) bool, notify fu
 			s.Close()
 		}
 	}()
-	ctx, cancel := context.WithCancel(ctx)
+	watching, cancel := context.WithCancel(ctx)
 	policies := make(chan struct{})
 	go func() {
 		defer close(policies)
-		k.watchPolicies(ctx, relevant, notify)
+		k.watchPolicies(watching, relevant, notify)
 	}()
 	defer func() {
 		cancel()
