@@ -69,18 +69,23 @@ func newServer(t *testing.T, status func(answer uint64) control.Status) *server 
 			http.Error(w, "no", http.StatusServiceUnavailable)
 			return
 		}
-		if err := json.NewEncoder(w).Encode(status(s.answers.Add(1))); err != nil {
-			t.Error(err)
-		}
+		answer(t, w, status(s.answers.Add(1)))
 	})
 	mux.HandleFunc("GET "+control.ClusterPath, func(w http.ResponseWriter, r *http.Request) {
-		if err := json.NewEncoder(w).Encode(matrix(r.URL.Query()[control.NodeParameter], s.answers.Load())); err != nil {
-			t.Error(err)
-		}
+		answer(t, w, matrix(r.URL.Query()[control.NodeParameter], s.answers.Load()))
 	})
 	s.Server = httptest.NewServer(mux)
 	t.Cleanup(s.Close)
 	return s
+}
+
+// answer answers with JSON, unless the browser has left.
+func answer(t *testing.T, w http.ResponseWriter, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		t.Error(err)
+	}
+	_, _ = w.Write(b)
 }
 
 // nodeCount is the number of nodes in the status of the tests.
