@@ -232,6 +232,7 @@ func TestNetnsCleanupFailure(t *testing.T) {
 	}
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	n := l.Nodes[0]
+	cleanUp(t, n) // programs of an earlier namespace with the same number
 	err := n.Do(func() error {
 		out, err := exec.CommandContext(t.Context(), "iptables-legacy", "-t", "nat", "-N",
 			"FLANNEL-POSTRTG").CombinedOutput()
