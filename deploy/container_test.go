@@ -248,6 +248,7 @@ func capabilities() map[string]int {
 		"NET_ADMIN":        unix.CAP_NET_ADMIN,
 		"NET_BIND_SERVICE": unix.CAP_NET_BIND_SERVICE,
 		"NET_RAW":          unix.CAP_NET_RAW,
+		"PERFMON":          unix.CAP_PERFMON,
 		"SETFCAP":          unix.CAP_SETFCAP,
 		"SETGID":           unix.CAP_SETGID,
 		"SETPCAP":          unix.CAP_SETPCAP,
