@@ -62,6 +62,7 @@ type FastPathStatus struct {
 var (
 	errFastPathOff  = errors.New("disabled by the configuration")
 	errFastPathWait = errors.New("being opened")
+	errFastPathGone = errors.New("closed")
 )
 
 // Intervals of the supervisor's work for the fast path. A heartbeat may be late by 250 ms before
@@ -153,55 +154,49 @@ func (e *Engine) moveFastPath() {
 // setFastNodes passes the nodes to the path. While a capture is to see every packet, it passes
 // none, so that the programs leave all packets to the workers. The caller holds e.mu.
 func (e *Engine) setFastNodes() error {
+	gone, err := e.replaceFastNodes()
+	e.snapshot.Load().keepFastCounts(gone)
+	return err
+}
+
+// replaceFastNodes is setFastNodes, but returns the counts of the outer addresses that the path has
+// dropped.
+func (e *Engine) replaceFastNodes() (map[netip.Addr]fastpath.Traffic, error) {
 	var others []fib.Node
 	if !e.taps.Load().wantAll() {
 		others = e.nodes.builder.Nodes()
 	}
-	gone, err := e.fast.path.SetNodes(e.fast.local, others)
-	e.keepFastCounts(gone)
-	return err
+	return e.fast.path.SetNodes(e.fast.local, others)
 }
 
-// keepFastCounts adds the counts of outer addresses that the path has dropped to their nodes. The
-// caller holds e.mu.
-func (e *Engine) keepFastCounts(gone map[netip.Addr]fastpath.Traffic) {
-	table := e.snapshot.Load().table
+// keepFastCounts adds the counts of outer addresses that the path has dropped to their nodes.
+// Engine.mu is held.
+func (s *snapshot) keepFastCounts(gone map[netip.Addr]fastpath.Traffic) {
 	for a, t := range gone {
-		if p, ok := table.ByEndpoint(a); ok {
-			p.addFast(t)
+		if p, ok := s.table.ByEndpoint(a); ok {
+			p.fast.Add(t)
 		}
 	}
 }
 
 // updateFastNodes passes a change of the nodes to the path, or all of them if the last attempt
-// failed. The caller holds e.mu.
-func (e *Engine) updateFastNodes(change func() error) {
+// failed. before is the snapshot before the change, which knows the nodes of the addresses that
+// were dropped. The caller holds e.mu.
+func (e *Engine) updateFastNodes(
+	before *snapshot, change func() (map[netip.Addr]fastpath.Traffic, error),
+) {
 	if e.fast.path == nil {
 		return
 	}
 	if e.fast.partial || e.taps.Load().wantAll() {
-		change = e.setFastNodes
+		change = e.replaceFastNodes
 	}
-	err := change()
+	gone, err := change()
+	before.keepFastCounts(gone)
 	e.fast.partial = err != nil
 	if err != nil {
 		e.log.Warn("fast path does not have all nodes", "err", err)
 	}
-}
-
-// changeFastNodes passes a change of the nodes to the path. The caller holds e.mu.
-func (e *Engine) changeFastNodes(inner, outer map[netip.Prefix]*fib.Node) error {
-	gone, err := e.fast.path.ChangeNodes(inner, outer)
-	e.keepFastCounts(gone)
-	return err
-}
-
-// addFast adds counts of the fast path.
-func (p *peer) addFast(t fastpath.Traffic) {
-	p.dest.Packets.Add(t.Sent)
-	p.dest.Bytes.Add(t.SentBytes)
-	p.received.Add(t.Received)
-	p.receivedBytes.Add(t.ReceivedBytes)
 }
 
 // closeFastPath closes the path and keeps its counts. The caller holds e.mu.
@@ -212,7 +207,7 @@ func (e *Engine) closeFastPath() error {
 	s := e.fast.path.Stats()
 	e.fast.past.Add(s.Total)
 	for _, p := range e.nodes.list {
-		p.addFast(s.Nodes[p.dest.Addr.Addr()])
+		p.fast.Add(s.Nodes[p.dest.Addr.Addr()])
 		delete(s.Nodes, p.dest.Addr.Addr())
 	}
 	if e.fast.passed == nil {
@@ -222,7 +217,7 @@ func (e *Engine) closeFastPath() error {
 		e.fast.passed[r] += n
 	}
 	err := e.fast.path.Close()
-	e.fast.path = nil
+	e.fast.path, e.fast.err = nil, errFastPathGone
 	return err
 }
 

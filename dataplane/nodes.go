@@ -3,6 +3,7 @@ package dataplane
 import (
 	"net/netip"
 
+	"weft/dataplane/fastpath"
 	"weft/dataplane/fib"
 )
 
@@ -36,12 +37,13 @@ func (e *Engine) SetNodes(local fib.Node, others []fib.Node) {
 		known[p.name] = p
 	}
 	e.nodes = nodes{}
+	before := e.snapshot.Load()
 	e.store(local, e.nodes.change(nil, others, known).Table)
 	if !e.fast.nodes {
 		close(e.nodesKnown)
 	}
 	e.fast.local, e.fast.nodes = local, true
-	e.updateFastNodes(func() error { return e.setFastNodes() })
+	e.updateFastNodes(before, e.replaceFastNodes)
 }
 
 // ChangeNodes removes nodes of the overlay and then adds others, with work in proportion to their
@@ -51,8 +53,11 @@ func (e *Engine) ChangeNodes(remove, add []fib.Node) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	r := e.nodes.change(remove, add, map[string]*peer{})
+	before := e.snapshot.Load()
 	e.store(e.fast.local, r.Table)
-	e.updateFastNodes(func() error { return e.changeFastNodes(r.Inner, r.Outer) })
+	e.updateFastNodes(before, func() (map[netip.Addr]fastpath.Traffic, error) {
+		return e.fast.path.ChangeNodes(r.Inner, r.Outer)
+	})
 }
 
 // store makes the snapshot that the workers use from now on. The caller holds e.mu.

@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"weft/dataplane/fastpath"
 	"weft/dataplane/fib"
 	"weft/dataplane/udp"
 )
@@ -22,6 +23,10 @@ type peer struct {
 	dest *udp.Destination
 
 	received, receivedBytes atomic.Uint64
+
+	// fast counts the packets of the fast path to and from outer addresses that the path has
+	// dropped. All peers of the node, one after the other, share it; Engine.mu guards it.
+	fast *fastpath.Traffic
 
 	pathMTU atomic.Pointer[cachedMTU] // nil if unknown
 }
@@ -60,8 +65,9 @@ func updatePeer(old *peer, n fib.Node) *peer {
 	if old != nil && old.dest.Addr == n.Endpoint {
 		return old
 	}
-	p := &peer{name: n.Name, dest: udp.NewDestination(n.Endpoint)}
+	p := &peer{name: n.Name, dest: udp.NewDestination(n.Endpoint), fast: new(fastpath.Traffic)}
 	if old != nil {
+		p.fast = old.fast
 		p.received.Store(old.received.Load())
 		p.receivedBytes.Store(old.receivedBytes.Load())
 		p.dest.Packets.Store(old.dest.Packets.Load())

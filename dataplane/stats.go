@@ -19,6 +19,8 @@ type Traffic struct {
 type NodeTraffic struct {
 	Name           string
 	Sent, Received Traffic
+	// FastSent and FastReceived are the parts of Sent and Received that the fast path carried.
+	FastSent, FastReceived Traffic
 	// SendError is why the kernel refused the last of the packets to the node that it refused, and
 	// SendErrorAt is when; nil if it has refused none.
 	SendError   error
@@ -127,14 +129,16 @@ func (e *Engine) addNodes(s *Stats, fast map[netip.Addr]fastpath.Traffic) {
 		n.Sent = Traffic{p.dest.Packets.Load(), p.dest.Bytes.Load()}
 		n.Received = Traffic{p.received.Load(), p.receivedBytes.Load()}
 		n.SendErrorAt, n.SendError = p.dest.LastError()
-		if len(fast) == 0 {
-			continue
+		t := *p.fast
+		if len(fast) > 0 {
+			a := p.dest.Addr.Addr()
+			t.Add(fast[a])
+			delete(fast, a)
 		}
-		a := p.dest.Addr.Addr()
-		t := fast[a]
-		delete(fast, a)
-		n.Sent.add(Traffic{t.Sent, t.SentBytes})
-		n.Received.add(Traffic{t.Received, t.ReceivedBytes})
+		n.FastSent = Traffic{t.Sent, t.SentBytes}
+		n.FastReceived = Traffic{t.Received, t.ReceivedBytes}
+		n.Sent.add(n.FastSent)
+		n.Received.add(n.FastReceived)
 	}
 }
 
