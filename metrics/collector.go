@@ -198,6 +198,15 @@ func trafficMetrics() []metric {
 					{float64(t.FastPath.In.Packets), []string{"in"}},
 				}
 			})},
+		{Info{"weft_fast_path_bytes_total",
+			"Bytes of these packets, which weft_bytes_total includes.",
+			counter, direction},
+			traffic(func(t *Traffic) []sample {
+				return []sample{
+					{float64(t.FastPath.Out.Bytes), []string{"out"}},
+					{float64(t.FastPath.In.Bytes), []string{"in"}},
+				}
+			})},
 		{Info{"weft_fast_path_passed_total",
 			"Frames that the fast path left to the engine, by reason.",
 			counter, []string{"reason"}},
@@ -225,12 +234,29 @@ func trafficMetrics() []metric {
 				if s.Traffic == nil {
 					return nil // the kernel counts bytes per node, if anything
 				}
-				return perNode(func(v Volume) uint64 { return v.Packets })(s)
+				return perNode(s, func(n *NodeTraffic) (out, in uint64) {
+					return n.Out.Packets, n.In.Packets
+				})
 			}},
 		{Info{"weft_node_bytes_total",
 			"Bytes of packets to (out) or from (in) a node; others are summed likewise.",
 			counter, []string{"node", "direction"}},
-			perNode(func(v Volume) uint64 { return v.Bytes })},
+			func(s *scrape) []sample {
+				return perNode(s, func(n *NodeTraffic) (out, in uint64) {
+					return n.Out.Bytes, n.In.Bytes
+				})
+			}},
+		{Info{"weft_node_fast_path_bytes_total",
+			"Bytes that the fast path carried, which weft_node_bytes_total includes.",
+			counter, []string{"node", "direction"}},
+			func(s *scrape) []sample {
+				if s.Traffic == nil || !s.Traffic.FastPath.Used() {
+					return nil
+				}
+				return perNode(s, func(n *NodeTraffic) (out, in uint64) {
+					return n.FastPath.Out.Bytes, n.FastPath.In.Bytes
+				})
+			}},
 	}
 }
 
@@ -244,16 +270,16 @@ func traffic(read func(*Traffic) []sample) func(*scrape) []sample {
 	}
 }
 
-func perNode(amount func(Volume) uint64) func(*scrape) []sample {
-	return func(s *scrape) []sample {
-		var samples []sample
-		for _, n := range s.nodes {
-			samples = append(samples,
-				sample{float64(amount(n.Out)), []string{n.Node, "out"}},
-				sample{float64(amount(n.In)), []string{n.Node, "in"}})
-		}
-		return samples
+func perNode(s *scrape, amounts func(*NodeTraffic) (out, in uint64)) []sample {
+	var samples []sample
+	for i := range s.nodes {
+		n := &s.nodes[i]
+		out, in := amounts(n)
+		samples = append(samples,
+			sample{float64(out), []string{n.Node, "out"}},
+			sample{float64(in), []string{n.Node, "in"}})
 	}
+	return samples
 }
 
 func each[T any](list []T, toSample func(T) sample) []sample {

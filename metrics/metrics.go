@@ -20,9 +20,9 @@ import (
 )
 
 // DefaultMaxNodes is the number of nodes with series of their own if [Options.MaxNodes] is 0. At
-// four series per node, the total stays below 1000 per daemon, so one Prometheus can scrape every
+// six series per node, the total stays below 1000 per daemon, so one Prometheus can scrape every
 // node of a large cluster.
-const DefaultMaxNodes = 200
+const DefaultMaxNodes = 128
 
 // OtherNodes is the value of the node label for the sum of all nodes without series of their own.
 const OtherNodes = "other"

@@ -38,7 +38,8 @@ func full() Snapshot {
 			FastPath: FastPath{Active: true, Out: Volume{31, 32}, In: Volume{33, 34},
 				Passed: []Drop{{Reason: "bulk", Packets: 35}}},
 			Nodes: []NodeTraffic{
-				{Node: "b", Out: Volume{7, 700}, In: Volume{8, 800}},
+				{Node: "b", Out: Volume{7, 700}, In: Volume{8, 800},
+					FastPath: NodeFastPath{Out: Volume{5, 500}, In: Volume{6, 600}}},
 				{Node: "a", Out: Volume{9, 900}, In: Volume{10, 1000}},
 			},
 		},
@@ -125,6 +126,8 @@ weft_icmp_errors_total{outcome="suppressed"} 22
 weft_fast_path_active 1
 weft_fast_path_packets_total{direction="in"} 33
 weft_fast_path_packets_total{direction="out"} 31
+weft_fast_path_bytes_total{direction="in"} 34
+weft_fast_path_bytes_total{direction="out"} 32
 weft_fast_path_passed_total{reason="bulk"} 35
 weft_engine_info{engine="portable"} 1
 weft_engine_feature{feature="multi-queue"} 1
@@ -150,6 +153,10 @@ weft_node_bytes_total{direction="in",node="a"} 1000
 weft_node_bytes_total{direction="in",node="b"} 800
 weft_node_bytes_total{direction="out",node="a"} 900
 weft_node_bytes_total{direction="out",node="b"} 700
+weft_node_fast_path_bytes_total{direction="in",node="a"} 0
+weft_node_fast_path_bytes_total{direction="in",node="b"} 600
+weft_node_fast_path_bytes_total{direction="out",node="a"} 0
+weft_node_fast_path_bytes_total{direction="out",node="b"} 500
 `
 	got := ownSamples(t, Options{Build: Build{"v1", "abc", "go1.26"}, Read: full})
 	for line := range strings.Lines(want[1:]) {
@@ -201,8 +208,11 @@ func TestAbsentMetrics(t *testing.T) {
 		{"permanent lease", func(s *Snapshot) { s.Lease.Permanent = true }, []string{"weft_lease_expiry_seconds"}},
 		{"no dataplane", func(s *Snapshot) { s.Traffic = nil }, []string{"weft_packets_total", "weft_bytes_total",
 			"weft_drops_total", "weft_queue_overflows_total", "weft_recreations_total", "weft_icmp_errors_total", "weft_engine_info",
-			"weft_fast_path_active", "weft_fast_path_packets_total", "weft_fast_path_passed_total",
-			"weft_engine_feature", "weft_node_packets_total", "weft_node_bytes_total"}},
+			"weft_fast_path_active", "weft_fast_path_packets_total", "weft_fast_path_bytes_total",
+			"weft_fast_path_passed_total", "weft_engine_feature", "weft_node_packets_total",
+			"weft_node_bytes_total", "weft_node_fast_path_bytes_total"}},
+		{"no fast path", func(s *Snapshot) { s.Traffic.FastPath = FastPath{Passed: s.Traffic.FastPath.Passed} },
+			[]string{"weft_node_fast_path_bytes_total"}},
 		{"no kernel backend", func(s *Snapshot) { s.Kernel = nil }, []string{"weft_device_packets_total",
 			"weft_device_bytes_total", "weft_device_dropped_total"}},
 		{"no ipsec", func(s *Snapshot) { s.IPsec = nil }, []string{"weft_ipsec_associations",
@@ -259,7 +269,8 @@ func TestHandlerFailedMetric(t *testing.T) {
 }
 
 func node(name string, n uint64) NodeTraffic {
-	return NodeTraffic{Node: name, Out: Volume{n, n}, In: Volume{n, n}}
+	return NodeTraffic{Node: name, Out: Volume{n, n}, In: Volume{n, n},
+		FastPath: NodeFastPath{Out: Volume{n, n}, In: Volume{n, n}}}
 }
 
 func TestNodeLimiter(t *testing.T) {
@@ -359,7 +370,7 @@ func TestPageSize(t *testing.T) {
 		for i := range 10_000 {
 			name := fmt.Sprintf("%0*d", length, i)
 			v := Volume{1e8 + uint64(i), 1e11 + uint64(i)}
-			s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: name, Out: v, In: v})
+			s.Traffic.Nodes = append(s.Traffic.Nodes, NodeTraffic{Node: name, Out: v, In: v, FastPath: NodeFastPath{v, v}})
 			s.Probe.Paths = append(s.Probe.Paths, ProbePath{name, 1. / 3, 123457 * time.Nanosecond, 1472, 1480})
 		}
 		page := scrapeText(t, Options{Read: func() Snapshot { return s }})

@@ -22,9 +22,9 @@ type nodeLimiter struct {
 // is room for DefaultMaxNodes.
 const nodesRoom = 56_000
 
-// nodeRoom returns the bytes of the page that the four series of a node take: about 60 for each
+// nodeRoom returns the bytes of the page that the six series of a node take: about 62 for each
 // beside the name.
-func nodeRoom(name string) int { return 4 * (len(name) + 60) }
+func nodeRoom(name string) int { return 6 * (len(name) + 62) }
 
 func newNodeLimiter(limit int) *nodeLimiter {
 	return &nodeLimiter{limit: limit, named: map[string]bool{}, summed: map[string]NodeTraffic{}}
@@ -49,14 +49,14 @@ func (l *nodeLimiter) apply(nodes []NodeTraffic) []NodeTraffic {
 			continue
 		}
 		if last := l.summed[name]; restarted(last, now[name]) {
-			l.retired.add(last)
+			l.retired.Add(last)
 		}
 		l.summed[name] = now[name]
 		l.exported = true
-		sum.add(now[name])
+		sum.Add(now[name])
 	}
 	if l.exported {
-		sum.add(l.retired)
+		sum.Add(l.retired)
 		shown = append(shown, sum)
 	}
 	return shown
@@ -72,7 +72,7 @@ func (l *nodeLimiter) forget(now map[string]NodeTraffic) {
 	}
 	for name, last := range l.summed {
 		if _, ok := now[name]; !ok {
-			l.retired.add(last)
+			l.retired.Add(last)
 			delete(l.summed, name)
 		}
 	}
@@ -101,17 +101,23 @@ func byName(nodes []NodeTraffic) map[string]NodeTraffic {
 		name := strings.ToValidUTF8(n.Node, "\uFFFD")
 		sum := m[name]
 		sum.Node = name
-		sum.add(n)
+		sum.Add(n)
 		m[name] = sum
 	}
 	return m
 }
 
-func (n *NodeTraffic) add(o NodeTraffic) {
-	n.Out.Packets += o.Out.Packets
-	n.Out.Bytes += o.Out.Bytes
-	n.In.Packets += o.In.Packets
-	n.In.Bytes += o.In.Bytes
+// Add adds the counts of o.
+func (n *NodeTraffic) Add(o NodeTraffic) {
+	n.Out.add(o.Out)
+	n.In.add(o.In)
+	n.FastPath.Out.add(o.FastPath.Out)
+	n.FastPath.In.add(o.FastPath.In)
+}
+
+func (v *Volume) add(o Volume) {
+	v.Packets += o.Packets
+	v.Bytes += o.Bytes
 }
 
 // restarted reports whether a node's counters restarted at zero, as they do if it leaves and comes

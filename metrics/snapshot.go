@@ -102,6 +102,11 @@ type FastPath struct {
 	BulkTCP string `json:"bulk_tcp,omitempty"`
 }
 
+// Used reports whether the fast path carries packets, or has carried some.
+func (f *FastPath) Used() bool {
+	return f.Active || f.Out.Packets > 0 || f.In.Packets > 0
+}
+
 // Volume is an amount of traffic. Bytes are those of the inner packets.
 type Volume struct {
 	Packets uint64 `json:"packets"`
@@ -145,9 +150,17 @@ type NodeTraffic struct {
 	Node string `json:"node"`
 	Out  Volume `json:"out"`
 	In   Volume `json:"in"`
+	// FastPath is the part of Out and In that the kernel's fast path carried; absent if nothing.
+	FastPath NodeFastPath `json:"fast_path,omitzero"`
 	// SendError is why the kernel refused the last packet that it refused; not a metric.
 	SendError   string    `json:"send_error,omitempty"`
 	SendErrorAt time.Time `json:"send_error_at,omitzero"`
+}
+
+// NodeFastPath is the traffic of the fast path to and from one other node.
+type NodeFastPath struct {
+	Out Volume `json:"out"`
+	In  Volume `json:"in"`
 }
 
 // UnknownSource is an outer address that is not a node's.

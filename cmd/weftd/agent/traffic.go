@@ -48,6 +48,8 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 	for _, n := range s.Nodes {
 		t.Nodes = append(t.Nodes, metrics.NodeTraffic{
 			Node: n.Name, Out: metrics.Volume(n.Sent), In: metrics.Volume(n.Received),
+			FastPath: metrics.NodeFastPath{Out: metrics.Volume(n.FastSent),
+				In: metrics.Volume(n.FastReceived)},
 			SendError: errText(n.SendError), SendErrorAt: n.SendErrorAt,
 		})
 	}
