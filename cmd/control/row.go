@@ -36,6 +36,10 @@ type PeerPath struct {
 	// Out and In are bytes since the daemon started; absent if nothing counts them.
 	Out *uint64 `json:"out_bytes,omitempty"`
 	In  *uint64 `json:"in_bytes,omitempty"`
+	// FastOut and FastIn are the parts of Out and In that the fast path of the udp backend carried;
+	// absent without one.
+	FastOut *uint64 `json:"fast_path_out_bytes,omitempty"`
+	FastIn  *uint64 `json:"fast_path_in_bytes,omitempty"`
 }
 
 // MaxRow is the largest number of paths in a row: those that the mesh probe measures, and some that
@@ -76,11 +80,14 @@ func NewRow(s Status, now time.Time) Row {
 			r.Conditions = append(r.Conditions, c)
 		}
 	}
-	traffic := s.trafficByNode()
+	traffic := s.TrafficByNode()
 	for _, n := range s.Nodes {
 		p := peerPath(n)
 		if t, ok := traffic[n.Name]; ok {
-			p.Out, p.In = &t.out, &t.in
+			p.Out, p.In = &t.Out.Bytes, &t.In.Bytes
+			if s.HasFastPath() {
+				p.FastOut, p.FastIn = &t.FastPath.Out.Bytes, &t.FastPath.In.Bytes
+			}
 		}
 		r.Paths = append(r.Paths, p)
 	}
@@ -121,10 +128,8 @@ func peerPath(n Node) PeerPath {
 	return row
 }
 
-type byteCount struct{ out, in uint64 }
-
-// trafficByNode returns the bytes per node, of the engine or of the kernel.
-func (s *Status) trafficByNode() map[string]byteCount {
+// TrafficByNode returns the traffic per node by name, as far as the engine or the kernel counts it.
+func (s *Status) TrafficByNode() map[string]*metrics.NodeTraffic {
 	var all []metrics.NodeTraffic
 	switch {
 	case s.Traffic != nil:
@@ -132,13 +137,20 @@ func (s *Status) trafficByNode() map[string]byteCount {
 	case s.KernelTraffic != nil:
 		all = s.KernelTraffic.Nodes
 	}
-	nodes := make(map[string]byteCount, len(all))
+	nodes := make(map[string]*metrics.NodeTraffic, len(all))
 	for _, t := range all {
 		sum := nodes[t.Node]
-		nodes[t.Node] = byteCount{sum.out + t.Out.Bytes, sum.in + t.In.Bytes}
+		if sum == nil {
+			sum = &metrics.NodeTraffic{Node: t.Node}
+			nodes[t.Node] = sum
+		}
+		sum.Add(t)
 	}
 	return nodes
 }
+
+// HasFastPath reports whether a fast path carries packets, or has carried some.
+func (s *Status) HasFastPath() bool { return s.Traffic != nil && s.Traffic.FastPath.Used() }
 
 // Cluster is the matrix of a cluster, or the part of it that was asked for.
 type Cluster struct {

@@ -41,6 +41,11 @@ func TestNewRow(t *testing.T) {
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got\n%+v\nwant\n%+v", got, want)
 	}
+	s.Traffic.FastPath.Active = true
+	s.Traffic.Nodes[0].FastPath.In.Bytes = 4
+	if p := NewRow(s, time.Time{}).Paths[2]; *p.FastOut != 0 || *p.FastIn != 4 || *p.In != 6 {
+		t.Errorf("%d and %d of %+v by the fast path", *p.FastOut, *p.FastIn, p)
+	}
 }
 
 // TestNewRowBound keeps the broken paths of a large cluster, then the measured ones.

@@ -18,8 +18,10 @@ type Top struct {
 	Estimated bool           `json:"estimated,omitempty"`
 	Out       metrics.Volume `json:"out"` // since the daemon started
 	In        metrics.Volume `json:"in"`
-	// FramesOut and FramesIn count the frames that Out and In were read from and written to the
-	// TUN in. Packets per frame are the coalescing.
+	// FastPath is the part of Out and In that the kernel's fast path carried; absent without one.
+	FastPath *metrics.NodeFastPath `json:"fast_path,omitempty"`
+	// FramesOut and FramesIn count the frames that the rest of Out and In, the part of the workers,
+	// was read from and written to the TUN in. Packets per frame are the coalescing.
 	FramesOut uint64         `json:"frames_out,omitempty"`
 	FramesIn  uint64         `json:"frames_in,omitempty"`
 	Drops     []metrics.Drop `json:"drops"` // since the daemon started, without zeros
@@ -34,6 +36,8 @@ type TopNode struct {
 	Name string         `json:"name"`
 	Out  metrics.Volume `json:"out"` // since the daemon started
 	In   metrics.Volume `json:"in"`
+	// FastPath is the part of Out and In that the kernel's fast path carried; absent if nothing.
+	FastPath metrics.NodeFastPath `json:"fast_path,omitzero"`
 	// RTT is the median round-trip time in seconds, and Loss the lost share of the last echoes of
 	// the mesh probe. RTT is 0 if the node is not probed or has not answered.
 	RTT  float64 `json:"rtt_seconds,omitempty"`
@@ -49,6 +53,10 @@ type TopFlow struct {
 	Node     string         `json:"node,omitempty"` // the other node; empty if unknown
 	Packets  uint64         `json:"packets"`
 	Bytes    uint64         `json:"bytes"`
-	Drop     string         `json:"drop,omitempty"` // reason for its last drop
-	Dropped  uint64         `json:"dropped,omitempty"`
+	// Kernel is the part of Packets and Bytes that the kernel carried, by the fast path or a
+	// backend of the kernel; the workers carried the rest. A GSO frame that the kernel carries
+	// counts as one packet.
+	Kernel  metrics.Volume `json:"kernel,omitzero"`
+	Drop    string         `json:"drop,omitempty"` // reason for its last drop
+	Dropped uint64         `json:"dropped,omitempty"`
 }

@@ -56,9 +56,11 @@ type Flow struct {
 	Node           string // the other node, as of the last packet
 	Outbound       bool
 	Packets, Bytes uint64
-	Error          uint64 // bytes that may belong to a flow that this one has replaced
-	Drop           string // reason of the last packet that was dropped; empty if none was
-	Dropped        uint64 // packets dropped
+	// KernelPackets and KernelBytes are the parts of Packets and Bytes that the kernel carried.
+	KernelPackets, KernelBytes uint64
+	Error                      uint64 // bytes that may belong to a flow that this one has replaced
+	Drop                       string // reason of the last packet that was dropped; empty if none was
+	Dropped                    uint64 // packets dropped
 }
 
 // Sketch counts the traffic of the largest flows. Every flow with more than a share of 1/capacity
@@ -87,6 +89,8 @@ func (s *Sketch) Add(f Flow) {
 	case e != nil:
 		f.Packets += e.Packets
 		f.Bytes += e.Bytes
+		f.KernelPackets += e.KernelPackets
+		f.KernelBytes += e.KernelBytes
 		f.Error += e.Error
 		f.Dropped += e.Dropped
 		f.Drop = cmp.Or(f.Drop, e.Drop)

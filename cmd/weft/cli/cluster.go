@@ -148,8 +148,12 @@ const maxMatrix = 16
 // clusterScreen shows the nodes' answers, and the matrix of their paths in a small cluster.
 func clusterScreen(answers []nodeAnswer) *screen {
 	var p screen
-	p.add(false, "NODE", "ADDRESS", "STATE")
-	for _, a := range answers {
+	shares, head := kernelShares(answers), []string{"NODE", "ADDRESS"}
+	if shares != nil {
+		head = append(head, "KERNEL")
+	}
+	p.add(false, append(head, "STATE")...)
+	for i, a := range answers {
 		state := "ready"
 		switch {
 		case a.Error != "":
@@ -159,13 +163,17 @@ func clusterScreen(answers []nodeAnswer) *screen {
 		case !a.Ready:
 			state = "NOT READY: " + strings.Join(a.Reasons, "; ")
 		}
-		p.add(a.Error != "" || !a.Ready && !a.Foreign, a.Name, a.Address.String(), state)
+		cells := []string{a.Name, a.Address.String()}
+		if shares != nil {
+			cells = append(cells, shares[i])
+		}
+		p.add(a.Error != "" || !a.Ready && !a.Foreign, append(cells, state)...)
 	}
 	if len(answers) > maxMatrix {
 		return &p
 	}
 	p.gap()
-	head := []string{"FROM \\ TO"}
+	head = []string{"FROM \\ TO"}
 	for _, a := range answers {
 		head = append(head, a.Name)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"weft/cmd/control"
+	"weft/metrics"
 )
 
 // serveNode serves a node's health port on an address and returns the port.
@@ -38,7 +39,12 @@ func TestAskCluster(t *testing.T) {
 	}
 	open := http.NewServeMux()
 	open.HandleFunc(control.RowPath, answer(control.NewRow(control.Status{Ready: true,
-		Nodes: []control.Node{node(1, good), node(3, bad)}}, time.Now())))
+		Nodes: []control.Node{node(1, good), node(3, bad)},
+		Traffic: &metrics.Traffic{FastPath: metrics.FastPath{Active: true}, Nodes: []metrics.NodeTraffic{
+			{Node: "n1", Out: metrics.Volume{Bytes: 60}, In: metrics.Volume{Bytes: 40},
+				FastPath: metrics.NodeFastPath{Out: metrics.Volume{Bytes: 20}, In: metrics.Volume{Bytes: 5}}},
+			{Node: "n3", Out: metrics.Volume{Bytes: 100}}}},
+	}, time.Now())))
 	summary := http.NewServeMux()
 	summary.HandleFunc("/status", answer(map[string]any{"ready": false,
 		"conditions": []control.Condition{{Name: "lease", Reason: "lost"}, {Name: "rules", OK: true}}}))
@@ -49,12 +55,12 @@ func TestAskCluster(t *testing.T) {
 		Lease: &control.Lease{Subnet: netip.MustParsePrefix("10.5.1.0/24")},
 		Nodes: []control.Node{node(2, good), node(3, good), node(4, &control.Path{}), node(5, good)}}
 	p := clusterScreen(askCluster(t.Context(), self, port))
-	const want = `  NODE  ADDRESS    STATE
-  n1    127.0.0.1  ready
-  n2    127.0.0.2  ready
-! n3    127.0.0.3  NOT READY: lease: lost
-! n4    127.0.0.4  no answer: dial tcp 127.0.0.4:PORT: connect: connection refused
-  n5    127.0.0.5  flannel, no answer of its own
+	const want = `  NODE  ADDRESS    KERNEL  STATE
+  n1    127.0.0.1  -       ready
+  n2    127.0.0.2  12 %    ready
+! n3    127.0.0.3  -       NOT READY: lease: lost
+! n4    127.0.0.4  -       no answer: dial tcp 127.0.0.4:PORT: connect: connection refused
+  n5    127.0.0.5  -       flannel, no answer of its own
 
   FROM \ TO  n1       n2       n3        n4       n5
   n1                  1.00 ms  1.00 ms   -        1.00 ms

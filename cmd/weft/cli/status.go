@@ -26,6 +26,10 @@ func newStatus() *cobra.Command {
 		Long: "weft status shows this node on a screen. Problems are red, or marked with ! where " +
 			"there is no\ncolor; the exit status is then 1. Without a daemon it shows the state " +
 			"that the kernel and the\nsubnet file hold, and the exit status is 3.\n\n" +
+			"HEARD and SENT are the times since the last packet from and to a node, KERNEL is the " +
+			"part of the\nbytes that the fast path carried, MTU that of the path. With wireguard, " +
+			"OUT and IN are the bytes\nto and from a node; other kernel backends count per " +
+			"device only.\n\n" +
 			"With --all it asks the health port of every node. Each one tells whether it is " +
 			"ready, and why\nnot, and its paths to the others, for the matrix of a small cluster; " +
 			"flannel has no answer.",
@@ -107,6 +111,7 @@ func statusScreen(s control.Status, host interfaces, now time.Time) *screen {
 	addMTUs(&p, s, host)
 	addConditions(&p, s)
 	addTraffic(&p, s.Traffic)
+	addKernelTraffic(&p, s.KernelTraffic)
 	addNodes(&p, s, now)
 	return &p
 }
@@ -220,8 +225,10 @@ func addTraffic(p *screen, t *metrics.Traffic) {
 		return
 	}
 	p.gap()
-	p.add(false, "sent", volume(t.Out)+fastShare(t.FastPath.Out))
-	p.add(false, "received", volume(t.In)+fastShare(t.FastPath.In))
+	p.add(false, "sent", volume(t.Out))
+	addWays(p, t.FastPath, t.Out, t.FastPath.Out)
+	p.add(false, "received", volume(t.In))
+	addWays(p, t.FastPath, t.In, t.FastPath.In)
 	for _, d := range t.Drops {
 		if d.Packets > 0 {
 			p.add(false, "dropped", fmt.Sprintf("%d %s%s%s", d.Packets, d.Reason,
@@ -238,12 +245,27 @@ func addTraffic(p *screen, t *metrics.Traffic) {
 	}
 }
 
-// fastShare returns the part of a volume that the fast path carried, if there is one.
-func fastShare(v metrics.Volume) string {
-	if v.Packets == 0 {
+// addKernelTraffic adds the kernel's counters of overlay devices.
+func addKernelTraffic(p *screen, t *metrics.KernelTraffic) {
+	if t == nil {
+		return
+	}
+	p.gap()
+	if t.Error != "" {
+		p.add(false, "traffic", "unknown: "+t.Error)
+	}
+	for _, d := range t.Devices {
+		p.add(false, "sent", d.Device+" "+volume(d.Out)+dropped(d.OutDropped))
+		p.add(false, "received", d.Device+" "+volume(d.In)+dropped(d.InDropped))
+	}
+}
+
+// dropped tells how many packets a device has dropped, if any.
+func dropped(packets uint64) string {
+	if packets == 0 {
 		return ""
 	}
-	return ", by the fast path " + volume(v)
+	return fmt.Sprintf(", %d dropped", packets)
 }
 
 // addNodes adds the table of the other nodes.
@@ -253,13 +275,19 @@ func addNodes(p *screen, s control.Status, now time.Time) {
 		p.add(false, "no other nodes")
 		return
 	}
-	p.add(false, "NODE", "SUBNET", "ADDRESS", "RTT", "LOSS", "PATH MTU", "HEARD", "SENT", "STATE")
+	traffic := newTrafficColumns(s, now)
+	p.add(false, nodeCells([]string{"NODE", "SUBNET", "ADDRESS", "RTT", "LOSS", "MTU"},
+		traffic.names, "STATE")...)
 	for _, n := range s.Nodes {
 		state, problem := nodeState(n, now)
 		rtt, loss, mtu := pathCells(n.Path, n.Path6)
-		p.add(problem, cmp.Or(n.Host, n.Name), joinValid(n.Subnet, n.Subnet6), n.Public.String(), rtt, loss, mtu,
-			ago(n.Heard, now), ago(n.Sent, now), state)
+		p.add(problem, nodeCells([]string{cmp.Or(n.Host, n.Name), joinValid(n.Subnet, n.Subnet6),
+			n.Public.String(), rtt, loss, mtu}, traffic.cells(n), state)...)
 	}
+}
+
+func nodeCells(path, traffic []string, state string) []string {
+	return append(append(path, traffic...), state)
 }
 
 // pathCells formats the measurements of the mesh probe: those of IPv4 if there are any.
@@ -303,7 +331,7 @@ func nodeState(n control.Node, now time.Time) (text string, problem bool) {
 }
 
 func volume(v metrics.Volume) string {
-	return fmt.Sprintf("%d packets, %.1f MB", v.Packets, float64(v.Bytes)/1e6)
+	return fmt.Sprintf("%d packets, %s", v.Packets, megabytes(v.Bytes))
 }
 
 // suffix returns text after a separator; empty for an empty text.
@@ -317,11 +345,12 @@ func suffix(separator, text string) string {
 // since formats the time since t.
 func since(t, now time.Time) string { return round(now.Sub(t)) }
 
-func ago(t, now time.Time) string {
+// age is since, or a dash for the zero time.
+func age(t, now time.Time) string {
 	if t.IsZero() {
 		return "-"
 	}
-	return since(t, now) + " ago"
+	return since(t, now)
 }
 
 // round formats a duration with at most two units.

@@ -52,7 +52,12 @@ func healthy(now time.Time) control.Status {
 			Heard: now.Add(-time.Second), Sent: now.Add(-2 * time.Second)}},
 		Traffic: &metrics.Traffic{Engine: "offload",
 			FastPath: metrics.FastPath{Active: true, BulkTCP: "workers, as eth0 passes frames above its MTU whole",
-				In: metrics.Volume{Packets: 2, Bytes: 1e6}},
+				Out: metrics.Volume{Packets: 3, Bytes: 1e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6}},
+			Out: metrics.Volume{Packets: 4, Bytes: 4e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6},
+			Nodes: []metrics.NodeTraffic{{Node: "n2",
+				Out:      metrics.Volume{Packets: 4, Bytes: 4e6},
+				In:       metrics.Volume{Packets: 2, Bytes: 1e6},
+				FastPath: metrics.NodeFastPath{Out: metrics.Volume{Packets: 3, Bytes: 1e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6}}}},
 			Features: []metrics.Feature{{Name: "udp-gso", Reason: "too old"}, {Name: "udp-gro", Used: true}},
 			Drops:    []metrics.Drop{{Reason: "no_node", Packets: 3, Meaning: "gone"}, {Reason: "no_room"}}},
 	}
@@ -78,18 +83,68 @@ func TestStatusScreen(t *testing.T) {
 
   met  lease, rules
 
-  sent      0 packets, 0.0 MB
-  received  0 packets, 0.0 MB, by the fast path 2 packets, 1.0 MB
+  sent      4 packets, 4.0 MB
+            kernel 3 packets, 1.0 MB; workers 1 packets, 3.0 MB
+  received  2 packets, 1.0 MB
+            kernel 2 packets, 1.0 MB; workers 0 packets, 0.0 MB
   dropped   3 no_node: gone
 
-  NODE  SUBNET       ADDRESS    RTT      LOSS  PATH MTU  HEARD   SENT    STATE
-  n2    10.5.2.0/24  192.0.2.2  0.25 ms  1/9   1472      1s ago  2s ago  ok
+  NODE  SUBNET       ADDRESS    RTT      LOSS  MTU   HEARD  SENT  KERNEL  STATE
+  n2    10.5.2.0/24  192.0.2.2  0.25 ms  1/9   1472  1s     2s    40 %    ok
 `
 	if got := screenText(t, p, false); got != strings.ReplaceAll(want, "weftd \n", "weftd\n") {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 	if p.problem() {
 		t.Error("a healthy node has a problem")
+	}
+}
+
+// nodeLines returns the table of nodes.
+func nodeLines(t *testing.T, s control.Status, now time.Time) string {
+	t.Helper()
+	var p screen
+	addNodes(&p, s, now)
+	return strings.TrimPrefix(screenText(t, &p, false), "\n")
+}
+
+// TestStatusTraffic shows the counters that each kind of backend has.
+func TestStatusTraffic(t *testing.T) {
+	now := time.Now()
+	s := healthy(now)
+	s.Traffic.FastPath = metrics.FastPath{Reason: "disabled"}
+	if got := nodeLines(t, s, now); !strings.Contains(got, "MTU   HEARD  SENT  STATE\n") {
+		t.Errorf("without a fast path:\n%s", got)
+	}
+	if got := screenText(t, statusScreen(s, healthyHost(), now), false); strings.Contains(got, "kernel") {
+		t.Errorf("without a fast path:\n%s", got)
+	}
+	s.Traffic = nil
+	s.Nodes[0].Heard, s.Nodes[0].Sent = time.Time{}, time.Time{}
+	s.KernelTraffic = &metrics.KernelTraffic{Devices: []metrics.DeviceTraffic{
+		{Device: "flannel.1", Out: metrics.Volume{Packets: 5, Bytes: 6e6}, InDropped: 7}}}
+	if got := nodeLines(t, s, now); !strings.Contains(got, "MTU   STATE\n") {
+		t.Errorf("vxlan:\n%s", got)
+	}
+	want := "  sent      flannel.1 5 packets, 6.0 MB\n  received  flannel.1 0 packets, 0.0 MB, 7 dropped\n"
+	if got := screenText(t, statusScreen(s, healthyHost(), now), false); !strings.Contains(got, want) {
+		t.Errorf("vxlan:\n%s", got)
+	}
+	s.KernelTraffic.Nodes = []metrics.NodeTraffic{{Node: "n2", Out: metrics.Volume{Bytes: 2e6}}}
+	if got := nodeLines(t, s, now); !strings.Contains(got, "MTU   OUT     IN      STATE\n") ||
+		!strings.Contains(got, "1472  2.0 MB  0.0 MB  ok\n") {
+		t.Errorf("wireguard:\n%s", got)
+	}
+}
+
+func TestKernelShare(t *testing.T) {
+	for _, c := range []struct {
+		kernel, all float64
+		want        string
+	}{{0, 0, "-"}, {0, 9, "0 %"}, {9, 9, "100 %"}, {1, 1e6, "1 %"}, {999_999, 1e6, "99 %"}, {1, 3, "33 %"}} {
+		if got := kernelShare(c.kernel, c.all); got != c.want {
+			t.Errorf("%v of %v: %q, want %q", c.kernel, c.all, got, c.want)
+		}
 	}
 }
 

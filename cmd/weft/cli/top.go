@@ -22,10 +22,13 @@ const topHelp = `
 Shows the traffic of this node once per second: in total, per node and per flow,
 with drops by reason, packets per frame, and the round-trip times of the mesh
 probe. Flows are estimated from a random sample of at most 20,000 packets per second,
-of whatever carries them: workers, fast path or kernel. Keys:
+of whatever carries them: workers, fast path or kernel. If the udp backend has a fast
+path, KERNEL is its share of a node's bits, and WAY is the carrier of a flow: the kernel,
+the workers or, since a flow may move, both. Keys:
 
     s  sort by rate, packets, name or round-trip time
-    /  show only nodes and flows that contain a text; Enter ends it, Esc clears it
+    /  show only nodes and flows that contain a text, such as workers for their flows;
+       Enter ends it, Esc clears it
     p  pause
     q  quit
 

@@ -50,7 +50,7 @@ func twoSamples() topModel { return topModel{width: 140, height: 30}.add(topAt(1
 
 func TestTopScreen(t *testing.T) {
 	m := twoSamples()
-	wantLine(t, m, 0, "one  udp", "out 0 bit/s 0 pkt/s", "in 3.00 Mbit/s 375 pkt/s (15.0/frame)", "█")
+	wantLine(t, m, 0, "one  udp", "out 0 bit/s 0 pkt/s", "in 3.00 Mbit/s 375 pkt/s  in 15.0/frame", "█")
 	wantLine(t, m, 1, "drop no_node", "1 /s", "12 in all")
 	wantLine(t, m, 2, "NODE", "OUT bit/s", "RTT")
 	wantLine(t, m, 3, "three", "2.00 M", "250", "1ms", "50 %")
@@ -61,16 +61,55 @@ func TestTopScreen(t *testing.T) {
 	wantLine(t, m, 9, "q quit", "sort: rate")
 }
 
+// fastTopAt is topAt with a fast path, which carries all packets of node "two", half of the bytes
+// of node "three", and a part of the flows.
+func fastTopAt(second int) control.Top {
+	t := topAt(second)
+	s := uint64(second)
+	t.Nodes[0].FastPath.In = t.Nodes[0].In
+	t.Nodes[1].FastPath.In = metrics.Volume{Packets: s * 50, Bytes: s * 125_000}
+	t.FastPath = &metrics.NodeFastPath{In: metrics.Volume{Packets: s * 175, Bytes: s * 250_000}}
+	t.Flows[0].Kernel = metrics.Volume{Packets: 25, Bytes: 25_000}
+	t.Flows[1].Kernel = metrics.Volume{Packets: 1, Bytes: 1000}
+	return t
+}
+
+// TestTopWays shows the parts of the kernel and of the workers, in total, per node and per flow.
+func TestTopWays(t *testing.T) {
+	m := topModel{width: 140, height: 30}.add(fastTopAt(1)).add(fastTopAt(2))
+	wantLine(t, m, 0, "in 3.00 Mbit/s 375 pkt/s  █")
+	wantLine(t, m, 1, "kernel   out     0 bit/s     0 pkt/s  in 2.00 Mbit/s   175 pkt/s")
+	wantLine(t, m, 2, "workers  out     0 bit/s     0 pkt/s  in 1.00 Mbit/s   200 pkt/s  in 8.0/frame")
+	wantLine(t, m, 4, "KERNEL")
+	wantLine(t, m, 5, "three", " 50 %")
+	wantLine(t, m, 6, "two", "100 %")
+	wantLine(t, m, 7, "DIR WAY     NODE")
+	wantLine(t, m, 8, ":6", "in  both    two")
+	wantLine(t, m, 9, ":5", "in  kernel  two")
+	wantLine(t, m, 10, ":7", "out workers two")
+	filtered := press(t, m, "/", "k", "e", "r", "n", "e", "l")
+	wantLine(t, filtered, 6, ":5")
+	if got := len(filtered.lines()); got != 8 {
+		t.Errorf("%d lines with the flows of the kernel", got)
+	}
+	// The fast path begins.
+	began := topModel{width: 140, height: 30}.add(topAt(1)).add(fastTopAt(2))
+	wantLine(t, began, 1, "kernel   out     0 bit/s     0 pkt/s  in 4.00 Mbit/s")
+	wantLine(t, began, 2, "workers  out     0 bit/s     0 pkt/s  in     0 bit/s")
+}
+
 // TestTopLayout checks that columns stay below their headers and on the screen, whatever the names.
 func TestTopLayout(t *testing.T) {
 	sample := topAt(2)
 	sample.Nodes[0].Name = "ip-10-0-0-7.eu-central-1.compute.internal"
 	sample.Flows[0].Src = netip.MustParseAddrPort("[fd00:10:244:1:aaaa:bbbb:cccc:dddd]:54321")
 	sample.Flows[0].Dst = netip.MustParseAddrPort("[fd00:10:244:2:aaaa:bbbb:cccc:dddd]:54321")
+	fast := fastTopAt(2)
+	sample.FastPath = fast.FastPath
 	for _, width := range []int{70, 80, 110, 200} {
-		m := topModel{width: width, height: 30}.add(topAt(1)).add(sample)
+		m := topModel{width: width, height: 30}.add(fastTopAt(1)).add(sample)
 		column, ends := "LOSS", 0
-		for i, l := range m.lines()[2:] {
+		for i, l := range m.lines()[4:] {
 			r := []rune(l)
 			switch {
 			case strings.HasPrefix(l, nodeHeader):

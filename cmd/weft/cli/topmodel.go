@@ -128,6 +128,7 @@ func (m topModel) rate(now, before metrics.Volume) rate {
 type topNode struct {
 	control.TopNode
 	out, in rate
+	kernel  float64 // bits per second, of both directions, that the fast path carried
 }
 
 // nodes returns the nodes that pass the filter, in order.
@@ -143,7 +144,8 @@ func (m topModel) nodes() []topNode {
 			if !known {
 				b = n
 			}
-			all = append(all, topNode{n, m.rate(n.Out, b.Out), m.rate(n.In, b.In)})
+			all = append(all, topNode{n, m.rate(n.Out, b.Out), m.rate(n.In, b.In),
+				m.rate(n.FastPath.Out, b.FastPath.Out).bits + m.rate(n.FastPath.In, b.FastPath.In).bits})
 		}
 	}
 	slices.SortStableFunc(all, func(a, b topNode) int {
@@ -164,7 +166,7 @@ func (m topModel) nodes() []topNode {
 func (m topModel) flows() []control.TopFlow {
 	var all []control.TopFlow
 	for _, f := range m.last.Flows {
-		if strings.Contains(flowName(f)+" "+f.Node+" "+f.Drop, m.filter) {
+		if strings.Contains(flowName(f)+" "+f.Node+" "+f.Drop+" "+m.way(f), m.filter) {
 			all = append(all, f)
 		}
 	}
@@ -178,6 +180,14 @@ func (m topModel) flows() []control.TopFlow {
 		return cmp.Compare(b.Bytes, a.Bytes)
 	})
 	return all
+}
+
+// way returns who carried a flow; empty if all flows have the same carrier.
+func (m topModel) way(f control.TopFlow) string {
+	if m.last.FastPath == nil {
+		return ""
+	}
+	return flowWay(f)
 }
 
 func flowName(f control.TopFlow) string {
@@ -208,7 +218,7 @@ const (
 
 // lines returns the screen without colours, at most m.height lines.
 func (m topModel) lines() []string {
-	lines := []string{m.title()}
+	lines := append([]string{m.title()}, m.ways()...)
 	lines = append(lines, m.drops()...)
 	const fixed = 2 // headers of the tables
 	room := max(0, m.height-len(lines)-fixed-1)
@@ -216,22 +226,8 @@ func (m topModel) lines() []string {
 	// Half of the room for each, unless one does not need it.
 	forNodes := min(len(nodes), max(room/2, room-len(flows)))
 	forFlows := min(len(flows), room-forNodes)
-	name := nodeWidth(m.width)
-	lines = append(lines, fmt.Sprintf("%-*s %9s %8s %9s %8s %9s %6s  %s", name, nodeHeader,
-		"OUT bit/s", "pkt/s", "IN bit/s", "pkt/s", "RTT", "LOSS", "LAST 20 s"))
-	for _, n := range nodes[:forNodes] {
-		lines = append(lines, fmt.Sprintf("%-*s %9s %8s %9s %8s %9s %6s  %s", name, fit(n.Name, name),
-			si(n.out.bits), si(n.out.packets), si(n.in.bits), si(n.in.packets), rtt(n.RTT), loss(n),
-			sparkline(m.history[n.Name])))
-	}
-	flows = flows[:forFlows]
-	columns := flowColumns(m.width, flows)
-	lines = append(lines, columns.line(
-		fmt.Sprintf("%s (1 of %d packets sampled)", flowHeader, max(1, m.last.Sample)),
-		"DIR", "NODE", "bit/s", "pkt/s", ""))
-	for _, f := range flows {
-		lines = append(lines, m.flow(f, columns))
-	}
+	lines = append(lines, m.nodeTable(nodes[:forNodes])...)
+	lines = append(lines, m.flowTable(flows[:forFlows])...)
 	lines = append(lines, m.foot())
 	for i := range lines {
 		lines[i] = cut(lines[i], m.width)
@@ -242,25 +238,52 @@ func (m topModel) lines() []string {
 func (m topModel) title() string {
 	t := &m.last
 	out, in := m.rate(t.Out, m.previous.Out), m.rate(t.In, m.previous.In)
-	title := fmt.Sprintf("weft top  %s  %s  out %sbit/s %spkt/s%s  in %sbit/s %spkt/s%s  %s", t.Node, t.Backend,
-		si(out.bits), si(out.packets), perFrame(t.Out.Packets-m.previous.Out.Packets, t.FramesOut-m.previous.FramesOut),
-		si(in.bits), si(in.packets), perFrame(t.In.Packets-m.previous.In.Packets, t.FramesIn-m.previous.FramesIn),
-		sparkline(m.history[totalName]))
+	title := fmt.Sprintf("weft top  %s  %s  out %sbit/s %spkt/s  in %sbit/s %spkt/s", t.Node, t.Backend,
+		si(out.bits), si(out.packets), si(in.bits), si(in.packets))
 	if t.Estimated {
 		title += "  estimated"
 	}
 	if m.paused {
 		title += "  PAUSED"
 	}
-	return title
+	if t.FastPath == nil { // else it stands beside the workers
+		title = m.withFrames(title, out, in)
+	}
+	return title + recent(m.history[totalName], m.width-len([]rune(title)))
 }
 
-// perFrame returns the packets per frame, or nothing if there are no frames.
-func perFrame(packets, frames uint64) string {
-	if frames == 0 || packets == 0 {
-		return ""
+// ways returns a line for the kernel and one for the workers if both may carry packets.
+func (m topModel) ways() []string {
+	if m.last.FastPath == nil {
+		return nil
 	}
-	return fmt.Sprintf(" (%.1f/frame)", float64(packets)/float64(frames))
+	now, before := *m.last.FastPath, metrics.NodeFastPath{}
+	if m.previous.FastPath != nil {
+		before = *m.previous.FastPath
+	}
+	out := m.rate(less(m.last.Out, now.Out), less(m.previous.Out, before.Out))
+	in := m.rate(less(m.last.In, now.In), less(m.previous.In, before.In))
+	line := func(way string, out, in rate) string {
+		return fmt.Sprintf("  %-7s  out %6sbit/s %6spkt/s  in %6sbit/s %6spkt/s", way,
+			si(out.bits), si(out.packets), si(in.bits), si(in.packets))
+	}
+	return []string{line("kernel", m.rate(now.Out, before.Out), m.rate(now.In, before.In)),
+		m.withFrames(line("workers", out, in), out, in)}
+}
+
+// withFrames adds the packets per frame to a line about the rates of the workers, as far as they
+// are known and fit the screen.
+func (m topModel) withFrames(line string, out, in rate) string {
+	add := func(direction string, packets float64, now, before uint64) {
+		frames := m.rate(metrics.Volume{Packets: now}, metrics.Volume{Packets: before}).packets
+		text := fmt.Sprintf("  %s %.1f/frame", direction, packets/frames)
+		if frames > 0 && packets > 0 && len([]rune(line+text)) <= m.width {
+			line += text
+		}
+	}
+	add("out", out.packets, m.last.FramesOut, m.previous.FramesOut)
+	add("in", in.packets, m.last.FramesIn, m.previous.FramesIn)
+	return line
 }
 
 // drops returns a line per reason with drops in the interval, or one that there are none.
@@ -284,20 +307,56 @@ func (m topModel) drops() []string {
 	return active
 }
 
-func (m topModel) flow(f control.TopFlow, columns columns) string {
-	direction, note := "in", ""
-	if f.Outbound {
-		direction = "out"
+// nodeTable returns the table of nodes with its header.
+func (m topModel) nodeTable(nodes []topNode) []string {
+	c := newNodeColumns(m, nodes)
+	kernel := func(text string) string {
+		if m.last.FastPath == nil {
+			return ""
+		}
+		return fmt.Sprintf(" %6s", text)
 	}
+	lines := []string{fmt.Sprintf("%-*s %9s %7s %8s %7s%s %9s %5s%s", c.name, nodeHeader, "OUT bit/s",
+		"pkt/s", "IN bit/s", "pkt/s", kernel("KERNEL"), "RTT", "LOSS", c.recentHeader())}
+	for _, n := range nodes {
+		lines = append(lines, fmt.Sprintf("%-*s %9s %7s %8s %7s%s %9s %5s%s", c.name,
+			fit(n.Name, c.name), si(n.out.bits), si(n.out.packets), si(n.in.bits), si(n.in.packets),
+			kernel(kernelShare(n.kernel, n.out.bits+n.in.bits)), rtt(n.RTT), loss(n),
+			recent(m.history[n.Name], c.recent)))
+	}
+	return lines
+}
+
+// flowTable returns the table of flows with its header.
+func (m topModel) flowTable(flows []control.TopFlow) []string {
+	c := newFlowColumns(m, flows)
+	way := ""
+	if m.last.FastPath != nil {
+		way = "WAY"
+	}
+	lines := []string{c.line(flowLine{
+		flow:      fmt.Sprintf("%s (1 of %d packets sampled)", flowHeader, max(1, m.last.Sample)),
+		direction: "DIR", way: way, node: "NODE", bits: "bit/s", packets: "pkt/s"})}
+	for _, f := range flows {
+		lines = append(lines, c.line(m.flow(f)))
+	}
+	return lines
+}
+
+func (m topModel) flow(f control.TopFlow) flowLine {
 	seconds := m.last.Interval
 	if seconds <= 0 {
 		seconds = 1
 	}
-	if f.Dropped > 0 {
-		note = fmt.Sprintf("%s%s %s/s", dropMark, f.Drop, si(float64(f.Dropped)/seconds))
+	l := flowLine{flow: flowName(f), direction: "in", way: m.way(f), node: cmp.Or(f.Node, "-"),
+		bits: si(float64(f.Bytes) * 8 / seconds), packets: si(float64(f.Packets) / seconds)}
+	if f.Outbound {
+		l.direction = "out"
 	}
-	return columns.line(flowName(f), direction, cmp.Or(f.Node, "-"),
-		si(float64(f.Bytes)*8/seconds), si(float64(f.Packets)/seconds), note)
+	if f.Dropped > 0 {
+		l.note = fmt.Sprintf("%s%s %s/s", dropMark, f.Drop, si(float64(f.Dropped)/seconds))
+	}
+	return l
 }
 
 func (m topModel) foot() string {

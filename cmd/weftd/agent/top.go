@@ -90,6 +90,9 @@ func (s *topSink) Write(r *capture.Record) error {
 	}
 	f := topflows.Flow{Key: key, Node: r.Node, Outbound: r.Outbound, Packets: weight, Bytes: bytes,
 		Drop: r.Drop}
+	if r.Worker < 0 {
+		f.KernelPackets, f.KernelBytes = weight, bytes
+	}
 	if r.Drop != "" {
 		f.Dropped = weight
 	}
@@ -133,12 +136,14 @@ func (s *topSink) top(now time.Time) control.Top {
 			Src:   netip.AddrPortFrom(f.Src, f.SrcPort),
 			Dst:   netip.AddrPortFrom(f.Dst, f.DstPort),
 			Proto: f.Proto, Outbound: f.Outbound, Node: f.Node,
-			Packets: f.Packets, Bytes: f.Bytes, Drop: f.Drop, Dropped: f.Dropped,
+			Packets: f.Packets, Bytes: f.Bytes,
+			Kernel: metrics.Volume{Packets: f.KernelPackets, Bytes: f.KernelBytes},
+			Drop:   f.Drop, Dropped: f.Dropped,
 		})
 	}
 	volumes := s.nodes
 	if status.Traffic != nil {
-		volumes = s.addEngine(&t, status.Traffic)
+		volumes = s.addEngine(&t, &status)
 	} else {
 		t.Estimated, t.Out, t.In = true, s.out, s.in
 	}
@@ -156,9 +161,13 @@ func (s *topSink) top(now time.Time) control.Top {
 }
 
 // addEngine adds the counters of the engine, and returns those per node.
-func (s *topSink) addEngine(t *control.Top, traffic *metrics.Traffic) map[string]*control.TopNode {
-	t.Out, t.In = traffic.Out, traffic.In
-	for _, d := range traffic.Drops {
+func (s *topSink) addEngine(t *control.Top, status *control.Status) map[string]*control.TopNode {
+	t.Out, t.In = status.Traffic.Out, status.Traffic.In
+	if status.HasFastPath() {
+		f := &status.Traffic.FastPath
+		t.FastPath = &metrics.NodeFastPath{Out: f.Out, In: f.In}
+	}
+	for _, d := range status.Traffic.Drops {
 		if d.Packets > 0 {
 			t.Drops = append(t.Drops, d)
 		}
@@ -167,9 +176,9 @@ func (s *topSink) addEngine(t *control.Top, traffic *metrics.Traffic) map[string
 		stats := snapshot.engine.Stats()
 		t.FramesOut, t.FramesIn = stats.FramesRead, stats.FramesWritten
 	}
-	volumes := make(map[string]*control.TopNode, len(traffic.Nodes))
-	for _, n := range traffic.Nodes {
-		volumes[n.Node] = &control.TopNode{Name: n.Node, Out: n.Out, In: n.In}
+	volumes := make(map[string]*control.TopNode)
+	for name, n := range status.TrafficByNode() {
+		volumes[name] = &control.TopNode{Name: name, Out: n.Out, In: n.In, FastPath: n.FastPath}
 	}
 	return volumes
 }
