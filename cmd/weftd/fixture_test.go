@@ -91,16 +91,21 @@ const localNode = `{"name": "n1", "subnet": "10.5.1.0/24", "publicIP": "127.0.0.
 type started struct {
 	cancel context.CancelFunc
 	log    *lockedBuffer
-	code   chan int
+	code   chan int // the exit code, and then closed
 }
 
 func (f fixture) start(t *testing.T, more ...string) started {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	s := started{cancel: cancel, log: &lockedBuffer{}, code: make(chan int, 1)}
-	go func() { s.code <- run(ctx, f.args(more...), nil, io.Discard, s.log) }()
+	go func() {
+		defer close(s.code)
+		s.code <- run(ctx, f.args(more...), nil, io.Discard, s.log)
+	}()
 	t.Cleanup(func() {
 		cancel()
+		for range s.code { // its ports and devices are those of the next test's daemon
+		}
 		if t.Failed() {
 			t.Logf("the daemon logged:\n%s", s.log)
 		}

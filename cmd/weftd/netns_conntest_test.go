@@ -205,6 +205,31 @@ func TestNetnsConntestUDP(t *testing.T) {
 	c.expect(map[string]string{"node2 large": "reports a path MTU of 1372"})
 }
 
+// TestNetnsConntestBothWays drops the tunnel's port, whose rules do not see the fast path: the
+// packets that the workers carry are lost, and the node with the rule is named from both ends.
+func TestNetnsConntestBothWays(t *testing.T) {
+	c := newConntestLab(t, lab.Options{}, clusterNetwork, "--fast-path=auto")
+	c.daemons[0].awaitFastPath()
+	c.healthy(conntestPassed / 2)
+	rule := strings.Fields("-p udp --dport 8285 -j DROP")
+	for i, where := range []string{"node1 (INPUT), or of node2 (OUTPUT)", "node2 (INPUT), or of node1 (OUTPUT)"} {
+		inNode(t, c.Nodes[i], append([]string{"iptables", "-I", "INPUT"}, rule...)...)
+		c.expect(every("node2", "a packet filter of "+where))
+		inNode(t, c.Nodes[i], append([]string{"iptables", "-D", "INPUT"}, rule...)...)
+	}
+	c.healthy(conntestPassed / 2)
+	// The fast path alone is lost: its datagrams have no checksum.
+	inNode(t, c.Root, "nft", "add table bridge weft; add chain bridge weft f "+
+		"{ type filter hook forward priority 0; }; add rule bridge weft f udp checksum 0 drop")
+	results, _ := c.run(c.Nodes[0])
+	for _, r := range results {
+		// The nodes may have noticed meanwhile.
+		if r.Outcome == conntest.Failed && !strings.Contains(r.Reason, "drops UDP without a checksum") {
+			t.Errorf("%s: %s", r.Check, r.Reason)
+		}
+	}
+}
+
 // TestNetnsConntestVXLAN tests a Service, with a rule like that of kube-proxy, and a dead node.
 func TestNetnsConntestVXLAN(t *testing.T) {
 	c := newConntestLab(t, lab.Options{Nodes: 3, Underlay6: []netip.Prefix{netip.MustParsePrefix("fd31::/64")}},

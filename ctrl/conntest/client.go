@@ -14,6 +14,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -42,8 +44,10 @@ const (
 	// datagramSize is the payload of the datagram that is fragmented: more than two fragments at
 	// an MTU of 1500, one at 9000.
 	datagramSize = 20_000
-	// datagramTries is the number of datagrams that may be lost.
-	datagramTries = 3
+	// datagramTries is the number of datagrams. Where the path is narrower than the pod's device, as
+	// that of IPv6 by design, one is lost on the way there and one on the way back until both ends
+	// know the path MTU.
+	datagramTries = 6
 	datagramWait  = time.Second
 )
 
@@ -53,12 +57,20 @@ var (
 	errDiffers = errors.New("the data arrived changed")
 )
 
-// dialTCP opens a connection from a namespace. The address is a literal, so the dialer starts no
-// goroutine, which would run in another namespace.
-func dialTCP(ctx context.Context, ns Namespace, to netip.AddrPort) (conn net.Conn, err error) {
-	err = ns.Do(func() (err error) {
-		d := net.Dialer{Timeout: connectTimeout}
-		conn, err = d.DialContext(ctx, "tcp", to.String())
+// caller connects to servers.
+type caller struct {
+	Namespace     // to connect from
+	tos       int // of the packets in both directions, 0: that of other packets
+}
+
+// dial opens a connection. The address is a literal, so the dialer starts no goroutine, which would
+// run in another namespace.
+func (c caller) dial(ctx context.Context, network string, to netip.AddrPort) (conn net.Conn, err error) {
+	err = c.Do(func() (err error) {
+		d := net.Dialer{Timeout: connectTimeout, Control: func(_, _ string, s syscall.RawConn) error {
+			return setTOS(s, c.tos)
+		}}
+		conn, err = d.DialContext(ctx, network, to.String())
 		return err
 	})
 	return conn, err
@@ -66,7 +78,7 @@ func dialTCP(ctx context.Context, ns Namespace, to netip.AddrPort) (conn net.Con
 
 // send sends an HTTP request over a connection, which it closes, and returns the answer and its
 // body. Without a body it is a GET.
-func send(
+func (c caller) send(
 	ctx context.Context, conn net.Conn, path string, body []byte,
 ) (*http.Response, []byte, error) {
 	defer conn.Close()
@@ -78,6 +90,9 @@ func send(
 	r, err := http.NewRequestWithContext(ctx, method, url, bytes.NewReader(body))
 	if err != nil {
 		return nil, nil, err
+	}
+	if c.tos != 0 {
+		r.Header.Set(tosHeader, strconv.Itoa(c.tos))
 	}
 	used := func(context.Context, string, string) (net.Conn, error) { return conn, nil }
 	transport := &http.Transport{DialContext: used, DisableKeepAlives: true}
@@ -94,18 +109,18 @@ func send(
 }
 
 // exchange sends random bytes to a server and compares those that return.
-func exchange(ctx context.Context, ns Namespace, to netip.AddrPort) error {
+func (c caller) exchange(ctx context.Context, to netip.AddrPort) error {
 	sent := make([]byte, tcpSize)
 	if _, err := rand.Read(sent); err != nil {
 		return err
 	}
-	conn, err := dialTCP(ctx, ns, to)
+	conn, err := c.dial(ctx, "tcp", to)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, exchangeTimeout, errStalled)
 	defer cancel()
-	response, received, err := send(ctx, conn, echoPath, sent)
+	response, received, err := c.send(ctx, conn, echoPath, sent)
 	if err != nil {
 		return cmp.Or(context.Cause(ctx), err)
 	}
@@ -121,10 +136,14 @@ func exchange(ctx context.Context, ns Namespace, to netip.AddrPort) error {
 
 // Discover asks the server at an address to describe itself, from a namespace.
 func Discover(ctx context.Context, ns Namespace, at netip.AddrPort) (Info, error) {
+	return caller{Namespace: ns}.discover(ctx, at)
+}
+
+func (c caller) discover(ctx context.Context, at netip.AddrPort) (Info, error) {
 	var info Info
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout+exchangeTimeout)
 	defer cancel()
-	err := get(ctx, ns, at, infoPath, &info)
+	err := c.get(ctx, at, infoPath, &info)
 	return info, err
 }
 
@@ -133,16 +152,16 @@ func RunAt(ctx context.Context, at netip.AddrPort) ([]Result, error) {
 	var results []Result
 	ctx, cancel := context.WithTimeout(ctx, runTimeout)
 	defer cancel()
-	err := get(ctx, Here{}, at, runPath, &results)
+	err := caller{Namespace: Here{}}.get(ctx, at, runPath, &results)
 	return results, err
 }
 
-func get(ctx context.Context, ns Namespace, at netip.AddrPort, path string, v any) error {
-	conn, err := dialTCP(ctx, ns, at)
+func (c caller) get(ctx context.Context, at netip.AddrPort, path string, v any) error {
+	conn, err := c.dial(ctx, "tcp", at)
 	if err != nil {
 		return err
 	}
-	_, text, err := send(ctx, conn, path, nil)
+	_, text, err := c.send(ctx, conn, path, nil)
 	if err == nil {
 		err = json.Unmarshal(text, v)
 	}
@@ -150,13 +169,8 @@ func get(ctx context.Context, ns Namespace, at netip.AddrPort, path string, v an
 }
 
 // exchangeDatagram sends a datagram that needs fragments and awaits the same bytes.
-func exchangeDatagram(ctx context.Context, ns Namespace, to netip.AddrPort) error {
-	var conn net.Conn
-	err := ns.Do(func() (err error) {
-		var d net.Dialer
-		conn, err = d.DialContext(ctx, "udp", to.String())
-		return err
-	})
+func (c caller) exchangeDatagram(ctx context.Context, to netip.AddrPort) error {
+	conn, err := c.dial(ctx, "udp", to)
 	if err != nil {
 		return err
 	}
@@ -169,6 +183,9 @@ func exchangeDatagram(ctx context.Context, ns Namespace, to netip.AddrPort) erro
 		return err
 	}
 	copy(sent, requestHead)
+	if c.tos == workerTOS {
+		copy(sent, workersHead)
+	}
 	want := bytes.Clone(sent)
 	copy(want, replyHead)
 	received := make([]byte, 1<<16)

@@ -34,6 +34,43 @@ func (p pair) results(found map[Check]probed, underlay *probed) []Result {
 	return results
 }
 
+// addWorkers adds the failures of the packets that the workers carry to the results of those that
+// the fast path may carry. there is an echo that the workers carry on the way there only.
+func (p pair) addWorkers(results []Result, usual, byWorkers map[Check]probed, there probed) []Result {
+	common, usualCommon := p.commonReason(byWorkers, nil), p.commonReason(usual, nil)
+	for i := range results {
+		r := &results[i]
+		f := byWorkers[r.Check]
+		switch {
+		case r.Outcome == Failed && usualCommon != "" && common == "" && f.err == nil:
+			r.Reason = "packets that the workers carry pass, those of the fast path are lost: something " +
+				"between the nodes drops UDP without a checksum. Nodes notice within a minute and use " +
+				"the workers; --fast-path=off does so at once"
+		case f.err == nil || r.Outcome == Skipped || usualCommon != "":
+		case common != "":
+			r.Outcome, r.Reason = Failed, p.bulkReason(there)
+		case r.Outcome == Passed:
+			r.Outcome, r.Reason = Failed, "of the packets that the workers carry: "+p.reason(r.Check, byWorkers)
+		}
+	}
+	return results
+}
+
+// bulkReason is the reason if only the packets of the fast path reach a node.
+func (p pair) bulkReason(there probed) string {
+	where := fmt.Sprintf("%s or %s", p.Source.Node, p.Target.Node)
+	switch {
+	case there.skipped != "":
+	case there.err != nil:
+		where = fmt.Sprintf("%s (INPUT), or of %s (OUTPUT),", p.Target.Node, p.Source.Node)
+	default:
+		where = fmt.Sprintf("%s (INPUT), or of %s (OUTPUT),", p.Source.Node, p.Target.Node)
+	}
+	return fmt.Sprintf("bulk flows are lost, which the workers carry, while the packets of the fast path "+
+		"pass: a packet filter of %s drops the tunnel's UDP port, whose rules do not see the fast path: "+
+		"weft doctor there", where)
+}
+
 // commonReason returns the one reason of many failures; it is empty if there is none. Pods are
 // reached if an echo or TCP passes.
 func (p pair) commonReason(found map[Check]probed, underlay *probed) string {

@@ -70,15 +70,20 @@ func TestExplain(t *testing.T) {
 
 // TestReplyTo checks that only requests are answered.
 func TestReplyTo(t *testing.T) {
-	if len(requestHead) != len(replyHead) {
+	if len(requestHead) != len(replyHead) || len(workersHead) != len(replyHead) {
 		t.Error("the heads differ in length")
 	}
-	reply, ok := replyTo([]byte(requestHead + "x"))
-	if !ok || string(reply) != replyHead+"x" {
-		t.Errorf("%q, %t", reply, ok)
+	var reply []byte
+	for head, want := range map[string]int{requestHead: 0, workersHead: workerTOS} {
+		var tos int
+		var ok bool
+		reply, tos, ok = replyTo([]byte(head + "x"))
+		if !ok || tos != want || string(reply) != replyHead+"x" {
+			t.Errorf("%q: %q, TOS %#x, %t", head, reply, tos, ok)
+		}
 	}
 	for _, other := range []string{"", "x", string(reply)} {
-		if _, ok := replyTo([]byte(other)); ok {
+		if _, _, ok := replyTo([]byte(other)); ok {
 			t.Errorf("%q is answered", other)
 		}
 	}

@@ -22,6 +22,9 @@ type Source struct {
 	// Pod and Host are the namespaces to test from. Checks from one that is nil are left out.
 	Pod, Host Namespace
 	Services  []netip.AddrPort // addresses of Services that lead to servers
+	// Priority is the socket priority of packets that the fast path of the udp backend leaves to the
+	// workers. It is 0 if there is no fast path, so that packets have one way.
+	Priority int
 }
 
 const (
@@ -86,12 +89,41 @@ type pair struct {
 
 // test does the checks, all at once.
 func (p pair) test(ctx context.Context) []Result {
-	found := map[Check]probed{}
 	var underlay *probed
+	var group sync.WaitGroup
+	if p.Public.IsValid() {
+		group.Go(func() {
+			from := p.Source.Host
+			if from == nil {
+				from = p.Source.Pod
+			}
+			result := echo(ctx, from, p.Public, doctor.EchoSize, doctor.Marks{})
+			underlay = &result
+		})
+	}
+	usual := p.probeAll(ctx, 0)
+	group.Wait()
+	results := p.results(usual, underlay)
+	if p.Priority == 0 {
+		return results
+	}
+	// Not at the same time: what workers carry moves the other echoes to the workers, too, since
+	// their addresses are the same.
+	byWorkers := p.probeAll(ctx, workerTOS)
+	there := probed{skipped: "not sent from the host"}
+	if p.commonReason(byWorkers, underlay) != "" && p.Source.Host != nil && p.host.IsValid() {
+		there = echo(ctx, p.Source.Host, p.host, doctor.EchoSize, doctor.Marks{Priority: p.Priority})
+	}
+	return p.addWorkers(results, usual, byWorkers, there)
+}
+
+// probeAll does all checks at once, with packets of a TOS.
+func (p pair) probeAll(ctx context.Context, tos int) map[Check]probed {
+	found := map[Check]probed{}
 	var mu sync.Mutex
 	var group sync.WaitGroup
 	for _, c := range checks() {
-		if probe := p.probe(c); probe != nil {
+		if probe := p.probe(c, tos); probe != nil {
 			group.Go(func() {
 				result := probe(ctx)
 				mu.Lock()
@@ -100,24 +132,12 @@ func (p pair) test(ctx context.Context) []Result {
 			})
 		}
 	}
-	if p.Public.IsValid() {
-		group.Go(func() {
-			from := p.Source.Host
-			if from == nil {
-				from = p.Source.Pod
-			}
-			result := echo(ctx, from, p.Public, doctor.EchoSize)
-			mu.Lock()
-			defer mu.Unlock()
-			underlay = &result
-		})
-	}
 	group.Wait()
-	return p.results(found, underlay)
+	return found
 }
 
 // probe returns the function that does a check, nil if the source cannot.
-func (p pair) probe(c Check) func(context.Context) probed {
+func (p pair) probe(c Check, tos int) func(context.Context) probed {
 	from := p.Source.Pod
 	if c == HostToPod {
 		from = p.Source.Host
@@ -133,23 +153,24 @@ func (p pair) probe(c Check) func(context.Context) probed {
 		to = p.host
 	}
 	server := netip.AddrPortFrom(to, p.Port)
+	client, marks := caller{from, tos}, doctor.Marks{TOS: tos}
 	return func(ctx context.Context) probed {
 		if !to.IsValid() {
 			return probed{skipped: p.NoServer}
 		}
 		switch c {
 		case PodToPod:
-			return echo(ctx, from, to, doctor.EchoSize)
+			return echo(ctx, from, to, doctor.EchoSize, marks)
 		case Large:
-			return p.large(ctx, to)
+			return p.large(ctx, to, marks)
 		case TCP:
-			return probed{err: exchange(ctx, from, server)}
+			return probed{err: client.exchange(ctx, server)}
 		case Fragments:
-			return probed{err: exchangeDatagram(ctx, from, server)}
+			return probed{err: client.exchangeDatagram(ctx, server)}
 		}
-		result := echo(ctx, from, to, doctor.EchoSize)
+		result := echo(ctx, from, to, doctor.EchoSize, marks)
 		if result.err == nil && p.NoServer == "" {
-			_, result.err = Discover(ctx, from, server)
+			_, result.err = client.discover(ctx, server)
 		}
 		return result
 	}
@@ -159,9 +180,11 @@ func (p pair) probe(c Check) func(context.Context) probed {
 var errNoAnswer = errors.New("no answer to ping")
 
 // echo sends echo requests until one is answered.
-func echo(ctx context.Context, from Namespace, to netip.Addr, size int) (p probed) {
+func echo(
+	ctx context.Context, from Namespace, to netip.Addr, size int, m doctor.Marks,
+) (p probed) {
 	p.err = from.Do(func() error {
-		e := doctor.Ping(ctx, to, size, echoWait)
+		e := doctor.PingMarked(ctx, to, size, echoWait, m)
 		p.rtt, p.tooBig = e.RTT, e.TooBig
 		if e.Received > 0 {
 			p.pinged = true
@@ -179,7 +202,7 @@ func echo(ctx context.Context, from Namespace, to netip.Addr, size int) (p probe
 // answered. The node's device may be narrower by design: with both families, the MTU of pods suits
 // the smaller IPv4 header. Without a view of the host, any narrower path is taken for that if the
 // kernel reports it.
-func (p pair) large(ctx context.Context, to netip.Addr) probed {
+func (p pair) large(ctx context.Context, to netip.Addr, m doctor.Marks) probed {
 	size := p.MTU
 	if size == 0 {
 		size = deviceMTU(p.Source.Pod, to, minMTU)
@@ -187,23 +210,23 @@ func (p pair) large(ctx context.Context, to netip.Addr) probed {
 	if p.Source.Host != nil {
 		size = min(size, deviceMTU(p.Source.Host, to, size))
 	}
-	result := echo(ctx, p.Source.Pod, to, size)
+	result := echo(ctx, p.Source.Pod, to, size, m)
 	result.size = size
 	if p.Source.Host == nil && result.tooBig != 0 {
-		return echo(ctx, p.Source.Pod, to, result.tooBig)
+		return echo(ctx, p.Source.Pod, to, result.tooBig, m)
 	}
 	if result.err != nil && result.tooBig == 0 {
-		result.fits = search(ctx, p.Source.Pod, to, size)
+		result.fits = p.search(ctx, to, size, m)
 	}
 	return result
 }
 
 // search returns the size of the largest packet below a size that is answered, 0 if there is none.
-func search(ctx context.Context, from Namespace, to netip.Addr, below int) int {
+func (p pair) search(ctx context.Context, to netip.Addr, below int, m doctor.Marks) int {
 	passes := func(size int) bool {
 		var e doctor.Echo
-		err := from.Do(func() error {
-			e = doctor.Ping(ctx, to, size, searchWait)
+		err := p.Source.Pod.Do(func() error {
+			e = doctor.PingMarked(ctx, to, size, searchWait, m)
 			return nil
 		})
 		return err == nil && e.Received > 0

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -35,6 +36,9 @@ const (
 // sumHeader is the header with the SHA-256 of the received body, in hexadecimal.
 const sumHeader = "Weft-Sha256"
 
+// tosHeader is the header of a request with the TOS of the packets of the answer, in decimal.
+const tosHeader = "Weft-Tos"
+
 // maxBody bounds the body of a request, in bytes; a test sends tcpSize.
 const maxBody = 4 << 20
 
@@ -47,6 +51,7 @@ const serverTimeout = 15 * time.Second
 // datagram heads. A server answers requests only, so that two servers never answer each other.
 const (
 	requestHead = "weft test request\n"
+	workersHead = "weft test workers\n" // request of an answer with workerTOS
 	replyHead   = "weft test reply..\n"
 )
 
@@ -76,7 +81,7 @@ func (s *Server) Listen(port uint16) (err error) {
 func (s *Server) Serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	limited := func(h http.HandlerFunc) http.Handler {
-		return http.TimeoutHandler(h, serverTimeout, "too slow")
+		return honourTOS(http.TimeoutHandler(h, serverTimeout, "too slow"))
 	}
 	mux.Handle("GET "+infoPath, limited(s.serveInfo))
 	mux.Handle("POST "+echoPath, limited(serveEcho))
@@ -84,7 +89,10 @@ func (s *Server) Serve(ctx context.Context) error {
 		mux.Handle("GET "+runPath, s.serveRun())
 	}
 	server := &http.Server{Handler: atMost(maxRequests, mux), ReadHeaderTimeout: serverTimeout,
-		ReadTimeout: serverTimeout, BaseContext: func(net.Listener) context.Context { return ctx }}
+		ReadTimeout: serverTimeout, BaseContext: func(net.Listener) context.Context { return ctx },
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, c)
+		}}
 	failed := make(chan error, 2)
 	go func() { failed <- server.Serve(s.listener) }()
 	go func() { failed <- serveDatagrams(s.packets) }()
@@ -107,6 +115,24 @@ func atMost(n int, h http.Handler) http.Handler {
 		default:
 			http.Error(w, "too many requests", http.StatusServiceUnavailable)
 		}
+	})
+}
+
+// connKey is the key of a request's connection in its context.
+type connKey struct{}
+
+// honourTOS gives the rest of a connection the TOS that its request asks for.
+func honourTOS(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		tos, err := strconv.ParseUint(r.Header.Get(tosHeader), 10, 8)
+		conn, ok := r.Context().Value(connKey{}).(syscall.Conn)
+		if err == nil && ok {
+			if err := setTOSOf(conn, int(tos)); err != nil {
+				http.Error(w, err.Error(), http.StatusInternalServerError)
+				return
+			}
+		}
+		h.ServeHTTP(w, r)
 	})
 }
 
@@ -158,17 +184,23 @@ func serveDatagrams(c *net.UDPConn) error {
 		if err != nil {
 			continue // an ICMP error for an earlier answer
 		}
-		if reply, ok := replyTo(buffer[:n]); ok {
+		if reply, tos, ok := replyTo(buffer[:n]); ok {
+			_ = setTOSOf(c, tos)                     // else the client takes it for the other way
 			_, _ = c.WriteToUDPAddrPort(reply, from) // the client notices a missing answer
 		}
 	}
 }
 
-// replyTo changes a request into its reply, in place. It reports whether it is a request.
-func replyTo(datagram []byte) ([]byte, bool) {
-	if !bytes.HasPrefix(datagram, []byte(requestHead)) {
-		return nil, false
+// replyTo changes a request into its reply with its TOS, in place. ok is false if it is not a
+// request.
+func replyTo(datagram []byte) (reply []byte, tos int, ok bool) {
+	switch {
+	case bytes.HasPrefix(datagram, []byte(requestHead)):
+	case bytes.HasPrefix(datagram, []byte(workersHead)):
+		tos = workerTOS
+	default:
+		return nil, 0, false
 	}
 	copy(datagram, replyHead)
-	return datagram, true
+	return datagram, tos, true
 }

@@ -35,6 +35,7 @@ type echoRequest struct {
 	whole    bool
 	row      bool   // do not end with the first answer
 	priority int    // of the socket (SO_PRIORITY)
+	tos      int    // TOS or traffic class
 	mark     []byte // in the packets and their answers; nil means none
 }
 
@@ -103,13 +104,18 @@ func (r echoRequest) open() (fd int, err error) {
 		}
 	}()
 	level, discover, recvErr, probe := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_RECVERR, unix.IP_PMTUDISC_PROBE
+	tos := unix.IP_TOS
 	if r.dst.Is6() {
 		level, discover, recvErr, probe = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_RECVERR,
 			unix.IPV6_PMTUDISC_PROBE
+		tos = unix.IPV6_TCLASS
 	}
 	err = unix.SetsockoptInt(fd, level, recvErr, 1)
 	if err == nil && r.whole {
 		err = unix.SetsockoptInt(fd, level, discover, probe)
+	}
+	if err == nil && r.tos != 0 { // sets the priority, too
+		err = unix.SetsockoptInt(fd, level, tos, r.tos)
 	}
 	if err == nil && r.priority != 0 {
 		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PRIORITY, r.priority)

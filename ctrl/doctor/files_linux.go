@@ -19,10 +19,10 @@ func (g gathering) readFiles() {
 	g.Ports = readPorts("/sys/class/net")
 	g.NoARP = readNoARP("/sys/class/net")
 	// A kernel without connection tracking has no such file.
-	if text, err := os.ReadFile("/proc/net/stat/nf_conntrack"); err == nil {
+	if text, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack"); err == nil {
 		g.Drops = map[string]uint64{"nf_conntrack": statColumn(string(text), "drop")}
 	}
-	for _, name := range []string{"/proc/net/udp", "/proc/net/udp6"} {
+	for _, name := range []string{"/proc/thread-self/net/udp", "/proc/thread-self/net/udp6"} {
 		if text, err := os.ReadFile(name); err == nil {
 			g.UDPPorts = append(g.UDPPorts, programPorts(string(text))...)
 		}
@@ -126,7 +126,7 @@ func programPorts(text string) []uint16 {
 // readProcesses lists the daemons of overlays. Processes that end meanwhile, or of other users'
 // namespaces, are not listed.
 func readProcesses(dir string) []Process {
-	own, _ := os.Readlink(filepath.Join(dir, "self", "ns", "net"))
+	own, _ := os.Readlink(filepath.Join(dir, "thread-self", "ns", "net"))
 	names, _ := filepath.Glob(filepath.Join(dir, "[0-9]*", "cmdline"))
 	var out []Process
 	for _, name := range names {

@@ -20,7 +20,7 @@ const maxNamespaces = 500
 
 // readPods looks into the other network namespaces of this host.
 func (g gathering) readPods() error {
-	own, err := namespaceID("/proc/self/ns/net")
+	own, err := namespaceID("/proc/thread-self/ns/net")
 	if err != nil {
 		return err
 	}
@@ -68,7 +68,9 @@ func (g gathering) podsIn(file string) (pods []Pod, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // without the opposite: the thread ends with the goroutine
+		// Without the opposite, so the thread ends with the goroutine, or stays unused if it is the
+		// first one of the process: /proc/self is in another namespace then.
+		runtime.LockOSThread()
 		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 			return
 		}

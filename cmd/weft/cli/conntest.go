@@ -17,6 +17,7 @@ import (
 
 	"weft/cmd/control"
 	"weft/ctrl/conntest"
+	"weft/dataplane/probe"
 )
 
 // testOptions are the flags of weft test.
@@ -43,6 +44,10 @@ nodes first; a node without it is tested as far as its kernel answers, and repor
   pod-host   echo and TCP from a pod to the other node
   host-pod   echo and TCP from this node to a pod of the other node
   service    TCP from a pod to the address of a Service, with --service
+
+With the fast path of the udp backend, each check is made twice: with packets that the
+fast path may carry, and with packets that only the workers carry, as they do bulk
+flows. It fails if either is lost.
 
 With --kubernetes it runs on any machine with kubectl. It creates the namespace
 weft-test with a Service and two DaemonSets, one of them with the network of the
@@ -203,8 +208,12 @@ func (n testedNode) subnets() (all []netip.Prefix) {
 func (n testedNode) source(
 	pod *conntest.Pod, port uint16, services []netip.AddrPort,
 ) conntest.Source {
-	return conntest.Source{Node: n.Node, MTU: n.MTU, Port: port, Pod: pod, Host: conntest.Here{},
+	source := conntest.Source{Node: n.Node, MTU: n.MTU, Port: port, Pod: pod, Host: conntest.Here{},
 		Services: services}
+	if t := n.Traffic; t != nil && t.FastPath.Active {
+		source.Priority = probe.WorkerPriority
+	}
+	return source
 }
 
 // discoverTimeout bounds the search for the server of a node.

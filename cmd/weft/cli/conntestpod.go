@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"weft/ctrl/conntest"
+	"weft/dataplane/probe"
 )
 
 // testPlan describes the test that one pod of Kubernetes does.
@@ -55,7 +56,9 @@ func newTestRun() *cobra.Command {
 			if err := json.NewDecoder(cmd.InOrStdin()).Decode(&plan); err != nil {
 				return fmt.Errorf("read the plan: %w", err)
 			}
-			source := conntest.Source{Node: plan.Node, Port: plan.Port, Services: plan.Services}
+			// Whether there is a fast path is not known here: both of its ways are tested.
+			source := conntest.Source{Node: plan.Node, Port: plan.Port, Services: plan.Services,
+				Priority: probe.WorkerPriority}
 			if plan.Host {
 				source.Host = conntest.Here{}
 			} else {
