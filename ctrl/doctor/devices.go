@@ -19,6 +19,8 @@ func deviceChecks() []check {
 		{name: "bridge-down", needs: []source{fromSubnet, fromKernel}, find: findBridgeDown},
 		{name: "arp-off", needs: []source{fromSubnet, fromKernel}, find: findNoARP},
 		{name: "netem", needs: []source{fromSubnet, fromKernel}, find: findNetem},
+		{name: "tc-filter", needs: []source{fromSubnet, fromKernel}, find: findTCFilter},
+		{name: "tc-police", needs: []source{fromSubnet, fromKernel}, find: findTCPolice},
 		{name: "former-backend", needs: []source{fromDaemon, fromSubnet, fromKernel}, find: findFormerBackend},
 		{name: "vxlan-port-taken", needs: []source{fromKernel}, find: findPortTaken},
 		{name: "network-overlaps-underlay", needs: []source{fromSubnet, fromKernel}, find: findOverlap},

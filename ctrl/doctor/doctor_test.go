@@ -80,6 +80,31 @@ func TestOverflowFew(t *testing.T) {
 	}
 }
 
+// TestNoStrangers has filters and policies of other programs that are no faults.
+func TestNoStrangers(t *testing.T) {
+	f := healthy(t)
+	f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "bwp1", Kind: "ifb", Up: true})
+	tracked := netfilter.Tracking{Untracked: true, Rule: "rule 1"}
+	f.Nodes[0].Sent, f.Nodes[0].Returned = tracked, tracked // as of Cilium without kube-proxy
+	filter := func(t ctrl.TrafficFilter) TCFilter { return TCFilter{TrafficFilter: t, Met: 9} }
+	f.TC = []TCFilter{
+		filter(ctrl.TrafficFilter{Dev: "cni0", Effect: ctrl.FilterRedirects, All: true, To: "bwp1"}), // a shaper
+		filter(ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterMirrors, All: true, To: "tap7"}),
+		filter(ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterProgram, Name: "cil_from_netdev"}),
+		filter(ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterPolices, Dropped: 3}),
+		{TrafficFilter: ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterDrops}}, // of other packets
+	}
+	all := netip.MustParsePrefix("0.0.0.0/0")
+	f.IPsec = []ctrl.ForeignPolicy{
+		{Dir: ctrl.Out, Src: all, Dst: all, Priority: 1}, // a bypass
+		{Dir: ctrl.Out, Src: all, Dst: all, Priority: 2, Blocks: true},
+		{Dir: ctrl.In, Src: all, Dst: all, Transforms: true, Associated: true},
+	}
+	if r := Examine(f); len(r.Findings) > 0 {
+		t.Errorf("found %+v", r.Findings)
+	}
+}
+
 // TestPermanentNeighbours fills the table with entries that the kernel does not count, as a VXLAN
 // device in a large cluster does.
 func TestPermanentNeighbours(t *testing.T) {
@@ -176,6 +201,33 @@ var faults = []struct {
 	}},
 	{"pod-address", func(f *Facts) { f.Pods = append(f.Pods, f.Pods[0]) }},
 	{"path-lossy", func(f *Facts) { f.Nodes[0].Probes.Loss = Echo{Sent: 20, Received: 15} }},
+	{"tc-filter", func(f *Facts) {
+		f.TC = []TCFilter{{TrafficFilter: ctrl.TrafficFilter{Dev: "cni0", Effect: ctrl.FilterDrops, All: true}}}
+	}},
+	{"tc-filter", func(f *Facts) {
+		f.TC = []TCFilter{{TrafficFilter: ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterRedirects, To: "d0"}, Met: 3}}
+	}},
+	{"tc-filter", func(f *Facts) {
+		silence(f)
+		f.TC = []TCFilter{{TrafficFilter: ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterProgram, Name: "mine"}}}
+	}},
+	{"tc-police", func(f *Facts) {
+		f.TC = []TCFilter{{TrafficFilter: ctrl.TrafficFilter{Dev: "eth0", Effect: ctrl.FilterPolices, Dropped: 9}, Lost: 9}}
+	}},
+	{"ipsec-foreign", func(f *Facts) {
+		f.IPsec = []ctrl.ForeignPolicy{{Dir: ctrl.Out, Src: netip.MustParsePrefix("0.0.0.0/0"), Dst: peerNet, Blocks: true}}
+	}},
+	{"ipsec-foreign", func(f *Facts) {
+		f.Nodes[0].Underlay.Src = netip.MustParseAddr("192.0.2.1")
+		f.IPsec = []ctrl.ForeignPolicy{{Dir: ctrl.In, Src: netip.PrefixFrom(peerAddr, 32),
+			Dst: netip.MustParsePrefix("192.0.2.0/24"), Transforms: true}}
+	}},
+	{"untracked", func(f *Facts) {
+		f.Filter.Translates, f.Nodes[0].Returned = true, netfilter.Tracking{Untracked: true, Rule: "rule 1", Remedy: "iptables"}
+	}},
+	{"conntrack-zone", func(f *Facts) {
+		f.Nodes[0].Sent = netfilter.Tracking{Zone: 7, Rule: "rule 1", Remedy: "iptables"}
+	}},
 	{"former-backend", func(f *Facts) {
 		f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "flannel0", Kind: ctrl.KindTUN, Up: true})
 		f.Kernel.Addrs = append(f.Kernel.Addrs, ctrl.Addr{Dev: "flannel0", Prefix: netip.MustParsePrefix("10.5.1.0/32")})

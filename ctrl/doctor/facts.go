@@ -74,6 +74,12 @@ type Facts struct {
 	// NoARP lists the devices that do not resolve addresses, and Netem those with an emulation of a
 	// bad network.
 	NoARP, Netem []string
+	// TC lists the filters of traffic control on the devices that packets pass, and IPsec the IPsec
+	// policies of other programs.
+	TC    []TCFilter
+	IPsec []ctrl.ForeignPolicy
+	// Outbound is the connection tracking of a packet of a pod to an address outside the network.
+	Outbound netfilter.Tracking
 	// BelowIP lists the tables of packet filters that are not examined.
 	BelowIP []string
 }
@@ -107,6 +113,9 @@ type Node struct {
 	In, Out []netfilter.Verdict
 	// Pods are the verdicts on packets of pods from and to the node before they are routed.
 	Pods []netfilter.Verdict
+	// Sent and Returned are the connection tracking of packets of this node's pods to the node, and
+	// of the answers.
+	Sent, Returned netfilter.Tracking
 
 	Probed bool
 	Probes Probes

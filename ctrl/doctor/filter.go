@@ -12,6 +12,8 @@ func filterChecks() []check {
 	return []check{
 		{name: "forward-drop", needs: []source{fromSubnet, fromFilter}, find: findForwardDrop},
 		{name: "prerouting-drop", needs: []source{fromSubnet, fromFilter}, find: findPreroutingDrop},
+		{name: "untracked", needs: []source{fromSubnet, fromFilter}, find: findUntracked},
+		{name: "conntrack-zone", needs: []source{fromSubnet, fromFilter}, find: findZone},
 		{name: "docker-isolation", needs: []source{fromSubnet, fromFilter}, find: findDockerIsolation},
 		{name: "tunnel-port-dropped", needs: []source{fromKernel, fromFilter}, find: findPortDropped},
 		{name: "rules-missing", needs: []source{fromEnv, fromFilter}, find: findRulesMissing},
@@ -64,6 +66,63 @@ func findPreroutingDrop(f *Facts) []Finding {
 		}
 	}
 	return out
+}
+
+// translates reports whether packets of pods need address translation for Services. That of
+// kube-proxy with IPVS has its chains, too.
+func (f *Facts) translates() bool {
+	return f.Filter.Translates || slices.ContainsFunc(f.Filter.Chains, func(c string) bool {
+		return c == "KUBE-SERVICES" || c == "nat-prerouting" // of iptables, of nftables
+	})
+}
+
+// findUntracked looks for packets of pods that bypass connection tracking, although their addresses
+// are to be translated.
+func findUntracked(f *Facts) []Finding {
+	var out []Finding
+	add := func(t netfilter.Tracking, what, lost string) {
+		same := func(o Finding) bool { return o.Remedy == t.Remedy }
+		if t.Untracked && !slices.ContainsFunc(out, same) {
+			out = append(out, Finding{
+				Evidence: fmt.Sprintf("%s exempts %s from connection tracking", t.Rule, what),
+				Cause:    "the addresses of untracked packets are not translated: " + lost,
+				Remedy:   t.Remedy,
+			})
+		}
+	}
+	for _, n := range f.Nodes {
+		if f.translates() {
+			const lost = "connections to Services fail, and filters do not see what is established"
+			add(n.Sent, "packets of pods to "+n.Name, lost)
+			add(n.Returned, "packets of pods of "+n.Name, lost)
+		}
+	}
+	if f.Env.IPMasq {
+		add(f.Outbound, "packets of pods to addresses outside the pod network",
+			"pods reach neither Services nor the internet, as they are not masqueraded")
+	}
+	return out
+}
+
+// findZone looks for packets of pods that are tracked in another zone than the answers.
+func findZone(f *Facts) []Finding {
+	for _, n := range f.Nodes {
+		if n.Sent.Zone == n.Returned.Zone || n.Sent.Untracked || n.Returned.Untracked {
+			continue
+		}
+		set := n.Sent
+		if set.Zone == 0 {
+			set = n.Returned
+		}
+		return []Finding{{
+			Evidence: fmt.Sprintf("%s sets the zone %d: packets of pods to %s are tracked in zone %d, the answers in %d",
+				set.Rule, set.Zone, n.Name, n.Sent.Zone, n.Returned.Zone),
+			Cause: "answers do not belong to a connection of the other zone: they are not translated back, so " +
+				"Services fail, and filters take them for new connections",
+			Remedy: set.Remedy,
+		}}
+	}
+	return nil
 }
 
 // findDockerIsolation judges packets of other nodes' pods to a docker0 in the node's subnet.

@@ -41,6 +41,7 @@ type gathering struct {
 	*Facts
 	options Options
 	kernel  *ctrl.Kernel
+	tc      []ctrl.TrafficFilter // at the start
 }
 
 // Gather collects the facts about this host, in the network namespace of the process. It always
@@ -64,6 +65,10 @@ func Gather(ctx context.Context, o Options) *Facts {
 		second.probe(ctx)
 	}
 	g.countRepairs(ctx)
+	g.readTC()
+	if both {
+		second.TC = g.TC
+	}
 	return g.Facts
 }
 
@@ -82,6 +87,9 @@ func gather(ctx context.Context, o Options) gathering {
 	if err == nil {
 		g.kernel = kernel
 		err = g.readKernel()
+	}
+	if err == nil {
+		g.tc, err = g.trafficFilters()
 	}
 	g.miss(fromKernel, err)
 	g.readFiles()
@@ -109,6 +117,25 @@ func (g gathering) observeNodes() {
 		return
 	}
 	g.miss(fromPods, g.readPods())
+}
+
+// readTC reads the filters of traffic control again, and compares them.
+func (g gathering) readTC() {
+	if g.Missing[fromKernel] != nil {
+		return
+	}
+	after, err := g.trafficFilters()
+	g.miss(fromKernel, err)
+	g.TC = countTC(g.tc, after)
+}
+
+// trafficFilters lists the filters of all devices.
+func (g gathering) trafficFilters() ([]ctrl.TrafficFilter, error) {
+	var devices []string
+	for _, l := range g.Kernel.Links {
+		devices = append(devices, l.Name)
+	}
+	return g.kernel.TrafficFilters(devices)
 }
 
 // countRepairs compares the daemon's counters with those at the start.
@@ -160,6 +187,9 @@ func (g gathering) readKernel() (err error) {
 		return err
 	}
 	if g.Neighbours, err = g.kernel.NeighbourStates(); err != nil {
+		return err
+	}
+	if g.IPsec, err = g.kernel.ForeignPolicies(); err != nil {
 		return err
 	}
 	g.Netem, err = g.kernel.NetemDevices()
@@ -340,7 +370,37 @@ func (g gathering) tracePods(n *Node) error {
 		}
 		n.Pods = append(n.Pods, verdicts...)
 	}
-	return nil
+	return g.traceTracking(n)
+}
+
+// outside is an address outside every pod network (RFC 5737, RFC 3849).
+func (g gathering) outside() netip.Addr {
+	if g.V6 {
+		return netip.MustParseAddr("2001:db8::1")
+	}
+	return netip.MustParseAddr("198.51.100.1")
+}
+
+// traceTracking traces the connection tracking of packets between a pod of this node and one of
+// another, by both protocols that Services have.
+func (g gathering) traceTracking(n *Node) error {
+	bridge := g.bridges()[0]
+	pod, far := g.subnet().Masked().Addr().Next().Next(), n.Subnet.Masked().Addr().Next().Next()
+	trace := func(into *netfilter.Tracking, p netfilter.Packet) error {
+		found, err := netfilter.TraceTracking(p)
+		if *into == (netfilter.Tracking{}) {
+			*into = found
+		}
+		return err
+	}
+	var err error
+	for _, protocol := range []uint8{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		err = errors.Join(err,
+			trace(&n.Sent, netfilter.Packet{Src: pod, Dst: far, Protocol: protocol, In: bridge}),
+			trace(&n.Returned, netfilter.Packet{Src: far, Dst: pod, Protocol: protocol, In: n.Route.Dev}),
+			trace(&g.Outbound, netfilter.Packet{Src: pod, Dst: g.outside(), Protocol: protocol, In: bridge}))
+	}
+	return err
 }
 
 // traceDocker traces packets of other nodes to docker0.

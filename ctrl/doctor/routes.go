@@ -17,6 +17,7 @@ func routeChecks() []check {
 		{name: "route-missing", needs: []source{fromSubnet, fromKernel}, find: findNoRoute},
 		{name: "route-foreign", needs: []source{fromSubnet, fromKernel}, find: findForeignRoute},
 		{name: "policy-routing", needs: []source{fromSubnet, fromKernel}, find: findPolicyRouting},
+		{name: "ipsec-foreign", needs: []source{fromSubnet, fromKernel}, find: findForeignIPsec},
 		{name: "entries-stale", needs: []source{fromDaemon, fromSubnet, fromKernel}, find: findStaleEntries},
 		{name: "host-gw-router", needs: []source{fromDaemon}, find: findRouter},
 	}

@@ -71,6 +71,8 @@ type describedChain struct {
 	name   string
 	accept string // command that inserts a rule, up to its conditions
 	match  string // format of the conditions and the verdict, for "s" or "d" and a prefix
+	// afterTracking is set if packets meet connection tracking before the chain.
+	afterTracking bool
 }
 
 // remedy describes the dropped packets and the commands that accept them.
@@ -105,6 +107,8 @@ func nftChainsAt(f family, hooks ...*nftables.ChainHook) ([]describedChain, erro
 			name:        fmt.Sprintf("nftables chain %s of table %s", c.Name, place),
 			accept:      fmt.Sprintf("nft insert rule %s %s", place, c.Name),
 			match:       ip + " %saddr %v accept",
+			// NF_IP_PRI_CONNTRACK in linux/netfilter_ipv4.h
+			afterTracking: c.Priority != nil && *c.Priority >= *nftables.ChainPriorityConntrack,
 		})
 	}
 	return all, err

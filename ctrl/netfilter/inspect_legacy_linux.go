@@ -46,6 +46,8 @@ func (c *Conflicts) readLegacy(ctx context.Context, f family, n Net) error {
 		case !ok:
 		case table == tableRaw && (r.target == "NOTRACK" || strings.HasSuffix(line, "-j CT --notrack")):
 			c.NoTrack = true
+		case table == tableNAT && rewritesDestination(r.target):
+			c.Translates = true
 		case table == tableNAT && r.chain == hookPostrouting && r.rewritesSource() && !r.matchesMark &&
 			!hasManagedName(line) && coversNodeToNode(r.src, r.dst, n):
 			c.Masquerades = append(c.Masquerades, fmt.Sprintf("%s rule %q", p.program, line))

@@ -182,6 +182,8 @@ type Conflicts struct {
 	Masquerades []string
 	// Chains holds the names of all chains.
 	Chains []string
+	// Translates is set if a rule rewrites the destinations of packets, as those of Services do.
+	Translates bool
 	// NoTrack is set if tunnel packets of the network bypass connection tracking.
 	NoTrack bool
 }
@@ -217,6 +219,8 @@ func (c *Conflicts) readNFT(f family, n Net) error {
 		if *chain.Hooknum == *nftables.ChainHookPrerouting {
 			untracks, chainErr := hasNoTrack(conn, chain)
 			c.NoTrack, err = c.NoTrack || untracks, errors.Join(err, chainErr)
+			translates, chainErr := translatesDestinations(conn, chain)
+			c.Translates, err = c.Translates || translates, errors.Join(err, chainErr)
 		}
 		if chain.Table.Name == tableName(f) {
 			continue
@@ -241,6 +245,26 @@ func hasNoTrack(conn *nftables.Conn, chain *nftables.Chain) (bool, error) {
 		})
 	}), err
 }
+
+// translatesDestinations reports whether a rule of a chain of type nat itself rewrites destinations.
+func translatesDestinations(conn *nftables.Conn, chain *nftables.Chain) (bool, error) {
+	if chain.Type != nftables.ChainTypeNAT {
+		return false, nil
+	}
+	rules, err := conn.GetRules(chain.Table, chain)
+	return slices.ContainsFunc(rules, func(r *nftables.Rule) bool {
+		return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+			target, ok := e.(*expr.Target)
+			_, redirects := e.(*expr.Redir)
+			nat, isNAT := e.(*expr.NAT)
+			return redirects || isNAT && nat.Type == expr.NATTypeDestNAT ||
+				ok && rewritesDestination(target.Name)
+		})
+	}), err
+}
+
+// rewritesDestination reports whether an xtables target changes the destination of packets.
+func rewritesDestination(target string) bool { return target == "DNAT" || target == "REDIRECT" }
 
 // Differences compares the rules for masquerading and forwarding in the tables of iptables with the
 // wanted ones: those that are missing, duplicate, out of order or behind a rule that bypasses them.

@@ -45,9 +45,16 @@ type filterRule struct {
 	states    uint32 // connection states; 0: any
 	never     bool   // a condition that no traced packet meets
 	unknown   bool   // conditions that may or may not be met
+	tracking  tracking
 	action    filterAction
 	to        string // target of a jump
 	number    int    // position in its chain, from 1
+}
+
+// tracking is an effect of a rule on the connection tracking of a packet.
+type tracking struct {
+	untracks bool
+	zone     uint16 // 0: the default zone
 }
 
 // portRange is a range of ports, both ends included.
@@ -179,7 +186,10 @@ type trace struct {
 	decided place
 	// maybeDropped is the first rule that drops the packet under unknown conditions.
 	maybeDropped place
-	err          error // first error of rules, which ends the trace
+	// tracking is the effect of the first rule that certainly has one, at trackedBy.
+	tracking  tracking
+	trackedBy place
+	err       error // first error of rules, which ends the trace
 }
 
 // follow returns the certain fate of the packet in a chain. If the packet reaches the chain only
@@ -195,6 +205,9 @@ func (t *trace) follow(chain string, certain bool) fate {
 	}
 	for _, r := range rules {
 		match := t.packet.matches(r)
+		if match == yes && certain && t.tracking == (tracking{}) && r.tracking != t.tracking {
+			t.tracking, t.trackedBy = r.tracking, place{chain, r.number}
+		}
 		if match == no || r.action == actionContinue {
 			continue
 		}

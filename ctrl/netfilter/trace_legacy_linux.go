@@ -226,6 +226,7 @@ func (r *filterRule) legacyTarget(b []byte) {
 	name := cString(b[2 : 2+xtNameLen])
 	if name != "" || len(b) < xtHead+4 {
 		r.action = targetAction(name)
+		r.tracking = targetTracking(name, b[min(xtHead, len(b)):])
 		return
 	}
 	const accept, drop, ret = -2, -1, -5 // -NF_ACCEPT - 1, -NF_DROP - 1, XT_RETURN

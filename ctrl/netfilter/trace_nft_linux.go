@@ -8,6 +8,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/google/nftables/xt"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -70,6 +71,7 @@ type ruleReader struct {
 	rule  filterRule
 	field tracedField
 	mask  []byte
+	value []byte // that was loaded last without a field
 }
 
 // tracedField is the packet field that was loaded into a register.
@@ -95,7 +97,14 @@ func (r nftReader) decode(t *nftables.Table, exprs []expr.Any) ([]filterRule, er
 	for _, e := range exprs {
 		switch e := e.(type) {
 		case *expr.Counter, *expr.Log:
+		case *expr.Notrack:
+			d.rule.tracking.untracks = true
+		case *expr.Immediate:
+			d.value = e.Data
 		case *expr.Meta, *expr.Payload, *expr.Ct:
+			if c, ok := e.(*expr.Ct); ok && c.SourceRegister {
+				d.setTracking(c)
+			}
 			d.field, d.mask = d.loads(e), nil
 		case *expr.Bitwise:
 			d.mask = e.Mask
@@ -115,6 +124,9 @@ func (r nftReader) decode(t *nftables.Table, exprs []expr.Any) ([]filterRule, er
 			d.rule.action = actionDrop
 		case *expr.Target:
 			d.rule.action = targetAction(e.Name)
+			if info, ok := e.Info.(*xt.Unknown); ok {
+				d.rule.tracking = targetTracking(e.Name, *info)
+			}
 		case *expr.Verdict:
 			d.verdict(e)
 		default:
@@ -296,6 +308,13 @@ func elementVerdict(data []byte) (*expr.Verdict, error) {
 		}
 	}
 	return v, ad.Err()
+}
+
+// setTracking adds the effect of `ct zone set`.
+func (d *ruleReader) setTracking(e *expr.Ct) {
+	if e.Key == expr.CtKeyZONE && len(d.value) == 2 {
+		d.rule.tracking.zone = binaryutil.NativeEndian.Uint16(d.value)
+	}
 }
 
 func (d *ruleReader) verdict(e *expr.Verdict) {
