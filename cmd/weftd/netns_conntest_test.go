@@ -48,9 +48,26 @@ func newConntestLab(t *testing.T, o lab.Options, network string, flags ...string
 		})
 		if i > 0 {
 			c.serve(d.node)
+			c.awaitTunnel(c.daemons[0], d)
 		}
 	}
 	return c
+}
+
+// awaitTunnel waits until a node answers another one through the overlay.
+func (c *conntestLab) awaitTunnel(from, to *member) {
+	c.t.Helper()
+	subnet := to.env().Subnet
+	if from.status().Device == "" || !subnet.IsValid() {
+		return // no device: the bridges come later
+	}
+	await(c.t, patience, "an answer of "+to.node.Name, func() error {
+		r, err := from.node.Ping(c.t.Context(), subnet.Masked().Addr(), lab.Ping{Timeout: 100 * time.Millisecond})
+		if err == nil && r.Received == 0 {
+			err = fmt.Errorf("%+v", r)
+		}
+		return err
+	})
 }
 
 // weft starts the tool in a node.

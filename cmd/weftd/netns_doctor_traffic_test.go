@@ -50,8 +50,7 @@ func TestNetnsDoctorTraffic(t *testing.T) {
 			"u32 match ip protocol 17 0xff match ip dst " + peer + " action mirred ingress redirect dev lo",
 			undo: "tc qdisc del dev eth0 clsact"},
 		{name: "tc-filter", make: "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress protocol ip " +
-			"bpf bytecode '11,48 0 0 0,84 0 0 240,21 0 7 64,48 0 0 9,21 0 5 17,40 0 0 6,69 3 0 8191,177 0 0 0," +
-			"72 0 0 2,21 1 0 8472,6 0 0 0,6 0 0 2' da",
+			"bpf bytecode '4,40 0 0 36,21 0 1 8472,6 0 0 2,6 0 0 0' da", // drops packets to the port
 			undo: "tc qdisc del dev eth0 clsact"},
 		{name: "tc-filter", produce: func(t *testing.T) func() {
 			d.tryTC(t, "tc qdisc add dev cni0 ingress; tc filter add dev cni0 parent ffff: matchall action drop")
@@ -65,7 +64,7 @@ func TestNetnsDoctorTraffic(t *testing.T) {
 		{name: "ipsec-foreign", make: "ip xfrm policy add src 0.0.0.0/0 dst " + far + " dir out action block",
 			undo: "ip xfrm policy flush"},
 		{name: "ipsec-foreign", make: "ip xfrm policy add src " + peer + " dst 0.0.0.0/0 proto udp dir in " +
-			"tmpl proto esp mode tunnel src " + peer + " dst " + d.Nodes[0].Addr.String(),
+			"tmpl src " + peer + " dst " + d.Nodes[0].Addr.String() + " proto esp mode tunnel",
 			undo: "ip xfrm policy flush"},
 		{name: "untracked", make: "iptables -t raw -A PREROUTING -s 10.5.0.0/16 -j NOTRACK",
 			undo: "iptables -t raw -F PREROUTING"},

@@ -42,7 +42,7 @@ func (p pair) addWorkers(results []Result, usual, byWorkers map[Check]probed, th
 		r := &results[i]
 		f := byWorkers[r.Check]
 		switch {
-		case r.Outcome == Failed && usualCommon != "" && common == "" && f.err == nil:
+		case r.Outcome == Failed && usualCommon != "" && common == "":
 			r.Reason = "packets that the workers carry pass, those of the fast path are lost: something " +
 				"between the nodes drops UDP without a checksum. Nodes notice within a minute and use " +
 				"the workers; --fast-path=off does so at once"

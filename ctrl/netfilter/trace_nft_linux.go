@@ -102,7 +102,7 @@ func (r nftReader) decode(t *nftables.Table, exprs []expr.Any) ([]filterRule, er
 		case *expr.Immediate:
 			d.value = e.Data
 		case *expr.Meta, *expr.Payload, *expr.Ct:
-			if c, ok := e.(*expr.Ct); ok && c.SourceRegister {
+			if c, ok := e.(*expr.Ct); ok {
 				d.setTracking(c)
 			}
 			d.field, d.mask = d.loads(e), nil
@@ -310,9 +310,10 @@ func elementVerdict(data []byte) (*expr.Verdict, error) {
 	return v, ad.Err()
 }
 
-// setTracking adds the effect of `ct zone set`.
+// setTracking adds the effect of `ct zone set`. The library does not decode the register that it
+// reads, so one without a register to write to is it.
 func (d *ruleReader) setTracking(e *expr.Ct) {
-	if e.Key == expr.CtKeyZONE && len(d.value) == 2 {
+	if e.Key == expr.CtKeyZONE && e.Register == 0 && len(d.value) >= 2 {
 		d.rule.tracking.zone = binaryutil.NativeEndian.Uint16(d.value)
 	}
 }
