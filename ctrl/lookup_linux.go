@@ -126,12 +126,27 @@ func (k *Kernel) PolicyRules() ([]string, error) {
 		}
 		for _, r := range rules {
 			if !slices.Contains([]int{0, -1, mainPriority, defaultPriority}, r.Priority) {
-				out = append(out, fmt.Sprintf("%d: from %v to %v lookup %d", r.Priority,
-					orAll(r.Src), orAll(r.Dst), r.Table))
+				out = append(out, ruleText(r))
 			}
 		}
 	}
 	return out, nil
+}
+
+func ruleText(r netlink.Rule) string {
+	text := fmt.Sprintf("%d: from %v to %v", r.Priority, orAll(r.Src), orAll(r.Dst))
+	if r.Mark != 0 {
+		text += fmt.Sprintf(" fwmark %#x", r.Mark)
+	}
+	if r.IifName != "" {
+		text += " iif " + r.IifName
+	}
+	action, rejects := map[uint8]string{unix.FR_ACT_BLACKHOLE: "blackhole", unix.FR_ACT_UNREACHABLE: "unreachable",
+		unix.FR_ACT_PROHIBIT: "prohibit"}[r.Type]
+	if rejects {
+		return text + " " + action
+	}
+	return text + fmt.Sprintf(" lookup %d", r.Table)
 }
 
 func orAll[T fmt.Stringer](n T) string {

@@ -98,6 +98,11 @@ func TestNetnsDoctorPods(t *testing.T) {
 			make: "iptables -I INPUT -p udp --dport 8472 -m statistic --mode nth --every 4 --packet 0 -j DROP",
 			undo: "iptables -D INPUT -p udp --dport 8472 -m statistic --mode nth --every 4 --packet 0 -j DROP"},
 		{name: "netem", produce: d.emulateLoss},
+		{name: "pod-cut-off", make: "for p in $(ls /sys/class/net/cni0/brif); do bridge link set dev $p state 0; done",
+			undo: "for p in $(ls /sys/class/net/cni0/brif); do bridge link set dev $p state 3; done"},
+		{name: "pod-cut-off", make: "nft add table ip m; nft 'add chain ip m p { type filter hook prerouting " +
+			"priority -150; }'; nft add rule ip m p iifname cni0 meta mark set 0x77; ip rule add pref 50 fwmark 0x77 blackhole",
+			undo: "ip rule del pref 50; nft delete table ip m"},
 	})
 	d.run("trace into the pod", func() {
 		defer d.produce(wrongGateway)()

@@ -200,6 +200,11 @@ var faults = []struct {
 		f.Pods[0].Addr, f.Pods[0].Route.Via = netip.MustParsePrefix("10.5.1.2/16"), netip.Addr{}
 	}},
 	{"pod-address", func(f *Facts) { f.Pods = append(f.Pods, f.Pods[0]) }},
+	{"pod-cut-off", func(f *Facts) { f.Pods[0].Probed, f.BlockedPorts = true, []string{"veth0"} }},
+	{"pod-cut-off", func(f *Facts) {
+		f.Pods[0].Probed, f.Pods[0].Gateway = true, Echo{Sent: 1, Received: 1}
+		f.PolicyRules = []string{"50: fwmark 0x77"}
+	}},
 	{"path-lossy", func(f *Facts) { f.Nodes[0].Probes.Loss = Echo{Sent: 20, Received: 15} }},
 	{"tc-filter", func(f *Facts) {
 		f.TC = []TCFilter{{TrafficFilter: ctrl.TrafficFilter{Dev: "cni0", Effect: ctrl.FilterDrops, All: true}}}

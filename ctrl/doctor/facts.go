@@ -80,6 +80,8 @@ type Facts struct {
 	IPsec []ctrl.ForeignPolicy
 	// Outbound is the connection tracking of a packet of a pod to an address outside the network.
 	Outbound netfilter.Tracking
+	// BlockedPorts lists the ports of bridges that have a link but do not forward.
+	BlockedPorts []string
 	// BelowIP lists the tables of packet filters that are not examined.
 	BelowIP []string
 }

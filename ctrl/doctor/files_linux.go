@@ -18,6 +18,7 @@ func (g gathering) readFiles() {
 	g.readSysctls("/proc/sys")
 	g.Ports = readPorts("/sys/class/net")
 	g.NoARP = readNoARP("/sys/class/net")
+	g.BlockedPorts = readBlockedPorts("/sys/class/net")
 	// A kernel without connection tracking has no such file.
 	if text, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack"); err == nil {
 		g.Drops = map[string]uint64{"nf_conntrack": statColumn(string(text), "drop")}
@@ -66,6 +67,22 @@ func readPorts(dir string) map[string][]string {
 		found, _ := filepath.Glob(filepath.Join(dir, bridge, "brif", "*"))
 		for _, p := range found {
 			ports[bridge] = append(ports[bridge], filepath.Base(p))
+		}
+	}
+	return ports
+}
+
+// readBlockedPorts returns the ports of bridges with a link and another state than forwarding.
+func readBlockedPorts(dir string) (ports []string) {
+	const forwarding = "3"                                                // BR_STATE_FORWARDING in linux/if_bridge.h
+	files, _ := filepath.Glob(filepath.Join(dir, "*", "brport", "state")) // the pattern is well formed
+	for _, file := range files {
+		device := filepath.Dir(filepath.Dir(file))
+		state, err := os.ReadFile(file)
+		carrier, carrierErr := os.ReadFile(filepath.Join(device, "carrier"))
+		if err == nil && carrierErr == nil && strings.TrimSpace(string(carrier)) == "1" &&
+			strings.TrimSpace(string(state)) != forwarding {
+			ports = append(ports, filepath.Base(device))
 		}
 	}
 	return ports

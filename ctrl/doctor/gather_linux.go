@@ -58,10 +58,10 @@ func Gather(ctx context.Context, o Options) *Facts {
 		second = g.forFamily(true)
 		g.Second = second.Facts
 	}
-	g.observeNodes()
+	g.observeNodes(ctx)
 	g.probe(ctx)
 	if both {
-		second.observeNodes()
+		second.observeNodes(ctx)
 		second.probe(ctx)
 	}
 	g.countRepairs(ctx)
@@ -107,7 +107,7 @@ func (g gathering) forFamily(v6 bool) gathering {
 }
 
 // observeNodes collects the facts of one family except for the probes.
-func (g gathering) observeNodes() {
+func (g gathering) observeNodes(ctx context.Context) {
 	if g.Missing[fromKernel] == nil {
 		g.findNodes()
 	}
@@ -116,7 +116,7 @@ func (g gathering) observeNodes() {
 		g.miss(fromPods, err)
 		return
 	}
-	g.miss(fromPods, g.readPods())
+	g.miss(fromPods, g.readPods(ctx))
 }
 
 // readTC reads the filters of traffic control again, and compares them.

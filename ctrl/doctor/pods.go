@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"weft/ctrl"
 )
@@ -16,6 +17,10 @@ type Pod struct {
 	MTU  int
 	// Route is the pod's own route to a pod of another node, or to the network without one.
 	Route Lookup
+	// Gateway and Far are echoes of the pod to this host's address in the subnet and to the first
+	// other node through the overlay, if Probed.
+	Gateway, Far Echo
+	Probed       bool
 }
 
 // String returns the address and the name.
@@ -26,6 +31,7 @@ func podChecks() []check {
 	return []check{
 		{name: "pod-route", needs: needs, find: findPodRoute},
 		{name: "pod-address", needs: needs, find: findPodAddress},
+		{name: "pod-cut-off", needs: append(needs, fromProbes), symptom: true, find: findPodCutOff},
 	}
 }
 
@@ -97,6 +103,58 @@ func findPodAddress(f *Facts) []Finding {
 			"address was set by hand. Packets reach one of them, now this and now that",
 		Remedy: "recreate one of the pods",
 	}}
+}
+
+// findPodCutOff looks for pods that reach nothing although this host does. One that reaches the host
+// alone may have a network policy, all of them hardly.
+func findPodCutOff(f *Facts) []Finding {
+	var mute, alone []string
+	probed := 0
+	for _, p := range f.Pods {
+		switch {
+		case !p.Probed:
+			continue
+		case p.Gateway.Received == 0:
+			mute = append(mute, p.String())
+		case p.Far.Received == 0:
+			alone = append(alone, p.String())
+		}
+		probed++
+	}
+	if len(mute) > 0 {
+		evidence := fmt.Sprintf("no answer of this host's %s to pods: %s", f.gateways()[0], listed(mute))
+		if len(f.BlockedPorts) > 0 {
+			evidence += "; ports of the bridge that do not forward: " + listed(f.BlockedPorts)
+		}
+		return []Finding{{
+			Evidence: evidence + f.unexamined(),
+			Cause: "frames between the pod and the bridge are lost: a port of the bridge that does not forward, a " +
+				"filter of the bridge (ebtables, nftables), VLAN filtering, or INPUT of this host",
+			Remedy: "bridge -d link; bridge vlan; nft list ruleset; bridge link set dev PORT state 3",
+		}}
+	}
+	i := slices.IndexFunc(f.Nodes, func(n Node) bool { return n.Probed && n.Probes.Small.Received > 0 })
+	if len(alone) == 0 || len(alone) < probed || i != 0 {
+		return nil
+	}
+	evidence := fmt.Sprintf("%s answers this host, but no pod of it: %s", f.Nodes[0].Name, listed(alone))
+	if len(f.PolicyRules) > 0 {
+		evidence += "; policy rules: " + strings.Join(f.PolicyRules, "; ")
+	}
+	return []Finding{{
+		Evidence: evidence + f.unexamined(),
+		Cause: "pods' packets take another way than this host's: a mark with a policy rule, a rule or filter for " +
+			"the bridge's device, rp_filter, or a network policy that forbids ICMP",
+		Remedy: fmt.Sprintf("weft trace %s %s; ip rule; nft list ruleset", f.Pods[0].Addr.Addr(), f.Nodes[0].Target),
+	}}
+}
+
+// unexamined names the filters that are not examined, as a part of a sentence.
+func (f *Facts) unexamined() string {
+	if len(f.BelowIP) == 0 {
+		return ""
+	}
+	return "; not examined: nft list table " + listed(f.BelowIP)
 }
 
 // pod returns the pod with an address.

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -18,8 +19,14 @@ import (
 // hundred pods, and each takes a millisecond.
 const maxNamespaces = 500
 
+// Limits of the probes of pods, which are made one after the other.
+const (
+	maxProbedPods = 8
+	podTries      = 2
+)
+
 // readPods looks into the other network namespaces of this host.
-func (g gathering) readPods() error {
+func (g gathering) readPods(ctx context.Context) error {
 	own, err := namespaceID("/proc/thread-self/ns/net")
 	if err != nil {
 		return err
@@ -34,7 +41,7 @@ func (g gathering) readPods() error {
 			continue // a process that has ended, or a file that is no namespace
 		}
 		seen[id] = true
-		pods, err := g.podsIn(file)
+		pods, err := g.podsIn(ctx, file)
 		if err != nil {
 			failed = fmt.Errorf("enter the network namespace %s: %w", file, err)
 		}
@@ -59,7 +66,7 @@ func namespaceID(file string) ([2]uint64, error) {
 }
 
 // podsIn returns the addresses of the node's subnet in a namespace.
-func (g gathering) podsIn(file string) (pods []Pod, err error) {
+func (g gathering) podsIn(ctx context.Context, file string) (pods []Pod, err error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
@@ -74,7 +81,9 @@ func (g gathering) podsIn(file string) (pods []Pod, err error) {
 		if err = unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 			return
 		}
-		pods, err = g.podsHere(namespaceName(file))
+		if pods, err = g.podsHere(namespaceName(file)); err == nil && g.options.Probe {
+			g.probePods(ctx, pods)
+		}
 	}()
 	<-done
 	return pods, err
@@ -120,6 +129,23 @@ func (g gathering) podsHere(name string) ([]Pod, error) {
 		pods = append(pods, p)
 	}
 	return pods, nil
+}
+
+// probePods sends echoes from the namespace of the thread.
+func (g gathering) probePods(ctx context.Context, pods []Pod) {
+	if len(g.Nodes) == 0 || len(g.gateways()) == 0 || len(g.Pods) >= maxProbedPods {
+		return
+	}
+	for i := range pods {
+		p := &pods[i]
+		r := echoRequest{src: p.Addr.Addr(), dst: g.gateways()[0], size: echoSize, tries: podTries, wait: probeWait}
+		p.Gateway = echo(ctx, r)
+		if p.Gateway.Received > 0 {
+			r.dst = g.Nodes[0].Target
+			p.Far = echo(ctx, r)
+		}
+		p.Probed = true
+	}
 }
 
 // elsewhere returns an address of the network that is not in the node's subnet.

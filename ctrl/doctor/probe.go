@@ -91,7 +91,7 @@ func findBlocked(f *Facts) []Finding {
 		if n.refused() {
 			continue
 		}
-		evidence, direction := n.silence(), "at least one way"
+		evidence, direction := n.silence()+f.unexamined(), "at least one way"
 		switch {
 		case n.Probes.Received > 0:
 			evidence += fmt.Sprintf("; %d tunnel packets of that node arrived meanwhile", n.Probes.Received)

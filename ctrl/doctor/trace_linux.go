@@ -29,7 +29,7 @@ func TraceFlow(ctx context.Context, flow Flow, o Options, send bool) (Trace, err
 	if g.V6 = flow.Src.Is6(); !g.subnet().IsValid() {
 		return Trace{}, fmt.Errorf("this node has no pod subnet of the family of %s", flow.Src)
 	}
-	g.observeNodes()
+	g.observeNodes(ctx)
 	w := &way{Facts: g.Facts, flow: flow}
 	g.observe(w)
 	if send {
