@@ -153,6 +153,7 @@ func findPodMTU(f *Facts) []Finding {
 				large = append(large, fmt.Sprintf("%s (%d)", name, l.MTU))
 			}
 		}
+		large = append(large, f.narrowPorts(bridge)...)
 		for _, p := range f.Pods {
 			if p.MTU > f.Env.MTU {
 				large = append(large, fmt.Sprintf("pod %s (%d)", p, p.MTU))
@@ -162,13 +163,44 @@ func findPodMTU(f *Facts) []Finding {
 			continue
 		}
 		out = append(out, Finding{
-			Evidence: fmt.Sprintf("MTU above the %d bytes of the subnet file: %s", f.Env.MTU, listed(large)),
-			Cause:    "pods send packets that the overlay cannot carry; those that forbid fragmentation are lost",
+			Evidence: fmt.Sprintf("the MTU of the subnet file is %d, but: %s", f.Env.MTU, listed(large)),
+			Cause: "pods send packets that the overlay cannot carry, or the two ends of a pod's link differ: " +
+				"large packets are lost",
 			Remedy: fmt.Sprintf("recreate the pods of %s; for the bridge: ip link set %s mtu %d", bridge,
 				bridge, f.Env.MTU),
 		})
 	}
 	return out
+}
+
+// narrowPorts returns the ports of a bridge with an MTU that fewer pods have than ports. Both ends of
+// a pod's link have one MTU. It needs a view of all pods.
+func (f *Facts) narrowPorts(bridge string) (narrow []string) {
+	ports := f.Ports[bridge]
+	if len(f.Pods) < len(ports) {
+		return nil
+	}
+	for _, name := range ports {
+		l, ok := f.link(name)
+		if !ok || l.MTU >= f.Env.MTU {
+			continue
+		}
+		have := 0
+		for _, other := range ports {
+			if o, _ := f.link(other); o.MTU == l.MTU {
+				have++
+			}
+		}
+		for _, p := range f.Pods {
+			if p.MTU == l.MTU {
+				have--
+			}
+		}
+		if have > 0 {
+			narrow = append(narrow, fmt.Sprintf("%s (%d, its pod more)", name, l.MTU))
+		}
+	}
+	return narrow
 }
 
 // findBridgeSubnet looks at the bridges that carry an address of the pod network.

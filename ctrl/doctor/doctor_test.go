@@ -280,6 +280,17 @@ var faults = []struct {
 	{"masquerade-foreign", func(f *Facts) { f.Filter.Masquerades = []string{"nftables chain POSTROUTING"} }},
 	{"icmp-errors-dropped", func(f *Facts) { f.Filter.ICMPErrors, f.Filter.NoTrack = "chain INPUT", true }},
 	{"duplicate-node", func(f *Facts) { f.Daemon.Nodes[0].Public = f.Daemon.Interface.Public }},
+	{"duplicate-node", func(f *Facts) { f.Nodes[0].Underlay.Local, f.Nodes[0].Underlay.Dev = true, "lo" }},
+	{"route-foreign", func(f *Facts) {
+		f.Kernel.Routes = append(f.Kernel.Routes, ctrl.Route{Dst: netip.PrefixFrom(peerNet.Addr().Next(), 32), Kind: ctrl.Blackhole})
+	}},
+	{"route-foreign", func(f *Facts) {
+		f.Kernel.Routes = append(f.Kernel.Routes, ctrl.Route{Dst: netip.MustParsePrefix("10.5.1.2/32"), Dev: "d0", Protocol: 3})
+	}},
+	{"pod-mtu", func(f *Facts) {
+		f.Kernel.Links = append(f.Kernel.Links, ctrl.Link{Name: "veth0", MTU: 1200, Up: true})
+		f.Ports["cni0"] = []string{"veth0"}
+	}},
 	{"backend-mismatch", func(f *Facts) { f.Daemon.Nodes[0].Unreachable = "VNI is 7, this node's is 1" }},
 	{"wrong-interface", func(f *Facts) { f.Nodes[0].Underlay.Dev = "eth1" }},
 	{"unknown-source", func(f *Facts) {

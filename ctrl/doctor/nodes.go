@@ -31,7 +31,9 @@ func findDuplicates(f *Facts) []Finding {
 				Remedy: remedy,
 			})
 		}
-		owned[o.value] = o.name
+		if owned[o.value] == "" {
+			owned[o.value] = o.name
+		}
 	}
 	const address = "--iface with the interface that is unique, or --public-ip, on one of them"
 	const subnet = "delete the lease of one of them in the store and restart its daemon"
@@ -47,6 +49,16 @@ func findDuplicates(f *Facts) []Finding {
 		}
 		if n.Subnet.IsValid() {
 			add(owner{n.Name, n.Subnet.String()}, "subnet", subnet)
+		}
+	}
+	for _, n := range f.Nodes {
+		if n.Underlay.Local && owned[n.Public.String()] != "this node" {
+			out = append(out, Finding{
+				Evidence: fmt.Sprintf("%s, the address of %s, is an address of this host, too", n.Public, n.Name),
+				Cause:    "an address was added here by hand, or a virtual IP has moved here: packets to that node stay here",
+				Remedy: fmt.Sprintf("ip addr show to %s; ip addr del it, or --public-ip with another address on %s",
+					n.Public, n.Name),
+			})
 		}
 	}
 	return out

@@ -64,7 +64,7 @@ func findRefused(f *Facts) []Finding {
 	var out []Finding
 	for _, n := range f.silent() {
 		err := n.Probes.Port
-		if !n.refused() {
+		if !n.refused() || n.Underlay.Local { // this host refuses, as it has the address
 			continue
 		}
 		cause := "a firewall on that node or on the way rejects the port"

@@ -101,7 +101,7 @@ func unique(names []string) []string {
 
 // findForeignRoute looks for routes of the main table that take packets to a node elsewhere.
 func findForeignRoute(f *Facts) []Finding {
-	return f.wrongRoutes(func(n Node, l Lookup) (Finding, bool) {
+	return append(f.narrowRoutes(), f.wrongRoutes(func(n Node, l Lookup) (Finding, bool) {
 		if l.Table != ctrl.TableMain && l.Table != ctrl.TableLocal || l.Match.Bits() == 0 ||
 			f.onForeignBridge(l.Dev) {
 			return Finding{}, false
@@ -117,7 +117,37 @@ func findForeignRoute(f *Facts) []Finding {
 			Remedy: fmt.Sprintf("ip route del %s %s; find the program that adds it with ip monitor route",
 				l.Match, way),
 		}, true
-	})
+	})...)
+}
+
+// narrowRoutes looks for routes to a part of a node's subnet, which the overlay never has. Those to
+// a part of this node's are no fault if no bridge has the subnet: some plugins route to each pod.
+func (f *Facts) narrowRoutes() []Finding {
+	var out []Finding
+	inside := func(p netip.Prefix, r ctrl.Route) bool {
+		return p.IsValid() && p.Contains(r.Dst.Addr()) && r.Dst.Bits() > p.Bits()
+	}
+	bridges := f.bridges()
+	for _, r := range f.Kernel.Routes {
+		owner := ""
+		for _, n := range f.Nodes {
+			if inside(n.Subnet, r) {
+				owner = n.Name
+			}
+		}
+		if inside(f.subnet().Masked(), r) && len(bridges) > 0 && !slices.Contains(bridges, r.Dev) {
+			owner = "this node"
+		}
+		if owner == "" || r.Protocol == ctrl.RouteProtocol || slices.Contains(f.devices(), r.Dev) {
+			continue
+		}
+		out = append(out, Finding{
+			Evidence: fmt.Sprintf("the %s covers a part of the subnet of %s", r, owner),
+			Cause:    "a route of another program takes the packets to some pods away from the overlay or the bridge",
+			Remedy:   fmt.Sprintf("ip route del %s; find the program that adds it with ip monitor route", r.Dst),
+		})
+	}
+	return out
 }
 
 // onForeignBridge reports whether a device is a bridge with an address of another subnet of the pod
