@@ -44,9 +44,9 @@ const (
 	// datagramSize is the payload of the datagram that is fragmented: more than two fragments at
 	// an MTU of 1500, one at 9000.
 	datagramSize = 20_000
-	// datagramTries is the number of datagrams. Where the path is narrower than the pod's device, as
-	// that of IPv6 by design, one is lost on the way there and one on the way back until both ends
-	// know the path MTU.
+	// datagramTries is the number of datagrams. Where the path is narrower than the pod's device,
+	// as that of IPv6 by design, one is lost on the way there and one on the way back until both
+	// ends know the path MTU.
 	datagramTries = 6
 	datagramWait  = time.Second
 )
@@ -63,8 +63,8 @@ type caller struct {
 	tos       int // of the packets in both directions, 0: that of other packets
 }
 
-// dial opens a connection. The address is a literal, so the dialer starts no goroutine, which would
-// run in another namespace.
+// dial opens a connection. The address is a literal, so the dialer starts no goroutine, which
+// would run in another namespace.
 func (c caller) dial(ctx context.Context, network string, to netip.AddrPort) (conn net.Conn, err error) {
 	err = c.Do(func() (err error) {
 		d := net.Dialer{Timeout: connectTimeout, Control: func(_, _ string, s syscall.RawConn) error {

@@ -22,8 +22,8 @@ type Source struct {
 	// Pod and Host are the namespaces to test from. Checks from one that is nil are left out.
 	Pod, Host Namespace
 	Services  []netip.AddrPort // addresses of Services that lead to servers
-	// Priority is the socket priority of packets that the fast path of the udp backend leaves to the
-	// workers. It is 0 if there is no fast path, so that packets have one way.
+	// Priority is the socket priority of packets that the fast path of the udp backend leaves to
+	// the workers. It is 0 if there is no fast path, so that packets have one way.
 	Priority int
 }
 

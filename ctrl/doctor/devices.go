@@ -173,8 +173,8 @@ func findPodMTU(f *Facts) []Finding {
 	return out
 }
 
-// narrowPorts returns the ports of a bridge with an MTU that fewer pods have than ports. Both ends of
-// a pod's link have one MTU. It needs a view of all pods.
+// narrowPorts returns the ports of a bridge with an MTU that fewer pods have than ports. Both ends
+// of a pod's link have one MTU. It needs a view of all pods.
 func (f *Facts) narrowPorts(bridge string) (narrow []string) {
 	ports := f.Ports[bridge]
 	if len(f.Pods) < len(ports) {

@@ -105,8 +105,8 @@ func findPodAddress(f *Facts) []Finding {
 	}}
 }
 
-// findPodCutOff looks for pods that reach nothing although this host does. One that reaches the host
-// alone may have a network policy, all of them hardly.
+// findPodCutOff looks for pods that reach nothing although this host does. One that reaches the
+// host alone may have a network policy, all of them hardly.
 func findPodCutOff(f *Facts) []Finding {
 	var mute, alone []string
 	probed := 0

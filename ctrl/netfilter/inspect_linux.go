@@ -246,7 +246,8 @@ func hasNoTrack(conn *nftables.Conn, chain *nftables.Chain) (bool, error) {
 	}), err
 }
 
-// translatesDestinations reports whether a rule of a chain of type nat itself rewrites destinations.
+// translatesDestinations reports whether a rule of a chain of type nat itself rewrites
+// destinations.
 func translatesDestinations(conn *nftables.Conn, chain *nftables.Chain) (bool, error) {
 	if chain.Type != nftables.ChainTypeNAT {
 		return false, nil
