@@ -114,15 +114,17 @@ func findPodCutOff(f *Facts) []Finding {
 		switch {
 		case !p.Probed:
 			continue
+		case p.Far.Received > 0: // the host itself may refuse echoes
 		case p.Gateway.Received == 0:
 			mute = append(mute, p.String())
-		case p.Far.Received == 0:
+		default:
 			alone = append(alone, p.String())
 		}
 		probed++
 	}
-	if len(mute) > 0 {
-		evidence := fmt.Sprintf("no answer of this host's %s to pods: %s", f.gateways()[0], listed(mute))
+	i := slices.IndexFunc(f.Nodes, func(n Node) bool { return n.Probed && n.Probes.Small.Received > 0 })
+	if len(mute) > 0 && (i == 0 || len(f.BlockedPorts) > 0) {
+		evidence := fmt.Sprintf("no answer of this host's %s, nor of other nodes, to pods: %s", f.gateways()[0], listed(mute))
 		if len(f.BlockedPorts) > 0 {
 			evidence += "; ports of the bridge that do not forward: " + listed(f.BlockedPorts)
 		}
@@ -133,7 +135,6 @@ func findPodCutOff(f *Facts) []Finding {
 			Remedy: "bridge -d link; bridge vlan; nft list ruleset; bridge link set dev PORT state 3",
 		}}
 	}
-	i := slices.IndexFunc(f.Nodes, func(n Node) bool { return n.Probed && n.Probes.Small.Received > 0 })
 	if len(alone) == 0 || len(alone) < probed || i != 0 {
 		return nil
 	}

@@ -140,10 +140,8 @@ func (g gathering) probePods(ctx context.Context, pods []Pod) {
 		p := &pods[i]
 		r := echoRequest{src: p.Addr.Addr(), dst: g.gateways()[0], size: echoSize, tries: podTries, wait: probeWait}
 		p.Gateway = echo(ctx, r)
-		if p.Gateway.Received > 0 {
-			r.dst = g.Nodes[0].Target
-			p.Far = echo(ctx, r)
-		}
+		r.dst = g.Nodes[0].Target
+		p.Far = echo(ctx, r)
 		p.Probed = true
 	}
 }
