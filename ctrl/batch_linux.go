@@ -212,9 +212,7 @@ func routeRequest(v Verb, r Route, index int) *nl.NetlinkRequest {
 	m := &nl.RtMsg{}
 	m.Family, m.Dst_len = family4or6(r.Dst.Addr()), uint8(r.Dst.Bits())
 	m.Table, m.Protocol, m.Type = unix.RT_TABLE_MAIN, uint8(r.Protocol), routeType(r.Kind)
-	if r.ScopeLink {
-		m.Scope = unix.RT_SCOPE_LINK
-	}
+	m.Scope = r.Scope
 	if r.OnLink {
 		m.Flags = unix.RTNH_F_ONLINK
 	}

@@ -169,7 +169,9 @@ func TestNetnsReadBack(t *testing.T) {
 		Route{Dst: prefix("10.5.9.0/24"), Kind: Blackhole, Metric: 77, Protocol: RouteProtocol},
 		Route{Dst: prefix("fd10:5:0:9::/64"), Kind: Blackhole, Metric: 77, Protocol: RouteProtocol},
 		Route{Dst: prefix("fd10:5:0:2::/64"), Via: addr("fd31::2"), Dev: "eth0", Protocol: RouteProtocol},
-		Route{Dst: prefix("10.5.8.0/24"), Dev: "eth0", ScopeLink: true, Protocol: RouteProtocol})
+		Route{Dst: prefix("10.5.8.0/24"), Dev: "eth0", Scope: ScopeLink, Protocol: RouteProtocol},
+		Route{Dst: prefix("10.5.7.0/24"), Via: addr("172.31.0.7"), Dev: "eth0", Scope: 17,
+			Protocol: RouteProtocol})
 	want.Neighbours = append(want.Neighbours, Neighbour{"flannel.1", addr("fd10:5:0:2::"), macB})
 	t.Cleanup(func() {
 		if removed, err := Cleanup(k); err != nil || len(removed) == 0 {

@@ -204,8 +204,10 @@ func routeValues(r netlink.Route, kind RouteKind, fam int, names map[int]string)
 	v := Route{
 		Kind: kind, Dst: prefixOf(r.Dst), Via: addrOf(r.Gw), Dev: names[r.LinkIndex],
 		Metric: r.Priority, Protocol: int(r.Protocol),
-		OnLink:    r.Flags&int(netlink.FLAG_ONLINK) != 0,
-		ScopeLink: fam == netlink.FAMILY_V4 && r.Scope == netlink.SCOPE_LINK,
+		OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0,
+	}
+	if fam == netlink.FAMILY_V4 {
+		v.Scope = uint8(r.Scope)
 	}
 	v = v.normal()
 	if len(r.MultiPath) == 0 {

@@ -33,15 +33,22 @@ const (
 
 // Route is a route of the main table.
 type Route struct {
-	Kind      RouteKind
-	Dst       netip.Prefix // masked
-	Via       netip.Addr   // invalid: directly on Dev
-	Dev       string       // empty unless Kind is Forward
-	OnLink    bool         // treat Via as reachable on Dev without checking
-	ScopeLink bool         // scope link instead of global; IPv4 only, IPv6 has no scopes
-	Metric    int
-	Protocol  int // RouteProtocol in wanted states
+	Kind     RouteKind
+	Dst      netip.Prefix // masked
+	Via      netip.Addr   // invalid: directly on Dev
+	Dev      string       // empty unless Kind is Forward
+	OnLink   bool         // treat Via as reachable on Dev without checking
+	Scope    uint8        // IPv4 only, IPv6 has no scopes; ScopeGlobal for most routes
+	Metric   int
+	Protocol int // RouteProtocol in wanted states
 }
+
+// Scopes of routes (RT_SCOPE_... in linux/rtnetlink.h). Those below ScopeLink mean the same to the
+// kernel for a route with a gateway: the destination is not on the link.
+const (
+	ScopeGlobal uint8 = 0
+	ScopeLink   uint8 = 253
+)
 
 // Neighbour is a permanent neighbour entry: IP has the address MAC on Dev.
 type Neighbour struct {

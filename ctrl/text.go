@@ -95,8 +95,12 @@ func (r Route) String() string {
 	if r.Protocol != 0 {
 		s += fmt.Sprintf(" proto %d", r.Protocol)
 	}
-	if r.ScopeLink {
+	switch r.Scope {
+	case ScopeGlobal:
+	case ScopeLink:
 		s += " scope link"
+	default:
+		s += fmt.Sprintf(" scope %d", r.Scope)
 	}
 	if r.Metric != 0 {
 		s += fmt.Sprintf(" metric %d", r.Metric)

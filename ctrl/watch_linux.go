@@ -160,7 +160,9 @@ func routeEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	kind, known := routeKind(int(r.Type))
 	v := Route{
 		Kind: kind, Protocol: int(r.Protocol), OnLink: r.Flags&unix.RTNH_F_ONLINK != 0,
-		ScopeLink: r.Family == unix.AF_INET && r.Scope == unix.RT_SCOPE_LINK,
+	}
+	if r.Family == unix.AF_INET {
+		v.Scope = r.Scope
 	}
 	for _, a := range attrs {
 		switch a.Attr.Type {

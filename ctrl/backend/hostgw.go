@@ -37,7 +37,8 @@ func (h *hostGW) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 			continue
 		}
 		s.Routes = append(s.Routes, ctrl.Route{
-			Dst: p.subnet.Masked(), Via: p.public, Dev: i.Name, Protocol: ctrl.RouteProtocol,
+			Dst: p.subnet.Masked(), Via: p.public, Dev: i.Name, Scope: p.routeScope(),
+			Protocol: ctrl.RouteProtocol,
 		})
 	}
 	return s

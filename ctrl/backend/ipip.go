@@ -59,7 +59,7 @@ func (t *ipip) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 		}
 		s.Routes = append(s.Routes, ctrl.Route{
 			Dst: p.subnet.Masked(), Via: p.public, Dev: dev, OnLink: true,
-			Protocol: ctrl.RouteProtocol,
+			Scope: p.routeScope(), Protocol: ctrl.RouteProtocol,
 		})
 	}
 	return s

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -62,6 +63,31 @@ func (f family) networkRoute(dev string) []ctrl.Route {
 		return nil
 	}
 	return []ctrl.Route{{Dst: f.network.Masked(), Dev: dev, Protocol: ctrl.RouteProtocol}}
+}
+
+const (
+	// subnetsPerScope is the number of consecutive subnets whose routes have one scope. A network
+	// of no more subnets, as flannel's usual one, has global routes only, like flannel's.
+	subnetsPerScope = 256
+	// routeScopes is the number of scopes, from ScopeGlobal on. All are below 200, which has a name
+	// ("site") in iproute2.
+	routeScopes = 128
+)
+
+// routeScope returns the scope of the route by a gateway to the subnet. The scopes of a large
+// network's routes differ because the kernel searches, for each new route, all existing ones with
+// the same scope and device for one with the same gateway (fib_find_info in
+// net/ipv4/fib_semantics.c): 10,000 routes of one scope take 2.2 s of CPU time, and 0.4 s with
+// these scopes. Packets take the same way with any of them.
+func (f family) routeScope() uint8 {
+	network, subnet := f.network.Masked().Addr(), f.subnet.Masked().Addr()
+	if f.v6 || !subnet.Is4() || !network.Is4() {
+		return ctrl.ScopeGlobal
+	}
+	first, this := network.As4(), subnet.As4()
+	distance := binary.BigEndian.Uint32(this[:]) - binary.BigEndian.Uint32(first[:])
+	number := uint64(distance) >> (32 - f.subnet.Bits())
+	return ctrl.ScopeGlobal + uint8(number/subnetsPerScope%routeScopes)
 }
 
 // peerSubnet is a peer's subnet in one family.

@@ -33,7 +33,7 @@ func TestPlan(t *testing.T) {
 	far := node(3, "vxlan", `{"VNI":1,"VtepMAC":"02:00:00:00:00:03"}`, "")
 	far.PublicIP, far.Subnet6 = addr("10.9.0.3"), netip.Prefix{}
 	linkScope := ours("10.5.0.0/16", "", "flannel-wg")
-	linkScope.ScopeLink = true
+	linkScope.Scope = ctrl.ScopeLink
 
 	tests := []struct {
 		name    string
@@ -506,6 +506,30 @@ func TestPlanDuplicatePublicIP(t *testing.T) {
 		s := b.Plan(self, []lease.Lease{peer})
 		if len(s.Unreachable) != 1 || !strings.Contains(s.Unreachable[0].Reason, "own public address 172.31.0.1") {
 			t.Errorf("%s: unreachable %v, want the peer with the reason", typ, s.Unreachable)
+		}
+	}
+}
+
+// TestRouteScope checks that routes of small networks are global, like flannel's, and that those of
+// large ones are spread over the scopes that mean the same.
+func TestRouteScope(t *testing.T) {
+	for _, c := range []struct {
+		network, subnet string
+		want            uint8
+	}{
+		{"10.244.0.0/16", "10.244.255.0/24", 0},
+		{"10.0.0.0/8", "10.0.255.0/24", 0},
+		{"10.0.0.0/8", "10.1.0.0/24", 1},
+		{"10.0.0.0/8", "10.127.9.0/24", 127},
+		{"10.0.0.0/8", "10.128.9.0/24", 0},
+		{"10.244.0.0/16", "10.244.16.16/28", 1},
+		{"0.0.0.0/0", "0.0.0.0/0", 0},
+		{"fd10::/48", "fd10:0:0:ffff::/64", 0},
+	} {
+		f := family{network: prefix(c.network), subnet: prefix(c.subnet)}
+		f.v6 = f.subnet.Addr().Is6()
+		if got := f.routeScope(); got != c.want {
+			t.Errorf("scope %d for %s in %s, want %d", got, c.subnet, c.network, c.want)
 		}
 	}
 }

@@ -184,7 +184,7 @@ func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[deviceMAC]string)
 	if v.directRouting && v.local.Iface.OnLink.Contains(p.public) {
 		s.Routes = append(s.Routes, ctrl.Route{
 			Dst: p.subnet.Masked(), Via: p.public, Dev: v.local.Iface.Name,
-			Protocol: ctrl.RouteProtocol,
+			Scope: p.routeScope(), Protocol: ctrl.RouteProtocol,
 		})
 		return nil
 	}
@@ -208,7 +208,8 @@ func (v *vxlan) addPeer(s *ctrl.State, p peerSubnet, owner map[deviceMAC]string)
 	s.Neighbours = append(s.Neighbours, ctrl.Neighbour{Dev: dev, IP: via, MAC: m})
 	s.FDB = append(s.FDB, ctrl.FDBEntry{Dev: dev, MAC: m, Dst: p.public})
 	s.Routes = append(s.Routes, ctrl.Route{
-		Dst: p.subnet.Masked(), Via: via, Dev: dev, OnLink: true, Protocol: ctrl.RouteProtocol,
+		Dst: p.subnet.Masked(), Via: via, Dev: dev, OnLink: true, Scope: p.routeScope(),
+		Protocol: ctrl.RouteProtocol,
 	})
 	return nil
 }

@@ -154,7 +154,9 @@ func (w *wireGuard) Plan(self lease.Lease, all []lease.Lease) ctrl.State {
 		}
 		s.Addrs = append(s.Addrs, gatewayOn(dev, f.subnet))
 		for _, r := range f.networkRoute(dev) {
-			r.ScopeLink = !f.v6
+			if !f.v6 {
+				r.Scope = ctrl.ScopeLink
+			}
 			s.Routes = append(s.Routes, r)
 		}
 	}

@@ -197,8 +197,8 @@ func TestNetnsOnLink(t *testing.T) {
 	if err := errors.Join(k.Apply(context.Background(), []ctrl.Op{
 		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.9/32"), Via: addr("192.0.2.254"), Dev: "wan0"}},
 		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.16/28"), Via: addr("192.0.2.254"), Dev: "wan0"}},
-		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.17/32"), Dev: "wan0", ScopeLink: true}},
-		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.40/32"), Dev: "wan1", ScopeLink: true}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.17/32"), Dev: "wan0", Scope: ctrl.ScopeLink}},
+		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("192.0.2.40/32"), Dev: "wan1", Scope: ctrl.ScopeLink}},
 		{Verb: ctrl.Replace, Object: ctrl.Route{Dst: prefix("203.0.113.0/24"), Via: addr("192.0.2.254"), Dev: "wan0"}},
 	})...); err != nil {
 		t.Fatal(err)
