@@ -63,12 +63,12 @@ func (k *Kernel) applyMessage(ops []Op, errs []error, index map[string]int) {
 	for i, o := range ops {
 		dev := o.Object.device()
 		if _, known := index[dev]; !known {
-			l, err := k.h.LinkByName(dev)
+			n, err := k.deviceIndex(dev)
 			if err != nil {
 				errs[i] = err
 				continue
 			}
-			index[dev] = l.Attrs().Index
+			index[dev] = n
 		}
 		req := request(o, index[dev])
 		req.Seq = first + uint32(i)
@@ -85,6 +85,19 @@ func (k *Kernel) applyMessage(ops []Op, errs []error, index map[string]int) {
 	if err != nil {
 		setMissing(errs, err)
 	}
+}
+
+// deviceIndex returns the index of a device. Unlike with netlink, the kernel does not describe the
+// whole device, which takes longer than the operations of a small change.
+func (k *Kernel) deviceIndex(name string) (int, error) {
+	r, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.IoctlIfreq(k.batch.GetFd(), unix.SIOCGIFINDEX, r)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("device %q: %w", name, err)
+	}
+	return int(r.Uint32()), nil
 }
 
 // exchange sends n requests with consecutive sequence numbers from first in one message, and passes

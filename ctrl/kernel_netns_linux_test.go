@@ -81,7 +81,7 @@ func TestNetnsApplyErrors(t *testing.T) {
 		case 0, 200, 3*batchSize - 1:
 			r.Via, bad[i] = addr("172.99.0.1"), "Nexthop has invalid gateway"
 		case 5:
-			r.Dev, bad[i] = "none0", "Link not found"
+			r.Dev, bad[i] = "none0", `device "none0": no such device`
 		}
 		ops = append(ops, Op{Replace, r})
 	}

@@ -20,10 +20,9 @@ func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
-	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		if err := k.readFamily(&s, fam, names); err != nil {
-			return State{}, err
-		}
+	all := func(Route) bool { return true }
+	if err := k.readAddresses(&s, names, all); err != nil {
+		return State{}, err
 	}
 	if s.FOU, err = k.fouPorts(); err != nil {
 		return State{}, err
@@ -45,23 +44,43 @@ func (k *Kernel) Read(detail func(dev string) bool) (State, error) {
 	return s, nil
 }
 
-// readFamily adds the addresses and routes of one family.
-func (k *Kernel) readFamily(s *State, fam int, names map[int]string) error {
-	addrs, err := dump("addresses", func() ([]netlink.Addr,
-		error) {
-		return k.h.AddrList(nil, fam)
-	})
+// ReadHost lists the devices and addresses, and those routes of the main table that are not the
+// overlay's: neither with Weft's protocol nor, except default routes, on an overlay device.
+func (k *Kernel) ReadHost() (State, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	s, names, err := k.readLinks(func(string) bool { return false })
 	if err != nil {
-		return err
+		return State{}, err
 	}
-	for _, a := range addrs {
-		if dev, ok := names[a.LinkIndex]; ok {
-			s.Addrs = append(s.Addrs, Addr{Dev: dev, Prefix: prefixOf(a.IPNet)})
+	err = k.readAddresses(&s, names, func(r Route) bool {
+		return r.Protocol != RouteProtocol && (r.Dst.Bits() == 0 || !OverlayName(r.Dev))
+	})
+	return s, err
+}
+
+// readAddresses adds the addresses and the routes that keep selects, of both families.
+func (k *Kernel) readAddresses(s *State, names map[int]string, keep func(Route) bool) error {
+	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		addrs, err := dump("addresses", func() ([]netlink.Addr,
+			error) {
+			return k.h.AddrList(nil, fam)
+		})
+		if err != nil {
+			return err
 		}
+		for _, a := range addrs {
+			if dev, ok := names[a.LinkIndex]; ok {
+				s.Addrs = append(s.Addrs, Addr{Dev: dev, Prefix: prefixOf(a.IPNet)})
+			}
+		}
+		routes, err := k.routes(fam, names, keep)
+		if err != nil {
+			return err
+		}
+		s.Routes = append(s.Routes, routes...)
 	}
-	routes, err := k.routes(fam, names)
-	s.Routes = append(s.Routes, routes...)
-	return err
+	return nil
 }
 
 // IfaceAddr is an address on a device with the flags that matter for the choice of an underlay
@@ -181,68 +200,25 @@ func (r Route) normal() Route {
 	return r
 }
 
-// routes lists the routes of the main table.
-func (k *Kernel) routes(fam int, names map[int]string) ([]Route, error) {
-	filter := netlink.Route{Table: unix.RT_TABLE_MAIN}
-	rs, err := dump("routes", func() ([]netlink.Route, error) {
-		return k.h.RouteListFiltered(fam, &filter, netlink.RT_FILTER_TABLE)
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := make([]Route, 0, len(rs))
-	for _, r := range rs {
-		if kind, ok := routeKind(r.Type); ok && r.Dst != nil {
-			out = append(out, routeValues(r, kind, fam, names)...)
-		}
-	}
-	return out, nil
-}
-
-// routeValues returns one Route per next hop.
-func routeValues(r netlink.Route, kind RouteKind, fam int, names map[int]string) []Route {
-	v := Route{
-		Kind: kind, Dst: prefixOf(r.Dst), Via: addrOf(r.Gw), Dev: names[r.LinkIndex],
-		Metric: r.Priority, Protocol: int(r.Protocol),
-		OnLink: r.Flags&int(netlink.FLAG_ONLINK) != 0,
-	}
-	if fam == netlink.FAMILY_V4 {
-		v.Scope = uint8(r.Scope)
-	}
-	v = v.normal()
-	if len(r.MultiPath) == 0 {
-		return []Route{v}
-	}
-	var out []Route
-	for _, hop := range r.MultiPath {
-		v.Via, v.Dev, v.OnLink = addrOf(hop.Gw), names[hop.LinkIndex],
-			hop.Flags&int(netlink.FLAG_ONLINK) != 0
-		out = append(out, v)
-	}
-	return out
-}
-
 // readEntries adds the permanent neighbours and forwarding entries of a VXLAN device.
 func (k *Kernel) readEntries(s *State, l Link) error {
-	for _, fam := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6, unix.AF_BRIDGE} {
-		ns, err := dump("neighbours", func() ([]netlink.Neigh,
-			error) {
-			return k.h.NeighList(l.Index, fam)
+	for _, fam := range []uint8{unix.AF_INET, unix.AF_INET6, unix.AF_BRIDGE} {
+		all, err := dump("neighbours", func() (all []Object, err error) {
+			head := &netlink.Ndmsg{Family: fam, Index: uint32(l.Index)}
+			err = k.dumpMessages(unix.RTM_GETNEIGH, head, func(data []byte) {
+				// Older kernels list the entries of all devices.
+				n, ok := parseNeighbour(data)
+				if ok && n.permanent && n.index == l.Index && n.object != nil {
+					all = append(all, n.on(l.Name))
+				}
+			})
+			return all, err
 		})
 		if err != nil {
 			return err
 		}
-		for _, n := range ns {
-			if n.State&netlink.NUD_PERMANENT == 0 || len(n.HardwareAddr) != len(MAC{}) {
-				continue
-			}
-			m, ip := MAC(n.HardwareAddr), addrOf(n.IP)
-			switch {
-			case fam != unix.AF_BRIDGE:
-				s.Neighbours = append(s.Neighbours, Neighbour{Dev: l.Name, IP: ip, MAC: m})
-			case n.Flags&netlink.NTF_SELF != 0 && ip.IsValid():
-				s.FDB = append(s.FDB, FDBEntry{Dev: l.Name, MAC: m, Dst: ip})
-			}
+		for _, o := range all {
+			s.add(o)
 		}
 	}
 	return nil

@@ -11,6 +11,7 @@ type Event struct {
 	Kind      EventKind
 	Dev       string       // empty if the device is not known any more
 	Dst       netip.Prefix // of a RouteEvent
+	Protocol  int          // of a RouteEvent
 	Permanent bool         // of a NeighEvent: the entry is permanent, or deleted
 	// Object is the route, neighbour or forwarding entry as it is now, or was before its deletion;
 	// nil for other events and if the message holds more than one.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -91,34 +90,9 @@ func parseEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return routeEvent(m, names)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		n, err := netlink.NeighDeserialize(m.Data)
-		if err != nil {
-			return Event{}, false
-		}
-		e := Event{
-			Kind: NeighEvent, Dev: names[n.LinkIndex], Deleted: m.Header.Type == unix.RTM_DELNEIGH,
-		}
-		e.Permanent = e.Deleted || n.State&netlink.NUD_PERMANENT != 0
-		e.Object = neighObject(e.Dev, n)
-		return e, true
+		return neighbourEvent(m, names)
 	}
 	return Event{}, false
-}
-
-// neighObject converts a neighbour or forwarding entry; nil if it is neither.
-func neighObject(dev string, n *netlink.Neigh) Object {
-	var m MAC
-	copy(m[:], n.HardwareAddr)
-	ip := addrOf(n.IP)
-	switch {
-	case !ip.IsValid():
-		return nil
-	case n.Family != unix.AF_BRIDGE:
-		return Neighbour{Dev: dev, IP: ip, MAC: m}
-	case n.Flags&netlink.NTF_SELF != 0:
-		return FDBEntry{Dev: dev, MAC: m, Dst: ip}
-	}
-	return nil
 }
 
 func linkEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
@@ -142,56 +116,4 @@ func linkEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
 		names[index] = e.Dev
 	}
 	return e, true
-}
-
-func routeEvent(m syscall.NetlinkMessage, names map[int]string) (Event, bool) {
-	if len(m.Data) < unix.SizeofRtMsg {
-		return Event{}, false
-	}
-	r := nl.DeserializeRtMsg(m.Data)
-	attrs, err := nl.ParseRouteAttr(m.Data[unix.SizeofRtMsg:])
-	if err != nil || r.Table != unix.RT_TABLE_MAIN {
-		return Event{}, false
-	}
-	addr := netip.IPv4Unspecified()
-	if r.Family == unix.AF_INET6 {
-		addr = netip.IPv6Unspecified()
-	}
-	kind, known := routeKind(int(r.Type))
-	v := Route{
-		Kind: kind, Protocol: int(r.Protocol), OnLink: r.Flags&unix.RTNH_F_ONLINK != 0,
-	}
-	if r.Family == unix.AF_INET {
-		v.Scope = r.Scope
-	}
-	for _, a := range attrs {
-		switch a.Attr.Type {
-		case unix.RTA_DST:
-			addr = addrOf(a.Value)
-		case unix.RTA_GATEWAY:
-			v.Via = addrOf(a.Value)
-		case unix.RTA_OIF:
-			v.Dev = names[int(uint32Of(a.Value))]
-		case unix.RTA_PRIORITY:
-			v.Metric = int(uint32Of(a.Value))
-		case unix.RTA_MULTIPATH, unix.RTA_VIA:
-			known = false
-		}
-	}
-	v.Dst = netip.PrefixFrom(addr, int(r.Dst_len))
-	e := Event{
-		Kind: RouteEvent, Dev: v.Dev, Dst: v.Dst, Deleted: m.Header.Type == unix.RTM_DELROUTE,
-	}
-	if known {
-		e.Object = v.normal()
-	}
-	return e, true
-}
-
-// uint32Of decodes the value of an attribute; 0 if it is too short.
-func uint32Of(b []byte) uint32 {
-	if len(b) < 4 {
-		return 0
-	}
-	return nl.NativeEndian().Uint32(b)
 }

@@ -118,11 +118,10 @@ func (m *Manager) Run(ctx context.Context, report func(State)) error {
 		case <-m.attrsChanged:
 			h.attrsChanged()
 		case <-ready:
-			began := time.Now()
 			for _, e := range events.take() {
 				h.handle(e, time.Now())
 			}
-			joining = time.After(joinFor(time.Since(began)))
+			joining = time.After(joinInterval)
 		case <-joining:
 			joining = nil
 		case <-timer.C:

@@ -476,13 +476,3 @@ func TestBrokenWatchBackoff(t *testing.T) {
 		}
 	})
 }
-
-func TestJoinFor(t *testing.T) {
-	for took, want := range map[time.Duration]time.Duration{
-		0: joinInterval, time.Millisecond: 40 * time.Millisecond, time.Second: maxJoinInterval,
-	} {
-		if got := joinFor(took); got != want {
-			t.Errorf("after %v: %v, want %v", took, got, want)
-		}
-	}
-}

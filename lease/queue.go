@@ -8,19 +8,10 @@ import (
 const (
 	// joinInterval is the shortest time between two lists that Run handles. The first list of a
 	// burst is handled at once, the last one at the end of an interval; those between them are
-	// skipped, as each list is complete. Forty plans per second cost little, and delay a new node
-	// by little.
-	joinInterval = 25 * time.Millisecond
-	// The interval is longer if a list takes long to handle, as it does after the store lost data:
-	// all lists together take at most one part in joinShare of the time.
-	joinShare       = 40
-	maxJoinInterval = 100 * time.Millisecond
+	// skipped, as each list is complete. Ten plans per second take less than one percent of a CPU,
+	// and delay a new node by little.
+	joinInterval = 100 * time.Millisecond
 )
-
-// joinFor returns the interval after a list that took a time to handle.
-func joinFor(took time.Duration) time.Duration {
-	return min(max(joinInterval, joinShare*took), maxJoinInterval)
-}
 
 // event is sent from the watching goroutine to Run: a list, or the error that ended the watch.
 type event struct {

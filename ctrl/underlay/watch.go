@@ -90,7 +90,8 @@ func relevant(e ctrl.Event) bool {
 	case ctrl.LinkEvent, ctrl.AddrEvent:
 		return !ctrl.OverlayName(e.Dev)
 	case ctrl.RouteEvent:
-		return e.Dst.Bits() == 0 || !ctrl.OverlayName(e.Dev)
+		return e.Protocol != ctrl.RouteProtocol &&
+			(e.Dst.Bits() == 0 || !ctrl.OverlayName(e.Dev))
 	}
 	return false
 }

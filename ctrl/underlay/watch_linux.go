@@ -40,7 +40,7 @@ const (
 )
 
 func read(k *ctrl.Kernel) (hostNet, error) {
-	s, err := k.Read(func(string) bool { return false })
+	s, err := k.ReadHost()
 	if err != nil {
 		return hostNet{}, err
 	}

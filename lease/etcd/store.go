@@ -38,6 +38,9 @@ const (
 	// pingInterval and pingTimeout detect a silently dead connection. etcd rejects pings more
 	// frequent than one per 5 s (embed's GRPCKeepAliveMinTime).
 	pingInterval, pingTimeout = 10 * time.Second, 5 * time.Second
+	// receiveWindow is how many bytes etcd may send before the client has read them: half a list of
+	// 10,000 leases.
+	receiveWindow = 1 << 20
 	// redialMax bounds gRPC's delay between connection attempts, two minutes by default.
 	redialMax = 3 * time.Second
 	// defaultCheckInterval is the default of Config.CheckInterval.
@@ -118,7 +121,10 @@ func newClient(c Config, extra ...grpc.UnaryClientInterceptor) (*clientv3.Client
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff: redial, MinConnectTimeout: defaultCallTimeout,
 		}),
-		grpc.WithNoProxy(), // etcd is a service of the cluster
+		// etcd is a service of the cluster, so there is no proxy. With windows of a fixed size, the
+		// client sends no pings to measure the connection, one per change otherwise.
+		grpc.WithContextDialer(dial),
+		grpc.WithStaticStreamWindowSize(receiveWindow), grpc.WithStaticConnWindowSize(receiveWindow),
 	}
 	if c.Username != "" && c.Password != "" {
 		l := newLogin(c.Username, c.Password)
