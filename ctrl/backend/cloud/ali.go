@@ -8,12 +8,13 @@ import (
 	"crypto/sha1"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -36,26 +37,14 @@ type aliInstance struct {
 const aliMetadata = "http://100.100.100.200"
 
 func newAlibaba(c Config, client *client, e endpoints) (provider, error) {
+	host := cmp.Or(e.metadata, aliMetadata)
 	a := &alibaba{client: client, endpoint: e.api, metadata: &metadataService{
-		items: cmp.Or(e.metadata, aliMetadata) + "/latest/meta-data/", calls: client.calls,
-		http: metadataClient(), hint: "is this an ECS instance, and may it reach " + aliMetadata + "?",
-		tokens:      cmp.Or(e.metadata, aliMetadata) + "/latest/api/token",
-		tokenHeader: "X-aliyun-ecs-metadata-token",
+		items: host + "/latest/meta-data/", tokens: host + "/latest/api/token", calls: client.calls,
+		http: metadataClient(), instance: "an ECS instance", tokenHeader: "X-aliyun-ecs-metadata-token",
 	}}
-	a.keys = keySource{configured: configured(c), fetch: a.roleKeys}
+	a.keys = roleOrConfigured(c, a.metadata, "ram/security-credentials/",
+		keyNames{"AccessKeyId", "AccessKeySecret", "SecurityToken"})
 	return a, nil
-}
-
-// roleKeys returns the keys of the RAM role of this instance.
-func (a *alibaba) roleKeys(ctx context.Context) (keyPair, error) {
-	var r struct {
-		AccessKeyID     string `json:"AccessKeyId"`
-		AccessKeySecret string
-		SecurityToken   string
-		Expiration      string
-	}
-	err := a.metadata.role(ctx, "ram/security-credentials/", noRole, &r)
-	return keyPair{r.AccessKeyID, r.AccessKeySecret, r.SecurityToken, timeOf(r.Expiration)}, err
 }
 
 // locate reads the metadata and finds the route table of the interface's switch, or the VPC's
@@ -93,6 +82,9 @@ func (a *alibaba) findSelf(ctx context.Context, n Node) error {
 	if err != nil {
 		return err
 	}
+	if err := checkName("region", self.region); err != nil {
+		return err
+	}
 	mac, err := interfaceOf(lines(macs), n.Addrs, func(mac string) (string, error) {
 		return a.metadata.get(ctx, "network/interfaces/macs/"+mac+"/private-ipv4s")
 	})
@@ -127,26 +119,27 @@ type aliTable struct {
 
 // tables lists the route tables of the VPC, all pages.
 func (a *alibaba) tables(ctx context.Context) ([]aliTable, error) {
-	const pageSize = 50 // the largest
+	const action, pageSize = "DescribeRouteTableList", "50" // the largest
 	var tables []aliTable
-	for number := 1; ; number++ {
+	number := 0
+	err := pages(action, func(string) (string, error) {
+		number++
 		var page struct {
 			TotalCount int
 			List       struct {
 				Tables []aliTable `json:"RouterTableListType"`
 			} `json:"RouterTableList"`
 		}
-		err := a.call(ctx, "DescribeRouteTableList", url.Values{
-			"VpcId": {a.self.vpc}, "PageSize": {fmt.Sprint(pageSize)}, "PageNumber": {fmt.Sprint(number)},
+		err := a.call(ctx, action, url.Values{
+			"VpcId": {a.self.vpc}, "PageSize": {pageSize}, "PageNumber": {strconv.Itoa(number)},
 		}, &page)
-		if err != nil {
-			return nil, err
-		}
 		tables = append(tables, page.List.Tables...)
-		if len(tables) >= page.TotalCount || len(page.List.Tables) == 0 {
-			return tables, nil
+		if err != nil || len(tables) >= page.TotalCount || len(page.List.Tables) == 0 {
+			return "", err
 		}
-	}
+		return strconv.Itoa(number + 1), nil
+	})
+	return tables, err
 }
 
 // aliRoute is a route in an answer.
@@ -162,58 +155,66 @@ type aliRoute struct {
 	}
 }
 
-func (a *alibaba) routes(ctx context.Context, table string) ([]route, error) {
+func (a *alibaba) routes(ctx context.Context, table string, dsts []netip.Prefix) ([]route, error) {
 	v := url.Values{"RouteTableId": {table}, "RouteEntryType": {"Custom"}, "MaxResult": {"100"}}
+	if len(dsts) == 0 {
+		return a.list(ctx, v)
+	}
+	var all []route
+	for _, dst := range dsts {
+		v.Set("DestinationCidrBlock", dst.String())
+		list, err := a.list(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, list...)
+	}
+	return all, nil
+}
+
+// list lists routes, all pages.
+func (a *alibaba) list(ctx context.Context, v url.Values) ([]route, error) {
+	const action = "DescribeRouteEntryList"
 	var list []route
-	for {
+	err := pages(action, func(token string) (string, error) {
+		v.Del("NextToken")
+		if token != "" {
+			v.Set("NextToken", token)
+		}
 		var page struct {
 			NextToken string
 			Entries   struct {
 				List []aliRoute `json:"RouteEntry"`
 			} `json:"RouteEntrys"`
 		}
-		if err := a.call(ctx, "DescribeRouteEntryList", v, &page); err != nil {
-			return nil, err
-		}
+		err := a.call(ctx, action, v, &page)
 		for _, r := range page.Entries.List {
-			dst, err := netip.ParsePrefix(r.Destination)
-			if err != nil || len(r.NextHops.List) == 0 {
+			dst, parseErr := netip.ParsePrefix(r.Destination)
+			if parseErr != nil || len(r.NextHops.List) == 0 {
 				continue
 			}
 			hop := r.NextHops.List[0].ID
 			local := len(r.NextHops.List) == 1 && hop == a.self.hop
 			if local && r.Status != "Available" {
-				return nil, pending("the route to %v is %s", dst, r.Status)
+				return "", pending("the route to %v is %s", dst, r.Status)
 			}
 			list = append(list, route{dst: dst, id: r.ID, target: hop, local: local, usable: true})
 		}
-		if page.NextToken == "" {
-			return list, nil
-		}
-		v.Set("NextToken", page.NextToken)
-	}
+		return page.NextToken, err
+	})
+	return list, err
 }
 
-func (a *alibaba) put(ctx context.Context, table string, dst netip.Prefix, old *route) error {
-	if old != nil {
-		if err := a.remove(ctx, table, *old); err != nil {
-			return err
-		}
-	}
+func (a *alibaba) create(ctx context.Context, table string, dst netip.Prefix) error {
 	return a.call(ctx, "CreateRouteEntry", url.Values{
 		"RouteTableId": {table}, "DestinationCidrBlock": {dst.String()},
 		"NextHopType": {a.self.hopType}, "NextHopId": {a.self.hop},
-	}, nil)
+	}, &struct{}{})
 }
 
 func (a *alibaba) remove(ctx context.Context, table string, r route) error {
-	err := a.call(ctx, "DeleteRouteEntry",
-		url.Values{"RouteTableId": {table}, "RouteEntryId": {r.id}}, nil)
-	var e *Error
-	if errors.As(err, &e) && strings.HasPrefix(e.Code, "InvalidRouteEntry") {
-		return nil
-	}
-	return err
+	return unless("InvalidRouteEntry", a.call(ctx, "DeleteRouteEntry",
+		url.Values{"RouteTableId": {table}, "RouteEntryId": {r.id}}, &struct{}{}))
 }
 
 // call signs and sends a request and decodes its answer.
@@ -223,33 +224,30 @@ func (a *alibaba) call(ctx context.Context, action string, v url.Values, into an
 	if err != nil {
 		return err
 	}
-	v = cloneValues(v)
+	v = maps.Clone(v)
 	v.Set("RegionId", a.self.region)
 	signAlibaba(v, action, keys, time.Now())
-	endpoint := cmp.Or(a.endpoint, "https://vpc."+a.self.region+".aliyuncs.com")
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint+"/", strings.NewReader(v.Encode()))
-	if err != nil {
-		return &Error{Call: action, err: withoutURL(err)}
-	}
-	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	answer, err := a.client.do(action, r)
+	answer, err := a.client.send(ctx, request{call: action, method: http.MethodPost, keys: keys,
+		url:    cmp.Or(a.endpoint, "https://vpc."+a.self.region+".aliyuncs.com") + "/",
+		header: map[string]string{"Content-Type": "application/x-www-form-urlencoded"},
+		body:   []byte(v.Encode())})
 	if err != nil {
 		return err
 	}
-	if answer.ok() && into == nil {
-		into = &struct{}{}
-	}
-	if answer.ok() {
-		if json.Unmarshal(answer.body, into) != nil {
-			return answer.unreadable(action, "JSON")
-		}
+	return answer.decodeAlibaba(action, into)
+}
+
+// decodeAlibaba decodes an answer, or its error.
+func (a answer) decodeAlibaba(action string, into any) error {
+	var common struct{ RequestID, Code, Message string }
+	switch {
+	case json.Unmarshal(a.body, &common) != nil, a.ok() && common.RequestID == "",
+		!a.ok() && common.Code == "", a.ok() && json.Unmarshal(a.body, into) != nil:
+		return a.unreadable(action, "JSON")
+	case a.ok():
 		return nil
 	}
-	var failed struct{ Code, Message string }
-	if json.Unmarshal(answer.body, &failed) != nil || failed.Code == "" {
-		return answer.unreadable(action, "JSON")
-	}
-	return answer.complete(aliError(action, failed.Code, keys.scrub(failed.Message)))
+	return a.failure(aliError(action, common.Code, common.Message))
 }
 
 // signAlibaba adds the common parameters and the signature, version 1.0, of a POST request.

@@ -1,18 +1,17 @@
 package cloud
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/xml"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -48,34 +47,11 @@ func newAWS(c Config, client *client, e endpoints) (provider, error) {
 		metadata: &metadataService{
 			items: host + "/latest/meta-data/", tokens: host + "/latest/api/token",
 			tokenHeader: "X-aws-ec2-metadata-token", http: metadataClient(), calls: client.calls,
-			hint: "is this an EC2 instance, may it reach " + host +
-				", and is the hop limit of its metadata enough?",
+			instance: "an EC2 instance", hint: ", and is the hop limit of its metadata enough",
 		},
 	}
-	a.keys.fetch = a.roleKeys
+	a.keys.fetch = a.fetchKeys
 	return a, nil
-}
-
-// environmentKeys returns the keys of the environment, under the names of the AWS SDKs, and the
-// token also under flannel's.
-func environmentKeys() keyPair {
-	return keyPair{
-		id: os.Getenv("AWS_ACCESS_KEY_ID"), secret: os.Getenv("AWS_SECRET_ACCESS_KEY"),
-		token: cmp.Or(os.Getenv("AWS_SESSION_TOKEN"), os.Getenv("AWS_SECURITY_TOKEN")),
-	}
-}
-
-// roleKeys returns the keys of the IAM role of this instance.
-func (a *amazon) roleKeys(ctx context.Context) (keyPair, error) {
-	var r struct {
-		AccessKeyID     string `json:"AccessKeyId"`
-		SecretAccessKey string
-		Token           string
-		Expiration      string
-	}
-	err := a.metadata.role(ctx, "iam/security-credentials/",
-		"attach an IAM role, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", &r)
-	return keyPair{r.AccessKeyID, r.SecretAccessKey, r.Token, timeOf(r.Expiration)}, err
 }
 
 // locate reads the metadata, turns the check of source and destination off and finds the tables.
@@ -99,37 +75,32 @@ func (a *amazon) locate(ctx context.Context, n Node) (place, error) {
 
 // findSelf reads the metadata of this instance and of the interface with the node's address.
 func (a *amazon) findSelf(ctx context.Context, n Node) error {
-	var self awsInstance
-	var err error
-	read := func(item string) (text string) {
-		if err == nil {
-			text, err = a.metadata.get(ctx, item)
-		}
-		return text
-	}
-	self.id = read("instance-id")
-	self.region = os.Getenv("AWS_REGION")
+	self := awsInstance{region: os.Getenv("AWS_REGION")}
+	var macs string
+	items := map[string]*string{"instance-id": &self.id, "network/interfaces/macs/": &macs}
 	if self.region == "" {
-		self.region = read("placement/region")
+		items["placement/region"] = &self.region
 	}
-	macs := lines(read("network/interfaces/macs/"))
-	if err != nil {
+	if err := a.metadata.all(ctx, items); err != nil {
 		return err
 	}
-	self.interfaces = len(macs)
+	self.interfaces = len(lines(macs))
 	self.domain = "amazonaws.com"
 	if domain, err := a.metadata.get(ctx, "services/domain"); err == nil && domain != "" {
 		self.domain = domain
 	}
-	mac, err := interfaceOf(macs, n.Addrs, func(mac string) (string, error) {
+	if err := errors.Join(checkName("region", self.region), checkName("domain", self.domain)); err != nil {
+		return err
+	}
+	mac, err := interfaceOf(lines(macs), n.Addrs, func(mac string) (string, error) {
 		return a.metadata.get(ctx, "network/interfaces/macs/"+mac+"/local-ipv4s")
 	})
 	if err != nil {
 		return err
 	}
 	prefix := "network/interfaces/macs/" + mac + "/"
-	self.eni, self.subnet, self.vpc = read(prefix+"interface-id"), read(prefix+"subnet-id"),
-		read(prefix+"vpc-id")
+	err = a.metadata.all(ctx, map[string]*string{prefix + "interface-id": &self.eni,
+		prefix + "subnet-id": &self.subnet, prefix + "vpc-id": &self.vpc})
 	if err == nil {
 		a.self = self
 	}
@@ -188,71 +159,66 @@ type awsRoute struct {
 
 // describe lists route tables, all pages.
 func (a *amazon) describe(ctx context.Context, v url.Values) ([]awsTable, error) {
+	const action = "DescribeRouteTables"
 	var tables []awsTable
-	for {
+	err := pages(action, func(token string) (string, error) {
+		if token != "" {
+			v.Set("NextToken", token)
+		}
 		var page struct {
-			Tables []awsTable `xml:"routeTableSet>item"`
-			Next   string     `xml:"nextToken"`
+			XMLName xml.Name   `xml:"DescribeRouteTablesResponse"`
+			Tables  []awsTable `xml:"routeTableSet>item"`
+			Next    string     `xml:"nextToken"`
 		}
-		if err := a.call(ctx, "DescribeRouteTables", v, &page); err != nil {
-			return nil, err
-		}
+		err := a.call(ctx, action, v, &page)
 		tables = append(tables, page.Tables...)
-		if page.Next == "" {
-			return tables, nil
-		}
-		v.Set("NextToken", page.Next)
-	}
+		return page.Next, err
+	})
+	return tables, err
 }
 
-func (a *amazon) routes(ctx context.Context, table string) ([]route, error) {
+// routes lists all routes of a table, which come in one answer.
+func (a *amazon) routes(ctx context.Context, table string, _ []netip.Prefix) ([]route, error) {
 	tables, err := a.describe(ctx, url.Values{"RouteTableId.1": {table}})
 	if err != nil {
 		return nil, err
 	}
+	i := slices.IndexFunc(tables, func(t awsTable) bool { return t.ID == table })
+	if i < 0 {
+		return nil, notListed("DescribeRouteTables")
+	}
 	var list []route
-	for _, t := range tables {
-		if t.ID != table {
+	for _, r := range tables[i].Routes {
+		// Routes of prefix lists have neither.
+		dst, err := netip.ParsePrefix(cmp.Or(r.Destination, r.Destination6))
+		if err != nil {
 			continue
 		}
-		for _, r := range t.Routes {
-			// Routes of prefix lists have neither.
-			dst, err := netip.ParsePrefix(cmp.Or(r.Destination, r.Destination6))
-			if err != nil {
-				continue
-			}
-			list = append(list, route{
-				dst: dst, target: cmp.Or(r.Interface, r.Instance, r.Gateway, r.State),
-				local: r.Interface == a.self.eni, usable: r.State == "active",
-			})
-		}
+		list = append(list, route{
+			dst: dst, target: cmp.Or(r.Interface, r.Instance, r.Gateway, r.State),
+			local: r.Interface == a.self.eni, usable: r.State == "active",
+		})
 	}
 	return list, nil
 }
 
-func (a *amazon) put(ctx context.Context, table string, dst netip.Prefix, old *route) error {
-	call := "CreateRoute"
-	switch {
-	case old == nil:
-	case old.usable:
-		call = "ReplaceRoute"
-	default: // a black hole
-		if err := a.remove(ctx, table, *old); err != nil {
-			return err
-		}
-	}
+func (a *amazon) create(ctx context.Context, table string, dst netip.Prefix) error {
+	return a.point(ctx, "CreateRoute", table, dst)
+}
+
+func (a *amazon) replace(ctx context.Context, table string, dst netip.Prefix) error {
+	return a.point(ctx, "ReplaceRoute", table, dst)
+}
+
+// point makes a route lead to the interface of this instance.
+func (a *amazon) point(ctx context.Context, action, table string, dst netip.Prefix) error {
 	v := awsDestination(table, dst)
 	v.Set("NetworkInterfaceId", a.self.eni)
-	return a.call(ctx, call, v, nil)
+	return a.call(ctx, action, v, nil)
 }
 
 func (a *amazon) remove(ctx context.Context, table string, r route) error {
-	err := a.call(ctx, "DeleteRoute", awsDestination(table, r.dst), nil)
-	var e *Error
-	if errors.As(err, &e) && e.Code == "InvalidRoute.NotFound" {
-		return nil
-	}
-	return err
+	return unless("InvalidRoute.NotFound", a.call(ctx, "DeleteRoute", awsDestination(table, r.dst), nil))
 }
 
 func awsDestination(table string, dst netip.Prefix) url.Values {
@@ -281,51 +247,54 @@ func (a *amazon) call(ctx context.Context, action string, v url.Values, into any
 	if err != nil {
 		return err
 	}
-	v = cloneValues(v)
-	v.Set("Action", action)
-	v.Set("Version", "2016-11-15")
-	body := v.Encode()
-	endpoint := cmp.Or(a.endpoint, "https://ec2."+a.self.region+"."+a.self.domain)
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(endpoint, "/")+"/",
-		strings.NewReader(body))
-	if err != nil {
-		return &Error{Call: action, err: err}
+	q := a.query("2016-11-15", action, v, cmp.Or(a.endpoint, "https://ec2."+a.self.region+"."+a.self.domain))
+	q.keys = keys
+	q.sign = func(r *http.Request) error {
+		return a.signer.SignHTTP(ctx, keys.aws(), r, hexHash(q.body), "ec2", a.self.region, time.Now())
 	}
-	r.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
-	hash := sha256.Sum256([]byte(body))
-	if err := a.signer.SignHTTP(ctx, keys.aws(), r, hex.EncodeToString(hash[:]), "ec2",
-		a.self.region, time.Now()); err != nil {
-		return &Error{Call: action, Kind: Credentials, err: err}
-	}
-	answer, err := a.client.do(action, r)
+	answer, err := a.client.send(ctx, q)
 	if err != nil {
 		return err
 	}
 	return answer.decodeAWS(action, into)
 }
 
+// query returns a request of the Query protocol.
+func (a *amazon) query(version, action string, v url.Values, endpoint string) request {
+	v = maps.Clone(v)
+	v.Set("Action", action)
+	v.Set("Version", version)
+	return request{call: action, method: http.MethodPost, url: strings.TrimSuffix(endpoint, "/") + "/",
+		body:   []byte(v.Encode()),
+		header: map[string]string{"Content-Type": "application/x-www-form-urlencoded; charset=utf-8"}}
+}
+
 // decodeAWS decodes an answer, or its error.
 func (a answer) decodeAWS(action string, into any) error {
-	if !bytes.HasPrefix(bytes.TrimSpace(a.body), []byte("<")) || isHTML(a) {
+	var element struct{ XMLName xml.Name }
+	if isHTML(a) || xml.Unmarshal(a.body, &element) != nil ||
+		a.ok() && element.XMLName.Local != action+"Response" {
 		return a.unreadable(action, "XML")
 	}
 	if a.ok() {
-		if into == nil {
-			return nil
-		}
-		if err := xml.Unmarshal(a.body, into); err != nil {
+		if into != nil && xml.Unmarshal(a.body, into) != nil {
 			return a.unreadable(action, "XML")
 		}
 		return nil
 	}
+	type awsFailure struct{ Code, Message string }
 	var failed struct {
-		Code    string `xml:"Errors>Error>Code"`
-		Message string `xml:"Errors>Error>Message"`
+		EC2 awsFailure `xml:"Errors>Error"`
+		STS awsFailure `xml:"Error"`
 	}
-	if err := xml.Unmarshal(a.body, &failed); err != nil || failed.Code == "" {
+	if err := xml.Unmarshal(a.body, &failed); err != nil {
 		return a.unreadable(action, "XML")
 	}
-	return a.complete(awsError(action, failed.Code, failed.Message))
+	e := cmp.Or(failed.EC2, failed.STS)
+	if e.Code == "" {
+		return a.unreadable(action, "XML")
+	}
+	return a.failure(awsError(action, e.Code, e.Message))
 }
 
 // awsError classifies an error code of EC2.
@@ -337,11 +306,14 @@ func awsError(action, code, message string) *Error {
 		{"RouteAlreadyExists", Pending}, {"DependencyViolation", Pending},
 		{"AuthFailure", Credentials}, {"RequestExpired", Credentials},
 		{"ExpiredToken", Credentials}, {"InvalidClientTokenId", Credentials},
+		{"InvalidIdentityToken", Credentials}, {"IDPRejectedClaim", Credentials},
 		{"SignatureDoesNotMatch", Credentials},
 		{"InternalError", Unavailable}, {"Unavailable", Unavailable},
 		{"ServiceUnavailable", Unavailable}, {"Internal", Unavailable},
 	})}
 	switch {
+	case e.Kind == Denied && action == assumeRole:
+		e.Hint = "does the role AWS_ROLE_ARN trust this service account?"
 	case e.Kind == Denied:
 		e.Hint = missing("ec2:" + action)
 	case e.Kind == Quota:
@@ -355,14 +327,6 @@ func awsError(action, code, message string) *Error {
 // aws returns the keys for the signer.
 func (k keyPair) aws() aws.Credentials {
 	return aws.Credentials{AccessKeyID: k.id, SecretAccessKey: k.secret, SessionToken: k.token}
-}
-
-func cloneValues(v url.Values) url.Values {
-	c := url.Values{}
-	for k, list := range v {
-		c[k] = list
-	}
-	return c
 }
 
 // isHTML reports whether an answer is HTML.

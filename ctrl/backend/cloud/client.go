@@ -1,7 +1,9 @@
 package cloud
 
 import (
+	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -32,12 +34,37 @@ type client struct {
 }
 
 func newClient(c *calls) *client {
-	return &client{http: &http.Client{Timeout: callTimeout}, calls: c}
+	t := http.DefaultTransport.(*http.Transport).Clone()
+	t.Proxy = withoutPassword(http.ProxyFromEnvironment)
+	return &client{http: &http.Client{Timeout: callTimeout, Transport: t, CheckRedirect: stay}, calls: c}
 }
 
 // metadataClient returns an HTTP client for a metadata service, which is never behind a proxy.
 func metadataClient() *http.Client {
-	return &http.Client{Timeout: metadataTimeout, Transport: &http.Transport{}}
+	return &http.Client{Timeout: metadataTimeout, Transport: &http.Transport{}, CheckRedirect: stay}
+}
+
+// stay makes a client return redirections: to follow them would send tokens elsewhere.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+
+// withoutPassword returns a function for a transport's proxy without the proxy's password in errors.
+func withoutPassword(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	return func(r *http.Request) (*url.URL, error) {
+		u, err := proxy(r)
+		if err != nil {
+			return nil, errors.New("HTTPS_PROXY is not the URL of a proxy")
+		}
+		return u, nil
+	}
+}
+
+// request is a call.
+type request struct {
+	call, method, url string
+	header            map[string]string
+	body              []byte
+	keys              keyPair                   // that no error may show
+	sign              func(*http.Request) error // may be nil
 }
 
 // answer is the answer to a call.
@@ -45,16 +72,29 @@ type answer struct {
 	status int
 	header http.Header
 	body   []byte
+	keys   keyPair // of the request
 }
 
 // ok reports whether the call succeeded.
 func (a answer) ok() bool { return a.status/100 == 2 }
 
-// do sends the request of a call. The error is for a call without an answer.
-func (c *client) do(call string, r *http.Request) (answer, error) {
+// send sends a request. The error is for a call without an answer.
+func (c *client) send(ctx context.Context, q request) (answer, error) {
+	r, err := http.NewRequestWithContext(ctx, q.method, q.url, bytes.NewReader(q.body))
+	if err != nil {
+		return answer{}, &Error{Call: q.call, err: withoutURL(err)}
+	}
+	for name, value := range q.header {
+		r.Header.Set(name, value)
+	}
+	if q.sign != nil {
+		if err := q.sign(r); err != nil {
+			return answer{}, &Error{Call: q.call, Kind: Credentials, err: err}
+		}
+	}
 	response, err := c.http.Do(r)
 	if err != nil {
-		return answer{}, &Error{Call: call, Kind: Unavailable, err: withoutURL(err)}
+		return answer{}, unanswered(q.call, r.URL.Host, err)
 	}
 	defer response.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer+1))
@@ -62,9 +102,19 @@ func (c *client) do(call string, r *http.Request) (answer, error) {
 		err = fmt.Errorf("the answer exceeds %d bytes", maxAnswer)
 	}
 	if err != nil {
-		return answer{}, &Error{Call: call, Kind: Unavailable, err: withoutURL(err)}
+		return answer{}, unanswered(q.call, r.URL.Host, err)
 	}
-	return answer{response.StatusCode, response.Header, body}, nil
+	return answer{response.StatusCode, response.Header, body, q.keys}, nil
+}
+
+// unanswered is the error of a call to a host without an answer.
+func unanswered(call, host string, err error) *Error {
+	e := &Error{Call: call, Kind: Unavailable, err: fmt.Errorf("%s: %w", host, withoutURL(err))}
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		e.Hint = "is there a proxy? Name a file with its CA's certificate in SSL_CERT_FILE"
+	}
+	return e
 }
 
 // withoutURL removes the URL, which may have credentials, from an error.
@@ -81,10 +131,39 @@ func withoutURL(err error) error {
 
 // unreadable is the error for an answer in another form than the cloud's, as of a proxy.
 func (a answer) unreadable(call, form string) *Error {
-	text := strings.TrimSpace(string(a.body[:min(len(a.body), 80)]))
-	return &Error{Call: call, Kind: Unavailable, Message: fmt.Sprintf(
-		"answer with status %d is %s instead of %s (%q): is there a proxy?",
-		a.status, contentType(a.header), form, text)}
+	is := contentType(a.header) + " instead of " + form
+	if strings.HasSuffix(contentType(a.header), strings.ToLower(form)) {
+		is = "not the " + form + " of this call"
+	}
+	text := strings.TrimSpace(a.keys.scrub(string(a.body)))
+	return a.complete(&Error{Call: call, Kind: Unavailable, Message: fmt.Sprintf(
+		"answer with status %d is %s (%q): is there a proxy?", a.status, is, text[:min(len(text), 80)])})
+}
+
+// failure is the error in an answer.
+func (a answer) failure(e *Error) *Error {
+	e.Code, e.Message = a.keys.scrub(e.Code), a.keys.scrub(e.Message)
+	return a.complete(e)
+}
+
+// maxPages limits the pages of a list. Even small pages then have thousands of routes.
+const maxPages = 200
+
+// pages gets the pages of a list by their tokens; that of the first page, and the next one of the
+// last, is empty.
+func pages(call string, get func(token string) (next string, err error)) error {
+	seen := map[string]bool{}
+	for token := ""; ; {
+		next, err := get(token)
+		if err != nil || next == "" {
+			return err
+		}
+		if seen[next] || len(seen) == maxPages {
+			return &Error{Call: call, Kind: Unavailable, Message: "the pages of the list do not end"}
+		}
+		seen[next] = true
+		token = next
+	}
 }
 
 func contentType(h http.Header) string {

@@ -8,6 +8,7 @@
 //	metadata.go   the clouds' metadata services
 //	keys.go       keys of the config, the environment or the instance's role
 //	aws.go gce.go ali.go tencent.go   one provider each
+//	awskeys.go    where the keys for AWS come from
 //
 // The providers send the few requests that they need themselves. With the SDKs the stripped binary
 // would grow by 1.7 MB (service/ec2), 9.3 MB (google.golang.org/api/compute/v1) and 1.4 MB (the

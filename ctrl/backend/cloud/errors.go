@@ -78,6 +78,20 @@ func pending(format string, args ...any) error {
 	return &Error{Kind: Pending, Message: fmt.Sprintf(format, args...)}
 }
 
+// notListed is the error for an answer without the route table that a call asked for.
+func notListed(call string) error {
+	return &Error{Call: call, Message: "the answer does not have the table"}
+}
+
+// unless returns an error of a cloud, or nil if its code has the prefix.
+func unless(prefix string, err error) error {
+	var e *Error
+	if errors.As(err, &e) && strings.HasPrefix(e.Code, prefix) {
+		return nil
+	}
+	return err
+}
+
 // firstCode returns the kind of the first prefix that a code has; Other if it has none.
 func firstCode(code string, table []codeKind) Kind {
 	for _, c := range table {

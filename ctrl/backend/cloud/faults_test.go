@@ -14,19 +14,36 @@ import (
 // providers lists the clouds.
 func providers() []providerCase {
 	return []providerCase{
-		{AWS, testcloud.NewAWS, "DescribeRouteTables", "CreateRoute", "RequestExpired", 400},
-		{GCE, testcloud.NewGCE, "routes.list", "routes.insert", "authError", 401},
-		{Alibaba, testcloud.NewAlibaba, "DescribeRouteEntryList", "CreateRouteEntry", "InvalidTimeStamp.Expired", 400},
-		{Tencent, testcloud.NewTencent, "DescribeRouteTables", "CreateRoutes", "AuthFailure.SignatureExpire", 200},
+		{name: AWS, cloud: testcloud.NewAWS, list: "DescribeRouteTables", check: "DescribeRouteTables",
+			create: "CreateRoute", remove: "DeleteRoute", table: "rtb-main", self: "eni-1",
+			clock: "RequestExpired", status: 400, denied: "UnauthorizedOperation", form: "text/xml",
+			secrets: []string{"AKIDROLE", "role-secret", "role-token"}},
+		{name: GCE, cloud: testcloud.NewGCE, list: "routes.list", check: "routes.get",
+			create: "routes.insert", remove: "routes.delete", table: testcloud.GCENetwork, self: "node-1",
+			clock: "authError", status: 401, denied: "forbidden", form: "application/json",
+			secrets: []string{"gce-token"}},
+		{name: Alibaba, cloud: testcloud.NewAlibaba, list: "DescribeRouteEntryList", check: "DescribeRouteEntryList",
+			create: "CreateRouteEntry", remove: "DeleteRouteEntry", table: "vtb-system", self: "i-1",
+			clock: "InvalidTimeStamp.Expired", status: 400, denied: "Forbidden.RAM", form: "application/json",
+			secrets: []string{"STS.role", "role-secret", "role-token"}},
+		{name: Tencent, cloud: testcloud.NewTencent, list: "DescribeRouteTables", check: "DescribeRouteTables",
+			create: "CreateRoutes", remove: "DeleteRoutes", table: "rtb-first", self: "172.31.0.1",
+			clock: "AuthFailure.SignatureExpire", status: 200, denied: "UnauthorizedOperation", form: "application/json",
+			secrets: []string{"AKIDrole", "role-secret", "role-token"}},
 	}
 }
 
 type providerCase struct {
-	name         string
-	cloud        func() *testcloud.Cloud
-	list, create string // calls
-	clock        string // code of an error of clocks
-	status       int    // of that
+	name                 string
+	cloud                func() *testcloud.Cloud
+	list, create, remove string   // calls
+	check                string   // call of a check of routes in place
+	table, self          string   // route table, and target of routes to this node
+	clock                string   // code of an error of clocks
+	status               int      // of that
+	denied               string   // code of an error of permissions
+	form                 string   // content type of answers
+	secrets              []string // of the role
 }
 
 // each runs a test for each cloud.
@@ -111,7 +128,7 @@ func TestNoAnswer(t *testing.T) {
 		r.Set(me())
 		r.run(t)
 		r.awaitInPlace(t)
-		wantText(t, r.log.String(), p.create+": no answer in time")
+		wantText(t, r.log.String(), p.create+": "+strings.TrimPrefix(c.API.URL, "http://")+": no answer in time")
 	})
 }
 
@@ -136,7 +153,7 @@ func TestAPIAway(t *testing.T) {
 		c := p.cloud()
 		r := start(t, Config{Provider: p.name}, c)
 		before := r.awaitInPlace(t)
-		c.Always(p.list, testcloud.Failure{Drop: true})
+		c.Always(p.check, testcloud.Failure{Drop: true})
 		r.awaitError(t, Unavailable)
 		if s := r.Status(); !s.InPlace || !s.Since.Equal(before.Since) {
 			t.Errorf("%+v", s)

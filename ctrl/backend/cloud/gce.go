@@ -1,7 +1,6 @@
 package cloud
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -26,6 +25,7 @@ type google struct {
 	configured Config
 	endpoint   string
 	self       gceInstance
+	names      map[netip.Prefix]string // of routes to this instance, by destination
 	token      string
 	expires    time.Time // of token
 }
@@ -45,7 +45,7 @@ func (i gceInstance) link() string {
 const gcePriority = 1000
 
 func newGCE(c Config, client *client, e endpoints) (provider, error) {
-	client.http.Timeout = operationTimeout + callTimeout
+	client.http.Timeout = operationTimeout + callTimeout // of globalOperations.wait
 	host := cmp.Or(e.metadata, "http://169.254.169.254")
 	if h := os.Getenv("GCE_METADATA_HOST"); h != "" { // the variable of Google's libraries
 		host = "http://" + h
@@ -55,15 +55,14 @@ func newGCE(c Config, client *client, e endpoints) (provider, error) {
 		endpoint: cmp.Or(e.api, "https://compute.googleapis.com/compute/v1/"),
 		metadata: &metadataService{
 			items: host + "/computeMetadata/v1/", header: "Metadata-Flavor", value: "Google",
-			http: metadataClient(), calls: client.calls,
-			hint: "is this a GCE instance, and may it reach " + host + "?",
+			http: metadataClient(), calls: client.calls, instance: "a GCE instance",
 		},
 	}, nil
 }
 
 // locate reads the metadata and whether the instance may forward packets.
 func (g *google) locate(ctx context.Context, n Node) (place, error) {
-	g.token = ""
+	g.token, g.names = "", map[netip.Prefix]string{}
 	if err := g.findSelf(ctx, n); err != nil {
 		return place{}, err
 	}
@@ -72,7 +71,7 @@ func (g *google) locate(ctx context.Context, n Node) (place, error) {
 		CanIPForward bool `json:"canIpForward"`
 	}
 	// Without this permission the daemon cannot know; flannel does not need it either.
-	err := g.call(ctx, "instances.get", http.MethodGet, g.self.link(), nil, &instance)
+	err := g.call(ctx, gceCall{name: "instances.get", resource: g.self.link()}, &instance)
 	switch {
 	case err != nil && kindOf(err) != Denied:
 		return place{}, err
@@ -86,41 +85,36 @@ func (g *google) locate(ctx context.Context, n Node) (place, error) {
 func (g *google) findSelf(ctx context.Context, n Node) error {
 	c := g.configured
 	self := gceInstance{project: c.Project, zone: c.Zone}
-	var err error
-	read := func(item string) (text string) {
-		if err == nil {
-			text, err = g.metadata.get(ctx, item)
+	var interfaces string
+	items := map[string]*string{"instance/name": &self.name}
+	for item, text := range map[string]*string{"project/project-id": &self.project,
+		"instance/zone": &self.zone, "instance/network-interfaces/": &interfaces} {
+		if *text == "" && (c.Network == "" || text != &interfaces) {
+			items[item] = text
 		}
-		return text
 	}
-	self.name = read("instance/name")
-	if self.project == "" {
-		self.project = read("project/project-id")
+	if err := g.metadata.all(ctx, items); err != nil {
+		return err
 	}
-	if self.zone == "" {
-		self.zone = path.Base(read("instance/zone")) // projects/NUMBER/zones/ZONE
-	}
-	if c.Network != "" {
-		self.network = networkLink(self.project, c.Network)
-	} else {
-		interfaces := lines(read("instance/network-interfaces/"))
+	self.zone = path.Base(self.zone) // projects/NUMBER/zones/ZONE
+	network := c.Network
+	if network == "" {
+		i, err := interfaceOf(lines(interfaces), n.Addrs, func(i string) (string, error) {
+			return g.metadata.get(ctx, "instance/network-interfaces/"+i+"/ip")
+		})
 		if err != nil {
 			return err
 		}
-		var i string
-		i, err = interfaceOf(interfaces, n.Addrs, func(i string) (string, error) {
-			return g.metadata.get(ctx, "instance/network-interfaces/"+i+"/ip")
-		})
-		if err == nil {
-			// projects/NUMBER/networks/NAME, of this project or the host of a shared VPC
-			self.network = networkLink(self.project,
-				path.Base(read("instance/network-interfaces/"+i+"/network")))
+		// projects/NUMBER/networks/NAME, of this project or the host of a shared VPC
+		err = g.metadata.all(ctx, map[string]*string{"instance/network-interfaces/" + i + "/network": &network})
+		if err != nil {
+			return err
 		}
+		network = path.Base(network)
 	}
-	if err == nil {
-		g.self = self
-	}
-	return err
+	self.network = networkLink(self.project, network)
+	g.self = self
+	return nil
 }
 
 // networkLink returns the resource of a network, from its name or any form of its URL.
@@ -185,48 +179,76 @@ func (r gceRoute) usable() bool {
 	return r.Status == "" || r.Status == "ACTIVE"
 }
 
-// routes lists the routes of the network, all pages. Those for tagged instances are not ours.
-func (g *google) routes(ctx context.Context, network string) ([]route, error) {
-	query := url.Values{"maxResults": {"500"}}
+// routes gets the routes of the network to some destinations by their names, or lists them all.
+func (g *google) routes(ctx context.Context, network string, dsts []netip.Prefix) ([]route, error) {
+	if len(dsts) == 0 {
+		return g.list(ctx, network)
+	}
+	var all []route
+	for _, dst := range dsts {
+		var r gceRoute
+		name := cmp.Or(g.names[dst], gceName(dst))
+		err := g.call(ctx, gceCall{name: "routes.get", resource: g.global("routes/" + url.PathEscape(name))}, &r)
+		if err != nil {
+			if unless("notFound", err) == nil {
+				continue
+			}
+			return nil, err
+		}
+		all = append(all, g.routeOf(r, network)...)
+	}
+	return all, nil
+}
+
+// list lists the routes of the network, all pages.
+func (g *google) list(ctx context.Context, network string) ([]route, error) {
 	var list []route
-	for {
+	query := url.Values{"maxResults": {"500"}, "filter": {`network eq ".*/networks/` + path.Base(network) + `"`}}
+	err := pages("routes.list", func(token string) (string, error) {
+		if token != "" {
+			query.Set("pageToken", token)
+		}
 		var page struct {
 			Items []gceRoute `json:"items"`
 			Next  string     `json:"nextPageToken"`
 		}
-		err := g.call(ctx, "routes.list", http.MethodGet, g.global("routes")+"?"+query.Encode(), nil,
-			&page)
-		if err != nil {
-			return nil, err
-		}
+		err := g.call(ctx, gceCall{name: "routes.list", kind: "List",
+			resource: g.global("routes") + "?" + query.Encode()}, &page)
 		for _, r := range page.Items {
-			dst, err := netip.ParsePrefix(r.DestRange)
-			if err != nil || !strings.HasSuffix(r.Network, "/"+network) || len(r.Tags) > 0 {
-				continue
-			}
-			list = append(list, route{
-				dst: dst, id: r.Name, target: cmp.Or(path.Base(r.Instance), r.IP, r.Gateway),
-				local: strings.HasSuffix(r.Instance, "/"+g.self.link()), usable: r.usable(),
-			})
+			list = append(list, g.routeOf(r, network)...)
 		}
-		if page.Next == "" {
-			return list, nil
+		return page.Next, err
+	})
+	for _, r := range list {
+		if r.local && r.usable {
+			g.names[r.dst] = r.id
 		}
-		query.Set("pageToken", page.Next)
 	}
+	return list, err
 }
 
-func (g *google) put(ctx context.Context, network string, dst netip.Prefix, old *route) error {
-	if old != nil {
-		if err := g.remove(ctx, network, *old); err != nil {
-			return err
-		}
+// routeOf converts a route in an answer; none if it is of another network, or for tagged instances.
+func (g *google) routeOf(r gceRoute, network string) []route {
+	dst, err := netip.ParsePrefix(r.DestRange)
+	if err != nil || !strings.HasSuffix(r.Network, "/"+network) || len(r.Tags) > 0 {
+		return nil
 	}
+	return []route{{
+		dst: dst, id: r.Name, target: cmp.Or(lastPart(r.Instance), r.IP, r.Gateway),
+		local: strings.HasSuffix(r.Instance, "/"+g.self.link()), usable: r.usable(),
+	}}
+}
+
+// lastPart returns the name in the link of a resource.
+func lastPart(link string) string { return link[strings.LastIndexByte(link, '/')+1:] }
+
+func (g *google) create(ctx context.Context, network string, dst netip.Prefix) error {
 	base := strings.TrimSuffix(g.endpoint, "/") + "/"
-	return g.change(ctx, "routes.insert", http.MethodPost, g.global("routes"), gceRoute{
-		Name: gceName(dst), Network: base + network, DestRange: dst.String(),
-		Priority: gcePriority, Instance: base + g.self.link(),
-	})
+	return g.change(ctx, gceCall{name: "routes.insert", method: http.MethodPost, resource: g.global("routes"),
+		body: gceRoute{
+			Name: gceName(dst), Network: base + network, DestRange: dst.String(),
+			Priority: gcePriority, Instance: base + g.self.link(),
+		}})
 }
 
 // gceName returns the name of the route to a subnet: flannel-10-5-77-0-24.
@@ -236,12 +258,8 @@ func gceName(dst netip.Prefix) string {
 }
 
 func (g *google) remove(ctx context.Context, _ string, r route) error {
-	err := g.change(ctx, "routes.delete", http.MethodDelete, g.global("routes/"+url.PathEscape(r.id)), nil)
-	var e *Error
-	if errors.As(err, &e) && e.Code == "notFound" {
-		return nil
-	}
-	return err
+	return unless("notFound", g.change(ctx, gceCall{name: "routes.delete", method: http.MethodDelete,
+		resource: g.global("routes/" + url.PathEscape(r.id))}))
 }
 
 // global returns a resource of the project that has no zone.
@@ -261,66 +279,83 @@ type operation struct {
 	} `json:"error"`
 }
 
-// operationTimeout limits the time that a change takes. A request waits for at most two minutes.
-const operationTimeout = 2 * time.Minute
+const (
+	// operationTimeout limits the time that a change takes. A request waits for at most two minutes.
+	operationTimeout = 2 * time.Minute
+	// operationPause is between two requests that wait: they may return at once.
+	operationPause = 500 * time.Millisecond
+)
 
 // change makes a change and waits until it is done.
-func (g *google) change(ctx context.Context, call, method, resource string, body any) error {
+func (g *google) change(ctx context.Context, c gceCall) error {
 	ctx, cancel := context.WithTimeout(ctx, operationTimeout)
 	defer cancel()
 	var o operation
-	if err := g.call(ctx, call, method, resource, body, &o); err != nil {
+	if err := g.call(ctx, c, &o); err != nil {
 		return err
 	}
 	for o.Status != "DONE" {
-		if ctx.Err() != nil {
-			return pending("operation of %s is not done after %v", call, operationTimeout)
-		}
-		name := url.PathEscape(o.Name)
-		err := g.call(ctx, "globalOperations.wait", http.MethodPost,
-			g.global("operations/"+name+"/wait"), nil, &o)
-		if err != nil {
+		wait := gceCall{name: waitCall, method: http.MethodPost,
+			resource: g.global("operations/" + url.PathEscape(o.Name) + "/wait")}
+		if err := g.call(ctx, wait, &o); err != nil {
 			return err
+		}
+		if o.Status == "DONE" {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return pending("operation of %s is not done after %v", c.name, operationTimeout)
+		case <-time.After(operationPause):
 		}
 	}
 	for _, e := range o.Error.Errors {
-		return gceError(call, e.Code, e.Message)
+		return gceError(c.name, e.Code, keyPair{token: g.token}.scrub(e.Message))
 	}
 	return nil
 }
 
+const waitCall = "globalOperations.wait"
+
+// gceCall is a call of the API.
+type gceCall struct {
+	name     string // as in the API's reference: "routes.get"
+	method   string // empty: GET
+	resource string
+	kind     string // what the kind of the answer ends in; may be empty
+	body     any    // nil if there is none
+}
+
 // call sends a request and decodes its answer.
-func (g *google) call(ctx context.Context, name, method, resource string, body, into any) (err error) {
-	defer func() { g.client.calls.add(name, err) }()
+func (g *google) call(ctx context.Context, c gceCall, into any) (err error) {
+	defer func() { g.client.calls.add(c.name, err) }()
 	token, err := g.authorization(ctx)
 	if err != nil {
 		return err
 	}
-	var text []byte
-	if body != nil {
-		if text, err = json.Marshal(body); err != nil {
+	if c.name != waitCall {
+		limited, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		ctx = limited
+	}
+	q := request{call: c.name, method: cmp.Or(c.method, http.MethodGet), keys: keyPair{token: token},
+		url:    strings.TrimSuffix(g.endpoint, "/") + "/" + c.resource,
+		header: map[string]string{"Authorization": "Bearer " + token}}
+	if c.body != nil {
+		q.header["Content-Type"] = "application/json"
+		if q.body, err = json.Marshal(c.body); err != nil {
 			return err
 		}
 	}
-	r, err := http.NewRequestWithContext(ctx, method, strings.TrimSuffix(g.endpoint, "/")+"/"+resource,
-		bytes.NewReader(text))
-	if err != nil {
-		return &Error{Call: name, err: withoutURL(err)}
-	}
-	r.Header.Set("Authorization", "Bearer "+token)
-	if body != nil {
-		r.Header.Set("Content-Type", "application/json")
-	}
-	answer, err := g.client.do(name, r)
+	answer, err := g.client.send(ctx, q)
 	if err != nil {
 		return err
 	}
-	if answer.ok() {
-		if json.Unmarshal(answer.body, into) != nil {
-			return answer.unreadable(name, "JSON")
-		}
-		return nil
-	}
+	return answer.decodeGCE(c, into)
+}
+
+// decodeGCE decodes an answer, or its error.
+func (a answer) decodeGCE(c gceCall, into any) error {
 	var failed struct {
 		Error struct {
 			Message string `json:"message"`
@@ -329,18 +364,28 @@ func (g *google) call(ctx context.Context, name, method, resource string, body, 
 			} `json:"errors"`
 		} `json:"error"`
 	}
-	if json.Unmarshal(answer.body, &failed) != nil {
-		return answer.unreadable(name, "JSON")
+	if a.ok() {
+		var kind struct {
+			Kind string `json:"kind"`
+		}
+		if json.Unmarshal(a.body, &kind) != nil || !strings.HasPrefix(kind.Kind, "compute#") ||
+			!strings.HasSuffix(kind.Kind, c.kind) || json.Unmarshal(a.body, into) != nil {
+			return a.unreadable(c.name, "JSON")
+		}
+		return nil
 	}
-	reason := http.StatusText(answer.status)
+	if json.Unmarshal(a.body, &failed) != nil {
+		return a.unreadable(c.name, "JSON")
+	}
+	reason := http.StatusText(a.status)
 	if len(failed.Error.Errors) > 0 {
 		reason = failed.Error.Errors[0].Reason
 	}
-	e := gceError(name, reason, failed.Error.Message)
-	if answer.status == http.StatusUnauthorized {
+	e := gceError(c.name, reason, failed.Error.Message)
+	if a.status == http.StatusUnauthorized {
 		e.Kind = Credentials
 	}
-	return answer.complete(e)
+	return a.failure(e)
 }
 
 // gcePermission matches the permission that a refusal names.

@@ -20,13 +20,13 @@ func TestGCERequests(t *testing.T) {
 	r.awaitRoutes(t, testcloud.GCENetwork, gceDefault, "10.5.1.0/24 via node-1")
 	want := []string{
 		"instances.get node-1",
-		"routes.list maxResults=500",
+		`routes.list filter=network eq ".*/networks/default"&maxResults=500`,
 		`routes.insert {"destRange":"10.5.1.0/24","name":"flannel-10-5-1-0-24",` +
 			`"network":"` + c.API.URL + `/projects/my-project/global/networks/default",` +
 			`"nextHopInstance":"` + c.API.URL + `/projects/my-project/zones/zone-a/instances/node-1","priority":1000}`,
 		"globalOperations.wait operation-insert-2",
 		"globalOperations.wait operation-x-1",
-		"routes.list maxResults=500",
+		`routes.list filter=network eq ".*/networks/default"&maxResults=500`,
 	}
 	got := c.Requests()
 	if got = got[:min(len(got), len(want))]; !slices.Equal(got, want) {
@@ -56,7 +56,7 @@ func TestGCEPages(t *testing.T) {
 	c.AddRoute(testcloud.GCENetwork, testcloud.Route{Dst: me().Subnets[0], Target: "node-1", ID: "by-hand"})
 	r := start(t, Config{Provider: GCE}, c)
 	r.awaitInPlace(t)
-	if c.Count("routes.insert") != 0 || c.Count("routes.list maxResults=500&pageToken=page-4") == 0 {
+	if c.Count("routes.insert") != 0 || c.Count(`routes.list filter=network eq ".*/networks/default"&maxResults=500&pageToken=page-4`) == 0 {
 		t.Error(c.Requests())
 	}
 }

@@ -74,7 +74,8 @@ func prepare(t *testing.T, config Config, c *testcloud.Cloud) *rig {
 	for _, name := range []string{
 		"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_SECURITY_TOKEN",
 		"AWS_REGION", "AWS_ENDPOINT_URL_EC2", "AWS_EC2_METADATA_SERVICE_ENDPOINT", "GCE_METADATA_HOST",
-		"ACCESS_KEY_ID", "ACCESS_KEY_SECRET",
+		"ACCESS_KEY_ID", "ACCESS_KEY_SECRET", "AWS_WEB_IDENTITY_TOKEN_FILE",
+		"AWS_CONTAINER_CREDENTIALS_FULL_URI",
 	} {
 		t.Setenv(name, "")
 	}

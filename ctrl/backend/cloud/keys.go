@@ -1,8 +1,9 @@
 package cloud
 
 import (
-	"cmp"
 	"context"
+	"encoding/json"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -30,6 +31,14 @@ type keySource struct {
 	fetch func(ctx context.Context) (keyPair, error)
 }
 
+// roleOrConfigured returns the source of the keys of the config or the environment, or else of the
+// role at a path of the metadata.
+func roleOrConfigured(c Config, m *metadataService, path string, names keyNames) keySource {
+	return keySource{configured: configured(c), fetch: func(ctx context.Context) (keyPair, error) {
+		return m.role(ctx, path, "attach one, or set AccessKeyID and AccessKeySecret", names)
+	}}
+}
+
 // renewal is how long before their end keys are replaced. Metadata services have new ones at least
 // that early.
 const renewal = time.Minute
@@ -46,10 +55,6 @@ func (s *keySource) get(ctx context.Context) (keyPair, error) {
 	if err != nil {
 		return keyPair{}, err
 	}
-	if role.id == "" || role.secret == "" {
-		return keyPair{}, &Error{Call: "metadata", Kind: Credentials,
-			Message: "the metadata has no keys of the role"}
-	}
 	s.role = role
 	return role, nil
 }
@@ -61,14 +66,42 @@ func (s *keySource) forget() { s.role = keyPair{} }
 func (k keyPair) scrub(text string) string {
 	for _, s := range []string{k.secret, k.token, k.id} {
 		if s != "" {
-			text = strings.ReplaceAll(text, s, hidden)
+			text = strings.NewReplacer(s, hidden, url.QueryEscape(s), hidden, percent(s), hidden).Replace(text)
 		}
 	}
 	return text
 }
 
-// timeOf parses a time of a metadata service.
+// keyNames are the names of the parts of a key pair in JSON.
+type keyNames struct{ id, secret, token string }
+
+// decodeKeys decodes a key pair in JSON, as the answers of metadata services have them.
+func decodeKeys(text string, names keyNames) (keyPair, error) {
+	var parts map[string]any
+	if json.Unmarshal([]byte(text), &parts) != nil {
+		return keyPair{}, &Error{Call: "metadata", Kind: Credentials,
+			Message: "credentials of the role are not JSON"}
+	}
+	part := func(name string) string {
+		s, _ := parts[name].(string)
+		return s
+	}
+	k := keyPair{part(names.id), part(names.secret), part(names.token), timeOf(part("Expiration"))}
+	if k.id == "" || k.secret == "" {
+		e := &Error{Call: "metadata", Kind: Credentials, Message: "the metadata has no keys of the role"}
+		if message := part("Message"); message != "" {
+			e.Code, e.Message = part("Code"), k.scrub(message)
+		}
+		return keyPair{}, e
+	}
+	return k, nil
+}
+
+// timeOf parses a time of a metadata service; zero if it is not one.
 func timeOf(text string) time.Time {
-	t, _ := time.Parse(time.RFC3339, cmp.Or(text, "-"))
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}
+	}
 	return t
 }

@@ -19,12 +19,18 @@ type provider interface {
 	// locate finds this instance and the route tables in which its routes belong. It drops
 	// credentials and answers that it has kept from earlier.
 	locate(ctx context.Context, n Node) (place, error)
-	// routes lists the routes of a table, without those that pods cannot have.
-	routes(ctx context.Context, table string) ([]route, error)
-	// put makes dst point to this instance, in place of old unless that is nil.
-	put(ctx context.Context, table string, dst netip.Prefix, old *route) error
-	// remove removes a route.
+	// routes lists the routes of a table to some destinations, or all if none are given; more than
+	// those are welcome. Routes that pods cannot have are left out.
+	routes(ctx context.Context, table string, dsts []netip.Prefix) ([]route, error)
+	// create makes a route to this instance.
+	create(ctx context.Context, table string, dst netip.Prefix) error
+	// remove removes a route. That there is none is no error.
 	remove(ctx context.Context, table string, r route) error
+}
+
+// replacer is a provider that can make a route lead to this instance without removing it first.
+type replacer interface {
+	replace(ctx context.Context, table string, dst netip.Prefix) error
 }
 
 // place is the result of provider.locate.
@@ -63,6 +69,8 @@ type Manager struct {
 	place   place
 	located time.Time             // zero: place is not valid
 	created map[created]time.Time // routes of which the cloud has accepted the creation
+	listed  map[string]bool       // tables that were listed as a whole since the place was found
+	lost    map[created]int       // how often a route in place was found to lead to another node
 
 	mu     sync.Mutex
 	node   Node
@@ -101,6 +109,7 @@ func newManager(c Config, log *slog.Logger, e endpoints) (*Manager, error) {
 	m := &Manager{
 		name: c.Provider, log: log.With("provider", c.Provider), pace: defaultPace(),
 		calls: &calls{}, wake: make(chan struct{}, 1), created: map[created]time.Time{},
+		lost: map[created]int{},
 	}
 	var err error
 	switch client := newClient(m.calls); c.Provider {
@@ -161,6 +170,7 @@ func (m *Manager) Run(ctx context.Context) error {
 		if changed {
 			m.located, attempt = time.Time{}, 0
 			clear(m.created)
+			clear(m.lost)
 		}
 		delay := m.pace.interval * time.Duration(90+rand.IntN(20)) / 100
 		if len(node.Subnets) > 0 {
@@ -217,7 +227,7 @@ func (m *Manager) check(ctx context.Context, n Node) (outcome, error) {
 			m.located = time.Time{}
 			return unknown, err
 		}
-		m.place, m.located = p, time.Now()
+		m.place, m.located, m.listed = p, time.Now(), map[string]bool{}
 	}
 	result := inPlace
 	var errs []error
@@ -237,7 +247,7 @@ func (m *Manager) check(ctx context.Context, n Node) (outcome, error) {
 
 // checkTable reads a table, makes its changes and reads it again.
 func (m *Manager) checkTable(ctx context.Context, table string, n Node) (outcome, error) {
-	have, err := m.provider.routes(ctx, table)
+	have, err := m.read(ctx, table, n)
 	if err != nil {
 		return unknown, inTable(table, err)
 	}
@@ -247,16 +257,50 @@ func (m *Manager) checkTable(ctx context.Context, table string, n Node) (outcome
 	}
 	for _, c := range list {
 		if err := m.apply(ctx, table, c); err != nil {
-			return absent, inTable(table, err)
+			if slices.ContainsFunc(list, change.adds) {
+				return absent, inTable(table, err)
+			}
+			return inPlace, inTable(table, err)
 		}
 	}
-	if have, err = m.provider.routes(ctx, table); err != nil {
+	if have, err = m.list(ctx, table, nil); err != nil {
 		return absent, inTable(table, err)
 	}
 	if len(changes(have, n)) > 0 {
 		return absent, inTable(table, pending("the routes are accepted, but not listed yet"))
 	}
+	m.listed[table] = true
 	return inPlace, nil
+}
+
+// read reads the routes that decide on changes. The routes to the subnets of the node do, unless one
+// of them is not in place; those of former leases are looked for once per place.
+func (m *Manager) read(ctx context.Context, table string, n Node) ([]route, error) {
+	if m.listed[table] {
+		have, err := m.list(ctx, table, n.Subnets)
+		if err != nil || len(changes(have, n)) == 0 {
+			return have, err
+		}
+	}
+	have, err := m.list(ctx, table, nil)
+	m.listed[table] = err == nil && len(changes(have, n)) == 0
+	return have, err
+}
+
+// list lists routes, each one once: pages of a list that changes meanwhile may overlap.
+func (m *Manager) list(ctx context.Context, table string, dsts []netip.Prefix) ([]route, error) {
+	have, err := m.provider.routes(ctx, table, dsts)
+	type key struct {
+		dst netip.Prefix
+		id  string
+	}
+	seen := map[key]bool{}
+	return slices.DeleteFunc(have, func(r route) bool {
+		k := key{r.dst, r.id}
+		again := seen[k]
+		seen[k] = true
+		return again
+	}), err
 }
 
 // inTable adds the table to an error.
@@ -267,7 +311,7 @@ func inTable(table string, err error) error {
 // apply makes a change. It leaves a route alone that the cloud has accepted a moment ago: lists may
 // be older than that.
 func (m *Manager) apply(ctx context.Context, table string, c change) error {
-	if !c.dst.IsValid() {
+	if !c.adds() {
 		m.log.Info("removing a route", "table", table, "destination", c.old.dst,
 			"target", c.old.target)
 		return m.provider.remove(ctx, table, *c.old)
@@ -276,16 +320,44 @@ func (m *Manager) apply(ctx context.Context, table string, c change) error {
 	if at, ok := m.created[key]; ok && time.Since(at) < m.pace.settle {
 		return pending("the route to %v is accepted, but not listed yet", c.dst)
 	}
-	if c.old != nil {
-		m.log.Warn("replacing a route that does not lead to this node", "table", table,
-			"destination", c.dst, "target", c.old.target)
-	}
-	if err := m.provider.put(ctx, table, c.dst, c.old); err != nil {
+	if err := m.put(ctx, key, c.old); err != nil {
 		return err
 	}
 	m.created[key] = time.Now()
 	m.log.Info("route created", "table", table, "destination", c.dst)
 	return nil
+}
+
+// put makes a route lead to this node, in place of old unless that is nil.
+func (m *Manager) put(ctx context.Context, key created, old *route) error {
+	if old == nil {
+		return m.provider.create(ctx, key.table, key.dst)
+	}
+	m.log.Warn("replacing a route that does not lead to this node", "table", key.table,
+		"destination", key.dst, "target", old.target)
+	if _, had := m.created[key]; had && old.usable && !old.local {
+		m.lost[key]++
+	}
+	if r, ok := m.provider.(replacer); ok && old.usable {
+		return r.replace(ctx, key.table, key.dst)
+	}
+	if err := m.provider.remove(ctx, key.table, *old); err != nil {
+		return err
+	}
+	return m.provider.create(ctx, key.table, key.dst)
+}
+
+// notes returns what the operator should know.
+func (m *Manager) notes() []string {
+	notes := slices.Clone(m.place.notes)
+	for key, times := range m.lost {
+		if times > 1 {
+			notes = append(notes, fmt.Sprintf("another program takes the route to %v in route table %s: "+
+				"does another node have this subnet, in this cluster or another one?", key.dst, key.table))
+		}
+	}
+	slices.Sort(notes)
+	return notes
 }
 
 // report updates the status and logs changes.
@@ -297,13 +369,13 @@ func (m *Manager) report(n Node, o outcome, err error) {
 	}
 	s := &m.status
 	now := time.Now()
-	notes := slices.DeleteFunc(slices.Clone(m.place.notes), func(note string) bool {
-		return slices.Contains(s.Notes, note)
-	})
+	notes := m.notes()
 	for _, note := range notes {
-		m.log.Warn("note on the cloud's routes", "note", note)
+		if !slices.Contains(s.Notes, note) {
+			m.log.Warn("note on the cloud's routes", "note", note)
+		}
 	}
-	s.RouteTables, s.Notes = m.place.tables, m.place.notes
+	s.RouteTables, s.Notes = m.place.tables, notes
 	switch {
 	case err != nil && (s.Err == nil || s.Err.Error() != err.Error()):
 		m.log.Warn("cannot check or change the cloud's routes", "err", err)

@@ -2,7 +2,6 @@ package cloud
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,12 +16,13 @@ import (
 
 // metadataService reads the metadata service of a cloud, which has plain texts under one URL.
 type metadataService struct {
-	items string // URL: "http://100.100.100.200/latest/meta-data/"
-	hint  string // if there is no answer
-	http  *http.Client
-	calls *calls
+	items    string // URL: "http://100.100.100.200/latest/meta-data/"
+	instance string // of the cloud: "an EC2 instance"
+	hint     string // further questions if there is no answer
+	http     *http.Client
+	calls    *calls
 
-	header, value string // of each request; may be empty
+	header, value string // of each request and answer; may be empty
 	// tokens is the URL of tokens for the header tokenHeader, as AWS and, in its hardened mode,
 	// Alibaba demand; empty if the service knows none.
 	tokens, tokenHeader string
@@ -49,11 +49,13 @@ func (m *metadataService) get(ctx context.Context, item string) (text string, er
 	if err == nil {
 		return text, nil
 	}
-	e := &Error{Call: "metadata", Kind: Unavailable, err: fmt.Errorf("%s: %w", item, err)}
+	e := &Error{Call: "metadata", Kind: Unavailable, err: fmt.Errorf("%s: %w", item, err),
+		Hint: "is this " + m.instance}
 	if !errors.Is(err, errNotThere) {
 		m.token = ""
-		e.Hint = m.hint
+		e.Hint += ", may it reach " + m.items + m.hint
 	}
+	e.Hint += "?"
 	return "", e
 }
 
@@ -88,6 +90,8 @@ func (m *metadataService) request(ctx context.Context, method, url, header, valu
 	switch {
 	case err != nil:
 		return "", withoutURL(err)
+	case m.header != "" && response.Header.Get(m.header) != m.value:
+		return "", fmt.Errorf("an answer with status %s is not that of the cloud", response.Status)
 	case response.StatusCode == http.StatusNotFound:
 		return "", errNotThere
 	case response.StatusCode/100 != 2:
@@ -101,12 +105,15 @@ func (m *metadataService) request(ctx context.Context, method, url, header, valu
 // maxMetadata limits an item, in bytes.
 const maxMetadata = 64 << 10
 
-// all reads items into texts.
+// all reads items into texts. None may be empty.
 func (m *metadataService) all(ctx context.Context, items map[string]*string) error {
 	for _, item := range slices.Sorted(maps.Keys(items)) {
 		text, err := m.get(ctx, item)
 		if err != nil {
 			return err
+		}
+		if text == "" {
+			return &Error{Call: "metadata", Kind: Unavailable, Message: item + " is empty"}
 		}
 		*items[item] = text
 	}
@@ -115,25 +122,21 @@ func (m *metadataService) all(ctx context.Context, items map[string]*string) err
 
 // role reads the credentials of the role of this instance, from the list of roles at a path. hint
 // tells what helps if there is none.
-func (m *metadataService) role(ctx context.Context, path, hint string, into any) error {
+func (m *metadataService) role(ctx context.Context, path, hint string, names keyNames) (keyPair, error) {
 	roles, err := m.get(ctx, path)
 	role, _, _ := strings.Cut(roles, "\n")
 	if errors.Is(err, errNotThere) || err == nil && role == "" {
-		return &Error{Call: "metadata", Kind: Credentials, Message: "this instance has no role",
+		return keyPair{}, &Error{Call: "metadata", Kind: Credentials, Message: "this instance has no role",
 			Hint: hint}
 	}
 	if err != nil {
-		return err
+		return keyPair{}, err
 	}
 	text, err := m.get(ctx, path+strings.TrimSpace(role))
 	if err != nil {
-		return err
+		return keyPair{}, err
 	}
-	if json.Unmarshal([]byte(text), into) != nil {
-		return &Error{Call: "metadata", Kind: Credentials,
-			Message: "credentials of the role are not JSON"}
-	}
-	return nil
+	return decodeKeys(text, names)
 }
 
 // interfaceOf returns the name of the interface, its MAC address in a metadata service, that has
@@ -158,8 +161,13 @@ func interfaceOf(macs []string, addrs []netip.Addr, get func(mac string) (string
 		"none of the instance's %d interfaces has the address %v of this node", len(macs), addrs)}
 }
 
-// noRole is the hint for an instance without a role.
-const noRole = "attach one, or set AccessKeyID and AccessKeySecret"
+// checkName returns an error for a text that is no part of the name of a host.
+func checkName(property, text string) error {
+	if strings.Trim(text, "abcdefghijklmnopqrstuvwxyz0123456789-.") == "" && text != "" {
+		return nil
+	}
+	return &Error{Call: "metadata", Message: fmt.Sprintf("%s %q is not a name", property, text)}
+}
 
 // lines returns the entries of a list in a metadata service.
 func lines(text string) []string {

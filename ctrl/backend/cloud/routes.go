@@ -20,6 +20,9 @@ type change struct {
 	old *route // nil if there is none
 }
 
+// adds reports whether the change is for a subnet of the node.
+func (c change) adds() bool { return c.dst.IsValid() }
+
 // changes returns the changes that make a route table have one route per subnet of the node, which
 // points to it. Routes to this node for other subnets in the networks are of former leases and are
 // removed; all others stay.

@@ -1,17 +1,16 @@
 package cloud
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,22 +36,11 @@ const (
 func newTencent(c Config, client *client, e endpoints) (provider, error) {
 	t := &tencent{client: client, endpoint: cmp.Or(e.api, tencentAPI), metadata: &metadataService{
 		items: cmp.Or(e.metadata, tencentMetadata) + "/latest/meta-data/", calls: client.calls,
-		http: metadataClient(), hint: "is this a CVM instance, and may it reach " + tencentMetadata + "?",
+		http: metadataClient(), instance: "a CVM instance",
 	}}
-	t.keys = keySource{configured: configured(c), fetch: t.roleKeys}
+	t.keys = roleOrConfigured(c, t.metadata, "cam/security-credentials/",
+		keyNames{"TmpSecretId", "TmpSecretKey", "Token"})
 	return t, nil
-}
-
-// roleKeys returns the keys of the CAM role of this instance.
-func (t *tencent) roleKeys(ctx context.Context) (keyPair, error) {
-	var r struct {
-		TmpSecretID  string `json:"TmpSecretId"`
-		TmpSecretKey string
-		Token        string
-		Expiration   string
-	}
-	err := t.metadata.role(ctx, "cam/security-credentials/", noRole, &r)
-	return keyPair{r.TmpSecretID, r.TmpSecretKey, r.Token, timeOf(r.Expiration)}, err
 }
 
 // locate reads the metadata and, as flannel, takes the first route table of the VPC.
@@ -71,7 +59,8 @@ func (t *tencent) locate(ctx context.Context, n Node) (place, error) {
 	if err != nil {
 		return place{}, err
 	}
-	if t.vpc, err = t.metadata.get(ctx, "network/interfaces/macs/"+mac+"/vpc-id"); err != nil {
+	err = t.metadata.all(ctx, map[string]*string{"network/interfaces/macs/" + mac + "/vpc-id": &t.vpc})
+	if err != nil {
 		return place{}, err
 	}
 	t.hop = ""
@@ -110,62 +99,56 @@ const tencentHop = "NORMAL_CVM"
 
 // describe lists the route tables with a property, all pages.
 func (t *tencent) describe(ctx context.Context, property, value string) ([]tencentTable, error) {
-	const limit = 100 // the largest
+	const action, limit = "DescribeRouteTables", "100" // the largest
 	type filter struct {
 		Name   string
 		Values []string
 	}
 	var tables []tencentTable
-	for {
+	err := pages(action, func(offset string) (string, error) {
 		var page struct {
 			TotalCount int
 			Tables     []tencentTable `json:"RouteTableSet"`
 		}
-		err := t.call(ctx, "DescribeRouteTables", map[string]any{
+		err := t.call(ctx, action, map[string]any{
 			"Filters": []filter{{property, []string{value}}},
-			"Offset":  strconv.Itoa(len(tables)), "Limit": strconv.Itoa(limit),
+			"Offset":  cmp.Or(offset, "0"), "Limit": limit,
 		}, &page)
-		if err != nil {
-			return nil, err
-		}
 		tables = append(tables, page.Tables...)
-		if len(tables) >= page.TotalCount || len(page.Tables) == 0 {
-			return tables, nil
+		if err != nil || len(tables) >= page.TotalCount || len(page.Tables) == 0 {
+			return "", err
 		}
-	}
+		return strconv.Itoa(len(tables)), nil
+	})
+	return tables, err
 }
 
-func (t *tencent) routes(ctx context.Context, table string) ([]route, error) {
+// routes lists all routes of a table, which come in one answer.
+func (t *tencent) routes(ctx context.Context, table string, _ []netip.Prefix) ([]route, error) {
 	tables, err := t.describe(ctx, "route-table-id", table)
 	if err != nil {
 		return nil, err
 	}
+	i := slices.IndexFunc(tables, func(x tencentTable) bool { return x.ID == table })
+	if i < 0 {
+		return nil, notListed("DescribeRouteTables")
+	}
 	var list []route
-	for _, x := range tables {
-		if x.ID != table {
+	for _, r := range tables[i].Routes {
+		dst, err := netip.ParsePrefix(r.Destination)
+		if err != nil {
 			continue
 		}
-		for _, r := range x.Routes {
-			dst, err := netip.ParsePrefix(r.Destination)
-			if err != nil {
-				continue
-			}
-			list = append(list, route{
-				dst: dst, id: strconv.FormatUint(r.ID, 10), target: r.GatewayType + " " + r.GatewayID,
-				local:  r.GatewayType == tencentHop && r.GatewayID == t.hop,
-				usable: r.Enabled == nil || *r.Enabled,
-			})
-		}
+		list = append(list, route{
+			dst: dst, id: strconv.FormatUint(r.ID, 10), target: r.GatewayType + " " + r.GatewayID,
+			local:  r.GatewayType == tencentHop && r.GatewayID == t.hop,
+			usable: r.Enabled == nil || *r.Enabled,
+		})
 	}
 	return list, nil
 }
 
-func (t *tencent) put(ctx context.Context, table string, dst netip.Prefix, old *route) error {
-	if old != nil {
-		if err := t.remove(ctx, table, *old); err != nil {
-			return err
-		}
-	}
+func (t *tencent) create(ctx context.Context, table string, dst netip.Prefix) error {
 	return t.change(ctx, "CreateRoutes", table,
 		tencentRoute{Destination: dst.String(), GatewayType: tencentHop, GatewayID: t.hop})
 }
@@ -175,12 +158,7 @@ func (t *tencent) remove(ctx context.Context, table string, r route) error {
 	if err != nil {
 		return fmt.Errorf("route ID %q: %w", r.id, err)
 	}
-	err = t.change(ctx, "DeleteRoutes", table, tencentRoute{ID: id})
-	var e *Error
-	if errors.As(err, &e) && e.Code == "ResourceNotFound" {
-		return nil
-	}
-	return err
+	return unless("ResourceNotFound", t.change(ctx, "DeleteRoutes", table, tencentRoute{ID: id}))
 }
 
 func (t *tencent) change(ctx context.Context, action, table string, r tencentRoute) error {
@@ -198,37 +176,39 @@ func (t *tencent) call(ctx context.Context, action string, body, into any) (err 
 	if err != nil {
 		return err
 	}
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, t.endpoint+"/", bytes.NewReader(text))
-	if err != nil {
-		return &Error{Call: action, err: withoutURL(err)}
-	}
-	r.Header.Set("Content-Type", "application/json; charset=utf-8")
-	r.Header.Set("X-TC-Action", action)
-	r.Header.Set("X-TC-Version", "2017-03-12")
-	r.Header.Set("X-TC-Region", t.region)
-	signTencent(r, text, keys, time.Now())
-	answer, err := t.client.do(action, r)
+	answer, err := t.client.send(ctx, request{call: action, method: http.MethodPost, keys: keys,
+		url: t.endpoint + "/", body: text, header: map[string]string{
+			"Content-Type": "application/json; charset=utf-8", "X-TC-Action": action,
+			"X-TC-Version": "2017-03-12", "X-TC-Region": t.region,
+		},
+		sign: func(r *http.Request) error { signTencent(r, text, keys, time.Now()); return nil },
+	})
 	if err != nil {
 		return err
 	}
+	return answer.decodeTencent(action, into)
+}
+
+// decodeTencent decodes an answer, or its error, which has status 200, too.
+func (a answer) decodeTencent(action string, into any) error {
 	var envelope struct {
 		Response *json.RawMessage
 	}
-	if json.Unmarshal(answer.body, &envelope) != nil || envelope.Response == nil {
-		return answer.unreadable(action, "JSON")
+	if json.Unmarshal(a.body, &envelope) != nil || envelope.Response == nil {
+		return a.unreadable(action, "JSON")
 	}
-	var failed struct {
-		Error struct{ Code, Message string }
+	var common struct {
+		RequestID string
+		Error     struct{ Code, Message string }
 	}
-	if json.Unmarshal(*envelope.Response, &failed) != nil {
-		return answer.unreadable(action, "JSON")
+	if json.Unmarshal(*envelope.Response, &common) != nil || common.RequestID == "" {
+		return a.unreadable(action, "JSON")
 	}
-	// Errors have status 200, too.
-	if code := failed.Error.Code; code != "" {
-		return answer.complete(tencentError(action, code, keys.scrub(failed.Error.Message)))
+	if code := common.Error.Code; code != "" {
+		return a.failure(tencentError(action, code, common.Error.Message))
 	}
 	if json.Unmarshal(*envelope.Response, into) != nil {
-		return answer.unreadable(action, "JSON")
+		return a.unreadable(action, "JSON")
 	}
 	return nil
 }

@@ -170,6 +170,9 @@ func unreserved(s string) string {
 
 func (c *Cloud) aliAct(w io.Writer, action string, v url.Values) Failure {
 	table := v.Get("RouteTableId")
+	if table != "" && !slices.Contains(c.order, table) {
+		return Failure{Status: 404, Code: "InvalidRouteTableId.NotFound", Message: "Specified route table does not exist."}
+	}
 	dst, _ := netip.ParsePrefix(v.Get("DestinationCidrBlock"))
 	switch action {
 	case "DescribeRouteTableList":
@@ -223,7 +226,11 @@ func (c *Cloud) aliTables(w io.Writer, v url.Values) {
 }
 
 func (c *Cloud) aliRoutes(w io.Writer, v url.Values) {
-	routes, next := page(c.listed(v.Get("RouteTableId")), v.Get("NextToken"), c.pageSize)
+	all := c.listed(v.Get("RouteTableId"))
+	if dst := v.Get("DestinationCidrBlock"); dst != "" {
+		all = slices.DeleteFunc(all, func(r Route) bool { return r.Dst.String() != dst })
+	}
+	routes, next := page(c, all, v.Get("NextToken"))
 	list := []any{}
 	for _, r := range routes {
 		status := "Available"

@@ -211,7 +211,7 @@ func (c *Cloud) awsDescribe(w http.ResponseWriter, v url.Values) (code, message 
 		Tables  []awsTable `xml:"routeTableSet>item"`
 		Next    string     `xml:"nextToken,omitempty"`
 	}
-	if v.Get("NextToken") == "" {
+	if v.Get("NextToken") == "" || c.extra["loop"] != "" {
 		out.Next = "page-0"
 	} else {
 		for _, id := range ids {

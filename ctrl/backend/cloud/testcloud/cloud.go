@@ -35,6 +35,9 @@ type Failure struct {
 	Drop       bool          // the connection ends without an answer
 	Skew       time.Duration // of the cloud's clock
 	RetryAfter string
+	Raw, Type  string // a body, and its content type
+	Short      bool   // the connection ends before the end of Raw
+	Redirect   string // URL to go to
 }
 
 // Cloud is the state behind the servers of one provider.
@@ -239,6 +242,19 @@ func (c *Cloud) fail(w http.ResponseWriter, r *http.Request, f Failure) bool {
 	if f.Skew != 0 {
 		w.Header().Set("Date", time.Now().Add(f.Skew).UTC().Format(http.TimeFormat))
 	}
+	switch {
+	case f.Redirect != "":
+		http.Redirect(w, r, f.Redirect, http.StatusTemporaryRedirect)
+		return true
+	case f.Raw != "":
+		w.Header().Set("Content-Type", f.Type)
+		if f.Short {
+			w.Header().Set("Content-Length", fmt.Sprint(len(f.Raw)+1))
+		}
+		w.WriteHeader(cmp.Or(f.Status, http.StatusOK))
+		fmt.Fprint(w, f.Raw)
+		return true
+	}
 	if f.HTML {
 		w.Header().Set("Content-Type", "text/html")
 		w.WriteHeader(cmp.Or(f.Status, http.StatusOK))
@@ -247,7 +263,8 @@ func (c *Cloud) fail(w http.ResponseWriter, r *http.Request, f Failure) bool {
 	return f.HTML
 }
 
-// listed returns the routes of a table that a list shows. The caller holds the lock.
+// listed returns the routes of a table that a list shows; each of them twice with the property
+// twice. The caller holds the lock.
 func (c *Cloud) listed(table string) []Route {
 	var list []Route
 	for _, r := range c.tables[table] {
@@ -255,7 +272,18 @@ func (c *Cloud) listed(table string) []Route {
 			list = append(list, r)
 		}
 	}
+	if c.extra["twice"] != "" {
+		list = append(list, list...)
+	}
 	return list
+}
+
+// DeleteTable removes a route table.
+func (c *Cloud) DeleteTable(id string) {
+	c.with(func() {
+		delete(c.tables, id)
+		c.order = slices.DeleteFunc(c.order, func(o string) bool { return o == id })
+	})
 }
 
 // create adds a route unless there is one. The caller holds the lock.
@@ -279,9 +307,13 @@ func (c *Cloud) remove(table string, match func(Route) bool) bool {
 	return len(c.tables[table]) < n
 }
 
-// page returns the part of a list for a token, and the token of the next.
-func page[T any](list []T, token string, size int) ([]T, string) {
-	start := 0
+// page returns the part of a list for a token, and the token of the next. With the property loop,
+// there is always a next one.
+func page[T any](c *Cloud, list []T, token string) ([]T, string) {
+	if c.extra["loop"] != "" {
+		return nil, "page-0"
+	}
+	start, size := 0, c.pageSize
 	fmt.Sscanf(token, "page-%d", &start)
 	start = min(start, len(list))
 	end := min(start+size, len(list))

@@ -1,11 +1,13 @@
 package testcloud
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"path"
 	"slices"
 	"strconv"
@@ -113,7 +115,8 @@ func gceParameters(r *http.Request, name string, body []byte) string {
 	if json.Unmarshal(body, &v) == nil {
 		body, _ = json.Marshal(v)
 	}
-	return strings.Join(strings.Fields(name+" "+r.URL.RawQuery+" "+string(body)), " ")
+	query, _ := url.QueryUnescape(r.URL.RawQuery)
+	return strings.Join(strings.Fields(name+" "+query+" "+string(body)), " ")
 }
 
 // gceCall returns the name of a call, as the API's reference has it, and the resource.
@@ -127,6 +130,8 @@ func gceCall(r *http.Request) (call, name string) {
 		return "routes.list", ""
 	case name == "global/routes" && r.Method == http.MethodPost:
 		return "routes.insert", ""
+	case strings.HasPrefix(name, "global/routes/") && r.Method == http.MethodGet:
+		return "routes.get", path.Base(name)
 	case strings.HasPrefix(name, "global/routes/") && r.Method == http.MethodDelete:
 		return "routes.delete", path.Base(name)
 	case strings.HasPrefix(name, "global/operations/") && parts[3] == "wait" && r.Method == http.MethodPost:
@@ -143,6 +148,13 @@ func (c *Cloud) gceAct(w io.Writer, call, name string, body []byte, r *http.Requ
 		fmt.Fprintf(w, `{"kind":"compute#instance","name":%q,"canIpForward":%s}`, name, c.extra["canIpForward"])
 	case "routes.list":
 		c.gceList(w, r)
+	case "routes.get":
+		listed := c.listed(GCENetwork)
+		i := slices.IndexFunc(listed, func(x Route) bool { return x.ID == name })
+		if i < 0 {
+			return Failure{Status: 404, Code: "notFound", Message: "The resource '" + name + "' was not found"}
+		}
+		json.NewEncoder(w).Encode(gceItem(listed[i]))
 	case "routes.insert":
 		return c.gceInsert(w, body)
 	case "routes.delete":
@@ -195,31 +207,35 @@ func (c *Cloud) gceInsert(w io.Writer, body []byte) Failure {
 	return Failure{}
 }
 
-// gceList lists routes of all networks.
+// gceList lists routes of all networks, as if the filter matched all.
 func (c *Cloud) gceList(w io.Writer, r *http.Request) {
-	routes, next := page(c.listed(GCENetwork), r.URL.Query().Get("pageToken"), c.pageSize)
+	if f := r.URL.Query().Get("filter"); f != `network eq ".*/networks/default"` {
+		c.problem("filter %s", f)
+	}
+	routes, next := page(c, c.listed(GCENetwork), r.URL.Query().Get("pageToken"))
 	out := map[string]any{"kind": "compute#routeList"}
 	items := []gceRoute{}
 	for _, x := range routes {
-		network := GCENetwork
-		if x.Network != "" {
-			network = x.Network
-		}
-		i := gceRoute{Kind: "compute#route", Name: x.ID, Network: gceBase + network,
-			DestRange: x.Dst.String(), Priority: 1000, Tags: x.Tags}
-		if strings.HasSuffix(x.Target, "gateway") {
-			i.Gateway = gceBase + "projects/my-project/global/gateways/" + x.Target
-		} else {
-			i.Instance = gceBase + "projects/my-project/zones/zone-a/instances/" + x.Target
-		}
-		if x.BlackHole {
-			i.Warnings = []any{map[string]any{"code": "NEXT_HOP_INSTANCE_NOT_FOUND"}}
-		}
-		items = append(items, i)
+		items = append(items, gceItem(x))
 	}
 	out["items"] = items
 	if next != "" {
 		out["nextPageToken"] = next
 	}
 	json.NewEncoder(w).Encode(out)
+}
+
+// gceItem is a route in an answer.
+func gceItem(x Route) gceRoute {
+	i := gceRoute{Kind: "compute#route", Name: x.ID, Network: gceBase + cmp.Or(x.Network, GCENetwork),
+		DestRange: x.Dst.String(), Priority: 1000, Tags: x.Tags}
+	if strings.HasSuffix(x.Target, "gateway") {
+		i.Gateway = gceBase + "projects/my-project/global/gateways/" + x.Target
+	} else {
+		i.Instance = gceBase + "projects/my-project/zones/zone-a/instances/" + x.Target
+	}
+	if x.BlackHole {
+		i.Warnings = []any{map[string]any{"code": "NEXT_HOP_INSTANCE_NOT_FOUND"}}
+	}
+	return i
 }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -186,7 +187,9 @@ func (c *Cloud) tencentDescribe(in tencentRequest) any {
 			ids = c.order
 		}
 	case "route-table-id":
-		ids = []string{value}
+		if slices.Contains(c.order, value) {
+			ids = []string{value}
+		}
 	default:
 		c.problem("filter %+v", in)
 	}
@@ -195,7 +198,10 @@ func (c *Cloud) tencentDescribe(in tencentRequest) any {
 	if limit, err2 := strconv.Atoi(in.Limit); err != nil || err2 != nil || limit > 100 {
 		c.problem("page %+v", in)
 	}
-	ids = ids[min(offset, total):min(offset+1, total)] // one per page
+	if c.extra["loop"] != "" {
+		offset, total = 0, 1<<30
+	}
+	ids = ids[min(offset, len(ids)):min(offset+1, len(ids))] // one per page
 	set := []any{}
 	for _, id := range ids {
 		routes := []tencentRoute{}
