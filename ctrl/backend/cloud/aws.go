@@ -42,7 +42,7 @@ func newAWS(c Config, client *client, e endpoints) (provider, error) {
 	host := cmp.Or(e.metadata, os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT"), "http://169.254.169.254")
 	host = strings.TrimSuffix(host, "/")
 	a := &amazon{
-		client: client, signer: v4.NewSigner(), configured: c.RouteTables,
+		client: client, configured: c.RouteTables,
 		endpoint: cmp.Or(e.api, os.Getenv("AWS_ENDPOINT_URL_EC2")),
 		metadata: &metadataService{
 			items: host + "/latest/meta-data/", tokens: host + "/latest/api/token",
@@ -57,6 +57,7 @@ func newAWS(c Config, client *client, e endpoints) (provider, error) {
 // locate reads the metadata, turns the check of source and destination off and finds the tables.
 func (a *amazon) locate(ctx context.Context, n Node) (place, error) {
 	a.keys.forget()
+	a.signer = v4.NewSigner() // which keeps what it derives from a secret by the key's ID only
 	a.keys.configured = environmentKeys()
 	if err := a.findSelf(ctx, n); err != nil {
 		return place{}, err

@@ -57,6 +57,10 @@ func awsMetadata(c *Cloud) http.HandlerFunc {
 			}
 			return
 		}
+		if r.URL.Path == "/v1/credentials" {
+			c.podIdentity(w, r)
+			return
+		}
 		if r.URL.Path == "/latest/api/token" {
 			if r.Method != http.MethodPut || r.Header.Get("X-aws-ec2-metadata-token-ttl-seconds") == "" {
 				c.problem("token request %s %v", r.Method, r.Header)
@@ -88,6 +92,46 @@ func (c *Cloud) item(w http.ResponseWriter, r *http.Request, root string) {
 	io.WriteString(w, v)
 }
 
+// assumeRole is the call of STS. The property identity is the token that it accepts; the keys are
+// AKIDWEB's. The caller holds the lock.
+func (c *Cloud) assumeRole(w http.ResponseWriter, r *http.Request, v url.Values) {
+	w.Header().Set("Content-Type", "text/xml")
+	f, failed := c.record("AssumeRoleWithWebIdentity", v.Get("RoleArn")+" "+v.Get("RoleSessionName"))
+	if failed && c.fail(w, r, f) {
+		return
+	}
+	if v.Get("Version") != "2011-06-15" || r.Header.Get("Authorization") != "" {
+		c.problem("AssumeRoleWithWebIdentity %v", v)
+	}
+	if !failed && v.Get("WebIdentityToken") != c.extra["identity"] {
+		// As the real one may, it repeats the token.
+		f = Failure{Status: 400, Code: "InvalidIdentityToken", Message: "No OpenIDConnect provider for " + v.Get("WebIdentityToken")}
+	}
+	if f.Code != "" {
+		w.WriteHeader(f.Status)
+		fmt.Fprintf(w, `<ErrorResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><Error><Type>Sender</Type>`+
+			`<Code>%s</Code><Message>%s</Message></Error><RequestId>1</RequestId></ErrorResponse>`, f.Code, f.Message)
+		return
+	}
+	fmt.Fprintf(w, `<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/">`+
+		`<AssumeRoleWithWebIdentityResult><Audience>sts.amazonaws.com</Audience><Credentials>`+
+		`<AccessKeyId>AKIDWEB</AccessKeyId><SecretAccessKey>%s</SecretAccessKey><SessionToken>%s</SessionToken>`+
+		`<Expiration>%s</Expiration></Credentials></AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>`,
+		c.keys["AKIDWEB"].Secret, c.keys["AKIDWEB"].Token, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
+}
+
+// podIdentity is the agent of EKS Pod Identity, which accepts the same token. The caller holds the
+// lock.
+func (c *Cloud) podIdentity(w http.ResponseWriter, r *http.Request) {
+	if r.Header.Get("Authorization") != c.extra["identity"] {
+		w.WriteHeader(http.StatusBadRequest)
+		fmt.Fprintf(w, "[dd1c4c4f]: (InvalidTokenException): token %s cannot be validated", r.Header.Get("Authorization"))
+		return
+	}
+	fmt.Fprintf(w, `{"AccessKeyId":"AKIDWEB","SecretAccessKey":%q,"Token":%q,"AccountId":"1","Expiration":%q}`,
+		c.keys["AKIDWEB"].Secret, c.keys["AKIDWEB"].Token, time.Now().Add(time.Hour).UTC().Format(time.RFC3339))
+}
+
 type awsItem struct {
 	Dst    string `xml:"destinationCidrBlock,omitempty"`
 	Dst6   string `xml:"destinationIpv6CidrBlock,omitempty"`
@@ -109,6 +153,10 @@ func awsAPI(c *Cloud) http.HandlerFunc {
 		defer c.mu.Unlock()
 		body, _ := io.ReadAll(r.Body)
 		v, err := url.ParseQuery(string(body))
+		if v.Get("Action") == "AssumeRoleWithWebIdentity" {
+			c.assumeRole(w, r, v)
+			return
+		}
 		if err != nil || r.Method != http.MethodPost || v.Get("Version") != "2016-11-15" {
 			c.problem("request %s %q", r.Method, body)
 		}
