@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"weft/ctrl/backend/cloud/testcloud"
 )
@@ -81,12 +80,7 @@ func TestAlibabaSecondInterface(t *testing.T) {
 }
 
 func TestAlibabaErrors(t *testing.T) {
-	for _, x := range []struct {
-		name, call string
-		failure    testcloud.Failure
-		kind       Kind
-		want       string
-	}{
+	testErrors(t, Alibaba, testcloud.NewAlibaba, []errorCase{
 		{"permission", "CreateRouteEntry", testcloud.Failure{Status: 403, Code: "Forbidden.RAM",
 			Message: "User not authorized to operate on the specified resource, or this API doesn't support RAM."},
 			Denied, "the permission vpc:CreateRouteEntry is missing"},
@@ -96,16 +90,7 @@ func TestAlibabaErrors(t *testing.T) {
 			Quota, "full: raise the quota of custom route entries"},
 		{"busy", "CreateRouteEntry", testcloud.Failure{Status: 400, Code: "TaskConflict", Message: "busy"}, Pending, "TaskConflict: busy"},
 		{"unavailable", "DescribeRouteTableList", testcloud.Failure{Status: 503, Code: "ServiceUnavailable"}, Unavailable, "ServiceUnavailable"},
-	} {
-		t.Run(x.name, func(t *testing.T) {
-			c := testcloud.NewAlibaba()
-			c.Always(x.call, x.failure)
-			r := start(t, Config{Provider: Alibaba}, c)
-			wantText(t, r.awaitError(t, x.kind), x.want)
-			c.Heal()
-			r.awaitInPlace(t)
-		})
-	}
+	})
 }
 
 // TestAlibabaEntryPending has a created entry that is listed, but not in force yet.
@@ -131,16 +116,5 @@ func TestAlibabaNoRole(t *testing.T) {
 func TestAlibabaPercent(t *testing.T) {
 	if got := percent("a b*~/+é"); got != "a%20b%2A~%2F%2B%C3%A9" {
 		t.Error(got)
-	}
-}
-
-func TestAlibabaListLags(t *testing.T) {
-	c := testcloud.NewAlibaba()
-	c.Delay(300 * time.Millisecond)
-	r := start(t, Config{Provider: Alibaba}, c)
-	wantText(t, r.awaitError(t, Pending), "not listed yet")
-	r.awaitInPlace(t)
-	if n := c.Count("CreateRouteEntry"); n != 1 {
-		t.Errorf("%d creations", n)
 	}
 }

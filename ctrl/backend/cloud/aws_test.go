@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"weft/ctrl/backend/cloud/testcloud"
 )
@@ -204,21 +203,6 @@ func TestAWSQuota(t *testing.T) {
 	c.Always("CreateRoute", testcloud.Failure{Status: 400, Code: "RouteLimitExceeded", Message: "The maximum number of routes has been reached."})
 	r := start(t, Config{Provider: AWS}, c)
 	wantText(t, r.awaitError(t, Quota), "RouteLimitExceeded: The maximum number of routes has been reached: raise the quota 'Routes per route table' (L-93826ACB)")
-}
-
-// TestAWSListLags has lists that lack a created route for a while: it is created once.
-func TestAWSListLags(t *testing.T) {
-	c := testcloud.NewAWS()
-	c.Delay(300 * time.Millisecond)
-	r := start(t, Config{Provider: AWS}, c)
-	wantText(t, r.awaitError(t, Pending), "not listed yet")
-	if r.Status().InPlace {
-		t.Error("in place before it is listed")
-	}
-	r.awaitInPlace(t)
-	if n := c.Count("CreateRoute"); n != 1 {
-		t.Errorf("%d creations", n)
-	}
 }
 
 // TestAWSRotatedCredentials has the role's keys replaced before their announced end.

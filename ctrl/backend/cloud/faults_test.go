@@ -297,3 +297,42 @@ func TestRepeatedErrorIsLoggedOnce(t *testing.T) {
 		}
 	})
 }
+
+// TestListLags has lists that lack a created route for a while: it is created once.
+func TestListLags(t *testing.T) {
+	each(t, func(t *testing.T, p providerCase) {
+		c := p.cloud()
+		c.Delay(300 * time.Millisecond)
+		r := start(t, Config{Provider: p.name}, c)
+		wantText(t, r.awaitError(t, Pending), "not listed yet")
+		if r.Status().InPlace {
+			t.Error("in place before it is listed")
+		}
+		r.awaitInPlace(t)
+		if n := c.Count(p.create); n != 1 {
+			t.Errorf("%d creations", n)
+		}
+	})
+}
+
+// errorCase is a failure of a call and the error that it has to be.
+type errorCase struct {
+	name, call string
+	failure    testcloud.Failure
+	kind       Kind
+	want       string
+}
+
+// testErrors has the calls of a provider fail for a while.
+func testErrors(t *testing.T, provider string, cloud func() *testcloud.Cloud, cases []errorCase) {
+	for _, x := range cases {
+		t.Run(x.name, func(t *testing.T) {
+			c := cloud()
+			c.Always(x.call, x.failure)
+			r := start(t, Config{Provider: provider}, c)
+			wantText(t, r.awaitError(t, x.kind), x.want)
+			c.Heal()
+			r.awaitInPlace(t)
+		})
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"weft/ctrl/backend/cloud/testcloud"
 )
@@ -101,12 +100,7 @@ func TestGCEConfig(t *testing.T) {
 }
 
 func TestGCEErrors(t *testing.T) {
-	for _, x := range []struct {
-		name, call string
-		failure    testcloud.Failure
-		kind       Kind
-		want       string
-	}{
+	testErrors(t, GCE, testcloud.NewGCE, []errorCase{
 		{"permission", "routes.insert", testcloud.Failure{Status: 403, Code: "forbidden",
 			Message: "Required 'compute.networks.updatePolicy' permission for 'projects/my-project/global/networks/default'"},
 			Denied, "the permission compute.networks.updatePolicy is missing"},
@@ -125,16 +119,7 @@ func TestGCEErrors(t *testing.T) {
 			Other, "see config key Project"},
 		{"name in use", "routes.insert", testcloud.Failure{Status: 409, Code: "alreadyExists", Message: "exists"},
 			Pending, "exists: not listed yet, or of another network"},
-	} {
-		t.Run(x.name, func(t *testing.T) {
-			c := testcloud.NewGCE()
-			c.Always(x.call, x.failure)
-			r := start(t, Config{Provider: GCE}, c)
-			wantText(t, r.awaitError(t, x.kind), x.want)
-			c.Heal()
-			r.awaitInPlace(t)
-		})
-	}
+	})
 }
 
 // TestGCEOperationFails has a change accepted, and its operation fail.
@@ -181,15 +166,4 @@ func TestGCENoServiceAccount(t *testing.T) {
 	c.DeleteItem("instance/service-accounts/")
 	r := start(t, Config{Provider: GCE}, c)
 	wantText(t, r.awaitError(t, Credentials), "this instance has no service account: attach one, with the scope compute-rw")
-}
-
-func TestGCEListLags(t *testing.T) {
-	c := testcloud.NewGCE()
-	c.Delay(300 * time.Millisecond)
-	r := start(t, Config{Provider: GCE}, c)
-	wantText(t, r.awaitError(t, Pending), "not listed yet")
-	r.awaitInPlace(t)
-	if n := c.Count("routes.insert"); n != 1 {
-		t.Errorf("%d creations", n)
-	}
 }

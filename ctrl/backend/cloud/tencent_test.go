@@ -54,12 +54,7 @@ func TestTencentElsewhere(t *testing.T) {
 }
 
 func TestTencentErrors(t *testing.T) {
-	for _, x := range []struct {
-		name, call string
-		failure    testcloud.Failure
-		kind       Kind
-		want       string
-	}{
+	testErrors(t, Tencent, testcloud.NewTencent, []errorCase{
 		{"permission", "CreateRoutes", testcloud.Failure{Code: "UnauthorizedOperation",
 			Message: "You are not authorized to perform operation (vpc:CreateRoutes)"}, Denied, "the permission vpc:CreateRoutes is missing"},
 		{"permission of CAM", "DescribeRouteTables", testcloud.Failure{Code: "AuthFailure.UnauthorizedOperation"},
@@ -69,27 +64,7 @@ func TestTencentErrors(t *testing.T) {
 		{"quota", "CreateRoutes", testcloud.Failure{Code: "LimitExceeded", Message: "The number of routes exceeds 50."},
 			Quota, "The number of routes exceeds 50: raise the quota of routes per route table"},
 		{"unavailable", "DescribeRouteTables", testcloud.Failure{Code: "InternalServerError"}, Unavailable, "InternalServerError"},
-	} {
-		t.Run(x.name, func(t *testing.T) {
-			c := testcloud.NewTencent()
-			c.Always(x.call, x.failure)
-			r := start(t, Config{Provider: Tencent}, c)
-			wantText(t, r.awaitError(t, x.kind), x.want)
-			c.Heal()
-			r.awaitInPlace(t)
-		})
-	}
-}
-
-func TestTencentListLags(t *testing.T) {
-	c := testcloud.NewTencent()
-	c.Delay(300 * time.Millisecond)
-	r := start(t, Config{Provider: Tencent}, c)
-	wantText(t, r.awaitError(t, Pending), "not listed yet")
-	r.awaitInPlace(t)
-	if n := c.Count("CreateRoutes"); n != 1 {
-		t.Errorf("%d creations", n)
-	}
+	})
 }
 
 func TestTencentNoTable(t *testing.T) {

@@ -19,17 +19,14 @@ import (
 // NewAlibaba returns an Alibaba VPC vpc-1 with an instance i-1, whose one interface has the address
 // 172.31.0.1 in vsw-1, and a system table vtb-system. The RAM role has the key STS.role.
 func NewAlibaba() *Cloud {
-	c := newCloud(aliAPI, aliMetadata)
 	const first = "network/interfaces/macs/00:16:3e:00:00:01/"
-	for path, v := range map[string]string{
+	c := newCloud(aliAPI, aliMetadata, map[string]string{
 		"instance-id": "i-1", "region-id": "cn-test", "mac": "00:16:3e:00:00:01",
 		"network/interfaces/macs/": "00:16:3e:00:00:01/",
 		first + "vpc-id":           "vpc-1", first + "vswitch-id": "vsw-1",
 		first + "network-interface-id": "eni-1", first + "private-ipv4s": `["172.31.0.1"]`,
 		"ram/security-credentials/": "node-role",
-	} {
-		c.SetItem(path, v)
-	}
+	})
 	c.SetAlibabaRole("STS.role", Key{"role-secret", "role-token"})
 	c.AddTable("vtb-custom")
 	c.AddTable("vtb-system")
@@ -49,15 +46,7 @@ func (c *Cloud) SetAlibabaRole(id string, k Key) {
 func aliMetadata(c *Cloud) http.HandlerFunc {
 	const header, token = "X-aliyun-ecs-metadata-token", "ecs-token"
 	return func(w http.ResponseWriter, r *http.Request) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
 		hardened := c.extra["hardened"] != ""
-		if f, ok := c.record("metadata", r.URL.Path); ok {
-			if !c.fail(w, r, f) {
-				w.WriteHeader(f.Status)
-			}
-			return
-		}
 		switch {
 		case r.URL.Path == "/latest/api/token" && hardened && r.Method == http.MethodPut &&
 			r.Header.Get(header+"-ttl-seconds") != "":

@@ -19,8 +19,7 @@ import (
 // NewAWS returns an Amazon VPC with an instance i-1 of one interface, eni-1 in subnet-1, whose
 // address is 172.31.0.1, and a main table rtb-main. The role has the key AKIDROLE.
 func NewAWS() *Cloud {
-	c := newCloud(awsAPI, awsMetadata)
-	for path, v := range map[string]string{
+	c := newCloud(awsAPI, awsMetadata, map[string]string{
 		"instance-id": "i-1", "placement/region": "eu-test-1", "services/domain": "amazonaws.com",
 		"network/interfaces/macs/":                               "02:00:00:00:00:01/",
 		"network/interfaces/macs/02:00:00:00:00:01/interface-id": "eni-1",
@@ -28,9 +27,7 @@ func NewAWS() *Cloud {
 		"network/interfaces/macs/02:00:00:00:00:01/vpc-id":       "vpc-1",
 		"network/interfaces/macs/02:00:00:00:00:01/local-ipv4s":  "172.31.0.1",
 		"iam/security-credentials/":                              "node-role",
-	} {
-		c.SetItem(path, v)
-	}
+	})
 	c.SetAWSRole("AKIDROLE", Key{"role-secret", "role-token"})
 	c.AddTable("rtb-main")
 	c.AddRoute("rtb-main", Route{Dst: netip.MustParsePrefix("172.31.0.0/16"), Target: "local"})
@@ -49,14 +46,6 @@ func (c *Cloud) SetAWSRole(id string, k Key) {
 func awsMetadata(c *Cloud) http.HandlerFunc {
 	const token = "imds-token"
 	return func(w http.ResponseWriter, r *http.Request) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if f, ok := c.record("metadata", r.URL.Path); ok {
-			if !c.fail(w, r, f) {
-				w.WriteHeader(f.Status)
-			}
-			return
-		}
 		if r.URL.Path == "/v1/credentials" {
 			c.podIdentity(w, r)
 			return

@@ -66,15 +66,30 @@ type Cloud struct {
 // Key is a secret and the token that has to come with it.
 type Key struct{ Secret, Token string }
 
-func newCloud(api, metadata func(*Cloud) http.HandlerFunc) *Cloud {
+func newCloud(api, metadata func(*Cloud) http.HandlerFunc, items map[string]string) *Cloud {
 	c := &Cloud{
-		items: map[string]string{}, tables: map[string][]Route{}, assoc: map[string]string{},
+		items: items, tables: map[string][]Route{}, assoc: map[string]string{},
 		keys: map[string]Key{}, failures: map[string][]Failure{}, pageSize: 2,
 		extra: map[string]string{}, done: make(chan struct{}),
 	}
 	c.API = httptest.NewServer(api(c))
-	c.Metadata = httptest.NewServer(metadata(c))
+	c.Metadata = httptest.NewServer(c.orFail(metadata(c)))
 	return c
+}
+
+// orFail returns a handler for metadata that fails on demand, and holds the lock.
+func (c *Cloud) orFail(metadata http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		f, ok := c.record("metadata", r.URL.Path)
+		switch {
+		case !ok:
+			metadata(w, r)
+		case !c.fail(w, r, f):
+			w.WriteHeader(f.Status)
+		}
+	}
 }
 
 // Close stops the servers.

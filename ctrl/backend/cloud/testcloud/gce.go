@@ -23,16 +23,13 @@ const GCENetwork = "projects/my-project/global/networks/default"
 // NewGCE returns a project my-project with an instance node-1 in zone zone-a, which may forward.
 // Its address is 172.31.0.1 in network default. The token is gce-token.
 func NewGCE() *Cloud {
-	c := newCloud(gceAPI, gceMetadata)
-	for path, v := range map[string]string{
+	c := newCloud(gceAPI, gceMetadata, map[string]string{
 		"instance/name": "node-1", "project/project-id": "my-project",
 		"instance/zone":                         "projects/123456/zones/zone-a",
 		"instance/network-interfaces/":          "0/\n",
 		"instance/network-interfaces/0/network": "projects/123456/networks/default",
 		"instance/network-interfaces/0/ip":      "172.31.0.1",
-	} {
-		c.SetItem(path, v)
-	}
+	})
 	c.SetGCEToken("gce-token")
 	c.Set("canIpForward", "true")
 	c.AddTable(GCENetwork)
@@ -50,14 +47,6 @@ func (c *Cloud) SetGCEToken(token string) {
 // gceMetadata is the metadata server.
 func gceMetadata(c *Cloud) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		if f, ok := c.record("metadata", r.URL.Path); ok {
-			if !c.fail(w, r, f) {
-				w.WriteHeader(f.Status)
-			}
-			return
-		}
 		w.Header().Set("Metadata-Flavor", "Google")
 		if r.Header.Get("Metadata-Flavor") != "Google" {
 			c.problem("metadata %s without Metadata-Flavor", r.URL.Path)
