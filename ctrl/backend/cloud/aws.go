@@ -42,7 +42,7 @@ func newAWS(c Config, client *client, e endpoints) (provider, error) {
 	host := cmp.Or(e.metadata, os.Getenv("AWS_EC2_METADATA_SERVICE_ENDPOINT"), "http://169.254.169.254")
 	host = strings.TrimSuffix(host, "/")
 	a := &amazon{
-		client: client, configured: c.RouteTables,
+		client: client, signer: v4.NewSigner(), configured: c.RouteTables,
 		endpoint: cmp.Or(e.api, os.Getenv("AWS_ENDPOINT_URL_EC2")),
 		metadata: &metadataService{
 			items: host + "/latest/meta-data/", tokens: host + "/latest/api/token",

@@ -10,7 +10,7 @@ import (
 	"weft/ctrl/backend/cloud/testcloud"
 )
 
-// identity returns a rig whose instance has no role, and a file with the token of a service account.
+// identity returns a rig whose instance has no role, and a file with a service account's token.
 func identity(t *testing.T) (r *rig, file string) {
 	t.Helper()
 	c := testcloud.NewAWS()

@@ -147,7 +147,7 @@ func TestListedTwice(t *testing.T) {
 	})
 }
 
-// TestRemovalDenied has no permission for one call only, which does not keep the node from its route.
+// TestRemovalDenied has no permission for one call only: the node has its route all the same.
 func TestRemovalDenied(t *testing.T) {
 	each(t, func(t *testing.T, p providerCase) {
 		c := p.cloud()

@@ -47,7 +47,7 @@ func metadataClient() *http.Client {
 // stay makes a client return redirections: to follow them would send tokens elsewhere.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-// withoutPassword returns a function for a transport's proxy without the proxy's password in errors.
+// withoutPassword returns the function proxy without the proxy's password in errors.
 func withoutPassword(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
 	return func(r *http.Request) (*url.URL, error) {
 		u, err := proxy(r)

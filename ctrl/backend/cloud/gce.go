@@ -280,7 +280,7 @@ type operation struct {
 }
 
 const (
-	// operationTimeout limits the time that a change takes. A request waits for at most two minutes.
+	// operationTimeout limits the time of a change. A request waits for at most two minutes.
 	operationTimeout = 2 * time.Minute
 	// operationPause is between two requests that wait: they may return at once.
 	operationPause = 500 * time.Millisecond

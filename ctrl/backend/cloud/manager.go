@@ -273,8 +273,8 @@ func (m *Manager) checkTable(ctx context.Context, table string, n Node) (outcome
 	return inPlace, nil
 }
 
-// read reads the routes that decide on changes. The routes to the subnets of the node do, unless one
-// of them is not in place; those of former leases are looked for once per place.
+// read reads the routes that decide on changes. The routes to the subnets of the node do, unless
+// one of them is not in place; those of former leases are looked for once per place.
 func (m *Manager) read(ctx context.Context, table string, n Node) ([]route, error) {
 	if m.listed[table] {
 		have, err := m.list(ctx, table, n.Subnets)
