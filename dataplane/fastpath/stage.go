@@ -25,6 +25,8 @@ func stageNear(device string) string { return device + "-in" }
 func stageFar(device string) string { return device + "-join" }
 
 const (
+	// stageQueues is the number of queues for each CPU (STAGE_QUEUES in bpf/fastpath.c).
+	stageQueues = 2
 	// stageMTU is above the size of every packet (drivers/net/veth.c, ETH_MAX_MTU).
 	stageMTU = 65535
 	// addrGenModeNone keeps IPv6 addresses away (linux/if_link.h, IN6_ADDR_GEN_MODE_NONE).
@@ -71,10 +73,11 @@ func openStage(device string) (near, far int, err error) {
 
 // addStage creates the pair unless it exists.
 func addStage(device string) error {
-	queues, err := ebpf.PossibleCPU()
+	cpus, err := ebpf.PossibleCPU()
 	if err != nil {
 		return err
 	}
+	queues := cpus * stageQueues
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = stageNear(device), stageMTU
 	attrs.NumTxQueues, attrs.NumRxQueues = queues, queues

@@ -56,6 +56,7 @@ static long (*redirect)(__u32, __u64) = (void *)BPF_FUNC_redirect;
 static long (*redirect_neigh)(__u32, struct bpf_redir_neigh *, int, __u64) =
 	(void *)BPF_FUNC_redirect_neigh;
 static void (*set_hash_invalid)(void *) = (void *)BPF_FUNC_set_hash_invalid;
+static __u32 (*processor_id)(void) = (void *)BPF_FUNC_get_smp_processor_id;
 static struct bpf_sock *(*sk_lookup_udp)(void *, struct bpf_sock_tuple *, __u32, __u64, __u64) =
 	(void *)BPF_FUNC_sk_lookup_udp;
 static long (*sk_release)(void *) = (void *)BPF_FUNC_sk_release;
@@ -223,6 +224,10 @@ struct {
 // A TCP flow from another node that brings more bytes than this in a window goes through the stage
 // until it is silent, since a packet in the stage must not be overtaken.
 #define JOIN_BYTES 65536
+
+// The stage has this many queues for each CPU, as a CPU may poll as many queues of the underlay
+// interface in turn, each as often as one queue of the stage.
+#define STAGE_QUEUES 2
 
 struct inner {
 	struct prefix src, dst;
@@ -661,6 +666,8 @@ inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner 
 		pass(FAILED);
 		return TC_ACT_SHOT;
 	}
+	// Its queue is of this CPU, so that no other one polls it while this one fills it.
+	skb->queue_mapping = 1 + STAGE_QUEUES * processor_id() + skb->queue_mapping % STAGE_QUEUES;
 	return redirect(s->stage, 0);
 }
 
