@@ -24,7 +24,7 @@ func TestGCERequests(t *testing.T) {
 			`"network":"` + c.API.URL + `/projects/my-project/global/networks/default",` +
 			`"nextHopInstance":"` + c.API.URL + `/projects/my-project/zones/zone-a/instances/node-1","priority":1000}`,
 		"globalOperations.wait operation-insert-2",
-		"globalOperations.wait operation-x-1",
+		"globalOperations.wait operation-insert-1",
 		`routes.list filter=network eq ".*/networks/default"&maxResults=500`,
 	}
 	got := c.Requests()

@@ -152,11 +152,12 @@ func (c *Cloud) gceAct(w io.Writer, call, name string, body []byte, r *http.Requ
 		}
 		c.operation(w, "operation-delete", c.pending)
 	case "globalOperations.wait":
-		left, err := strconv.Atoi(name[strings.LastIndex(name, "-")+1:])
+		i := strings.LastIndex(name, "-")
+		left, err := strconv.Atoi(name[i+1:])
 		if err != nil {
 			c.problem("operation %s", name)
 		}
-		c.operation(w, "operation-x", left-1)
+		c.operation(w, name[:max(i, 0)], left-1)
 	default:
 		c.problem("call %s", call)
 		return Failure{Status: 404, Code: "notFound", Message: call}
@@ -164,13 +165,15 @@ func (c *Cloud) gceAct(w io.Writer, call, name string, body []byte, r *http.Requ
 	return Failure{}
 }
 
-// operation writes an operation that is done after some waits, whose number its name has.
+// operation writes an operation that is done after some waits, whose number its name has. That with
+// the name operation-failed fails.
 func (c *Cloud) operation(w io.Writer, name string, left int) {
 	o := map[string]any{"kind": "compute#operation", "name": fmt.Sprintf("%s-%d", name, left), "status": "RUNNING"}
 	if left <= 0 {
 		o["status"] = "DONE"
-		if code := c.extra["operation error"]; code != "" {
-			o["error"] = map[string]any{"errors": []any{map[string]any{"code": code, "message": c.extra["operation message"]}}}
+		if name == "operation-failed" {
+			o["error"] = map[string]any{"errors": []any{map[string]any{
+				"code": c.extra["failed with"], "message": c.extra["operation message"]}}}
 		}
 	}
 	json.NewEncoder(w).Encode(o)
@@ -189,9 +192,12 @@ func (c *Cloud) gceInsert(w io.Writer, body []byte) Failure {
 		return Failure{Status: 409, Code: "alreadyExists",
 			Message: "The resource 'projects/my-project/global/routes/" + in.Name + "' already exists"}
 	}
-	if c.extra["operation error"] == "" {
-		c.create(GCENetwork, Route{Dst: dst, ID: in.Name, Target: path.Base(in.Instance)})
+	if code := c.extra["operation error"]; code != "" {
+		c.extra["failed with"] = code
+		c.operation(w, "operation-failed", c.pending)
+		return Failure{}
 	}
+	c.create(GCENetwork, Route{Dst: dst, ID: in.Name, Target: path.Base(in.Instance)})
 	c.operation(w, "operation-insert", c.pending)
 	return Failure{}
 }
