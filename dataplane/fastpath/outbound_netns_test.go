@@ -49,7 +49,9 @@ func (w outboundTwin) outbound(pkt []byte) ([]byte, Pass) {
 	case len(pkt)+outer > w.mtu:
 		return nil, PassNoRoute
 	}
-	return outerFrame(self, others[i].Endpoint.Addr(), tos&w.tosMask, pkt), notOurs
+	f := outerFrame(self, others[i].Endpoint.Addr(), tos&w.tosMask, pkt)
+	binary.BigEndian.PutUint16(f[ethernet+20:], sourcePort)
+	return f, notOurs
 }
 
 // outboundLab is a node with a route and a neighbour entry for peerA, in which outbound runs.
@@ -62,7 +64,7 @@ func newOutboundLab(t testing.TB, s settingsValue) *outboundLab {
 	t.Helper()
 	l := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1})
 	o := &outboundLab{node: l.Nodes[0]}
-	if err := o.node.AddAddr("eth0", netip.PrefixFrom(self, 24)); err != nil {
+	if err := o.node.AddAddr("eth0", netip.PrefixFrom(self, 16)); err != nil {
 		t.Fatal(err)
 	}
 	if err := o.node.Do(func() error {
@@ -133,6 +135,9 @@ func outboundSeeds() [][]byte {
 				all = append(all, inner("10.5.1.2", dst, 17, tos, n))
 			}
 		}
+	}
+	for n := range 256 { // for all checksums of the outer header
+		all = append(all, inner("10.5.1.2", "10.5.2.7", 17, 0, n))
 	}
 	for _, dst := range []string{"fd00:2::7", "fd00:3::7", "::ffff:10.5.2.7"} {
 		for _, next := range []uint8{6, 17, 58, 0, 44, 132} {
@@ -209,26 +214,50 @@ func TestNetnsOutboundProbes(t *testing.T) {
 	check(true, fast, notOurs)
 }
 
+// burst runs the program on a packet n times, and reports whether it has taken all.
+func (o *outboundLab) burst(t testing.TB, pkt []byte, n int) bool {
+	t.Helper()
+	verdict := uint32(actRedirect)
+	if err := o.node.Do(func() (err error) {
+		frame := append([]byte{12: 8, 13: 0}, pkt...)
+		for i := 0; i < n && err == nil && verdict == actRedirect; i++ {
+			verdict, err = o.objects.Outbound.Run(&ebpf.RunOptions{Data: frame})
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return verdict == actRedirect
+}
+
+// TestNetnsOutboundAnswers lets a flow send more packets than a sparse one, but wait for an answer
+// now and then.
+func TestNetnsOutboundAnswers(t *testing.T) {
+	o := newOutboundLab(t, settingsValue{})
+	if err := o.node.Do(func() error { listen(t); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	pkt, answer := inner("10.5.1.2", "10.5.2.7", 17, 0, 64), inner("10.5.2.7", "10.5.1.2", 17, 0, 64)
+	for i := range 20 { // fewer bytes than a flow in bulk has in a window
+		if err := o.Beat(); err != nil {
+			t.Fatal(err)
+		}
+		if !o.burst(t, pkt, 100) {
+			t.Fatalf("after %d answers, the program passed for %v", i, o.Stats().Passed)
+		}
+		if _, taken := runInbound(t, o.Path, frame(peerA, 0, 0, answer)); !taken {
+			t.Fatal("the answer was not taken")
+		}
+	}
+}
+
 // TestNetnsOutboundBulk lets a flow send in bulk: with a daemon, the program gives it to the
 // workers until it is silent.
 func TestNetnsOutboundBulk(t *testing.T) {
 	o := newOutboundLab(t, settingsValue{})
 	pkt := inner("10.5.1.2", "10.5.2.7", 17, 0, 1400)
-	// burst sends more than a sparse flow has in a window, and reports whether all were taken.
-	burst := func() bool {
-		verdict := uint32(actRedirect)
-		err := o.node.Do(func() (err error) {
-			frame := append([]byte{12: 8, 13: 0}, pkt...)
-			for i := 0; i < 400 && err == nil && verdict == actRedirect; i++ {
-				verdict, err = o.objects.Outbound.Run(&ebpf.RunOptions{Data: frame})
-			}
-			return err
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		return verdict == actRedirect
-	}
+	// More than a sparse flow has in a window.
+	burst := func() bool { return o.burst(t, pkt, 400) }
 	if !burst() {
 		t.Errorf("without a daemon: passed for %v", o.Stats().Passed)
 	}
@@ -250,11 +279,92 @@ func TestNetnsOutboundBulk(t *testing.T) {
 	if _, p := o.run(t, pkt, &ebpf.RunOptions{}); p != PassBulk {
 		t.Errorf("the next packet: passed for %v", p)
 	}
-	const silence = 100 * time.Millisecond // SILENCE of the program
-	time.Sleep(silence + 20*time.Millisecond)
+	time.Sleep(silence)
 	if _, p := o.run(t, pkt, &ebpf.RunOptions{}); p != notOurs {
 		t.Errorf("after a silence: passed for %v", p)
 	}
+}
+
+// silence is longer than SILENCE of the programs.
+const silence = 120 * time.Millisecond
+
+// TestNetnsOutboundSilence lets the program pass a packet of a flow for each reason that may end
+// before the flow does: the workers keep the flow until it is silent for a while.
+func TestNetnsOutboundSilence(t *testing.T) {
+	o := newOutboundLab(t, settingsValue{})
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(o.node.Do(func() error { listen(t); return nil }))
+	avoid := func(on bool) { must(o.Avoid(map[netip.Addr]bool{peerA: on})) }
+	setFlags := func(flags uint8) {
+		var s settingsValue
+		must(o.objects.Settings.Lookup(uint32(0), &s))
+		s.Flags = flags
+		must(o.objects.Settings.Put(uint32(0), s))
+	}
+	setMTU := func(mtu int) { must(o.SetPathMTUs(map[netip.Addr]int{peerA: mtu})) }
+	nothing := func() {}
+	for _, r := range []passReason{
+		{PassNoPeer, func() { avoid(true) }, func() { avoid(false) }, 0},
+		{PassPaused, func() { setFlags(flagPaused) }, func() { setFlags(0) }, 0},
+		{PassNoRoute, func() { setMTU(1000) }, func() { setMTU(1500) }, 0},
+		{PassProbe, nothing, nothing, 0xfc},
+	} {
+		must(lab.Await(t.Context(), 20*time.Second, r.pass.String(), func() error { return o.keepFlow(t, r) }))
+		for range 3 { // each packet of the flow begins the silence again
+			time.Sleep(silence / 4)
+			o.runAlive(t, 0)
+		}
+		time.Sleep(silence)
+		if p := o.runAlive(t, 0); p != notOurs {
+			t.Errorf("%v: after a silence: passed for %v", r.pass, p)
+		}
+	}
+}
+
+// passReason is a reason for passing a packet with this TOS, between two calls.
+type passReason struct {
+	pass       Pass
+	begin, end func()
+	tos        uint8
+}
+
+// runAlive runs the program on a packet of one flow, while the daemon runs.
+func (o *outboundLab) runAlive(t *testing.T, tos uint8) Pass {
+	t.Helper()
+	if err := o.Beat(); err != nil {
+		t.Fatal(err)
+	}
+	_, p := o.run(t, inner("10.5.1.2", "10.5.2.7", 17, tos, 1000), &ebpf.RunOptions{})
+	return p
+}
+
+// keepFlow lets the program pass a packet and checks that it then passes the others of the flow. It
+// returns an error if that took so long that the flow may have returned.
+func (o *outboundLab) keepFlow(t *testing.T, r passReason) error {
+	t.Helper()
+	begin := time.Now()
+	r.begin()
+	if p := o.runAlive(t, r.tos); p != r.pass {
+		t.Fatalf("passed for %v, want %v", p, r.pass)
+	}
+	r.end()
+	first, second := o.runAlive(t, 0), o.runAlive(t, 0)
+	if took := time.Since(begin); took > silence/2 {
+		return fmt.Errorf("the packets took %v", took)
+	}
+	if first != PassBulk || second != PassBulk {
+		t.Errorf("%v: the next packets passed for %v and %v, want %v", r.pass, first, second, PassBulk)
+	}
+	_, p := o.run(t, inner("10.5.1.9", "10.5.2.7", 17, 0, 1000), &ebpf.RunOptions{})
+	if p != notOurs {
+		t.Errorf("%v: a packet of another flow passed for %v", r.pass, p)
+	}
+	return nil
 }
 
 // FuzzOutbound compares the program with its twin. It needs the right to load programs.

@@ -11,16 +11,20 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 
 	"weft/dataplane/fib"
+	"weft/deploy/lab"
 	"weft/encap"
 )
 
 const (
 	ethernet = 14
 	outer    = encap.OverheadUDP4
+
+	sourcePort = 8290 // of packets to other nodes
 
 	// Values of dataplane.SourceCheck.
 	checkKnown, checkStrict, checkOff = 0, 1, 2
@@ -31,8 +35,8 @@ const (
 
 var (
 	self   = netip.MustParseAddr("192.0.2.1")
-	peerA  = netip.MustParseAddr("192.0.2.2")
-	peerB  = netip.MustParseAddr("192.0.2.3") // without a fast path
+	peerA  = netip.MustParseAddr("192.0.184.250") // of a checksum that is carried twice, for some lengths
+	peerB  = netip.MustParseAddr("192.0.2.3")     // without a fast path
 	nobody = netip.MustParseAddr("192.0.2.9")
 
 	localNode = fib.Node{Name: "self", Prefixes: prefixes("10.5.1.0/24", "fd00:1::/64")}
@@ -138,7 +142,7 @@ func newTestPath(t testing.TB, s settingsValue) *Path {
 			t.Error(err)
 		}
 	})
-	s.Local, s.Port, s.Source = self.As4(), bigEndian(8285), bigEndian(8285)
+	s.Local, s.Port, s.Source = self.As4(), bigEndian(8285), bigEndian(sourcePort)
 	if err := p.objects.Settings.Put(uint32(0), s); err != nil {
 		t.Fatal(err)
 	}
@@ -255,9 +259,16 @@ func seeds() [][]byte {
 				inner(src, "::ffff:10.5.1.2", next, 2, 40))
 		}
 	}
-	ndp := inner("fd00:2::7", "fd00:1::2", 58, 0, 40)
-	ndp[40] = 135
-	all = append(all, ndp, []byte{}, []byte{0x45}, []byte{0x60}, make([]byte, 60))
+	for _, kind := range []byte{132, 133, 135, 137, 138} { // around neighbour discovery
+		message := inner("fd00:2::7", "fd00:1::2", 58, 0, 40)
+		message[40] = kind
+		all = append(all, message)
+	}
+	label := inner("fd00:2::7", "fd00:1::2", 17, 2, 40)
+	label[1], label[2], label[3] = label[1]|0x0a, 0xbc, 0xde
+	short := inner("10.5.2.7", "10.5.1.2", 17, 0, 0)
+	short[0] = 0x46 // options that are missing
+	all = append(all, label, short, []byte{}, []byte{0x45}, []byte{0x60}, make([]byte, 60))
 	return all
 }
 
@@ -347,6 +358,18 @@ func TestNetnsInboundDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("ending", true)
+	if err := p.Beat(); err != nil {
+		t.Fatal(err)
+	}
+	check("running again", false)
+	if err := lab.Await(t.Context(), 10*time.Second, "stopped", func() error {
+		if _, taken := runInbound(t, p, f); !taken {
+			return errors.New("the program leaves packets to a daemon without a heartbeat")
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func compare(t testing.TB, w twin, p *Path, f []byte, taken *int) {
