@@ -181,7 +181,7 @@ func (s *snapshot) keepFastCounts(gone map[netip.Addr]fastpath.Traffic) {
 
 // updateFastNodes passes a change of the nodes to the path, or all of them if the last attempt
 // failed. before is the snapshot before the change, which knows the nodes of the addresses that
-// were dropped. The caller holds e.mu.
+// were dropped. The supervisor tries again after a failure. The caller holds e.mu.
 func (e *Engine) updateFastNodes(
 	before *snapshot, change func() (map[netip.Addr]fastpath.Traffic, error),
 ) {
@@ -245,6 +245,9 @@ func (e *Engine) superviseFastPath(now time.Time) {
 	if err := e.fast.path.Watch(e.fast.pause != ""); err != nil {
 		e.loseFastPath(err)
 		return
+	}
+	if e.fast.partial {
+		e.updateFastNodes(e.snapshot.Load(), e.replaceFastNodes)
 	}
 	e.updatePathMTUs()
 }

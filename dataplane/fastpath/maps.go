@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"time"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"weft/dataplane/fib"
 )
@@ -235,11 +237,7 @@ func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traf
 		return nil
 	}
 	if known {
-		cpus, err := ebpf.PossibleCPU()
-		if err != nil {
-			return fmt.Errorf("count CPUs: %w", err)
-		}
-		if err := p.objects.Endpoints.Put(a.As4(), make([]Traffic, cpus)); err != nil {
+		if err := p.putEndpoint(a); err != nil {
 			return fmt.Errorf("add node to the fast path: %w", err)
 		}
 		p.counted[a] = true
@@ -253,6 +251,25 @@ func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traf
 		return fmt.Errorf("remove node from the fast path: %w", err)
 	}
 	return nil
+}
+
+// putEndpoint adds an outer address to the kernel's map. The kernel takes memory for each CPU from
+// a reserve, which it refills in the background (mm/percpu.c): it may have none for a moment after
+// many additions.
+func (p *Path) putEndpoint(a netip.Addr) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return fmt.Errorf("count CPUs: %w", err)
+	}
+	const attempts, pause = 200, time.Millisecond // less than LIFE of the programs
+	counts := make([]Traffic, cpus)
+	for range attempts {
+		if err = p.objects.Endpoints.Put(a.As4(), counts); !errors.Is(err, unix.ENOMEM) {
+			return err
+		}
+		time.Sleep(pause)
+	}
+	return err
 }
 
 // traffic returns the counts of an outer address; zero if it has none.
