@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -151,5 +154,88 @@ func TestNetnsFastPathJoins(t *testing.T) {
 	}
 	if got := arrived() - frames; got > taken/4 {
 		t.Errorf("%d packets arrived as %d frames", taken, got)
+	}
+}
+
+// TestNetnsFastPathSubnetMoves gives the subnet of a node to another one while pings to it run: the
+// fast path follows at once, and the node that had it is no longer a source of its packets.
+func TestNetnsFastPathSubnetMoves(t *testing.T) {
+	ov := startFast(t, lab.Options{Nodes: 3}, fast, fast, fast)
+	// An address that the pods of two nodes have.
+	moving := netip.MustParsePrefix("10.5.9.2/24")
+	for _, i := range []int{1, 2} {
+		must(t, ov.pod(i).AddAddr("eth0", netip.PrefixFrom(moving.Addr(), 32)))
+		must(t, ov.lab.Nodes[i].AddRoute(moving.Masked(), podAddr(i), "cni0"))
+	}
+	received := func(i int) uint64 { return ov.engines[i].Stats().FastPath.Received.Packets }
+	ov.give(1, moving.Masked())
+	must(t, lab.Await(t.Context(), 20*time.Second, "packets of the fast path", func() error {
+		const silence = 200 * time.Millisecond // after which a flow returns from the workers
+		time.Sleep(silence)
+		before := received(1)
+		p, err := ov.pod(0).Ping(t.Context(), moving.Addr(), lab.Ping{})
+		if err == nil && (p.Received == 0 || received(1) == before) {
+			err = fmt.Errorf("none of %+v", p)
+		}
+		return err
+	}))
+	p, err := ov.pod(0).StartPing(t.Context(), moving.Addr(),
+		lab.Ping{Count: -1, Interval: time.Millisecond})
+	must(t, err)
+	defer p.Stop()
+	for _, owner := range []int{1, 2, 1, 2} {
+		ov.give(owner, moving.Masked())
+		must(t, lab.Await(t.Context(), 20*time.Second, "answers of the new owner", func() error {
+			before, answers := received(owner), p.Result().Received
+			time.Sleep(50 * time.Millisecond)
+			if received(owner) == before || p.Result().Received == answers {
+				return fmt.Errorf("%d packets, %d answers", received(owner)-before, p.Result().Received-answers)
+			}
+			return nil
+		}))
+		other := 3 - owner
+		before := received(other)
+		time.Sleep(50 * time.Millisecond)
+		if now := received(other); now != before {
+			t.Errorf("node %d got %d packets after the subnet moved to node %d", other, now-before, owner)
+		}
+	}
+	r := p.Stop()
+	t.Logf("lost %d of %d", r.Lost(), r.Sent)
+	if r.Duplicates > 0 {
+		t.Errorf("%d duplicates", r.Duplicates)
+	}
+	const former, packets = 1, 20
+	from := net.UDPAddrFromAddrPort(netip.AddrPortFrom(moving.Addr(), 0))
+	must(t, ov.pod(former).Do(func() error {
+		conn, err := net.DialUDP("udp", from, net.UDPAddrFromAddrPort(netip.AddrPortFrom(podAddr(0), 9)))
+		for range packets {
+			if err == nil {
+				_, err = conn.Write([]byte("x"))
+			}
+		}
+		return errors.Join(err, conn.Close())
+	}))
+	must(t, lab.Await(t.Context(), 20*time.Second, "drops of the former owner's packets", func() error {
+		if n := ov.engines[0].Stats().Drops[DropSpoofedInnerSource]; n != packets {
+			return fmt.Errorf("%d, want %d", n, packets)
+		}
+		return nil
+	}))
+}
+
+// give gives a further subnet to one of the nodes, which all have a fast path.
+func (ov *overlay) give(owner int, subnet netip.Prefix) {
+	var nodes []fib.Node
+	for i, e := range ov.engines {
+		n := e.asNode()
+		n.Fast = true
+		if i == owner {
+			n.Prefixes = append(n.Prefixes, subnet)
+		}
+		nodes = append(nodes, n)
+	}
+	for i, e := range ov.engines {
+		e.SetNodes(nodes[i], slices.Delete(slices.Clone(nodes), i, i+1))
 	}
 }
