@@ -281,7 +281,9 @@ func TestNetnsFastPathTurnedOff(t *testing.T) {
 func TestNetnsFastPathTCPOverModes(t *testing.T) {
 	c := newCluster(t, lab.Options{}, clusterNetwork)
 	ds := c.upFast()
-	exchange := c.dialEcho(c.Nodes[0].Pods[0], c.Nodes[1].Pods[0])
+	to := c.Nodes[1].Pods[0]
+	c.echo(to)
+	exchange := c.dialEcho(c.Nodes[0].Pods[0], netip.AddrPortFrom(to.Addr, echoPort))
 	exchange(200)
 	for i, mode := range []string{"off", "auto", "off", "auto"} {
 		n := i / 2 // each node
@@ -296,23 +298,33 @@ func TestNetnsFastPathTCPOverModes(t *testing.T) {
 	}
 }
 
-// dialEcho opens a TCP connection between two pods and returns a function that sends messages, one
-// when the last has come back, and fails the test if one takes too long.
-func (c *cluster) dialEcho(from, to *lab.Pod) (exchange func(messages int)) {
+// echoPort is the port on which pods answer a TCP connection with the bytes that they receive.
+const echoPort = 7007
+
+// echo lets a pod answer on echoPort until the test ends.
+func (c *cluster) echo(at *lab.Pod) {
 	c.t.Helper()
-	const port = 7007
-	l, err := to.Listen(to.Addr, port)
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	l := c.listen(at, echoPort)
 	c.t.Cleanup(func() { l.Close() })
 	go func() {
-		if conn, err := l.Accept(); err == nil {
-			_, _ = io.Copy(conn, conn) // the client reports what it misses
-			_ = conn.Close()           // the client has ended
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return // the test has ended
+			}
+			go func() {
+				_, _ = io.Copy(conn, conn) // the client reports what it misses
+				_ = conn.Close()           // the client has ended
+			}()
 		}
 	}()
-	conn, err := from.Dial("tcp", netip.AddrPortFrom(to.Addr, port))
+}
+
+// dialEcho opens a TCP connection to an address where a pod answers by echo, and returns a function
+// that sends messages, one when the last has come back, and fails the test if one takes too long.
+func (c *cluster) dialEcho(from *lab.Pod, at netip.AddrPort) (exchange func(messages int)) {
+	c.t.Helper()
+	conn, err := from.Dial("tcp", at)
 	if err != nil {
 		c.t.Fatal(err)
 	}
