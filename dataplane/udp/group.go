@@ -158,11 +158,33 @@ func (c Config) setOptions(fd int) error {
 	level, readTOS := unix.IPPROTO_IP, unix.IP_RECVTOS
 	if !c.Bind.Addr().Is4() {
 		level, readTOS = unix.IPPROTO_IPV6, unix.IPV6_RECVTCLASS
+		if err := setOptions6(fd); err != nil {
+			return err
+		}
 	}
 	if c.ReadTOS {
 		if err := unix.SetsockoptInt(fd, level, readTOS, 1); err != nil {
 			return fmt.Errorf("enable TOS of received packets: %w", err)
 		}
+	}
+	return nil
+}
+
+// setOptions6 sets the options of a socket with an IPv6 address with which it handles packets of
+// package fastpath as a socket with an IPv4 address does.
+func setOptions6(fd int) error {
+	// Accept datagrams without a checksum, which else the kernel drops without a trace: those that
+	// the inbound program passes, and those that arrive while it is not attached. The conditions of
+	// RFC 6936 section 4 hold: the inner checksums protect the payload, and the source check
+	// compares the outer source, which the checksum would protect, with the inner packet.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_UDP, unix.UDP_NO_CHECK6_RX, 1); err != nil {
+		return fmt.Errorf("accept UDP without a checksum: %w", err)
+	}
+	// Send the flow label 0, as the outbound program does: routers that choose one of several paths
+	// by the label must choose the same one for packets of either, or a flow that moves between
+	// them is reordered. A label of the kernel depends on the addresses and ports only.
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_AUTOFLOWLABEL, 0); err != nil {
+		return fmt.Errorf("disable automatic flow labels: %w", err)
 	}
 	return nil
 }
