@@ -24,6 +24,9 @@ func skipWithoutFastPath(t *testing.T, err error) {
 	}
 }
 
+// underlay6 is an underlay without IPv4.
+var underlay6 = []netip.Prefix{netip.MustParsePrefix("fd31::/64")}
+
 // fast is the config of an engine with a fast path.
 var fast = Config{FastPath: FastPathAuto, Underlay: "eth0"}
 
@@ -62,17 +65,21 @@ func (ov *overlay) connectFast() {
 func TestNetnsFastPath(t *testing.T) {
 	off := Config{}
 	for _, test := range []struct {
-		name    string
-		configs []Config
-		fast    bool
+		name     string
+		underlay []netip.Prefix
+		configs  []Config
+		fast     bool
 	}{
-		{"both", []Config{fast, fast}, true},
-		{"sender", []Config{fast, off}, false},
-		{"receiver", []Config{off, fast}, false},
+		{"both", nil, []Config{fast, fast}, true},
+		{"sender", nil, []Config{fast, off}, false},
+		{"receiver", nil, []Config{off, fast}, false},
+		{"both, outer IPv6", underlay6, []Config{fast, fast}, true},
+		{"sender, outer IPv6", underlay6, []Config{fast, off}, false},
+		{"receiver, outer IPv6", underlay6, []Config{off, fast}, false},
 	} {
 		for _, underlay := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
 			t.Run(fmt.Sprint(test.name, " ", underlay), func(t *testing.T) {
-				ov := startFast(t, lab.Options{Mode: underlay}, test.configs...)
+				ov := startFast(t, lab.Options{Mode: underlay, Underlay: test.underlay}, test.configs...)
 				ov.expectPing(t, 0, 1)
 				ov.expectPing(t, 1, 0)
 				from, to := ov.pod(0), ov.pod(1)
@@ -82,7 +89,7 @@ func TestNetnsFastPath(t *testing.T) {
 				must(t, lab.CheckTCP(t.Context(), from.NS, to.NS, podAddr(1), 8<<20))
 				must(t, lab.CheckTCP(t.Context(), to.NS, from.NS, podAddr(0), 8<<20))
 				must(t, lab.CheckUDP(t.Context(), from.NS, to.NS, podAddr(1),
-					0, 1, 100, 1444, 1445, 4000, 30_000, 65_000))
+					0, 1, 100, 1424, 1425, 1444, 1445, 4000, 30_000, 65_000))
 				for i, e := range ov.engines {
 					s := e.Stats()
 					t.Logf("node %d: %+v of sent %+v received %+v drops %v", i, s.FastPath, s.Sent, s.Received, s.Drops)
@@ -137,7 +144,13 @@ func TestNetnsFastPathPausesForCapture(t *testing.T) {
 // TestNetnsFastPathJoins sends TCP in bulk over an underlay that cuts frames: the kernel carries it
 // on both nodes, and joins the packets before they reach the pod.
 func TestNetnsFastPathJoins(t *testing.T) {
-	ov := startFast(t, lab.Options{Mode: lab.ModeWire}, fast, fast)
+	for name, underlay := range map[string][]netip.Prefix{"outer IPv4": nil, "outer IPv6": underlay6} {
+		t.Run(name, func(t *testing.T) { joins(t, lab.Options{Mode: lab.ModeWire, Underlay: underlay}) })
+	}
+}
+
+func joins(t *testing.T, o lab.Options) {
+	ov := startFast(t, o, fast, fast)
 	ov.expectPing(t, 0, 1)
 	arrived := func() uint64 {
 		l, err := ov.pod(1).Link("eth0")

@@ -110,7 +110,10 @@ func (r *running) asNode() fib.Node {
 func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, prepare func(*Engine)) *running {
 	t.Helper()
 	r := &running{node: node, subnet: subnet, log: &logBuffer{}}
-	c.Device, c.Bind, c.MTU = "flannel%d", netip.AddrPortFrom(node.Addr, 8285), 1472
+	c.Device, c.Bind, c.MTU = "flannel%d", netip.AddrPortFrom(node.Addr, 8285), 1500-encap.OverheadUDP4
+	if node.Addr.Is6() {
+		c.MTU = 1500 - encap.OverheadUDP6
+	}
 	if c.Workers == 0 {
 		c.Workers = 2
 	}
@@ -125,7 +128,7 @@ func startEngine(t *testing.T, node *lab.Node, subnet netip.Prefix, c Config, pr
 		must(t, node.Attach(subnetenv.File{
 			Network: overlayNetwork,
 			Subnet:  netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits()),
-			MTU:     1472,
+			MTU:     c.MTU,
 		}))
 	}
 	ctx, cancel := context.WithCancel(context.Background())

@@ -53,7 +53,7 @@ func randomNode(rng *rand.Rand) fib.Node {
 // TestNetnsChangeNodesEqualsSetNodes compares the maps of a path that is told of changes with those
 // of one that is given all nodes each time.
 func TestNetnsChangeNodesEqualsSetNodes(t *testing.T) {
-	changed, set := newTestPath(t, settingsValue{}), newTestPath(t, settingsValue{})
+	changed, set := newTestPath(t, onIPv4, settingsValue{}), newTestPath(t, onIPv4, settingsValue{})
 	for _, p := range []*Path{changed, set} {
 		if _, err := p.SetNodes(localNode, nil); err != nil {
 			t.Fatal(err)
@@ -102,7 +102,7 @@ func TestNetnsChangeNodesEqualsSetNodes(t *testing.T) {
 func TestNetnsStatsInBatches(t *testing.T) {
 	cpus := ebpf.MustPossibleCPU()
 	for _, count := range []int{0, 1, batch - 1, batch, batch + 1, 4*batch + 7} {
-		p := newTestPath(t, settingsValue{})
+		p := newTestPath(t, onIPv4, settingsValue{})
 		var nodes []fib.Node
 		for i := range count {
 			a := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
@@ -116,7 +116,7 @@ func TestNetnsStatsInBatches(t *testing.T) {
 			for c := range perCPU {
 				perCPU[c] = Traffic{Sent: uint64(i + c), Received: uint64(2 * i), SentBytes: 1}
 			}
-			if err := p.objects.Endpoints.Put(n.Endpoint.Addr().As4(), perCPU); err != nil {
+			if err := p.objects.Endpoints.Put(n.Endpoint.Addr().As16(), perCPU); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -143,7 +143,7 @@ func compareMaps(t *testing.T, changed, set *Path) {
 	}
 	cpus := ebpf.MustPossibleCPU()
 	endpoints := func(p *Path) []string {
-		all := kernelMap[[4]byte](t, p.objects.Endpoints, func() []Traffic { return make([]Traffic, cpus) })
+		all := kernelMap[address](t, p.objects.Endpoints, func() []Traffic { return make([]Traffic, cpus) })
 		var lines []string
 		for a, perCPU := range all {
 			lines = append(lines, fmt.Sprint(a, perCPU))

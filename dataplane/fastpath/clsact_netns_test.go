@@ -13,7 +13,7 @@ import (
 
 // TestNetnsFilter attaches a program as a filter, as on kernels without TCX.
 func TestNetnsFilter(t *testing.T) {
-	p := newTestPath(t, settingsValue{})
+	p := newTestPath(t, onIPv4, settingsValue{})
 	l := lab.Start(t, lab.Options{PodsPerNode: -1})
 	must := func(err error) {
 		t.Helper()

@@ -17,7 +17,8 @@
 // The programs are in bpf/fastpath.c. They take a packet or pass it, but never answer and never
 // drop (except that the kernel may have no memory for the headers). Each decision that drops,
 // fragments or answers is the worker's. Bytes on the wire are the same, apart from the outer UDP
-// checksum, which is 0.
+// checksum, which is 0. The outer headers are IPv4 or IPv6, as the node's outer address is; either
+// carries packets of both families.
 //
 // # Which packets
 //

@@ -23,9 +23,24 @@ const (
 	flagCarryTCP
 )
 
+// outer6 is a bit of settingsValue.Flags and of nodeValue.Flags: the outer address is an IPv6
+// address.
+const outer6 = 128
+
+// familyBit returns the bit for the family of an outer address.
+func familyBit(a netip.Addr) uint8 {
+	if a.Is6() {
+		return outer6
+	}
+	return 0
+}
+
+// address is struct address of bpf/fastpath.c.
+type address = [16]byte
+
 // settingsValue is struct settings of bpf/fastpath.c.
 type settingsValue struct {
-	Local                       [4]byte
+	Local                       address
 	Device, Underlay            uint32
 	Port, Source                [2]byte
 	Check, TOSMask, Flags, Link uint8
@@ -53,9 +68,12 @@ func newPrefixKey(p netip.Prefix) prefixKey {
 
 // nodeValue is struct node of bpf/fastpath.c.
 type nodeValue struct {
-	Endpoint   [4]byte
+	Endpoint   address
 	Flags, MTU uint16
 }
+
+// addrOf returns an outer address.
+func addrOf(a address) netip.Addr { return netip.AddrFrom16(a).Unmap() }
 
 // Bits of nodeValue.Flags.
 const (
@@ -68,21 +86,24 @@ const (
 const maxMTU = 65535
 
 func (p *Path) newNodeValue(n fib.Node) (v nodeValue) {
-	if a := n.Endpoint.Addr().Unmap(); a.Is4() {
-		v.Endpoint, v.MTU = a.As4(), cmp.Or(p.mtus[a], maxMTU)
-		if n.Fast {
-			v.Flags = nodeFast
-		}
-		if p.avoided[a] {
-			v.Flags |= nodeAvoid
-		}
+	a := n.Endpoint.Addr().Unmap()
+	if !a.IsValid() {
+		return nodeValue{}
+	}
+	v.Endpoint, v.MTU = a.As16(), cmp.Or(p.mtus[a], maxMTU)
+	v.Flags = uint16(familyBit(a))
+	if n.Fast {
+		v.Flags |= nodeFast
+	}
+	if p.avoided[a] {
+		v.Flags |= nodeAvoid
 	}
 	return v
 }
 
 // nodeValues returns the desired content of the map of nodes. If several nodes have a prefix, the
-// first one wins, as in fib.Table. A node without an outer IPv4 address is listed with the address
-// 0.0.0.0, so that inbound finds that its subnets are leased.
+// first one wins, as in fib.Table. A node without an outer address, or with one of the other family
+// than this node's, is listed, too, so that inbound finds that its subnets are leased.
 func (p *Path) nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeValue {
 	values := make(map[prefixKey]nodeValue, len(others)+1)
 	for _, n := range others {
@@ -107,11 +128,11 @@ func (p *Path) nodeValues(local fib.Node, others []fib.Node) map[prefixKey]nodeV
 func (p *Path) SetPathMTUs(mtus map[netip.Addr]int) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	changed := make(map[[4]byte]uint16)
+	changed := make(map[address]uint16)
 	for a, mtu := range mtus {
 		limit := uint16(min(mtu, maxMTU))
 		if p.counted[a] && cmp.Or(p.mtus[a], maxMTU) != limit {
-			p.mtus[a], changed[a.As4()] = limit, limit
+			p.mtus[a], changed[a.As16()] = limit, limit
 		}
 	}
 	if len(changed) == 0 {
@@ -140,7 +161,7 @@ func (p *Path) Avoid(addrs map[netip.Addr]bool) error {
 	}
 	p.avoided = maps.Clone(addrs)
 	for k, v := range p.nodes {
-		if v.Flags &^= nodeAvoid; p.avoided[netip.AddrFrom4(v.Endpoint)] {
+		if v.Flags &^= nodeAvoid; p.avoided[addrOf(v.Endpoint)] {
 			v.Flags |= nodeAvoid
 		}
 		if err := p.putPrefix(k, v); err != nil {
@@ -209,7 +230,7 @@ func (p *Path) deletePrefix(k prefixKey) error {
 func (p *Path) setEndpoints(others []fib.Node) (map[netip.Addr]Traffic, error) {
 	want := make(map[netip.Addr]bool, len(others))
 	for _, n := range others {
-		if a := n.Endpoint.Addr().Unmap(); a.Is4() {
+		if a := n.Endpoint.Addr().Unmap(); a.IsValid() {
 			want[a] = true
 		}
 	}
@@ -230,10 +251,10 @@ func (p *Path) setEndpoints(others []fib.Node) (map[netip.Addr]Traffic, error) {
 	return gone, nil
 }
 
-// changeEndpoint adds or removes an outer IPv4 address, and adds the counts of a removed one to
-// gone. The caller holds p.mu.
+// changeEndpoint adds or removes an outer address, and adds the counts of a removed one to gone.
+// The caller holds p.mu.
 func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traffic) error {
-	if !a.Is4() || p.counted[a] == known {
+	if !a.IsValid() || p.counted[a] == known {
 		return nil
 	}
 	if known {
@@ -247,7 +268,7 @@ func (p *Path) changeEndpoint(a netip.Addr, known bool, gone map[netip.Addr]Traf
 	p.past.Add(gone[a])
 	delete(p.counted, a)
 	delete(p.mtus, a)
-	if err := p.objects.Endpoints.Delete(a.As4()); err != nil {
+	if err := p.objects.Endpoints.Delete(a.As16()); err != nil {
 		return fmt.Errorf("remove node from the fast path: %w", err)
 	}
 	return nil
@@ -264,7 +285,7 @@ func (p *Path) putEndpoint(a netip.Addr) error {
 	const attempts, pause = 200, time.Millisecond // less than LIFE of the programs
 	counts := make([]Traffic, cpus)
 	for range attempts {
-		if err = p.objects.Endpoints.Put(a.As4(), counts); !errors.Is(err, unix.ENOMEM) {
+		if err = p.objects.Endpoints.Put(a.As16(), counts); !errors.Is(err, unix.ENOMEM) {
 			return err
 		}
 		time.Sleep(pause)
@@ -275,7 +296,7 @@ func (p *Path) putEndpoint(a netip.Addr) error {
 // traffic returns the counts of an outer address; zero if it has none.
 func (p *Path) traffic(a netip.Addr) (sum Traffic) {
 	var perCPU []Traffic
-	if err := p.objects.Endpoints.Lookup(a.As4(), &perCPU); err != nil {
+	if err := p.objects.Endpoints.Lookup(a.As16(), &perCPU); err != nil {
 		return Traffic{}
 	}
 	for _, t := range perCPU {
@@ -302,7 +323,7 @@ func (p *Path) readEndpoints(counts map[netip.Addr]Traffic) {
 
 // readBatches is readEndpoints for kernels that can; else it returns false.
 func (p *Path) readBatches(cpus int, counts map[netip.Addr]Traffic) bool {
-	keys, perCPU := make([][4]byte, batch), make([]Traffic, batch*cpus)
+	keys, perCPU := make([]address, batch), make([]Traffic, batch*cpus)
 	var cursor ebpf.MapBatchCursor
 	for {
 		n, err := p.objects.Endpoints.BatchLookup(&cursor, keys, perCPU, nil)
@@ -315,7 +336,7 @@ func (p *Path) readBatches(cpus int, counts map[netip.Addr]Traffic) bool {
 				sum.Add(t)
 			}
 			if sum != (Traffic{}) {
-				counts[netip.AddrFrom4(k)] = sum
+				counts[addrOf(k)] = sum
 			}
 		}
 		if err != nil {

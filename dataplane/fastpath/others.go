@@ -3,8 +3,11 @@
 package fastpath
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -65,18 +68,42 @@ func shaper(index int) (string, error) {
 	return "", nil
 }
 
-// pauseReason returns why outbound is to pass every packet of the TUN device; empty if it is not.
-func pauseReason(device string, index int) (string, error) {
+// pauseReason returns why outbound is to pass every packet of the TUN device, whose index is given;
+// empty if it is not.
+func pauseReason(at Place, index int) (string, error) {
 	isCaptured, err := captured(index)
 	if err != nil {
 		return "", err
 	}
 	if isCaptured {
-		return "a capture on " + device, nil
+		return "a capture on " + at.Device, nil
 	}
 	kind, err := shaper(index)
-	if err != nil || kind == "" {
+	if err != nil {
 		return "", err
 	}
-	return "the qdisc " + kind + " on " + device, nil
+	if kind != "" {
+		return "the qdisc " + kind + " on " + at.Device, nil
+	}
+	return hopless(at)
+}
+
+// hopless returns the setting for which bpf_fib_lookup finds no next hops on the underlay, although
+// the kernel forwards IPv6 packets without it; empty if there is none.
+func hopless(at Place) (string, error) {
+	if at.Local.Addr().Unmap().Is4() {
+		return "", nil
+	}
+	const settings = "/proc/sys/net/ipv6/conf"
+	b, err := os.ReadFile(filepath.Join(settings, at.Underlay, "forwarding"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil // the interface has gone
+	}
+	if err != nil {
+		return "", fmt.Errorf("read forwarding of %s: %w", at.Underlay, err)
+	}
+	if strings.TrimSpace(string(b)) != "0" {
+		return "", nil
+	}
+	return "net.ipv6.conf." + at.Underlay + ".forwarding, which is 0", nil
 }

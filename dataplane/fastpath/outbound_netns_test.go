@@ -23,11 +23,12 @@ import (
 
 // outboundTwin is the outbound program in Go, apart from the flows that send in bulk.
 type outboundTwin struct {
+	underlay
 	table   *fib.Table[int]
-	mtu     int // of the path to peerA
+	mtu     int // of the path to a
 	tosMask uint8
 	paused  bool
-	avoided bool // peerA is
+	avoided bool // a is
 }
 
 // outbound returns the frame that the program sends, or the reason for which it passes the packet.
@@ -39,32 +40,34 @@ func (w outboundTwin) outbound(pkt []byte) ([]byte, Pass) {
 	i, ok := w.table.Lookup(in.Dst)
 	local := slices.ContainsFunc(localNode.Prefixes, func(p netip.Prefix) bool { return p.Contains(in.Dst) })
 	tos := encap.TOS(pkt)
+	_, overhead := w.headers()
 	switch {
-	case local, !ok, !others[i].Fast, w.avoided:
+	case local, !ok, !w.others[i].Fast, w.avoided && w.others[i].Endpoint.Addr() == w.a,
+		w.others[i].Endpoint.Addr().Is4() != w.self.Is4():
 		return nil, PassNoPeer
 	case w.paused:
 		return nil, PassPaused
 	case tos >= 0xfc:
 		return nil, PassProbe
-	case len(pkt)+outer > w.mtu:
+	case len(pkt)+overhead > w.mtu:
 		return nil, PassNoRoute
 	}
-	f := outerFrame(self, others[i].Endpoint.Addr(), tos&w.tosMask, pkt)
-	binary.BigEndian.PutUint16(f[ethernet+20:], sourcePort)
+	f := outerFrame(w.self, w.others[i].Endpoint.Addr(), tos&w.tosMask, pkt)
+	binary.BigEndian.PutUint16(f[ethernet+overhead-8:], sourcePort)
 	return f, notOurs
 }
 
-// outboundLab is a node with a route and a neighbour entry for peerA, in which outbound runs.
+// outboundLab is a node with a route and a neighbour entry for a, in which outbound runs.
 type outboundLab struct {
 	*Path
 	node *lab.Node
 }
 
-func newOutboundLab(t testing.TB, s settingsValue) *outboundLab {
+func newOutboundLab(t testing.TB, u underlay, s settingsValue) *outboundLab {
 	t.Helper()
 	l := lab.Start(t, lab.Options{Nodes: 1, PodsPerNode: -1})
 	o := &outboundLab{node: l.Nodes[0]}
-	if err := o.node.AddAddr("eth0", netip.PrefixFrom(self, 16)); err != nil {
+	if err := o.node.AddAddr("eth0", netip.PrefixFrom(u.self, u.self.BitLen()/2)); err != nil {
 		t.Fatal(err)
 	}
 	if err := o.node.Do(func() error {
@@ -73,13 +76,13 @@ func newOutboundLab(t testing.TB, s settingsValue) *outboundLab {
 			return err
 		}
 		s.Underlay = uint32(eth0.Index)
-		return exec.Command("ip", "neigh", "replace", peerA.String(), "lladdr", "02:00:00:00:00:02",
+		return exec.Command("ip", "neigh", "replace", u.a.String(), "lladdr", "02:00:00:00:00:02",
 			"dev", "eth0", "nud", "permanent").Run()
 	}); err != nil {
 		t.Fatal(err)
 	}
 	s.Device, s.Link = 1, ethernet
-	o.Path = newTestPath(t, s)
+	o.Path = newTestPath(t, u, s)
 	return o
 }
 
@@ -88,7 +91,7 @@ func newOutboundLab(t testing.TB, s settingsValue) *outboundLab {
 func (o *outboundLab) run(t testing.TB, pkt []byte, link *ebpf.RunOptions) ([]byte, Pass) {
 	t.Helper()
 	protocol := uint16(0x0800)
-	if len(pkt) > 0 && pkt[0]>>4 == 6 {
+	if len(pkt) >= 40 && pkt[0]>>4 == 6 { // the kernel refuses to run a program on a shorter one
 		protocol = 0x86dd
 	}
 	link.Data = append(binary.BigEndian.AppendUint16(make([]byte, 12), protocol), pkt...)
@@ -129,9 +132,9 @@ func (o *outboundLab) compare(t testing.TB, w outboundTwin, pkt []byte) (taken b
 // outboundSeeds are inner packets from this node.
 func outboundSeeds() [][]byte {
 	all := seeds() // of other nodes, and broken ones
-	for _, dst := range []string{"10.5.2.7", "10.5.3.7", "10.5.1.7", "10.9.9.9"} {
+	for _, dst := range []string{"10.5.2.7", "10.5.3.7", "10.5.1.7", "10.5.4.7", "10.9.9.9"} {
 		for _, tos := range []uint8{0, 1, 0xb8, 0xfb, 0xfc, 0xff} {
-			for _, n := range []int{0, 8, 40, 1300, 1352, 1353, 1452, 1453, 1600} {
+			for _, n := range []int{0, 8, 40, 1300, 1332, 1333, 1352, 1353, 1432, 1433, 1452, 1453, 1600} {
 				all = append(all, inner("10.5.1.2", dst, 17, tos, n))
 			}
 		}
@@ -139,7 +142,7 @@ func outboundSeeds() [][]byte {
 	for n := range 256 { // for all checksums of the outer header
 		all = append(all, inner("10.5.1.2", "10.5.2.7", 17, 0, n))
 	}
-	for _, dst := range []string{"fd00:2::7", "fd00:3::7", "::ffff:10.5.2.7"} {
+	for _, dst := range []string{"fd00:2::7", "fd00:3::7", "fd00:4::7", "::ffff:10.5.2.7"} {
 		for _, next := range []uint8{6, 17, 58, 0, 44, 132} {
 			all = append(all, inner("fd00:1::2", dst, next, 2, 40), inner("fd00:1::2", dst, next, 0xff, 1400))
 		}
@@ -153,21 +156,27 @@ func TestNetnsOutboundTwin(t *testing.T) {
 		{mtu: 1500}, {mtu: 1400, tosMask: 3}, {mtu: 1500, tosMask: 0xff},
 		{mtu: 1500, paused: true}, {mtu: 1500, avoided: true},
 	} {
-		t.Run(fmt.Sprintf("%+v", w), func(t *testing.T) { compareOutbound(t, w) })
+		for name, u := range underlays {
+			w.underlay = u
+			t.Run(fmt.Sprintf("%s MTU %d mask %d paused %v avoided %v", name, w.mtu, w.tosMask,
+				w.paused, w.avoided), func(t *testing.T) {
+				compareOutbound(t, w)
+			})
+		}
 	}
 }
 
 func compareOutbound(t *testing.T, w outboundTwin) {
-	w.table = fib.New(others)
+	w.table = fib.New(w.others)
 	s := settingsValue{TOSMask: w.tosMask}
 	if w.paused {
 		s.Flags = flagPaused
 	}
-	o := newOutboundLab(t, s)
-	if err := o.SetPathMTUs(map[netip.Addr]int{peerA: w.mtu}); err != nil {
+	o := newOutboundLab(t, w.underlay, s)
+	if err := o.SetPathMTUs(map[netip.Addr]int{w.a: w.mtu}); err != nil {
 		t.Fatal(err)
 	}
-	if err := o.Avoid(map[netip.Addr]bool{peerA: w.avoided}); err != nil {
+	if err := o.Avoid(map[netip.Addr]bool{w.a: w.avoided}); err != nil {
 		t.Fatal(err)
 	}
 	random := rand.New(rand.NewPCG(3, 4))
@@ -191,12 +200,12 @@ func compareOutbound(t *testing.T, w outboundTwin) {
 
 // TestNetnsOutboundProbes runs the program on echoes with the priorities of the mesh probe.
 func TestNetnsOutboundProbes(t *testing.T) {
-	o := newOutboundLab(t, settingsValue{})
+	o := newOutboundLab(t, onIPv4, settingsValue{})
 	pkt := inner("10.5.1.2", "10.5.2.0", 1, 0, 64)
 	const workers, fast = 0x57454654, 0x57454655 // of package probe
 	check := func(avoided bool, priority uint32, want Pass) {
 		t.Helper()
-		if err := o.Avoid(map[netip.Addr]bool{peerA: avoided}); err != nil {
+		if err := o.Avoid(map[netip.Addr]bool{onIPv4.a: avoided}); err != nil {
 			t.Fatal(err)
 		}
 		// struct __sk_buff of linux/bpf.h: the priority is its ninth word.
@@ -233,8 +242,8 @@ func (o *outboundLab) burst(t testing.TB, pkt []byte, n int) bool {
 // TestNetnsOutboundAnswers lets a flow send more packets than a sparse one, but wait for an answer
 // now and then.
 func TestNetnsOutboundAnswers(t *testing.T) {
-	o := newOutboundLab(t, settingsValue{})
-	if err := o.node.Do(func() error { listen(t); return nil }); err != nil {
+	o := newOutboundLab(t, onIPv4, settingsValue{})
+	if err := o.node.Do(func() error { onIPv4.listen(t); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	pkt, answer := inner("10.5.1.2", "10.5.2.7", 17, 0, 64), inner("10.5.2.7", "10.5.1.2", 17, 0, 64)
@@ -245,7 +254,7 @@ func TestNetnsOutboundAnswers(t *testing.T) {
 		if !o.burst(t, pkt, 100) {
 			t.Fatalf("after %d answers, the program passed for %v", i, o.Stats().Passed)
 		}
-		if _, taken := runInbound(t, o.Path, frame(peerA, 0, 0, answer)); !taken {
+		if _, taken := runInbound(t, o.Path, onIPv4.frame(onIPv4.a, 0, 0, answer)); !taken {
 			t.Fatal("the answer was not taken")
 		}
 	}
@@ -254,14 +263,20 @@ func TestNetnsOutboundAnswers(t *testing.T) {
 // TestNetnsOutboundBulk lets a flow send in bulk: with a daemon, the program gives it to the
 // workers until it is silent.
 func TestNetnsOutboundBulk(t *testing.T) {
-	o := newOutboundLab(t, settingsValue{})
+	for name, u := range underlays {
+		t.Run(name, func(t *testing.T) { outboundBulk(t, u) })
+	}
+}
+
+func outboundBulk(t *testing.T, u underlay) {
+	o := newOutboundLab(t, u, settingsValue{})
 	pkt := inner("10.5.1.2", "10.5.2.7", 17, 0, 1400)
 	// More than a sparse flow has in a window.
 	burst := func() bool { return o.burst(t, pkt, 400) }
 	if !burst() {
 		t.Errorf("without a daemon: passed for %v", o.Stats().Passed)
 	}
-	if err := o.node.Do(func() error { listen(t); return nil }); err != nil {
+	if err := o.node.Do(func() error { u.listen(t); return nil }); err != nil {
 		t.Fatal(err)
 	}
 	deadline := time.Now().Add(20 * time.Second) // on a busy machine a burst may take several windows
@@ -291,22 +306,22 @@ const silence = 120 * time.Millisecond
 // TestNetnsOutboundSilence lets the program pass a packet of a flow for each reason that may end
 // before the flow does: the workers keep the flow until it is silent for a while.
 func TestNetnsOutboundSilence(t *testing.T) {
-	o := newOutboundLab(t, settingsValue{})
+	o := newOutboundLab(t, onIPv4, settingsValue{})
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	must(o.node.Do(func() error { listen(t); return nil }))
-	avoid := func(on bool) { must(o.Avoid(map[netip.Addr]bool{peerA: on})) }
+	must(o.node.Do(func() error { onIPv4.listen(t); return nil }))
+	avoid := func(on bool) { must(o.Avoid(map[netip.Addr]bool{onIPv4.a: on})) }
 	setFlags := func(flags uint8) {
 		var s settingsValue
 		must(o.objects.Settings.Lookup(uint32(0), &s))
 		s.Flags = flags
 		must(o.objects.Settings.Put(uint32(0), s))
 	}
-	setMTU := func(mtu int) { must(o.SetPathMTUs(map[netip.Addr]int{peerA: mtu})) }
+	setMTU := func(mtu int) { must(o.SetPathMTUs(map[netip.Addr]int{onIPv4.a: mtu})) }
 	nothing := func() {}
 	for _, r := range []passReason{
 		{PassNoPeer, func() { avoid(true) }, func() { avoid(false) }, 0},
@@ -368,9 +383,14 @@ func (o *outboundLab) keepFlow(t *testing.T, r passReason) error {
 }
 
 // FuzzOutbound compares the program with its twin. It needs the right to load programs.
-func FuzzOutbound(f *testing.F) {
-	w := outboundTwin{table: fib.New(others), mtu: 1500, tosMask: encap.MaskECN}
-	o := newOutboundLab(f, settingsValue{TOSMask: w.tosMask})
+func FuzzOutbound(f *testing.F) { fuzzOutbound(f, onIPv4) }
+
+// FuzzOutboundOuter6 is FuzzOutbound for outer IPv6.
+func FuzzOutboundOuter6(f *testing.F) { fuzzOutbound(f, onIPv6) }
+
+func fuzzOutbound(f *testing.F, u underlay) {
+	w := outboundTwin{underlay: u, table: fib.New(u.others), mtu: 1500, tosMask: encap.MaskECN}
+	o := newOutboundLab(f, u, settingsValue{TOSMask: w.tosMask})
 	for _, s := range outboundSeeds() {
 		f.Add(s)
 	}

@@ -130,7 +130,7 @@ func (p *Path) Attach(at Place) error {
 	if err != nil {
 		return fmt.Errorf("underlay interface %s: %w", at.Underlay, err)
 	}
-	if err := checkUnderlay(underlay, at.Local.Addr()); err != nil {
+	if err := checkUnderlay(underlay); err != nil {
 		return err
 	}
 	near, far, err := openStage(at.Device)
@@ -195,12 +195,9 @@ func (p *Path) program(kind hookKind) *ebpf.Program {
 }
 
 // checkUnderlay returns an error if the programs cannot use the interface.
-func checkUnderlay(i *net.Interface, local netip.Addr) error {
+func checkUnderlay(i *net.Interface) error {
 	const ethernetAddr = 6
-	switch {
-	case !local.Is4():
-		return fmt.Errorf("%w: outer IPv6 needs UDP checksums", ErrUnsupported)
-	case len(i.HardwareAddr) != ethernetAddr:
+	if len(i.HardwareAddr) != ethernetAddr {
 		return fmt.Errorf("%w: interface %s is not Ethernet", ErrUnsupported, i.Name)
 	}
 	return nil
@@ -208,15 +205,16 @@ func checkUnderlay(i *net.Interface, local netip.Addr) error {
 
 // writeSettings writes the settings. The caller holds p.mu.
 func (p *Path) writeSettings(device int, underlay *net.Interface) error {
-	port := p.place.Local.Port()
+	local, port := p.place.Local.Addr().Unmap(), p.place.Local.Port()
 	source := port
 	if p.config.SourcePort != 0 {
 		source = p.config.SourcePort
 	}
 	s := settingsValue{
-		Local: p.place.Local.Addr().As4(), Device: uint32(device), Underlay: uint32(underlay.Index),
+		Local: local.As16(), Device: uint32(device), Underlay: uint32(underlay.Index),
 		Port: bigEndian(port), Source: bigEndian(source),
-		Check: uint8(p.config.Check), TOSMask: p.config.TOSMask, Flags: p.flags,
+		Check: uint8(p.config.Check), TOSMask: p.config.TOSMask,
+		Flags: p.flags | familyBit(local),
 		Stage: uint32(p.stage),
 	}
 	if err := p.objects.Settings.Put(uint32(0), s); err != nil {
@@ -302,9 +300,10 @@ func (p *Path) writeHeartbeat(ns uint64) error {
 	return nil
 }
 
-// Watch pauses outbound if pause is true, or while a capture or a shaper is on the TUN device: the
-// packets that outbound takes pass neither. It returns an error if a program is no longer attached,
-// or ErrOtherOwner if another one is beside it, whose packets ours would take.
+// Watch pauses outbound if pause is true, while a capture or a shaper is on the TUN device, as the
+// packets that outbound takes pass neither, and while it finds no next hops. It returns an error if
+// a program is no longer attached, or ErrOtherOwner if another one is beside it, whose packets ours
+// would take.
 func (p *Path) Watch(pause bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -317,7 +316,7 @@ func (p *Path) Watch(pause bool) error {
 			return err
 		}
 	}
-	paused, err := pauseReason(p.place.Device, p.device)
+	paused, err := pauseReason(p.place, p.device)
 	if err != nil {
 		return err
 	}
@@ -351,8 +350,8 @@ func (p *Path) findOther(at place) error {
 	return at.findOther(id)
 }
 
-// Paused returns why outbound passes every packet: a capture or a shaper on the TUN device; empty
-// if there is none.
+// Paused returns why outbound passes every packet, such as a capture or a shaper on the TUN device;
+// empty if it does not.
 func (p *Path) Paused() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -18,6 +18,7 @@
 #define SEC(name) __attribute__((section(name), used))
 #define inlined static inline __attribute__((always_inline))
 #define AF_INET 2
+#define AF_INET6 10
 #define PACKET_HOST 0
 #define IP_DF 0x4000
 #define IP_MF 0x2000
@@ -30,6 +31,7 @@
 #define NDP_FIRST 133
 #define NDP_LAST 137
 // Of Linux 6.3, which headers of older distributions lack.
+#define ADJ_ROOM_DECAP_L3_IPV4 (1ull << 7)
 #define ADJ_ROOM_DECAP_L3_IPV6 (1ull << 8)
 
 #define __uint(name, val) int(*name)[val]
@@ -70,8 +72,18 @@ enum {
 	CARRY_TCP = 2, // outbound takes TCP in bulk
 };
 
+// OUTER6 is a bit of settings.flags and of node.flags: the outer address is an IPv6 address. A node
+// has one outer address, so the outer headers of all packets that the programs take have its
+// family.
+#define OUTER6 128
+
+// address is an outer address. IPv4 ones are mapped into IPv6 (RFC 4291 section 2.5.5.2).
+struct address {
+	__be32 word[4];
+};
+
 struct settings {
-	__be32 local;    // outer address of this node
+	struct address local; // outer address of this node
 	__u32 device;    // index of the TUN device
 	__u32 underlay;  // index of the interface to the other nodes
 	__be16 port;     // UDP port of the overlay
@@ -92,12 +104,12 @@ enum {
 };
 
 struct node {
-	__be32 endpoint;
+	struct address endpoint;
 	__u16 flags;
 	__u16 mtu; // of the path, for the MTU of a route, which bpf_fib_lookup ignores
 };
 
-// IPv4 addresses are mapped into IPv6 (RFC 4291 section 2.5.5.2), and prefix_len counts from there.
+// IPv4 addresses are mapped into IPv6, and prefix_len counts from there.
 struct prefix {
 	__u32 prefix_len;
 	__be32 addr[4];
@@ -176,7 +188,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, MAX_NODES);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, __be32);
+	__type(key, struct address);
 	__type(value, struct traffic);
 } endpoints SEC(".maps");
 
@@ -365,13 +377,50 @@ inlined struct flow *flow_of(struct inner *in)
 	return map_lookup(&flows, &bucket);
 }
 
+// is_outer6 reports whether the outer headers are IPv6.
+inlined int is_outer6(struct settings *s)
+{
+	return s->flags & OUTER6;
+}
+
+// outer_len returns the length of the outer headers.
+inlined __u32 outer_len(struct settings *s)
+{
+	return (is_outer6(s) ? sizeof(struct ipv6hdr) : sizeof(struct iphdr)) + sizeof(struct udphdr);
+}
+
+// equal reports whether two addresses are equal.
+inlined int equal(const struct address *a, const struct address *b)
+{
+	return !((a->word[3] ^ b->word[3]) | (a->word[2] ^ b->word[2]) |
+		 (a->word[1] ^ b->word[1]) | (a->word[0] ^ b->word[0]));
+}
+
+// find_socket looks for the daemon's socket.
+inlined struct bpf_sock *find_socket(struct __sk_buff *skb, struct settings *s,
+				     const struct address *from)
+{
+	struct bpf_sock_tuple t = {};
+
+	if (is_outer6(s)) {
+		__builtin_memcpy(t.ipv6.saddr, from, sizeof(*from));
+		__builtin_memcpy(t.ipv6.daddr, &s->local, sizeof(s->local));
+		t.ipv6.sport = s->source;
+		t.ipv6.dport = s->port;
+		return sk_lookup_udp(skb, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	t.ipv4.saddr = from->word[3];
+	t.ipv4.daddr = s->local.word[3];
+	t.ipv4.sport = s->source;
+	t.ipv4.dport = s->port;
+	return sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+}
+
 // has_socket reports whether the daemon's socket exists. The kernel closes it at once when the
 // daemon is killed.
-inlined int has_socket(struct __sk_buff *skb, struct settings *s, __be32 from)
+inlined int has_socket(struct __sk_buff *skb, struct settings *s, const struct address *from)
 {
-	struct bpf_sock_tuple t = {.ipv4 = {.saddr = from, .daddr = s->local,
-					    .sport = s->source, .dport = s->port}};
-	struct bpf_sock *sk = sk_lookup_udp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+	struct bpf_sock *sk = find_socket(skb, s, from);
 
 	if (!sk)
 		return 0;
@@ -381,7 +430,7 @@ inlined int has_socket(struct __sk_buff *skb, struct settings *s, __be32 from)
 
 // alive reports whether the daemon runs: one that was stopped has a socket, but no heartbeat. from
 // is the address of another node.
-inlined int alive(struct __sk_buff *skb, struct settings *s, __be32 from, __u64 now)
+inlined int alive(struct __sk_buff *skb, struct settings *s, const struct address *from, __u64 now)
 {
 	__u32 zero = 0;
 	__u64 *last = map_lookup(&heartbeat, &zero);
@@ -433,22 +482,30 @@ inlined int is_bulk(struct settings *s, struct inner *in, struct flow *f, __u64 
 	       f->bytes > MAX_BYTES;
 }
 
-// write_headers stores the outer headers at the start of the packet. The UDP checksum is 0 (RFC
-// 768): it tells the other end that the packet is for its inbound program, as the inner checksum
-// may be unfinished.
-inlined long write_headers(struct __sk_buff *skb, struct settings *s, struct node *n, __u8 tos,
-			   __u32 len)
+// new_udp returns the UDP header of a datagram of len bytes. Its checksum is 0 (RFC 768, RFC 6935):
+// it tells the other end that the packet is for its inbound program, as the inner checksum may be
+// unfinished.
+inlined struct udphdr new_udp(struct settings *s, __u32 len)
+{
+	struct udphdr h = {.source = s->source, .dest = s->port, .len = htons(len)};
+
+	return h;
+}
+
+// write_outer4 stores the outer headers at the start of a packet of len bytes.
+inlined long write_outer4(struct __sk_buff *skb, struct settings *s, struct node *n, __u8 tos,
+			  __u32 len)
 {
 	struct {
 		__u8 link[ETH_HLEN];
 		struct iphdr ip;
 		struct udphdr udp;
 	} __attribute__((packed)) h = {
-		.ip = {.version = 4, .ihl = 5, .tos = tos & s->tos_mask,
+		.ip = {.version = 4, .ihl = 5, .tos = tos,
 		       .tot_len = htons(len), .frag_off = htons(IP_DF), .ttl = 64,
-		       .protocol = IPPROTO_UDP, .saddr = s->local, .daddr = n->endpoint},
-		.udp = {.source = s->source, .dest = s->port,
-			.len = htons(len - sizeof(struct iphdr))},
+		       .protocol = IPPROTO_UDP, .saddr = s->local.word[3],
+		       .daddr = n->endpoint.word[3]},
+		.udp = new_udp(s, len - sizeof(struct iphdr)),
 	};
 	__u32 sum;
 
@@ -464,21 +521,54 @@ inlined long write_headers(struct __sk_buff *skb, struct settings *s, struct nod
 	return store_bytes(skb, 0, &h, sizeof(h), 0);
 }
 
-#define OUTER (sizeof(struct iphdr) + sizeof(struct udphdr))
+// write_outer6 is write_outer4 for IPv6.
+inlined long write_outer6(struct __sk_buff *skb, struct settings *s, struct node *n, __u8 tos,
+			  __u32 len)
+{
+	struct {
+		__u8 link[ETH_HLEN];
+		struct ipv6hdr ip;
+		struct udphdr udp;
+	} __attribute__((packed)) h = {
+		.ip = {.version = 6, .priority = tos >> 4, .flow_lbl = {tos << 4},
+		       .payload_len = htons(len - sizeof(struct ipv6hdr)),
+		       .nexthdr = IPPROTO_UDP, .hop_limit = 64},
+		.udp = new_udp(s, len - sizeof(struct ipv6hdr)),
+	};
+
+	h.link[12] = ETH_P_IPV6 >> 8;
+	h.link[13] = ETH_P_IPV6 & 0xff;
+	__builtin_memcpy(&h.ip.saddr, &s->local, sizeof(s->local));
+	__builtin_memcpy(&h.ip.daddr, &n->endpoint, sizeof(n->endpoint));
+	return store_bytes(skb, 0, &h, sizeof(h), 0);
+}
+
+// add_outer adds the outer headers and returns 0.
+inlined long add_outer(struct __sk_buff *skb, struct settings *s, struct node *n, struct inner *in)
+{
+	const __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_FIXED_GSO;
+	const __u32 len = in->len + outer_len(s);
+	const __u8 tos = in->tos & s->tos_mask;
+
+	if (is_outer6(s))
+		return adjust_room(skb, outer_len(s), BPF_ADJ_ROOM_MAC,
+				   flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV6) ||
+		       write_outer6(skb, s, n, tos, len);
+	return adjust_room(skb, outer_len(s), BPF_ADJ_ROOM_MAC,
+			   flags | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4) ||
+	       write_outer4(skb, s, n, tos, len);
+}
 
 // encapsulate adds the outer headers and sends the packet to the next hop of a lookup.
 inlined int encapsulate(struct __sk_buff *skb, struct settings *s, struct node *n,
 			struct inner *in, struct bpf_fib_lookup *hop)
 {
-	const __u64 flags = BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |
-			    BPF_F_ADJ_ROOM_FIXED_GSO;
 	struct bpf_redir_neigh next = {.nh_family = hop->family};
 
 	// The kernel sends from here only what has a link header.
 	if (!s->link && change_head(skb, ETH_HLEN, 0))
 		return pass(FAILED);
-	if (adjust_room(skb, OUTER, BPF_ADJ_ROOM_MAC, flags) ||
-	    write_headers(skb, s, n, in->tos, in->len + OUTER)) {
+	if (add_outer(skb, s, n, in)) {
 		pass(FAILED);
 		return TC_ACT_SHOT;
 	}
@@ -490,22 +580,29 @@ inlined int encapsulate(struct __sk_buff *skb, struct settings *s, struct node *
 inlined int find_hop(struct __sk_buff *skb, struct settings *s, struct node *n, __u32 len,
 		     struct bpf_fib_lookup *hop)
 {
-	hop->family = AF_INET;
 	hop->l4_protocol = IPPROTO_UDP;
 	hop->sport = s->source;
 	hop->dport = s->port;
 	hop->tot_len = len;
 	hop->ifindex = s->underlay;
-	hop->ipv4_src = s->local;
-	hop->ipv4_dst = n->endpoint;
+	if (is_outer6(s)) {
+		hop->family = AF_INET6;
+		__builtin_memcpy(hop->ipv6_src, &s->local, sizeof(s->local));
+		__builtin_memcpy(hop->ipv6_dst, &n->endpoint, sizeof(n->endpoint));
+	} else {
+		hop->family = AF_INET;
+		hop->ipv4_src = s->local.word[3];
+		hop->ipv4_dst = n->endpoint.word[3];
+	}
 	return !fib_lookup(skb, hop, sizeof(*hop), BPF_FIB_LOOKUP_OUTPUT) &&
 	       hop->ifindex == s->underlay;
 }
 
 // takes reports whether a node is to get the packet from this program.
-inlined int takes(struct node *n, struct __sk_buff *skb)
+inlined int takes(struct node *n, struct settings *s, struct __sk_buff *skb)
 {
-	return (n->flags & FAST) && (!(n->flags & AVOID) || skb->priority == PROBE_FAST);
+	return (n->flags & FAST) && !((n->flags ^ s->flags) & OUTER6) &&
+	       (!(n->flags & AVOID) || skb->priority == PROBE_FAST);
 }
 
 // outbound takes packets to nodes whose inbound program takes them. It is attached to the egress of
@@ -531,7 +628,7 @@ int outbound(struct __sk_buff *skb)
 	if (!f)
 		return pass(UNUSUAL);
 	n = map_lookup(&nodes, &in.dst);
-	if (!n || !takes(n, skb)) {
+	if (!n || !takes(n, s, skb)) {
 		stamp(f, now);
 		return pass(NO_PEER);
 	}
@@ -551,12 +648,13 @@ int outbound(struct __sk_buff *skb)
 		longest = skb->gso_size + in.headers;
 		bytes += (packets - 1) * in.headers;
 	}
-	if (is_bulk(s, &in, f, now, packets) && alive(skb, s, n->endpoint, now)) {
+	if (is_bulk(s, &in, f, now, packets) && alive(skb, s, &n->endpoint, now)) {
 		stamp(f, now);
 		return pass(BULK);
 	}
-	if (in.len + OUTER > 65535 || longest + OUTER > n->mtu ||
-	    !find_hop(skb, s, n, longest + OUTER, &hop)) {
+	longest += outer_len(s);
+	if (in.len + outer_len(s) > 65535 || longest > n->mtu ||
+	    !find_hop(skb, s, n, longest, &hop)) {
 		stamp(f, now);
 		return pass(NO_ROUTE);
 	}
@@ -569,14 +667,14 @@ int outbound(struct __sk_buff *skb)
 }
 
 // accepted reports whether the workers would accept the packet from a node with this endpoint.
-inlined int accepted(struct settings *s, struct inner *in, __be32 from)
+inlined int accepted(struct settings *s, struct inner *in, const struct address *from)
 {
 	struct node *n;
 
 	if (s->source_check == CHECK_OFF)
 		return 1;
 	n = map_lookup(&nodes, &in->src);
-	if (n && n->endpoint != from) // 0.0.0.0 of a local subnet
+	if (n && !equal(&n->endpoint, from)) // :: of a local subnet
 		return 0;
 	if (!n && s->source_check == CHECK_STRICT)
 		return 0;
@@ -606,22 +704,29 @@ inlined int copy_ecn(struct __sk_buff *skb, __u32 off, struct inner *in, __u8 ou
 	return !store_bytes(skb, off + 1, &byte, 1, BPF_F_RECOMPUTE_CSUM);
 }
 
-// remove_outer removes the outer headers and returns 0. Only Linux 6.3 has a flag for IPv6
-// in IPv4. Before, the kernel can translate: it puts 20 bytes in front of the payload of an IPv4
-// header to have room for an IPv6 header.
-inlined long remove_outer(struct __sk_buff *skb, struct inner *in)
+// remove_outer removes the outer headers and returns 0. Only Linux 6.3 has flags for headers of two
+// families. Before, the kernel can translate: it removes 20 bytes in front of the payload of an
+// IPv6 header, or puts them in front of that of an IPv4 header.
+inlined long remove_outer(struct __sk_buff *skb, struct settings *s, struct inner *in)
 {
-	const int wider = sizeof(struct ipv6hdr) - sizeof(struct iphdr);
+	const __s32 wider = sizeof(struct ipv6hdr) - sizeof(struct iphdr), len = outer_len(s);
+	const __u64 flags = BPF_F_ADJ_ROOM_FIXED_GSO;
 	struct ipv6hdr h;
 
-	if (in->version == 4)
-		return adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
-	if (!adjust_room(skb, -(__s32)OUTER, BPF_ADJ_ROOM_MAC,
-			 BPF_F_ADJ_ROOM_FIXED_GSO | ADJ_ROOM_DECAP_L3_IPV6))
+	if ((in->version == 6) == !!is_outer6(s))
+		return adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags);
+	if (in->version == 4) {
+		if (!adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags | ADJ_ROOM_DECAP_L3_IPV4))
+			return 0;
+		if (adjust_room(skb, wider - len, BPF_ADJ_ROOM_MAC, flags))
+			return -1;
+		return change_proto(skb, htons(ETH_P_IP), 0);
+	}
+	if (!adjust_room(skb, -len, BPF_ADJ_ROOM_MAC, flags | ADJ_ROOM_DECAP_L3_IPV6))
 		return 0;
-	if (load_bytes(skb, ETH_HLEN + OUTER, &h, sizeof(h)))
+	if (load_bytes(skb, ETH_HLEN + len, &h, sizeof(h)))
 		return -1;
-	if (adjust_room(skb, -(__s32)OUTER - wider, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+	if (adjust_room(skb, -len - wider, BPF_ADJ_ROOM_MAC, flags))
 		return -1;
 	if (change_proto(skb, htons(ETH_P_IPV6), 0))
 		return -1;
@@ -652,9 +757,9 @@ inlined int is_joined(struct __sk_buff *skb, struct settings *s, struct inner *i
 // the stage if join is set.
 inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner *in, int join)
 {
-	__be16 type = htons(ETH_P_IPV6);
+	__be16 type = in->version == 6 ? htons(ETH_P_IPV6) : htons(ETH_P_IP);
 
-	if (remove_outer(skb, in)) {
+	if (remove_outer(skb, s, in)) {
 		pass(FAILED);
 		return TC_ACT_SHOT;
 	}
@@ -662,7 +767,8 @@ inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner 
 	if (!join)
 		return redirect(s->device, BPF_F_INGRESS);
 	// The far end of the stage reads the type from the link header.
-	if (in->version == 6 && store_bytes(skb, offsetof(struct ethhdr, h_proto), &type, 2, 0)) {
+	if ((in->version == 6) != !!is_outer6(s) &&
+	    store_bytes(skb, offsetof(struct ethhdr, h_proto), &type, 2, 0)) {
 		pass(FAILED);
 		return TC_ACT_SHOT;
 	}
@@ -671,9 +777,12 @@ inlined int decapsulate(struct __sk_buff *skb, struct settings *s, struct inner 
 	return redirect(s->stage, 0);
 }
 
+// outer is what inbound reads of the outer headers.
 struct outer {
-	struct iphdr ip;
-	struct udphdr udp;
+	struct address from;
+	__u32 len; // of the packet, from its IP header
+	__u16 check;
+	__u8 tos;
 };
 
 // is_intact reports whether the checksum of an IPv4 header without options is right. The kernel
@@ -687,18 +796,57 @@ inlined int is_intact(struct iphdr *h)
 	return sum == 0xffff;
 }
 
+// is_udp reports whether a UDP header of len bytes with its payload has the port of the overlay.
+inlined int is_udp(struct settings *s, struct udphdr *h, __u32 len)
+{
+	return h->dest == s->port && ntohs(h->len) == len;
+}
+
+// is_ours4 reads outer IPv4 headers.
+inlined int is_ours4(struct __sk_buff *skb, struct settings *s, struct outer *o)
+{
+	struct {
+		struct iphdr ip;
+		struct udphdr udp;
+	} h;
+
+	if (skb->protocol != htons(ETH_P_IP) || load_bytes(skb, ETH_HLEN, &h, sizeof(h)))
+		return 0;
+	o->from.word[2] = 0xffff0000;
+	o->from.word[3] = h.ip.saddr;
+	o->len = ntohs(h.ip.tot_len);
+	o->check = h.udp.check;
+	o->tos = h.ip.tos;
+	return h.ip.version == 4 && h.ip.ihl == 5 && h.ip.protocol == IPPROTO_UDP &&
+	       h.ip.daddr == s->local.word[3] && is_udp(s, &h.udp, o->len - sizeof(h.ip)) &&
+	       !(h.ip.frag_off & htons(IP_MF | IP_OFFSET)) && is_intact(&h.ip);
+}
+
+// is_ours6 reads outer IPv6 headers. It leaves extension headers to the kernel.
+inlined int is_ours6(struct __sk_buff *skb, struct settings *s, struct outer *o)
+{
+	struct {
+		struct ipv6hdr ip;
+		struct udphdr udp;
+	} h;
+	__u32 len;
+
+	if (skb->protocol != htons(ETH_P_IPV6) || load_bytes(skb, ETH_HLEN, &h, sizeof(h)))
+		return 0;
+	len = ntohs(h.ip.payload_len);
+	__builtin_memcpy(&o->from, &h.ip.saddr, sizeof(o->from));
+	o->len = len + sizeof(h.ip);
+	o->check = h.udp.check;
+	o->tos = h.ip.priority << 4 | h.ip.flow_lbl[0] >> 4;
+	return h.ip.version == 6 && h.ip.nexthdr == IPPROTO_UDP &&
+	       equal((void *)&h.ip.daddr, &s->local) && is_udp(s, &h.udp, len);
+}
+
 // is_ours reports whether a packet has the outer headers of the overlay.
 inlined int is_ours(struct __sk_buff *skb, struct settings *s, struct outer *o)
 {
-	__u32 len;
-
-	if (skb->protocol != htons(ETH_P_IP) || load_bytes(skb, ETH_HLEN, o, sizeof(*o)))
-		return 0;
-	len = ntohs(o->ip.tot_len);
-	return o->ip.version == 4 && o->ip.ihl == 5 && o->ip.protocol == IPPROTO_UDP &&
-	       o->ip.daddr == s->local && o->udp.dest == s->port &&
-	       !(o->ip.frag_off & htons(IP_MF | IP_OFFSET)) && skb->len == ETH_HLEN + len &&
-	       ntohs(o->udp.len) + sizeof(struct iphdr) == len && is_intact(&o->ip);
+	return (is_outer6(s) ? is_ours6(skb, s, o) : is_ours4(skb, s, o)) &&
+	       skb->len == ETH_HLEN + o->len;
 }
 
 // inbound takes packets of other nodes' outbound programs, and those of their workers while this
@@ -706,32 +854,32 @@ inlined int is_ours(struct __sk_buff *skb, struct settings *s, struct outer *o)
 SEC("tc")
 int inbound(struct __sk_buff *skb)
 {
-	const __u32 off = ETH_HLEN + OUTER;
-	__u32 zero = 0, packets = 1, bytes;
+	__u32 zero = 0, packets = 1, bytes, off;
 	struct settings *s = map_lookup(&settings, &zero);
 	struct inner in = {};
 	struct traffic *t;
-	struct outer o;
+	struct outer o = {};
 	struct flow *f;
 	__u64 now;
 
 	if (!s || !s->device || !is_ours(skb, s, &o))
 		return TC_ACT_UNSPEC;
+	off = ETH_HLEN + outer_len(s);
 	if (!parse(skb, off, &in))
 		return pass(UNUSUAL);
 	f = flow_of(&in);
 	if (f)
 		f->packets = 0;
 	now = ktime_ns();
-	if (o.udp.check && alive(skb, s, o.ip.saddr, now))
+	if (o.check && alive(skb, s, &o.from, now))
 		return TC_ACT_UNSPEC;
 	// A train of datagrams is longer than its first one.
-	if (in.len + OUTER != ntohs(o.ip.tot_len))
+	if (in.len + outer_len(s) != o.len)
 		return pass(UNUSUAL);
-	t = map_lookup(&endpoints, &o.ip.saddr);
-	if ((!t && s->source_check != CHECK_OFF) || !accepted(s, &in, o.ip.saddr))
+	t = map_lookup(&endpoints, &o.from);
+	if ((!t && s->source_check != CHECK_OFF) || !accepted(s, &in, &o.from))
 		return pass(REFUSED);
-	if ((s->tos_mask & ECN_MASK) && !copy_ecn(skb, off, &in, o.ip.tos))
+	if ((s->tos_mask & ECN_MASK) && !copy_ecn(skb, off, &in, o.tos))
 		return pass(REFUSED);
 	bytes = in.len;
 	if (skb->gso_size) {
