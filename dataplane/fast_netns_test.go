@@ -142,31 +142,44 @@ func TestNetnsFastPathPausesForCapture(t *testing.T) {
 }
 
 // TestNetnsFastPathJoins sends TCP in bulk over an underlay that cuts frames: the kernel carries it
-// on both nodes, and joins the packets before they reach the pod.
+// on both nodes, and joins the packets before they reach the pod. The underlay also finishes
+// checksums, as every wire does: otherwise packets arrive with the mark of the sender's tunnel
+// (skb->encapsulation), and the bridge of older kernels (6.1) cuts joined ones again for it.
 func TestNetnsFastPathJoins(t *testing.T) {
 	for name, underlay := range map[string][]netip.Prefix{"outer IPv4": nil, "outer IPv6": underlay6} {
-		t.Run(name, func(t *testing.T) { joins(t, lab.Options{Mode: lab.ModeWire, Underlay: underlay}) })
+		t.Run(name, func(t *testing.T) { joins(t, lab.Options{Mode: lab.ModeNIC, Underlay: underlay}) })
 	}
 }
 
 func joins(t *testing.T, o lab.Options) {
 	ov := startFast(t, o, fast, fast)
 	ov.expectPing(t, 0, 1)
-	arrived := func() uint64 {
-		l, err := ov.pod(1).Link("eth0")
+	counters := func(ns *lab.NS, device string) lab.Counters {
+		l, err := ns.Link(device)
 		must(t, err)
-		return l.Counters.RxPackets
+		return l.Counters
 	}
+	staged := func() uint64 { return counters(ov.lab.Nodes[1].NS, "flannel0-join").RxPackets }
+	arrived := func() uint64 { return counters(ov.pod(1).NS, "eth0").RxPackets }
+	const enough = 300 // packets that were to be joined: on a slow machine only bursts are
 	frames, before := arrived(), ov.engines[1].Stats()
-	must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 8<<20))
+	for tries := 0; staged() < enough; tries++ {
+		if tries == 20 {
+			t.Fatalf("the stage got %d packets, want %d", staged(), enough)
+		}
+		must(t, lab.CheckTCP(t.Context(), ov.pod(0).NS, ov.pod(1).NS, podAddr(1), 1<<20))
+	}
 	after := ov.engines[1].Stats()
 	all := after.Received.Packets - before.Received.Packets
 	taken := after.FastPath.Received.Packets - before.FastPath.Received.Packets
 	if taken < all*9/10 {
 		t.Errorf("the kernel carried %d of %d packets", taken, all)
 	}
-	if got := arrived() - frames; got > taken/4 {
-		t.Errorf("%d packets arrived as %d frames", taken, got)
+	// The others of the flow arrive one by one.
+	most := taken - staged() + staged()/2
+	if got := arrived() - frames; got > most {
+		t.Errorf("%d packets arrived as %d frames, want at most %d; the stage got %d", taken, got, most,
+			staged())
 	}
 }
 
