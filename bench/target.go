@@ -63,6 +63,8 @@ func KernelTargets() []Target {
 			}),
 		kernelTarget("vxlan", "VXLAN of the kernel", (*lab.Node).TunnelVXLAN),
 		kernelTarget("ipip", "IP in IP of the kernel", (*lab.Node).TunnelIPIP),
+		kernelTarget("fou", "foo over UDP of the kernel: the bytes of flannel's udp backend",
+			(*lab.Node).TunnelFOU),
 	}
 }
 

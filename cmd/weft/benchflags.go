@@ -36,6 +36,7 @@ type benchFlags struct {
 const (
 	defaultCases, quickCases = "tcp,udp,rtt,connect", "tcp-1,tcp-4,udp-64-1,rtt-idle"
 	defaultTargets           = "none,vxlan,ipip,wireguard,weftd,fast,portable,bare"
+	otherTargets             = "fou,wireguard-go"
 	quickTargets             = "none,vxlan,weftd,portable"
 	fullCases, fullMTUs      = "tcp,udp,rtt,connect,fan-out", "1500,9000"
 	fullModes                = "wire,nic,off"
@@ -53,7 +54,8 @@ func (f *benchFlags) register(flags *pflag.FlagSet) {
 		"underlay `modes`: wire cuts every frame to the MTU, nic also offloads no checksums, "+
 			"off passes 64 KiB frames whole")
 	flags.StringVar(&f.mtus, "mtus", "1500", "underlay `MTUs`")
-	flags.StringVar(&f.targets, "targets", defaultTargets, "`targets` to compare")
+	flags.StringVar(&f.targets, "targets", defaultTargets,
+		"`targets` to compare; others are "+otherTargets)
 	flags.StringArrayVar(&f.others, "target", nil,
 		"another daemon with flannel's flags, as `name=program flags...`; repeatable")
 	flags.BoolVar(&f.ablate, "ablation", false,
@@ -193,8 +195,8 @@ func (f benchFlags) targetList() ([]bench.Target, error) {
 	for _, name := range split(f.targets) {
 		i := slices.IndexFunc(known, func(t bench.Target) bool { return t.Name == name })
 		if i < 0 {
-			return nil, fmt.Errorf("--targets: unknown target %q: want names of %s", name,
-				defaultTargets)
+			return nil, fmt.Errorf("--targets: unknown target %q: want names of %s,%s",
+				name, defaultTargets, otherTargets)
 		}
 		list = append(list, known[i])
 	}

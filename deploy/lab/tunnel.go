@@ -15,10 +15,11 @@ const (
 	vxlanDevice, ipipDevice = "vxlan1", "ipip1"
 	vxlanID                 = 1
 	vxlanPort               = 8472 // the kernel's default
+	fouPort                 = 8285 // flannel's for the same bytes
 
 	// Overhead over IPv4 in bytes: inner Ethernet, outer IP, UDP and VXLAN headers (50); outer IP
-	// header (20).
-	vxlanOverhead, ipipOverhead = 50, 20
+	// header (20); outer IP and UDP headers (28).
+	vxlanOverhead, ipipOverhead, fouOverhead = 50, 20, 28
 )
 
 // Peer is the remote node of a kernel tunnel.
@@ -77,10 +78,32 @@ func (n *Node) TunnelVXLAN(own netip.Prefix, peers []Peer) (mtu int, err error) 
 // TunnelIPIP routes the peers' subnets through an IPIP device. It returns the MTU for pods. Without
 // the ipip driver the error wraps EOPNOTSUPP.
 func (n *Node) TunnelIPIP(own netip.Prefix, peers []Peer) (mtu int, err error) {
-	mtu = n.lab.options.MTU - ipipOverhead
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = ipipDevice, mtu
-	device := &netlink.Iptun{LinkAttrs: attrs, Local: n.Addr.AsSlice(), Remote: net.IPv4zero}
+	return n.tunnelIPIP(&netlink.Iptun{}, ipipOverhead, own, peers)
+}
+
+// TunnelFOU routes the peers' subnets through an IPIP device that encapsulates in UDP (foo over
+// UDP), with the bytes of flannel's udp backend. It returns the MTU for pods. Without the module
+// fou the error wraps ENOENT.
+func (n *Node) TunnelFOU(own netip.Prefix, peers []Peer) (mtu int, err error) {
+	port := netlink.Fou{Family: unix.AF_INET, Port: fouPort, Protocol: unix.IPPROTO_IPIP,
+		EncapType: netlink.FOU_ENCAP_DIRECT}
+	// The handle has no socket for it.
+	if err := n.Do(func() error { return netlink.FouAdd(port) }); err != nil {
+		return 0, fmt.Errorf("%s: open foo over UDP port %d: %w", n.Name, fouPort, err)
+	}
+	device := &netlink.Iptun{EncapType: netlink.FOU_ENCAP_DIRECT, EncapSport: fouPort,
+		EncapDport: fouPort, PMtuDisc: 1}
+	return n.tunnelIPIP(device, fouOverhead, own, peers)
+}
+
+// tunnelIPIP adds an IPIP device with the settings of device, and routes through it to the peers.
+func (n *Node) tunnelIPIP(
+	device *netlink.Iptun, overhead int, own netip.Prefix, peers []Peer,
+) (mtu int, err error) {
+	mtu = n.lab.options.MTU - overhead
+	device.LinkAttrs = netlink.NewLinkAttrs()
+	device.Name, device.MTU = ipipDevice, mtu
+	device.Local, device.Remote = n.Addr.AsSlice(), net.IPv4zero
 	if err := n.addTunnel(device, own); err != nil {
 		return 0, err
 	}
