@@ -133,12 +133,12 @@ func (e *Engine) startFastPath() error {
 	}
 	e.fast.path = path
 	if err := path.Avoid(e.fast.avoid); err != nil {
-		return err
+		return errors.Join(err, e.closeFastPath())
 	}
-	if !e.fast.nodes {
-		return nil
+	if e.fast.nodes {
+		e.updateFastNodes(e.snapshot.Load(), e.replaceFastNodes)
 	}
-	return e.setFastNodes()
+	return nil
 }
 
 // moveFastPath follows a change of the underlay. The caller holds e.mu.
