@@ -198,8 +198,9 @@ func (c *cluster) sendBulk(from, to *lab.Pod) (stop func() error) {
 	return func() error { ended.Store(true); return <-result }
 }
 
-// TestNetnsFastPathOutageOfWorkers ends a daemon whose workers carry a flow. At SIGTERM the daemon
-// hands it over, except for packets that wait; after SIGKILL it is missed after a moment.
+// TestNetnsFastPathOutageOfWorkers ends a daemon whose workers carry a flow. The programs take it
+// over, but packets that wait are lost, and so are trains of datagrams, which the other node's
+// workers form on a busy machine and the programs do not take.
 func TestNetnsFastPathOutageOfWorkers(t *testing.T) {
 	c := newCluster(t, lab.Options{}, clusterNetwork)
 	ds := c.upFast()
@@ -207,7 +208,7 @@ func TestNetnsFastPathOutageOfWorkers(t *testing.T) {
 	for _, outage := range []struct {
 		name string
 		end  func(d *member)
-		lost int // at most: LIFE of the programs, and a margin
+		lost int // at most: far fewer than the start of the next daemon takes
 	}{
 		// Up to 4 on an idle machine: the workers send what they have read before they end.
 		{"SIGTERM", func(d *member) { d.stop() }, 450},
