@@ -55,8 +55,6 @@ type FastPathStatus struct {
 	Active bool
 	// Reason is why it is not active, or not for all packets; empty if it is.
 	Reason string
-	// BulkTCP describes the carrier of TCP in bulk while it is active.
-	BulkTCP string
 }
 
 var (
@@ -364,15 +362,6 @@ func (e *Engine) FastPath() FastPathStatus {
 
 // fastPathStatus is FastPath for a caller that holds e.mu.
 func (e *Engine) fastPathStatus() FastPathStatus {
-	s := e.fastPathUse()
-	if s.Active {
-		s.BulkTCP = e.fast.path.BulkTCP()
-	}
-	return s
-}
-
-// fastPathUse returns whether the path is active, and why not. The caller holds e.mu.
-func (e *Engine) fastPathUse() FastPathStatus {
 	switch {
 	case e.fast.path == nil:
 		return FastPathStatus{Reason: e.fast.err.Error()}

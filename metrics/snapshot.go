@@ -98,8 +98,6 @@ type FastPath struct {
 	Out    Volume `json:"out"`
 	In     Volume `json:"in"`
 	Passed []Drop `json:"passed,omitempty"` // packets left to the engine, by reason
-	// BulkTCP describes the carrier of TCP in bulk; not a metric.
-	BulkTCP string `json:"bulk_tcp,omitempty"`
 }
 
 // Used reports whether the fast path carries packets, or has carried some.

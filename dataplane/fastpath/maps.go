@@ -17,11 +17,8 @@ import (
 	"weft/dataplane/fib"
 )
 
-// Bits of settingsValue.Flags.
-const (
-	flagPaused = 1 << iota
-	flagCarryTCP
-)
+// flagPaused is a bit of settingsValue.Flags.
+const flagPaused = 1
 
 // outer6 is a bit of settingsValue.Flags and of nodeValue.Flags: the outer address is an IPv6
 // address.

@@ -137,14 +137,6 @@ func (p *Path) Attach(at Place) error {
 	if err != nil {
 		return err
 	}
-	whole, err := passesWhole(underlay)
-	if err != nil {
-		return err
-	}
-	p.flags &^= flagCarryTCP
-	if !whole {
-		p.flags |= flagCarryTCP
-	}
 	p.place, p.device, p.stage = at, device.Index, near
 	if err := p.writeSettings(device.Index, underlay); err != nil {
 		return err
@@ -356,16 +348,6 @@ func (p *Path) Paused() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.paused
-}
-
-// BulkTCP describes the carrier of TCP in bulk, and why.
-func (p *Path) BulkTCP() string {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.flags&flagCarryTCP == 0 {
-		return fmt.Sprintf("workers, as %s passes frames above its MTU whole", p.place.Underlay)
-	}
-	return "kernel, joined on " + stageFar(p.place.Device)
 }
 
 // Persistent reports whether the programs outlast the process.

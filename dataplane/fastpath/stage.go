@@ -5,7 +5,6 @@ package fastpath
 import (
 	"errors"
 	"fmt"
-	"net"
 	"runtime"
 	"unsafe"
 
@@ -103,24 +102,6 @@ func removeStage(device string) error {
 		return fmt.Errorf("delete %s: %w", stageNear(device), err)
 	}
 	return nil
-}
-
-// passesWhole reports whether the interface passes frames above its MTU to the other node, as only
-// veth devices do. There the workers are faster in bulk: the receiver's kernel would cut the frames
-// of the programs.
-func passesWhole(underlay *net.Interface) (bool, error) {
-	l, err := netlink.LinkByIndex(underlay.Index)
-	if err != nil {
-		return false, fmt.Errorf("find %s: %w", underlay.Name, err)
-	}
-	if l.Type() != "veth" {
-		return false, nil
-	}
-	tso, err := ethtool(underlay.Name, unix.ETHTOOL_GTSO, 0)
-	if err != nil {
-		return false, fmt.Errorf("read offloads of %s: %w", underlay.Name, err)
-	}
-	return tso != 0, nil
 }
 
 // ethtool sets or reads an offload of a device in the calling thread's network namespace, and

@@ -47,9 +47,6 @@ func (*Path) Watch(bool) error { return nil }
 // Paused returns no reason.
 func (*Path) Paused() string { return "" }
 
-// BulkTCP returns nothing.
-func (*Path) BulkTCP() string { return "" }
-
 // Persistent returns false.
 func (*Path) Persistent() bool { return false }
 

@@ -184,7 +184,7 @@ func addFastPath(p *screen, f metrics.FastPath) {
 		p.add(false, "fast path", "not used: "+f.Reason)
 		return
 	}
-	p.add(false, "fast path", fmt.Sprintf("used%s; TCP in bulk by %s", suffix(", ", f.Reason), f.BulkTCP))
+	p.add(false, "fast path", "used"+suffix(", ", f.Reason))
 }
 
 // addConditions adds the conditions that are not met, or have a note, and the differences between

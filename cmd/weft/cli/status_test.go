@@ -51,9 +51,8 @@ func healthy(now time.Time) control.Status {
 			Path:  &control.Path{Sent: 9, Lost: 1, RTTMedian: 0.00025, MTU: 1472},
 			Heard: now.Add(-time.Second), Sent: now.Add(-2 * time.Second)}},
 		Traffic: &metrics.Traffic{Engine: "offload",
-			FastPath: metrics.FastPath{Active: true, BulkTCP: "workers, as eth0 passes frames above its MTU whole",
-				Out: metrics.Volume{Packets: 3, Bytes: 1e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6}},
-			Out: metrics.Volume{Packets: 4, Bytes: 4e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6},
+			FastPath: metrics.FastPath{Active: true, Out: metrics.Volume{Packets: 3, Bytes: 1e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6}},
+			Out:      metrics.Volume{Packets: 4, Bytes: 4e6}, In: metrics.Volume{Packets: 2, Bytes: 1e6},
 			Nodes: []metrics.NodeTraffic{{Node: "n2",
 				Out:      metrics.Volume{Packets: 4, Bytes: 4e6},
 				In:       metrics.Volume{Packets: 2, Bytes: 1e6},
@@ -77,7 +76,7 @@ func TestStatusScreen(t *testing.T) {
   lease      10.5.1.0/24, expires in 1h30m
   backend    udp, device flannel0, port 8285, engine offload, 0 workers
              without udp-gso: too old
-  fast path  used; TCP in bulk by workers, as eth0 passes frames above its MTU whole
+  fast path  used
   interface  eth0 192.0.2.1, default route
   MTU        pods 1472, bridge cni0 1500, flannel0 1472, eth0 1500
 

@@ -34,8 +34,7 @@ func traffic(s dataplane.Stats, features []dataplane.FeatureStatus) *metrics.Tra
 		}
 	}
 	t.FastPath = metrics.FastPath{Active: s.FastPath.Active, Reason: s.FastPath.Reason,
-		BulkTCP: s.FastPath.BulkTCP,
-		Out:     metrics.Volume(s.FastPath.Sent), In: metrics.Volume(s.FastPath.Received)}
+		Out: metrics.Volume(s.FastPath.Sent), In: metrics.Volume(s.FastPath.Received)}
 	for _, p := range fastpath.Passes() {
 		t.FastPath.Passed = append(t.FastPath.Passed,
 			metrics.Drop{Reason: p.String(), Packets: s.FastPath.Passed[p]})

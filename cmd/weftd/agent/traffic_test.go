@@ -28,7 +28,7 @@ func TestTraffic(t *testing.T) {
 		},
 		GSOFramesRejected: 16,
 		FastPath: dataplane.FastPathStats{
-			FastPathStatus: dataplane.FastPathStatus{Active: true, Reason: "paused", BulkTCP: "workers"},
+			FastPathStatus: dataplane.FastPathStatus{Active: true, Reason: "paused"},
 			Sent:           dataplane.Traffic{Packets: 17, Bytes: 18},
 			Received:       dataplane.Traffic{Packets: 19, Bytes: 20},
 			Passed:         map[fastpath.Pass]uint64{fastpath.PassBulk: 21},
@@ -52,7 +52,7 @@ func TestTraffic(t *testing.T) {
 		Recreations:    []metrics.Recreation{{Object: "device", Count: 10}, {Object: "socket", Count: 11}},
 		ICMPSent:       6,
 		ICMPSuppressed: 7,
-		FastPath: metrics.FastPath{Active: true, Reason: "paused", BulkTCP: "workers",
+		FastPath: metrics.FastPath{Active: true, Reason: "paused",
 			Out: metrics.Volume{Packets: 17, Bytes: 18}, In: metrics.Volume{Packets: 19, Bytes: 20}},
 		Nodes: []metrics.NodeTraffic{
 			{Node: "n2", Out: metrics.Volume{Packets: 12, Bytes: 13}, In: metrics.Volume{Packets: 14, Bytes: 15}},

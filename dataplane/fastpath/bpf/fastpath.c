@@ -68,8 +68,7 @@ enum { CHECK_KNOWN, CHECK_STRICT, CHECK_OFF };
 
 // Bits of settings.flags.
 enum {
-	PAUSED = 1,    // outbound passes everything
-	CARRY_TCP = 2, // outbound takes TCP in bulk
+	PAUSED = 1, // outbound passes everything
 };
 
 // OUTER6 is a bit of settings.flags and of node.flags: the outer address is an IPv6 address. A node
@@ -463,12 +462,13 @@ inlined int is_flood(struct flow *f, __u64 now, __u32 packets)
 	return several && cpu->packets > FLOOD_PACKETS && cpu->flows > FLOOD_FLOWS;
 }
 
-// is_bulk reports whether a packet of the flow belongs to the workers.
-inlined int is_bulk(struct settings *s, struct inner *in, struct flow *f, __u64 now, __u32 packets)
+// is_bulk reports whether a packet of the flow belongs to the workers. The kernel's GSO and GRO
+// make trains of TCP packets by themselves.
+inlined int is_bulk(struct inner *in, struct flow *f, __u64 now, __u32 packets)
 {
 	if (now - f->passed < SILENCE)
 		return 1;
-	if (in->proto == IPPROTO_TCP && (s->flags & CARRY_TCP))
+	if (in->proto == IPPROTO_TCP)
 		return 0;
 	if (now - f->start > WINDOW) {
 		if (now - f->start > SILENCE)
@@ -648,7 +648,7 @@ int outbound(struct __sk_buff *skb)
 		longest = skb->gso_size + in.headers;
 		bytes += (packets - 1) * in.headers;
 	}
-	if (is_bulk(s, &in, f, now, packets) && alive(skb, s, &n->endpoint, now)) {
+	if (is_bulk(&in, f, now, packets) && alive(skb, s, &n->endpoint, now)) {
 		stamp(f, now);
 		return pass(BULK);
 	}
@@ -734,19 +734,21 @@ inlined long remove_outer(struct __sk_buff *skb, struct settings *s, struct inne
 }
 
 // is_joined reports whether a packet goes through the stage, where the kernel joins packets of the
-// same flow (GRO), as it does for its own tunnels.
+// same flow (GRO), as it does for its own tunnels. One that came as a whole train goes there at
+// once: it has the mark of the sender's tunnel, for which a bridge cuts it, and nothing joins the
+// pieces again.
 inlined int is_joined(struct __sk_buff *skb, struct settings *s, struct inner *in, struct flow *f,
 		      __u64 now)
 {
 	if (!s->stage || !f || in->proto != IPPROTO_TCP)
 		return 0;
-	if (now - f->joined >= SILENCE) {
+	if (now - f->joined >= SILENCE && !skb->gso_size) {
 		if (now - f->arrival > WINDOW) {
 			f->arrival = now;
 			f->arrived = 0;
 		}
 		f->arrived += in->len;
-		if (f->arrived <= JOIN_BYTES || skb->gso_size)
+		if (f->arrived <= JOIN_BYTES)
 			return 0;
 	}
 	f->joined = now;
