@@ -131,7 +131,7 @@ func (f *Facts) narrowRoutes() []Finding {
 	for _, r := range f.Kernel.Routes {
 		owner := ""
 		for _, n := range f.Nodes {
-			if inside(n.Subnet, r) {
+			if inside(n.Subnet, r) && !n.rejectedBy(r) {
 				owner = n.Name
 			}
 		}
@@ -148,6 +148,13 @@ func (f *Facts) narrowRoutes() []Finding {
 		})
 	}
 	return out
+}
+
+// rejectedBy reports whether a route rejects the packets to the address by which a node was looked
+// up. That is a finding of its own, route-missing.
+func (n Node) rejectedBy(r ctrl.Route) bool {
+	return r.Kind != ctrl.Forward && r.Dst.Contains(n.Target) &&
+		slices.ContainsFunc(n.lookups(), func(l Lookup) bool { return l.Err != nil })
 }
 
 // onForeignBridge reports whether a device is a bridge with an address of another subnet of the pod

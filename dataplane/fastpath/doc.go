@@ -24,10 +24,10 @@
 //
 // Outbound takes a packet if its node takes such packets, too, which its lease says: a packet of
 // the kernel may have an unfinished inner checksum, which only a kernel can finish. It passes the
-// packets of flows that send in bulk, since workers send and receive trains, but takes TCP, of which
-// the kernel's GSO and GRO make trains at less cost. Inbound takes packets with UDP checksum 0, which
-// only outbound sends, if the worker would accept them. So the sender alone decides which way a
-// packet takes on both nodes.
+// packets of flows that send in bulk, since workers send and receive trains, but takes TCP, of
+// which the kernel's GSO and GRO make trains at less cost. Inbound takes packets with UDP checksum
+// 0, which only outbound sends, if the worker would accept them. So the sender alone decides which
+// way a packet takes on both nodes.
 //
 // A flow moves to the workers at once, because all its earlier packets have left. It moves back
 // after a silence that is longer than a packet waits for a worker, so that its packets stay in
