@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -180,8 +181,8 @@ func TestNetnsFastPathOneWayBlocked(t *testing.T) {
 	ds[0].awaitPath(b, "both ways again", works)
 
 	// A network that drops UDP without a checksum.
-	inNode(t, c.Root, "nft", "add table bridge weft; add chain bridge weft f "+
-		"{ type filter hook forward priority 0; }; add rule bridge weft f udp checksum 0 drop")
+	restore := dropUDPWithoutChecksum(t, c.Root)
+	defer restore()
 	await(t, 3*patience, "avoidance of the fast path", func() error {
 		for i, d := range ds {
 			want := "not to " + c.Nodes[1-i].Addr.String()
@@ -197,7 +198,7 @@ func TestNetnsFastPathOneWayBlocked(t *testing.T) {
 	if n := ds[0].metrics()[`weft_fast_path_packets_total{direction="out"}`]; n > before+30 {
 		t.Errorf("the fast path has sent %v packets to the node", n-before)
 	}
-	inNode(t, c.Root, "nft", "delete table bridge weft")
+	restore()
 	await(t, 3*patience, "use of the fast path", func() error {
 		if r := ds[0].status().Traffic.FastPath.Reason; r != "" {
 			return fmt.Errorf("reason %q", r)
@@ -308,4 +309,13 @@ func (c *cluster) startFlannel(n *lab.Node) {
 		}
 		return n.Attach(env)
 	})
+}
+
+// dropUDPWithoutChecksum lets the network between the nodes drop UDP without a checksum, until
+// restore is called. The caller must call it: the root's namespace is that of all labs.
+func dropUDPWithoutChecksum(t *testing.T, root *lab.Node) (restore func()) {
+	t.Helper()
+	inNode(t, root, "nft", "add table bridge weft; add chain bridge weft f "+
+		"{ type filter hook forward priority 0; }; add rule bridge weft f udp checksum 0 drop")
+	return sync.OnceFunc(func() { inNode(t, root, "nft", "delete table bridge weft") })
 }
