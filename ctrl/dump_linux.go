@@ -43,10 +43,18 @@ func (k *Kernel) dumpMessages(typ int, head nl.NetlinkRequestData, each func(dat
 			case interrupted:
 				return netlink.ErrDumpInterrupted
 			default:
-				return nil
+				return doneError(m.Data)
 			}
 		}
 	}
+}
+
+// doneError returns the error with which the kernel ended a list early; nil if it is complete.
+func doneError(data []byte) error {
+	if code := int32(uint32Of(data)); code < 0 {
+		return syscall.Errno(-code)
+	}
+	return nil
 }
 
 // attributes iterates over netlink attributes (struct rtattr of linux/rtnetlink.h), up to one that
@@ -56,7 +64,7 @@ func attributes(b []byte) iter.Seq2[uint16, []byte] {
 		for len(b) >= unix.SizeofRtAttr {
 			length, typ := int(binary.NativeEndian.Uint16(b)), binary.NativeEndian.Uint16(b[2:])
 			if length < unix.SizeofRtAttr || length > len(b) ||
-				!yield(typ&^(unix.NLA_F_NESTED|unix.NLA_F_NET_BYTEORDER), b[unix.SizeofRtAttr:length]) {
+				!yield(typ, b[unix.SizeofRtAttr:length]) {
 				return
 			}
 			b = b[min((length+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1), len(b)):]

@@ -194,11 +194,7 @@ func (k *Kernel) NeighbourStates() ([]NeighbourState, error) {
 
 // NetemDevices lists the devices whose queueing discipline emulates a bad network (tc-netem(8)).
 func (k *Kernel) NetemDevices() ([]string, error) {
-	names, err := k.linkNames()
-	if err != nil {
-		return nil, err
-	}
-	qdiscs, err := dump("queueing disciplines", func() ([]netlink.Qdisc, error) { return k.h.QdiscList(nil) })
+	names, qdiscs, err := k.qdiscs()
 	if err != nil {
 		return nil, err
 	}

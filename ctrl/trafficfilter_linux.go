@@ -48,11 +48,7 @@ func (f TrafficFilter) Direction() string {
 
 // TrafficFilters lists the filters of the devices, in the qdiscs ingress and clsact.
 func (k *Kernel) TrafficFilters(devices []string) ([]TrafficFilter, error) {
-	names, err := k.linkNames()
-	if err != nil {
-		return nil, err
-	}
-	qdiscs, err := dump("queueing disciplines", func() ([]netlink.Qdisc, error) { return k.h.QdiscList(nil) })
+	names, qdiscs, err := k.qdiscs()
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +78,15 @@ func (k *Kernel) TrafficFilters(devices []string) ([]TrafficFilter, error) {
 		}
 	}
 	return out, nil
+}
+
+// qdiscs lists the queueing disciplines of all devices, and the devices' names by index.
+func (k *Kernel) qdiscs() (names map[int]string, all []netlink.Qdisc, err error) {
+	if names, err = k.linkNames(); err != nil {
+		return nil, nil, err
+	}
+	all, err = dump("queueing disciplines", func() ([]netlink.Qdisc, error) { return k.h.QdiscList(nil) })
+	return names, all, err
 }
 
 // filterValues returns the effects of a filter.
