@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -129,44 +128,13 @@ func TestNetnsFastPathOuter6Outage(t *testing.T) {
 	c, ds := startOuter6(t, lab.ModeWire, "auto", "auto")
 	a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
 	c.awaitFastPings6(ds, a, b)
-	for _, outage := range []struct {
-		name string
-		end  func(d *member)
-	}{
-		{"SIGTERM", func(d *member) { d.stop() }},
-		{"SIGKILL", func(d *member) { d.Kill(); <-d.Done() }},
-		{"SIGSTOP", func(d *member) {
-			if err := d.Signal(syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
-		}},
-	} {
-		t.Run(outage.name, func(t *testing.T) {
-			p, err := a.StartPing(t.Context(), b.Addr6, lab.Ping{Count: -1, Interval: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			c.awaitAnswers(patience, p, 100)
-			for i, d := range ds {
-				outage.end(d)
-				c.awaitAnswers(patience, p, 500)
-				if outage.name == "SIGSTOP" {
-					if err := d.Signal(syscall.SIGCONT); err != nil {
-						t.Fatal(err)
-					}
-				} else {
-					ds[i] = c.start(d.node, "--fast-path=auto")
-					ds[i].awaitReady()
-				}
-				c.awaitAnswers(patience, p, 300)
-			}
-			if r := p.Stop(); r.Lost() > 0 || r.Duplicates > 0 {
-				r.RTT = nil
-				t.Errorf("lost %d: %+v", r.Lost(), r)
-			}
+	for name, end := range endings() {
+		t.Run(name, func(t *testing.T) {
+			c.checkRestarts(t, ds, a, b.Addr6, end)
 			ds[0].awaitFastPath()
 		})
 	}
+	t.Run("SIGSTOP", func(t *testing.T) { c.checkPause(t, ds, a, b.Addr6) })
 }
 
 // TestNetnsFastPathOuter6Sockets runs the daemon where its program passes packets without a UDP

@@ -198,21 +198,10 @@ func TestNetnsFastPathOutageOfWorkers(t *testing.T) {
 	c := newCluster(t, lab.Options{}, clusterNetwork)
 	ds := c.upFast()
 	a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
-	for _, outage := range []struct {
-		name string
-		end  func(d *member)
-		lost int // at most: far fewer than the start of the next daemon takes
-	}{
-		// Up to 4 on an idle machine: the workers send what they have read before they end.
-		{"SIGTERM", func(d *member) { d.stop() }, 450},
-		{"SIGKILL", func(d *member) { d.Kill(); <-d.Done() }, 450},
-	} {
-		t.Run(outage.name, func(t *testing.T) {
-			p, err := a.StartPing(t.Context(), b.Addr, lab.Ping{Count: -1, Interval: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			c.awaitAnswers(patience, p, 100)
+	const most = 450 // far fewer than the start of the next daemon takes
+	for name, end := range endings() {
+		t.Run(name, func(t *testing.T) {
+			p := c.startPings(t, a, b.Addr)
 			// On a busy machine the flow may be silent for long enough to return to the programs.
 			await(t, patience, "pings of the workers", func() error {
 				bulk := lab.Ping{Count: 20, Interval: time.Millisecond, Size: 60_000}
@@ -227,14 +216,14 @@ func TestNetnsFastPathOutageOfWorkers(t *testing.T) {
 				return nil
 			})
 			lost := p.Result().Lost() // in the bulk
-			outage.end(ds[0])
+			end(ds[0])
 			c.awaitAnswers(patience, p, 300)
 			ds[0] = c.start(ds[0].node, "--fast-path=auto")
 			ds[0].awaitReady()
 			c.awaitAnswers(patience, p, 100)
 			r := p.Stop()
-			if lost = r.Lost() - lost; lost > outage.lost || r.Duplicates > 0 {
-				t.Errorf("lost %d and got %d twice, want at most %d lost", lost, r.Duplicates, outage.lost)
+			if lost = r.Lost() - lost; lost > most || r.Duplicates > 0 {
+				t.Errorf("lost %d and got %d twice, want at most %d lost", lost, r.Duplicates, most)
 			}
 			t.Logf("lost %d", lost)
 		})

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -60,33 +61,11 @@ func (d *member) awaitFastPath() {
 func TestNetnsFastPathOutage(t *testing.T) {
 	c := newCluster(t, lab.Options{}, clusterNetwork)
 	ds := c.upFast()
-	a, b := c.Nodes[0], c.Nodes[1]
+	a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
 	key := ds[0].key()
-	for _, outage := range []struct {
-		name string
-		end  func(d *member)
-	}{
-		{"SIGTERM", func(d *member) { d.stop() }},
-		{"SIGKILL", func(d *member) { d.Kill(); <-d.Done() }},
-	} {
-		t.Run(outage.name, func(t *testing.T) {
-			p, err := a.Pods[0].StartPing(t.Context(), b.Pods[0].Addr,
-				lab.Ping{Count: -1, Interval: time.Millisecond})
-			if err != nil {
-				t.Fatal(err)
-			}
-			c.awaitAnswers(patience, p, 100)
-			for i, d := range ds {
-				outage.end(d)
-				c.awaitAnswers(patience, p, 500)
-				ds[i] = c.start(d.node, "--fast-path=auto")
-				ds[i].awaitReady()
-				c.awaitAnswers(patience, p, 300)
-			}
-			if r := p.Stop(); r.Lost() > 0 || r.Duplicates > 0 {
-				r.RTT = nil
-				t.Errorf("lost %d: %+v", r.Lost(), r)
-			}
+	for name, end := range endings() {
+		t.Run(name, func(t *testing.T) {
+			c.checkRestarts(t, ds, a, b.Addr, end)
 			if again := ds[0].key(); again != key {
 				t.Errorf("key %s after the restart, %s before", again, key)
 			}
@@ -94,30 +73,71 @@ func TestNetnsFastPathOutage(t *testing.T) {
 			ds[0].awaitFastPath()
 		})
 	}
-	t.Run("SIGSTOP", func(t *testing.T) {
-		p, err := a.Pods[0].StartPing(t.Context(), b.Pods[0].Addr,
-			lab.Ping{Count: -1, Interval: time.Millisecond})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, d := range ds {
-			if err := d.Signal(syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
-		}
-		c.awaitAnswers(patience, p, 2000)
-		for _, d := range ds {
-			if err := d.Signal(syscall.SIGCONT); err != nil {
-				t.Fatal(err)
-			}
-		}
-		c.awaitAnswers(patience, p, 300)
-		if r := p.Stop(); r.Lost() > 0 || r.Duplicates > 0 {
-			r.RTT = nil
-			t.Errorf("lost %d: %+v", r.Lost(), r)
-		}
-	})
+	t.Run("SIGSTOP", func(t *testing.T) { c.checkPause(t, ds, a, b.Addr) })
 	ds[0].stop()
+}
+
+// endings returns ways in which a daemon ends.
+func endings() map[string]func(*member) {
+	return map[string]func(*member){
+		"SIGTERM": func(d *member) { d.stop() },
+		"SIGKILL": func(d *member) { d.Kill(); <-d.Done() },
+	}
+}
+
+// checkRestarts ends each daemon in turn and starts another one, while a pod sends a ping per
+// millisecond: none is lost.
+func (c *cluster) checkRestarts(
+	t *testing.T, ds []*member, from *lab.Pod, to netip.Addr, end func(*member),
+) {
+	t.Helper()
+	p := c.startPings(t, from, to)
+	for i, d := range ds {
+		end(d)
+		c.awaitAnswers(patience, p, 500)
+		ds[i] = c.start(d.node, "--fast-path=auto")
+		ds[i].awaitReady()
+		c.awaitAnswers(patience, p, 300)
+	}
+	checkNoLoss(t, p)
+}
+
+// checkPause is checkRestarts, but stops all daemons for a while.
+func (c *cluster) checkPause(t *testing.T, ds []*member, from *lab.Pod, to netip.Addr) {
+	t.Helper()
+	p := c.startPings(t, from, to)
+	for _, s := range []struct {
+		signal  os.Signal
+		answers int
+	}{{syscall.SIGSTOP, 2000}, {syscall.SIGCONT, 300}} {
+		for _, d := range ds {
+			if err := d.Signal(s.signal); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.awaitAnswers(patience, p, s.answers)
+	}
+	checkNoLoss(t, p)
+}
+
+// startPings sends a ping per millisecond and awaits the first answers.
+func (c *cluster) startPings(t *testing.T, from *lab.Pod, to netip.Addr) *lab.Pinger {
+	t.Helper()
+	p, err := from.StartPing(t.Context(), to, lab.Ping{Count: -1, Interval: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.awaitAnswers(patience, p, 100)
+	return p
+}
+
+// checkNoLoss ends pings of which none may be lost.
+func checkNoLoss(t *testing.T, p *lab.Pinger) {
+	t.Helper()
+	if r := p.Stop(); r.Lost() > 0 || r.Duplicates > 0 {
+		r.RTT = nil
+		t.Errorf("lost %d: %+v", r.Lost(), r)
+	}
 }
 
 // TestNetnsFastPathMixed runs nodes with and without a fast path, and flannel if there is one, in
@@ -126,17 +146,7 @@ func TestNetnsFastPathMixed(t *testing.T) {
 	for _, mode := range []lab.Mode{lab.ModeWire, lab.ModeOff} {
 		t.Run(string(mode), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Nodes: 4, Mode: mode}, clusterNetwork)
-			ds := []*member{
-				c.start(c.Nodes[0], "--fast-path=auto"), c.start(c.Nodes[1], "--fast-path=auto"),
-				c.start(c.Nodes[2], "--fast-path=off"),
-			}
-			c.startFlannel(c.Nodes[3])
-			for _, d := range ds {
-				d.awaitReady()
-				d.attach()
-			}
-			ds[0].awaitFastPath()
-			c.awaitMesh()
+			ds := c.upMixed()
 			for i, from := range c.Nodes {
 				for j, to := range c.Nodes {
 					if i != j && to.Pods[0].Addr.IsValid() && from.Pods[0].Addr.IsValid() {
@@ -309,6 +319,24 @@ func (c *cluster) startFlannel(n *lab.Node) {
 		}
 		return n.Attach(env)
 	})
+}
+
+// upMixed starts daemons on three of four nodes, the third without a fast path, and flannel on the
+// fourth if there is one. It returns the daemons when all nodes reach each other.
+func (c *cluster) upMixed() []*member {
+	c.t.Helper()
+	ds := []*member{
+		c.start(c.Nodes[0], "--fast-path=auto"), c.start(c.Nodes[1], "--fast-path=auto"),
+		c.start(c.Nodes[2], "--fast-path=off"),
+	}
+	c.startFlannel(c.Nodes[3])
+	for _, d := range ds {
+		d.awaitReady()
+		d.attach()
+	}
+	ds[0].awaitFastPath()
+	c.awaitMesh()
+	return ds
 }
 
 // dropUDPWithoutChecksum lets the network between the nodes drop UDP without a checksum, until

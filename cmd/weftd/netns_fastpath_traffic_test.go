@@ -327,17 +327,7 @@ func TestNetnsFastPathPathMTU(t *testing.T) {
 		t.Run(string(mode), func(t *testing.T) {
 			c := newCluster(t, lab.Options{Nodes: 4, Mode: mode, Underlay: conntestTwoSubnets.Underlay},
 				clusterNetwork)
-			ds := []*member{
-				c.start(c.Nodes[0], "--fast-path=auto"), c.start(c.Nodes[1], "--fast-path=auto"),
-				c.start(c.Nodes[2], "--fast-path=off"),
-			}
-			c.startFlannel(c.Nodes[3])
-			for _, d := range ds {
-				d.awaitReady()
-				d.attach()
-			}
-			ds[0].awaitFastPath()
-			c.awaitMesh()
+			ds := c.upMixed()
 			a, b := c.Nodes[0].Pods[0], c.Nodes[1].Pods[0]
 			c.awaitFastFlow(ds[:2], a, b)
 			exchanges := map[string]func(int){}
