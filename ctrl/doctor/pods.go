@@ -122,8 +122,9 @@ func findPodCutOff(f *Facts) []Finding {
 		}
 		probed++
 	}
-	i := slices.IndexFunc(f.Nodes, func(n Node) bool { return n.Probed && n.Probes.Small.Received > 0 })
-	if len(mute) > 0 && (i == 0 || len(f.BlockedPorts) > 0) {
+	// Pods send to the first node.
+	hostReaches := len(f.Nodes) > 0 && f.Nodes[0].Probed && f.Nodes[0].Probes.Small.Received > 0
+	if len(mute) > 0 && (hostReaches || len(f.BlockedPorts) > 0) {
 		evidence := fmt.Sprintf("no answer of this host's %s, nor of other nodes, to pods: %s", f.gateways()[0], listed(mute))
 		if len(f.BlockedPorts) > 0 {
 			evidence += "; ports of the bridge that do not forward: " + listed(f.BlockedPorts)
@@ -135,7 +136,7 @@ func findPodCutOff(f *Facts) []Finding {
 			Remedy: "bridge -d link; bridge vlan; nft list ruleset; bridge link set dev PORT state 3",
 		}}
 	}
-	if len(alone) == 0 || len(alone) < probed || i != 0 {
+	if len(alone) == 0 || len(alone) < probed || !hostReaches {
 		return nil
 	}
 	evidence := fmt.Sprintf("%s answers this host, but no pod of it: %s", f.Nodes[0].Name, listed(alone))

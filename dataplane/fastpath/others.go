@@ -85,12 +85,12 @@ func pauseReason(at Place, index int) (string, error) {
 	if kind != "" {
 		return "the qdisc " + kind + " on " + at.Device, nil
 	}
-	return hopless(at)
+	return noNextHops(at)
 }
 
-// hopless returns the setting for which bpf_fib_lookup finds no next hops on the underlay, although
-// the kernel forwards IPv6 packets without it; empty if there is none.
-func hopless(at Place) (string, error) {
+// noNextHops returns the setting for which bpf_fib_lookup finds no next hops on the underlay,
+// although the kernel forwards IPv6 packets without it; empty if it finds them.
+func noNextHops(at Place) (string, error) {
 	if at.Local.Addr().Unmap().Is4() {
 		return "", nil
 	}
