@@ -187,6 +187,9 @@ func joins(t *testing.T, o lab.Options) {
 // fast path follows at once, and the node that had it is no longer a source of its packets.
 func TestNetnsFastPathSubnetMoves(t *testing.T) {
 	ov := startFast(t, lab.Options{Nodes: 3}, fast, fast, fast)
+	// A steady flow whose first packets wait for the link address of a node stays with the workers.
+	ov.expectPing(t, 0, 1)
+	ov.expectPing(t, 0, 2)
 	// An address that the pods of two nodes have.
 	moving := netip.MustParsePrefix("10.5.9.2/24")
 	for _, i := range []int{1, 2} {

@@ -91,7 +91,7 @@ func TestNetnsObserve(t *testing.T) {
 	})
 	subnet := second.env().Subnet.Masked().String()
 	first.awaitScreen(0, "node1, ready, ", "prefix /coreos.com/network, connected for", "backend    udp, device flannel0, port 8285, engine ",
-		"pods 1472, bridge cni0 1472, flannel0 1472, eth0 1500", subnet, " ago  ok\n")
+		"pods 1472, bridge cni0 1472, flannel0 1472, eth0 1500", subnet, "  ok\n")
 	for _, line := range []string{
 		`msg=starting version=`, `backend=udp port=8285`, `msg="other nodes changed" joined="` + second.node.Addr.String() + " (" + subnet + `)" nodes=1`} {
 		if first.logged(line) != 1 {
