@@ -103,13 +103,13 @@ func cell(s, reference *Series, m Metric) string {
 
 // summaryCases are the rows of the summary.
 func summaryCases() []string {
-	return []string{"tcp-1", "tcp-4", "udp-64-1", "rtt-idle", "rtt-bulk", "connect"}
+	return []string{"tcp-1", "tcp-4", "udp-64-1", "rtt-idle", "rtt-sparse", "rtt-bulk", "connect"}
 }
 
 // summaryTargets are the columns of the summary.
-func summaryTargets() []string { return []string{"vxlan", "weftd", "flannel"} }
+func summaryTargets() []string { return []string{defaultReference, fastTarget, weftTarget, "flannel"} }
 
-// Summary writes a short Markdown table for the README: six workloads and three targets in the
+// Summary writes a short Markdown table for the README: seven workloads and four targets in the
 // first underlay, medians only. "-" stands for a value that was not measured.
 func (r *Result) Summary(w io.Writer) error {
 	b := bufio.NewWriter(w)

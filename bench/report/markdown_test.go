@@ -59,7 +59,7 @@ func TestLowerBounds(t *testing.T) {
 	for _, c := range []struct{ text, want string }{
 		{tables.String(), " | 309 (309-309) | ≥309 (309-309) **1.00** |\n"},
 		{tables.String(), "≥: the sender was the limit"},
-		{summary.String(), " | 309 | ≥309 | - |\n"},
+		{summary.String(), " | 309 | - | ≥309 | - |\n"},
 		{html.String(), `<span class="value">309</span>`},
 		{html.String(), `<span class="value">≥309</span>`},
 		{html.String(), "“≥” means that the sender was the limit"},
@@ -101,14 +101,15 @@ func TestSummary(t *testing.T) {
 		map[string][]float64{"vxlan": {40, 40, 40}, "weftd": {20, 20, 30}})
 	r.add(wire, "tcp-16", "weftd", "throughput", 1e9, []float64{9, 9, 9}) // not part of the summary
 	r.add(wire, "rtt-bulk", "flannel", "p50", 1e-6, []float64{300, 300, 300})
-	const want = `| underlay wire, MTU 1500 | vxlan | weftd | flannel |
-|---|---|---|---|
-| TCP, 1 stream, Gbit/s | 5.00 | 6.00 | - |
-| TCP, 4 streams, Gbit/s | - | - | - |
-| UDP 64 B, 1 flow, kpps | - | - | - |
-| round trip, idle p50, µs | 40.0 | 20.0 | - |
-| round trip under bulk load p50, µs | - | - | 300 |
-| TCP connections, 1/s | - | - | - |
+	const want = `| underlay wire, MTU 1500 | vxlan | fast | weftd | flannel |
+|---|---|---|---|---|
+| TCP, 1 stream, Gbit/s | 5.00 | - | 6.00 | - |
+| TCP, 4 streams, Gbit/s | - | - | - | - |
+| UDP 64 B, 1 flow, kpps | - | - | - | - |
+| round trip, idle p50, µs | 40.0 | - | 20.0 | - |
+| round trip, 50 per second p50, µs | - | - | - | - |
+| round trip under bulk load p50, µs | - | - | - | 300 |
+| TCP connections, 1/s | - | - | - | - |
 `
 	var b strings.Builder
 	if err := r.Summary(&b); err != nil || b.String() != want {

@@ -8,8 +8,11 @@ import (
 	"strings"
 )
 
-// weftTarget is the name of Weft's daemon without a fast path among the targets.
-const weftTarget = "weftd"
+// Names of Weft's daemon among the targets.
+const (
+	weftTarget = "weftd" // without a fast path
+	fastTarget = "fast"  // with default flags
+)
 
 // method describes how the run was measured, in paragraphs.
 func (r *Result) method() []string {
@@ -116,51 +119,67 @@ func (r *Result) measuredCases() []Case {
 	})
 }
 
-// writeLosses lists the headline metrics in which weftd is behind kernel VXLAN, with the reasons.
-// Nothing is written if the two were not measured together.
+// writeLosses lists the headline metrics in which Weft is behind kernel VXLAN, with default flags
+// and without a fast path, with the reasons. Nothing is written of what was not measured beside
+// VXLAN.
 func (r *Result) writeLosses(w io.Writer) {
-	var rows [][]string
-	var slower []Case
-	compared := false
-	for _, c := range r.measuredCases() {
-		for _, name := range c.Headlines {
-			cells, measured, lost := r.lossRow(c, MetricByName(name))
-			compared = compared || measured
-			if !lost {
-				continue
-			}
-			rows = append(rows, cells)
-			if !slices.ContainsFunc(slower, func(x Case) bool { return x.Name == c.Name }) {
-				slower = append(slower, c)
-			}
+	title := "\n## Where Weft is slower or uses more CPU time than VXLAN\n"
+	for _, target := range []string{fastTarget, weftTarget} {
+		l := r.losses(target)
+		if !l.compared {
+			continue
 		}
+		fmt.Fprint(w, title, "\n")
+		title = ""
+		if len(l.rows) == 0 {
+			fmt.Fprintf(w, "%s: in no workload of this run.\n", target)
+			continue
+		}
+		head := []string{"ratio of " + target + " to " + defaultReference}
+		for _, u := range r.underlays() {
+			head = append(head, fmt.Sprintf("%s, MTU %d", escape(u.Mode), u.MTU))
+		}
+		tableHead(w, head...)
+		for _, cells := range l.rows {
+			tableRow(w, cells...)
+		}
+		l.writeCosts(w)
 	}
-	if !compared {
-		return
-	}
-	fmt.Fprint(w, "\n## Where Weft is slower or uses more CPU time than VXLAN\n\n")
-	if len(rows) == 0 {
-		fmt.Fprintln(w, "In no workload of this run.")
-		return
-	}
-	head := []string{"ratio of " + weftTarget + " to " + defaultReference}
-	for _, u := range r.underlays() {
-		head = append(head, fmt.Sprintf("%s, MTU %d", escape(u.Mode), u.MTU))
-	}
-	tableHead(w, head...)
-	for _, cells := range rows {
-		tableRow(w, cells...)
-	}
-	fmt.Fprintln(w)
-	writeCosts(w, slower)
 }
 
-// lossRow returns a row of ratios of weftd to VXLAN, one per underlay. measured reports whether
-// there is any, lost whether weftd is slower in the median of any.
-func (r *Result) lossRow(c Case, m Metric) (cells []string, measured, lost bool) {
+// losses are the headline metrics in which a target is behind kernel VXLAN.
+type losses struct {
+	target   string
+	compared bool // with VXLAN in any underlay
+	rows     [][]string
+	cases    []Case // of the rows
+}
+
+func (r *Result) losses(target string) losses {
+	l := losses{target: target}
+	for _, c := range r.measuredCases() {
+		behind := false
+		for _, name := range c.Headlines {
+			cells, measured, lost := r.lossRow(target, c, MetricByName(name))
+			l.compared = l.compared || measured
+			behind = behind || lost
+			if lost {
+				l.rows = append(l.rows, cells)
+			}
+		}
+		if behind {
+			l.cases = append(l.cases, c)
+		}
+	}
+	return l
+}
+
+// lossRow returns a row of ratios of a target to VXLAN, one per underlay. measured reports whether
+// there is any, lost whether the target is behind in the median of any.
+func (r *Result) lossRow(target string, c Case, m Metric) (cells []string, measured, lost bool) {
 	cells = []string{c.headlineTitle(m)}
 	for _, u := range r.underlays() {
-		ratio := r.Find(u, c.Name, weftTarget).ratio(r.Find(u, c.Name, defaultReference), m.Name)
+		ratio := r.Find(u, c.Name, target).ratio(r.Find(u, c.Name, defaultReference), m.Name)
 		if ratio.N == 0 {
 			cells = append(cells, "-")
 			continue
@@ -176,20 +195,21 @@ func (r *Result) lossRow(c Case, m Metric) (cells []string, measured, lost bool)
 	return cells, measured, lost
 }
 
-// writeCosts lists the reasons for slower cases, each with the cases that it applies to.
-func writeCosts(w io.Writer, cases []Case) {
-	var done []string
-	for _, c := range cases {
-		if slices.Contains(done, c.Cost) {
-			continue
+// writeCosts lists the reasons for the losses, each with the cases that it applies to.
+func (l losses) writeCosts(w io.Writer) {
+	titles := make(map[string][]string)
+	var costs []string // in the order of the cases
+	for _, c := range l.cases {
+		cost := c.cost(l.target)
+		if titles[cost] == nil && cost != "" {
+			costs = append(costs, cost)
 		}
-		done = append(done, c.Cost)
-		var titles []string
-		for _, other := range cases {
-			if other.Cost == c.Cost {
-				titles = append(titles, other.Title)
-			}
-		}
-		fmt.Fprintf(w, "- %s: %s.\n", strings.Join(titles, "; "), c.Cost)
+		titles[cost] = append(titles[cost], c.Title)
+	}
+	if len(costs) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, cost := range costs {
+		fmt.Fprintf(w, "- %s: %s.\n", strings.Join(titles[cost], "; "), cost)
 	}
 }

@@ -11,6 +11,7 @@ func TestMarkdownPage(t *testing.T) {
 	off := Underlay{"off", 1500}
 	r.add(off, "tcp-1", "vxlan", "throughput", 1e9, []float64{10, 10, 10})
 	r.add(off, "tcp-1", "weftd", "throughput", 1e9, []float64{12, 12, 12})
+	r.add(off, "tcp-1", "fast", "throughput", 1e9, []float64{9, 9, 9})
 	r.Skipped = []Skip{{wire, "", "ipip", "no driver"}}
 	var b strings.Builder
 	if err := r.Markdown(&b); err != nil {
@@ -34,7 +35,10 @@ func TestMarkdownPage(t *testing.T) {
 		"| weftd | description of weftd |\n",
 		"| TCP, 1 stream | one TCP stream |\n",
 		"\n## Where Weft is slower or uses more CPU time than VXLAN\n",
-		"| ratio of weftd to vxlan | wire, MTU 1500 | off, MTU 1500 |\n",
+		"\n| ratio of fast to vxlan | wire, MTU 1500 | off, MTU 1500 |\n",
+		"| TCP, 1 stream | - | **0.90 (0.90-0.90)** |\n",
+		"- TCP, 1 stream: " + joinCost + ".\n",
+		"\n| ratio of weftd to vxlan | wire, MTU 1500 | off, MTU 1500 |\n",
 		"| TCP, 1 stream | **0.80 (0.70-0.90)** | 1.20 (1.20-1.20) |\n",
 		"- TCP, 1 stream: " + copyCost + ".\n",
 		"\n## Skipped\n\n- wire 1500 ipip: no driver\n",
@@ -60,7 +64,7 @@ func TestMarkdownPageWithoutLosses(t *testing.T) {
 		name, want string
 		tcp        map[string][]float64
 	}{
-		{"faster", "CPU time than VXLAN\n\nIn no workload of this run.\n",
+		{"faster", "CPU time than VXLAN\n\nweftd: in no workload of this run.\n",
 			map[string][]float64{"vxlan": {5}, "weftd": {6}}},
 		{"not compared", "", map[string][]float64{"none": {5}, "weftd": {6}}},
 	} {
