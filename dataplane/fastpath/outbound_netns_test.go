@@ -9,12 +9,12 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os/exec"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/vishvananda/netlink"
 
 	"weft/dataplane/fib"
 	"weft/deploy/lab"
@@ -76,8 +76,8 @@ func newOutboundLab(t testing.TB, u underlay, s settingsValue) *outboundLab {
 			return err
 		}
 		s.Underlay = uint32(eth0.Index)
-		return exec.Command("ip", "neigh", "replace", u.a.String(), "lladdr", "02:00:00:00:00:02",
-			"dev", "eth0", "nud", "permanent").Run()
+		return netlink.NeighSet(&netlink.Neigh{LinkIndex: eth0.Index, IP: u.a.AsSlice(),
+			State: netlink.NUD_PERMANENT, HardwareAddr: net.HardwareAddr{2, 0, 0, 0, 0, 2}})
 	}); err != nil {
 		t.Fatal(err)
 	}
