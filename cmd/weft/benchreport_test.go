@@ -54,7 +54,7 @@ func TestBenchReport(t *testing.T) {
 		{[]string{"report", "--html", html, "--markdown", markdown, "--summary", summary, path}, 0, ""},
 		{[]string{"report", "--html", "-", "-"}, 0, "<!doctype html>"},
 		{[]string{"report", "--html=", "--markdown", "-", "-"}, 0, "# Benchmarks\n"},
-		{[]string{"report", "--html=", "--summary", "-", "-"}, 0, "| TCP, 1 stream, Gbit/s | 5.00 | - | - |\n"},
+		{[]string{"report", "--html=", "--summary", "-", "-"}, 0, "| TCP, 1 stream, Gbit/s | 5.00 | - | - | - |\n"},
 		{[]string{"compare", path, "-"}, 0, "0 of 1 metrics changed"},
 		{[]string{"compare", "-", path}, 0, "0 of 1 metrics changed"},
 		{[]string{"compare", "-", "-"}, 1, "the standard input holds one result only"},
