@@ -120,30 +120,21 @@ func (r *Result) measuredCases() []Case {
 }
 
 // writeLosses lists the headline metrics in which Weft is behind kernel VXLAN, with default flags
-// and without a fast path, with the reasons. Nothing is written of what was not measured beside
+// and without a fast path, with the reasons. Nothing is written if neither was measured beside
 // VXLAN.
 func (r *Result) writeLosses(w io.Writer) {
-	title := "\n## Where Weft is slower or uses more CPU time than VXLAN\n"
+	var all []losses
 	for _, target := range []string{fastTarget, weftTarget} {
-		l := r.losses(target)
-		if !l.compared {
-			continue
+		if l := r.losses(target); l.compared {
+			all = append(all, l)
 		}
-		fmt.Fprint(w, title, "\n")
-		title = ""
-		if len(l.rows) == 0 {
-			fmt.Fprintf(w, "%s: in no workload of this run.\n", target)
-			continue
-		}
-		head := []string{"ratio of " + target + " to " + defaultReference}
-		for _, u := range r.underlays() {
-			head = append(head, fmt.Sprintf("%s, MTU %d", escape(u.Mode), u.MTU))
-		}
-		tableHead(w, head...)
-		for _, cells := range l.rows {
-			tableRow(w, cells...)
-		}
-		l.writeCosts(w)
+	}
+	if len(all) == 0 {
+		return
+	}
+	fmt.Fprint(w, "\n## Where Weft is slower or uses more CPU time than VXLAN\n")
+	for _, l := range all {
+		l.write(w, r.underlays())
 	}
 }
 
@@ -153,6 +144,23 @@ type losses struct {
 	compared bool // with VXLAN in any underlay
 	rows     [][]string
 	cases    []Case // of the rows
+}
+
+func (l losses) write(w io.Writer, underlays []Underlay) {
+	fmt.Fprintln(w)
+	if len(l.rows) == 0 {
+		fmt.Fprintf(w, "%s: in no workload of this run.\n", l.target)
+		return
+	}
+	head := []string{"ratio of " + l.target + " to " + defaultReference}
+	for _, u := range underlays {
+		head = append(head, fmt.Sprintf("%s, MTU %d", escape(u.Mode), u.MTU))
+	}
+	tableHead(w, head...)
+	for _, cells := range l.rows {
+		tableRow(w, cells...)
+	}
+	l.writeCosts(w)
 }
 
 func (r *Result) losses(target string) losses {
