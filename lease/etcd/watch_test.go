@@ -342,6 +342,7 @@ func TestWatchOutageWithoutOwnerKeys(t *testing.T) {
 	s := open(t, testConfig(server, "/net", 0))
 	s.disableWeftKeys(s.keys)
 	s.ownerTTL, s.callTimeout = 30*time.Millisecond, 500*time.Millisecond
+	s.random = func(int) int { return 0 } // not a subnet used below
 	mustClaim(t, s, request(network, 0))
 	w := startWatch(t, s)
 	w.next(t)
